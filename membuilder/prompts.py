@@ -1,0 +1,63 @@
+"""What an agent reads: one template file per agent, in two sets (`full` for real models, `compact` for tiny ones).
+
+The dialogue stands where the template puts it. Both sets begin with it, so the four agents of a session share the
+longest part of their prompts token for token, which the engine's prefix cache and the learner's packing use.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from string import Template
+
+from membuilder.schemas import ResponseFormat
+from membuilder.types import Agent, Bank, Entry, Session, Turn
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(kw_only=True)
+class PromptConfig:
+    template_set: str = "full"
+    """Folder under membuilder/templates: `full` or `compact`."""
+    response_format: ResponseFormat = ResponseFormat.OPERATIONS
+    entries_shown: int = 20
+    """Entries of its own kind an agent sees, the most related first."""
+    max_turn_chars: int = 4000
+    """A longer turn is shown cut to this; a quote still stores it whole."""
+    max_turns: int = 60
+    """A longer session is handled in parts of at most this many turns."""
+
+    def __post_init__(self) -> None:
+        known = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
+        if self.template_set not in known:
+            raise ValueError(f"template_set {self.template_set!r} is none of {known}")
+        if min(self.max_turn_chars, self.max_turns) < 1 or self.entries_shown < 0:
+            raise ValueError("max_turn_chars and max_turns must be at least 1, entries_shown at least 0")
+
+
+@cache
+def _template(template_set: str, name: str) -> Template:
+    return Template((TEMPLATES / template_set / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+def _shown_turn(number: int, turn: Turn, config: PromptConfig) -> str:
+    content = " ".join(turn.content.split())
+    if len(content) > config.max_turn_chars:
+        content = content[: config.max_turn_chars] + "..."
+    return _template(config.template_set, "turn").substitute(number=number, speaker=turn.speaker, text=content).strip()
+
+
+def render_prompt(agent: Agent, session: Session, bank: Bank, shown: Sequence[Entry], config: PromptConfig) -> str:
+    """The prompt text of one agent for one session, given the bank before it and the entries shown to it."""
+    if agent is Agent.CORE:
+        memory = bank.core
+    else:
+        memory = "\n".join(f"e{position} {entry.text}" for position, entry in enumerate(shown, start=1))
+    turns = "\n".join(_shown_turn(number, turn, config) for number, turn in enumerate(session.turns, start=1))
+    return _template(config.template_set, agent.value).substitute(
+        date=f"{session.timestamp:%Y-%m-%d %H:%M}",
+        turns=turns,
+        memory=memory or "(empty)",
+        core_chars=len(bank.core),
+    )

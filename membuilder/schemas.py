@@ -1,0 +1,79 @@
+"""JSON schemas of what each agent may answer.
+
+Two response formats. `operations` is the published one (MemBuilder, arXiv 2601.05488) plus `quote`, our extension: turn
+numbers instead of a text. `turns` is ours, for small policies: one decision per turn, so that a model needs neither to
+copy text nor to plan a list:
+
+    {"#1": "skip", "#2": "add", "#3": "e1"}        add turn 2, let turn 3 update the shown entry e1
+"""
+
+from enum import StrEnum
+from functools import cache
+
+from jsonschema import Draft202012Validator
+
+from membuilder.types import Agent
+
+
+class ResponseFormat(StrEnum):
+    OPERATIONS = "operations"
+    TURNS = "turns"
+
+
+_TEXT = {"type": "string", "minLength": 1, "pattern": r"\S"}
+_QUOTE = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "uniqueItems": True}
+
+
+def _object(**properties: dict) -> dict:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name != "reason"],
+        "additionalProperties": False,
+    }
+
+
+def _named(key: str, kind: str, text_key: str, **more: dict) -> list[dict]:
+    """The operation with a written text, and the same with a quote."""
+    tag = {key: {"const": kind}}
+    return [_object(**tag, **more, **{text_key: _TEXT}), _object(**tag, **more, quote=_QUOTE)]
+
+
+def _operations_schema(agent: Agent) -> dict:
+    if agent is Agent.CORE:
+        options = [
+            *_named("operation", "APPEND", "content"),
+            _object(operation={"const": "REPLACE"}, old_text=_TEXT, new_text=_TEXT),
+            _object(operation={"const": "REWRITE"}, content=_TEXT),
+            _object(operation={"const": "SKIP"}, reason={"type": "string"}),
+        ]
+        return {"oneOf": options}
+    options = [*_named("action", "ADD", "memory"), *_named("action", "UPDATE", "new_memory", old_memory=_TEXT)]
+    if agent is Agent.EPISODIC:
+        old = {"type": "array", "items": _TEXT, "minItems": 2, "uniqueItems": True}
+        options += _named("action", "MERGE", "new_memory", old_memories=old)
+    if agent is Agent.SEMANTIC:
+        options.append(_object(action={"const": "SKIP"}, reason={"type": "string"}))
+    return _object(operations={"type": "array", "items": {"oneOf": options}})
+
+
+def _turns_schema(agent: Agent, num_turns: int) -> dict:
+    decisions = ["skip", "add"]
+    if agent is not Agent.CORE:
+        decisions.append(r"e\d+")
+    if agent is Agent.EPISODIC:
+        decisions.append(r"e\d+(\+e\d+)+")
+    decision = {"type": "string", "pattern": f"^({'|'.join(decisions)})$"}
+    return _object(**{f"#{number}": decision for number in range(1, num_turns + 1)})
+
+
+def schema(agent: Agent, response_format: ResponseFormat, num_turns: int) -> dict:
+    """The JSON schema of one agent's answer about a session of `num_turns` turns."""
+    if response_format is ResponseFormat.OPERATIONS:
+        return _operations_schema(agent)
+    return _turns_schema(agent, num_turns)
+
+
+@cache
+def validator(agent: Agent, response_format: ResponseFormat, num_turns: int) -> Draft202012Validator:
+    return Draft202012Validator(schema(agent, response_format, num_turns))
