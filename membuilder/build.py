@@ -1,0 +1,53 @@
+"""Session by session from dialogue to bank, with whoever proposes the operations."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from membuilder.apply import SessionResult, apply_session
+from membuilder.embed import TextEmbedder
+from membuilder.prompts import PromptConfig
+from membuilder.retrieve import related
+from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Dialogue, Entry, Session
+
+Shown = dict[Agent, tuple[Entry, ...]]
+Propose = Callable[[Session, Bank, Mapping[Agent, tuple[Entry, ...]]], Mapping[Agent, AgentUpdate]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One session of a build: what stood before it, what was shown and asked for, what came of it."""
+
+    session: Session
+    bank_before: Bank
+    shown: Shown
+    updates: dict[Agent, AgentUpdate]
+    result: SessionResult
+
+
+def shown_entries(session: Session, bank: Bank, embedder: TextEmbedder, config: PromptConfig) -> Shown:
+    """The entries each agent sees beside a session; core sees its text instead."""
+    if config.entries_shown == 0:
+        return {agent: () for agent in Agent}
+    found = {agent: related(bank, session, agent, embedder, k=config.entries_shown) for agent in ENTRY_AGENTS}
+    return {Agent.CORE: (), **found}
+
+
+def build(dialogue: Dialogue, propose: Propose, embedder: TextEmbedder, config: PromptConfig) -> Iterator[Step]:
+    """Walk through a dialogue from an empty bank."""
+    bank = Bank()
+    for session in dialogue.sessions:
+        shown = shown_entries(session, bank, embedder, config)
+        updates = dict(propose(session, bank, shown))
+        result = apply_session(bank, session, updates, shown)
+        yield Step(session=session, bank_before=bank, shown=shown, updates=updates, result=result)
+        bank = result.bank
+
+
+def in_parts(dialogue: Dialogue, max_turns: int) -> Dialogue:
+    """The dialogue with every session of more than `max_turns` turns cut into parts that are sessions of their own."""
+    parts = [
+        replace(session, turns=session.turns[start : start + max_turns])
+        for session in dialogue.sessions
+        for start in range(0, len(session.turns), max_turns)
+    ]
+    return replace(dialogue, sessions=tuple(replace(part, index=index) for index, part in enumerate(parts)))

@@ -1,0 +1,21 @@
+"""A user's own function, named in a config as `path/to/file.py:function`."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from membuilder.errors import ConfigError
+
+
+def load_function(name: str) -> Callable:
+    path, _, function = name.partition(":")
+    if not Path(path).is_file() or not function:
+        raise ConfigError(f"'{name}': expected path/to/file.py:function, and no file is at '{path}'")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"'{name}': '{path}' is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise ConfigError(f"'{name}': '{path}' defines no function '{function}'")
+    return getattr(module, function)

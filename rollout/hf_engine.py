@@ -1,0 +1,89 @@
+"""The same interface on transformers: slower, no vLLM needed. Holds its own copy of the weights."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from rollout.seeding import isolated_rng, seed_everything
+from rollout.types import Completion, SamplingConfig
+
+
+class TransformersEngine:
+    def __init__(self, model_dir: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
+        eos = self._model.config.eos_token_id
+        self._eos = torch.tensor([eos] if isinstance(eos, int) else eos, device=device)
+        self._version = 0
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
+    ) -> list[list[Completion]]:
+        with isolated_rng():
+            seed_everything(seed)
+            return [self._generate_one(prompt, n, sampling) for prompt in prompts]
+
+    def _generate_one(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
+        tokens = torch.tensor([prompt] * n, device=self._eos.device)  # (n, P)
+        cache, ids, logprobs = None, [], []
+        alive = torch.ones(n, dtype=torch.bool, device=tokens.device)
+        for _ in range(sampling.max_tokens):
+            out = self._model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = out.past_key_values
+            token, logprob = _sample(out.logits[:, -1].float(), sampling)  # (n,), (n,)
+            ids.append(token)
+            logprobs.append(logprob)
+            alive &= ~torch.isin(token, self._eos)
+            tokens = token[:, None]
+            if not alive.any():
+                break
+        return [self._completion(*row) for row in zip(_rows(ids), _rows(logprobs), strict=True)]
+
+    def _completion(self, token_ids: list[int], logprobs: list[float]) -> Completion:
+        ends = set(self._eos.tolist())
+        length = next((i + 1 for i, token in enumerate(token_ids) if token in ends), None)
+        return Completion(
+            token_ids=tuple(token_ids[:length]),
+            rollout_logprobs=tuple(logprobs[:length]),
+            finished=length is not None,
+            weight_version=self._version,
+        )
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        state = dict(named_tensors)
+        tied = {"lm_head.weight"} if self._model.config.tie_word_embeddings else set()
+        self._model.load_state_dict(state, strict=not tied)
+        missing = set(self._model.state_dict()) - set(state) - tied
+        if missing:
+            raise ValueError(f"weights missing for {sorted(missing)[:3]}")
+        self._version = version
+
+    def close(self) -> None:
+        del self._model
+
+
+def _rows(columns: list[torch.Tensor]) -> list[list]:
+    return torch.stack(columns, dim=1).tolist()
+
+
+def _sample(logits: torch.Tensor, sampling: SamplingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, V) logits -> sampled ids (n,) and their log-probs under the processed distribution (n,)."""
+    if sampling.temperature == 0:
+        logprobs = logits.log_softmax(-1)
+        token = logits.argmax(-1)
+    else:
+        logprobs = _nucleus(logits / sampling.temperature, sampling.top_p).log_softmax(-1)
+        token = torch.multinomial(logprobs.exp(), 1).squeeze(-1)
+    return token, logprobs.gather(-1, token[:, None]).squeeze(-1)
+
+
+def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the smallest set of tokens whose probability reaches top_p (Holtzman et al. 2020)."""
+    if top_p == 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    beyond = probabilities.cumsum(-1) - probabilities >= top_p
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, ordered.masked_fill(beyond, -torch.inf))

@@ -1,0 +1,93 @@
+"""Joint rollouts of session updates: one completion per agent, applied together, G times per session."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from membuilder.apply import apply_session
+from membuilder.build import Shown
+from membuilder.operations import parse
+from membuilder.prompts import PromptConfig, render_prompt
+from membuilder.types import Agent, AgentUpdate, Bank, Failure, FailureKind, Session
+from rollout.tokens import decode_completion, encode_prompt
+from rollout.types import AgentSample, Completion, Engine, Group, Rollout, SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One session to be sampled from one bank."""
+
+    id: str
+    dialogue_id: str
+    session: Session
+    bank: Bank
+    shown: Shown
+
+
+def sample_groups(
+    tasks: Sequence[Task],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptConfig,
+    sampling: SamplingConfig,
+    num_rollouts: int,
+    seed: int,
+) -> list[Group]:
+    """One group per task, in order. All prompts go to the engine in one call."""
+    prompt_ids = [
+        encode_prompt(tokenizer, render_prompt(agent, task.session, task.bank, task.shown[agent], prompts))
+        for task in tasks
+        for agent in Agent
+    ]
+    completions = iter(engine.generate(prompt_ids, num_rollouts, sampling, seed))
+    prompt_iterator = iter(prompt_ids)
+    groups = []
+    for task in tasks:
+        by_agent = {agent: (tuple(next(prompt_iterator)), next(completions)) for agent in Agent}
+        rollouts = tuple(
+            _rollout(task, {agent: (prompt, many[k]) for agent, (prompt, many) in by_agent.items()}, tokenizer, prompts)
+            for k in range(num_rollouts)
+        )
+        groups.append(
+            Group(
+                id=task.id,
+                dialogue_id=task.dialogue_id,
+                session=task.session,
+                bank_before=task.bank,
+                shown=task.shown,
+                rollouts=rollouts,
+            )
+        )
+    return groups
+
+
+def _rollout(
+    task: Task,
+    drawn: dict[Agent, tuple[tuple[int, ...], Completion]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptConfig,
+) -> Rollout:
+    texts = {agent: decode_completion(tokenizer, completion.token_ids) for agent, (_, completion) in drawn.items()}
+    updates = {
+        agent: _read(texts[agent], agent, drawn[agent][1], len(task.session.turns), prompts) for agent in Agent
+    }
+    result = apply_session(task.bank, task.session, updates, task.shown)
+    samples = {
+        agent: AgentSample(
+            prompt_token_ids=prompt,
+            completion=completion,
+            text=texts[agent],
+            written=result.written[agent],
+            failure=result.failures.get(agent),
+        )
+        for agent, (prompt, completion) in drawn.items()
+    }
+    return Rollout(samples=samples, bank=result.bank)
+
+
+def _read(text: str, agent: Agent, completion: Completion, num_turns: int, prompts: PromptConfig) -> AgentUpdate:
+    if not completion.finished:
+        detail = f"no end token within {len(completion.token_ids)} tokens"
+        return AgentUpdate(failure=Failure(kind=FailureKind.TRUNCATED, detail=detail))
+    return parse(text, agent, num_turns, prompts.response_format)

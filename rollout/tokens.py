@@ -1,0 +1,34 @@
+"""Text <-> token ids, through a chat template where the tokenizer has one."""
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from membuilder.errors import ConfigError
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:  # a folder or hub name the user gave
+        raise ConfigError(f"no tokenizer at '{path}': name a Hugging Face folder or model ({error})") from error
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A prompt's ids: one user message through the chat template, or the text itself if there is no template."""
+    if tokenizer.chat_template is None:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    message = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A target's ids, the end token last."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] | tuple[int, ...]) -> str:
+    return tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str] | tuple[str, ...]) -> int:
+    """Tokens of memory text: the one unit of every length in rewards and reports."""
+    return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else 0

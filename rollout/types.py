@@ -1,0 +1,84 @@
+"""Records between the engine, the sampler and the learner. No torch, no vLLM.
+
+    completion = Completion(token_ids=[812, 7], rollout_logprobs=[-0.11, -0.02], finished=True, weight_version=3)
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from membuilder.types import Agent, Bank, Entry, Failure, Session
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    temperature: float = 0.8
+    """0 decodes greedily."""
+    top_p: float = 0.9
+    """Below 1 the engine samples from a cut distribution; its log-probs then differ from the trainer's (see README)."""
+    max_tokens: int = 6000
+    """Longest completion."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise ValueError("need temperature >= 0, 0 < top_p <= 1, max_tokens >= 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    token_ids: tuple[int, ...]
+    """As sampled, the end token included when the model produced it."""
+    rollout_logprobs: tuple[float, ...]
+    """Of the sampled ids, under the engine's processed distribution."""
+    finished: bool
+    """False: cut at max_tokens, no end token."""
+    weight_version: int
+    """Policy version that sampled it."""
+
+
+class Engine(Protocol):
+    """Token ids in, token ids out. Text is never tokenised again on the way to the loss."""
+
+    def generate(
+        self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
+    ) -> list[list[Completion]]:
+        """`n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
+        ...
+
+    def load_weights(self, named_tensors, version: int) -> None:
+        """Replace the whole model, drop every cached prefix, stamp later completions with `version`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentSample:
+    """One agent's part of a joint rollout."""
+
+    prompt_token_ids: tuple[int, ...]
+    completion: Completion
+    text: str
+    written: tuple[str, ...]
+    """Memory texts it wrote; empty when it failed."""
+    failure: Failure | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One joint sample of a session update: one completion per agent, applied together."""
+
+    samples: dict[Agent, AgentSample]
+    bank: Bank
+    """After the session."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """All rollouts of one session from one bank. The id comes from the sampler, never from prompt text."""
+
+    id: str
+    dialogue_id: str
+    session: Session
+    bank_before: Bank
+    shown: dict[Agent, tuple[Entry, ...]]
+    rollouts: tuple[Rollout, ...]

@@ -1,0 +1,94 @@
+"""vLLM in this process: the only file that imports vllm.
+
+Weights are swapped by one whole-model `reload_weights`. A bare call would re-read the original checkpoint, one call
+per chunk would finalise layers half filled, and the prefix cache survives either: it is reset here, and checked.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from membuilder.errors import MemBuilderError
+from rollout.seeding import isolated_rng, seed_everything
+from rollout.types import Completion, SamplingConfig
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine core must live in this process
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, read by the CPU build only
+
+from vllm import LLM, SamplingParams  # noqa: E402  (the variables above are read at import)
+
+
+class VLLMEngine:
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        max_model_len: int,
+        seed: int,
+        gpu_memory_utilization: float = 0.6,
+        dtype: str = "auto",
+        distributed: bool = False,
+    ) -> None:
+        """`distributed`: one engine per rank of an initialised process group; every rank must build at the same moment."""
+        with isolated_rng():
+            self._llm = LLM(
+                model=str(model_dir),
+                tensor_parallel_size=1,
+                distributed_executor_backend="external_launcher" if distributed else None,
+                max_model_len=max_model_len,
+                dtype=dtype,
+                seed=seed,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enable_prefix_caching=True,
+                logprobs_mode="processed_logprobs",
+                enforce_eager=not torch.cuda.is_available(),
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+                max_num_seqs=256,
+            )
+        self._version = 0
+        self._eos = self._llm.llm_engine.model_config.hf_config.eos_token_id
+
+    def generate(
+        self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
+    ) -> list[list[Completion]]:
+        """`n` completions per prompt. On CPU vLLM draws from torch's global generator, so that is what `seed` sets."""
+        params = SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            logprobs=0,
+            detokenize=False,
+            stop_token_ids=[self._eos] if isinstance(self._eos, int) else list(self._eos),
+        )
+        with isolated_rng():
+            seed_everything(seed)
+            requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+            outputs = self._llm.generate(requests, params, use_tqdm=False)
+        return [[self._completion(output) for output in request.outputs] for request in outputs]
+
+    def _completion(self, output) -> Completion:
+        token_ids = tuple(output.token_ids)
+        logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, token_ids, strict=True))
+        return Completion(
+            token_ids=token_ids,
+            rollout_logprobs=logprobs,
+            finished=output.finish_reason == "stop",
+            weight_version=self._version,
+        )
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        with isolated_rng():
+            self._llm.collective_rpc(
+                "reload_weights", kwargs={"weights_iterator": iter(named_tensors), "is_checkpoint_format": True}
+            )
+        if not self._llm.reset_prefix_cache():
+            raise MemBuilderError("vLLM kept cached prefixes of the old weights: a request was still running")
+        self._version = version
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()

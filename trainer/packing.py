@@ -1,0 +1,176 @@
+"""Many sequences that share prompts -> one packed row of tokens in which every shared token stands once.
+
+A session's four agents read the same dialogue and each agent's rollouts share a whole prompt, so the sequences form a
+tree: dialogue -> agent prompt -> completions. Position ids restart below each node. This file is the only place where
+the next-token shift is made. Letters: N packed tokens, M rows that carry loss, L siblings, R longest sibling, P tokens
+above them.
+
+    sequences with prompt (1 2 3) and completions (7 8 9) and (4 9):
+    token_ids 1 2 3 | 7 8 | 4        the last token of a completion is a target only
+    positions 0 1 2 | 3 4 | 3
+    rows      2 3 4 | 2 5            hidden states to predict from: the prompt's last row serves both completions
+    targets   7 8 9 | 4 9
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSequence:
+    """A prompt and one completion of it; `values` holds per-token numbers aligned with the completion."""
+
+    prompt_token_ids: tuple[int, ...]
+    completion_token_ids: tuple[int, ...]
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Node:
+    """Tokens shared by everything below; `ends` are the sequences whose completion is this node's tail."""
+
+    token_ids: tuple[int, ...]
+    children: list["Node"] = field(default_factory=list)
+    sequence: TrainSequence | None = None
+    """Set on leaves: `token_ids` is then the rest of its prompt and its completion without the last token."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + sum(child.num_tokens for child in self.children)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Siblings:
+    """Nodes with the same tokens above them: they attend to those and, causally, to themselves."""
+
+    prefix: torch.Tensor  # (P,) packed indices from the root down
+    rows: torch.Tensor  # (L, R) packed indices, padded at the end with 0
+    valid: torch.Tensor  # (L, R) bool
+
+    def to(self, device: torch.device) -> "Siblings":
+        return Siblings(prefix=self.prefix.to(device), rows=self.rows.to(device), valid=self.valid.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    token_ids: torch.Tensor  # (1, N) int64
+    position_ids: torch.Tensor  # (1, N) int64
+    siblings: list[Siblings]
+    predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
+    targets: torch.Tensor  # (M,) int64
+    values: dict[str, torch.Tensor]  # name -> (M,) float32
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        return PackedBatch(
+            token_ids=self.token_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            siblings=[group.to(device) for group in self.siblings],
+            predict_from=self.predict_from.to(device),
+            targets=self.targets.to(device),
+            values={name: value.to(device) for name, value in self.values.items()},
+        )
+
+
+def build_tree(sequences: Sequence[TrainSequence]) -> Node:
+    """The tree of sequences that belong together (one session): common prompt start, distinct prompts, completions."""
+    by_prompt: dict[tuple[int, ...], list[TrainSequence]] = defaultdict(list)
+    for sequence in sequences:
+        if not sequence.completion_token_ids or not sequence.prompt_token_ids:
+            raise ValueError("a training sequence needs at least one prompt token and one completion token")
+        by_prompt[sequence.prompt_token_ids].append(sequence)
+    shared = _common_prefix(list(by_prompt))
+    root = Node(token_ids=shared)
+    for prompt, members in by_prompt.items():
+        rest = prompt[len(shared) :]
+        parent = root
+        if rest and len(members) > 1:
+            parent = Node(token_ids=rest)
+            root.children.append(parent)
+            rest = ()
+        for member in members:
+            parent.children.append(Node(token_ids=(*rest, *member.completion_token_ids[:-1]), sequence=member))
+    return root
+
+
+def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]]:
+    """Trees in order, cut so that each batch holds at most `max_tokens` (shared tokens count once); none is split."""
+    batch: list[Node] = []
+    for tree in trees:
+        if batch and sum(node.num_tokens for node in batch) + tree.num_tokens > max_tokens:
+            yield batch
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield batch
+
+
+def pack(trees: Sequence[Node]) -> PackedBatch:
+    """Trees laid out one after another, as tensors on the CPU."""
+    layout = _Layout()
+    for tree in trees:
+        layout.add([tree], prefix=[])
+    return layout.tensors()
+
+
+class _Layout:
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.position_ids: list[int] = []
+        self.siblings: list[Siblings] = []
+        self.predict_from: list[int] = []
+        self.targets: list[int] = []
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, nodes: list[Node], prefix: list[int]) -> None:
+        spans = [self._place(node, len(prefix)) for node in nodes]
+        if any(spans):
+            self.siblings.append(_siblings(prefix, spans))
+        for node, span in zip(nodes, spans, strict=True):
+            path = prefix + span
+            if node.sequence is not None:
+                self._add_rows(node.sequence, path)
+            if node.children:
+                self.add(node.children, path)
+
+    def _place(self, node: Node, depth: int) -> list[int]:
+        start = len(self.token_ids)
+        self.token_ids += node.token_ids
+        self.position_ids += range(depth, depth + len(node.token_ids))
+        return list(range(start, len(self.token_ids)))
+
+    def _add_rows(self, sequence: TrainSequence, path: list[int]) -> None:
+        count = len(sequence.completion_token_ids)
+        self.predict_from += path[-count:]
+        self.targets += sequence.completion_token_ids
+        for name, values in sequence.values.items():
+            if len(values) != count:
+                raise ValueError(f"{name} has {len(values)} values for {count} completion tokens")
+            self.values[name] += values
+
+    def tensors(self) -> PackedBatch:
+        return PackedBatch(
+            token_ids=torch.tensor([self.token_ids]),
+            position_ids=torch.tensor([self.position_ids]),
+            siblings=self.siblings,
+            predict_from=torch.tensor(self.predict_from),
+            targets=torch.tensor(self.targets),
+            values={name: torch.tensor(values, dtype=torch.float32) for name, values in self.values.items()},
+        )
+
+
+def _siblings(prefix: list[int], spans: list[list[int]]) -> Siblings:
+    longest = max(len(span) for span in spans)
+    padded = [span + [0] * (longest - len(span)) for span in spans]
+    valid = [[True] * len(span) + [False] * (longest - len(span)) for span in spans]
+    return Siblings(
+        prefix=torch.tensor(prefix, dtype=torch.int64), rows=torch.tensor(padded), valid=torch.tensor(valid)
+    )
+
+
+def _common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    first, last = min(prompts), max(prompts)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:length]
