@@ -104,6 +104,9 @@ def _add_entry(bank: Bank, session: Session, agent: Agent, operation: Operation,
         found = resolve(target, shown)
         if isinstance(found, Failure):
             return Applied(bank=bank, failure=found)
+        if found.id in supersedes:
+            detail = f"{target[:80]!r} is an entry named before"
+            return Applied(bank=bank, failure=Failure(kind=FailureKind.AMBIGUOUS_TARGET, detail=detail))
         supersedes.append(found.id)
     entry = Entry(
         id=f"m{len(bank.entries) + 1}",

@@ -14,18 +14,20 @@ from membuilder.schemas import ResponseFormat, validator
 from membuilder.types import Agent, AgentUpdate, Entry, Failure, FailureKind, Operation, OperationKind
 
 _THINK = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-_FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n\s*```$", re.DOTALL)
+# Linear on any text: a run of newlines must not be open to many readings.
+_FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
 
 
 def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseFormat) -> AgentUpdate:
     """Operations of one answer, or why it is not one. Turn numbers beyond the session are a failure too."""
     body = _THINK.sub("", text).strip()
-    fenced = _FENCE.match(body)
+    fenced = _FENCE.fullmatch(body)
     try:
         answer = json.loads(fenced.group(1) if fenced else body, object_pairs_hook=_no_duplicate_keys)
+        json.dumps(answer, ensure_ascii=False).encode()  # a lone surrogate is valid JSON but no text
+        problem = next(iter(validator(agent, response_format, num_turns).iter_errors(answer)), None)
     except (ValueError, RecursionError) as error:  # untrusted text: any JSON fault is the model's
         return _failed(FailureKind.NOT_JSON, str(error))
-    problem = next(iter(validator(agent, response_format, num_turns).iter_errors(answer)), None)
     if problem is not None:
         return _failed(FailureKind.SCHEMA, f"{problem.json_path}: {problem.message[:200]}")
     if response_format is ResponseFormat.TURNS:
@@ -81,22 +83,26 @@ def _from_turns(answer: dict[str, str], agent: Agent) -> tuple[Operation, ...]:
 
 def _from_core(answer: dict) -> tuple[Operation, ...]:
     text = answer.get("content", answer.get("new_text"))
-    kind, quote = OperationKind(answer["operation"]), tuple(answer.get("quote", ()))
+    kind, quote = OperationKind(answer["operation"]), _quote(answer)
     return (Operation(kind=kind, text=text, quote=quote, old_text=answer.get("old_text")),)
 
 
 def _from_action(answer: dict) -> Operation:
     text = answer.get("memory", answer.get("new_memory"))
     targets = tuple(answer.get("old_memories", [answer["old_memory"]] if "old_memory" in answer else []))
-    kind, quote = OperationKind(answer["action"]), tuple(answer.get("quote", ()))
+    kind, quote = OperationKind(answer["action"]), _quote(answer)
     return Operation(kind=kind, text=text, quote=quote, targets=targets)
+
+
+def _quote(answer: dict) -> tuple[int, ...]:
+    return tuple(map(int, answer.get("quote", ())))  # to JSON schema 3.0 is an integer too
 
 
 def _to_turns(operations: Sequence[Operation], num_turns: int, labels: dict[str, str]) -> dict[str, str]:
     answer = {f"#{number}": "skip" for number in range(1, num_turns + 1)}
     for operation in operations:
-        if len(operation.quote) != 1:
-            raise ValueError(f"the turns format says one turn per operation, got {operation}")
+        if len(operation.quote) != 1 or answer.get(f"#{operation.quote[0]}") != "skip":
+            raise ValueError(f"the turns format says one turn of the session per operation, each once, got {operation}")
         targets = [labels.get(target, target) for target in operation.targets]
         answer[f"#{operation.quote[0]}"] = "+".join(targets) or "add"
     return answer
@@ -111,6 +117,8 @@ def _to_core(operations: Sequence[Operation]) -> dict:
     if len(operations) > 1:
         raise ValueError(f"core answers hold one operation, got {len(operations)}")
     (operation,) = operations
+    if operation.quote:
+        raise ValueError(f"a core {operation.kind} cannot quote")
     if operation.kind is OperationKind.REPLACE:
         return {"operation": "REPLACE", "old_text": operation.old_text, "new_text": operation.text}
     return {"operation": operation.kind.value, "content": operation.text}

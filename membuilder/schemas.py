@@ -60,10 +60,11 @@ def _operations_schema(agent: Agent) -> dict:
 def _turns_schema(agent: Agent, num_turns: int) -> dict:
     decisions = ["skip", "add"]
     if agent is not Agent.CORE:
-        decisions.append(r"e\d+")
+        decisions.append("e[0-9]+")
     if agent is Agent.EPISODIC:
-        decisions.append(r"e\d+(\+e\d+)+")
-    decision = {"type": "string", "pattern": f"^({'|'.join(decisions)})$"}
+        decisions.append(r"e[0-9]+(\+e[0-9]+)+")
+    # Python's $ also matches before a final newline
+    decision = {"type": "string", "pattern": f"^({'|'.join(decisions)})$(?!\\n)"}
     return _object(**{f"#{number}": decision for number in range(1, num_turns + 1)})
 
 

@@ -49,16 +49,7 @@ def sample_groups(
             _rollout(task, {agent: (prompt, many[k]) for agent, (prompt, many) in by_agent.items()}, tokenizer, prompts)
             for k in range(num_rollouts)
         )
-        groups.append(
-            Group(
-                id=task.id,
-                dialogue_id=task.dialogue_id,
-                session=task.session,
-                bank_before=task.bank,
-                shown=task.shown,
-                rollouts=rollouts,
-            )
-        )
+        groups.append(Group(id=task.id, dialogue_id=task.dialogue_id, session=task.session, rollouts=rollouts))
     return groups
 
 

@@ -1,5 +1,7 @@
 """Text <-> token ids, through a chat template where the tokenizer has one."""
 
+from collections.abc import Sequence
+
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
@@ -29,6 +31,16 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] |
     return tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
-def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str] | tuple[str, ...]) -> int:
-    """Tokens of memory text: the one unit of every length in rewards and reports."""
-    return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else 0
+class TokenCounter:
+    """Tokens of memory text, each distinct text counted once: the one unit of every length in rewards and reports."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, texts: Sequence[str]) -> int:
+        new = [text for text in dict.fromkeys(texts) if text not in self._counts]
+        if new:
+            ids = self._tokenizer(new, add_special_tokens=False)["input_ids"]
+            self._counts.update(zip(new, map(len, ids), strict=True))
+        return sum(self._counts[text] for text in texts)

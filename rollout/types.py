@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from membuilder.types import Agent, Bank, Entry, Failure, Session
+from membuilder.types import Agent, Bank, Failure, Session
 
 
 @dataclass(kw_only=True)
@@ -74,11 +74,9 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """All rollouts of one session from one bank. The id comes from the sampler, never from prompt text."""
+    """All rollouts of one session. The id comes from the sampler, never from prompt text."""
 
     id: str
     dialogue_id: str
     session: Session
-    bank_before: Bank
-    shown: dict[Agent, tuple[Entry, ...]]
     rollouts: tuple[Rollout, ...]

@@ -1,0 +1,186 @@
+"""LongMemEval raw files (oracle, S): one user, one assistant, one question per sample; a sample is one dialogue.
+
+What is kept and what is not:
+- Sessions are sorted by date; those with equal dates stay in the file's order. Session and turn ids are ours (`S3`,
+  `S3:2`): the file's own session ids tell which sessions hold the answer. The question id stays, for scoring; its
+  suffix gives abstention away, so it must not reach a model either.
+- A turn without text is dropped, and so is a session left without turns.
+- Evidence is every turn marked `has_answer`; the mark may be absent (then the turn is none). Questions with the id suffix
+  `_abs` are not answerable; their gold answer, a sentence saying what is missing, is kept.
+- Sessions dated after the question stay, evidence too: the benchmark asks once the whole history has been read.
+`report` counts all of this; `parse` logs it.
+
+The first half of the file reads single fields of untrusted JSON; `locomo.py` shares it.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from membuilder.errors import DataError
+from membuilder.types import Dialogue, Question, Session, Turn
+
+logger = logging.getLogger(__name__)
+
+CATEGORIES = (
+    "single-session-user",
+    "single-session-assistant",
+    "single-session-preference",
+    "multi-session",
+    "knowledge-update",
+    "temporal-reasoning",
+)
+ROLES = ("user", "assistant")
+_DATE_FORM, _DATE_EXAMPLE = "%Y/%m/%d (%a) %H:%M", "2023/05/04 (Thu) 09:30"
+_PARALLEL_LISTS = ("haystack_dates", "haystack_session_ids", "haystack_sessions")
+
+T = TypeVar("T")
+
+
+def take(record: object, key: str, kind: type[T] | tuple[type[T], ...], path: str | Path, where: str) -> T:
+    """The value of a field; missing or of another type it is refused with its place. A bool is no int here."""
+    if not isinstance(record, dict):
+        raise DataError(path, where, key, f"cannot be read: expected an object here, found {type(record).__name__}")
+    if key not in record:
+        raise DataError(path, where, key, f"is missing; this object has {sorted(record)[:12]}")
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    value = record[key]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(each.__name__ for each in kinds)
+        raise DataError(path, where, key, f"expected {expected}, found {type(value).__name__}: {value!r:.80}")
+    return value
+
+
+def take_text(record: object, key: str, path: str | Path, where: str) -> str:
+    """A string field that must say something."""
+    text = take(record, key, str, path, where)
+    if not text.strip():
+        raise DataError(path, where, key, "is empty; fill it in or remove what it belongs to")
+    return text
+
+
+def take_answer(record: object, path: str | Path, where: str) -> str:
+    """A gold answer as text; years and counts come as ints."""
+    answer = take(record, "answer", (str, int), path, where)
+    return take_text(record, "answer", path, where) if isinstance(answer, str) else str(answer)
+
+
+def read_time(value: object, form: str, example: str, path: str | Path, where: str, field: str) -> datetime:
+    """A date string in strptime's `form`; `example` shows the user what was expected."""
+    try:
+        return datetime.strptime(value, form)
+    except (TypeError, ValueError):  # not a string, or not such a date: one message serves both
+        problem = f"expected a date like {example!r}, found {value!r:.80}"
+    raise DataError(path, where, field, problem)
+
+
+def refuse_repeated_ids(dialogues: Sequence[Dialogue], path: str | Path, field: str) -> None:
+    first_at: dict[str, int] = {}
+    for position, dialogue in enumerate(dialogues):
+        first = first_at.setdefault(dialogue.id, position)
+        if first != position:
+            problem = f"is also the id of record {first}; remove or rename one of them"
+            raise DataError(path, f"record {position} ({dialogue.id})", field, problem)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    num_late_evidence: int
+    """Questions with evidence dated after the question itself."""
+    num_without_evidence: int
+    """Answerable questions no dense reward can ask."""
+    num_empty_turns: int
+    num_empty_sessions: int
+
+
+def parse(records: Sequence[object], path: str | Path) -> list[Dialogue]:
+    """Dialogues of a decoded LongMemEval file; raises DataError naming the record (counted from 0) and field at fault."""
+    dialogues = [_dialogue(record, path, position) for position, record in enumerate(records)]
+    refuse_repeated_ids(dialogues, path, "question_id")
+    found = report(records, dialogues)
+    if found != report([], []):
+        logger.warning("%s: %s", path, found)
+    return dialogues
+
+
+def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
+    """What `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
+    raw_sessions = [turns for record in records for turns in record["haystack_sessions"]]
+    sessions = [session for dialogue in dialogues for session in dialogue.sessions]
+    questions = [question for dialogue in dialogues for question in dialogue.questions]
+    return LoadReport(
+        num_late_evidence=sum(map(_has_late_evidence, dialogues)),
+        num_without_evidence=sum(question.answerable and not question.evidence for question in questions),
+        num_empty_turns=sum(map(len, raw_sessions)) - sum(len(session.turns) for session in sessions),
+        num_empty_sessions=len(raw_sessions) - len(sessions),
+    )
+
+
+def _has_late_evidence(dialogue: Dialogue) -> bool:
+    where, (question,) = dialogue.session_of_turn(), dialogue.questions
+    return any(dialogue.sessions[where[turn_id]].timestamp > question.asked_at for turn_id in question.evidence)
+
+
+def _dialogue(record: object, path: str | Path, position: int) -> Dialogue:
+    question_id = take_text(record, "question_id", path, f"record {position}")
+    where = f"record {position} ({question_id})"
+    category = take(record, "question_type", str, path, where)
+    if category not in CATEGORIES:
+        raise DataError(path, where, "question_type", f"is {category!r}, expected one of {list(CATEGORIES)}")
+    sessions, evidence = _sessions(record, path, where)
+    asked = take(record, "question_date", str, path, where)
+    question = Question(
+        id=question_id,
+        text=take_text(record, "question", path, where),
+        answer=take_answer(record, path, where),
+        category=category,
+        evidence=evidence,
+        asked_at=read_time(asked, _DATE_FORM, _DATE_EXAMPLE, path, where, "question_date"),
+        answerable=not question_id.endswith("_abs"),
+    )
+    return Dialogue(id=question_id, speakers=ROLES, sessions=sessions, questions=(question,))
+
+
+def _sessions(record: object, path: str | Path, where: str) -> tuple[tuple[Session, ...], tuple[str, ...]]:
+    """The sessions in time order, and the ids of their evidence turns."""
+    dates, ids, raw_sessions = (take(record, key, list, path, where) for key in _PARALLEL_LISTS)
+    if not len(dates) == len(ids) == len(raw_sessions):
+        lengths = ", ".join(f"{key} {len(record[key])}" for key in _PARALLEL_LISTS)
+        raise DataError(path, where, "haystack_sessions", f"the three lists must be equally long, found {lengths}")
+    times = [
+        read_time(date, _DATE_FORM, _DATE_EXAMPLE, path, where, f"haystack_dates[{i}]") for i, date in enumerate(dates)
+    ]
+    sessions, evidence = [], []
+    for i in sorted(range(len(times)), key=times.__getitem__):
+        raw_turns = _raw_turns(raw_sessions[i], path, where, f"haystack_sessions[{i}]")
+        if not raw_turns:
+            continue
+        session_id = f"S{len(sessions) + 1}"
+        turns = tuple(
+            Turn(id=f"{session_id}:{number}", speaker=raw["role"], role=raw["role"], text=raw["content"])
+            for number, raw in enumerate(raw_turns, start=1)
+        )
+        evidence += [turn.id for turn, raw in zip(turns, raw_turns, strict=True) if raw.get("has_answer")]
+        sessions.append(Session(id=session_id, index=len(sessions), timestamp=times[i], turns=turns))
+    if not sessions:
+        problem = "has no session with turns; remove the record or restore them"
+        raise DataError(path, where, "haystack_sessions", problem)
+    return tuple(sessions), tuple(evidence)
+
+
+def _raw_turns(session: object, path: str | Path, where: str, field: str) -> list[dict]:
+    """The turns of one session that say something, each checked."""
+    if not isinstance(session, list):
+        raise DataError(path, where, field, f"expected a list of turns, found {type(session).__name__}")
+    for i, raw in enumerate(session):
+        turn = f"{where}, {field}[{i}]"
+        role = take(raw, "role", str, path, turn)
+        if role not in ROLES:
+            raise DataError(path, turn, "role", f"is {role!r}, expected one of {list(ROLES)}")
+        take(raw, "content", str, path, turn)
+        if "has_answer" in raw:
+            take(raw, "has_answer", (bool, type(None)), path, turn)
+    return [raw for raw in session if raw["content"].strip()]

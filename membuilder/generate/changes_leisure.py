@@ -1,0 +1,273 @@
+"""Facts that change, told in two sessions: travel, hobbies, collections."""
+
+from membuilder.generate.topics import Topic, both, now, single, total, when
+
+CHANGES_LEISURE = (
+    Topic(
+        name="trip_postponed",
+        domain="travel",
+        subject="trip",
+        stages=(
+            (
+                "We booked a trip to {place} for {month}.",
+                "I am flying to {place} in {month}, the tickets are paid.",
+                "The big holiday this time is {place}, in {month}.",
+                "My plan is three weeks in {place} come {month}.",
+                "{place} in {month}, the whole family is coming along.",
+                "I finally reserved the cabin in {place} for {month}.",
+                "In {month} I will be hiking through {place}.",
+                "The travel agent got us a deal for {place} in {month}.",
+            ),
+            (
+                "The trip to {place} got pushed back to {month2}.",
+                "We had to postpone {place}, the flight is in {month2} now.",
+                "My holiday in {place} is delayed until {month2}.",
+                "The airline cancelled, so {place} happens in {month2} instead.",
+                "We rebooked {place} for {month2} because of the boss.",
+                "Travel news, {place} moves to {month2}, no way around it.",
+                "Money is tight, so {place} has to wait until {month2}.",
+                "The cabin in {place} was flooded, so we go in {month2}.",
+            ),
+        ),
+        asks=(
+            now(
+                "In which month is {name}'s trip to {place} now planned?",
+                "When is {name} going to {place}, after the postponement?",
+                answer="{month2}",
+            ),
+            both(
+                "From which month to which month was {name}'s trip to {place} postponed?",
+                "What were the original and the new month of {name}'s trip to {place}?",
+                answer="from {month} to {month2}",
+            ),
+            single("For which month was {name}'s trip to {place} first booked?", answer="{month}"),
+        ),
+    ),
+    Topic(
+        name="trip_changed",
+        domain="travel",
+        subject="trip",
+        stages=(
+            (
+                "Our next big holiday will be in {place}.",
+                "I want to spend the whole summer break in {place}.",
+                "We are saving up for a holiday in {place}.",
+                "The guidebook for {place} is full of my notes already.",
+                "For the honeymoon we settled on {place}.",
+                "We picked {place} for the family holiday.",
+                "I am learning phrases because our holiday goes to {place}.",
+                "My suitcase is ready in my mind, {place} here we come.",
+            ),
+            (
+                "Change of holiday plan, we are going to {place2} instead.",
+                "The flights were too expensive, so the holiday will be {place2}.",
+                "We swapped the destination, it is {place2} now.",
+                "My partner prefers {place2}, so that is where we travel.",
+                "New destination for the holiday, {place2}, everybody agreed.",
+                "We cancelled the first idea and booked {place2}.",
+                "In the end the holiday goes to {place2}.",
+                "There was a cheap package to {place2}, so we changed the destination.",
+            ),
+        ),
+        asks=(
+            now(
+                "What is the destination of {name}'s holiday now?",
+                "Where is {name} going on holiday, after changing plans?",
+                answer="{place2}",
+            ),
+            both(
+                "Which holiday destination did {name} plan at first, and which one instead?",
+                "What were {name}'s original and new holiday destinations?",
+                answer="first {place}, then {place2}",
+            ),
+        ),
+    ),
+    Topic(
+        name="hobby_order",
+        domain="hobby",
+        subject="hobby",
+        stages=(
+            (
+                "I took up {hobby} and my hands are sore.",
+                "My new hobby is {hobby}, I am terrible at it.",
+                "{hobby} has become my way to switch off.",
+                "They let beginners try {hobby}, and I am hooked.",
+                "I signed up for a beginners course in {hobby}.",
+                "I have caught the {hobby} bug, it eats all my free time.",
+                "You would laugh if you saw me trying {hobby}.",
+                "A voucher got me started with {hobby}, what a great hobby.",
+            ),
+            (
+                "I added another hobby, {hobby2}, because one was not enough.",
+                "Guess who is a beginner again, I started {hobby2} {past}.",
+                "{past} I had my very first lesson in {hobby2}.",
+                "Now I also do {hobby2}, my second hobby.",
+                "I joined a club for {hobby2} {past}, my newest hobby.",
+                "My latest hobby is {hobby2}, the gear costs a fortune.",
+                "I gave {hobby2} a go and it became another hobby.",
+                "My evenings are full, I picked up {hobby2} as well.",
+            ),
+        ),
+        asks=(
+            both(
+                "Which hobby did {name} start first, {hobby} or {hobby2}?",
+                "Did {name} take up {hobby2} or {hobby} earlier?",
+                answer="{hobby}",
+            ),
+            when("When did {name} start {hobby2}?", "On what date did {name} begin the hobby {hobby2}?", stage=1),
+            total(
+                "Which hobbies has {name} started as a beginner?",
+                "What new hobbies did {name} sign up for?",
+                answer="{hobby} and {hobby2}",
+            ),
+        ),
+    ),
+    Topic(
+        name="hobby_order_reversed",
+        domain="hobby",
+        subject="hobby",
+        stages=(
+            (
+                "I only just discovered {hobby}, and I love it already.",
+                "As a complete beginner I signed up for {hobby}.",
+                "My brand new hobby is {hobby}, three lessons so far.",
+                "I am new to {hobby}, so be patient with me.",
+                "Trying out {hobby} was the best idea of this year.",
+                "I had my first ever lesson in {hobby}.",
+                "{hobby} is a fresh hobby for me, I still hold everything wrong.",
+                "They gave me a trial lesson in {hobby} and I stayed.",
+            ),
+            (
+                "I have been doing {hobby2} since I was a child.",
+                "{hobby2} has been my hobby since primary school.",
+                "My father taught me {hobby2} when I was seven.",
+                "I grew up with {hobby2}, it is second nature to me.",
+                "I won my first medal in {hobby2} back in {year}.",
+                "My oldest hobby is {hobby2}, ever since {year}.",
+                "{hobby2} has kept me sane since {year}.",
+                "I learned {hobby2} as a teenager and never stopped.",
+            ),
+        ),
+        asks=(
+            both(
+                "Which of the two hobbies has {name} done for longer, {hobby} or {hobby2}?",
+                "Which hobby did {name} begin first, {hobby} or {hobby2}?",
+                answer="{hobby2}",
+            ),
+            single("Which hobby is {name} a complete beginner in?", answer="{hobby}"),
+            single("Which hobby has {name} done since long ago?", answer="{hobby2}", stage=1),
+        ),
+    ),
+    Topic(
+        name="instruments",
+        domain="hobby",
+        subject="instrument",
+        stages=(
+            (
+                "I play the {instrument} in a small orchestra.",
+                "My {instrument} needs new parts, I play it too much.",
+                "The {instrument} is my instrument, the neighbours know it well.",
+                "Playing the {instrument} calms me down like nothing else.",
+                "I can manage a few tunes on the {instrument}.",
+                "I practise the {instrument} until my fingers hurt.",
+                "My grandmother left me her {instrument} and I learned to play it.",
+                "I teach children to play the {instrument}.",
+            ),
+            (
+                "I am learning a second instrument, the {instrument2}.",
+                "{past} I bought a used {instrument2}, my second instrument.",
+                "One instrument is not enough, so I play the {instrument2} as well.",
+                "The {instrument2} is harder to play than I expected, but I started.",
+                "My teacher talked me into the {instrument2} too.",
+                "I began lessons on the {instrument2} {past}.",
+                "There is a {instrument2} in my living room, and I practise on it.",
+                "I can play a scale on the {instrument2}, my new instrument.",
+            ),
+        ),
+        asks=(
+            total(
+                "Which two musical instruments does {name} play now?",
+                "Which instruments can {name} play?",
+                answer="{instrument} and {instrument2}",
+            ),
+            both(
+                "Which instrument did {name} play first, and which did {name} add later?",
+                answer="first the {instrument}, then the {instrument2}",
+            ),
+            when("When did {name} get started on the {instrument2}?", stage=1),
+        ),
+    ),
+    Topic(
+        name="language",
+        domain="hobby",
+        stages=(
+            (
+                "I am teaching myself {language} with an app.",
+                "My {language} lessons are finally paying off, I can order food.",
+                "I study {language} because the sounds are beautiful.",
+                "The grammar of {language} is driving me mad, but I keep studying.",
+                "I joined a {language} class at the library.",
+                "My vocabulary cards for {language} cover the whole table.",
+                "Learning {language} is good for my brain, they say.",
+                "I speak a little {language} with the greengrocer.",
+            ),
+            (
+                "I gave that language up, I am learning {language2} now.",
+                "New language for me, {language2}, the old one was too hard.",
+                "I switched my language course over to {language2}.",
+                "My teacher retired, so now I study {language2} instead.",
+                "These days I practise {language2} with an online tutor.",
+                "The evening school only offered {language2}, so I changed languages.",
+                "I have dropped my previous language for {language2}.",
+                "My new flashcards are all in {language2}.",
+            ),
+        ),
+        asks=(
+            now("Which language is {name} learning now?", "Which language did {name} switch to?", answer="{language2}"),
+            both(
+                "Which language did {name} study before, and which one now?",
+                "Which two languages has {name} been learning?",
+                answer="first {language}, now {language2}",
+            ),
+        ),
+    ),
+    Topic(
+        name="collection",
+        domain="things",
+        stages=(
+            (
+                "I collect {collectible}, {count} of them so far.",
+                "My collection of {collectible} has reached {count} pieces.",
+                "There are {count} {collectible} on my shelf, all collected by me.",
+                "I own {count} {collectible}, each with its own story.",
+                "I started collecting {collectible} and already have {count}.",
+                "Last I counted I had {count} {collectible} in the collection.",
+                "My {collectible} collection fills a cabinet, {count} in total.",
+                "People give me {collectible}, so I have {count} of them.",
+            ),
+            (
+                "My collection of {collectible} has grown to {larger}.",
+                "I now have {larger} {collectible}, I need another shelf.",
+                "With the flea market finds I am at {larger} {collectible}.",
+                "A collector sold me his {collectible}, so now it is {larger}.",
+                "I counted again, {larger} {collectible} are in the cabinet now.",
+                "The {collectible} have multiplied, there are {larger} of them.",
+                "I lost track of my {collectible}, but it must be {larger} now.",
+                "My collection keeps growing, {larger} {collectible} by now.",
+            ),
+        ),
+        asks=(
+            now(
+                "How many {collectible} does {name} have in the collection now?",
+                "What is the latest size of {name}'s collection of {collectible}?",
+                answer="{larger}",
+            ),
+            both(
+                "How many {collectible} did {name} have first, and how many later?",
+                "How did the number of {collectible} in {name}'s collection change?",
+                answer="from {count} to {larger}",
+            ),
+            single("What does {name} collect?", answer="{collectible}"),
+        ),
+    ),
+)

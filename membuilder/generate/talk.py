@@ -1,0 +1,83 @@
+"""The turns around the facts: small talk that reacts, asks, or tells of things that pass."""
+
+import random
+from collections.abc import Sequence
+
+from membuilder.generate import chatter
+from membuilder.generate.phrasing import MAX_WORDS, capitalise, tell
+from membuilder.generate.replies import PROMPTS, REACTIONS_TO
+from membuilder.generate.topics import SLOT
+from membuilder.generate.transient import TRANSIENT
+
+
+class Deck:
+    """Deals its cards in random order, each once before any repeats."""
+
+    def __init__(self, rng: random.Random, cards: Sequence[str]):
+        self._rng, self._cards = rng, cards
+        self._left: list[str] = []
+
+    def deal(self) -> str:
+        if not self._left:
+            self._left = self._rng.sample(self._cards, len(self._cards))
+        return self._left.pop()
+
+
+class SmallTalk:
+    """Chatter of one dialogue; `friends` are the acquaintances it may name."""
+
+    def __init__(self, rng: random.Random, friends: Sequence[str]):
+        self._rng = rng
+        self._slots = chatter.CHATTER_SLOTS | {"friend": friends}
+        self._decks: dict[str, Deck] = {}
+        self._statement_last = False
+
+    def greeting(self, other: str) -> str:
+        return self._deal("greetings", chatter.GREETINGS, other)
+
+    def reply(self, other: str) -> str:
+        return self._deal("replies", chatter.REPLIES, other)
+
+    def goodbye(self, other: str) -> str:
+        return self._deal("goodbyes", chatter.GOODBYES, other)
+
+    def farewell(self, other: str) -> str:
+        return self._deal("farewells", chatter.FAREWELLS, other)
+
+    def filler(self, domain_before: str | None, domain_after: str | None) -> str:
+        """A turn between two others; the domains are those of the facts they tell, if they tell one."""
+        after_statement, self._statement_last = self._statement_last and domain_before is None, False
+        chance = self._rng.random()
+        if domain_after is not None and chance < 0.25:
+            return self._deal(f"prompts {domain_after}", PROMPTS[domain_after])
+        if domain_before is not None and chance < 0.55:
+            return self._and_statement(self._deal(f"reactions {domain_before}", REACTIONS_TO[domain_before]))
+        if after_statement and chance < 0.4:
+            return self._and_statement(self._deal("reactions", chatter.REACTIONS))
+        if chance > 0.9:
+            return self._deal("questions", chatter.QUESTIONS)
+        return self._statement()
+
+    def _statement(self) -> str:
+        self._statement_last = True
+        template = self._template("transient", TRANSIENT)
+        return tell(self._rng, template, self._values(template, ""))
+
+    def _and_statement(self, reaction: str) -> str:
+        if self._rng.random() < 0.6:
+            return reaction
+        both = f"{reaction} {self._statement()}"
+        return both if len(both.split()) <= MAX_WORDS else reaction
+
+    def _deal(self, name: str, cards: Sequence[str], other: str = "") -> str:
+        template = self._template(name, cards)
+        return capitalise(template.format_map(self._values(template, other)))
+
+    def _template(self, name: str, cards: Sequence[str]) -> str:
+        if name not in self._decks:
+            self._decks[name] = Deck(self._rng, cards)
+        return self._decks[name].deal()
+
+    def _values(self, template: str, other: str) -> dict[str, str]:
+        slots = [slot for slot in SLOT.findall(template) if slot != "other"]
+        return {slot: self._rng.choice(self._slots[slot]) for slot in slots} | {"other": other}

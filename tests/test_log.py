@@ -1,0 +1,136 @@
+"""Run logs: what is on disk after each call, after a kill, and after a resume."""
+
+import json
+import math
+
+import pytest
+
+from membuilder.errors import DataError
+from trainer.log import RunLog, read_jsonl, redact
+from trainer.plots import plot_run, read_series
+from trainer.provenance import PACKAGES, provenance
+
+
+def make_log(tmp_path, **kwargs) -> RunLog:
+    return RunLog(tmp_path, wandb_project=None, config={}, run_name="test", **kwargs)
+
+
+def test_each_call_is_on_disk_at_once(tmp_path):
+    log = make_log(tmp_path)
+    log.log({"reward/mean": 0.5, "kl": 0}, step=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "reward/mean": 0.5, "kl": 0.0}\n'
+    log.log_completions([{"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 1.0}}])
+    assert read_jsonl(tmp_path / "completions.jsonl") == [
+        {"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 1.0}}
+    ]
+    log.close()
+
+
+def test_nonfinite_values_are_null_and_named(tmp_path):
+    log = make_log(tmp_path)
+    log.log({"kl": math.nan, "lr": 1e-6, "grad_norm": math.inf}, step=3)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"step": 3, "kl": None, "lr": 1e-6, "grad_norm": None, "nonfinite": ["kl", "grad_norm"]}
+    log.close()
+
+
+def test_nonfinite_completion_row_is_refused(tmp_path):
+    log = make_log(tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.log_completions([{"step": 1, "advantage": math.nan}])
+    log.close()
+
+
+def test_resume_drops_later_and_half_written_lines_then_appends(tmp_path):
+    log = make_log(tmp_path)
+    for step in (1, 2, 3):
+        log.log({"kl": step}, step)
+        log.log_completions([{"step": step}])
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "k')
+
+    log = make_log(tmp_path)
+    log.resume_at(2)
+    log.log({"kl": 30}, 3)
+    log.close()
+    assert [(line["step"], line["kl"]) for line in read_jsonl(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2), (3, 30)]
+    assert [line["step"] for line in read_jsonl(tmp_path / "completions.jsonl")] == [1, 2]
+
+
+def test_broken_line_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\noops\n{"step": 2}\n')
+    with pytest.raises(DataError, match="metrics.jsonl: line 2"):
+        read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_disabled_log_writes_nothing(tmp_path):
+    log = RunLog(tmp_path / "run", wandb_project="p", config={}, run_name="test", enabled=False)
+    log.log({"kl": 1.0}, 1)
+    log.log_completions([{"step": 1}])
+    log.resume_at(0)
+    log.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_secrets_are_redacted_and_token_counts_are_not():
+    config = {
+        "api_key": "sk-1",
+        "judge": {"apiKey": "sk-2", "hf-token": "hf", "api_key_env": "OPENAI_API_KEY", "db_password": "x"},
+        "servers": [{"secret": "y", "url": "u"}],
+        "max_prompt_tokens": 20000,
+        "tokenizer": "qwen",
+        "token": None,
+    }
+    assert redact(config) == {
+        "api_key": "[redacted]",
+        "judge": {
+            "apiKey": "[redacted]",
+            "hf-token": "[redacted]",
+            "api_key_env": "OPENAI_API_KEY",
+            "db_password": "[redacted]",
+        },
+        "servers": [{"secret": "[redacted]", "url": "u"}],
+        "max_prompt_tokens": 20000,
+        "tokenizer": "qwen",
+        "token": None,
+    }
+
+
+def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, monkeypatch, capsys):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    ids = []
+    for step in (1, 2):
+        log = RunLog(
+            tmp_path, wandb_project="membuilder-test", config={"api_key": "sk-1"}, run_name="r", max_table_rows=1
+        )
+        log.log({"kl": math.nan}, step)
+        log.log_completions([{"step": step, "completion": "a", "reward": {"qa": 1.0}}, {"step": step}])
+        log.close()
+        ids.append((tmp_path / "wandb_run_id.txt").read_text())
+    assert ids[0] == ids[1] != "\n"
+    assert capsys.readouterr().out.count("logged offline") == 2
+    tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/completions*.json"))
+    assert {len(json.loads(table.read_text())["data"]) for table in tables} == {1}
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert b"membuilder-test" in stored and b"sk-1" not in stored
+
+
+def test_figures_leave_out_what_was_not_logged(tmp_path):
+    log = make_log(tmp_path)
+    log.log({"kl": math.nan, "sft/loss": 2.0, "sft/val_loss": 2.5}, 1)
+    log.log({"sft/loss": 1.5}, 2)
+    log.close()
+    assert read_series(tmp_path / "metrics.jsonl") == {"sft/loss": ([1, 2], [2.0, 1.5]), "sft/val_loss": ([1], [2.5])}
+    (tmp_path / "summary.json").write_text('{"systems": {"sft": {"accuracy": 0.5}, "rl": {"accuracy": null}}}')
+    assert [path.name for path in plot_run(tmp_path)] == ["sft.png", "accuracy.png"]
+
+
+def test_provenance_is_json_and_marks_missing_packages(monkeypatch):
+    monkeypatch.setitem(PACKAGES, "vllm", ("no-such-distribution",))
+    record = json.loads(json.dumps(provenance()))
+    assert record["packages"]["vllm"] is None
+    assert record["packages"]["torch"].startswith("2.")
+    assert record["hardware"]["cores"] >= 1

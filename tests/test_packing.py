@@ -1,0 +1,488 @@
+import copy
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch.distributions import Categorical
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GPTNeoXConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+)
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from membuilder.errors import ConfigError
+from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
+from trainer.head import token_logprobs
+from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
+from trainer.policy import ModelConfig, Policy, load_model
+
+VOCABULARY = 48
+TINY = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+)
+
+
+def sequence(prompt: Sequence[int], completion: Sequence[int], **values: tuple[float, ...]) -> TrainSequence:
+    return TrainSequence(prompt_token_ids=tuple(prompt), completion_token_ids=tuple(completion), values=values)
+
+
+def packed(*sequences: TrainSequence) -> PackedBatch:
+    return pack([build_tree(sequences)])
+
+
+def make_model(*, tied: bool = True, dtype: torch.dtype = torch.float64, **changed) -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**TINY | changed, tie_word_embeddings=tied)).to(dtype)
+    for parameter in model.parameters():  # initial weights are so small that the distribution would be nearly flat
+        parameter.data.normal_(std=0.3)
+    return model
+
+
+def packed_copy(model: PreTrainedModel) -> Policy:
+    return Policy(copy.deepcopy(model))
+
+
+# layout
+
+
+def test_two_completions_of_one_prompt():
+    batch = packed(sequence((1, 2, 3), (7, 8, 9)), sequence((1, 2, 3), (4, 9)))
+    assert batch.token_ids.tolist() == [[1, 2, 3, 7, 8, 4]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert batch.predict_from.tolist() == [2, 3, 4, 2, 5]
+    assert batch.targets.tolist() == [7, 8, 9, 4, 9]
+    prompt, completions = batch.siblings
+    assert (prompt.prefix.tolist(), prompt.rows.tolist()) == ([], [[0, 1, 2]])
+    assert (completions.prefix.tolist(), completions.rows.tolist()) == ([0, 1, 2], [[3, 4], [5, 0]])
+    assert completions.valid.tolist() == [[True, True], [True, False]]
+
+
+def test_one_sequence_of_five_tokens():
+    batch = packed(sequence((1, 2), (3, 4, 5), advantage=(0.25, 0.5, 1)))
+    assert batch.token_ids.tolist() == [[1, 2, 3, 4]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3]]
+    assert batch.predict_from.tolist() == [1, 2, 3]
+    assert batch.targets.tolist() == [3, 4, 5]
+    assert batch.values["advantage"].tolist() == [0.25, 0.5, 1]
+
+
+def test_one_token_completion_adds_no_token():
+    batch = packed(sequence((1, 2, 3, 4), (5,)))
+    assert batch.token_ids.tolist() == [[1, 2, 3, 4]]
+    assert (batch.predict_from.tolist(), batch.targets.tolist()) == ([3], [5])
+
+
+def test_three_levels():
+    batch = packed(
+        sequence((1, 2, 3), (7, 8)),
+        sequence((1, 2, 4), (5, 6)),
+        sequence((1, 2), (6,)),  # its prompt is the common start itself
+        sequence((1, 2, 3), (9,)),
+    )
+    assert batch.token_ids.tolist() == [[1, 2, 3, 4, 5, 7]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 3]]
+    assert batch.predict_from.tolist() == [2, 5, 2, 3, 4, 1]
+    assert batch.targets.tolist() == [7, 8, 9, 5, 6, 6]
+
+
+def test_trees_stand_one_after_another_and_share_nothing():
+    tree = build_tree([sequence((1, 2), (3, 4), advantage=(1.0, 2.0))])
+    batch = pack([tree, tree])
+    assert batch.token_ids.tolist() == [[1, 2, 3, 1, 2, 3]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert batch.predict_from.tolist() == [1, 2, 4, 5]
+    assert batch.values["advantage"].tolist() == [1, 2, 1, 2]
+    assert [group.prefix.tolist() for group in batch.siblings] == [[], [0, 1], [], [3, 4]]
+
+
+def test_sequences_with_nothing_in_common():
+    batch = packed(sequence((1, 2), (3,)), sequence((4,), (5, 6)))
+    assert batch.token_ids.tolist() == [[1, 2, 4, 5]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1]]
+    assert batch.predict_from.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("prompt, completion", [((), (1,)), ((1,), ())])
+def test_empty_parts_are_refused(prompt, completion):
+    with pytest.raises(ValueError, match="at least one"):
+        build_tree([sequence(prompt, completion)])
+
+
+def test_values_must_fit_the_completion():
+    with pytest.raises(ValueError, match="advantage has 1 values for 2 completion tokens"):
+        packed(sequence((1,), (2, 3), advantage=(1.0,)))
+
+
+def test_sequences_must_carry_the_same_values():
+    with pytest.raises(ValueError, match="weight"):
+        packed(sequence((1,), (2,), advantage=(1.0,)), sequence((1,), (3,), advantage=(1.0,), weight=(1.0,)))
+
+
+def test_batch_moves_as_a_whole():
+    batch = packed(sequence((1, 2), (3, 4), advantage=(1.0, 2.0))).to(torch.device("meta"))
+    tensors = [batch.token_ids, batch.position_ids, batch.predict_from, batch.targets, *batch.values.values()]
+    tensors += [tensor for group in batch.siblings for tensor in (group.prefix, group.rows, group.valid)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+# token budget
+
+
+def six_token_tree() -> Node:
+    return build_tree([sequence((1, 2, 3), (7, 8, 9)), sequence((1, 2, 3), (4, 9))])  # 3 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    "budget, sizes", [(18, [3]), (17, [2, 1]), (12, [2, 1]), (11, [1, 1, 1]), (6, [1, 1, 1]), (5, [1, 1, 1])]
+)
+def test_budget_counts_shared_tokens_once_and_splits_no_tree(budget, sizes):
+    trees = [six_token_tree() for _ in range(3)]
+    batches = list(micro_batches(trees, budget))
+    assert [len(batch) for batch in batches] == sizes
+    assert [tree for batch in batches for tree in batch] == trees
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 5])
+def test_num_tokens_is_what_is_packed(sequences):
+    tree = build_tree([sequence((1, 2, 3, k % 2), range(k + 1)) for k in range(sequences)])
+    assert tree.num_tokens == pack([tree]).token_ids.numel()
+
+
+def test_no_trees_no_batches():
+    assert list(micro_batches([], 100)) == []
+
+
+# equality with dense copies
+
+
+@pytest.fixture
+def double_precision(monkeypatch):
+    """Everything in float64: Qwen3's norm and rotary embedding and our head would otherwise round to float32."""
+
+    def norm(self, hidden_states):
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
+
+    monkeypatch.setattr(Qwen3RMSNorm, "forward", norm)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def tokens(source: random.Random, count: int) -> tuple[int, ...]:
+    return tuple(source.randrange(VOCABULARY) for _ in range(count))
+
+
+def with_ids(groups: list[list[tuple]], source: random.Random) -> list[list[TrainSequence]]:
+    """Every target token gets a number of its own, to find its row by, and a coefficient in the loss."""
+    number, forest = 0, []
+    for group in groups:
+        sequences = []
+        for prompt, completion in group:
+            ids = tuple(float(number + i) for i in range(len(completion)))
+            number += len(completion)
+            coefficients = tuple(source.choice((-4.0, -0.5, 0.25, 1.0, 4.0)) for _ in completion)
+            sequences.append(sequence(prompt, completion, id=ids, coefficient=coefficients))
+        forest.append(sequences)
+    return forest
+
+
+def session_like(source: random.Random, num_agents: int, num_rollouts: int) -> list[tuple]:
+    dialogue = tokens(source, source.randint(1, 9))
+    group = []
+    for agent in range(num_agents):
+        prompt = (*dialogue, agent, *tokens(source, source.randint(0, 4)))
+        group += [(prompt, tokens(source, source.randint(1, 8))) for _ in range(source.randint(1, num_rollouts))]
+    return group
+
+
+def forests() -> dict[str, list[list[TrainSequence]]]:
+    source = random.Random(1)
+    cases = {
+        "one sequence": [[((5, 6, 7), (8, 9, 10))]],
+        "one-token prompt and completion": [[((5,), (8,))]],
+        "one prompt": [[((5, 6, 7), tokens(source, count)) for count in (4, 1, 7)]],
+        "one-token completions": [[((5, 6, prompt), (8 + k,)) for prompt in (1, 2) for k in range(3)]],
+        "prompt equal to the common start": [[((5, 6), (1, 2, 3)), ((5, 6, 7), (1, 2)), ((5, 6, 7, 8), (4, 5, 6, 7))]],
+        "common start with two completions": [[((5, 6), (1, 2)), ((5, 6), (3, 4, 5)), ((5, 6, 7), (1, 2))]],
+        "nothing in common": [[((5, 6), (1, 2)), ((7,), (1, 2, 3)), ((7,), (4, 4))]],
+        "the same sequence twice": [[((5, 6), (1, 2, 3)), ((5, 6), (1, 2, 3))]],
+        "four agents": [session_like(source, 4, 3)],
+        "several trees": [session_like(source, agents, 3) for agents in (4, 1, 2)] + [[((5, 6, 7), (8, 9))]],
+    }
+    cases |= {f"random {k}": [session_like(source, source.randint(1, 4), 4) for _ in range(3)] for k in range(3)}
+    return {name: with_ids(groups, source) for name, groups in cases.items()}
+
+
+FORESTS = forests()
+
+
+def dense_logits(model: PreTrainedModel, item: TrainSequence) -> torch.Tensor:
+    """(completion, V): the plain forward of one sequence alone."""
+    ids = torch.tensor([item.prompt_token_ids + item.completion_token_ids])
+    start = len(item.prompt_token_ids) - 1
+    return model(input_ids=ids, use_cache=False).logits[0, start:-1]
+
+
+def dense_rows(model: PreTrainedModel, item: TrainSequence, temperature: float) -> torch.Tensor:
+    logprobs = (dense_logits(model, item) / temperature).log_softmax(-1)
+    return logprobs.gather(-1, torch.tensor(item.completion_token_ids)[:, None]).squeeze(-1)
+
+
+def by_id(batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
+    return rows[batch.values["id"].argsort()]
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    return {name.removeprefix("model."): grad for (name, _), grad in zip(model.named_parameters(), found, strict=True)}
+
+
+def assert_same_gradients(actual: dict, expected: dict, relative: float) -> None:
+    actual = {name.removeprefix("model."): grad for name, grad in actual.items()}
+    expected = {name.removeprefix("model."): grad for name, grad in expected.items()}
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        gap = (actual[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-30)
+        assert gap <= relative, f"{name}: {gap:.2e}"
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("forest", FORESTS.values(), ids=FORESTS)
+def test_packed_trees_equal_dense_copies(forest, tied, double_precision):
+    model = make_model(tied=tied)
+    sequences = [item for group in forest for item in group]
+    dense = [dense_rows(model, item, temperature=0.7) for item in sequences]
+    coefficients = torch.tensor([c for item in sequences for c in item.values["coefficient"]], dtype=torch.float64)
+    dense_gradients = gradients(model, (torch.cat(dense) * coefficients).sum())
+
+    policy, batch = packed_copy(model), pack([build_tree(group) for group in forest])
+    logprobs = policy(batch, temperature=0.7).logprobs
+    assert logprobs.dtype == torch.float64
+    assert (by_id(batch, logprobs) - torch.cat(dense)).abs().max() <= 1e-10
+    packed_gradients = gradients(policy, (logprobs * batch.values["coefficient"]).sum())
+    assert_same_gradients(packed_gradients, dense_gradients, relative=1e-10)
+
+
+def test_entropy_is_that_of_the_dense_distribution(double_precision):
+    model, (group,) = make_model(), FORESTS["four agents"]
+    with torch.no_grad():
+        expected = torch.cat([Categorical(logits=dense_logits(model, item) / 0.7).entropy() for item in group])
+    batch = pack([build_tree(group)])
+    entropy = packed_copy(model)(batch, temperature=0.7).entropy
+    assert (by_id(batch, entropy) - expected).abs().max() <= 1e-10
+
+
+def test_gradient_checkpointing_changes_nothing(double_precision):
+    model, batch = make_model(), pack([build_tree(group) for group in FORESTS["several trees"]])
+    results = []
+    for checkpointing in (False, True):
+        policy = packed_copy(model).train()
+        if checkpointing:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = (policy(batch).logprobs * batch.values["coefficient"]).sum()
+        results.append(gradients(policy, loss))
+    assert_same_gradients(results[1], results[0], relative=1e-12)
+
+
+def test_training_leaves_the_dense_model_alone():
+    model = make_model()
+    packed_copy(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_completion_does_not_see_its_siblings():
+    policy = packed_copy(make_model(dtype=torch.float32))
+    first, second = ((5, 6, 7), (1, 2, 3)), ((5, 6, 7), (9, 9, 9))
+    before = policy(packed(sequence(*first), sequence((5, 6, 7), (4, 5, 6)))).logprobs[:3]
+    after = policy(packed(sequence(*first), sequence(*second))).logprobs[:3]
+    assert torch.equal(before, after)
+
+
+# micro-batches and rows without loss
+
+
+def summed_gradients(policy: Policy, batches: list[list[Node]]) -> dict[str, torch.Tensor]:
+    policy.zero_grad()
+    for nodes in batches:
+        batch = pack(nodes)
+        (policy(batch).logprobs * batch.values["coefficient"]).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
+
+
+def test_any_split_gives_the_same_gradient():
+    policy = packed_copy(make_model(dtype=torch.float32))
+    groups = [group for name in ("several trees", "random 0", "random 1") for group in FORESTS[name]]
+    trees = [build_tree(group) for group in groups]
+    whole = summed_gradients(policy, [trees])
+    total = sum(tree.num_tokens for tree in trees)
+    splits = [list(micro_batches(trees, budget)) for budget in (1, total // 4, total // 2)]
+    assert [len(split) for split in splits] == sorted({len(split) for split in splits}, reverse=True)
+    sequences_alone = [[build_tree([item])] for group in groups for item in group]
+    for split in [*splits, [trees[::-1]], sequences_alone]:
+        assert_same_gradients(summed_gradients(policy, split), whole, relative=1e-6)
+
+
+def test_rows_with_coefficient_zero_have_exactly_no_gradient():
+    policy = packed_copy(make_model(tied=False, dtype=torch.float32))
+    batch = packed(
+        sequence((1, 2), (3, 4, 5), coefficient=(1.0, 1.0, 1.0)),
+        sequence((1, 2), (6, 7, 8), coefficient=(0.0, 0.0, 0.0)),
+        sequence((1, 2, 9), (3, 4), coefficient=(0.0, 0.0)),
+    )
+    (policy(batch).logprobs * batch.values["coefficient"]).sum().backward()
+    embedding = policy.model.get_input_embeddings().weight.grad
+    assert torch.count_nonzero(embedding[[6, 7, 9]]) == 0
+    assert all(torch.count_nonzero(embedding[token]) for token in (1, 2, 3, 4))
+
+
+def test_all_rows_zero_is_a_zero_gradient():
+    policy = packed_copy(make_model(dtype=torch.float32))
+    batch = pack([build_tree(group) for group in FORESTS["several trees"]])
+    (policy(batch).logprobs * 0.0).sum().backward()
+    assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in policy.parameters())
+
+
+# refusals
+
+
+def refused(config) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_sliding_window_is_refused():
+    config = Qwen3Config(**TINY, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(ValueError, match="full attention in every layer.*sliding_attention"):
+        use_shared_prefix(refused(config))
+
+
+def test_sliding_window_without_layer_types_is_refused():
+    with pytest.raises(ValueError, match="full attention"):
+        use_shared_prefix(refused(MistralConfig(**TINY, sliding_window=4)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3MoeConfig(**TINY, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
+        MixtralConfig(**TINY, num_local_experts=4, sliding_window=None),
+        DeepseekV3Config(**TINY | {"num_key_value_heads": 4}, n_routed_experts=8, n_group=2, topk_group=1),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_mixture_of_experts_is_refused(config):
+    with pytest.raises(ValueError, match="mixture-of-experts"):
+        use_shared_prefix(refused(config))
+
+
+def test_rotary_embedding_that_depends_on_length_is_refused():
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(ValueError, match="rope|rotary|position"):
+        use_shared_prefix(make_model(max_position_embeddings=8, rope_parameters=scaling))
+
+
+def test_head_with_a_bias_is_not_read_as_one_without():
+    config = GPTNeoXConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    model = AutoModelForCausalLM.from_config(config)
+    assert model.get_output_embeddings().bias is None  # GPT-NeoX has none: the plain case passes
+    Policy(model)
+
+
+def test_dropout_is_refused_while_training():
+    policy, batch = Policy(make_model(attention_dropout=0.1)), packed(sequence((1, 2), (3,)))
+    policy.eval()(batch)
+    with pytest.raises(ValueError, match="attention_dropout 0"):
+        policy.train()(batch)
+
+
+def test_attention_refuses_dropout_by_itself():
+    query = torch.zeros(1, 1, 1, 4)
+    with pytest.raises(ValueError, match="dropout"):
+        shared_prefix_attention(torch.nn.Identity(), query, query, query, None, siblings=[], dropout=0.5)
+
+
+# head
+
+
+def test_two_way_distribution_by_hand():
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])  # probabilities 1/4 and 3/4
+    output = token_logprobs(hidden, weight, torch.tensor([1]))
+    assert output.logprobs.item() == pytest.approx(-0.287682)  # ln 3/4
+    assert output.entropy.item() == pytest.approx(0.562335)  # 1/4 ln 4 + 3/4 ln 4/3
+
+
+def test_temperature_divides_logits_before_everything():
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])
+    output = token_logprobs(hidden, weight, torch.tensor([0]), temperature=0.5)  # probabilities 1/10 and 9/10
+    assert output.logprobs.item() == pytest.approx(-2.302585)
+    assert output.entropy.item() == pytest.approx(0.325083)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_head_equals_torch_distributions(temperature):
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(7, 16), torch.randn(33, 16), torch.randint(33, (7,))
+    expected = Categorical(logits=hidden @ weight.T / temperature)
+    output = token_logprobs(hidden, weight, targets, temperature)
+    torch.testing.assert_close(output.logprobs, expected.log_prob(targets), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.entropy, expected.entropy(), rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_carries_no_gradient():
+    hidden = torch.randn(3, 4, requires_grad=True)
+    output = token_logprobs(hidden, torch.randn(5, 4), torch.tensor([0, 1, 2]))
+    assert output.logprobs.requires_grad and not output.entropy.requires_grad
+
+
+def test_entropy_does_not_disturb_the_gradient():
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4), torch.tensor([0, 1, 2])
+    token_logprobs(hidden, weight, targets).logprobs.sum().backward()
+    probabilities = (hidden @ weight.T).softmax(-1)
+    torch.testing.assert_close(hidden.grad, weight[targets] - probabilities.detach() @ weight)
+
+
+def test_head_works_in_float32_on_bfloat16_states():
+    hidden, weight = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
+    output = token_logprobs(hidden, weight, torch.tensor([0, 1, 2]))
+    assert output.logprobs.dtype == output.entropy.dtype == torch.float32
+
+
+# policy
+
+
+def test_policy_switches_the_attention():
+    assert packed_copy(make_model()).model.config._attn_implementation == NAME
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_load_model_in_the_configured_dtype(tmp_path, dtype):
+    make_model(dtype=torch.float32).save_pretrained(tmp_path)
+    model = load_model(tmp_path, ModelConfig(dtype=dtype, gradient_checkpointing=True))
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert model.is_gradient_checkpointing
+
+
+def test_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"no model at '{tmp_path}'"):
+        load_model(tmp_path, ModelConfig())
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match="'float16'"):
+        ModelConfig(dtype="float16")

@@ -1,0 +1,364 @@
+import asyncio
+import itertools
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+
+from membuilder.errors import ConfigError
+from membuilder.retrieve import Retrieval
+from membuilder.types import ENTRY_AGENTS, Agent, Bank, CoreQuote, Entry, Failure, FailureKind, Question
+from reward.attribution import attribution_weights
+from reward.judges import Verdict, coverage, evidence, load_judge
+from reward.length import LengthConfig, core_penalty, entry_penalty, length_penalty
+from reward.qa import QAResult, answer_banks, answer_questions
+from reward.score import AgentOutput, RewardConfig, RewardStatus, score
+from tests.fakes import HashEmbedder
+
+CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
+DAY = datetime(2023, 5, 8)
+BROKEN = Failure(kind=FailureKind.NOT_JSON, detail="no JSON")
+
+
+def entry(number: int, text: str, agent: Agent = EPISODIC, session: int = 0, sources=()) -> Entry:
+    return Entry(id=f"m{number}", agent=agent, text=text, session=session, timestamp=DAY, source_turns=sources)
+
+
+def question(text: str = "cat?", answer: str | None = "Miso", evidence=("D1:1",), answerable: bool = True) -> Question:
+    return Question(id="q", text=text, answer=answer, category="single", evidence=evidence, answerable=answerable)
+
+
+def found(*entries: Entry) -> Retrieval:
+    return Retrieval(entries=entries, scores=(1.0,) * len(entries))
+
+
+def qa_of(*correct: float | None, retrieved=()) -> QAResult:
+    """Verdicts as given; the agents in `retrieved` have one entry each retrieved for the first question."""
+    entries = tuple(entry(i, "text", agent) for i, agent in enumerate(retrieved))
+    retrievals = tuple(found(*entries) if i == 0 else found() for i in range(len(correct)))
+    return QAResult(retrievals=retrievals, verdicts=tuple(Verdict(correct=c, reason="") for c in correct))
+
+
+def outputs_of(**changed: AgentOutput) -> dict[Agent, AgentOutput]:
+    fine = AgentOutput(failure=None, model_tokens=100, expert_tokens=100)
+    return {agent: changed.get(agent.value, fine) for agent in Agent}
+
+
+# length
+
+
+@pytest.mark.parametrize("tokens, penalty", [(0, 0), (150, 0), (200, 0.2), (275, 0.5), (400, 1), (9000, 1)])
+def test_core_penalty(tokens, penalty):
+    assert core_penalty(tokens) == pytest.approx(penalty)
+
+
+@pytest.mark.parametrize(
+    "model, expert, penalty",
+    [
+        (1000, 1000, 0),
+        (1300, 1000, 0),
+        (500, 1000, 0),
+        (1650, 1000, 0.5),  # (1.65 - 1.3) / 0.7
+        (2000, 1000, 1),
+        (5000, 1000, 1),
+        (350, 1000, 0.5),  # (0.5 - 0.35) / 0.3
+        (200, 1000, 1),
+        (0, 1000, 1),
+        (199, 100, 0),  # ratio 1.99 within the tolerance
+        (299, 100, 0),
+        (300, 100, 1),  # the tolerance is exclusive
+        (0, 199, 0),
+        (0, 0, 0),
+        (199, 0, 0),
+        (200, 0, 1),
+    ],
+)
+def test_entry_penalty(model, expert, penalty):
+    assert entry_penalty(model, expert) == pytest.approx(penalty)
+
+
+@pytest.mark.parametrize("tokens", [0, 40, 400, 4000])
+@pytest.mark.parametrize("agent", ENTRY_AGENTS)
+def test_an_output_identical_to_the_experts_costs_nothing(agent, tokens):
+    assert length_penalty(agent, tokens, tokens, LengthConfig()) == 0
+
+
+def test_the_core_is_held_to_bounds_and_entries_to_the_expert():
+    config = LengthConfig(core_start_tokens=10, core_maximum_tokens=20, tolerance_tokens=5, ratio_highest=1.8)
+    assert length_penalty(CORE, 15, 15, config) == 0.5
+    assert length_penalty(SEMANTIC, 15, 10, config) == pytest.approx(0.4)  # (1.5 - 1.3) / 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"core_start_tokens": 400}, {"ratio_lower": 0.1}, {"ratio_highest": 1.3}, {"tolerance_tokens": -1}]
+)
+def test_length_config_refuses_bounds_out_of_order(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LengthConfig(**wrong)
+
+
+# judges
+
+
+def test_evidence_needs_every_turn():
+    asked = question(evidence=("D1:1", "D2:4"))
+    first, second = entry(1, "one", sources=("D1:1", "D1:2")), entry(2, "two", sources=("D2:4",))
+    quoted = Bank(core="two", core_quotes=(CoreQuote(turn_id="D2:4", text="two"),))
+    assert evidence(asked, Bank(), found(first, second)).correct == 1
+    assert evidence(asked, Bank(), found(first)) == Verdict(correct=0.0, reason="not found: D2:4")
+    assert evidence(asked, quoted, found(first)).correct == 1
+    # in the bank, but not retrieved
+    assert evidence(asked, Bank(entries=(first, second)), found(first)).correct == 0
+
+
+def test_evidence_cannot_judge_without_evidence():
+    assert evidence(question(evidence=()), Bank(), found()).correct is None
+    assert evidence(question(answerable=False), Bank(), found()).correct is None
+
+
+def test_coverage_counts_content_words_of_the_answer():
+    asked = question(answer="In May she adopted the cat Miso")  # may, adopted, cat, miso
+    retrieved = found(entry(1, "Ann adopted MISO; catch"))
+    assert coverage(asked, Bank(), retrieved).correct == pytest.approx(0.5)
+    assert coverage(asked, Bank(), retrieved).reason == "not found: cat, may"
+    assert coverage(asked, Bank(core="a cat since May"), retrieved).correct == 1
+    assert coverage(asked, Bank(), found()).correct == 0
+
+
+def test_coverage_cannot_judge_without_a_gold_answer():
+    assert coverage(question(answer=None), Bank(), found()).correct is None
+    assert coverage(question(answer="it is the"), Bank(), found()).correct is None
+    assert coverage(question(answerable=False), Bank(), found()).correct is None
+    assert coverage(question(answer="No"), Bank(core="no"), found()).correct == 1
+
+
+def test_load_judge_by_name_and_from_a_users_file(tmp_path):
+    assert load_judge("evidence") is evidence
+    assert load_judge("coverage") is coverage
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from reward.judges import Verdict\n"
+        "def half(question, bank, retrieval):\n    return Verdict(correct=0.5, reason=question.text)\n"
+    )
+    assert load_judge(f"{path}:half")(question("why?"), Bank(), found()) == Verdict(correct=0.5, reason="why?")
+
+
+@pytest.mark.parametrize(
+    "name, problem", [("evidnce", "neither evidence, coverage"), ("no/file.py:judge", "no/file.py"), ("", "neither")]
+)
+def test_an_unknown_judge_is_a_config_error(name, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load_judge(name)
+
+
+def test_a_file_without_the_function_is_a_config_error(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="judge"):
+        load_judge(f"{tmp_path / 'mine.py'}:judge")
+
+
+@pytest.mark.parametrize("correct", [-0.1, 1.1, float("nan")])
+def test_a_verdict_lies_between_0_and_1(correct):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Verdict(correct=correct, reason="")
+
+
+# question answering
+
+
+def test_memories_of_earlier_sessions_answer_and_count():
+    bank = Bank(
+        entries=(
+            entry(1, "cat miso", EPISODIC, session=0, sources=("D1:1",)),
+            entry(2, "bike", SEMANTIC, session=5, sources=("D6:1",)),
+        )
+    )
+    result = answer_questions(bank, [question("cat miso")], HashEmbedder(), evidence, k=1)
+    assert result.accuracy == 1
+    assert result.retrieval_counts == {EPISODIC: 1, SEMANTIC: 0, PROCEDURAL: 0}
+
+
+def test_accuracy_and_counts_over_all_questions():
+    bank = Bank(entries=(entry(1, "cat", EPISODIC, sources=("D1:1",)), entry(2, "bike", SEMANTIC, sources=("D1:2",))))
+    questions = [
+        question("cat", evidence=("D1:1",)),
+        question("bike", evidence=("D1:9",)),
+        question("bike", evidence=()),
+    ]
+    result = answer_questions(bank, questions, HashEmbedder(), evidence, k=1)
+    assert [verdict.correct for verdict in result.verdicts] == [1, 0, None]
+    assert result.accuracy == 0.5  # the third could not be judged: it is missing, not wrong
+    assert result.num_missing == 1
+    assert result.retrieval_counts == {EPISODIC: 1, SEMANTIC: 2, PROCEDURAL: 0}
+
+
+def test_no_question_and_no_verdict_leave_the_accuracy_missing():
+    assert answer_questions(Bank(), [], HashEmbedder(), evidence).accuracy is None
+    assert answer_questions(Bank(), [question(evidence=())], HashEmbedder(), evidence).accuracy is None
+
+
+def test_each_question_is_embedded_once():
+    embedder = HashEmbedder()
+    answer_questions(Bank(entries=(entry(1, "cat"),)), [question("where?"), question("when?")], embedder, evidence)
+    assert sorted(embedder.embedded) == ["cat", "when?", "where?"]
+
+
+def test_superseded_entries_can_be_left_out():
+    old = entry(1, "cat miso", sources=("D1:1",))
+    bank = Bank(entries=(old, replace(entry(2, "dog"), supersedes=("m1",))))
+    asked = [question("cat miso")]
+    assert answer_questions(bank, asked, HashEmbedder(), evidence).accuracy == 1
+    assert answer_questions(bank, asked, HashEmbedder(), evidence, include_superseded=False).accuracy == 0
+
+
+@pytest.mark.parametrize("error", [TimeoutError("80 s"), ConnectionRefusedError("port 8000")])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_unreachable_judge_is_missing_and_says_why(error, is_async):
+    def judge(asked, bank, retrieval):
+        if asked.text == "cat":
+            raise error
+        return Verdict(correct=0.25, reason="")
+
+    async def async_judge(asked, bank, retrieval):
+        return judge(asked, bank, retrieval)
+
+    chosen = async_judge if is_async else judge
+    result = answer_questions(Bank(), [question("cat"), question("dog")], HashEmbedder(), chosen)
+    assert [verdict.correct for verdict in result.verdicts] == [None, 0.25]
+    assert result.verdicts[0].reason == f"judge unreachable: {type(error).__name__}: {error}"
+    assert result.accuracy == 0.25
+
+
+def test_a_faulty_judge_ends_the_run():
+    def raises(asked, bank, retrieval):
+        raise KeyError("grade")
+
+    with pytest.raises(KeyError, match="grade"):
+        answer_questions(Bank(), [question()], HashEmbedder(), raises)
+    with pytest.raises(TypeError, match="must return a reward.judges.Verdict, got True"):
+        answer_questions(Bank(), [question()], HashEmbedder(), lambda *case: True)
+
+
+def test_an_async_judge_sees_all_banks_questions_together_and_answers_stay_in_place():
+    num_questions = 5
+    everyone_asked = asyncio.Event()
+    waiting = []
+
+    async def judge(asked, bank, retrieval):
+        waiting.append(asked)
+        if len(waiting) == num_questions:
+            everyone_asked.set()
+        await asyncio.wait_for(everyone_asked.wait(), timeout=5)
+        return Verdict(correct=0.5 if bank.core == "b" else 1.0, reason=asked.text)
+
+    tasks = [
+        (Bank(core="a"), [question("1"), question("2")]),
+        (Bank(core="-"), []),
+        (Bank(core="b"), [question("3"), question("4"), question("5")]),
+    ]
+    results = answer_banks(tasks, HashEmbedder(), judge)
+    assert [[verdict.reason for verdict in result.verdicts] for result in results] == [["1", "2"], [], ["3", "4", "5"]]
+    assert [result.accuracy for result in results] == [1.0, None, 0.5]
+
+
+# attribution
+
+
+@pytest.mark.parametrize(
+    "counts, boosted",
+    [
+        ((12, 30, 8), SEMANTIC),
+        ((5, 0, 0), EPISODIC),
+        ((1, 2, 3), PROCEDURAL),
+        ((9, 9, 1), None),
+        ((0, 4, 4), None),
+        ((0, 0, 0), None),
+    ],
+)
+def test_only_a_clear_leader_is_boosted(counts, boosted):
+    weights = attribution_weights(dict(zip(ENTRY_AGENTS, counts, strict=True)))
+    assert weights == {agent: 4.0 if agent is boosted else 1.0 for agent in Agent}
+
+
+def test_the_order_of_agents_never_matters_and_the_core_is_never_boosted():
+    counts = {CORE: 99, EPISODIC: 1, SEMANTIC: 7, PROCEDURAL: 3}
+    expected = {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 2.5, PROCEDURAL: 1.0}
+    for order in itertools.permutations(counts):
+        assert attribution_weights({agent: counts[agent] for agent in order}, alpha=2.5) == expected
+
+
+# score
+
+
+def test_score_worked_by_hand():
+    outputs = outputs_of(
+        core=AgentOutput(failure=None, model_tokens=275, expert_tokens=50),  # halfway from 150 to 400
+        semantic=AgentOutput(failure=None, model_tokens=1650, expert_tokens=1000),  # (1.65 - 1.3) / 0.7
+        procedural=AgentOutput(failure=BROKEN, model_tokens=0, expert_tokens=500),
+    )
+    result = score(outputs, qa_of(1, 0, 1, 1, 1, retrieved=(EPISODIC, SEMANTIC, SEMANTIC)), RewardConfig())
+    assert result.qa == 0.8
+    assert result.format == {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 1.0, PROCEDURAL: 0.0}
+    assert result.length == pytest.approx({CORE: 0.5, EPISODIC: 0.0, SEMANTIC: 0.5, PROCEDURAL: None})
+    # 0.8 * (1 - 0.8 * 0.5) = 0.48
+    assert result.reward == pytest.approx({CORE: 0.48, EPISODIC: 0.8, SEMANTIC: 0.48, PROCEDURAL: 0.0})
+    assert result.weights == {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 4.0, PROCEDURAL: 1.0}
+    assert result.retrieval_counts == {EPISODIC: 1, SEMANTIC: 2, PROCEDURAL: 0}
+    assert result.status[PROCEDURAL] is RewardStatus.INVALID
+    assert {result.status[agent] for agent in (CORE, EPISODIC, SEMANTIC)} == {RewardStatus.SCORED}
+
+
+@pytest.mark.parametrize("agent", Agent)
+def test_one_invalid_agent_leaves_the_others_untouched(agent):
+    qa = qa_of(1, 0.5, retrieved=(SEMANTIC,))
+    fine = score(outputs_of(), qa, RewardConfig())
+    failed = AgentOutput(failure=BROKEN, model_tokens=0, expert_tokens=100)
+    broken = score(outputs_of(**{agent.value: failed}), qa, RewardConfig())
+    assert (broken.reward[agent], broken.status[agent]) == (0.0, RewardStatus.INVALID)
+    assert broken.weights == fine.weights
+    for other in set(Agent) - {agent}:
+        assert broken.reward[other] == fine.reward[other] == 0.75
+        assert broken.status[other] is RewardStatus.SCORED
+
+
+def test_the_order_of_outputs_never_matters():
+    outputs = outputs_of(core=AgentOutput(failure=None, model_tokens=300, expert_tokens=0))
+    qa = qa_of(1, retrieved=(PROCEDURAL,))
+    expected = score(outputs, qa, RewardConfig())
+    for order in itertools.permutations(Agent):
+        assert score({agent: outputs[agent] for agent in order}, qa, RewardConfig()) == expected
+
+
+@pytest.mark.parametrize(
+    "qa, status", [(qa_of(), RewardStatus.NO_QUESTIONS), (qa_of(None, None), RewardStatus.NOT_JUDGED)]
+)
+def test_without_an_accuracy_every_reward_is_missing_however_much_was_written(qa, status):
+    spam = AgentOutput(failure=None, model_tokens=100_000, expert_tokens=0)
+    failed = AgentOutput(failure=BROKEN, model_tokens=0, expert_tokens=0)
+    result = score(outputs_of(episodic=spam, semantic=failed), qa, RewardConfig())
+    assert result.qa is None
+    assert result.reward == dict.fromkeys(Agent)
+    assert result.status == dict.fromkeys(Agent, status)
+    assert result.num_missing_verdicts == len(qa.verdicts)
+
+
+def test_a_weight_changes_no_reward():
+    retrieved = qa_of(1, retrieved=(EPISODIC,))
+    plain, boosted = (score(outputs_of(), retrieved, RewardConfig(alpha=alpha)) for alpha in (1.0, 8.0))
+    assert plain.reward == boosted.reward == dict.fromkeys(Agent, 1.0)
+    assert (plain.weights[EPISODIC], boosted.weights[EPISODIC]) == (1.0, 8.0)
+
+
+def test_the_length_weight_is_the_share_a_full_penalty_takes():
+    long = AgentOutput(failure=None, model_tokens=2000, expert_tokens=1000)
+    rewards = [
+        score(outputs_of(semantic=long), qa_of(1), RewardConfig(length_weight=weight)).reward[SEMANTIC]
+        for weight in (0.0, 0.8, 1.0)
+    ]
+    assert rewards == pytest.approx([1.0, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("wrong", [{"num_questions": 0}, {"top_k": 0}, {"length_weight": 1.5}, {"alpha": 0.0}])
+def test_reward_config_refuses_values_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RewardConfig(**wrong)

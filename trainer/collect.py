@@ -1,0 +1,93 @@
+"""Experience for one step: sample, apply, ask, score. Dense: right after each session. Sparse: at the dialogue's end."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+from transformers import PreTrainedTokenizerBase
+
+from membuilder.build import shown_entries
+from membuilder.embed import TextEmbedder
+from membuilder.prompts import PromptConfig
+from membuilder.types import Bank
+from reward.judges import Judge
+from reward.qa import answer_banks
+from reward.rollouts import ScoredGroup, choose_questions, score_group
+from reward.score import RewardConfig
+from rollout.sampler import Task, sample_groups
+from rollout.types import Engine, Group, SamplingConfig
+from trainer.corpus import ExpertBuild
+from trainer.stream import SessionStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collector:
+    """Everything sampling and scoring need besides the sessions of the step."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    embedder: TextEmbedder
+    judge: Judge
+    prompts: PromptConfig
+    sampling: SamplingConfig
+    reward: RewardConfig
+    num_rollouts: int
+    count_tokens: Callable[[Sequence[str]], int]
+
+    def dense(self, stream: SessionStream, seed: int) -> list[ScoredGroup]:
+        """Each session of the stream's current tasks: G rollouts from one bank, asked the session's questions."""
+        tasks = stream.tasks()
+        groups = self._sample(tasks, self.num_rollouts, seed)
+        banks, expert_tokens = [], []
+        for slot, group in enumerate(groups):
+            build, session = stream.expert(slot)
+            asked = build.dialogue.questions_after(session)
+            questions = choose_questions(asked, self.reward.num_questions, f"{seed}-{group.id}")
+            banks += [(rollout.bank, questions) for rollout in group.rollouts]
+            expert_tokens.append(build.tokens_written(self.count_tokens)[session])
+        answers = iter(self._answer(banks))
+        scored = [
+            score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, self.reward)
+            for group, expert in zip(groups, expert_tokens, strict=True)
+        ]
+        stream.advance(groups)
+        return scored
+
+    def sparse(self, builds: Sequence[ExpertBuild], num_dialogues: int, seed: int) -> list[ScoredGroup]:
+        """Whole dialogues, G rollouts each with a bank of its own; every session gets the reward of the end."""
+        chosen = random.Random(seed).sample(list(builds), num_dialogues)
+        return [scored for offset, build in enumerate(chosen) for scored in self._dialogue(build, seed + offset)]
+
+    def _dialogue(self, build: ExpertBuild, seed: int) -> list[ScoredGroup]:
+        banks, groups = [Bank()] * self.num_rollouts, []
+        for step in build.steps:
+            session = step.session
+            tasks = [
+                Task(
+                    id=f"{build.dialogue.id}/{session.index}",
+                    dialogue_id=build.dialogue.id,
+                    session=session,
+                    bank=bank,
+                    shown=shown_entries(session, bank, self.embedder, self.prompts),
+                )
+                for bank in banks
+            ]
+            rollouts = tuple(group.rollouts[0] for group in self._sample(tasks, 1, seed * 1000 + session.index))
+            groups.append(
+                Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts)
+            )
+            banks = [rollout.bank for rollout in rollouts]
+        questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
+        answers = self._answer([(bank, questions) for bank in banks])
+        expert_tokens = build.tokens_written(self.count_tokens)
+        return [
+            score_group(group, answers, expert, self.count_tokens, self.reward)
+            for group, expert in zip(groups, expert_tokens, strict=True)
+        ]
+
+    def _sample(self, tasks: Sequence[Task], num_rollouts: int, seed: int) -> list[Group]:
+        return sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.sampling, num_rollouts, seed)
+
+    def _answer(self, banks):
+        return answer_banks(banks, self.embedder, self.judge, self.reward.top_k, self.reward.include_superseded)

@@ -1,0 +1,105 @@
+"""The dialogues of a run, and what the offline expert makes of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from membuilder.build import Step, build, in_parts
+from membuilder.datasets.load import load, split
+from membuilder.embed import TextEmbedder
+from membuilder.generate.dialogue import generate
+from membuilder.operations import render
+from membuilder.prompts import PromptConfig, render_prompt
+from membuilder.rules import propose
+from membuilder.types import Agent, Dialogue
+from rollout.tokens import encode_completion, encode_prompt
+from trainer.packing import Node, TrainSequence, build_tree
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    path: str | None = None
+    """LoCoMo or LongMemEval JSON file (gz or not); null: the generated corpus."""
+    eval_path: str | None = None
+    """A file of its own for the held-out side; null: `path` is split by dialogue."""
+    held_out: float = 0.3
+    """Share of the dialogues of `path` kept apart for evaluation."""
+    num_train: int = 200
+    """Dialogues to generate for training."""
+    num_held_out: int = 20
+    """Dialogues to generate for evaluation, about other people."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1 or min(self.num_train, self.num_held_out) < 1:
+            raise ValueError("need 0 < held_out < 1 and at least one dialogue on each side")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    train: list[Dialogue]
+    held_out: list[Dialogue]
+
+
+def load_corpus(config: DataConfig, max_turns: int) -> Corpus:
+    """Train and held-out dialogues; no dialogue (in the generated corpus: no person) is on both sides."""
+    if config.path is None:
+        train = generate(config.num_train, config.seed, "train")
+        held_out = generate(config.num_held_out, config.seed, "heldout")
+    elif config.eval_path is not None:
+        train, held_out = load(config.path), load(config.eval_path)
+    else:
+        train, held_out = split(load(config.path), config.held_out, config.seed)
+    return Corpus(
+        train=[in_parts(dialogue, max_turns) for dialogue in train],
+        held_out=[in_parts(dialogue, max_turns) for dialogue in held_out],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertBuild:
+    """What the rules did with one dialogue: one step a session."""
+
+    dialogue: Dialogue
+    steps: tuple[Step, ...]
+
+    def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[Agent, int]]:
+        """Per session, the memory tokens each agent wrote: what the length penalty compares with."""
+        return [{agent: count_tokens(step.result.written[agent]) for agent in Agent} for step in self.steps]
+
+
+def expert_builds(
+    dialogues: Sequence[Dialogue], embedder: TextEmbedder, prompts: PromptConfig, label: str
+) -> list[ExpertBuild]:
+    bar = tqdm(dialogues, desc=label, unit="dialogue")
+    return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
+
+
+def sft_tree(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> Node:
+    """One session's four prompts and the expert's answers to them; operations that failed are not training data."""
+    sequences = []
+    for agent in Agent:
+        if agent in step.result.failures:
+            continue
+        num_turns, shown = len(step.session.turns), step.shown[agent]
+        prompt = render_prompt(agent, step.session, step.bank_before, shown, prompts)
+        answer = render(step.updates[agent], agent, num_turns, shown, prompts.response_format)
+        sequences.append(
+            TrainSequence(
+                prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),
+                completion_token_ids=tuple(encode_completion(tokenizer, answer)),
+            )
+        )
+    return build_tree(sequences)
+
+
+def training_text(builds: Sequence[ExpertBuild], prompts: PromptConfig) -> list[str]:
+    """Every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
+    return [
+        render_prompt(agent, step.session, step.bank_before, step.shown[agent], prompts)
+        for expert in builds
+        for step in expert.steps
+        for agent in Agent
+    ]

@@ -1,0 +1,230 @@
+"""Figures of a run, drawn from what it wrote: metrics.jsonl and summary.json. A metric that was not logged has no panel.
+
+python -m trainer.plots runs/rl
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from membuilder.types import Agent  # noqa: E402
+from trainer.log import METRICS_FILE, read_jsonl  # noqa: E402
+
+# Okabe and Ito's colours, told apart by colour-blind readers; an agent has one colour in every figure.
+INK, GREY = "#222222", "#9a9a9a"
+COLOURS = {Agent.CORE: "#0072B2", Agent.EPISODIC: "#D55E00", Agent.SEMANTIC: "#009E73", Agent.PROCEDURAL: "#CC79A7"}
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.12,
+    "savefig.dpi": 150,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    metric: str
+    label: str
+    colour: str
+    style: str = "-"
+    width: float = 1.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    floor: float | None = None
+    """Lowest value of the y axis, for quantities that cannot go below it."""
+
+
+def _per_agent(prefix: str, *, style: str = "-", suffix: str = "") -> tuple[Line, ...]:
+    return tuple(
+        Line(metric=f"{prefix}/{agent}", label=f"{agent}{suffix}", colour=COLOURS[agent], style=style)
+        for agent in Agent
+    )
+
+
+def _one(metric: str, label: str, colour: str = INK) -> tuple[Line, ...]:
+    return (Line(metric=metric, label=label, colour=colour, width=1.8),)
+
+
+REWARD = (
+    Panel(title="Reward", unit="reward, 0 to 1", lines=_per_agent("reward") + _one("reward/mean", "mean"), floor=0),
+    Panel(title="Questions answered", unit="share of questions", lines=_one("qa/accuracy", "answered"), floor=0),
+    Panel(title="Format kept", unit="share of outputs", lines=_per_agent("format"), floor=0),
+    Panel(title="Length penalty", unit="penalty, 0 to 1", lines=_per_agent("length_penalty"), floor=0),
+)
+LENGTHS = (
+    Panel(
+        title="Memory written per session, against the expert",
+        unit="tokens",
+        lines=_per_agent("memory_tokens") + _per_agent("expert_tokens", style=":", suffix=" (expert)"),
+        floor=0,
+    ),
+    Panel(title="Completion length", unit="tokens", lines=_one("completions/mean_length", "mean"), floor=0),
+)
+DRIFT = (
+    Panel(title="KL to the reference model", unit="nats per token", lines=_one("kl", "KL")),
+    Panel(
+        title="Log-probability gap between engine and trainer",
+        unit="nats, mean absolute",
+        lines=_one("sampling/logp_difference/mean", "difference"),
+        floor=0,
+    ),
+    Panel(title="Entropy", unit="nats per token", lines=_one("entropy", "entropy"), floor=0),
+    Panel(title="Clipped tokens", unit="share of tokens", lines=_one("clip_ratio/mean", "clipped"), floor=0),
+    Panel(title="Gradient norm", unit="before clipping", lines=_one("grad_norm", "norm"), floor=0),
+)
+SFT = (
+    Panel(
+        title="Supervised fine-tuning loss",
+        unit="nats per token",
+        lines=_one("sft/loss", "training", COLOURS[Agent.CORE])
+        + _one("sft/val_loss", "validation", COLOURS[Agent.EPISODIC]),
+    ),
+)
+TIME = (
+    Panel(
+        title="Time per step",
+        unit="seconds",
+        lines=_one("time/generate", "generate", COLOURS[Agent.CORE])
+        + _one("time/score", "score", COLOURS[Agent.SEMANTIC])
+        + _one("time/learn", "learn", COLOURS[Agent.EPISODIC]),
+        floor=0,
+    ),
+)
+FIGURES = {"reward": REWARD, "lengths": LENGTHS, "drift": DRIFT, "sft": SFT, "time": TIME}
+
+Series = dict[str, tuple[list[int], list[float]]]
+
+
+def plot_run(run_dir: str | Path) -> list[Path]:
+    """Every figure the metrics.jsonl and summary.json of a run have data for, as PNGs in `run_dir`/plots."""
+    run_dir = Path(run_dir)
+    out_dir = run_dir / "plots"
+    written = []
+    if (run_dir / METRICS_FILE).is_file():
+        series = read_series(run_dir / METRICS_FILE)
+        written += [plot_metrics(series, panels, out_dir / f"{name}.png") for name, panels in FIGURES.items()]
+    if (run_dir / "summary.json").is_file():
+        written.append(plot_summary(run_dir / "summary.json", out_dir / "accuracy.png"))
+    return [path for path in written if path is not None]
+
+
+def read_series(path: str | Path) -> Series:
+    """Metric -> (steps, values), leaving out the steps where it was not logged or not finite."""
+    series: Series = {}
+    for line in read_jsonl(path):
+        for name, value in line.items():
+            if name not in ("step", "nonfinite") and value is not None:
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(line["step"])
+                values.append(value)
+    return series
+
+
+def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | None:
+    """One figure, a panel below the other over the same steps; None when no line of any panel has data."""
+    present = [panel for panel in panels if any(line.metric in series for line in panel.lines)]
+    if not present:
+        return None
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(present), 1, sharex=True, squeeze=False, figsize=(8, 0.5 + 2.4 * len(present)), layout="constrained"
+        )
+        for ax, panel in zip(axes[:, 0], present, strict=True):
+            _draw_panel(ax, panel, series)
+        figure.align_ylabels()
+        axes[-1, 0].set_xlabel("optimizer step")
+        axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        return _save(figure, out)
+
+
+def plot_summary(path: str | Path, out: Path) -> Path | None:
+    """Accuracy per system, best first, with the memory it needed; None when no system has an accuracy."""
+    systems = json.loads(Path(path).read_text(encoding="utf-8"))["systems"]
+    scored = [(name, system) for name, system in systems.items() if system.get("accuracy") is not None]
+    if not scored:
+        return None
+    scored.sort(key=lambda item: item[1]["accuracy"])
+    names = [name for name, _ in scored]
+    columns = [("accuracy", "Questions answered", COLOURS[Agent.CORE])]
+    if any(system.get("memory_tokens") is not None for _, system in scored):
+        columns.append(("memory_tokens", "Memory, tokens per dialogue", GREY))
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(
+            1, len(columns), sharey=True, squeeze=False, figsize=(9, 0.9 + 0.4 * len(names)), layout="constrained"
+        )
+        for ax, (key, title, colour) in zip(axes[0], columns, strict=True):
+            _draw_bars(ax, names, [system.get(key) for _, system in scored], colour, is_share=key == "accuracy")
+            ax.set_title(title)
+        return _save(figure, out)
+
+
+def _draw_panel(ax: Axes, panel: Panel, series: Series) -> None:
+    for line in panel.lines:
+        if line.metric in series:
+            steps, values = series[line.metric]
+            # A metric logged once has no line to draw.
+            marker = "o" if len(steps) == 1 else None
+            ax.plot(steps, values, line.style, color=line.colour, linewidth=line.width, label=line.label, marker=marker)
+    ax.set_title(panel.title)
+    ax.set_ylabel(panel.unit)
+    if panel.floor is not None:
+        ax.set_ylim(bottom=panel.floor)
+    if len(panel.lines) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _draw_bars(ax: Axes, names: list[str], values: list[float | None], colour: str, *, is_share: bool) -> None:
+    present = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
+    bars = ax.barh([name for name, _ in present], [value for _, value in present], color=colour, height=0.62)
+    ax.bar_label(bars, [f"{value:.1%}" if is_share else f"{value:,.0f}" for _, value in present], padding=4)
+    for name, value in zip(names, values, strict=True):
+        if value is None:
+            ax.text(0, name, "  not measured", va="center", color=GREY)
+    ax.margins(x=0.18)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_visible(False)
+    ax.spines["bottom"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    plt.close(figure)
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw the figures of a run into its plots/ folder.")
+    parser.add_argument("run_dir", help="folder with metrics.jsonl, summary.json or both")
+    for written in plot_run(parser.parse_args().run_dir):
+        print(written)

@@ -1,0 +1,199 @@
+"""Reinforcement learning of memory construction: ADRPO, or any loss of your own.
+
+    accelerate launch -m trainer.rl --config configs/rl.yaml key=value ...
+    python -m trainer.rl --config configs/quickstart_rl.yaml model.path=DIR          one process, CPU
+
+Read `train` from top to bottom: sample sessions, generate, score, advantages, micro-batches, loss, step, sync, log,
+evaluate, save. Differs from the published method where that had a fault: rewards are computed in this process and never
+replaced by a fallback, sessions start from banks of the policy's own making, lengths share one unit.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from membuilder.config import parse_args
+from membuilder.errors import ConfigError
+from membuilder.prompts import PromptConfig
+from reward.score import RewardConfig
+from rollout.tokens import load_tokenizer
+from rollout.types import SamplingConfig
+from trainer.advantages import StdScale
+from trainer.batch import make_batch
+from trainer.checkpoint import save_model
+from trainer.collect import Collector
+from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus
+from trainer.log import RunLog
+from trainer.losses import LossConfig, LossInputs, resolve_loss
+from trainer.metrics import check_missing, completion_rows, rollout_metrics
+from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+from trainer.packing import Node, PackedBatch, micro_batches, pack
+from trainer.parity import check_parity
+from trainer.policy import ModelConfig, Policy, load_model
+from trainer.runner import frozen_copy, make_collector, make_engine, start_run
+from trainer.stream import SessionStream, States
+
+
+@dataclass(kw_only=True)
+class RLConfig:
+    out: str = "runs/rl"
+    seed: int = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: str = "vllm"
+    """`vllm` or `transformers`."""
+    num_steps: int = 100
+    sessions_per_step: int = 32
+    num_rollouts: int = 8
+    """Rollouts per session: the group size."""
+    dense: bool = True
+    """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
+    states: States = States.POLICY
+    """Whose banks sessions start from."""
+    advantage_std: StdScale = StdScale.GROUP
+    max_tokens: int = 40000
+    """Packed tokens of a micro-batch; shared tokens count once."""
+    max_model_len: int = 26000
+    """Longest prompt plus completion of the engine."""
+    parity_every: int = 10
+    """Steps between checks that engine and trainer agree on log-probs."""
+    parity_bound: float = 0.02
+    """Largest mean |trainer - engine| log-prob gap; a larger one stops the run."""
+    max_missing_share: float = 0.2
+    """Share of a step's rewards that may be missing for reasons other than 'no question'; more stops the run."""
+    save_every: int = 50
+    log_completions: int = 8
+    """Completions written to the table per step and agent."""
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("vllm", "transformers"):
+            raise ValueError(f"engine must be vllm or transformers, got '{self.engine}'")
+        if self.num_rollouts < 2:
+            raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")
+
+
+def train(
+    config: RLConfig,
+    policy: Policy,
+    reference: Policy | None,
+    collector: Collector,
+    builds: list[ExpertBuild],
+    log: RunLog,
+    accelerator: Accelerator,
+) -> Path:
+    """Train `policy` in place; returns the folder of the saved model. `reference` is None when kl_coef is 0."""
+    loss_function = resolve_loss(config.loss.name)
+    policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
+    slots = config.sessions_per_step
+    stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
+    num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
+    bar = tqdm(total=config.num_steps, desc="RL", unit="step", disable=not accelerator.is_main_process)
+    for step in range(config.num_steps):
+        clock = {"start": time.perf_counter()}
+        seed = config.seed * 1_000_003 + step
+        if step % config.parity_every == 0:
+            check_parity(collector, policy, stream.tasks()[:2], config.sampling.temperature, config.parity_bound, seed)
+        scored = collector.dense(stream, seed) if config.dense else collector.sparse(builds, num_dialogues, seed)
+        check_missing(scored, config.max_missing_share)
+        clock["collected"] = time.perf_counter()
+
+        batch = make_batch(scored, config.advantage_std)
+        sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+        policy.train()
+        for nodes in micro_batches(batch.trees, config.max_tokens):
+            packed = pack(nodes).to(accelerator.device)
+            output = policy(packed, config.sampling.temperature)
+            inputs = loss_inputs(output.logprobs, packed, reference, config.sampling.temperature)
+            per_token, metrics = loss_function(inputs, config.loss)
+            accelerator.backward(per_token.sum() / batch.num_tokens * accelerator.num_processes)
+            gap = (inputs.behaviour_logprobs - inputs.rollout_logprobs).abs()
+            metrics |= {"loss": per_token, "entropy": output.entropy, "sampling/logp_difference/mean": gap}
+            for name, values in metrics.items():
+                sums[name] += values.detach().sum()
+        rate = learning_rate(step, config.num_steps, config.optim)
+        set_learning_rate(optimizer, rate)
+        norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        collector.engine.load_weights(named_weights(accelerator, policy), version=step + 1)
+        clock["learned"] = time.perf_counter()
+
+        learned = {name: float(total) / max(1, batch.num_tokens) for name, total in sums.items()}
+        seen = rollout_metrics(scored, batch, collector.count_tokens)
+        log.log(
+            seen
+            | learned
+            | {
+                "grad_norm": float(norm),
+                "lr": rate,
+                "time/collect": clock["collected"] - clock["start"],
+                "time/learn": clock["learned"] - clock["collected"],
+            },
+            step,
+        )
+        log.log_completions(completion_rows(scored, batch, step, config.log_completions))
+        if (step + 1) % config.save_every == 0 and step + 1 < config.num_steps:
+            save_model(accelerator, policy, collector.tokenizer, Path(config.out) / f"step_{step + 1}")
+        bar.set_postfix({name: f"{seen[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in seen})
+        bar.update()
+    bar.close()
+    return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
+
+
+def loss_inputs(
+    logprobs: torch.Tensor, packed: PackedBatch, reference: Policy | None, temperature: float
+) -> LossInputs:
+    """One update consumes the batch, so the behaviour log-probs are the current ones, detached: no extra forward."""
+    ref_logprobs = None
+    if reference is not None:
+        with torch.no_grad():
+            ref_logprobs = reference(packed, temperature).logprobs
+    return LossInputs(
+        trainer_logprobs=logprobs,
+        behaviour_logprobs=logprobs.detach(),
+        rollout_logprobs=packed.values["rollout_logprobs"],
+        ref_logprobs=ref_logprobs,
+        advantage=packed.values["advantage"],
+        weight=packed.values["weight"],
+    )
+
+
+def named_weights(accelerator: Accelerator, policy) -> list[tuple[str, torch.Tensor]]:
+    """The whole model under its Hugging Face names, a tied head included: vLLM on CPU keeps a packed copy of it."""
+    model = accelerator.unwrap_model(policy).model
+    return [(name, tensor.detach()) for name, tensor in model.state_dict().items()]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse_args(RLConfig, argv, "Reinforcement learning of memory construction (ADRPO).")
+    if config.model.path is None:
+        raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
+    run = start_run(config, "rl")
+    corpus = load_corpus(config.data, config.prompts.max_turns)
+    builds = expert_builds(corpus.train, run.embedder, config.prompts, "expert")
+    policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
+    reference = frozen_copy(policy) if config.loss.kl_coef else None
+    engine = make_engine(config.engine, config.model.path, config.max_model_len, config.model.dtype, config.seed)
+    collector = make_collector(
+        engine, tokenizer, run.embedder, config.prompts, config.sampling, config.reward, config.num_rollouts
+    )
+    folder = train(config, policy, reference, collector, builds, run.log, run.accelerator)
+    run.log.close()
+    engine.close()
+    print(f"saved {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Putting the parts of a run together, for the entry points: accelerator, log, model, engine, collector."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from membuilder.config import dump
+from membuilder.embed import Embedder, TextEmbedder
+from membuilder.prompts import PromptConfig
+from reward.judges import load_judge
+from reward.score import RewardConfig
+from rollout.seeding import seed_everything
+from rollout.tokens import TokenCounter, load_tokenizer
+from rollout.types import Engine, SamplingConfig
+from trainer.collect import Collector
+from trainer.corpus import ExpertBuild, training_text
+from trainer.log import RunLog
+from trainer.policy import ModelConfig, Policy, load_model
+from trainer.provenance import provenance
+from trainer.tiny import build_model, train_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    accelerator: Accelerator
+    log: RunLog
+    embedder: Embedder
+
+
+def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
+    """Seed, start the log, write the resolved config and where the code comes from into `config.out`."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    seed_everything(config.seed)
+    out = Path(config.out)
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(dump(config), encoding="utf-8")
+        (out / "provenance.json").write_text(json.dumps(provenance(), indent=2), encoding="utf-8")
+    log = RunLog(out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
+    return Run(accelerator=accelerator, log=log, embedder=embedder or Embedder())
+
+
+def make_policy_model(
+    config: ModelConfig, builds: Sequence[ExpertBuild], prompts: PromptConfig, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of `config.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
+    if config.path is not None:
+        return load_model(config.path, config), load_tokenizer(config.path)
+    tokenizer = train_tokenizer(training_text(builds, prompts), config.tiny)
+    return build_model(tokenizer, config.tiny, seed), tokenizer
+
+
+def make_engine(kind: str, model_dir: str | Path, max_model_len: int, dtype: str, seed: int) -> Engine:
+    """An engine holding the model of a folder. vLLM is imported only when it is asked for."""
+    if kind == "vllm":
+        from rollout.vllm_engine import VLLMEngine
+
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return VLLMEngine(model_dir, max_model_len=max_model_len, seed=seed, dtype=dtype, distributed=distributed)
+    from rollout.hf_engine import TransformersEngine
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TransformersEngine(model_dir, device=device, dtype=getattr(torch, dtype))
+
+
+def make_collector(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    embedder: TextEmbedder,
+    prompts: PromptConfig,
+    sampling: SamplingConfig,
+    reward: RewardConfig,
+    num_rollouts: int,
+) -> Collector:
+    return Collector(
+        engine=engine,
+        tokenizer=tokenizer,
+        embedder=embedder,
+        judge=load_judge(reward.judge),
+        prompts=prompts,
+        sampling=sampling,
+        reward=reward,
+        num_rollouts=num_rollouts,
+        count_tokens=TokenCounter(tokenizer),
+    )
+
+
+def frozen_copy(policy: Policy) -> Policy:
+    """The reference of the KL term: the policy as it is now."""
+    return copy.deepcopy(policy).eval().requires_grad_(False)

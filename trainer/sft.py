@@ -1,0 +1,140 @@
+"""Supervised fine-tuning on an expert's memory operations.
+
+    accelerate launch -m trainer.sft --config configs/sft.yaml key=value ...
+    python -m trainer.sft --config configs/quickstart_sft.yaml          one process, CPU
+
+Loss on completion tokens and the end token only; the four agents of a session share the dialogue in one packed tree;
+the denominator of a step is the count of its loss tokens over all ranks and micro-batches.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from membuilder.config import parse_args
+from membuilder.prompts import PromptConfig
+from trainer.checkpoint import save_model
+from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_tree
+from trainer.log import RunLog
+from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+from trainer.packing import Node, micro_batches, pack
+from trainer.policy import ModelConfig, Policy
+from trainer.runner import make_policy_model, start_run
+
+
+@dataclass(kw_only=True)
+class SFTConfig:
+    out: str = "runs/sft"
+    seed: int = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
+    num_epochs: int = 10
+    sessions_per_step: int = 16
+    """Sessions per optimizer step, over all ranks."""
+    max_tokens: int = 40000
+    """Packed tokens of a micro-batch; shared tokens count once."""
+    validation_share: float = 0.05
+    """Share of the training sessions kept for the validation loss."""
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.num_epochs, self.sessions_per_step, self.max_tokens) < 1:
+            raise ValueError("num_epochs, sessions_per_step and max_tokens must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTResult:
+    model_dir: Path
+    num_steps: int
+    final_loss: float
+    validation_loss: float
+
+
+def train(
+    config: SFTConfig, model, tokenizer, trees: Sequence[Node], log: RunLog, accelerator: Accelerator
+) -> SFTResult:
+    """Train `model` in place on the trees (one per session) and save it under `config.out`."""
+    shuffled = random.Random(config.seed).sample(list(trees), len(trees))
+    num_validation = max(1, round(config.validation_share * len(shuffled)))
+    validation, training = shuffled[:num_validation], shuffled[num_validation:]
+    policy = Policy(model)
+    policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
+    steps_per_epoch = -(-len(training) // config.sessions_per_step)
+    num_steps = config.num_epochs * steps_per_epoch
+    loss = validation_loss = float("nan")
+    bar = tqdm(total=num_steps, desc="SFT", unit="step", disable=not accelerator.is_main_process)
+    for step in range(num_steps):
+        began = time.perf_counter()
+        epoch, position = divmod(step, steps_per_epoch)
+        order = random.Random(f"{config.seed}-{epoch}").sample(training, len(training))
+        chosen = order[position * config.sessions_per_step : (position + 1) * config.sessions_per_step]
+        loss = _step(config, policy, chosen, accelerator)
+        rate = learning_rate(step, num_steps, config.optim)
+        norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+        optimizer.zero_grad()
+        metrics = {"sft/loss": loss, "grad_norm": float(norm), "lr": rate, "time/step": time.perf_counter() - began}
+        if position == steps_per_epoch - 1:
+            validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator.device)
+            metrics["sft/val_loss"] = validation_loss
+        log.log(metrics, step)
+        bar.set_postfix(loss=f"{loss:.3f}", val=f"{validation_loss:.3f}")
+        bar.update()
+    bar.close()
+    model_dir = save_model(accelerator, policy, tokenizer, Path(config.out) / "model")
+    return SFTResult(model_dir=model_dir, num_steps=num_steps, final_loss=loss, validation_loss=validation_loss)
+
+
+def _step(config: SFTConfig, policy, trees: list[Node], accelerator: Accelerator) -> float:
+    """Gradients of one optimizer step; returns its mean loss per token over all ranks."""
+    policy.train()
+    num_tokens = sum(count_loss_tokens(tree) for tree in trees)
+    mine = trees[accelerator.process_index :: accelerator.num_processes]
+    total = torch.zeros((), device=accelerator.device)
+    for nodes in micro_batches(mine, config.max_tokens):
+        output = policy(pack(nodes).to(accelerator.device))
+        loss = -output.logprobs.sum() / num_tokens
+        accelerator.backward(loss * accelerator.num_processes)  # DDP averages over ranks; ours is a sum
+        total += loss.detach()
+    return float(accelerator.reduce(total))  # the one host sync of a step
+
+
+def count_loss_tokens(node: Node) -> int:
+    own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0
+    return own + sum(count_loss_tokens(child) for child in node.children)
+
+
+@torch.no_grad()
+def mean_loss(policy, trees: Sequence[Node], max_tokens: int, device: torch.device) -> float:
+    """Mean cross-entropy per completion token."""
+    policy.eval()
+    total, count = 0.0, 0
+    for nodes in micro_batches(trees, max_tokens):
+        logprobs = policy(pack(nodes).to(device)).logprobs
+        total, count = total - float(logprobs.sum()), count + len(logprobs)
+    return total / count
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse_args(SFTConfig, argv, "Supervised fine-tuning on an expert's memory operations.")
+    run = start_run(config, "sft")
+    corpus = load_corpus(config.data, config.prompts.max_turns)
+    builds = expert_builds(corpus.train, run.embedder, config.prompts, "expert")
+    model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
+    trees = [sft_tree(step, tokenizer, config.prompts) for build in builds for step in build.steps]
+    result = train(config, model, tokenizer, trees, run.log, run.accelerator)
+    run.log.close()
+    print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
+
+
+if __name__ == "__main__":
+    main()

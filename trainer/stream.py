@@ -1,0 +1,92 @@
+"""Which session is sampled next, and from which bank.
+
+`expert`: sessions in random order, each from the bank the expert had built before it (the published way; at test time
+the policy meets banks of its own making instead). `policy`: dialogues are walked in order, several at a time, and each
+session starts from the bank that one of the policy's own rollouts left behind.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from membuilder.build import shown_entries
+from membuilder.embed import TextEmbedder
+from membuilder.prompts import PromptConfig
+from membuilder.types import Bank
+from rollout.sampler import Task
+from rollout.types import Group
+from trainer.corpus import ExpertBuild
+
+
+class States(StrEnum):
+    EXPERT = "expert"
+    POLICY = "policy"
+
+
+@dataclass(kw_only=True)
+class _Slot:
+    dialogue: int
+    session: int
+    bank: Bank
+
+
+class SessionStream:
+    """Endless tasks, a function of (builds, seed, what was advanced): the position is all a checkpoint needs."""
+
+    def __init__(
+        self,
+        builds: Sequence[ExpertBuild],
+        embedder: TextEmbedder,
+        prompts: PromptConfig,
+        num_slots: int,
+        states: States,
+        seed: int,
+    ) -> None:
+        self._builds, self._embedder, self._prompts = builds, embedder, prompts
+        self._states, self._seed = states, seed
+        self._taken = 0
+        self._slots = [self._start(spread=True) for _ in range(num_slots)]
+
+    def _start(self, spread: bool) -> _Slot:
+        """The next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
+        epoch, position = divmod(self._taken, len(self._builds))
+        rng = random.Random(f"{self._seed}-{epoch}")
+        dialogue = rng.sample(range(len(self._builds)), len(self._builds))[position]
+        steps = self._builds[dialogue].steps
+        session = random.Random(f"{self._seed}-start-{self._taken}").randrange(len(steps)) if spread else 0
+        self._taken += 1
+        return _Slot(dialogue=dialogue, session=session, bank=steps[session].bank_before)
+
+    def tasks(self) -> list[Task]:
+        """One session per slot."""
+        return [self._task(slot) for slot in self._slots]
+
+    def expert(self, slot: int) -> tuple[ExpertBuild, int]:
+        """The expert's build and the session index behind task number `slot`."""
+        return self._builds[self._slots[slot].dialogue], self._slots[slot].session
+
+    def _task(self, slot: _Slot) -> Task:
+        build = self._builds[slot.dialogue]
+        session = build.steps[slot.session].session
+        return Task(
+            id=f"{build.dialogue.id}/{session.index}",
+            dialogue_id=build.dialogue.id,
+            session=session,
+            bank=slot.bank,
+            shown=shown_entries(session, slot.bank, self._embedder, self._prompts),
+        )
+
+    def advance(self, groups: Sequence[Group]) -> None:
+        """Move every slot past the session just sampled; `groups` are in the order of `tasks()`."""
+        for index, (slot, group) in enumerate(zip(self._slots, groups, strict=True)):
+            steps = self._builds[slot.dialogue].steps
+            if self._states is States.EXPERT:
+                self._slots[index] = self._start(spread=True)
+            elif slot.session + 1 < len(steps):
+                # rollouts are exchangeable, so the first is as good a random choice as any
+                self._slots[index] = _Slot(
+                    dialogue=slot.dialogue, session=slot.session + 1, bank=group.rollouts[0].bank
+                )
+            else:
+                self._slots[index] = self._start(spread=False)
