@@ -38,7 +38,7 @@ def build(dialogue: Dialogue, propose: Propose, embedder: TextEmbedder, config: 
     for session in dialogue.sessions:
         shown = shown_entries(session, bank, embedder, config)
         updates = dict(propose(session, bank, shown))
-        result = apply_session(bank, session, updates, shown)
+        result = apply_session(bank, session, updates, shown, config.core_limit_chars)
         yield Step(session=session, bank_before=bank, shown=shown, updates=updates, result=result)
         bank = result.bank
 

@@ -72,10 +72,10 @@ _COUNTED = (
     SECOND_PERSON_WORDS,
     PLATITUDE_WORDS,
 )
-_LIST_OF = {word: words for words in _COUNTED for word in words}
+_LIST_OF = {word: listed for listed in _COUNTED for word in listed}
 _NOT_CONTENT = _FUNCTION_WORDS | REACTION_WORDS | FIRST_PERSON_WORDS | SECOND_PERSON_WORDS
 
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+")
+_WORD = re.compile(r"[^\W\d_]+(?:'[a-z]+)?|\d+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 # A capital after a lower-case word or a comma does not open a sentence.
 _INNER_CAPITAL = re.compile(r"(?<=[a-z0-9,;:&] )[\"'(]?([A-Z][\w'-]+)")
@@ -95,9 +95,14 @@ _PLAN = phrases(
     r"(?:i|we)(?:'ll| will)",
     r"(?:scheduled|booked|signed up|looking forward|can't wait)",
 )
+_OWNS = phrases(
+    r"my (?:\w+ ){1,2}(?:is|are|was|has|have)",
+    r"(?:i|we)(?: have|'ve got| own| bought| got) (?:my|our|an?|two|three|some)",
+)
 _CHANGE = phrases(
-    r"(?:moved|moving) (?:to|into|in|out|from|house)|switched|switching|changed|changing|replaced|postponed|rescheduled|cancell?ed|called off",
-    r"no longer|any ?more|instead|used to|gave up|given up|sold|broke up|(?:i|we)(?:'ve)? (?:just |finally )?(?:quit|stopped)",
+    r"(?:moved|moving) (?:to|into|in|out|from|house)|switched|switching|changed|changing|replaced",
+    r"postponed|rescheduled|cancell?ed|called off|sold|broke up|gave up|given up",
+    r"no longer|any ?more|instead|used to|(?:i|we)(?:'ve)? (?:just |finally )?(?:quit|stopped)",
     r"new (?:job|place|apartment|flat|house|home|car|phone|number|address|plan|date|time|role|position|boss)",
 )
 _STEPS = phrases(
@@ -105,7 +110,7 @@ _STEPS = phrases(
     r"the (?:trick|secret) is|make sure (?:to|you|it|they|the)|before bed|routine|usually|daily|weekly",
     r"(?:every|each) (?:morning|evening|night|day|weekday|weekend|week|month|time)",
     r"(?:every|on) (?:mon|tues|wednes|thurs|fri|satur|sun)days?|(?:once|twice) an? (?:day|week|month|year)",
-    r"(?:mix|stir|bake|boil|chop|fry|simmer|preheat|whisk|pour|knead|press|click|install|attach) (?:\w+ )?(?:the|it|in|for|on)",
+    r"(?:mix|stir|bake|boil|chop|fry|simmer|preheat|whisk|pour|knead|press|click) (?:\w+ )?(?:the|it|in|for|on)",
 )
 
 
@@ -132,10 +137,12 @@ class Cues:
     num_steps: int
     """Words of order and routine: how something is done."""
     num_fresh: int
-    """Distinct content words not said before in the session."""
+    """Distinct content words, of the picture caption too, that are new in the session."""
     answers: bool
     """The turn before, by somebody else, ended in a question."""
     has_caption: bool
+    owns: bool
+    """The speaker has something, or says how it is."""
     changes: bool
     """The wording says that something is not as it was."""
     content_words: frozenset[str]
@@ -178,7 +185,7 @@ def read(turn: Turn, before: Turn | None, speakers: Collection[str], familiar: C
     said = words(statements)
     phrased = " " + " ".join(said)
     count = Counter(map(_LIST_OF.get, said))
-    content = content_words(said)
+    content = content_words(said if turn.caption is None else said + words(turn.caption))
     return Cues(
         statements=phrased,
         num_words=len(said),
@@ -197,6 +204,7 @@ def read(turn: Turn, before: Turn | None, speakers: Collection[str], familiar: C
         num_fresh=sum(word not in familiar for word in content),
         answers=before is not None and before.speaker != turn.speaker and before.text.rstrip().endswith("?"),
         has_caption=turn.caption is not None,
+        owns=_OWNS.search(phrased) is not None,
         changes=_CHANGE.search(phrased) is not None,
         content_words=content,
     )
@@ -218,6 +226,7 @@ def score(cues: Cues) -> float:
         + 0.5 * log2(1 + min(cues.num_fresh, 31))
         + 1.0 * (cues.answers and cues.num_first_person > 0)
         + 0.5 * cues.has_caption
+        + 0.5 * cues.owns
         + 0.5 * cues.changes
         - 0.25 * min(cues.num_second_person, 4)
         - 0.25 * min(cues.num_platitudes, 4)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
+from membuilder.apply import CORE_LIMIT_CHARS
 from membuilder.schemas import ResponseFormat
 from membuilder.types import Agent, Bank, Entry, Session, Turn
 
@@ -27,13 +28,15 @@ class PromptConfig:
     """A longer turn is shown cut to this; a quote still stores it whole."""
     max_turns: int = 60
     """A longer session is handled in parts of at most this many turns."""
+    core_limit_chars: int = CORE_LIMIT_CHARS
+    """An operation that would make the core longer fails."""
 
     def __post_init__(self) -> None:
         known = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
         if self.template_set not in known:
             raise ValueError(f"template_set {self.template_set!r} is none of {known}")
-        if min(self.max_turn_chars, self.max_turns) < 1 or self.entries_shown < 0:
-            raise ValueError("max_turn_chars and max_turns must be at least 1, entries_shown at least 0")
+        if min(self.max_turn_chars, self.max_turns, self.core_limit_chars) < 1 or self.entries_shown < 0:
+            raise ValueError("entries_shown must be at least 0, every other number of `prompts` at least 1")
 
 
 @cache
@@ -45,7 +48,8 @@ def _shown_turn(number: int, turn: Turn, config: PromptConfig) -> str:
     content = " ".join(turn.content.split())
     if len(content) > config.max_turn_chars:
         content = content[: config.max_turn_chars] + "..."
-    return _template(config.template_set, "turn").substitute(number=number, speaker=turn.speaker, text=content).strip()
+    speaker = " ".join(turn.speaker.split())
+    return _template(config.template_set, "turn").substitute(number=number, speaker=speaker, text=content).strip()
 
 
 def render_prompt(agent: Agent, session: Session, bank: Bank, shown: Sequence[Entry], config: PromptConfig) -> str:
@@ -60,4 +64,5 @@ def render_prompt(agent: Agent, session: Session, bank: Bank, shown: Sequence[En
         turns=turns,
         memory=memory or "(empty)",
         core_chars=len(bank.core),
+        core_limit=config.core_limit_chars,
     )

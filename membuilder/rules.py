@@ -20,7 +20,8 @@ from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Entry, Oper
 
 KEEP_SCORE = 2.5
 """Keeps a good quarter of the turns of everyday talk."""
-_CORE_BONUS = 1.0
+_BONUS = {Agent.CORE: 1.0, Agent.PROCEDURAL: 0.5}
+"""Added to the score of a turn that clearly is of a rare kind: such turns are worth more than their words show."""
 _MAX_CORE_WORDS = 40
 _MIN_SHARED_WORDS = 2
 _MIN_UPDATE_OVERLAP = 0.5
@@ -51,12 +52,12 @@ _IDENTITY = phrases(
 _NAMED_RELATIVE = re.compile(rf"\b[Mm]y (?:\w+ )?(?:{_RELATIVE}|{_PET})(?:'s name)?(?: is|,)? [A-Z][a-z]+")
 _INSTRUCTION = phrases(
     r"(?:here's|this is) how (?:to|i|we|you)|the (?:trick|secret) is|make sure (?:to|you|it|they|the)",
-    r"my (?:\w+ )?routine|every (?:morning|evening|night|day) (?:i|we)|(?:i|we) (?:\w+ ){1,6}every (?:morning|evening|night|day)",
+    r"my (?:\w+ )?routine|every (?:morning|evening|night|day) (?:i|we)",
+    r"(?:i|we) (?:\w+ ){1,6}every (?:morning|evening|night|day)",
 )
 _CONTINUES = phrases(
     "still|finally|at last|so far|progress|halfway|turned out|in the end|finished|continued|wrapped up"
 )
-_DATE_STAMP = re.compile(r"^\[\d{4}-\d\d-\d\d\]", re.MULTILINE)
 _QUOTED_SPEAKER = re.compile(r"^\[[\d-]+\] ([^:\n]+):", re.MULTILINE)
 
 
@@ -104,7 +105,7 @@ def _choose(cues: Cues, turn: Turn, current: Sequence[Entry]) -> _Choice | None:
     if outdated is not None:
         return _Choice(agent=outdated.agent, targets=(outdated.id,))
     agent = _route(cues, turn.text)
-    if score(cues) + _CORE_BONUS * (agent is Agent.CORE) < KEEP_SCORE:
+    if score(cues) + _BONUS.get(agent, 0.0) < KEEP_SCORE:
         return None
     if agent is Agent.EPISODIC and _CONTINUES.search(cues.statements):
         return _Choice(agent=agent, targets=_same_event(cues, turn.speaker, current))
@@ -159,7 +160,7 @@ def _overlap(cues: Cues, speaker: str, entry: Entry) -> float:
 
 @lru_cache(maxsize=8192)
 def _subject(text: str) -> frozenset[str]:
-    return _lasting(content_words(words(_DATE_STAMP.sub(" ", text))))
+    return _lasting(content_words(words(text)))
 
 
 def _lasting(content: frozenset[str]) -> frozenset[str]:

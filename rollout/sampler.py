@@ -63,7 +63,7 @@ def _rollout(
     updates = {
         agent: _read(texts[agent], agent, drawn[agent][1], len(task.session.turns), prompts) for agent in Agent
     }
-    result = apply_session(task.bank, task.session, updates, task.shown)
+    result = apply_session(task.bank, task.session, updates, task.shown, prompts.core_limit_chars)
     samples = {
         agent: AgentSample(
             prompt_token_ids=prompt,

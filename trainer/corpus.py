@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.build import Step, build, in_parts
@@ -11,6 +10,7 @@ from membuilder.datasets.load import load, split
 from membuilder.embed import TextEmbedder
 from membuilder.generate.dialogue import generate
 from membuilder.operations import render
+from membuilder.progress import progress
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.rules import propose
 from membuilder.types import Agent, Dialogue
@@ -73,7 +73,7 @@ class ExpertBuild:
 def expert_builds(
     dialogues: Sequence[Dialogue], embedder: TextEmbedder, prompts: PromptConfig, label: str
 ) -> list[ExpertBuild]:
-    bar = tqdm(dialogues, desc=label, unit="dialogue")
+    bar = progress(dialogues, label=label, unit="dialogue")
     return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from membuilder.build import shown_entries
 from membuilder.embed import TextEmbedder
+from membuilder.progress import progress
 from membuilder.types import Agent, Bank, Dialogue
 from reward.judges import Judge
 from reward.qa import QAResult, answer_banks
@@ -41,7 +40,7 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
     greedy = SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=collector.sampling.max_tokens)
     banks = [Bank()] * len(dialogues)
     num_outputs = num_valid = 0
-    for index in tqdm(range(max(len(d.sessions) for d in dialogues)), desc=label, unit="session"):
+    for index in progress(range(max(len(d.sessions) for d in dialogues)), label=label, unit="session"):
         active = [position for position, dialogue in enumerate(dialogues) if index < len(dialogue.sessions)]
         tasks = [_task(dialogues[position], index, banks[position], collector) for position in active]
         groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.prompts, greedy, 1, seed=0)

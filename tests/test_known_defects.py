@@ -1,0 +1,33 @@
+"""KNOWN_DEFECTS.md names tests that exist."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def rows() -> dict[int, list[str]]:
+    """Defect number -> the tests its row names."""
+    table = (TESTS / "KNOWN_DEFECTS.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.strip("|").split("|") for line in table if line.startswith("|")][2:]  # after the two header lines
+    assert len({number for number, _, _ in cells}) == len(cells), "a defect has one row"
+    return {int(number): [name.strip() for name in tests.split(",")] for number, _, tests in cells}
+
+
+@cache
+def tests_in(file: str) -> frozenset[str]:
+    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_rows_are_in_order():
+    assert rows() and list(rows()) == sorted(rows())
+
+
+@pytest.mark.parametrize("name", sorted({name for tests in rows().values() for name in tests}))
+def test_a_named_test_exists(name):
+    file, test = name.split("::")
+    assert test.startswith("test_") and test in tests_in(file)

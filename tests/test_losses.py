@@ -1,0 +1,299 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from membuilder.errors import ConfigError
+from membuilder.plugins import load_function
+from trainer.losses import LossConfig, LossInputs, adrpo, grpo, resolve_loss
+from trainer.packing import TrainSequence, build_tree, pack
+from trainer.policy import Policy
+from trainer.rl import loss_inputs
+
+NO_KL = LossConfig(kl_coef=0, clip=0.2)
+
+
+def inputs_of(
+    ratio=1.0, *, advantage=1.0, weight=1.0, mismatch=1.0, ref_minus_trainer: float | None = None
+) -> LossInputs:
+    """One token per entry of `ratio` (trainer / behaviour); `mismatch` is behaviour / rollout."""
+    ratio = torch.as_tensor(ratio, dtype=torch.float64).reshape(-1)
+    behaviour = torch.full_like(ratio, -1.0)
+    trainer = (behaviour + ratio.log()).requires_grad_()
+    return LossInputs(
+        trainer_logprobs=trainer,
+        behaviour_logprobs=behaviour,
+        rollout_logprobs=behaviour - math.log(mismatch),
+        ref_logprobs=None if ref_minus_trainer is None else trainer.detach() + ref_minus_trainer,
+        advantage=torch.as_tensor(advantage, dtype=torch.float64).expand_as(ratio),
+        weight=torch.as_tensor(weight, dtype=torch.float64).expand_as(ratio),
+    )
+
+
+def value(loss, inputs: LossInputs, config: LossConfig = NO_KL) -> float:
+    return loss(inputs, config)[0].item()
+
+
+def slope(loss, inputs: LossInputs, config: LossConfig = NO_KL) -> float:
+    """Derivative of the loss by the trainer's log-prob."""
+    return torch.autograd.grad(loss(inputs, config)[0].sum(), inputs.trainer_logprobs)[0].item()
+
+
+# clipped objective
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, derivative",
+    [
+        (1.0, 2, -2.0, -2.0),
+        (1.1, 2, -2.2, -2.2),
+        (1.5, 2, -2.4, 0.0),  # clipped at 1.2: no reason to go further up
+        (0.5, 2, -1.0, -1.0),  # below the region but the advantage still pulls up
+        (1.0, -2, 2.0, 2.0),
+        (0.5, -2, 1.6, 0.0),  # clipped at 0.8
+        (1.5, -2, 3.0, 3.0),  # a penalty is never clipped above
+        (1.5, 0, 0.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("loss_function", [adrpo, grpo])
+def test_clipped_objective(loss_function, ratio, advantage, loss, derivative):
+    assert value(loss_function, inputs_of(ratio, advantage=advantage)) == pytest.approx(loss)
+    assert slope(loss_function, inputs_of(ratio, advantage=advantage)) == pytest.approx(derivative)
+
+
+def test_loss_is_per_token():
+    loss, metrics = adrpo(inputs_of([1.0, 1.5, 0.5], advantage=[1.0, 1.0, -1.0]), NO_KL)
+    assert loss.tolist() == pytest.approx([-1.0, -1.2, 0.8])
+    assert metrics["clip_ratio/mean"].tolist() == [0, 1, 1]
+    assert not metrics["clip_ratio/mean"].requires_grad
+
+
+@pytest.mark.parametrize("advantage", [3.0, -3.0])
+def test_first_update_has_ratio_one_and_the_plain_policy_gradient(advantage):
+    config = LossConfig(kl_coef=0, clip=0.01)  # even a narrow region does not clip it
+    inputs = inputs_of(1.0, advantage=advantage)
+    assert value(adrpo, inputs, config) == pytest.approx(-advantage)
+    assert slope(adrpo, inputs, config) == pytest.approx(-advantage)
+    assert adrpo(inputs, config)[1]["clip_ratio/mean"].item() == 0
+
+
+def test_a_far_ratio_stays_finite():
+    far = replace(inputs_of(1.0, advantage=-1), behaviour_logprobs=torch.tensor([-500.0], dtype=torch.float64))
+    assert value(adrpo, far) == pytest.approx(math.exp(20))
+
+
+# attribution
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, derivative",
+    [
+        (1.0, 2, -8.0, -8.0),
+        (1.1, 2, -8.8, -8.8),
+        (1.5, 2, -9.6, 0.0),  # 4 x 1.2 x 2
+        (0.5, 2, -4.0, -4.0),
+        (1.0, -2, 8.0, 8.0),
+        (0.5, -2, 6.4, 0.0),  # 4 x 0.8 x 2
+        (1.5, -2, 12.0, 12.0),
+    ],
+)
+def test_weight_scales_both_sides_of_the_clip(ratio, advantage, loss, derivative):
+    """Weighting the unclipped side alone gives min(4 r A, clip(r) A): -2, -2.2 and -2.4 in the first three rows, so
+    rewards would not be boosted while penalties would."""
+    inputs = inputs_of(ratio, advantage=advantage, weight=4)
+    assert value(adrpo, inputs) == pytest.approx(loss)
+    assert slope(adrpo, inputs) == pytest.approx(derivative)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 1.0, 1.1, 1.5])
+def test_rewards_and_penalties_are_boosted_alike(ratio):
+    for advantage in (1.0, -1.0):
+        plain = value(adrpo, inputs_of(ratio, advantage=advantage))
+        assert value(adrpo, inputs_of(ratio, advantage=advantage, weight=4)) == pytest.approx(4 * plain)
+
+
+def test_weight_below_one_damps():
+    assert value(adrpo, inputs_of(1.5, advantage=2, weight=0.5)) == pytest.approx(-1.2)
+
+
+def test_grpo_ignores_the_weight():
+    assert value(grpo, inputs_of(1.1, advantage=2, weight=4)) == pytest.approx(-2.2)
+
+
+def test_weight_leaves_the_penalty_alone():
+    inputs = inputs_of(1.0, advantage=0, weight=4, ref_minus_trainer=math.log(2))
+    assert value(adrpo, inputs, LossConfig(kl_coef=1)) == pytest.approx(1 - math.log(2))
+
+
+# penalty
+
+
+@pytest.mark.parametrize(
+    "difference, k3", [(0.0, 0.0), (math.log(2), 0.306853), (-math.log(2), 0.193147), (1.0, 0.718282), (-1.0, 0.367879)]
+)
+def test_k3(difference, k3):
+    inputs = inputs_of(1.0, advantage=0, ref_minus_trainer=difference)
+    loss, metrics = adrpo(inputs, LossConfig(kl_coef=0.5))
+    assert metrics["kl"].item() == pytest.approx(k3, abs=1e-6)
+    assert loss.item() == pytest.approx(0.5 * k3, abs=1e-6)
+    assert not metrics["kl"].requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("largest", [30.0, 1e-3])  # near 0, exp(d) - d - 1 in float32 is all rounding
+def test_k3_is_never_negative(dtype, largest):
+    trainer, zeros = torch.full((601,), -1.0, dtype=dtype), torch.zeros(601, dtype=dtype)
+    inputs = LossInputs(
+        trainer_logprobs=trainer,
+        behaviour_logprobs=trainer,
+        rollout_logprobs=trainer,
+        ref_logprobs=trainer + torch.linspace(-largest, largest, 601, dtype=dtype),
+        advantage=zeros,
+        weight=zeros,
+    )
+    assert adrpo(inputs, LossConfig())[1]["kl"].min() >= 0
+
+
+@pytest.mark.parametrize("difference", [math.log(2), -math.log(2)])
+def test_k3_pulls_towards_the_reference(difference):
+    # d/dx (exp(ref - x) - (ref - x) - 1) = 1 - exp(ref - x)
+    inputs = inputs_of(1.0, advantage=0, ref_minus_trainer=difference)
+    assert slope(adrpo, inputs, LossConfig(kl_coef=1)) == pytest.approx(1 - math.exp(difference))
+
+
+def test_penalty_is_added_to_the_policy_term():
+    inputs = inputs_of(1.0, advantage=2, weight=4, ref_minus_trainer=math.log(2))
+    assert value(adrpo, inputs, LossConfig(kl_coef=0.02)) == pytest.approx(-8 + 0.02 * (1 - math.log(2)))
+    assert value(grpo, inputs, LossConfig(kl_coef=0.02)) == pytest.approx(-2 + 0.02 * (1 - math.log(2)))
+
+
+def test_without_a_reference_there_is_no_penalty():
+    loss, metrics = adrpo(inputs_of(1.0, advantage=2), LossConfig(kl_coef=0.02))
+    assert loss.item() == -2 and "kl" not in metrics
+
+
+# truncated importance sampling
+
+
+@pytest.mark.parametrize("mismatch, factor", [(1.0, 1.0), (0.5, 0.5), (1.9, 1.9), (2.0, 2.0), (8.0, 2.0)])
+def test_importance_weight_is_capped_above_only(mismatch, factor):
+    config = LossConfig(kl_coef=0, tis_cap=2.0)
+    for advantage in (1.0, -1.0):
+        inputs = inputs_of(1.0, advantage=advantage, weight=4, mismatch=mismatch)
+        loss, metrics = adrpo(inputs, config)
+        assert loss.item() == pytest.approx(-4 * factor * advantage)
+        assert slope(adrpo, inputs, config) == pytest.approx(-4 * factor * advantage)
+        assert metrics["sampling/importance_sampling_ratio/mean"].item() == pytest.approx(mismatch)
+
+
+def test_importance_weight_leaves_the_penalty_alone():
+    inputs = inputs_of(1.0, advantage=0, mismatch=2.0, ref_minus_trainer=1.0)
+    assert value(adrpo, inputs, LossConfig(kl_coef=1, tis_cap=3)) == pytest.approx(math.e - 2)
+
+
+def test_no_cap_is_no_correction():
+    loss, metrics = adrpo(inputs_of(1.0, advantage=1, mismatch=8.0), NO_KL)
+    assert loss.item() == -1 and list(metrics) == ["clip_ratio/mean"]
+
+
+def test_no_gradient_reaches_the_engines_logprobs():
+    inputs = inputs_of(1.1, advantage=1, mismatch=1.5)
+    rollout = inputs.rollout_logprobs.requires_grad_()
+    loss, _ = adrpo(inputs, LossConfig(kl_coef=0, tis_cap=2))
+    assert torch.autograd.grad(loss.sum(), rollout, allow_unused=True) == (None,)
+
+
+# what the loop hands to a loss
+
+
+def tiny_policy(seed: int) -> Policy:
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8)
+    return Policy(Qwen3ForCausalLM(Qwen3Config(vocab_size=16, num_key_value_heads=2, **sizes)))
+
+
+def test_only_the_trainers_logprobs_carry_gradient():
+    values = {"rollout_logprobs": (-1.0, -2.0), "advantage": (1.0, 1.0), "weight": (4.0, 4.0)}
+    packed = pack(
+        [build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])]
+    )
+    policy, reference = tiny_policy(0), tiny_policy(1)
+    logprobs = policy(packed).logprobs
+    inputs = loss_inputs(logprobs, packed, reference, temperature=1.0)
+    assert inputs.trainer_logprobs is logprobs and logprobs.requires_grad
+    others = (inputs.behaviour_logprobs, inputs.rollout_logprobs, inputs.ref_logprobs, inputs.advantage, inputs.weight)
+    assert not any(tensor.requires_grad for tensor in others)
+    assert torch.equal(inputs.behaviour_logprobs, logprobs)
+    assert inputs.rollout_logprobs.tolist() == [-1, -2] and inputs.weight.tolist() == [4, 4]
+    torch.testing.assert_close(inputs.ref_logprobs, reference(packed).logprobs.detach())
+    adrpo(inputs, LossConfig(tis_cap=2))[0].sum().backward()
+    assert all(parameter.grad is None for parameter in reference.parameters())
+
+
+# configuration
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"clip": 0}, {"clip": 1}, {"kl_coef": -0.1}, {"tis_cap": 0}, {"tis_cap": -1}], ids=str
+)
+def test_config_out_of_range(wrong):
+    with pytest.raises(ValueError, match="need 0 < clip < 1"):
+        LossConfig(**wrong)
+
+
+def test_known_losses():
+    assert resolve_loss("adrpo") is adrpo and resolve_loss("grpo") is grpo
+
+
+@pytest.mark.parametrize("name", ["ppo", "clipped_objective", "ADRPO", ""])
+def test_unknown_loss_names_the_known_ones(name):
+    with pytest.raises(ConfigError, match=rf"loss\.name: '{name}' is none of \['adrpo', 'grpo'\]"):
+        resolve_loss(name)
+
+
+OWN_LOSS = """
+from trainer.losses import adrpo
+
+SCALE = 3
+
+
+def tripled(inputs, config):
+    loss, metrics = adrpo(inputs, config)
+    return SCALE * loss, metrics
+"""
+
+
+def test_a_loss_of_ones_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN_LOSS)
+    assert value(resolve_loss(f"{path}:tripled"), inputs_of(1.0, advantage=2)) == -6
+
+
+def test_own_file_may_define_dataclasses(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n"
+        "@dataclass\nclass Options:\n    scale: float = 2.0\n\n\ndef mine():\n    return Options().scale\n"
+    )
+    assert load_function(f"{path}:mine")() == 2
+
+
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("{folder}/absent.py:tripled", "no file is at '{folder}/absent.py'"),
+        ("{folder}:tripled", "no file is at '{folder}'"),
+        ("{folder}/mine.py:", "expected path/to/file.py:function"),
+        ("{folder}/mine.py:double", "'{folder}/mine.py' defines no function 'double'"),
+        ("{folder}/mine.py:SCALE", "defines no function 'SCALE'"),
+        ("{folder}/notes.txt:tripled", "'{folder}/notes.txt' is not a Python file"),
+    ],
+)
+def test_wrong_path_says_what_is_wrong(tmp_path, name, problem):
+    (tmp_path / "mine.py").write_text(OWN_LOSS)
+    (tmp_path / "notes.txt").write_text("no code")
+    with pytest.raises(ConfigError) as caught:
+        resolve_loss(name.format(folder=tmp_path))
+    assert problem.format(folder=tmp_path) in str(caught.value)

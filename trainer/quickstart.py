@@ -1,0 +1,164 @@
+"""The whole chain on a laptop: data, rules, SFT, ADRPO with vLLM rollouts, evaluation on dialogues kept apart.
+
+    ./launch/quickstart.sh [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N]
+
+Writes DIR/summary.json, metrics, completions, the models and plots, and prints a table.
+"""
+
+import argparse
+import json
+import resource
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from membuilder.config import load
+from membuilder.embed import Embedder
+from membuilder.errors import MemBuilderError
+from trainer import rl, sft
+from trainer.corpus import Corpus
+from trainer.evaluate import SystemResult
+from trainer.pipeline import collector_for, judge_policy, prepare, run_rl, run_sft
+from trainer.plots import plot_run
+from trainer.runner import make_engine
+from trainer.systems import compare_baselines
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data: str | None = None
+    eval_data: str | None = None
+    out: str = "runs/quickstart"
+    seed: int = 1
+    steps_rl: int | None = None
+    setup_seconds: float | None = None
+    overrides: tuple[str, ...] = ()
+    """Further `sft.key=value` and `rl.key=value` for the two stages' configs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train and evaluate a tiny memory builder on this machine.")
+    parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
+    parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
+    parser.add_argument("--out", default=Options.out, help="output folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=Options.seed)
+    parser.add_argument("--steps-rl", type=int, help="RL steps (default: the config's)")
+    parser.add_argument("--setup-seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
+    args = parser.parse_args()
+    try:
+        run(Options(**vars(args) | {"overrides": tuple(args.overrides)}))
+    except MemBuilderError as error:
+        raise SystemExit(f"quickstart: {error}") from error
+
+
+def run(options: Options) -> dict:
+    """Every stage in order; returns what summary.json holds."""
+    sft_config, rl_config = load_configs(options)
+    out = Path(options.out)
+    clock = Clock()
+    prepared = prepare(sft_config, Embedder(sft_config.embedding_model))
+    describe(prepared.corpus, options)
+
+    say("SFT: a small Qwen3 learns to imitate the rules")
+    sft_result, tokenizer = run_sft(sft_config, prepared)
+    clock.mark("sft")
+
+    say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
+    engine = make_engine(
+        rl_config.engine, sft_result.model_dir, rl_config.max_model_len, rl_config.model.dtype, rl_config.seed
+    )
+    collector = collector_for(rl_config, engine, tokenizer, prepared)
+    systems = compare_baselines(prepared.held_out, collector)
+    systems["sft"] = judge_policy(prepared, collector, "sft")
+    clock.mark("eval")
+
+    say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
+    run_rl(rl_config, sft_result.model_dir, collector, prepared.train)
+    clock.mark("rl")
+    systems["adrpo"] = judge_policy(prepared, collector, "adrpo")
+    engine.close()
+    clock.mark("eval")
+
+    summary = {
+        "data": options.data or "generated",
+        "eval_data": options.eval_data or ("split of data" if options.data else "generated, other people"),
+        "held_out": [dialogue.id for dialogue in prepared.corpus.held_out],
+        "seed": options.seed,
+        "engine": rl_config.engine,
+        "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
+        "wall_seconds": {"setup": options.setup_seconds, **clock.seconds},
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "systems": {name: asdict(result) for name, result in systems.items()},
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(table(systems))
+    for folder in (out, out / "sft", out / "rl"):
+        for path in plot_run(folder):
+            print(f"picture: {path}")
+    print(f"summary: {out / 'summary.json'}")
+    return summary
+
+
+class Clock:
+    """Seconds per stage, summed where a stage comes twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 1)
+        self._last = now
+
+
+def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
+    """Both stages' configs with the command line laid over them; what both have is given to both."""
+    given = [f"seed={options.seed}", f"data.seed={options.seed}"]
+    if options.data is not None:
+        given.append(f"data.path={options.data}")
+    if options.eval_data is not None:
+        given.append(f"data.eval_path={options.eval_data}")
+    steps = [] if options.steps_rl is None else [f"num_steps={options.steps_rl}"]
+
+    def own(stage: str) -> list[str]:
+        return [text.removeprefix(f"{stage}.") for text in options.overrides if text.startswith(f"{stage}.")]
+
+    return (
+        load(sft.SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")]),
+        load(rl.RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *steps, f"out={options.out}/rl", *own("rl")]),
+    )
+
+
+def describe(corpus: Corpus, options: Options) -> None:
+    def ids(dialogues) -> str:
+        names = ", ".join(dialogue.id for dialogue in dialogues[:8])
+        return f"{len(dialogues)} dialogues ({names}{', ...' if len(dialogues) > 8 else ''})"
+
+    say(f"data: {options.data or 'generated for this run'}")
+    say(f"  train on {ids(corpus.train)}")
+    say(f"  evaluate on {ids(corpus.held_out)}, never trained on")
+
+
+def table(systems: dict[str, SystemResult]) -> str:
+    lines = ["", f"{'system':<10}{'accuracy':>10}{'recall@10':>11}{'memory tokens':>15}{'format valid':>14}"]
+    for name, result in systems.items():
+        accuracy = "missing" if result.accuracy is None else f"{result.accuracy:.3f}"
+        lines.append(
+            f"{name:<10}{accuracy:>10}{result.recall_at_10:>11.3f}{result.memory_tokens:>15.0f}"
+            f"{result.format_valid:>14.3f}"
+        )
+    questions = next(iter(systems.values())).questions
+    lines.append(f"accuracy: share of {questions} questions about held-out dialogues whose whole evidence is found")
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
