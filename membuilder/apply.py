@@ -67,6 +67,8 @@ def apply_update(
         return Applied(bank=bank, failure=update.failure)
     changed, written = bank, []
     for operation in update.operations:
+        if operation.kind is OperationKind.SKIP:
+            continue
         if agent is Agent.CORE:
             step = _change_core(changed, session, operation, core_limit)
         else:
@@ -81,6 +83,11 @@ def apply_update(
 def quoted(session: Session, turn: Turn) -> str:
     """A turn as memory text: verbatim, with the session's date."""
     return f"[{session.timestamp:%Y-%m-%d}] {turn.speaker}: {turn.content}"
+
+
+def on_one_line(text: str) -> str:
+    """How an entry is shown, so that a stored turn cannot draw lines of its own into a prompt."""
+    return " ".join(text.split())
 
 
 def _turns(session: Session, operation: Operation) -> list[Turn] | Failure:
@@ -125,10 +132,11 @@ def resolve(target: str, shown: Sequence[Entry]) -> Entry | Failure:
     labels = {f"e{position}": entry for position, entry in enumerate(shown, start=1)}
     if target in labels:
         return labels[target]
+    wanted = on_one_line(target)
     for matches in (
         [entry for entry in shown if entry.id == target],
-        [entry for entry in shown if entry.text == target],
-        [entry for entry in shown if entry.text.startswith(target)],
+        [entry for entry in shown if on_one_line(entry.text) == wanted],
+        [entry for entry in shown if on_one_line(entry.text).startswith(wanted)],
     ):
         if len(matches) == 1:
             return matches[0]
@@ -154,6 +162,6 @@ def _change_core(bank: Bank, session: Session, operation: Operation, limit: int)
         core = f"{bank.core}\n{text}" if bank.core else text
     if len(core) > limit:
         return Applied(bank=bank, failure=Failure(kind=FailureKind.CORE_LIMIT, detail=f"{len(core)} > {limit} chars"))
-    quotes = bank.core_quotes + tuple(CoreQuote(turn_id=turn.id, text=turn.content) for turn in turns)
+    quotes = bank.core_quotes + tuple(CoreQuote(turn_id=turn.id, text=f"{turn.speaker}: {turn.content}") for turn in turns)
     standing = tuple(quote for quote in quotes if quote.text in core)
     return Applied(bank=Bank(core=core, core_quotes=standing, entries=bank.entries), written=(text,))

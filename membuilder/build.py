@@ -46,7 +46,9 @@ def build(dialogue: Dialogue, propose: Propose, embedder: TextEmbedder, config: 
 def in_parts(dialogue: Dialogue, max_turns: int) -> Dialogue:
     """The dialogue with every session of more than `max_turns` turns cut into parts that are sessions of their own."""
     parts = [
-        replace(session, turns=session.turns[start : start + max_turns])
+        session
+        if len(session.turns) <= max_turns
+        else replace(session, id=f"{session.id}.{start}", turns=session.turns[start : start + max_turns])
         for session in dialogue.sessions
         for start in range(0, len(session.turns), max_turns)
     ]

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from membuilder.apply import CORE_LIMIT_CHARS
+from membuilder.apply import CORE_LIMIT_CHARS, on_one_line
 from membuilder.schemas import ResponseFormat
 from membuilder.types import Agent, Bank, Entry, Session, Turn
 
@@ -57,7 +57,7 @@ def render_prompt(agent: Agent, session: Session, bank: Bank, shown: Sequence[En
     if agent is Agent.CORE:
         memory = bank.core
     else:
-        memory = "\n".join(f"e{position} {entry.text}" for position, entry in enumerate(shown, start=1))
+        memory = "\n".join(f"e{position} {on_one_line(entry.text)}" for position, entry in enumerate(shown, start=1))
     turns = "\n".join(_shown_turn(number, turn, config) for number, turn in enumerate(session.turns, start=1))
     return _template(config.template_set, agent.value).substitute(
         date=f"{session.timestamp:%Y-%m-%d %H:%M}",

@@ -102,7 +102,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CoreQuote:
-    """A turn quoted into the core. It counts as a source while its text still stands there."""
+    """A turn quoted into the core, as `speaker: content`. It counts as a source while that still stands there."""
 
     turn_id: str
     text: str

@@ -265,8 +265,8 @@ def test_a_core_quote_is_a_source_while_its_text_stands():
     quoted = on_core("", Operation(kind=APPEND, quote=(1, 3))).bank
     assert quoted.core == "[2023-05-08] Ann: I adopted a cat called Miso.\n[2023-05-08] Ann: We moved to Oslo."
     assert quoted.core_quotes == (
-        CoreQuote(turn_id="D2:1", text="I adopted a cat called Miso."),
-        CoreQuote(turn_id="D2:3", text="We moved to Oslo."),
+        CoreQuote(turn_id="D2:1", text="Ann: I adopted a cat called Miso."),
+        CoreQuote(turn_id="D2:3", text="Ann: We moved to Oslo."),
     )
     appended = apply(Operation(kind=APPEND, text="Ben sails."), agent=CORE, bank=quoted).bank
     assert appended.core_sources == ("D2:1", "D2:3")

@@ -110,6 +110,17 @@ def test_one_agents_failure_is_on_the_step_and_the_walk_goes_on():
     assert [e.source_turns for e in second.result.bank.entries] == [("D1:3",), ("D1:2",), ("D2:2",)]
 
 
+def test_a_build_keeps_to_the_configured_core_limit():
+    def propose(session: Session, bank: Bank, shown: object) -> dict[Agent, AgentUpdate]:
+        return updates(core=add(1, agent=CORE))
+
+    # "[2023-05-08] Ann: I adopted a cat." has 34 characters
+    for limit, num_failures in ((34, 1), (33, 2)):
+        steps = list(build(TWO_SESSIONS, propose, HashEmbedder(), PromptConfig(core_limit_chars=limit)))
+        kinds = [step.result.failures[CORE].kind for step in steps if CORE in step.result.failures]
+        assert kinds == [FailureKind.CORE_LIMIT] * num_failures
+
+
 def test_shown_entries_are_the_most_related_ones_up_to_the_limit():
     bank = store_all(TWO_SESSIONS)
     session = dialogue(["bread and salt"]).sessions[0]

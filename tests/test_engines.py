@@ -92,7 +92,7 @@ def started(request, model_dir) -> Iterator[Started]:
         from rollout.vllm_engine import VLLMEngine  # here, because it takes many seconds to import
 
         before = rng_state()
-        engine = VLLMEngine(model_dir, max_model_len=400, seed=0)
+        engine = VLLMEngine(model_dir, max_model_len=400, seed=0, dtype="float32")
     else:
         engine = TransformersEngine(model_dir)
     kept = same_rng(before, rng_state())

@@ -18,7 +18,7 @@ def rows() -> dict[int, list[str]]:
 
 
 @cache
-def tests_in(file: str) -> frozenset[str]:
+def names_in(file: str) -> frozenset[str]:
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
@@ -30,4 +30,4 @@ def test_rows_are_in_order():
 @pytest.mark.parametrize("name", sorted({name for tests in rows().values() for name in tests}))
 def test_a_named_test_exists(name):
     file, test = name.split("::")
-    assert test.startswith("test_") and test in tests_in(file)
+    assert test.startswith("test_") and test in names_in(file)
