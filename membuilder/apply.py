@@ -141,7 +141,9 @@ def resolve(target: str, shown: Sequence[Entry]) -> Entry | Failure:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            return Failure(kind=FailureKind.AMBIGUOUS_TARGET, detail=f"{len(matches)} shown entries fit {target[:80]!r}")
+            return Failure(
+                kind=FailureKind.AMBIGUOUS_TARGET, detail=f"{len(matches)} shown entries fit {target[:80]!r}"
+            )
     return Failure(kind=FailureKind.UNKNOWN_TARGET, detail=f"no shown entry is {target[:80]!r}")
 
 
@@ -162,6 +164,8 @@ def _change_core(bank: Bank, session: Session, operation: Operation, limit: int)
         core = f"{bank.core}\n{text}" if bank.core else text
     if len(core) > limit:
         return Applied(bank=bank, failure=Failure(kind=FailureKind.CORE_LIMIT, detail=f"{len(core)} > {limit} chars"))
-    quotes = bank.core_quotes + tuple(CoreQuote(turn_id=turn.id, text=f"{turn.speaker}: {turn.content}") for turn in turns)
+    quotes = bank.core_quotes + tuple(
+        CoreQuote(turn_id=turn.id, text=f"{turn.speaker}: {turn.content}") for turn in turns
+    )
     standing = tuple(quote for quote in quotes if quote.text in core)
     return Applied(bank=Bank(core=core, core_quotes=standing, entries=bank.entries), written=(text,))

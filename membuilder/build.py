@@ -1,7 +1,7 @@
 """Session by session from dialogue to bank, with whoever proposes the operations."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from membuilder.apply import SessionResult, apply_session
 from membuilder.embed import TextEmbedder
@@ -41,15 +41,3 @@ def build(dialogue: Dialogue, propose: Propose, embedder: TextEmbedder, config: 
         result = apply_session(bank, session, updates, shown, config.core_limit_chars)
         yield Step(session=session, bank_before=bank, shown=shown, updates=updates, result=result)
         bank = result.bank
-
-
-def in_parts(dialogue: Dialogue, max_turns: int) -> Dialogue:
-    """The dialogue with every session of more than `max_turns` turns cut into parts that are sessions of their own."""
-    parts = [
-        session
-        if len(session.turns) <= max_turns
-        else replace(session, id=f"{session.id}.{start}", turns=session.turns[start : start + max_turns])
-        for session in dialogue.sessions
-        for start in range(0, len(session.turns), max_turns)
-    ]
-    return replace(dialogue, sessions=tuple(replace(part, index=index) for index, part in enumerate(parts)))

@@ -2,7 +2,7 @@
 
 Think-blocks and code fences around the JSON are allowed; everything else is strict, by the schemas in `schemas.py`.
 
-    parse('{"#1": "skip", "#2": "add"}', Agent.EPISODIC, num_turns=2, response_format=ResponseFormat.TURNS)
+    parse('{"#2": "add"}', Agent.EPISODIC, num_turns=2, response_format=ResponseFormat.TURNS)
     -> AgentUpdate(operations=(Operation(kind=ADD, quote=(2,)),))
 """
 
@@ -69,8 +69,6 @@ def _from_turns(answer: dict[str, str], agent: Agent) -> tuple[Operation, ...]:
     operations = []
     for key, decision in answer.items():
         quote = (int(key[1:]),)
-        if decision == "skip":
-            continue
         if decision == "add":
             kind = OperationKind.APPEND if agent is Agent.CORE else OperationKind.ADD
             operations.append(Operation(kind=kind, quote=quote))
@@ -99,12 +97,13 @@ def _quote(answer: dict) -> tuple[int, ...]:
 
 
 def _to_turns(operations: Sequence[Operation], num_turns: int, labels: dict[str, str]) -> dict[str, str]:
-    answer = {f"#{number}": "skip" for number in range(1, num_turns + 1)}
-    for operation in operations:
-        if len(operation.quote) != 1 or answer.get(f"#{operation.quote[0]}") != "skip":
+    answer = {}
+    for operation in sorted(operations, key=lambda operation: operation.quote):
+        numbers = operation.quote
+        if len(numbers) != 1 or not 1 <= numbers[0] <= num_turns or f"#{numbers[0]}" in answer:
             raise ValueError(f"the turns format says one turn of the session per operation, each once, got {operation}")
         targets = [labels.get(target, target) for target in operation.targets]
-        answer[f"#{operation.quote[0]}"] = "+".join(targets) or "add"
+        answer[f"#{numbers[0]}"] = "+".join(targets) or "add"
     return answer
 
 

@@ -27,7 +27,7 @@ class PromptConfig:
     max_turn_chars: int = 4000
     """A longer turn is shown cut to this; a quote still stores it whole."""
     max_turns: int = 60
-    """A longer session is handled in parts of at most this many turns."""
+    """Turns an agent reads at once; a longer session is read in windows (membuilder/windows.py)."""
     core_limit_chars: int = CORE_LIMIT_CHARS
     """An operation that would make the core longer fails."""
 

@@ -1,10 +1,10 @@
 """JSON schemas of what each agent may answer.
 
 Two response formats. `operations` is the published one (MemBuilder, arXiv 2601.05488) plus `quote`, our extension: turn
-numbers instead of a text. `turns` is ours, for small policies: one decision per turn, so that a model needs neither to
-copy text nor to plan a list:
+numbers instead of a text. `turns` is ours, for small policies: a decision for each turn worth keeping, so that a model
+points at turns and never copies text:
 
-    {"#1": "skip", "#2": "add", "#3": "e1"}        add turn 2, let turn 3 update the shown entry e1
+    {"#2": "add", "#3": "e1"}        add turn 2, let turn 3 update the shown entry e1; every other turn is skipped
 """
 
 from enum import StrEnum
@@ -58,14 +58,15 @@ def _operations_schema(agent: Agent) -> dict:
 
 
 def _turns_schema(agent: Agent, num_turns: int) -> dict:
-    decisions = ["skip", "add"]
+    decisions = ["add"]
     if agent is not Agent.CORE:
         decisions.append("e[0-9]+")
     if agent is Agent.EPISODIC:
         decisions.append(r"e[0-9]+(\+e[0-9]+)+")
     # Python's $ also matches before a final newline
     decision = {"type": "string", "pattern": f"^({'|'.join(decisions)})$(?!\\n)"}
-    return _object(**{f"#{number}": decision for number in range(1, num_turns + 1)})
+    turns = {f"#{number}": decision for number in range(1, num_turns + 1)}
+    return _object(**turns) | {"required": []}
 
 
 def schema(agent: Agent, response_format: ResponseFormat, num_turns: int) -> dict:

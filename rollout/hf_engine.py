@@ -18,9 +18,7 @@ class TransformersEngine:
         self._version = 0
 
     @torch.no_grad()
-    def generate(
-        self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         with isolated_rng():
             seed_everything(seed)
             return [self._generate_one(prompt, n, sampling) for prompt in prompts]

@@ -1,6 +1,6 @@
-"""Joint rollouts of session updates: one completion per agent, applied together, G times per session."""
+"""Joint rollouts of session updates: one answer per agent, applied together, G times per session."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -10,8 +10,9 @@ from membuilder.build import Shown
 from membuilder.operations import parse
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.types import Agent, AgentUpdate, Bank, Failure, FailureKind, Session
+from membuilder.windows import Window, join, windows
 from rollout.tokens import decode_completion, encode_prompt
-from rollout.types import AgentSample, Completion, Engine, Group, Rollout, SamplingConfig
+from rollout.types import AgentSample, Completion, Engine, Group, Part, Rollout, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,50 +36,61 @@ def sample_groups(
     seed: int,
 ) -> list[Group]:
     """One group per task, in order. All prompts go to the engine in one call."""
+    read = [windows(task.session, prompts.max_turns) for task in tasks]
     prompt_ids = [
-        encode_prompt(tokenizer, render_prompt(agent, task.session, task.bank, task.shown[agent], prompts))
-        for task in tasks
+        encode_prompt(tokenizer, render_prompt(agent, window.session, task.bank, task.shown[agent], prompts))
+        for task, task_windows in zip(tasks, read, strict=True)
         for agent in Agent
+        for window in task_windows
     ]
-    completions = iter(engine.generate(prompt_ids, num_rollouts, sampling, seed))
-    prompt_iterator = iter(prompt_ids)
+    drawn = iter(zip(prompt_ids, engine.generate(prompt_ids, num_rollouts, sampling, seed), strict=True))
     groups = []
-    for task in tasks:
-        by_agent = {agent: (tuple(next(prompt_iterator)), next(completions)) for agent in Agent}
-        rollouts = tuple(
-            _rollout(task, {agent: (prompt, many[k]) for agent, (prompt, many) in by_agent.items()}, tokenizer, prompts)
-            for k in range(num_rollouts)
-        )
+    for task, task_windows in zip(tasks, read, strict=True):
+        answers = {agent: [next(drawn) for _ in task_windows] for agent in Agent}
+        rollouts = tuple(_rollout(task, task_windows, answers, k, tokenizer, prompts) for k in range(num_rollouts))
         groups.append(Group(id=task.id, dialogue_id=task.dialogue_id, session=task.session, rollouts=rollouts))
     return groups
 
 
+Drawn = Mapping[Agent, list[tuple[list[int], list[Completion]]]]
+"""Per agent and window: the prompt and its completions, one per rollout."""
+
+
 def _rollout(
     task: Task,
-    drawn: dict[Agent, tuple[tuple[int, ...], Completion]],
+    task_windows: list[Window],
+    answers: Drawn,
+    k: int,
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptConfig,
 ) -> Rollout:
-    texts = {agent: decode_completion(tokenizer, completion.token_ids) for agent, (_, completion) in drawn.items()}
+    parts = {
+        agent: tuple(
+            Part(
+                prompt_token_ids=tuple(prompt),
+                completion=completions[k],
+                text=decode_completion(tokenizer, completions[k].token_ids),
+            )
+            for prompt, completions in drawn
+        )
+        for agent, drawn in answers.items()
+    }
     updates = {
-        agent: _read(texts[agent], agent, drawn[agent][1], len(task.session.turns), prompts) for agent in Agent
+        agent: join(
+            [(window, _read(part, agent, window, prompts)) for window, part in zip(task_windows, own, strict=True)]
+        )
+        for agent, own in parts.items()
     }
     result = apply_session(task.bank, task.session, updates, task.shown, prompts.core_limit_chars)
     samples = {
-        agent: AgentSample(
-            prompt_token_ids=prompt,
-            completion=completion,
-            text=texts[agent],
-            written=result.written[agent],
-            failure=result.failures.get(agent),
-        )
-        for agent, (prompt, completion) in drawn.items()
+        agent: AgentSample(parts=own, written=result.written[agent], failure=result.failures.get(agent))
+        for agent, own in parts.items()
     }
     return Rollout(samples=samples, bank=result.bank)
 
 
-def _read(text: str, agent: Agent, completion: Completion, num_turns: int, prompts: PromptConfig) -> AgentUpdate:
-    if not completion.finished:
-        detail = f"no end token within {len(completion.token_ids)} tokens"
+def _read(part: Part, agent: Agent, window: Window, prompts: PromptConfig) -> AgentUpdate:
+    if not part.completion.finished:
+        detail = f"no end token within {len(part.completion.token_ids)} tokens"
         return AgentUpdate(failure=Failure(kind=FailureKind.TRUNCATED, detail=detail))
-    return parse(text, agent, num_turns, prompts.response_format)
+    return parse(part.text, agent, len(window.session.turns), prompts.response_format)

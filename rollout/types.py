@@ -1,6 +1,6 @@
 """Records between the engine, the sampler and the learner. No torch, no vLLM.
 
-    completion = Completion(token_ids=[812, 7], rollout_logprobs=[-0.11, -0.02], finished=True, weight_version=3)
+completion = Completion(token_ids=[812, 7], rollout_logprobs=[-0.11, -0.02], finished=True, weight_version=3)
 """
 
 from dataclasses import dataclass
@@ -38,9 +38,7 @@ class Completion:
 class Engine(Protocol):
     """Token ids in, token ids out. Text is never tokenised again on the way to the loss."""
 
-    def generate(
-        self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         """`n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
         ...
 
@@ -52,20 +50,32 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AgentSample:
-    """One agent's part of a joint rollout."""
+class Part:
+    """What an agent answered about one window of the session."""
 
     prompt_token_ids: tuple[int, ...]
     completion: Completion
     text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentSample:
+    """One agent's part of a joint rollout."""
+
+    parts: tuple[Part, ...]
+    """One per window of the session, in order; most sessions are one window."""
     written: tuple[str, ...]
     """Memory texts it wrote; empty when it failed."""
     failure: Failure | None
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(part.completion.token_ids) for part in self.parts)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """One joint sample of a session update: one completion per agent, applied together."""
+    """One joint sample of a session update: every agent's answer, applied together."""
 
     samples: dict[Agent, AgentSample]
     bank: Bank

@@ -52,9 +52,7 @@ class VLLMEngine:
         self._version = 0
         self._eos = self._llm.llm_engine.model_config.hf_config.eos_token_id
 
-    def generate(
-        self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         """`n` completions per prompt. On CPU vLLM draws from torch's global generator, so that is what `seed` sets."""
         params = SamplingParams(
             n=n,

@@ -7,7 +7,7 @@ from membuilder.errors import RewardError
 from membuilder.types import Agent, Bank, Failure, FailureKind, Session, Turn
 from reward.rollouts import ScoredGroup
 from reward.score import RewardStatus, Score
-from rollout.types import AgentSample, Completion, Group, Rollout
+from rollout.types import AgentSample, Completion, Group, Part, Rollout
 from trainer.advantages import StdScale, group_advantages
 from trainer.batch import Batch, make_batch
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
@@ -23,7 +23,7 @@ EQUAL = (0.5, 0.5)
 def sample_of(agent: Agent, k: int, *, finished: bool = True, failure: Failure | None = None) -> AgentSample:
     """Rollout k answers with k + 1 tokens, after a prompt of the dialogue (1 2) and the agent's own token."""
     number = list(Agent).index(agent)
-    return AgentSample(
+    part = Part(
         prompt_token_ids=(1, 2, 10 + number),
         completion=Completion(
             token_ids=tuple(100 * (number + 1) + 10 * k + i for i in range(k + 1)),
@@ -32,6 +32,9 @@ def sample_of(agent: Agent, k: int, *, finished: bool = True, failure: Failure |
             weight_version=3,
         ),
         text=f"{agent} {k}",
+    )
+    return AgentSample(
+        parts=(part,),
         written=() if failure else (f"memory {k}",) * (k + 1),
         failure=failure,
     )
@@ -41,7 +44,9 @@ def status_of(reward: float | None) -> RewardStatus:
     return RewardStatus.NOT_JUDGED if reward is None else RewardStatus.SCORED
 
 
-def group_of(rewards: dict[Agent, Sequence[float | None]], *, agents=tuple(Agent), name: str = "g", **parts) -> ScoredGroup:
+def group_of(
+    rewards: dict[Agent, Sequence[float | None]], *, agents=tuple(Agent), name: str = "g", **parts
+) -> ScoredGroup:
     """A scored group: `rewards` of each rollout for the agents named, EQUAL for the rest. `agents` is the order in
     which the agents' completions arrived; `parts` are fields of Score to change, one per rollout."""
     count = len(next(iter(rewards.values())))

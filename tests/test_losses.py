@@ -144,12 +144,12 @@ def test_k3(difference, k3):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("largest", [30.0, 1e-3])  # near 0, exp(d) - d - 1 in float32 is all rounding
 def test_k3_is_never_negative(dtype, largest):
-    trainer, zeros = torch.full((601,), -1.0, dtype=dtype), torch.zeros(601, dtype=dtype)
+    trainer = zeros = torch.zeros(2001, dtype=dtype)
     inputs = LossInputs(
         trainer_logprobs=trainer,
         behaviour_logprobs=trainer,
         rollout_logprobs=trainer,
-        ref_logprobs=trainer + torch.linspace(-largest, largest, 601, dtype=dtype),
+        ref_logprobs=torch.linspace(-largest, largest, 2001, dtype=dtype),
         advantage=zeros,
         weight=zeros,
     )
@@ -216,9 +216,7 @@ def tiny_policy(seed: int) -> Policy:
 
 def test_only_the_trainers_logprobs_carry_gradient():
     values = {"rollout_logprobs": (-1.0, -2.0), "advantage": (1.0, 1.0), "weight": (4.0, 4.0)}
-    packed = pack(
-        [build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])]
-    )
+    packed = pack([build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])])
     policy, reference = tiny_policy(0), tiny_policy(1)
     logprobs = policy(packed).logprobs
     inputs = loss_inputs(logprobs, packed, reference, temperature=1.0)

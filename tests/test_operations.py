@@ -255,7 +255,7 @@ def test_one_bad_operation_refuses_the_whole_answer():
 
 
 def test_turn_decisions_become_quotes():
-    text = '{"#1": "skip", "#2": "add", "#3": "e2", "#4": "e1+e12"}'
+    text = '{"#2": "add", "#3": "e2", "#4": "e1+e12"}'
     assert parse(text, EPISODIC, 4, TURNS).operations == (
         Operation(kind=OperationKind.ADD, quote=(2,)),
         Operation(kind=OperationKind.UPDATE, quote=(3,), targets=("e2",)),
@@ -264,30 +264,27 @@ def test_turn_decisions_become_quotes():
 
 
 def test_turn_decisions_of_core_append():
-    assert parse('{"#1": "add", "#2": "skip"}', CORE, 2, TURNS).operations == (
-        Operation(kind=OperationKind.APPEND, quote=(1,)),
-    )
+    assert parse('{"#1": "add"}', CORE, 2, TURNS).operations == (Operation(kind=OperationKind.APPEND, quote=(1,)),)
 
 
 @pytest.mark.parametrize("agent", Agent)
-def test_skipping_every_turn_is_valid(agent):
-    assert parse('{"#1": "skip", "#2": "skip"}', agent, 2, TURNS) == NOTHING
+def test_an_empty_object_is_valid(agent):
+    assert parse("{}", agent, 2, TURNS) == NOTHING
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        {},
+        {"#3": "add"},
+        {"#1": "add", "#2": "add", "#3": "add"},
+        {"#0": "add", "#1": "add"},
+        {"#1": "add", "#02": "add"},
+        {"1": "add", "2": "add"},
         {"#1": "skip"},
-        {"#2": "skip", "#3": "skip"},
-        {"#1": "skip", "#2": "skip", "#3": "skip"},
-        {"#0": "skip", "#1": "skip"},
-        {"#1": "skip", "#02": "skip"},
-        {"1": "skip", "2": "skip"},
-        {"#1": "skip", "#2": "skip", "reason": "small talk"},
+        {"#1": "add", "reason": "small talk"},
     ],
 )
-def test_missing_turns_and_turns_in_excess_are_refused(answer):
+def test_turns_in_excess_and_odd_keys_are_refused(answer):
     assert refusal(answer, num_turns=2, fmt=TURNS) is FailureKind.SCHEMA
 
 
@@ -297,7 +294,7 @@ def test_missing_turns_and_turns_in_excess_are_refused(answer):
 )
 @pytest.mark.parametrize("agent", Agent)
 def test_unknown_decisions_are_refused(agent, decision):
-    assert refusal({"#1": "skip", "#2": decision}, agent, 2, TURNS) is FailureKind.SCHEMA
+    assert refusal({"#1": "add", "#2": decision}, agent, 2, TURNS) is FailureKind.SCHEMA
 
 
 def test_who_may_update_and_merge_by_turn():
@@ -316,7 +313,7 @@ def test_who_may_update_and_merge_by_turn():
 
 def test_the_formats_do_not_mix():
     assert refusal('{"operations": []}', fmt=TURNS) is FailureKind.SCHEMA
-    assert refusal('{"#1": "skip", "#2": "skip", "#3": "skip"}', fmt=OPERATIONS) is FailureKind.SCHEMA
+    assert refusal('{"#1": "add", "#2": "add"}', fmt=OPERATIONS) is FailureKind.SCHEMA
 
 
 @pytest.mark.parametrize("agent", Agent)
@@ -389,7 +386,7 @@ def test_random_damage_never_raises():
     rng = random.Random(0)
     pieces = [*'{}[]":,\\#+ \n0', "1", "e1", "null", "ADD", "quote", "```", "<think>", "\ud800", "é", "\x00"]
     for _ in range(2000):
-        text = list(rng.choice([LIKES_TEA_JSON, '{"#1": "add", "#2": "skip", "#3": "e1"}', '{"operation": "SKIP"}']))
+        text = list(rng.choice([LIKES_TEA_JSON, '{"#1": "add", "#3": "e1"}', '{"operation": "SKIP"}']))
         for _ in range(rng.randint(1, 3)):
             text[rng.randrange(len(text))] = rng.choice(pieces)
         update = read("".join(text), rng.choice(list(Agent)), fmt=rng.choice(list(ResponseFormat)))
@@ -477,7 +474,7 @@ def test_written_answers_name_shown_entries_by_label():
     update = AgentUpdate(operations=(Operation(kind=OperationKind.UPDATE, quote=(1,), targets=("m22",)),))
     answer = '{"operations": [{"action": "UPDATE", "old_memory": "e2", "quote": [1]}]}'
     assert render(update, SEMANTIC, 2, SHOWN, OPERATIONS) == answer
-    assert render(update, SEMANTIC, 2, SHOWN, TURNS) == '{"#1":"e2","#2":"skip"}'
+    assert render(update, SEMANTIC, 2, SHOWN, TURNS) == '{"#1":"e2"}'
 
 
 def test_a_core_answer_holds_the_operation_not_the_core_after_it():

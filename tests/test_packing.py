@@ -9,8 +9,10 @@ from torch.distributions import Categorical
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    GraniteConfig,
     MistralConfig,
     MixtralConfig,
+    PhiConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -35,6 +37,7 @@ TINY = dict(
     head_dim=8,
     max_position_embeddings=256,
 )
+SMALL = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
 
 
 def sequence(prompt: Sequence[int], completion: Sequence[int], **values: tuple[float, ...]) -> TrainSequence:
@@ -395,6 +398,20 @@ def test_rotary_embedding_that_depends_on_length_is_refused():
     scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     with pytest.raises(ValueError, match="rope|rotary|position"):
         use_shared_prefix(make_model(max_position_embeddings=8, rope_parameters=scaling))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=8.0),
+        PhiConfig(**SMALL),  # its head has a bias
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_head_that_is_more_than_its_weight_is_refused(config):
+    """Policy reads the head's weight alone: anything else the model does to its logits would silently be left out."""
+    with pytest.raises(ValueError, match="head|logits"):
+        Policy(AutoModelForCausalLM.from_config(config))
 
 
 def test_dropout_is_refused_while_training():

@@ -1,5 +1,6 @@
 """Scored groups -> training trees: advantages, weights, and only completions that carry signal."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,14 +27,15 @@ def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
     advantages = [{agent: next(flat) for agent in Agent} for _ in scored]
     trees, num_tokens, silent = [], 0, 0
     for group, by_agent in zip(scored, advantages, strict=True):
-        sequences = []
+        by_window: dict[int, list[TrainSequence]] = defaultdict(list)
         for agent in Agent:
             carrying = [k for k, advantage in enumerate(by_agent[agent]) if advantage]
             silent += not carrying
-            sequences += [_sequence(group, agent, k, by_agent[agent][k]) for k in carrying]
-        if sequences:
-            trees.append(build_tree(sequences))
-            num_tokens += sum(len(sequence.completion_token_ids) for sequence in sequences)
+            for k in carrying:
+                for window, sequence in enumerate(_sequences(group, agent, k, by_agent[agent][k])):
+                    by_window[window].append(sequence)
+                    num_tokens += len(sequence.completion_token_ids)
+        trees += [build_tree(sequences) for sequences in by_window.values()]
     return Batch(
         trees=trees,
         num_tokens=num_tokens,
@@ -42,16 +44,19 @@ def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
     )
 
 
-def _sequence(group: ScoredGroup, agent: Agent, k: int, advantage: float | None) -> TrainSequence:
-    sample, weight = group.group.rollouts[k].samples[agent], group.scores[k].weights[agent]
+def _sequences(group: ScoredGroup, agent: Agent, k: int, advantage: float | None) -> list[TrainSequence]:
+    """One sequence per window the agent read; all carry the advantage of the agent's whole answer."""
     assert advantage is not None, "a missing reward never becomes a sequence"
-    count = len(sample.completion.token_ids)
-    return TrainSequence(
-        prompt_token_ids=sample.prompt_token_ids,
-        completion_token_ids=sample.completion.token_ids,
-        values={
-            "advantage": (advantage,) * count,
-            "weight": (weight,) * count,
-            "rollout_logprobs": sample.completion.rollout_logprobs,
-        },
-    )
+    sample, weight = group.group.rollouts[k].samples[agent], group.scores[k].weights[agent]
+    return [
+        TrainSequence(
+            prompt_token_ids=part.prompt_token_ids,
+            completion_token_ids=part.completion.token_ids,
+            values={
+                "advantage": (advantage,) * len(part.completion.token_ids),
+                "weight": (weight,) * len(part.completion.token_ids),
+                "rollout_logprobs": part.completion.rollout_logprobs,
+            },
+        )
+        for part in sample.parts
+    ]

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.build import shown_entries
@@ -74,9 +73,7 @@ class Collector:
                 for bank in banks
             ]
             rollouts = tuple(group.rollouts[0] for group in self._sample(tasks, 1, seed * 1000 + session.index))
-            groups.append(
-                Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts)
-            )
+            groups.append(Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts))
             banks = [rollout.bank for rollout in rollouts]
         questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
         answers = self._answer([(bank, questions) for bank in banks])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from membuilder.build import Step, build, in_parts
+from membuilder.build import Step, build
 from membuilder.datasets.load import load, split
 from membuilder.embed import TextEmbedder
 from membuilder.generate.dialogue import generate
@@ -14,6 +14,7 @@ from membuilder.progress import progress
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.rules import propose
 from membuilder.types import Agent, Dialogue
+from membuilder.windows import Window, part_of, windows
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.packing import Node, TrainSequence, build_tree
 
@@ -43,7 +44,7 @@ class Corpus:
     held_out: list[Dialogue]
 
 
-def load_corpus(config: DataConfig, max_turns: int) -> Corpus:
+def load_corpus(config: DataConfig) -> Corpus:
     """Train and held-out dialogues; no dialogue (in the generated corpus: no person) is on both sides."""
     if config.path is None:
         train = generate(config.num_train, config.seed, "train")
@@ -52,10 +53,7 @@ def load_corpus(config: DataConfig, max_turns: int) -> Corpus:
         train, held_out = load(config.path), load(config.eval_path)
     else:
         train, held_out = split(load(config.path), config.held_out, config.seed)
-    return Corpus(
-        train=[in_parts(dialogue, max_turns) for dialogue in train],
-        held_out=[in_parts(dialogue, max_turns) for dialogue in held_out],
-    )
+    return Corpus(train=train, held_out=held_out)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,29 +75,43 @@ def expert_builds(
     return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
 
 
-def sft_tree(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> Node:
-    """One session's four prompts and the expert's answers to them; operations that failed are not training data."""
-    sequences = []
-    for agent in Agent:
-        if agent in step.result.failures:
-            continue
-        num_turns, shown = len(step.session.turns), step.shown[agent]
-        prompt = render_prompt(agent, step.session, step.bank_before, shown, prompts)
-        answer = render(step.updates[agent], agent, num_turns, shown, prompts.response_format)
-        sequences.append(
-            TrainSequence(
-                prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),
-                completion_token_ids=tuple(encode_completion(tokenizer, answer)),
-            )
-        )
-    return build_tree(sequences)
+def sft_trees(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> list[Node]:
+    """One tree per window of a session: the four agents' prompts and the expert's answers to them.
+
+    An agent whose operations failed is not training data.
+    """
+    read = windows(step.session, prompts.max_turns)
+    agents = [agent for agent in Agent if agent not in step.result.failures]
+    return [
+        build_tree([_sequence(step, window, len(read), agent, tokenizer, prompts) for agent in agents])
+        for window in read
+    ]
+
+
+def _sequence(
+    step: Step,
+    window: Window,
+    num_windows: int,
+    agent: Agent,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptConfig,
+) -> TrainSequence:
+    shown, num_turns = step.shown[agent], len(window.session.turns)
+    prompt = render_prompt(agent, window.session, step.bank_before, shown, prompts)
+    update = part_of(step.updates[agent], window, num_windows)
+    answer = render(update, agent, num_turns, shown, prompts.response_format)
+    return TrainSequence(
+        prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),
+        completion_token_ids=tuple(encode_completion(tokenizer, answer)),
+    )
 
 
 def training_text(builds: Sequence[ExpertBuild], prompts: PromptConfig) -> list[str]:
     """Every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
     return [
-        render_prompt(agent, step.session, step.bank_before, step.shown[agent], prompts)
+        render_prompt(agent, window.session, step.bank_before, step.shown[agent], prompts)
         for expert in builds
         for step in expert.steps
+        for window in windows(step.session, prompts.max_turns)
         for agent in Agent
     ]

@@ -44,8 +44,10 @@ def rollout_metrics(
             f"attribution_weight/{agent}": _mean(score.weights[agent] for score in scores),
             f"memory_tokens/{agent}": _mean(count_tokens(sample.written) for sample in samples),
             f"expert_tokens/{agent}": _mean(group.expert_tokens[agent] for group in scored),
-            f"completions/{agent}/mean_length": _mean(len(sample.completion.token_ids) for sample in samples),
-            f"completions/{agent}/clipped_ratio": _mean(not sample.completion.finished for sample in samples),
+            f"completions/{agent}/mean_length": _mean(sample.num_tokens for sample in samples),
+            f"completions/{agent}/clipped_ratio": _mean(
+                not part.completion.finished for sample in samples for part in sample.parts
+            ),
         }
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -61,7 +63,7 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
                     "step": step,
                     "session": group.group.id,
                     "agent": agent.value,
-                    "completion": sample.text,
+                    "completion": "\n".join(part.text for part in sample.parts),
                     "stored": list(sample.written),
                     "status": score.status[agent].value,
                     "failure": sample.failure.detail if sample.failure else None,
@@ -70,7 +72,7 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
                     "length_penalty": score.length[agent],
                     "weight": score.weights[agent],
                     "advantage": advantages[agent][0],
-                    "weight_version": sample.completion.weight_version,
+                    "weight_version": sample.parts[0].completion.weight_version,
                 }
             )
     return rows

@@ -10,9 +10,7 @@ from trainer.packing import TrainSequence, build_tree, pack
 
 
 @torch.no_grad()
-def check_parity(
-    collector: Collector, policy, tasks: list[Task], temperature: float, bound: float, seed: int
-) -> float:
+def check_parity(collector: Collector, policy, tasks: list[Task], temperature: float, bound: float, seed: int) -> float:
     """Mean |trainer - engine| log-prob (nats) over fresh uncut samples; raises ParityError above `bound`."""
     sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
     groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.prompts, sampling, 2, seed)
@@ -20,12 +18,13 @@ def check_parity(
         build_tree(
             [
                 TrainSequence(
-                    prompt_token_ids=sample.prompt_token_ids,
-                    completion_token_ids=sample.completion.token_ids,
-                    values={"rollout_logprobs": sample.completion.rollout_logprobs},
+                    prompt_token_ids=part.prompt_token_ids,
+                    completion_token_ids=part.completion.token_ids,
+                    values={"rollout_logprobs": part.completion.rollout_logprobs},
                 )
                 for rollout in group.rollouts
                 for sample in rollout.samples.values()
+                for part in sample.parts
             ]
         )
         for group in groups

@@ -10,7 +10,7 @@ from membuilder.embed import Embedder
 from rollout.types import Engine
 from trainer import rl, sft
 from trainer.collect import Collector
-from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_tree
+from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_trees
 from trainer.evaluate import SystemResult, build_with_policy
 from trainer.policy import Policy, load_model
 from trainer.rl import RLConfig
@@ -28,7 +28,7 @@ class Prepared:
 
 
 def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
-    corpus = load_corpus(config.data, config.prompts.max_turns)
+    corpus = load_corpus(config.data)
     return Prepared(
         corpus=corpus,
         train=expert_builds(corpus.train, embedder, config.prompts, "rules build the training banks"),
@@ -40,7 +40,9 @@ def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
 def run_sft(config: SFTConfig, prepared: Prepared) -> tuple[SFTResult, PreTrainedTokenizerBase]:
     run = start_run(config, "sft", prepared.embedder)
     model, tokenizer = make_policy_model(config.model, prepared.train, config.prompts, config.seed)
-    trees = [sft_tree(step, tokenizer, config.prompts) for build in prepared.train for step in build.steps]
+    trees = [
+        tree for build in prepared.train for step in build.steps for tree in sft_trees(step, tokenizer, config.prompts)
+    ]
     result = sft.train(config, model, tokenizer, trees, run.log, run.accelerator)
     run.log.close()
     return result, tokenizer

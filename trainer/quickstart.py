@@ -14,7 +14,7 @@ from pathlib import Path
 
 from membuilder.config import load
 from membuilder.embed import Embedder
-from membuilder.errors import MemBuilderError
+from membuilder.errors import ConfigError, MemBuilderError
 from trainer import rl, sft
 from trainer.corpus import Corpus
 from trainer.evaluate import SystemResult
@@ -122,6 +122,9 @@ def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
         given.append(f"data.path={options.data}")
     if options.eval_data is not None:
         given.append(f"data.eval_path={options.eval_data}")
+    stray = [text for text in options.overrides if not text.startswith(("sft.", "rl."))]
+    if stray:
+        raise ConfigError(f"'{stray[0]}': say which stage it is for: start it with sft. or rl.")
     steps = [] if options.steps_rl is None else [f"num_steps={options.steps_rl}"]
 
     def own(stage: str) -> list[str]:

@@ -33,7 +33,7 @@ from trainer.log import RunLog
 from trainer.losses import LossConfig, LossInputs, resolve_loss
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.packing import Node, PackedBatch, micro_batches, pack
+from trainer.packing import PackedBatch, micro_batches, pack
 from trainer.parity import check_parity
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.runner import frozen_copy, make_collector, make_engine, start_run
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl")
-    corpus = load_corpus(config.data, config.prompts.max_turns)
+    corpus = load_corpus(config.data)
     builds = expert_builds(corpus.train, run.embedder, config.prompts, "expert")
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None

@@ -20,7 +20,7 @@ from membuilder.config import parse_args
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
 from trainer.checkpoint import save_model
-from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_tree
+from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_trees
 from trainer.log import RunLog
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, micro_batches, pack
@@ -40,7 +40,7 @@ class SFTConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
     num_epochs: int = 10
     sessions_per_step: int = 16
-    """Sessions per optimizer step, over all ranks."""
+    """Sessions (or windows of them) per optimizer step, over all ranks."""
     max_tokens: int = 40000
     """Packed tokens of a micro-batch; shared tokens count once."""
     validation_share: float = 0.05
@@ -63,7 +63,7 @@ class SFTResult:
 def train(
     config: SFTConfig, model, tokenizer, trees: Sequence[Node], log: RunLog, accelerator: Accelerator
 ) -> SFTResult:
-    """Train `model` in place on the trees (one per session) and save it under `config.out`."""
+    """Train `model` in place on the trees (one per session or window of one) and save it under `config.out`."""
     shuffled = random.Random(config.seed).sample(list(trees), len(trees))
     num_validation = max(1, round(config.validation_share * len(shuffled)))
     validation, training = shuffled[:num_validation], shuffled[num_validation:]
@@ -129,10 +129,10 @@ def mean_loss(policy, trees: Sequence[Node], max_tokens: int, device: torch.devi
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse_args(SFTConfig, argv, "Supervised fine-tuning on an expert's memory operations.")
     run = start_run(config, "sft")
-    corpus = load_corpus(config.data, config.prompts.max_turns)
+    corpus = load_corpus(config.data)
     builds = expert_builds(corpus.train, run.embedder, config.prompts, "expert")
     model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
-    trees = [sft_tree(step, tokenizer, config.prompts) for build in builds for step in build.steps]
+    trees = [tree for build in builds for step in build.steps for tree in sft_trees(step, tokenizer, config.prompts)]
     result = train(config, model, tokenizer, trees, run.log, run.accelerator)
     run.log.close()
     print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")

@@ -33,8 +33,8 @@ class TinyConfig:
 
 def answer_tokens(max_turns: int, max_shown: int = 20) -> list[str]:
     """Strings that get a token of their own: turn numbers, agent tags and the pieces between numbers in an answer."""
-    decisions = ["skip", "add", *(f"e{label}" for label in range(1, max_shown + 1))]
-    pieces = ['{"', *(f'":"{decision}{end}' for decision in decisions for end in ('","', '"}'))]
+    decisions = ["add", *(f"e{label}" for label in range(1, max_shown + 1))]
+    pieces = ['{"', "{}", *(f'":"{decision}{end}' for decision in decisions for end in ('","', '"}'))]
     return [*(f"#{number}" for number in range(1, max_turns + 1)), *(f"[{agent}]\n" for agent in Agent), *pieces]
 
 
@@ -70,5 +70,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: in
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
+        # transformers' 0.02 suits widths of thousands; at this width it starves every layer of signal
+        initializer_range=config.hidden_size**-0.5,
     )
     return Qwen3ForCausalLM(model_config)

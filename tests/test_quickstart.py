@@ -1,0 +1,85 @@
+"""The whole chain, small, as a user runs it: real vLLM, FAISS, embeddings. Slow: starts an engine twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    *(f"{stage}.data.num_train=4" for stage in ("sft", "rl")),
+    *(f"{stage}.data.num_held_out=2" for stage in ("sft", "rl")),
+    "sft.num_epochs=1",
+    "rl.num_steps=2",
+    "rl.sessions_per_step=2",
+    "rl.num_rollouts=3",
+]
+
+
+def quickstart(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "trainer.quickstart", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+
+
+def summary_of(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    out = tmp_path_factory.mktemp("quickstart")
+    result = quickstart("--out", str(out), *SMALL)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out, result
+
+
+def test_summary_has_every_field_and_system(run):
+    summary = summary_of(run[0])
+    assert summary["data"] == "generated" and summary["seed"] == 1 and summary["engine"] == "vllm"
+    assert summary["steps"]["rl"] == 2 and set(summary["wall_seconds"]) == {"setup", "sft", "rl", "eval"}
+    assert list(summary["systems"]) == ["empty", "random", "longest", "rules", "all", "sft", "adrpo"]
+    for result in summary["systems"].values():
+        assert set(result) == {"accuracy", "recall_at_10", "memory_tokens", "format_valid", "questions"}
+    assert summary["systems"]["empty"]["accuracy"] == 0.0
+    assert summary["systems"]["all"]["accuracy"] > summary["systems"]["rules"]["accuracy"] > 0.0
+
+
+def test_it_prints_the_table_and_writes_pictures_models_and_logs(run):
+    out, result = run
+    assert "accuracy" in result.stdout and "adrpo" in result.stdout
+    for line in result.stdout.splitlines():
+        if line.startswith("picture: "):
+            assert Path(line.removeprefix("picture: ")).stat().st_size > 1000
+    assert (out / "plots" / "accuracy.png").is_file() and (out / "rl" / "plots" / "reward.png").is_file()
+    assert (out / "rl" / "model" / "model.safetensors").is_file()
+    metrics = [json.loads(line) for line in (out / "rl" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [0, 1]
+    assert {"reward/mean", "qa/accuracy", "format/core", "memory_tokens/episodic"} <= set(metrics[0])
+    rows = [json.loads(line) for line in (out / "rl" / "completions.jsonl").read_text().splitlines()]
+    assert {row["agent"] for row in rows} == {"core", "episodic", "semantic", "procedural"}
+    assert {row["weight_version"] for row in rows if row["step"] == 1} == {1}
+
+
+def test_the_same_seed_gives_the_same_summary(run, tmp_path):
+    again = quickstart("--out", str(tmp_path), *SMALL)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert summary_of(tmp_path)["systems"] == summary_of(run[0])["systems"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/nowhere/locomo.json"], "/nowhere/locomo.json"),
+        (["rl.reward.alhpa=2"], "reward.alpha"),
+        (["sft.optim.lr=fast"], "optim.lr"),
+        (["reward.alpha=2"], "sft. or rl."),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
+    result = quickstart("--out", str(tmp_path), *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr and "Traceback" not in result.stderr
