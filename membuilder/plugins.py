@@ -1,6 +1,7 @@
 """A user's own function, named in a config as `path/to/file.py:function`."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def load_function(name: str) -> Callable:
     if spec is None or spec.loader is None:
         raise ConfigError(f"'{name}': '{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
         raise ConfigError(f"'{name}': '{path}' defines no function '{function}'")

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from rollout.seeding import isolated_rng, seed_everything
 from rollout.types import Completion, SamplingConfig
+from rollout.weights import check_names
 
 
 class TransformersEngine:
@@ -51,11 +52,8 @@ class TransformersEngine:
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         state = dict(named_tensors)
-        tied = {"lm_head.weight"} if self._model.config.tie_word_embeddings else set()
-        self._model.load_state_dict(state, strict=not tied)
-        missing = set(self._model.state_dict()) - set(state) - tied
-        if missing:
-            raise ValueError(f"weights missing for {sorted(missing)[:3]}")
+        check_names(state, self._model.state_dict())
+        self._model.load_state_dict(state)
         self._version = version
 
     def close(self) -> None:

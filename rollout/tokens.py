@@ -15,16 +15,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A prompt's ids: one user message through the chat template, or the text itself if there is no template."""
+    """A prompt's ids: one user message through the chat template, or the text itself if there is no template.
+
+    A control token spelt out in a dialogue stays text: it never ends or opens a message.
+    """
     if tokenizer.chat_template is None:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
     message = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """A target's ids, the end token last."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*ids, tokenizer.eos_token_id]
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] | tuple[int, ...]) -> str:

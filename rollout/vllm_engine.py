@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from membuilder.errors import MemBuilderError
 from rollout.seeding import isolated_rng, seed_everything
 from rollout.types import Completion, SamplingConfig
+from rollout.weights import check_names
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine core must live in this process
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -29,7 +31,7 @@ class VLLMEngine:
         max_model_len: int,
         seed: int,
         gpu_memory_utilization: float = 0.6,
-        dtype: str = "auto",
+        dtype: str,
         distributed: bool = False,
     ) -> None:
         """`distributed`: one engine per rank of an initialised process group; every rank must build at the same moment."""
@@ -50,7 +52,10 @@ class VLLMEngine:
                 max_num_seqs=256,
             )
         self._version = 0
-        self._eos = self._llm.llm_engine.model_config.hf_config.eos_token_id
+        hf_config = self._llm.llm_engine.model_config.hf_config
+        self._eos = hf_config.eos_token_id
+        with torch.device("meta"):
+            self._names = set(AutoModelForCausalLM.from_config(hf_config).state_dict())
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         """`n` completions per prompt. On CPU vLLM draws from torch's global generator, so that is what `seed` sets."""
@@ -80,9 +85,11 @@ class VLLMEngine:
         )
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        weights = list(named_tensors)
+        check_names([name for name, _ in weights], self._names)
         with isolated_rng():
             self._llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": iter(named_tensors), "is_checkpoint_format": True}
+                "reload_weights", kwargs={"weights_iterator": iter(weights), "is_checkpoint_format": True}
             )
         if not self._llm.reset_prefix_cache():
             raise MemBuilderError("vLLM kept cached prefixes of the old weights: a request was still running")

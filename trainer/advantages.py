@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 EPSILON = 1e-4
+ROUNDING = 1e-9
+"""Rewards closer than this are equal."""
 
 
 class StdScale(StrEnum):
@@ -37,7 +39,9 @@ def _centre(rewards: Sequence[float | None]) -> list[float | None]:
     if not valid:
         return [None] * len(rewards)
     # equal rewards must give exact zeros, or a float rounding error would pass for a signal
-    mean = valid[0] if max(valid) == min(valid) else sum(valid) / len(valid)
+    if max(valid) - min(valid) < ROUNDING:
+        return [None if reward is None else 0.0 for reward in rewards]
+    mean = sum(valid) / len(valid)
     return [None if reward is None else reward - mean for reward in rewards]
 
 

@@ -28,12 +28,10 @@ def shared_prefix_attention(
     if dropout:
         raise ValueError("shared-prefix attention needs attention_dropout 0")
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (N, H, D)
-    parts, places = [], []
+    out = torch.empty_like(query)
     for group in siblings:
-        parts.append(_attend(query, key, value, group, scaling)[group.valid])  # (tokens, H, D)
-        places.append(group.rows[group.valid])
-    order = torch.cat(places).argsort()
-    return torch.cat(parts)[order][None], None
+        out[group.rows[group.valid]] = _attend(query, key, value, group, scaling)[group.valid]  # (tokens, H, D)
+    return out[None], None
 
 
 def _attend(
@@ -71,6 +69,11 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(f"shared-prefix packing needs full attention in every layer, this model has {sorted(kinds)}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ValueError("shared-prefix packing needs full attention, this model has a sliding window")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise ValueError(f"shared-prefix packing refuses {rope} rope: its angles depend on the packed length")
     if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
         raise ValueError("shared-prefix packing refuses mixture-of-experts models: routing depends on the whole batch")
     model.set_attn_implementation(NAME)

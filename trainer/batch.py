@@ -30,7 +30,7 @@ def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
         by_window: dict[int, list[TrainSequence]] = defaultdict(list)
         for agent in Agent:
             carrying = [k for k, advantage in enumerate(by_agent[agent]) if advantage]
-            silent += not carrying
+            silent += not carrying and any(advantage is not None for advantage in by_agent[agent])
             for k in carrying:
                 for window, sequence in enumerate(_sequences(group, agent, k, by_agent[agent][k])):
                     by_window[window].append(sequence)

@@ -23,7 +23,7 @@ class LossConfig:
     kl_coef: float = 0.02
     """Weight of the k3 divergence from the reference; 0 drops the reference pass."""
     tis_cap: float | None = None
-    """Cap of the truncated importance weight trainer / rollout; null: no correction."""
+    """Cap of the truncated importance weight behaviour / rollout; null: no correction."""
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < 1 or self.kl_coef < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
@@ -86,7 +86,7 @@ def kl_penalty(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torc
     if inputs.ref_logprobs is None:
         return torch.zeros_like(inputs.trainer_logprobs)
     difference = (inputs.ref_logprobs - inputs.trainer_logprobs).clamp(-20, 20)
-    k3 = difference.exp() - difference - 1
+    k3 = difference.expm1() - difference
     metrics["kl"] = k3.detach()
     return config.kl_coef * k3
 

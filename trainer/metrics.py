@@ -29,7 +29,9 @@ def rollout_metrics(
     rollouts = [rollout for group in scored for rollout in group.group.rollouts]
     metrics = {
         "reward/mean": _mean(value for score in scores for value in score.reward.values()),
-        "reward/std": _mean(_std([score.qa for score in group.scores]) for group in scored),
+        "reward/std": _mean(
+            _std([score.reward[agent] for score in group.scores]) for group in scored for agent in Agent
+        ),
         "qa/accuracy": _mean(score.qa for score in scores),
         "frac_reward_zero_std": batch.zero_std_share,
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),

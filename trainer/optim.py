@@ -21,8 +21,8 @@ class OptimConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.max_grad_norm <= 0 or not 0 <= self.warmup_ratio < 1:
-            raise ValueError("need lr > 0, max_grad_norm > 0 and 0 <= warmup_ratio < 1")
+        if self.lr <= 0 or self.max_grad_norm <= 0 or not 0 <= self.warmup_ratio < 1 or not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError("need lr > 0, max_grad_norm > 0, 0 <= warmup_ratio < 1 and 0 <= min_lr_ratio <= 1")
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.AdamW:

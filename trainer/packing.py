@@ -30,7 +30,7 @@ class TrainSequence:
 
 @dataclass(kw_only=True)
 class Node:
-    """Tokens shared by everything below; `ends` are the sequences whose completion is this node's tail."""
+    """Tokens shared by everything below."""
 
     token_ids: tuple[int, ...]
     children: list["Node"] = field(default_factory=list)
@@ -143,12 +143,14 @@ class _Layout:
 
     def _add_rows(self, sequence: TrainSequence, path: list[int]) -> None:
         count = len(sequence.completion_token_ids)
-        self.predict_from += path[-count:]
-        self.targets += sequence.completion_token_ids
+        if self.targets and set(sequence.values) != set(self.values):
+            raise ValueError(f"sequences carry different values: {sorted(sequence.values)}, {sorted(self.values)}")
         for name, values in sequence.values.items():
             if len(values) != count:
                 raise ValueError(f"{name} has {len(values)} values for {count} completion tokens")
             self.values[name] += values
+        self.predict_from += path[-count:]
+        self.targets += sequence.completion_token_ids
 
     def tensors(self) -> PackedBatch:
         return PackedBatch(

@@ -40,10 +40,23 @@ def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
     return model
 
 
+def _check_plain_head(model: PreTrainedModel) -> None:
+    """token_logprobs computes softmax(hidden @ weight^T): a head that does more would be silently wrong."""
+    config = model.config
+    scaled = [
+        name
+        for name in ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_multiplier")
+        if getattr(config, name, None) not in (None, 1, 1.0)
+    ]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None or scaled:
+        raise ValueError(f"models whose head has a bias or scales its logits are not supported: {scaled or 'bias'}")
+
+
 class Policy(torch.nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         use_shared_prefix(model)
+        _check_plain_head(model)
         self.model = model
 
     def forward(self, batch: PackedBatch, temperature: float = 1.0) -> HeadOutput:
