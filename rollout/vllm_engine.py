@@ -50,6 +50,8 @@ class VLLMEngine:
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
                 max_num_seqs=256,
+                # rollouts of one prompt share whole blocks only; the CPU build's default of 128 is longer than a short prompt
+                **({} if torch.cuda.is_available() else {"block_size": 32}),
             )
         self._version = 0
         hf_config = self._llm.llm_engine.model_config.hf_config

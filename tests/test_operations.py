@@ -139,6 +139,11 @@ def test_skip_is_for_core_and_semantic_only():
         assert refusal(action(action="SKIP"), agent) is FailureKind.SCHEMA
 
 
+@pytest.mark.parametrize("agent", Agent)
+def test_an_empty_object_is_no_answer_in_the_operations_format(agent):
+    assert refusal("{}", agent) is FailureKind.SCHEMA
+
+
 def test_merge_is_for_episodic_only():
     answer = action(action="MERGE", old_memories=["e1", "e2"], new_memory="both")
     assert read(json.dumps(answer), EPISODIC).failure is None
@@ -146,7 +151,7 @@ def test_merge_is_for_episodic_only():
         assert refusal(answer, agent) is FailureKind.SCHEMA
 
 
-@pytest.mark.parametrize("answer", ["null", "[]", "1", '"ADD"', "true", "NaN", '{"operation": null}', "{}"])
+@pytest.mark.parametrize("answer", ["null", "[]", "1", '"ADD"', "true", "NaN", '{"operation": null}'])
 @pytest.mark.parametrize("agent", Agent)
 @pytest.mark.parametrize("fmt", ResponseFormat)
 def test_json_of_another_shape_is_refused(answer, agent, fmt):
