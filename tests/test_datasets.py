@@ -12,7 +12,7 @@ import pytest
 from membuilder.datasets import locomo, longmemeval
 from membuilder.datasets.load import load, split
 from membuilder.errors import DataError
-from membuilder.types import Dialogue
+from membuilder.types import Dialogue, Question, Session, Turn
 
 DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -554,3 +554,17 @@ def test_real_longmemeval_counts(
     for sample in samples:
         times = [session.timestamp for session in sample.sessions]
         assert times == sorted(times)
+
+
+def test_dialogues_that_share_evidence_stay_on_one_side():
+    def of(dialogue_id: str, text: str) -> Dialogue:
+        turn = Turn(id="S1:1", speaker="user", role="user", text=text)
+        session = Session(id="S1", index=0, timestamp=datetime(2023, 5, 4), turns=(turn,))
+        question = Question(id=dialogue_id, text="?", answer="a", category="c", evidence=("S1:1",))
+        return Dialogue(id=dialogue_id, speakers=("user",), sessions=(session,), questions=(question,))
+
+    dialogues = [of("a", "I keep bees."), of("a_abs", "I keep bees."), of("b", "x"), of("c", "y"), of("d", "z")]
+    for seed in range(12):
+        train, held_out = split(dialogues, 2, seed)
+        assert {dialogue.id for dialogue in train + held_out} == {"a", "a_abs", "b", "c", "d"}
+        assert ({"a", "a_abs"} <= {d.id for d in train}) or ({"a", "a_abs"} <= {d.id for d in held_out})

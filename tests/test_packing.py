@@ -103,12 +103,12 @@ def test_three_levels():
     assert batch.targets.tolist() == [7, 8, 9, 5, 6, 6]
 
 
-def test_trees_stand_one_after_another_and_share_nothing():
+def test_trees_share_nothing():
     tree = build_tree([sequence((1, 2), (3, 4), advantage=(1.0, 2.0))])
     batch = pack([tree, tree])
-    assert batch.token_ids.tolist() == [[1, 2, 3, 1, 2, 3]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2]]
-    assert batch.predict_from.tolist() == [1, 2, 4, 5]
+    assert batch.token_ids.tolist() == [[1, 2, 1, 2, 3, 3]]  # roots first, then what hangs below each
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2]]
+    assert batch.predict_from.tolist() == [1, 4, 3, 5]
     assert batch.values["advantage"].tolist() == [1, 2, 1, 2]
     assert [group.prefix.tolist() for group in batch.siblings] == [[], [0, 1], [], [3, 4]]
 

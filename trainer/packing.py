@@ -110,8 +110,7 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]
 def pack(trees: Sequence[Node]) -> PackedBatch:
     """Trees laid out one after another, as tensors on the CPU."""
     layout = _Layout()
-    for tree in trees:
-        layout.add([tree], prefix=[])
+    layout.add(list(trees), prefix=[])  # roots have nothing above them, so they are one group of siblings
     return layout.tensors()
 
 

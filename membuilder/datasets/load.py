@@ -44,6 +44,8 @@ def load(path: str | Path) -> list[Dialogue]:
 def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
     """(train, held-out), whole dialogues each, in the order given; `held_out` is a count (int) or a fraction (float).
 
+    Dialogues that share evidence stay on one side, so the held-out side may come out a little smaller than asked for.
+
     Which side a dialogue falls on depends on seed and ids alone, not on the order of the file.
     """
     ids = [dialogue.id for dialogue in dialogues]
@@ -60,10 +62,31 @@ def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tu
             "or a fraction between 0 and 1"
         )
     # A hash, not random.shuffle: the draw stays the same across Python versions.
-    drawn = sorted(ids, key=lambda dialogue_id: hashlib.sha256(f"{seed}:{dialogue_id}".encode()).digest())
-    chosen = set(drawn[:num_held_out])
+    drawn = sorted(_families(dialogues), key=lambda ids: hashlib.sha256(f"{seed}:{ids[0]}".encode()).digest())
+    chosen: set[str] = set()
+    for family in drawn:
+        if len(chosen) + len(family) <= num_held_out:
+            chosen.update(family)
+    if not chosen:
+        raise ValueError("cannot split: every dialogue shares evidence with too many others; use a file for each side")
     train = [dialogue for dialogue in dialogues if dialogue.id not in chosen]
     return train, [dialogue for dialogue in dialogues if dialogue.id in chosen]
+
+
+def _families(dialogues: Sequence[Dialogue]) -> list[list[str]]:
+    """Ids of dialogues that share an evidence turn word for word, together: LongMemEval asks some histories twice."""
+    family_of: dict[str, list[str]] = {}
+    first_with: dict[str, str] = {}
+    for dialogue in dialogues:
+        family_of[dialogue.id] = [dialogue.id]
+        evidence = {turn_id for question in dialogue.questions for turn_id in question.evidence}
+        texts = {turn.content for session in dialogue.sessions for turn in session.turns if turn.id in evidence}
+        for text in sorted(texts):
+            other = first_with.setdefault(text, dialogue.id)
+            if family_of[other] is not family_of[dialogue.id]:
+                merged = family_of[other] + family_of[dialogue.id]
+                family_of |= dict.fromkeys(merged, merged)
+    return list({id(family): sorted(family) for family in family_of.values()}.values())
 
 
 def _read(path: Path) -> bytes:

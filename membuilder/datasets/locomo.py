@@ -16,7 +16,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from membuilder.datasets.longmemeval import read_time, refuse_repeated_ids, take, take_answer, take_text
+from membuilder.datasets.fields import read_time, refuse_repeated_ids, take, take_answer, take_text
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 

@@ -16,10 +16,9 @@ The first half of the file reads single fields of untrusted JSON; `locomo.py` sh
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
+from membuilder.datasets.fields import read_time, refuse_repeated_ids, take, take_answer, take_text
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -36,54 +35,6 @@ CATEGORIES = (
 ROLES = ("user", "assistant")
 _DATE_FORM, _DATE_EXAMPLE = "%Y/%m/%d (%a) %H:%M", "2023/05/04 (Thu) 09:30"
 _PARALLEL_LISTS = ("haystack_dates", "haystack_session_ids", "haystack_sessions")
-
-T = TypeVar("T")
-
-
-def take(record: object, key: str, kind: type[T] | tuple[type[T], ...], path: str | Path, where: str) -> T:
-    """The value of a field; missing or of another type it is refused with its place. A bool is no int here."""
-    if not isinstance(record, dict):
-        raise DataError(path, where, key, f"cannot be read: expected an object here, found {type(record).__name__}")
-    if key not in record:
-        raise DataError(path, where, key, f"is missing; this object has {sorted(record)[:12]}")
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    value = record[key]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(each.__name__ for each in kinds)
-        raise DataError(path, where, key, f"expected {expected}, found {type(value).__name__}: {value!r:.80}")
-    return value
-
-
-def take_text(record: object, key: str, path: str | Path, where: str) -> str:
-    """A string field that must say something."""
-    text = take(record, key, str, path, where)
-    if not text.strip():
-        raise DataError(path, where, key, "is empty; fill it in or remove what it belongs to")
-    return text
-
-
-def take_answer(record: object, path: str | Path, where: str) -> str:
-    """A gold answer as text; years and counts come as ints."""
-    answer = take(record, "answer", (str, int), path, where)
-    return take_text(record, "answer", path, where) if isinstance(answer, str) else str(answer)
-
-
-def read_time(value: object, form: str, example: str, path: str | Path, where: str, field: str) -> datetime:
-    """A date string in strptime's `form`; `example` shows the user what was expected."""
-    try:
-        return datetime.strptime(value, form)
-    except (TypeError, ValueError):  # not a string, or not such a date: one message serves both
-        problem = f"expected a date like {example!r}, found {value!r:.80}"
-    raise DataError(path, where, field, problem)
-
-
-def refuse_repeated_ids(dialogues: Sequence[Dialogue], path: str | Path, field: str) -> None:
-    first_at: dict[str, int] = {}
-    for position, dialogue in enumerate(dialogues):
-        first = first_at.setdefault(dialogue.id, position)
-        if first != position:
-            problem = f"is also the id of record {first}; remove or rename one of them"
-            raise DataError(path, f"record {position} ({dialogue.id})", field, problem)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
