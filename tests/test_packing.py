@@ -70,8 +70,8 @@ def test_two_completions_of_one_prompt():
     assert batch.predict_from.tolist() == [2, 3, 4, 2, 5]
     assert batch.targets.tolist() == [7, 8, 9, 4, 9]
     prompt, completions = batch.siblings
-    assert (prompt.prefix.tolist(), prompt.rows.tolist()) == ([], [[0, 1, 2]])
-    assert (completions.prefix.tolist(), completions.rows.tolist()) == ([0, 1, 2], [[3, 4], [5, 0]])
+    assert (prompt.prefix.tolist(), prompt.rows.tolist()) == ([[]], [[0, 1, 2]])
+    assert (completions.prefix.tolist(), completions.rows.tolist()) == ([[0, 1, 2], [0, 1, 2]], [[3, 4], [5, 0]])
     assert completions.valid.tolist() == [[True, True], [True, False]]
 
 
@@ -99,8 +99,8 @@ def test_three_levels():
     )
     assert batch.token_ids.tolist() == [[1, 2, 3, 4, 5, 7]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 3]]
-    assert batch.predict_from.tolist() == [2, 5, 2, 3, 4, 1]
-    assert batch.targets.tolist() == [7, 8, 9, 5, 6, 6]
+    assert batch.predict_from.tolist() == [3, 4, 1, 2, 5, 2]
+    assert batch.targets.tolist() == [5, 6, 6, 7, 8, 9]
 
 
 def test_trees_share_nothing():
@@ -110,7 +110,7 @@ def test_trees_share_nothing():
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2]]
     assert batch.predict_from.tolist() == [1, 4, 3, 5]
     assert batch.values["advantage"].tolist() == [1, 2, 1, 2]
-    assert [group.prefix.tolist() for group in batch.siblings] == [[], [0, 1], [], [3, 4]]
+    assert [group.prefix.tolist() for group in batch.siblings] == [[[], []], [[0, 1], [2, 3]]]
 
 
 def test_sequences_with_nothing_in_common():

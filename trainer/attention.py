@@ -28,36 +28,48 @@ def shared_prefix_attention(
     if dropout:
         raise ValueError("shared-prefix attention needs attention_dropout 0")
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (N, H, D)
-    out = torch.empty_like(query)
-    for group in siblings:
-        out[group.rows[group.valid]] = _attend(query, key, value, group, scaling)[group.valid]  # (tokens, H, D)
-    return out[None], None
+    # the packer lists siblings in the order of their tokens, so the parts only need joining
+    parts = [_attend(query, key, value, group, scaling)[group.valid] for group in siblings]  # (tokens, H, D) each
+    return torch.cat(parts)[None], None
 
 
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Siblings, scaling: float | None
 ) -> torch.Tensor:
-    """(L, R, H, D): each sibling's rows attend to the shared prefix and causally to themselves.
+    """(L, R, H, D): each sibling's rows attend to the tokens above it and causally to themselves.
 
-    Padding stands at the end of a sibling, so the causal part of the mask already hides it from every real row.
+    A sibling's own padding stands at its end, so the causal part of the mask already hides it from every real row.
     """
-    num_siblings, longest = group.rows.shape
-    num_prefix = len(group.prefix)
-
-    def gather(tensor: torch.Tensor) -> torch.Tensor:
-        own = tensor[group.rows]  # (L, R, Hkv, D)
-        if num_prefix:
-            own = torch.cat([tensor[group.prefix].expand(num_siblings, -1, -1, -1), own], dim=1)
-        return own.transpose(1, 2)  # (L, Hkv, P + R, D)
-
-    queries = query[group.rows].transpose(1, 2)  # (L, H, R, D)
-    mask = None
-    if num_prefix:
-        mask = torch.ones(longest, num_prefix + longest, dtype=torch.bool, device=query.device).tril(num_prefix)
+    indices = torch.cat([group.prefix, group.rows], dim=1)  # (L, P + R)
+    queries, mask = _gather(query, group.rows), _mask(group)  # (L, H, R, D)
     out = functional.scaled_dot_product_attention(
-        queries, gather(key), gather(value), mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        queries,
+        _gather(key, indices),
+        _gather(value, indices),
+        mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=True,
     )
     return out.transpose(1, 2)
+
+
+def _gather(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """(N, H, D) at indices (L, T) -> (L, H, T, D). index_select: its backward is many times faster than indexing's."""
+    return tensor.index_select(0, indices.flatten()).unflatten(0, indices.shape).transpose(1, 2)
+
+
+def _mask(group: Siblings) -> torch.Tensor | None:
+    """What rows may see, broadcastable to (L, H, R, P + R); None where plain causal attention says it."""
+    num_siblings, longest = group.rows.shape
+    num_prefix = group.prefix.shape[1]
+    if num_prefix == 0:
+        return None
+    mask = torch.ones(longest, num_prefix + longest, dtype=torch.bool, device=group.rows.device).tril(num_prefix)
+    if group.prefix_valid is None:
+        return mask
+    own = torch.ones(num_siblings, longest, dtype=torch.bool, device=group.rows.device)
+    return mask & torch.cat([group.prefix_valid, own], dim=1)[:, None, None, :]
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

@@ -44,14 +44,20 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Siblings:
-    """Nodes with the same tokens above them: they attend to those and, causally, to themselves."""
+    """Nodes of one depth: each attends to the tokens above it and, causally, to itself."""
 
-    prefix: torch.Tensor  # (P,) packed indices from the root down
+    prefix: torch.Tensor  # (L, P) packed indices from the root down, padded at the end with 0
+    prefix_valid: torch.Tensor | None  # (L, P) bool; None where nothing is padded
     rows: torch.Tensor  # (L, R) packed indices, padded at the end with 0
     valid: torch.Tensor  # (L, R) bool
 
     def to(self, device: torch.device) -> "Siblings":
-        return Siblings(prefix=self.prefix.to(device), rows=self.rows.to(device), valid=self.valid.to(device))
+        return Siblings(
+            prefix=self.prefix.to(device),
+            prefix_valid=None if self.prefix_valid is None else self.prefix_valid.to(device),
+            rows=self.rows.to(device),
+            valid=self.valid.to(device),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,9 +114,11 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]
 
 
 def pack(trees: Sequence[Node]) -> PackedBatch:
-    """Trees laid out one after another, as tensors on the CPU."""
+    """Trees laid out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
     layout = _Layout()
-    layout.add(list(trees), prefix=[])  # roots have nothing above them, so they are one group of siblings
+    level: list[tuple[Node, list[int]]] = [(tree, []) for tree in trees]
+    while level:
+        level = layout.add_level(level)
     return layout.tensors()
 
 
@@ -123,16 +131,14 @@ class _Layout:
         self.targets: list[int] = []
         self.values: dict[str, list[float]] = defaultdict(list)
 
-    def add(self, nodes: list[Node], prefix: list[int]) -> None:
-        spans = [self._place(node, len(prefix)) for node in nodes]
-        if any(spans):
-            self.siblings.append(_siblings(prefix, spans))
-        for node, span in zip(nodes, spans, strict=True):
-            path = prefix + span
+    def add_level(self, level: list[tuple[Node, list[int]]]) -> list[tuple[Node, list[int]]]:
+        """Place nodes of one depth, given the path above each; returns the next depth."""
+        placed = [(node, path, self._place(node, len(path))) for node, path in level]
+        self.siblings += [_siblings(group) for group in _alike([(path, span) for _, path, span in placed if span])]
+        for node, path, span in placed:
             if node.sequence is not None:
-                self._add_rows(node.sequence, path)
-            if node.children:
-                self.add(node.children, path)
+                self._add_rows(node.sequence, path + span)
+        return [(child, path + span) for node, path, span in placed for child in node.children]
 
     def _place(self, node: Node, depth: int) -> list[int]:
         start = len(self.token_ids)
@@ -162,13 +168,37 @@ class _Layout:
         )
 
 
-def _siblings(prefix: list[int], spans: list[list[int]]) -> Siblings:
-    longest = max(len(span) for span in spans)
-    padded = [span + [0] * (longest - len(span)) for span in spans]
-    valid = [[True] * len(span) + [False] * (longest - len(span)) for span in spans]
-    return Siblings(
-        prefix=torch.tensor(prefix, dtype=torch.int64), rows=torch.tensor(padded), valid=torch.tensor(valid)
-    )
+Spans = list[tuple[list[int], list[int]]]
+"""Per node the packed indices above it and its own."""
+
+
+def _alike(spans: Spans) -> Iterator[Spans]:
+    """Consecutive nodes whose padded rectangle holds at most twice their own tokens: few attention calls, little waste."""
+    group: Spans = []
+    used = longest = 0
+    for path, span in spans:
+        size = len(path) + len(span)
+        if group and max(longest, size) * (len(group) + 1) > 2 * (used + size):
+            yield group
+            group, used, longest = [], 0, 0
+        group.append((path, span))
+        used, longest = used + size, max(longest, size)
+    if group:
+        yield group
+
+
+def _siblings(group: Spans) -> Siblings:
+    prefix, prefix_valid = _padded([path for path, _ in group])
+    rows, valid = _padded([span for _, span in group])
+    return Siblings(prefix=prefix, prefix_valid=None if prefix_valid.all() else prefix_valid, rows=rows, valid=valid)
+
+
+def _padded(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(L, longest) indices padded at the end with 0, and which of them are real."""
+    longest = max(map(len, lists))
+    indices = torch.tensor([each + [0] * (longest - len(each)) for each in lists], dtype=torch.int64)
+    lengths = torch.tensor([len(each) for each in lists])
+    return indices, torch.arange(longest)[None] < lengths[:, None]
 
 
 def _common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
