@@ -36,6 +36,9 @@ def rollout_metrics(
         "frac_reward_zero_std": batch.zero_std_share,
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
         "num_tokens": float(batch.num_tokens),
+        "completions/mean_length": _mean(
+            sample.num_tokens for rollout in rollouts for sample in rollout.samples.values()
+        ),
     }
     for agent in Agent:
         samples = [rollout.samples[agent] for rollout in rollouts]

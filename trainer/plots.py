@@ -113,8 +113,7 @@ TIME = (
     Panel(
         title="Time per step",
         unit="seconds",
-        lines=_one("time/generate", "generate", COLOURS[Agent.CORE])
-        + _one("time/score", "score", COLOURS[Agent.SEMANTIC])
+        lines=_one("time/collect", "generate and score", COLOURS[Agent.CORE])
         + _one("time/learn", "learn", COLOURS[Agent.EPISODIC]),
         floor=0,
     ),
