@@ -14,13 +14,13 @@ from pathlib import Path
 
 from membuilder.config import load
 from membuilder.embed import Embedder
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ConfigError
 from trainer import rl, sft
 from trainer.corpus import Corpus
 from trainer.evaluate import SystemResult
 from trainer.pipeline import collector_for, judge_policy, prepare, run_rl, run_sft
 from trainer.plots import plot_run
-from trainer.runner import make_engine
+from trainer.runner import clear_errors, make_engine
 from trainer.systems import compare_baselines
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -48,10 +48,8 @@ def main() -> None:
     parser.add_argument("--setup-seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
     args = parser.parse_args()
-    try:
+    with clear_errors("quickstart"):
         run(Options(**vars(args) | {"overrides": tuple(args.overrides)}))
-    except MemBuilderError as error:
-        raise SystemExit(f"quickstart: {error}") from error
 
 
 def run(options: Options) -> dict:

@@ -1,6 +1,6 @@
 """Reinforcement learning of memory construction: ADRPO, or any loss of your own.
 
-    accelerate launch -m trainer.rl --config configs/rl.yaml key=value ...
+    accelerate launch --num_processes 1 -m trainer.rl --config configs/rl_qwen3_4b.yaml key=value ...
     python -m trainer.rl --config configs/quickstart_rl.yaml model.path=DIR          one process, CPU
 
 Read `train` from top to bottom: sample sessions, generate, score, advantages, micro-batches, loss, step, sync, log,
@@ -36,7 +36,7 @@ from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learni
 from trainer.packing import PackedBatch, micro_batches, pack
 from trainer.parity import check_parity
 from trainer.policy import ModelConfig, Policy, load_model
-from trainer.runner import frozen_copy, make_collector, make_engine, start_run
+from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
 from trainer.stream import SessionStream, States
 
 
@@ -198,4 +198,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with clear_errors("trainer.rl"):
+        main()

@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from membuilder.config import dump
 from membuilder.embed import Embedder, TextEmbedder
+from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.prompts import PromptConfig
 from reward.judges import load_judge
 from reward.score import RewardConfig
@@ -26,6 +28,15 @@ from trainer.provenance import provenance
 from trainer.tiny import build_model, train_tokenizer
 
 
+@contextmanager
+def clear_errors(program: str) -> Iterator[None]:
+    """Ours end a program with their message alone; anything else is a fault of ours and keeps its traceback."""
+    try:
+        yield
+    except MemBuilderError as error:
+        raise SystemExit(f"{program}: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     accelerator: Accelerator
@@ -36,6 +47,11 @@ class Run:
 def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
     """Seed, start the log, write the resolved config and where the code comes from into `config.out`."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"started as {accelerator.num_processes} processes: sessions are not dealt to several processes yet, every one "
+            "would train on all of them; start one process"
+        )
     seed_everything(config.seed)
     out = Path(config.out)
     if accelerator.is_main_process:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on an expert's memory operations.
 
-    accelerate launch -m trainer.sft --config configs/sft.yaml key=value ...
+    accelerate launch --num_processes 1 -m trainer.sft --config configs/sft_qwen3_4b.yaml key=value ...
     python -m trainer.sft --config configs/quickstart_sft.yaml          one process, CPU
 
 Loss on completion tokens and the end token only; the four agents of a session share the dialogue in one packed tree;
@@ -25,7 +25,7 @@ from trainer.log import RunLog
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, micro_batches, pack
 from trainer.policy import ModelConfig, Policy
-from trainer.runner import make_policy_model, start_run
+from trainer.runner import clear_errors, make_policy_model, start_run
 
 
 @dataclass(kw_only=True)
@@ -139,4 +139,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with clear_errors("trainer.sft"):
+        main()
