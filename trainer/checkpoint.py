@@ -14,7 +14,6 @@ def save_model(accelerator: Accelerator, policy, tokenizer, folder: Path) -> Pat
     state = accelerator.get_state_dict(policy)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(policy).model
-        weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
         weights = {name: state[f"model.{name}"] for name in model.state_dict()}
         partial = folder.with_name(folder.name + ".partial")
         try:

@@ -7,14 +7,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.embed import Embedder
-from rollout.types import Engine
 from trainer import rl, sft
 from trainer.collect import Collector
 from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_trees
 from trainer.evaluate import SystemResult, build_with_policy
 from trainer.policy import Policy, load_model
 from trainer.rl import RLConfig
-from trainer.runner import frozen_copy, make_collector, make_policy_model, start_run
+from trainer.runner import frozen_copy, make_policy_model, start_run
 from trainer.sft import SFTConfig, SFTResult
 from trainer.systems import judge_built
 
@@ -46,14 +45,6 @@ def run_sft(config: SFTConfig, prepared: Prepared) -> tuple[SFTResult, PreTraine
     result = sft.train(config, model, tokenizer, trees, run.log, run.accelerator)
     run.log.close()
     return result, tokenizer
-
-
-def collector_for(
-    config: RLConfig, engine: Engine, tokenizer: PreTrainedTokenizerBase, prepared: Prepared
-) -> Collector:
-    return make_collector(
-        engine, tokenizer, prepared.embedder, config.prompts, config.sampling, config.reward, config.num_rollouts
-    )
 
 
 def run_rl(config: RLConfig, model_dir: str | Path, collector: Collector, builds: Sequence[ExpertBuild]) -> Path:

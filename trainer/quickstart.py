@@ -18,9 +18,9 @@ from membuilder.errors import ConfigError
 from trainer import rl, sft
 from trainer.corpus import Corpus
 from trainer.evaluate import SystemResult
-from trainer.pipeline import collector_for, judge_policy, prepare, run_rl, run_sft
+from trainer.pipeline import judge_policy, prepare, run_rl, run_sft
 from trainer.plots import plot_run
-from trainer.runner import clear_errors, make_engine
+from trainer.runner import clear_errors, make_collector, make_engine
 from trainer.systems import compare_baselines
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -68,7 +68,7 @@ def run(options: Options) -> dict:
     engine = make_engine(
         rl_config.engine, sft_result.model_dir, rl_config.max_model_len, rl_config.model.dtype, rl_config.seed
     )
-    collector = collector_for(rl_config, engine, tokenizer, prepared)
+    collector = make_collector(rl_config, engine, tokenizer, prepared.embedder)
     systems = compare_baselines(prepared.held_out, collector)
     systems["sft"] = judge_policy(prepared, collector, "sft")
     clock.mark("eval")

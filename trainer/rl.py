@@ -188,9 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None
     engine = make_engine(config.engine, config.model.path, config.max_model_len, config.model.dtype, config.seed)
-    collector = make_collector(
-        engine, tokenizer, run.embedder, config.prompts, config.sampling, config.reward, config.num_rollouts
-    )
+    collector = make_collector(config, engine, tokenizer, run.embedder)
     folder = train(config, policy, reference, collector, builds, run.log, run.accelerator)
     run.log.close()
     engine.close()

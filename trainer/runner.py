@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -16,16 +17,18 @@ from membuilder.embed import Embedder, TextEmbedder
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.prompts import PromptConfig
 from reward.judges import load_judge
-from reward.score import RewardConfig
 from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter, load_tokenizer
-from rollout.types import Engine, SamplingConfig
+from rollout.types import Engine
 from trainer.collect import Collector
 from trainer.corpus import ExpertBuild, training_text
 from trainer.log import RunLog
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.provenance import provenance
 from trainer.tiny import build_model, train_tokenizer
+
+if TYPE_CHECKING:
+    from trainer.rl import RLConfig
 
 
 @contextmanager
@@ -86,23 +89,17 @@ def make_engine(kind: str, model_dir: str | Path, max_model_len: int, dtype: str
 
 
 def make_collector(
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    embedder: TextEmbedder,
-    prompts: PromptConfig,
-    sampling: SamplingConfig,
-    reward: RewardConfig,
-    num_rollouts: int,
+    config: "RLConfig", engine: Engine, tokenizer: PreTrainedTokenizerBase, embedder: TextEmbedder
 ) -> Collector:
     return Collector(
         engine=engine,
         tokenizer=tokenizer,
         embedder=embedder,
-        judge=load_judge(reward.judge),
-        prompts=prompts,
-        sampling=sampling,
-        reward=reward,
-        num_rollouts=num_rollouts,
+        judge=load_judge(config.reward.judge),
+        prompts=config.prompts,
+        sampling=config.sampling,
+        reward=config.reward,
+        num_rollouts=config.num_rollouts,
         count_tokens=TokenCounter(tokenizer),
     )
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import fmean
 
 from membuilder.embed import Embedder
-from trainer.pipeline import collector_for, judge_policy, prepare, run_rl, run_sft
+from trainer.pipeline import judge_policy, prepare, run_rl, run_sft
 from trainer.policy import ModelConfig, load_model
 from trainer.provenance import provenance
 from trainer.quickstart import Options, load_configs
-from trainer.runner import make_engine
+from trainer.runner import make_collector, make_engine
 from trainer.systems import compare_baselines
 
 VARIANTS = {
@@ -57,7 +57,7 @@ def run_seed(seed, names, folder: Path, embedder, engine, report: dict, out: Pat
     for name in names:
         options = Options(seed=seed, out=str(folder / f"seed{seed}" / name), overrides=VARIANTS[name])
         _, config = load_configs(options)
-        collector = collector_for(config, engine, tokenizer, prepared)
+        collector = make_collector(config, engine, tokenizer, prepared.embedder)
         load_folder(engine, sft_result.model_dir)
         if not rows:
             rows |= {key: asdict(result) for key, result in compare_baselines(prepared.held_out, collector).items()}
