@@ -26,8 +26,6 @@ class PromptConfig:
     """Entries of its own kind an agent sees, the most related first."""
     max_turn_chars: int = 4000
     """A longer turn is shown cut to this; a quote still stores it whole."""
-    max_turns: int = 60
-    """Turns an agent reads at once; a longer session is read in windows (membuilder/windows.py)."""
     core_limit_chars: int = CORE_LIMIT_CHARS
     """An operation that would make the core longer fails."""
 
@@ -35,7 +33,7 @@ class PromptConfig:
         known = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
         if self.template_set not in known:
             raise ValueError(f"template_set {self.template_set!r} is none of {known}")
-        if min(self.max_turn_chars, self.max_turns, self.core_limit_chars) < 1 or self.entries_shown < 0:
+        if min(self.max_turn_chars, self.core_limit_chars) < 1 or self.entries_shown < 0:
             raise ValueError("entries_shown must be at least 0, every other number of `prompts` at least 1")
 
 

@@ -75,16 +75,14 @@ class Dialogue:
         """Turn id -> index of its session."""
         return {turn.id: session.index for session in self.sessions for turn in session.turns}
 
-    def questions_after(self, session_index: int) -> tuple[Question, ...]:
-        """Answerable questions whose last evidence lies in this session: what a dense reward asks right after it."""
+    def questions_by_session(self) -> list[list[Question]]:
+        """Per session the answerable questions whose last evidence lies in it: what a dense reward asks after it."""
         where = self.session_of_turn()
-        return tuple(
-            question
-            for question in self.questions
-            if question.answerable
-            and question.evidence
-            and max(where[turn_id] for turn_id in question.evidence) == session_index
-        )
+        asked: list[list[Question]] = [[] for _ in self.sessions]
+        for question in self.questions:
+            if question.answerable and question.evidence:
+                asked[max(where[turn_id] for turn_id in question.evidence)].append(question)
+        return asked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,13 +1,26 @@
 """Length penalties in [0, 1]. Every count is in tokens of the policy's tokenizer, of memory text only."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
 
 from membuilder.types import Agent
 
 
+class LengthScope(StrEnum):
+    SESSION = "session"
+    """What the expert wrote as this agent in this session (published)."""
+    MEAN = "mean"
+    """The expert's mean over sessions and agents of the dialogue: a token costs the same everywhere, and the policy is
+    not held to the expert's choice of where to write."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LengthConfig:
+    scope: LengthScope = LengthScope.SESSION
+    """What of the expert's an agent's text in a session is measured against."""
     core_start_tokens: int = 150
     """New core text up to this length costs nothing."""
     core_maximum_tokens: int = 400
@@ -32,7 +45,7 @@ class LengthConfig:
             raise ValueError(f"tolerance_tokens must be at least 0, got {self.tolerance_tokens}")
 
 
-def length_penalty(agent: Agent, model_tokens: int, expert_tokens: int, config: LengthConfig) -> float:
+def length_penalty(agent: Agent, model_tokens: int, expert_tokens: float, config: LengthConfig) -> float:
     """What one agent pays for what it wrote in one session; the core is held to fixed bounds, not to the expert."""
     if agent is Agent.CORE:
         return core_penalty(model_tokens, config.core_start_tokens, config.core_maximum_tokens)
@@ -47,6 +60,14 @@ def length_penalty(agent: Agent, model_tokens: int, expert_tokens: int, config: 
     )
 
 
+def expert_lengths(written: Sequence[Mapping[Agent, int]], scope: LengthScope) -> list[dict[Agent, float]]:
+    """Per session what each agent's tokens are compared with, given what the expert wrote in a dialogue's sessions."""
+    if scope is LengthScope.SESSION:
+        return [dict(session) for session in written]
+    mean = fmean(tokens for session in written for tokens in session.values())
+    return [dict.fromkeys(Agent, mean) for _ in written]
+
+
 def core_penalty(num_tokens: int, start: int = 150, maximum: int = 400) -> float:
     """0 up to `start` tokens of new core text, 1 from `maximum`, linear between."""
     return _ramp(num_tokens, start, maximum)
@@ -54,7 +75,7 @@ def core_penalty(num_tokens: int, start: int = 150, maximum: int = 400) -> float
 
 def entry_penalty(
     model_tokens: int,
-    expert_tokens: int,
+    expert_tokens: float,
     tolerance_tokens: int = 200,
     lowest: float = 0.2,
     lower: float = 0.5,

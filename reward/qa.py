@@ -55,6 +55,9 @@ def answer_banks(
     include_superseded: bool = True,
 ) -> list[QAResult]:
     """`answer_questions` for many banks; an async judge is awaited for all their questions together."""
+    # one call fills the embedder's cache in full batches; bank by bank the new texts would come a few at a time
+    embedder.embed([entry.text for bank, _ in tasks for entry in bank.entries])
+    embedder.embed([question.text for _, questions in tasks for question in questions])
     found = [
         retrieve(bank, [question.text for question in questions], embedder, k, include_superseded=include_superseded)
         for bank, questions in tasks

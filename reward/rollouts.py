@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from membuilder.types import Agent, Question
+from membuilder.types import Agent, Dialogue, Question
 from reward.qa import QAResult
 from reward.score import AgentOutput, RewardConfig, Score, score
 from rollout.types import Group, Rollout
@@ -15,21 +15,24 @@ class ScoredGroup:
     group: Group
     scores: tuple[Score, ...]
     """One per rollout."""
-    expert_tokens: Mapping[Agent, int]
-    """Memory tokens the expert wrote in this session."""
+    expert_tokens: Mapping[Agent, float]
+    """What the length penalty compared each agent's memory tokens with."""
 
 
-def choose_questions(questions: Sequence[Question], num_questions: int, seed: str) -> list[Question]:
-    """At most `num_questions` of a session's questions, the same for all members of a group."""
-    if len(questions) <= num_questions:
-        return list(questions)
-    return random.Random(seed).sample(list(questions), num_questions)
+def choose_questions(dialogue: Dialogue, session: int, config: RewardConfig, seed: str) -> list[Question]:
+    """What is asked after a session, the same for all members of a group: its own questions, then earlier ones."""
+    draw, asked = random.Random(seed), dialogue.questions_by_session()
+    chosen = draw.sample(asked[session], min(len(asked[session]), config.num_questions))
+    if config.earlier_questions:
+        earlier = [question for before in asked[:session] for question in before]
+        chosen += draw.sample(earlier, min(len(earlier), config.num_questions - len(chosen)))
+    return chosen
 
 
 def score_group(
     group: Group,
     answers: Sequence[QAResult],
-    expert_tokens: Mapping[Agent, int],
+    expert_tokens: Mapping[Agent, float],
     count_tokens: Callable[[Sequence[str]], int],
     config: RewardConfig,
 ) -> ScoredGroup:
@@ -42,7 +45,9 @@ def score_group(
 
 
 def _outputs(
-    rollout: Rollout, expert_tokens: Mapping[Agent, int], count_tokens: Callable[[Sequence[str]], int]
+    rollout: Rollout,
+    expert_tokens: Mapping[Agent, float],
+    count_tokens: Callable[[Sequence[str]], int],
 ) -> dict[Agent, AgentOutput]:
     return {
         agent: AgentOutput(

@@ -22,6 +22,8 @@ class RewardConfig:
     """`evidence`, `coverage` or `path/to/file.py:function`."""
     num_questions: int = 5
     """Questions asked after a session, at most."""
+    earlier_questions: bool = False
+    """Fill up with questions of earlier sessions where a session has fewer than `num_questions` of its own."""
     top_k: int = 10
     """Entries retrieved per question."""
     include_superseded: bool = True
@@ -58,8 +60,8 @@ class AgentOutput:
     failure: Failure | None
     model_tokens: int
     """Of the memory text this agent wrote; its JSON does not count."""
-    expert_tokens: int
-    """Of the memory text the expert wrote as this agent in this session."""
+    expert_tokens: float
+    """Of the expert's memory text it is measured against."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

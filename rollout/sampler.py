@@ -10,9 +10,8 @@ from membuilder.build import Shown
 from membuilder.operations import parse
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.types import Agent, AgentUpdate, Bank, Failure, FailureKind, Session
-from membuilder.windows import Window, join, windows
 from rollout.tokens import decode_completion, encode_prompt
-from rollout.types import AgentSample, Completion, Engine, Group, Part, Rollout, SamplingConfig
+from rollout.types import AgentSample, Completion, Engine, Group, Rollout, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,61 +35,46 @@ def sample_groups(
     seed: int,
 ) -> list[Group]:
     """One group per task, in order. All prompts go to the engine in one call."""
-    read = [windows(task.session, prompts.max_turns) for task in tasks]
     prompt_ids = [
-        encode_prompt(tokenizer, render_prompt(agent, window.session, task.bank, task.shown[agent], prompts))
-        for task, task_windows in zip(tasks, read, strict=True)
+        encode_prompt(tokenizer, render_prompt(agent, task.session, task.bank, task.shown[agent], prompts))
+        for task in tasks
         for agent in Agent
-        for window in task_windows
     ]
     drawn = iter(zip(prompt_ids, engine.generate(prompt_ids, num_rollouts, sampling, seed), strict=True))
     groups = []
-    for task, task_windows in zip(tasks, read, strict=True):
-        answers = {agent: [next(drawn) for _ in task_windows] for agent in Agent}
-        rollouts = tuple(_rollout(task, task_windows, answers, k, tokenizer, prompts) for k in range(num_rollouts))
+    for task in tasks:
+        answers = {agent: next(drawn) for agent in Agent}
+        rollouts = tuple(_rollout(task, answers, k, tokenizer, prompts) for k in range(num_rollouts))
         groups.append(Group(id=task.id, dialogue_id=task.dialogue_id, session=task.session, rollouts=rollouts))
     return groups
 
 
-Drawn = Mapping[Agent, list[tuple[list[int], list[Completion]]]]
-"""Per agent and window: the prompt and its completions, one per rollout."""
+Drawn = Mapping[Agent, tuple[list[int], list[Completion]]]
+"""Per agent its prompt and the completions of it, one per rollout."""
 
 
-def _rollout(
-    task: Task,
-    task_windows: list[Window],
-    answers: Drawn,
-    k: int,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptConfig,
-) -> Rollout:
-    parts = {
-        agent: tuple(
-            Part(
-                prompt_token_ids=tuple(prompt),
-                completion=completions[k],
-                text=decode_completion(tokenizer, completions[k].token_ids),
-            )
-            for prompt, completions in drawn
-        )
-        for agent, drawn in answers.items()
-    }
+def _rollout(task: Task, answers: Drawn, k: int, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> Rollout:
+    texts = {agent: decode_completion(tokenizer, drawn[k].token_ids) for agent, (_, drawn) in answers.items()}
     updates = {
-        agent: join(
-            [(window, _read(part, agent, window, prompts)) for window, part in zip(task_windows, own, strict=True)]
-        )
-        for agent, own in parts.items()
+        agent: _read(drawn[k], texts[agent], agent, len(task.session.turns), prompts)
+        for agent, (_, drawn) in answers.items()
     }
     result = apply_session(task.bank, task.session, updates, task.shown, prompts.core_limit_chars)
     samples = {
-        agent: AgentSample(parts=own, written=result.written[agent], failure=result.failures.get(agent))
-        for agent, own in parts.items()
+        agent: AgentSample(
+            prompt_token_ids=tuple(prompt),
+            completion=drawn[k],
+            text=texts[agent],
+            written=result.written[agent],
+            failure=result.failures.get(agent),
+        )
+        for agent, (prompt, drawn) in answers.items()
     }
     return Rollout(samples=samples, bank=result.bank)
 
 
-def _read(part: Part, agent: Agent, window: Window, prompts: PromptConfig) -> AgentUpdate:
-    if not part.completion.finished:
-        detail = f"no end token within {len(part.completion.token_ids)} tokens"
+def _read(completion: Completion, text: str, agent: Agent, num_turns: int, prompts: PromptConfig) -> AgentUpdate:
+    if not completion.finished:
+        detail = f"no end token within {len(completion.token_ids)} tokens"
         return AgentUpdate(failure=Failure(kind=FailureKind.TRUNCATED, detail=detail))
-    return parse(part.text, agent, len(window.session.turns), prompts.response_format)
+    return parse(text, agent, num_turns, prompts.response_format)

@@ -50,27 +50,15 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """What an agent answered about one window of the session."""
+class AgentSample:
+    """One agent's part of a joint rollout."""
 
     prompt_token_ids: tuple[int, ...]
     completion: Completion
     text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AgentSample:
-    """One agent's part of a joint rollout."""
-
-    parts: tuple[Part, ...]
-    """One per window of the session, in order; most sessions are one window."""
     written: tuple[str, ...]
     """Memory texts it wrote; empty when it failed."""
     failure: Failure | None
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(part.completion.token_ids) for part in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

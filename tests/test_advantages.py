@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -7,7 +8,7 @@ from membuilder.errors import RewardError
 from membuilder.types import Agent, Bank, Failure, FailureKind, Session, Turn
 from reward.rollouts import ScoredGroup
 from reward.score import RewardStatus, Score
-from rollout.types import AgentSample, Completion, Group, Part, Rollout
+from rollout.types import AgentSample, Completion, Group, Rollout
 from trainer.advantages import StdScale, group_advantages
 from trainer.batch import Batch, make_batch
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
@@ -23,7 +24,7 @@ EQUAL = (0.5, 0.5)
 def sample_of(agent: Agent, k: int, *, finished: bool = True, failure: Failure | None = None) -> AgentSample:
     """Rollout k answers with k + 1 tokens, after a prompt of the dialogue (1 2) and the agent's own token."""
     number = list(Agent).index(agent)
-    part = Part(
+    return AgentSample(
         prompt_token_ids=(1, 2, 10 + number),
         completion=Completion(
             token_ids=tuple(100 * (number + 1) + 10 * k + i for i in range(k + 1)),
@@ -32,9 +33,6 @@ def sample_of(agent: Agent, k: int, *, finished: bool = True, failure: Failure |
             weight_version=3,
         ),
         text=f"{agent} {k}",
-    )
-    return AgentSample(
-        parts=(part,),
         written=() if failure else (f"memory {k}",) * (k + 1),
         failure=failure,
     )
@@ -319,7 +317,7 @@ def test_clipped_completions_are_counted():
     rollout = Rollout(samples={**group.group.rollouts[0].samples, CORE: cut}, bank=Bank())
     rollouts = (rollout, group.group.rollouts[1])
     changed = Group(id="g", dialogue_id="d", session=SESSION, rollouts=rollouts)
-    metrics = metrics_of(ScoredGroup(group=changed, scores=group.scores, expert_tokens=group.expert_tokens))
+    metrics = metrics_of(replace(group, group=changed))
     assert metrics["completions/core/clipped_ratio"] == 0.5
     assert metrics["completions/semantic/clipped_ratio"] == 0
 
@@ -362,7 +360,7 @@ def test_rows_name_the_failure():
     broken = sample_of(CORE, 0, failure=Failure(kind=FailureKind.NOT_JSON, detail="no JSON"))
     rollout = Rollout(samples={**group.group.rollouts[0].samples, CORE: broken}, bank=Bank())
     changed = Group(id="g", dialogue_id="d", session=SESSION, rollouts=(rollout, group.group.rollouts[1]))
-    scored = ScoredGroup(group=changed, scores=group.scores, expert_tokens=group.expert_tokens)
+    scored = replace(group, group=changed)
     rows = completion_rows([scored], make_batch([scored], StdScale.NONE), step=0, num_per_agent=1)
     assert (rows[0]["failure"], rows[0]["stored"]) == ("no JSON", [])
 

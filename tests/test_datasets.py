@@ -320,7 +320,7 @@ def test_longmemeval_answerable_question_without_marks_is_never_asked_by_dense_r
     record = sample(sessions=[[turn("No mark."), turn("Marked so.", "assistant", has_answer=False)]])
     (dialogue,) = longmemeval.parse([record], "file.json")
     assert (dialogue.questions[0].answerable, dialogue.questions[0].evidence) == (True, ())
-    assert dialogue.questions_after(0) == ()
+    assert dialogue.questions_by_session() == [[]]
     assert longmemeval.report([record], [dialogue]).num_without_evidence == 1
 
 

@@ -39,7 +39,7 @@ PROMPTS = [[5, 6, 7], [7 + i * 13 % 300 for i in range(290)], [9]]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(TEXTS, TINY)
+    return train_tokenizer(TEXTS, 60, TINY.vocab_size)
 
 
 def random_model(tokenizer: PreTrainedTokenizerFast, seed: int, *, end_scale: float = 1.0) -> Qwen3ForCausalLM:
@@ -397,7 +397,7 @@ def test_agent_tags_are_one_token(tokenizer):
 
 def test_vocabulary_has_the_configured_size(tokenizer, saved_tokenizer, model):
     many = [f"word{i} thing{i * 7} place{i * 13}" for i in range(400)]
-    assert len(train_tokenizer(many, TINY)) == TINY.vocab_size
+    assert len(train_tokenizer(many, 60, TINY.vocab_size)) == TINY.vocab_size
     assert len(set(answer_tokens(60))) == len(answer_tokens(60))
     assert tokenizer.get_vocab() == saved_tokenizer.get_vocab()
     assert len(tokenizer) <= model.config.vocab_size < len(tokenizer) + 64
@@ -523,13 +523,12 @@ def test_a_rollout_joins_the_four_agents_same_numbered_completions(tokenizer):
         prompt = encode_prompt(tokenizer, render_prompt(agent, task.session, task.bank, (), PROMPT_CONFIG))
         for k, rollout in enumerate(group.rollouts):
             sample_k = rollout.samples[agent]
-            (part,) = sample_k.parts
-            assert part.prompt_token_ids == tuple(prompt)
-            assert part.text == answers["cat"][agent][k]
-            assert part.completion.token_ids == tuple(encode_completion(tokenizer, part.text))
-            assert part.completion.weight_version == 4
+            assert sample_k.prompt_token_ids == tuple(prompt)
+            assert sample_k.text == answers["cat"][agent][k]
+            assert sample_k.completion.token_ids == tuple(encode_completion(tokenizer, sample_k.text))
+            assert sample_k.completion.weight_version == 4
             assert sample_k.failure is None
-            assert len(sample_k.written) == (part.text == KEEP_FIRST)
+            assert len(sample_k.written) == (sample_k.text == KEEP_FIRST)
 
 
 def test_order_of_the_agents_answers_never_matters(tokenizer):
@@ -562,7 +561,7 @@ def test_one_invalid_rollout_keeps_the_others(tokenizer):
 def test_a_truncated_completion_is_a_failure_even_if_it_parses(tokenizer):
     _, (group,) = sample(tokenizer, {"cat": all_agents(KEEP_FIRST)}, [task_of("S1", "a cat")], n=1, finished=False)
     (rollout,) = group.rollouts
-    assert {part.failure.kind for part in rollout.samples.values()} == {FailureKind.TRUNCATED}
+    assert {one.failure.kind for one in rollout.samples.values()} == {FailureKind.TRUNCATED}
     count = len(encode_completion(tokenizer, KEEP_FIRST))
     assert rollout.samples[CORE].failure.detail == f"no end token within {count} tokens"
     assert rollout.bank == Bank()
@@ -580,14 +579,14 @@ def test_agents_see_and_name_their_own_entries(tokenizer):
     )
     answers = {"cat": all_agents(KEEP_NONE, episodic=['{"#1":"e1"}'])}
     _, (group,) = sample(tokenizer, answers, [task_of("S1", "I have a cat.", (entry,))], n=1)
-    seen = {agent: tokenizer.decode(one.parts[0].prompt_token_ids) for agent, one in group.rollouts[0].samples.items()}
+    seen = {agent: tokenizer.decode(one.prompt_token_ids) for agent, one in group.rollouts[0].samples.items()}
     assert [agent for agent, text in seen.items() if "e1 a dog called Rex" in text] == [EPISODIC]
     assert group.rollouts[0].bank.entries[-1].supersedes == ("m1",)
 
 
 def test_prompts_of_a_session_share_the_dialogue(tokenizer):
     _, (group,) = sample(tokenizer, {"cat": all_agents(KEEP_NONE)}, [task_of("S1", "I have a cat.")], n=1)
-    prompts = [one.parts[0].prompt_token_ids for one in group.rollouts[0].samples.values()]
+    prompts = [one.prompt_token_ids for one in group.rollouts[0].samples.values()]
     dialogue = encode_prompt(tokenizer, "2023-05-08 00:00\nAnn: I have a cat. #1\nAnn: Bye. #2")
     assert {prompt[: len(dialogue)] for prompt in prompts} == {tuple(dialogue)}
 
@@ -598,5 +597,5 @@ def test_real_engine_and_sampler_together(engine, tokenizer):
     groups = [sample_groups([task], engine, tokenizer, PROMPT_CONFIG, sampling, 3, seed=11) for _ in range(2)]
     assert groups[0] == groups[1]
     (group,) = groups[0]
-    failures = {part.failure.kind for rollout in group.rollouts for part in rollout.samples.values()}
+    failures = {one.failure.kind for rollout in group.rollouts for one in rollout.samples.values()}
     assert failures <= {FailureKind.TRUNCATED, FailureKind.NOT_JSON, FailureKind.SCHEMA}

@@ -157,14 +157,11 @@ def test_a_long_turn_is_shown_cut_and_one_at_the_limit_whole():
 
 
 def test_no_turn_is_long_enough_to_outgrow_the_prompt():
-    config = PromptConfig(max_turn_chars=50, max_turns=3)
-    long = prompt(Agent.EPISODIC, said(*["x" * 100_000] * 3), max_turn_chars=50, max_turns=3)
-    assert len(long) < 3500 + config.max_turns * (config.max_turn_chars + 20)
+    long = prompt(Agent.EPISODIC, said(*["x" * 100_000] * 3), max_turn_chars=50)
+    assert len(long) < 3500 + 3 * (50 + 20)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"max_turn_chars": 0}, {"max_turns": 0}, {"core_limit_chars": 0}, {"entries_shown": -1}]
-)
+@pytest.mark.parametrize("wrong", [{"max_turn_chars": 0}, {"core_limit_chars": 0}, {"entries_shown": -1}])
 def test_config_out_of_range(wrong):
     with pytest.raises(ValueError, match="at least"):
         PromptConfig(**wrong)

@@ -1,13 +1,12 @@
 """Scored groups -> training trees: advantages, weights, and only completions that carry signal."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from membuilder.types import Agent
 from reward.rollouts import ScoredGroup
 from trainer.advantages import StdScale, group_advantages
-from trainer.packing import Node, TrainSequence, build_tree
+from trainer.packing import Node, TrainSequence, build_tree, count_loss_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,38 +24,34 @@ def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
     rewards = [[score.reward[agent] for score in group.scores] for group in scored for agent in Agent]
     flat = iter(group_advantages(rewards, scale))
     advantages = [{agent: next(flat) for agent in Agent} for _ in scored]
-    trees, num_tokens, silent = [], 0, 0
+    trees, silent = [], 0
     for group, by_agent in zip(scored, advantages, strict=True):
-        by_window: dict[int, list[TrainSequence]] = defaultdict(list)
+        sequences = []
         for agent in Agent:
             carrying = [k for k, advantage in enumerate(by_agent[agent]) if advantage]
             silent += not carrying and any(advantage is not None for advantage in by_agent[agent])
-            for k in carrying:
-                for window, sequence in enumerate(_sequences(group, agent, k, by_agent[agent][k])):
-                    by_window[window].append(sequence)
-                    num_tokens += len(sequence.completion_token_ids)
-        trees += [build_tree(sequences) for sequences in by_window.values()]
+            sequences += [_sequence(group, agent, k, by_agent[agent][k]) for k in carrying]
+        if sequences:
+            trees.append(build_tree(sequences))
     return Batch(
         trees=trees,
-        num_tokens=num_tokens,
+        num_tokens=sum(count_loss_tokens(tree) for tree in trees),
         advantages=advantages,
         zero_std_share=silent / max(1, len(rewards)),
     )
 
 
-def _sequences(group: ScoredGroup, agent: Agent, k: int, advantage: float | None) -> list[TrainSequence]:
-    """One sequence per window the agent read; all carry the advantage of the agent's whole answer."""
+def _sequence(group: ScoredGroup, agent: Agent, k: int, advantage: float | None) -> TrainSequence:
     assert advantage is not None, "a missing reward never becomes a sequence"
     sample, weight = group.group.rollouts[k].samples[agent], group.scores[k].weights[agent]
-    return [
-        TrainSequence(
-            prompt_token_ids=part.prompt_token_ids,
-            completion_token_ids=part.completion.token_ids,
-            values={
-                "advantage": (advantage,) * len(part.completion.token_ids),
-                "weight": (weight,) * len(part.completion.token_ids),
-                "rollout_logprobs": part.completion.rollout_logprobs,
-            },
-        )
-        for part in sample.parts
-    ]
+    num_tokens = len(sample.completion.token_ids)
+    return TrainSequence(
+        prompt_token_ids=sample.prompt_token_ids,
+        completion_token_ids=sample.completion.token_ids,
+        values={
+            "advantage": (advantage,) * num_tokens,
+            "weight": (weight,) * num_tokens,
+            "truncated": (float(not sample.completion.finished),) * num_tokens,
+            "rollout_logprobs": sample.completion.rollout_logprobs,
+        },
+    )

@@ -2,15 +2,16 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.build import shown_entries
 from membuilder.embed import TextEmbedder
 from membuilder.prompts import PromptConfig
-from membuilder.types import Bank
+from membuilder.types import Agent, Bank
 from reward.judges import Judge
+from reward.length import expert_lengths
 from reward.qa import answer_banks
 from reward.rollouts import ScoredGroup, choose_questions, score_group
 from reward.score import RewardConfig
@@ -34,31 +35,34 @@ class Collector:
     num_rollouts: int
     count_tokens: Callable[[Sequence[str]], int]
 
-    def dense(self, stream: SessionStream, seed: int) -> list[ScoredGroup]:
+    def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
         """Each session of the stream's current tasks: G rollouts from one bank, asked the session's questions."""
         tasks = stream.tasks()
         groups = self._sample(tasks, self.num_rollouts, seed)
         banks, expert_tokens = [], []
         for slot, group in enumerate(groups):
             build, session = stream.expert(slot)
-            asked = build.dialogue.questions_after(session)
-            questions = choose_questions(asked, self.reward.num_questions, f"{seed}-{group.id}")
+            questions = choose_questions(build.dialogue, session, self.reward, f"{seed}-{group.id}")
             banks += [(rollout.bank, questions) for rollout in group.rollouts]
-            expert_tokens.append(build.tokens_written(self.count_tokens)[session])
+            expert_tokens.append(self._expert_tokens(build)[session])
         answers = iter(self._answer(banks))
+        reward = replace(self.reward, length_weight=length_weight)
         scored = [
-            score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, self.reward)
+            score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, reward)
             for group, expert in zip(groups, expert_tokens, strict=True)
         ]
         stream.advance(groups)
         return scored
 
-    def sparse(self, builds: Sequence[ExpertBuild], num_dialogues: int, seed: int) -> list[ScoredGroup]:
+    def sparse(
+        self, builds: Sequence[ExpertBuild], num_dialogues: int, length_weight: float, seed: int
+    ) -> list[ScoredGroup]:
         """Whole dialogues, G rollouts each with a bank of its own; every session gets the reward of the end."""
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
-        return [scored for offset, build in enumerate(chosen) for scored in self._dialogue(build, seed + offset)]
+        reward = replace(self.reward, length_weight=length_weight)
+        return [scored for k, build in enumerate(chosen) for scored in self._dialogue(build, reward, seed + k)]
 
-    def _dialogue(self, build: ExpertBuild, seed: int) -> list[ScoredGroup]:
+    def _dialogue(self, build: ExpertBuild, reward: RewardConfig, seed: int) -> list[ScoredGroup]:
         banks, groups = [Bank()] * self.num_rollouts, []
         for step in build.steps:
             session = step.session
@@ -77,11 +81,13 @@ class Collector:
             banks = [rollout.bank for rollout in rollouts]
         questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
         answers = self._answer([(bank, questions) for bank in banks])
-        expert_tokens = build.tokens_written(self.count_tokens)
         return [
-            score_group(group, answers, expert, self.count_tokens, self.reward)
-            for group, expert in zip(groups, expert_tokens, strict=True)
+            score_group(group, answers, expert, self.count_tokens, reward)
+            for group, expert in zip(groups, self._expert_tokens(build), strict=True)
         ]
+
+    def _expert_tokens(self, build: ExpertBuild) -> list[dict[Agent, float]]:
+        return expert_lengths(build.tokens_written(self.count_tokens), self.reward.length.scope)
 
     def _sample(self, tasks: Sequence[Task], num_rollouts: int, seed: int) -> list[Group]:
         return sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.sampling, num_rollouts, seed)

@@ -14,7 +14,7 @@ from membuilder.progress import progress
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.rules import propose
 from membuilder.types import Agent, Dialogue
-from membuilder.windows import Window, part_of, windows
+from membuilder.windows import in_windows
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.packing import Node, TrainSequence, build_tree
 
@@ -31,11 +31,13 @@ class DataConfig:
     """Dialogues to generate for training."""
     num_held_out: int = 20
     """Dialogues to generate for evaluation, about other people."""
+    max_turns: int = 60
+    """Turns read at once: a longer session becomes several of the same date (membuilder/windows.py)."""
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1 or min(self.num_train, self.num_held_out) < 1:
-            raise ValueError("need 0 < held_out < 1 and at least one dialogue on each side")
+        if not 0 < self.held_out < 1 or min(self.num_train, self.num_held_out, self.max_turns) < 1:
+            raise ValueError("need 0 < held_out < 1, max_turns >= 1 and at least one dialogue on each side")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,10 @@ def load_corpus(config: DataConfig) -> Corpus:
         train, held_out = load(config.path), load(config.eval_path)
     else:
         train, held_out = split(load(config.path), config.held_out, config.seed)
-    return Corpus(train=train, held_out=held_out)
+    return Corpus(
+        train=[in_windows(dialogue, config.max_turns) for dialogue in train],
+        held_out=[in_windows(dialogue, config.max_turns) for dialogue in held_out],
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +69,7 @@ class ExpertBuild:
     steps: tuple[Step, ...]
 
     def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[Agent, int]]:
-        """Per session, the memory tokens each agent wrote: what the length penalty compares with."""
+        """Per session, the memory tokens each agent wrote."""
         return [{agent: count_tokens(step.result.written[agent]) for agent in Agent} for step in self.steps]
 
 
@@ -75,31 +80,19 @@ def expert_builds(
     return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
 
 
-def sft_trees(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> list[Node]:
-    """One tree per window of a session: the four agents' prompts and the expert's answers to them.
+def sft_tree(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> Node:
+    """The four agents' prompts of a session and the expert's answers to them.
 
     An agent whose operations failed is not training data.
     """
-    read = windows(step.session, prompts.max_turns)
     agents = [agent for agent in Agent if agent not in step.result.failures]
-    return [
-        build_tree([_sequence(step, window, len(read), agent, tokenizer, prompts) for agent in agents])
-        for window in read
-    ]
+    return build_tree([_sequence(step, agent, tokenizer, prompts) for agent in agents])
 
 
-def _sequence(
-    step: Step,
-    window: Window,
-    num_windows: int,
-    agent: Agent,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptConfig,
-) -> TrainSequence:
-    shown, num_turns = step.shown[agent], len(window.session.turns)
-    prompt = render_prompt(agent, window.session, step.bank_before, shown, prompts)
-    update = part_of(step.updates[agent], window, num_windows)
-    answer = render(update, agent, num_turns, shown, prompts.response_format)
+def _sequence(step: Step, agent: Agent, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> TrainSequence:
+    shown, num_turns = step.shown[agent], len(step.session.turns)
+    prompt = render_prompt(agent, step.session, step.bank_before, shown, prompts)
+    answer = render(step.updates[agent], agent, num_turns, shown, prompts.response_format)
     return TrainSequence(
         prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),
         completion_token_ids=tuple(encode_completion(tokenizer, answer)),
@@ -109,9 +102,8 @@ def _sequence(
 def training_text(builds: Sequence[ExpertBuild], prompts: PromptConfig) -> list[str]:
     """Every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
     return [
-        render_prompt(agent, window.session, step.bank_before, step.shown[agent], prompts)
+        render_prompt(agent, step.session, step.bank_before, step.shown[agent], prompts)
         for expert in builds
         for step in expert.steps
-        for window in windows(step.session, prompts.max_turns)
         for agent in Agent
     ]

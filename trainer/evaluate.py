@@ -34,6 +34,16 @@ class SystemResult:
     format_valid: float
     questions: int
 
+    def metrics(self) -> dict[str, float]:
+        """What a training run logs of it."""
+        values = {
+            "eval/accuracy": self.accuracy,
+            "eval/recall_at_10": self.recall_at_10,
+            "eval/memory_tokens": self.memory_tokens,
+            "eval/format_valid": self.format_valid,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
 
 def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> Built:
     """Greedy decoding, all dialogues side by side, each session from the bank the policy itself built."""

@@ -8,7 +8,7 @@ import torch
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadOutput:
     logprobs: torch.Tensor  # (M,) float32, differentiable
-    entropy: torch.Tensor  # (M,) float32, detached
+    entropy: torch.Tensor  # (M,) float32, differentiable
 
 
 def token_logprobs(
@@ -18,7 +18,5 @@ def token_logprobs(
     logits = (hidden @ weight.T).float() / temperature  # (M, V)
     normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
-    with torch.no_grad():
-        probabilities = (logits - normaliser[:, None]).exp_()
-        entropy = normaliser - (probabilities * logits).sum(-1)
+    entropy = normaliser - ((logits - normaliser[:, None]).exp() * logits).sum(-1)
     return HeadOutput(logprobs=logprobs, entropy=entropy)

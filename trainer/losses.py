@@ -1,39 +1,85 @@
 """Policy losses a researcher edits: pure functions from per-token numbers to a per-token loss and detached metrics.
 
 Every tensor is (M,): one value per completion token that carries loss, over all agents and rollouts of a micro-batch.
-The caller sums the loss and divides by the global count of loss tokens, so a loss never averages by itself.
-A config names a loss by its function name here, or as `path/to/file.py:function`.
+The caller scales each token by `LossConfig.aggregation` and sums, so a loss never averages by itself. A config names a
+loss by its function name here, or as `path/to/file.py:function`. The fused and the plain head call the same function.
+
+Letters: r = trainer / behaviour, A advantage, w attribution weight, sg() no gradient, T tokens of a completion.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 
 from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
 
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are cut to this before exp, so one stray token cannot overflow a step."""
+
+
+class Aggregation(StrEnum):
+    TOKEN = "token"
+    """Mean over all loss tokens of an update (DAPO, arXiv 2503.14476)."""
+    SEQUENCE = "sequence"
+    """Mean over the tokens of each completion, then over completions (GRPO, arXiv 2402.03300)."""
+    CONSTANT = "constant"
+    """Sum over tokens divided by completions x longest allowed completion (Dr. GRPO, arXiv 2503.20783)."""
+
+
+class KLEstimator(StrEnum):
+    """Of KL(trainer || reference) from samples of the trainer, with d = ref - trainer (Schulman 2020)."""
+
+    K1 = "k1"
+    """-d: unbiased, may be negative; its gradient alone has mean zero on policy."""
+    K2 = "k2"
+    """d^2 / 2: low variance, and its gradient is that of the KL."""
+    K3 = "k3"
+    """exp(d) - d - 1: unbiased and never negative."""
+
 
 @dataclass(kw_only=True)
 class LossConfig:
     name: str = "adrpo"
     """Function in trainer/losses.py, or path/to/file.py:function."""
+    aggregation: Aggregation = Aggregation.TOKEN
     clip: float = 0.2
-    """Trust region of the probability ratio: [1 - clip, 1 + clip]."""
+    """Trust region of the probability ratio: [1 - clip, 1 + clip_high]."""
+    clip_high: float | None = None
+    """Upper side of the trust region; null: as `clip`. DAPO: 0.28."""
     kl_coef: float = 0.02
-    """Weight of the k3 divergence from the reference; 0 drops the reference pass."""
+    """Weight of the divergence from the reference; 0 drops the reference pass."""
+    kl_estimator: KLEstimator = KLEstimator.K3
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
     tis_cap: float | None = None
-    """Cap of the truncated importance weight behaviour / rollout; null: no correction."""
+    """Cap of the truncated importance weight behaviour / rollout of each token; null: no correction."""
+    sequence_mask: list[float] | None = None
+    """[low, high]: completions whose geometric mean of behaviour / rollout lies outside carry no policy term."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip < 1 or self.kl_coef < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
-            raise ValueError("need 0 < clip < 1, kl_coef >= 0, tis_cap > 0 or null")
+        high = self.clip if self.clip_high is None else self.clip_high
+        if not 0 < self.clip < 1 or high <= 0:
+            raise ValueError("need 0 < clip < 1 and clip_high > 0 or null")
+        if min(self.kl_coef, self.entropy_coef) < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
+            raise ValueError("need kl_coef >= 0, entropy_coef >= 0, tis_cap > 0 or null")
+        if self.name == "dr_grpo" and self.aggregation is not Aggregation.CONSTANT:
+            raise ValueError("name: dr_grpo needs aggregation: constant (and advantage_std: none beside the loss)")
+        if self.name == "dapo" and self.clip_high is None:
+            raise ValueError("name: dapo needs clip_high (published: 0.28)")
+        band = self.sequence_mask
+        if band is not None and not (len(band) == 2 and 0 < band[0] < 1 < band[1]):
+            raise ValueError(f"sequence_mask needs [low, high] with 0 < low < 1 < high, got {band}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossInputs:
     trainer_logprobs: torch.Tensor
-    """Under the policy being trained; the only one with a gradient."""
+    """Under the policy being trained; with a gradient."""
+    entropy: torch.Tensor
+    """Of the policy being trained, over the whole vocabulary at this token; with a gradient."""
     behaviour_logprobs: torch.Tensor
     """Under the policy at the start of this batch's updates, as the trainer computes it."""
     rollout_logprobs: torch.Tensor
@@ -43,59 +89,193 @@ class LossInputs:
     advantage: torch.Tensor
     weight: torch.Tensor
     """Attribution weight of the token's agent in its rollout."""
+    truncated: torch.Tensor
+    """1 where the token's completion was cut at the length limit, else 0."""
+    sequence: torch.Tensor
+    """int64: which completion of the micro-batch the token belongs to, from 0, without gaps."""
 
 
 Metrics = dict[str, torch.Tensor]
 Loss = Callable[[LossInputs, LossConfig], tuple[torch.Tensor, Metrics]]
 
 
+def per_token(loss: Loss) -> Loss:
+    """Marks a loss in which no token depends on another: the fused head then needs one pass over the vocabulary.
+
+    A loss without this mark is handed whole micro-batches at the price of one more matmul.
+    """
+    loss.per_token = True
+    return loss
+
+
+@per_token
 def adrpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """-min(w r A, w clip(r) A) + beta KL: the attribution weight scales both sides of the min.
+    """-min(w r A, w clip(r) A) + beta KL - eta H: the attribution weight scales both sides of the min.
 
     Objective of MemBuilder (arXiv 2601.05488). Weighting the unclipped side alone would boost only penalties: for
     A > 0 and w > 1 the min then always takes the unweighted side.
     """
     policy, metrics = clipped_objective(inputs, config)
-    penalty = kl_penalty(inputs, config, metrics)
-    return -inputs.weight * policy + penalty, metrics
+    return -inputs.weight * policy + regularizer(inputs, config, metrics), metrics
 
 
+@per_token
 def grpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """-min(r A, clip(r) A) + beta KL (Shao et al. 2024, arXiv 2402.03300); ignores attribution."""
+    """-min(r A, clip(r) A) + beta KL - eta H (Shao et al. 2024, arXiv 2402.03300); ignores attribution.
+
+    As published with `aggregation: sequence`; the default mean over tokens is what later work uses.
+    """
     policy, metrics = clipped_objective(inputs, config)
-    return -policy + kl_penalty(inputs, config, metrics), metrics
+    return -policy + regularizer(inputs, config, metrics), metrics
+
+
+@per_token
+def dr_grpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """GRPO without its biases to length and difficulty (Liu et al. 2025, arXiv 2503.20783).
+
+    Its term is GRPO's; what makes it Dr. GRPO is `aggregation: constant`, which the config insists on, and
+    `advantage_std: none`.
+    """
+    return grpo(inputs, config)
+
+
+@per_token
+def dapo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """GRPO with a higher upper clip, a mean over tokens and no signal from cut completions (arXiv 2503.14476).
+
+    The config insists on `clip_high` (published: 0.28). Masked tokens stay in the denominator, so masking never makes
+    the others louder.
+    """
+    policy, metrics = clipped_objective(inputs, config)
+    metrics["overlong_masked/mean"] = inputs.truncated
+    return -(1 - inputs.truncated) * policy + regularizer(inputs, config, metrics), metrics
+
+
+def gspo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """-min(s A, clip(s) A) with s = exp(mean log r) of the completion (Zheng et al. 2025, arXiv 2507.18071, eq. 5).
+
+    In the token form s_t = sg(s) trainer / sg(trainer), whose value is s and whose gradient reaches each token.
+    Published with `aggregation: sequence` and clips of 3e-4 and 4e-4.
+    """
+    log_ratio = inputs.trainer_logprobs - inputs.behaviour_logprobs
+    mean = sequence_mean(log_ratio.detach(), inputs.sequence)
+    ratio = (mean + inputs.trainer_logprobs - inputs.trainer_logprobs.detach()).clamp(max=MAX_LOG_RATIO).exp()
+    policy, metrics = _clip(ratio, inputs, config)
+    return -policy + regularizer(inputs, config, metrics), metrics
+
+
+@per_token
+def cispo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """-sg(clip(r)) A log trainer (MiniMax-M1, arXiv 2506.13585): a clipped weight, so every token keeps its gradient."""
+    ratio = _ratio(inputs).detach()
+    low, high = bounds(config)
+    metrics = {"clip_ratio/mean": ((ratio < low) | (ratio > high)).float()}
+    policy = ratio.clamp(low, high) * inputs.advantage * inputs.trainer_logprobs
+    policy = policy * mismatch_correction(inputs, config, metrics)
+    return -policy + regularizer(inputs, config, metrics), metrics
+
+
+@per_token
+def reinforce(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """-A log trainer (Williams 1992): on policy, for one update per batch of samples."""
+    metrics: Metrics = {}
+    policy = inputs.advantage * inputs.trainer_logprobs * mismatch_correction(inputs, config, metrics)
+    return -policy + regularizer(inputs, config, metrics), metrics
+
+
+def bounds(config: LossConfig) -> tuple[float, float]:
+    """The trust region of the ratio."""
+    return 1 - config.clip, 1 + (config.clip if config.clip_high is None else config.clip_high)
 
 
 def clipped_objective(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """min(r A, clip(r) A) per token, r = exp(trainer - behaviour), times the truncated importance weight if set."""
-    ratio = (inputs.trainer_logprobs - inputs.behaviour_logprobs).clamp(-20, 20).exp()
-    unclipped = ratio * inputs.advantage
-    clipped = ratio.clamp(1 - config.clip, 1 + config.clip) * inputs.advantage
-    objective = torch.minimum(unclipped, clipped)
-    metrics = {"clip_ratio/mean": (clipped < unclipped).float()}
+    """min(r A, clip(r) A) per token, corrected for the engine's mismatch where the config says so."""
+    return _clip(_ratio(inputs), inputs, config)
+
+
+def _ratio(inputs: LossInputs) -> torch.Tensor:
+    return (inputs.trainer_logprobs - inputs.behaviour_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    unclipped, clipped = ratio * inputs.advantage, ratio.clamp(*bounds(config)) * inputs.advantage
+    metrics = {"clip_ratio/mean": (clipped < unclipped).float().detach()}
+    return torch.minimum(unclipped, clipped) * mismatch_correction(inputs, config, metrics), metrics
+
+
+def mismatch_correction(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:
+    """What a policy term is multiplied by because the engine, not the trainer, sampled its tokens; no gradient.
+
+    `tis_cap`: min(behaviour / rollout, cap) per token (Espeholt et al. 2018, arXiv 1802.01561). `sequence_mask`: 0 for
+    a completion whose geometric mean of that ratio leaves the band; a product would die with length.
+    """
+    log_mismatch = (inputs.behaviour_logprobs - inputs.rollout_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    correction = torch.ones_like(log_mismatch)
     if config.tis_cap is not None:
-        # samples come from the engine's distribution: Espeholt et al. 2018 (arXiv 1802.01561), per token
-        mismatch = (inputs.behaviour_logprobs - inputs.rollout_logprobs).clamp(-20, 20).exp()
-        objective = objective * mismatch.clamp(max=config.tis_cap).detach()
-        metrics["sampling/importance_sampling_ratio/mean"] = mismatch
-    return objective, {name: value.detach() for name, value in metrics.items()}
+        metrics["sampling/importance_sampling_ratio/mean"] = log_mismatch.exp()
+        correction = log_mismatch.exp().clamp(max=config.tis_cap)
+    if config.sequence_mask is not None:
+        low, high = config.sequence_mask
+        geometric = sequence_mean(log_mismatch, inputs.sequence).exp()
+        kept = (geometric >= low) & (geometric <= high)
+        metrics["sampling/sequence_masked/mean"] = 1 - kept.float()
+        correction = correction * kept
+    return correction
 
 
-def kl_penalty(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:
-    """kl_coef times k3 = exp(d) - d - 1 with d = ref - trainer (Schulman 2020); adds `kl` to the metrics."""
+def regularizer(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:
+    """kl_coef KL(trainer || reference) - entropy_coef H, per token; adds `kl` to the metrics."""
+    bonus = config.entropy_coef * inputs.entropy
     if inputs.ref_logprobs is None:
-        return torch.zeros_like(inputs.trainer_logprobs)
-    difference = (inputs.ref_logprobs - inputs.trainer_logprobs).clamp(-20, 20)
-    k3 = difference.expm1() - difference
-    metrics["kl"] = k3.detach()
-    return config.kl_coef * k3
+        return -bonus
+    difference = (inputs.ref_logprobs - inputs.trainer_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if config.kl_estimator is KLEstimator.K1:
+        divergence = -difference
+    elif config.kl_estimator is KLEstimator.K2:
+        divergence = difference.square() / 2
+    else:
+        divergence = difference.expm1() - difference
+    metrics["kl"] = divergence.detach()
+    return config.kl_coef * divergence - bonus
+
+
+def sequence_mean(values: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+    """(M,): at every token the mean of `values` over its completion."""
+    count = int(sequence.max()) + 1 if len(sequence) else 0
+    sums = values.new_zeros(count).index_add(0, sequence, values)
+    lengths = values.new_zeros(count).index_add(0, sequence, torch.ones_like(values))
+    return (sums / lengths)[sequence]
+
+
+def token_scale(
+    aggregation: Aggregation, sequence: torch.Tensor, num_tokens: int, num_sequences: int, max_tokens: int
+) -> torch.Tensor:
+    """(M,): what each token's loss is multiplied by before the sum over all tokens of an update.
+
+    `num_tokens` and `num_sequences` count the whole update, over all micro-batches and ranks, so any split into
+    micro-batches gives the same gradient. `max_tokens` is the longest completion allowed.
+    """
+    if aggregation is Aggregation.SEQUENCE:
+        lengths = torch.bincount(sequence)[sequence]
+        return 1 / (lengths * num_sequences).float()
+    divisor = num_tokens if aggregation is Aggregation.TOKEN else num_sequences * max_tokens
+    return torch.full(sequence.shape, 1 / divisor, device=sequence.device)
+
+
+LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (adrpo, grpo, dr_grpo, dapo, gspo, cispo, reinforce)}
 
 
 def resolve_loss(name: str) -> Loss:
     """The loss a config names. Raises ConfigError naming the known ones."""
-    known = {"adrpo": adrpo, "grpo": grpo}
-    if name in known:
-        return known[name]
+    if name in LOSSES:
+        return LOSSES[name]
     if ":" in name:
         return load_function(name)
-    raise ConfigError(f"loss.name: '{name}' is none of {sorted(known)}; a loss of your own is path/to/file.py:function")
+    raise ConfigError(
+        f"loss.name: '{name}' is none of {sorted(LOSSES)}; a loss of your own is path/to/file.py:function"
+    )
+
+
+def needs_whole_sequences(loss: Loss, config: LossConfig) -> bool:
+    """Whether tokens of one completion may depend on each other, so that no part of it can be computed alone."""
+    return config.sequence_mask is not None or not getattr(loss, "per_token", False)

@@ -37,7 +37,7 @@ def rollout_metrics(
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
         "num_tokens": float(batch.num_tokens),
         "completions/mean_length": _mean(
-            sample.num_tokens for rollout in rollouts for sample in rollout.samples.values()
+            len(sample.completion.token_ids) for rollout in rollouts for sample in rollout.samples.values()
         ),
     }
     for agent in Agent:
@@ -49,12 +49,21 @@ def rollout_metrics(
             f"attribution_weight/{agent}": _mean(score.weights[agent] for score in scores),
             f"memory_tokens/{agent}": _mean(count_tokens(sample.written) for sample in samples),
             f"expert_tokens/{agent}": _mean(group.expert_tokens[agent] for group in scored),
-            f"completions/{agent}/mean_length": _mean(sample.num_tokens for sample in samples),
-            f"completions/{agent}/clipped_ratio": _mean(
-                not part.completion.finished for sample in samples for part in sample.parts
-            ),
+            f"completions/{agent}/mean_length": _mean(len(sample.completion.token_ids) for sample in samples),
+            f"completions/{agent}/clipped_ratio": _mean(not sample.completion.finished for sample in samples),
         }
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def memory_ratio(scored: Sequence[ScoredGroup], count_tokens: Callable[[Sequence[str]], int]) -> float:
+    """Memory tokens the rollouts wrote over what they are measured against."""
+    written = sum(
+        count_tokens(sample.written)
+        for group in scored
+        for rollout in group.group.rollouts
+        for sample in rollout.samples.values()
+    )
+    return written / sum(len(group.scores) * sum(group.expert_tokens.values()) for group in scored)
 
 
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_agent: int) -> list[dict]:
@@ -68,7 +77,7 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
                     "step": step,
                     "session": group.group.id,
                     "agent": agent.value,
-                    "completion": "\n".join(part.text for part in sample.parts),
+                    "completion": sample.text,
                     "stored": list(sample.written),
                     "status": score.status[agent].value,
                     "failure": sample.failure.detail if sample.failure else None,
@@ -77,7 +86,7 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
                     "length_penalty": score.length[agent],
                     "weight": score.weights[agent],
                     "advantage": advantages[agent][0],
-                    "weight_version": sample.parts[0].completion.weight_version,
+                    "weight_version": sample.completion.weight_version,
                 }
             )
     return rows

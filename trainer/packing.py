@@ -67,6 +67,8 @@ class PackedBatch:
     siblings: list[Siblings]
     predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
     targets: torch.Tensor  # (M,) int64
+    sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
+    num_sequences: int
     values: dict[str, torch.Tensor]  # name -> (M,) float32
 
     def to(self, device: torch.device) -> "PackedBatch":
@@ -76,6 +78,8 @@ class PackedBatch:
             siblings=[group.to(device) for group in self.siblings],
             predict_from=self.predict_from.to(device),
             targets=self.targets.to(device),
+            sequence=self.sequence.to(device),
+            num_sequences=self.num_sequences,
             values={name: value.to(device) for name, value in self.values.items()},
         )
 
@@ -99,6 +103,12 @@ def build_tree(sequences: Sequence[TrainSequence]) -> Node:
         for member in members:
             parent.children.append(Node(token_ids=(*rest, *member.completion_token_ids[:-1]), sequence=member))
     return root
+
+
+def count_loss_tokens(node: Node) -> int:
+    """Completion tokens of a tree."""
+    own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0
+    return own + sum(count_loss_tokens(child) for child in node.children)
 
 
 def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]]:
@@ -129,6 +139,8 @@ class _Layout:
         self.siblings: list[Siblings] = []
         self.predict_from: list[int] = []
         self.targets: list[int] = []
+        self.sequence: list[int] = []
+        self.num_sequences = 0
         self.values: dict[str, list[float]] = defaultdict(list)
 
     def add_level(self, level: list[tuple[Node, list[int]]]) -> list[tuple[Node, list[int]]]:
@@ -156,6 +168,8 @@ class _Layout:
             self.values[name] += values
         self.predict_from += path[-count:]
         self.targets += sequence.completion_token_ids
+        self.sequence += [self.num_sequences] * count
+        self.num_sequences += 1
 
     def tensors(self) -> PackedBatch:
         return PackedBatch(
@@ -164,6 +178,8 @@ class _Layout:
             siblings=self.siblings,
             predict_from=torch.tensor(self.predict_from),
             targets=torch.tensor(self.targets),
+            sequence=torch.tensor(self.sequence),
+            num_sequences=self.num_sequences,
             values={name: torch.tensor(values, dtype=torch.float32) for name, values in self.values.items()},
         )
 

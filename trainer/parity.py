@@ -18,13 +18,12 @@ def check_parity(collector: Collector, policy, tasks: list[Task], temperature: f
         build_tree(
             [
                 TrainSequence(
-                    prompt_token_ids=part.prompt_token_ids,
-                    completion_token_ids=part.completion.token_ids,
-                    values={"rollout_logprobs": part.completion.rollout_logprobs},
+                    prompt_token_ids=sample.prompt_token_ids,
+                    completion_token_ids=sample.completion.token_ids,
+                    values={"rollout_logprobs": sample.completion.rollout_logprobs},
                 )
                 for rollout in group.rollouts
                 for sample in rollout.samples.values()
-                for part in sample.parts
             ]
         )
         for group in groups

@@ -1,6 +1,5 @@
 """The chain's stages as functions: data and expert, SFT, RL, judging. Quickstart and the learning benchmark run them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +8,12 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.embed import Embedder
 from trainer import rl, sft
 from trainer.collect import Collector
-from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_trees
-from trainer.evaluate import SystemResult, build_with_policy
+from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_tree
 from trainer.policy import Policy, load_model
 from trainer.rl import RLConfig
 from trainer.runner import frozen_copy, make_policy_model, start_run
 from trainer.sft import SFTConfig, SFTResult
-from trainer.systems import judge_built
+from trainer.systems import judge_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +37,21 @@ def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
 def run_sft(config: SFTConfig, prepared: Prepared) -> tuple[SFTResult, PreTrainedTokenizerBase]:
     run = start_run(config, "sft", prepared.embedder)
     model, tokenizer = make_policy_model(config.model, prepared.train, config.prompts, config.seed)
-    trees = [
-        tree for build in prepared.train for step in build.steps for tree in sft_trees(step, tokenizer, config.prompts)
-    ]
+    trees = [sft_tree(step, tokenizer, config.prompts) for build in prepared.train for step in build.steps]
     result = sft.train(config, model, tokenizer, trees, run.log, run.accelerator)
     run.log.close()
     return result, tokenizer
 
 
-def run_rl(config: RLConfig, model_dir: str | Path, collector: Collector, builds: Sequence[ExpertBuild]) -> Path:
+def run_rl(config: RLConfig, model_dir: str | Path, collector: Collector, prepared: Prepared) -> Path:
     """RL from the model of a folder; the collector's engine must hold the same weights."""
     run = start_run(config, "rl", collector.embedder)
     policy = Policy(load_model(model_dir, config.model))
     reference = frozen_copy(policy) if config.loss.kl_coef else None
-    folder = rl.train(config, policy, reference, collector, list(builds), run.log, run.accelerator)
+
+    def evaluate() -> dict[str, float]:
+        return judge_policy(prepared.held_out, collector, "evaluation").metrics()
+
+    folder = rl.train(config, policy, reference, collector, prepared.train, run.log, run.accelerator, evaluate)
     run.log.close()
     return folder
-
-
-def judge_policy(prepared: Prepared, collector: Collector, name: str) -> SystemResult:
-    """Held-out accuracy of whatever model the collector's engine holds."""
-    built = build_with_policy(prepared.corpus.held_out, collector, f"{name} builds the held-out banks")
-    return judge_built(prepared.held_out, built, collector)

@@ -18,10 +18,10 @@ from membuilder.errors import ConfigError
 from trainer import rl, sft
 from trainer.corpus import Corpus
 from trainer.evaluate import SystemResult
-from trainer.pipeline import judge_policy, prepare, run_rl, run_sft
+from trainer.pipeline import prepare, run_rl, run_sft
 from trainer.plots import plot_run
 from trainer.runner import clear_errors, make_collector, make_engine
-from trainer.systems import compare_baselines
+from trainer.systems import compare_baselines, judge_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -70,13 +70,13 @@ def run(options: Options) -> dict:
     )
     collector = make_collector(rl_config, engine, tokenizer, prepared.embedder)
     systems = compare_baselines(prepared.held_out, collector)
-    systems["sft"] = judge_policy(prepared, collector, "sft")
+    systems["sft"] = judge_policy(prepared.held_out, collector, "sft")
     clock.mark("eval")
 
     say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
-    run_rl(rl_config, sft_result.model_dir, collector, prepared.train)
+    run_rl(rl_config, sft_result.model_dir, collector, prepared)
     clock.mark("rl")
-    systems["adrpo"] = judge_policy(prepared, collector, "adrpo")
+    systems["adrpo"] = judge_policy(prepared.held_out, collector, "adrpo")
     engine.close()
     clock.mark("eval")
 

@@ -10,7 +10,7 @@ replaced by a fallback, sessions start from banks of the policy's own making, le
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,15 +29,17 @@ from trainer.batch import make_batch
 from trainer.checkpoint import save_model
 from trainer.collect import Collector
 from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus
+from trainer.head import HeadOutput
 from trainer.log import RunLog
-from trainer.losses import LossConfig, LossInputs, resolve_loss
-from trainer.metrics import check_missing, completion_rows, rollout_metrics
+from trainer.losses import LossConfig, LossInputs, resolve_loss, token_scale
+from trainer.metrics import check_missing, completion_rows, memory_ratio, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.packing import PackedBatch, micro_batches, pack
+from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack
 from trainer.parity import check_parity
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
 from trainer.stream import SessionStream, States
+from trainer.systems import judge_policy
 
 
 @dataclass(kw_only=True)
@@ -57,8 +59,14 @@ class RLConfig:
     """`vllm` or `transformers`."""
     num_steps: int = 100
     sessions_per_step: int = 32
+    updates_per_step: int = 1
+    """Optimizer steps over the samples of one step, each on its own share of the groups (PPO's mini-batches)."""
     num_rollouts: int = 8
     """Rollouts per session: the group size."""
+    length_target: float | None = None
+    """Memory written over the expert's that the length weight steers to: it is `reward.length_weight` x (the last
+    step's ratio / target) ** `length_gain`, at most 1. null: the weight stays."""
+    length_gain: float = 3.0
     dense: bool = True
     """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
     states: States = States.POLICY
@@ -74,6 +82,8 @@ class RLConfig:
     """Largest mean |trainer - engine| log-prob gap; a larger one stops the run."""
     max_missing_share: float = 0.2
     """Share of a step's rewards that may be missing for reasons other than 'no question'; more stops the run."""
+    eval_every: int = 0
+    """Steps between evaluations on the held-out dialogues; 0: none."""
     save_every: int = 50
     log_completions: int = 8
     """Completions written to the table per step and agent."""
@@ -94,49 +104,75 @@ def train(
     builds: list[ExpertBuild],
     log: RunLog,
     accelerator: Accelerator,
+    evaluate: Callable[[], Mapping[str, float]],
 ) -> Path:
-    """Train `policy` in place; returns the folder of the saved model. `reference` is None when kl_coef is 0."""
+    """Train `policy` in place; returns the folder of the saved model. `reference` is None when kl_coef is 0.
+
+    `evaluate` measures the model the collector's engine holds; it is called every `config.eval_every` steps.
+    """
     loss_function = resolve_loss(config.loss.name)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     slots = config.sessions_per_step
     stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
     num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
+    length_weight = config.reward.length_weight
     bar = progress(total=config.num_steps, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(config.num_steps):
         clock = {"start": time.perf_counter()}
         seed = config.seed * 1_000_003 + step
         if step % config.parity_every == 0:
             check_parity(collector, policy, stream.tasks()[:2], config.sampling.temperature, config.parity_bound, seed)
-        scored = collector.dense(stream, seed) if config.dense else collector.sparse(builds, num_dialogues, seed)
+        if config.dense:
+            scored = collector.dense(stream, length_weight, seed)
+        else:
+            scored = collector.sparse(builds, num_dialogues, length_weight, seed)
         check_missing(scored, config.max_missing_share)
+        ratio = memory_ratio(scored, collector.count_tokens)
         clock["collected"] = time.perf_counter()
 
         batch = make_batch(scored, config.advantage_std)
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-        policy.train()
-        for nodes in micro_batches(batch.trees, config.max_tokens):
-            packed = pack(nodes).to(accelerator.device)
-            output = policy(packed, config.sampling.temperature)
-            inputs = loss_inputs(output.logprobs, packed, reference, config.sampling.temperature)
-            per_token, metrics = loss_function(inputs, config.loss)
-            accelerator.backward(per_token.sum() / batch.num_tokens * accelerator.num_processes)
-            gap = (inputs.behaviour_logprobs - inputs.rollout_logprobs).abs()
-            metrics |= {"loss": per_token, "entropy": output.entropy, "sampling/logp_difference/mean": gap}
-            for name, values in metrics.items():
-                sums[name] += values.detach().sum()
         rate = learning_rate(step, config.num_steps, config.optim)
         set_learning_rate(optimizer, rate)
-        norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        updates = [
+            [pack(nodes).to(accelerator.device) for nodes in micro_batches(trees, config.max_tokens)]
+            for trees in shares(batch.trees, config.updates_per_step)
+        ]
+        if len(updates) > 1:
+            remember_behaviour(policy, updates, config.sampling.temperature)
+        policy.train()
+        norm = torch.zeros(())
+        for packed_batches in updates:
+            num_tokens = sum(len(packed.targets) for packed in packed_batches)
+            num_sequences = sum(packed.num_sequences for packed in packed_batches)
+            for packed in packed_batches:
+                output = policy(packed, config.sampling.temperature)
+                inputs = loss_inputs(output, packed, reference, config.sampling.temperature)
+                per_token, metrics = loss_function(inputs, config.loss)
+                scale = token_scale(
+                    config.loss.aggregation, packed.sequence, num_tokens, num_sequences, config.sampling.max_tokens
+                )
+                accelerator.backward((per_token * scale).sum() * accelerator.num_processes)
+                gap = (inputs.behaviour_logprobs - inputs.rollout_logprobs).abs()
+                metrics |= {"loss": per_token, "entropy": output.entropy, "sampling/logp_difference/mean": gap}
+                for name, values in metrics.items():
+                    sums[name] += values.detach().sum()
+            norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
         collector.engine.load_weights(named_weights(accelerator, policy), version=step + 1)
         clock["learned"] = time.perf_counter()
 
         learned = {name: float(total) / max(1, batch.num_tokens) for name, total in sums.items()}
         seen = rollout_metrics(scored, batch, collector.count_tokens)
+        seen |= {"length_weight": length_weight, "memory_ratio": ratio}
+        if config.length_target is not None:
+            length_weight = min(1.0, config.reward.length_weight * (ratio / config.length_target) ** config.length_gain)
+        evaluated = evaluate() if config.eval_every and (step + 1) % config.eval_every == 0 else {}
         log.log(
             seen
             | learned
+            | evaluated
             | {
                 "grad_norm": float(norm),
                 "lr": rate,
@@ -154,21 +190,37 @@ def train(
     return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
 
 
-def loss_inputs(
-    logprobs: torch.Tensor, packed: PackedBatch, reference: Policy | None, temperature: float
-) -> LossInputs:
-    """One update consumes the batch, so the behaviour log-probs are the current ones, detached: no extra forward."""
+def shares(trees: Sequence[Node], num_shares: int) -> list[list[Node]]:
+    """The step's trees dealt to its updates, the longest first, so that each has about as much to learn from."""
+    dealt = sorted(trees, key=count_loss_tokens, reverse=True)
+    return [share for share in (dealt[start::num_shares] for start in range(num_shares)) if share]
+
+
+@torch.no_grad()
+def remember_behaviour(policy: Policy, updates: Sequence[Sequence[PackedBatch]], temperature: float) -> None:
+    """Log-probs before the first of several updates, kept beside each batch's other values."""
+    policy.eval()
+    for packed_batches in updates:
+        for packed in packed_batches:
+            packed.values["behaviour_logprobs"] = policy(packed, temperature).logprobs
+
+
+def loss_inputs(output: HeadOutput, packed: PackedBatch, reference: Policy | None, temperature: float) -> LossInputs:
+    """Where one update consumes the step's samples, its behaviour log-probs are its own, detached: no extra forward."""
     ref_logprobs = None
     if reference is not None:
         with torch.no_grad():
             ref_logprobs = reference(packed, temperature).logprobs
     return LossInputs(
-        trainer_logprobs=logprobs,
-        behaviour_logprobs=logprobs.detach(),
+        trainer_logprobs=output.logprobs,
+        entropy=output.entropy,
+        behaviour_logprobs=packed.values.get("behaviour_logprobs", output.logprobs.detach()),
         rollout_logprobs=packed.values["rollout_logprobs"],
         ref_logprobs=ref_logprobs,
         advantage=packed.values["advantage"],
         weight=packed.values["weight"],
+        truncated=packed.values["truncated"],
+        sequence=packed.sequence,
     )
 
 
@@ -184,12 +236,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl")
     corpus = load_corpus(config.data)
-    builds = expert_builds(corpus.train, run.embedder, config.prompts, "expert")
+    builds = expert_builds(corpus.train, run.embedder, config.prompts, "rules build the training banks")
+    held_out = expert_builds(corpus.held_out, run.embedder, config.prompts, "rules build the held-out banks")
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None
     engine = make_engine(config.engine, config.model.path, config.max_model_len, config.model.dtype, config.seed)
     collector = make_collector(config, engine, tokenizer, run.embedder)
-    folder = train(config, policy, reference, collector, builds, run.log, run.accelerator)
+
+    def evaluate() -> dict[str, float]:
+        return judge_policy(held_out, collector, "evaluation").metrics()
+
+    folder = train(config, policy, reference, collector, builds, run.log, run.accelerator, evaluate)
     run.log.close()
     engine.close()
     print(f"saved {folder}")

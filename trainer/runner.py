@@ -71,7 +71,8 @@ def make_policy_model(
     """The model of `config.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
     if config.path is not None:
         return load_model(config.path, config), load_tokenizer(config.path)
-    tokenizer = train_tokenizer(training_text(builds, prompts), config.tiny)
+    max_turns = max(len(step.session.turns) for build in builds for step in build.steps)
+    tokenizer = train_tokenizer(training_text(builds, prompts), max_turns, config.tiny.vocab_size)
     return build_model(tokenizer, config.tiny, seed), tokenizer
 
 

@@ -20,10 +20,10 @@ from membuilder.config import parse_args
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
 from trainer.checkpoint import save_model
-from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_trees
+from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_tree
 from trainer.log import RunLog
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.packing import Node, micro_batches, pack
+from trainer.packing import Node, count_loss_tokens, micro_batches, pack
 from trainer.policy import ModelConfig, Policy
 from trainer.runner import clear_errors, make_policy_model, start_run
 
@@ -40,7 +40,7 @@ class SFTConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
     num_epochs: int = 10
     sessions_per_step: int = 16
-    """Sessions (or windows of them) per optimizer step, over all ranks."""
+    """Sessions per optimizer step, over all ranks."""
     max_tokens: int = 40000
     """Packed tokens of a micro-batch; shared tokens count once."""
     validation_share: float = 0.05
@@ -63,7 +63,7 @@ class SFTResult:
 def train(
     config: SFTConfig, model, tokenizer, trees: Sequence[Node], log: RunLog, accelerator: Accelerator
 ) -> SFTResult:
-    """Train `model` in place on the trees (one per session or window of one) and save it under `config.out`."""
+    """Train `model` in place on the trees (one per session) and save it under `config.out`."""
     shuffled = random.Random(config.seed).sample(list(trees), len(trees))
     num_validation = max(1, round(config.validation_share * len(shuffled)))
     validation, training = shuffled[:num_validation], shuffled[num_validation:]
@@ -110,11 +110,6 @@ def _step(config: SFTConfig, policy, trees: list[Node], accelerator: Accelerator
     return float(accelerator.reduce(total))  # the one host sync of a step
 
 
-def count_loss_tokens(node: Node) -> int:
-    own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0
-    return own + sum(count_loss_tokens(child) for child in node.children)
-
-
 @torch.no_grad()
 def mean_loss(policy, trees: Sequence[Node], max_tokens: int, device: torch.device) -> float:
     """Mean cross-entropy per completion token."""
@@ -132,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = load_corpus(config.data)
     builds = expert_builds(corpus.train, run.embedder, config.prompts, "expert")
     model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
-    trees = [tree for build in builds for step in build.steps for tree in sft_trees(step, tokenizer, config.prompts)]
+    trees = [sft_tree(step, tokenizer, config.prompts) for build in builds for step in build.steps]
     result = train(config, model, tokenizer, trees, run.log, run.accelerator)
     run.log.close()
     print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Sequence
 
 from membuilder.baselines import longest_turns, random_turns, store_all, store_within
-from membuilder.types import Bank, Session
+from membuilder.types import Bank, Dialogue, Turn
 from trainer.collect import Collector
 from trainer.corpus import ExpertBuild
-from trainer.evaluate import Built, SystemResult, baseline_built, evaluate
+from trainer.evaluate import Built, SystemResult, baseline_built, build_with_policy, evaluate
 
 
 def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> dict[str, SystemResult]:
-    """Systems without a model: `random` and `longest` keep to what the rules wrote in each session."""
+    """Systems without a model: `random` and `longest` keep to what the rules wrote in each dialogue."""
 
-    def within(order: Callable[[Session], list[int]]) -> Callable[[ExpertBuild], Bank]:
-        return lambda build: store_within(build.dialogue, order, _budgets(build, collector), collector.count_tokens)
+    def within(order: Callable[[Dialogue], list[Turn]]) -> Callable[[ExpertBuild], Bank]:
+        return lambda build: store_within(
+            build.dialogue, order(build.dialogue), _budget(build, collector), collector.count_tokens
+        )
 
     systems: dict[str, Callable[[ExpertBuild], Bank]] = {
         "empty": lambda build: Bank(),
@@ -31,6 +33,14 @@ def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> 
     }
 
 
+def judge_policy(held_out: Sequence[ExpertBuild], collector: Collector, name: str) -> SystemResult:
+    """Held-out accuracy of whatever model the collector's engine holds."""
+    dialogues = [build.dialogue for build in held_out]
+    return judge_built(
+        held_out, build_with_policy(dialogues, collector, f"{name} builds the held-out banks"), collector
+    )
+
+
 def judge_built(held_out: Sequence[ExpertBuild], built: Built, collector: Collector) -> SystemResult:
     return evaluate(
         [build.dialogue for build in held_out],
@@ -43,5 +53,5 @@ def judge_built(held_out: Sequence[ExpertBuild], built: Built, collector: Collec
     )
 
 
-def _budgets(build: ExpertBuild, collector: Collector) -> list[int]:
-    return [sum(tokens.values()) for tokens in build.tokens_written(collector.count_tokens)]
+def _budget(build: ExpertBuild, collector: Collector) -> int:
+    return collector.count_tokens(build.steps[-1].result.bank.memory_text())

@@ -26,8 +26,6 @@ class TinyConfig:
     num_kv_heads: int = 2
     head_dim: int = 32
     intermediate_size: int = 384
-    max_turns: int = 60
-    """Turn numbers that are one token each."""
     max_position: int = 4096
 
 
@@ -38,13 +36,14 @@ def answer_tokens(max_turns: int, max_shown: int = 20) -> list[str]:
     return [*(f"#{number}" for number in range(1, max_turns + 1)), *(f"[{agent}]\n" for agent in Agent), *pieces]
 
 
-def train_tokenizer(texts: Iterable[str], config: TinyConfig) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], max_turns: int, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts`; turn numbers up to `max_turns` are one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    added = answer_tokens(config.max_turns)
+    added = answer_tokens(max_turns)
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size - len(added),
+        vocab_size=vocab_size - len(added),
         special_tokens=[PAD, END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -11,17 +11,21 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
+from transformers import PreTrainedTokenizerBase
+
 from membuilder.embed import Embedder
-from trainer.pipeline import judge_policy, prepare, run_rl, run_sft
+from trainer.collect import Collector
+from trainer.pipeline import Prepared, prepare, run_rl, run_sft
 from trainer.policy import ModelConfig, load_model
 from trainer.provenance import provenance
 from trainer.quickstart import Options, load_configs
+from trainer.rl import RLConfig
 from trainer.runner import make_collector, make_engine
-from trainer.systems import compare_baselines
+from trainer.systems import compare_baselines, judge_policy
 
 VARIANTS = {
     "adrpo": (),
@@ -39,36 +43,69 @@ def main() -> None:
     parser.add_argument("--folder", help="where models and logs go (default: a temporary folder)")
     args = parser.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="membuilder-learning-"))
-    ablation_seeds = args.seeds if args.ablation_seeds is None else args.ablation_seeds
-    report = {"provenance": provenance(), "seeds": {}, "mean": {}}
-    embedder, engine = Embedder(), None
+    benchmark = Benchmark(folder, args.out)
     for seed in args.seeds:
-        names = VARIANTS if seed in ablation_seeds else ("adrpo",)
-        engine = run_seed(seed, names, folder, embedder, engine, report, args.out)
-    engine.close()
+        benchmark.run(seed, "adrpo")
+    for seed in args.seeds if args.ablation_seeds is None else args.ablation_seeds:
+        for name in VARIANTS:
+            if name != "adrpo":
+                benchmark.run(seed, name)
+    benchmark.engine.close()
 
 
-def run_seed(seed, names, folder: Path, embedder, engine, report: dict, out: Path):
-    sft_config, rl_config = load_configs(Options(seed=seed, out=str(folder / f"seed{seed}")))
-    prepared = prepare(sft_config, embedder)
-    sft_result, tokenizer = run_sft(sft_config, prepared)
-    engine = engine or make_engine(rl_config.engine, sft_result.model_dir, rl_config.max_model_len, "float32", seed)
-    rows = report["seeds"][str(seed)] = {}
-    for name in names:
-        options = Options(seed=seed, out=str(folder / f"seed{seed}" / name), overrides=VARIANTS[name])
-        _, config = load_configs(options)
-        collector = make_collector(config, engine, tokenizer, prepared.embedder)
-        load_folder(engine, sft_result.model_dir)
-        if not rows:
-            rows |= {key: asdict(result) for key, result in compare_baselines(prepared.held_out, collector).items()}
-            rows["sft"] = asdict(judge_policy(prepared, collector, "sft"))
+@dataclass(frozen=True)
+class Start:
+    """What every variant of a seed starts from."""
+
+    prepared: Prepared
+    model_dir: Path
+    tokenizer: PreTrainedTokenizerBase
+
+
+class Benchmark:
+    """One engine serves every run; a seed's data and SFT model are made once."""
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.folder, self.out = folder, out
+        self.embedder, self.engine = Embedder(), None
+        self.starts: dict[int, Start] = {}
+        self.report = {"provenance": provenance(), "seeds": {}, "mean": {}}
+
+    def run(self, seed: int, name: str) -> None:
+        start = self.starts.get(seed) or self._start(seed)
         began = time.perf_counter()
-        run_rl(config, sft_result.model_dir, collector, prepared.train)
-        rows[name] = asdict(judge_policy(prepared, collector, name)) | {"steps": config.num_steps}
-        print(f"seed {seed} {name}: {rows[name]} in {time.perf_counter() - began:.0f} s", flush=True)
-        report["mean"] = means(report["seeds"])
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return engine
+        config, collector = self._collector(seed, name, start)
+        run_rl(config, start.model_dir, collector, start.prepared)
+        result = asdict(judge_policy(start.prepared.held_out, collector, name))
+        seconds = round(time.perf_counter() - began)
+        self._add(seed, {name: result | {"steps": config.num_steps, "seconds": seconds}})
+
+    def _start(self, seed: int) -> Start:
+        sft_config, _ = load_configs(Options(seed=seed, out=str(self.folder / f"seed{seed}")))
+        prepared = prepare(sft_config, self.embedder)
+        result, tokenizer = run_sft(sft_config, prepared)
+        start = self.starts[seed] = Start(prepared, result.model_dir, tokenizer)
+        _, collector = self._collector(seed, "adrpo", start)
+        rows = {name: asdict(row) for name, row in compare_baselines(prepared.held_out, collector).items()}
+        self._add(seed, rows | {"sft": asdict(judge_policy(prepared.held_out, collector, "sft"))})
+        return start
+
+    def _collector(self, seed: int, name: str, start: Start) -> tuple[RLConfig, Collector]:
+        """The variant's config, and an engine that holds the seed's SFT model."""
+        options = Options(seed=seed, out=str(self.folder / f"seed{seed}" / name), overrides=VARIANTS[name])
+        _, config = load_configs(options)
+        if self.engine is None:
+            dtype = config.model.dtype
+            self.engine = make_engine(config.engine, start.model_dir, config.max_model_len, dtype, seed)
+        load_folder(self.engine, start.model_dir)
+        return config, make_collector(config, self.engine, start.tokenizer, self.embedder)
+
+    def _add(self, seed: int, rows: dict[str, dict]) -> None:
+        for name, row in rows.items():
+            print(f"seed {seed} {name}: {row}", flush=True)
+        self.report["seeds"].setdefault(str(seed), {}).update(rows)
+        self.report["mean"] = means(self.report["seeds"])
+        self.out.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
 
 
 def load_folder(engine, model_dir: Path) -> None:
