@@ -8,14 +8,14 @@ import numpy as np
 
 
 class HashEmbedder:
-    """Bag of words: a text's vector counts its words, so texts without a common word score 0. Records what it embeds."""
+    """Bag of words: a text's vector counts its words, so texts without a common word score 0. Records every text it embeds once."""
 
     def __init__(self, dimension: int = 4096):
         self.dimension = dimension
         self.embedded: list[str] = []
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        self.embedded += texts
+        self.embedded += [text for text in dict.fromkeys(texts) if text not in self.embedded]
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in re.findall(r"\w+", text.casefold()):

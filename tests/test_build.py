@@ -188,8 +188,8 @@ def test_storing_all_keeps_every_turn_in_order():
 
 
 def test_longest_turns_come_first_and_equal_ones_in_order():
-    session = dialogue(["ab", "abcd", "cd", "abcd", "a"]).sessions[0]
-    assert longest_turns(session) == [2, 4, 1, 3, 5]
+    talk = dialogue(["ab", "abcd", "cd"], ["abcd", "a"])
+    assert [turn.id for turn in longest_turns(talk)] == ["D1:2", "D2:1", "D1:1", "D1:3", "D2:2"]
 
 
 def test_the_length_of_a_turn_counts_its_caption():

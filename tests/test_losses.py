@@ -7,7 +7,23 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
-from trainer.losses import LossConfig, LossInputs, adrpo, grpo, resolve_loss
+from trainer.losses import (
+    LOSSES,
+    Aggregation,
+    KLEstimator,
+    LossConfig,
+    LossInputs,
+    adrpo,
+    cispo,
+    dapo,
+    dr_grpo,
+    grpo,
+    gspo,
+    needs_whole_sequences,
+    reinforce,
+    resolve_loss,
+    token_scale,
+)
 from trainer.packing import TrainSequence, build_tree, pack
 from trainer.policy import Policy
 from trainer.rl import loss_inputs
@@ -16,7 +32,15 @@ NO_KL = LossConfig(kl_coef=0, clip=0.2)
 
 
 def inputs_of(
-    ratio=1.0, *, advantage=1.0, weight=1.0, mismatch=1.0, ref_minus_trainer: float | None = None
+    ratio=1.0,
+    *,
+    advantage=1.0,
+    weight=1.0,
+    mismatch=1.0,
+    ref_minus_trainer: float | None = None,
+    entropy: float = 0.0,
+    truncated=0.0,
+    sequence: list[int] | None = None,
 ) -> LossInputs:
     """One token per entry of `ratio` (trainer / behaviour); `mismatch` is behaviour / rollout."""
     ratio = torch.as_tensor(ratio, dtype=torch.float64).reshape(-1)
@@ -24,11 +48,14 @@ def inputs_of(
     trainer = (behaviour + ratio.log()).requires_grad_()
     return LossInputs(
         trainer_logprobs=trainer,
+        entropy=torch.full_like(ratio, entropy),
         behaviour_logprobs=behaviour,
-        rollout_logprobs=behaviour - math.log(mismatch),
+        rollout_logprobs=behaviour - torch.as_tensor(mismatch, dtype=torch.float64).log(),
         ref_logprobs=None if ref_minus_trainer is None else trainer.detach() + ref_minus_trainer,
         advantage=torch.as_tensor(advantage, dtype=torch.float64).expand_as(ratio),
         weight=torch.as_tensor(weight, dtype=torch.float64).expand_as(ratio),
+        truncated=torch.as_tensor(truncated, dtype=torch.float64).expand_as(ratio),
+        sequence=torch.arange(len(ratio)) if sequence is None else torch.tensor(sequence),
     )
 
 
@@ -147,6 +174,9 @@ def test_k3_is_never_negative(dtype, largest):
     trainer = zeros = torch.zeros(2001, dtype=dtype)
     inputs = LossInputs(
         trainer_logprobs=trainer,
+        entropy=zeros,
+        truncated=zeros,
+        sequence=torch.arange(2001),
         behaviour_logprobs=trainer,
         rollout_logprobs=trainer,
         ref_logprobs=torch.linspace(-largest, largest, 2001, dtype=dtype),
@@ -205,6 +235,105 @@ def test_no_gradient_reaches_the_engines_logprobs():
     assert torch.autograd.grad(loss.sum(), rollout, allow_unused=True) == (None,)
 
 
+def test_a_completion_sampled_by_another_distribution_is_masked_whole():
+    """Geometric means 2 and sqrt(2 x 0.5) = 1; a product would have masked both."""
+    config = LossConfig(kl_coef=0, sequence_mask=[0.9, 1.1])
+    inputs = inputs_of([1.0] * 4, advantage=1, mismatch=[2.0, 2.0, 2.0, 0.5], sequence=[0, 0, 1, 1])
+    loss, metrics = adrpo(inputs, config)
+    assert loss.tolist() == [0, 0, -1, -1]
+    assert metrics["sampling/sequence_masked/mean"].tolist() == [1, 1, 0, 0]
+
+
+# the other losses
+
+
+def test_upper_clip_of_its_own():
+    config = LossConfig(kl_coef=0, clip=0.2, clip_high=0.28)
+    assert value(grpo, inputs_of(1.5, advantage=1), config) == pytest.approx(-1.28)
+    assert value(grpo, inputs_of(0.5, advantage=-1), config) == pytest.approx(0.8)
+
+
+def test_dapo_masks_cut_completions_and_nothing_else():
+    config = LossConfig(name="dapo", kl_coef=0, clip_high=0.28)
+    inputs = inputs_of([1.0, 1.0, 1.5], advantage=2, truncated=[1.0, 0.0, 0.0])
+    loss, metrics = dapo(inputs, config)
+    assert loss.tolist() == pytest.approx([0, -2, -2.56])
+    assert metrics["overlong_masked/mean"].tolist() == [1, 0, 0]
+
+
+def test_dr_grpo_is_grpo_under_another_denominator():
+    config = LossConfig(name="dr_grpo", aggregation=Aggregation.CONSTANT, kl_coef=0)
+    inputs = inputs_of([0.9, 1.5], advantage=[1.0, -2.0])
+    assert torch.equal(dr_grpo(inputs, config)[0], grpo(inputs, config)[0])
+
+
+def test_gspo_clips_by_the_completions_geometric_mean_and_reaches_every_token():
+    """Ratios 2 and 0.5 average to 1: nothing is clipped, though either token alone would be."""
+    inputs = inputs_of([2.0, 0.5, 2.0], advantage=1, sequence=[0, 0, 1])
+    loss, metrics = gspo(inputs, NO_KL)
+    assert loss.tolist() == pytest.approx([-1, -1, -1.2])
+    assert metrics["clip_ratio/mean"].tolist() == [0, 0, 1]
+    (gradient,) = torch.autograd.grad(loss.sum(), inputs.trainer_logprobs)
+    assert gradient.tolist() == pytest.approx([-1, -1, 0])
+
+
+@pytest.mark.parametrize("ratio, factor", [(1.0, 1.0), (1.1, 1.1), (3.0, 1.2), (0.1, 0.8)])
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_cispo_weighs_by_the_clipped_ratio_and_never_stops_a_gradient(ratio, factor, advantage):
+    inputs = inputs_of(ratio, advantage=advantage)
+    assert value(cispo, inputs) == pytest.approx(-factor * advantage * inputs.trainer_logprobs.item())
+    assert slope(cispo, inputs) == pytest.approx(-factor * advantage)
+
+
+def test_reinforce_is_the_score_times_the_advantage():
+    inputs = inputs_of(1.5, advantage=-2)
+    assert slope(reinforce, inputs) == pytest.approx(2)
+    assert slope(reinforce, inputs_of(1.0, advantage=1, mismatch=3.0), LossConfig(kl_coef=0, tis_cap=2)) == -2
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_every_loss_has_the_policy_gradient_at_the_start(loss):
+    config = LossConfig(kl_coef=0, clip_high=0.28)
+    assert slope(loss, inputs_of(1.0, advantage=-3), config) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_every_loss_has_the_entropy_bonus(loss):
+    config = LossConfig(kl_coef=0, entropy_coef=0.1, clip_high=0.28)
+    assert value(loss, inputs_of(1.0, advantage=0, entropy=2.0), config) == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    "estimator, divergence, derivative",
+    [("k1", -0.5, 1.0), ("k2", 0.125, -0.5), ("k3", math.exp(0.5) - 1.5, 1 - math.exp(0.5))],
+)
+def test_kl_estimators(estimator, divergence, derivative):
+    config = LossConfig(kl_coef=1, kl_estimator=KLEstimator(estimator))
+    inputs = inputs_of(1.0, advantage=0, ref_minus_trainer=0.5)
+    loss, metrics = adrpo(inputs, config)
+    assert loss.item() == pytest.approx(divergence) and metrics["kl"].item() == pytest.approx(divergence)
+    assert slope(adrpo, inputs, config) == pytest.approx(derivative)
+
+
+def test_only_losses_that_mix_tokens_need_whole_sequences():
+    assert [name for name, loss in LOSSES.items() if needs_whole_sequences(loss, NO_KL)] == ["gspo"]
+    assert needs_whole_sequences(adrpo, LossConfig(sequence_mask=[0.5, 2.0]))
+    assert needs_whole_sequences(lambda inputs, config: None, NO_KL), "a loss of one's own may mix tokens"
+
+
+@pytest.mark.parametrize(
+    "aggregation, scale",
+    [
+        (Aggregation.TOKEN, [1 / 12] * 3),
+        (Aggregation.SEQUENCE, [1 / 8, 1 / 8, 1 / 4]),  # lengths 2 and 1, four completions in all
+        (Aggregation.CONSTANT, [1 / 40] * 3),
+    ],
+)
+def test_aggregation(aggregation, scale):
+    found = token_scale(aggregation, torch.tensor([0, 0, 1]), num_tokens=12, num_sequences=4, max_tokens=10)
+    assert found.tolist() == pytest.approx(scale)
+
+
 # what the loop hands to a loss
 
 
@@ -215,11 +344,17 @@ def tiny_policy(seed: int) -> Policy:
 
 
 def test_only_the_trainers_logprobs_carry_gradient():
-    values = {"rollout_logprobs": (-1.0, -2.0), "advantage": (1.0, 1.0), "weight": (4.0, 4.0)}
+    values = {
+        "rollout_logprobs": (-1.0, -2.0),
+        "advantage": (1.0, 1.0),
+        "weight": (4.0, 4.0),
+        "truncated": (0.0, 0.0),
+    }
     packed = pack([build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])])
     policy, reference = tiny_policy(0), tiny_policy(1)
-    logprobs = policy(packed).logprobs
-    inputs = loss_inputs(logprobs, packed, reference, temperature=1.0)
+    output = policy(packed)
+    logprobs = output.logprobs
+    inputs = loss_inputs(output, packed, reference, temperature=1.0)
     assert inputs.trainer_logprobs is logprobs and logprobs.requires_grad
     others = (inputs.behaviour_logprobs, inputs.rollout_logprobs, inputs.ref_logprobs, inputs.advantage, inputs.weight)
     assert not any(tensor.requires_grad for tensor in others)
@@ -234,20 +369,35 @@ def test_only_the_trainers_logprobs_carry_gradient():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"clip": 0}, {"clip": 1}, {"kl_coef": -0.1}, {"tis_cap": 0}, {"tis_cap": -1}], ids=str
+    "wrong, problem",
+    [
+        ({"clip": 0}, "need 0 < clip < 1"),
+        ({"clip": 1}, "need 0 < clip < 1"),
+        ({"clip_high": 0}, "clip_high > 0"),
+        ({"kl_coef": -0.1}, "kl_coef >= 0"),
+        ({"entropy_coef": -1}, "entropy_coef >= 0"),
+        ({"tis_cap": 0}, "tis_cap > 0"),
+        ({"tis_cap": -1}, "tis_cap > 0"),
+        ({"sequence_mask": [0.9]}, "sequence_mask needs"),
+        ({"sequence_mask": [1.1, 1.2]}, "sequence_mask needs"),
+        ({"name": "dr_grpo"}, "dr_grpo needs aggregation: constant"),
+        ({"name": "dapo"}, "dapo needs clip_high"),
+    ],
+    ids=str,
 )
-def test_config_out_of_range(wrong):
-    with pytest.raises(ValueError, match="need 0 < clip < 1"):
+def test_config_out_of_range(wrong, problem):
+    with pytest.raises(ValueError, match=problem):
         LossConfig(**wrong)
 
 
 def test_known_losses():
-    assert resolve_loss("adrpo") is adrpo and resolve_loss("grpo") is grpo
+    assert resolve_loss("adrpo") is adrpo and resolve_loss("gspo") is gspo
+    assert sorted(LOSSES) == ["adrpo", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "reinforce"]
 
 
 @pytest.mark.parametrize("name", ["ppo", "clipped_objective", "ADRPO", ""])
 def test_unknown_loss_names_the_known_ones(name):
-    with pytest.raises(ConfigError, match=rf"loss\.name: '{name}' is none of \['adrpo', 'grpo'\]"):
+    with pytest.raises(ConfigError, match=rf"loss\.name: '{name}' is none of \['adrpo', .*'grpo', "):
         resolve_loss(name)
 
 

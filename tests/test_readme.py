@@ -17,11 +17,14 @@ def test_the_loss_of_the_readme_runs(tmp_path):
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
     inputs = LossInputs(
         trainer_logprobs=logprobs,
+        entropy=torch.zeros(2),
         behaviour_logprobs=logprobs.detach(),
         rollout_logprobs=logprobs.detach(),
         ref_logprobs=None,
         advantage=torch.tensor([1.0, -0.5]),
         weight=torch.tensor([4.0, 1.0]),
+        truncated=torch.zeros(2),
+        sequence=torch.tensor([0, 0]),
     )
     per_token, _ = loss(inputs, LossConfig(kl_coef=0))
     assert per_token.tolist() == [-2.0, 0.5]  # -sqrt(4) * 1 and -sqrt(1) * -0.5
