@@ -24,9 +24,9 @@ from trainer.losses import (
     resolve_loss,
     token_scale,
 )
-from trainer.packing import TrainSequence, build_tree, pack
+from trainer.packing import TrainSequence, build_tree, count_loss_tokens, pack
 from trainer.policy import Policy
-from trainer.rl import loss_inputs
+from trainer.rl import loss_rows, remember_behaviour, shares
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
 
@@ -343,7 +343,7 @@ def tiny_policy(seed: int) -> Policy:
     return Policy(Qwen3ForCausalLM(Qwen3Config(vocab_size=16, num_key_value_heads=2, **sizes)))
 
 
-def test_only_the_trainers_logprobs_carry_gradient():
+def test_rows_of_a_batch_know_everything_but_the_policy():
     values = {
         "rollout_logprobs": (-1.0, -2.0),
         "advantage": (1.0, 1.0),
@@ -351,18 +351,39 @@ def test_only_the_trainers_logprobs_carry_gradient():
         "truncated": (0.0, 0.0),
     }
     packed = pack([build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])])
-    policy, reference = tiny_policy(0), tiny_policy(1)
-    output = policy(packed)
-    logprobs = output.logprobs
-    inputs = loss_inputs(output, packed, reference, temperature=1.0)
-    assert inputs.trainer_logprobs is logprobs and logprobs.requires_grad
-    others = (inputs.behaviour_logprobs, inputs.rollout_logprobs, inputs.ref_logprobs, inputs.advantage, inputs.weight)
-    assert not any(tensor.requires_grad for tensor in others)
-    assert torch.equal(inputs.behaviour_logprobs, logprobs)
-    assert inputs.rollout_logprobs.tolist() == [-1, -2] and inputs.weight.tolist() == [4, 4]
-    torch.testing.assert_close(inputs.ref_logprobs, reference(packed).logprobs.detach())
-    adrpo(inputs, LossConfig(tis_cap=2))[0].sum().backward()
-    assert all(parameter.grad is None for parameter in reference.parameters())
+    reference = tiny_policy(1)
+    rows = loss_rows(packed, torch.tensor([0.5, 0.5]), reference, temperature=1.0)
+    assert rows.rollout_logprobs.tolist() == [-1, -2] and rows.weight.tolist() == [4, 4]
+    torch.testing.assert_close(rows.ref_logprobs, reference(packed).logprobs)
+    assert not rows.ref_logprobs.requires_grad
+
+    logprobs = torch.tensor([-0.5, -0.7], requires_grad=True)
+    inputs = rows.inputs(logprobs, torch.zeros(2), slice(0, 2))
+    assert inputs.trainer_logprobs is logprobs
+    assert torch.equal(inputs.behaviour_logprobs, logprobs) and not inputs.behaviour_logprobs.requires_grad
+    assert rows.inputs(logprobs[1:], torch.zeros(1), slice(1, 2)).rollout_logprobs.tolist() == [-2]
+
+
+def test_several_updates_share_the_behaviour_of_the_first():
+    values = dict.fromkeys(("rollout_logprobs", "advantage", "weight", "truncated"), (0.0, 0.0))
+    packed = pack([build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])])
+    policy = tiny_policy(0)
+    before = policy(packed).logprobs
+    remember_behaviour(policy, [[packed]], temperature=1.0)
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.mul_(2)
+    rows = loss_rows(packed, torch.ones(2), None, temperature=1.0)
+    assert torch.equal(rows.behaviour_logprobs, before) and not torch.equal(policy(packed).logprobs, before)
+
+
+def test_shares_deal_every_tree_once():
+    trees = [
+        build_tree([TrainSequence(prompt_token_ids=(1,), completion_token_ids=(2,) * length)]) for length in range(1, 8)
+    ]
+    dealt = shares(trees, 3)
+    assert sorted(map(id, trees)) == sorted(id(tree) for share in dealt for tree in share)
+    assert [sum(map(count_loss_tokens, share)) for share in dealt] == [12, 9, 7]
+    assert len(shares(trees[:2], 3)) == 2, "no update without samples"
 
 
 # configuration

@@ -1,7 +1,7 @@
 import copy
-import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +22,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from membuilder.errors import ConfigError
 from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
-from trainer.head import token_logprobs
+from trainer.head import LossOutput, Objective
+from trainer.losses import LossConfig, cross_entropy, supervised_rows
 from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
 from trainer.policy import ModelConfig, Policy, load_model
 
@@ -245,6 +246,12 @@ def dense_rows(model: PreTrainedModel, item: TrainSequence, temperature: float) 
     return logprobs.gather(-1, torch.tensor(item.completion_token_ids)[:, None]).squeeze(-1)
 
 
+def weighted(policy: Policy, batch: PackedBatch, temperature: float = 1.0) -> LossOutput:
+    """The sum over rows of coefficient times log-prob, as a loss."""
+    rows = replace(supervised_rows(batch.sequence, num_tokens=1), weight=-batch.values["coefficient"])
+    return policy(batch, temperature, Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows))
+
+
 def by_id(batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
     return rows[batch.values["id"].argsort()]
 
@@ -275,10 +282,10 @@ def test_packed_trees_equal_dense_copies(forest, tied, double_precision):
     dense_gradients = gradients(model, (torch.cat(dense) * coefficients).sum())
 
     policy, batch = packed_copy(model), pack([build_tree(group) for group in forest])
-    logprobs = policy(batch, temperature=0.7).logprobs
-    assert logprobs.dtype == torch.float64
-    assert (by_id(batch, logprobs) - torch.cat(dense)).abs().max() <= 1e-10
-    packed_gradients = gradients(policy, (logprobs * batch.values["coefficient"]).sum())
+    output = weighted(policy, batch, temperature=0.7)
+    assert output.head.logprobs.dtype == torch.float64
+    assert (by_id(batch, output.head.logprobs) - torch.cat(dense)).abs().max() <= 1e-10
+    packed_gradients = gradients(policy, output.loss)
     assert_same_gradients(packed_gradients, dense_gradients, relative=1e-10)
 
 
@@ -298,8 +305,7 @@ def test_gradient_checkpointing_changes_nothing(double_precision):
         policy = packed_copy(model).train()
         if checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        loss = (policy(batch).logprobs * batch.values["coefficient"]).sum()
-        results.append(gradients(policy, loss))
+        results.append(gradients(policy, weighted(policy, batch).loss))
     assert_same_gradients(results[1], results[0], relative=1e-12)
 
 
@@ -324,7 +330,7 @@ def summed_gradients(policy: Policy, batches: list[list[Node]]) -> dict[str, tor
     policy.zero_grad()
     for nodes in batches:
         batch = pack(nodes)
-        (policy(batch).logprobs * batch.values["coefficient"]).sum().backward()
+        weighted(policy, batch).loss.backward()
     return {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
 
 
@@ -351,7 +357,7 @@ def test_rows_with_coefficient_zero_have_exactly_no_gradient():
         sequence((1, 2), (6, 7, 8), coefficient=(0.0, 0.0, 0.0)),
         sequence((1, 2, 9), (3, 4), coefficient=(0.0, 0.0)),
     )
-    (policy(batch).logprobs * batch.values["coefficient"]).sum().backward()
+    weighted(policy, batch).loss.backward()
     embedding = policy.model.get_input_embeddings().weight.grad
     assert torch.count_nonzero(embedding[[6, 7, 9]]) == 0
     assert all(torch.count_nonzero(embedding[token]) for token in (1, 2, 3, 4))
@@ -360,7 +366,8 @@ def test_rows_with_coefficient_zero_have_exactly_no_gradient():
 def test_all_rows_zero_is_a_zero_gradient():
     policy = packed_copy(make_model(dtype=torch.float32))
     batch = pack([build_tree(group) for group in FORESTS["several trees"]])
-    (policy(batch).logprobs * 0.0).sum().backward()
+    batch.values["coefficient"].zero_()
+    weighted(policy, batch).loss.backward()
     assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in policy.parameters())
 
 
@@ -428,55 +435,6 @@ def test_attention_refuses_dropout_by_itself():
     query = torch.zeros(1, 1, 1, 4)
     with pytest.raises(ValueError, match="dropout"):
         shared_prefix_attention(torch.nn.Identity(), query, query, query, None, siblings=[], dropout=0.5)
-
-
-# head
-
-
-def test_two_way_distribution_by_hand():
-    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])  # probabilities 1/4 and 3/4
-    output = token_logprobs(hidden, weight, torch.tensor([1]))
-    assert output.logprobs.item() == pytest.approx(-0.287682)  # ln 3/4
-    assert output.entropy.item() == pytest.approx(0.562335)  # 1/4 ln 4 + 3/4 ln 4/3
-
-
-def test_temperature_divides_logits_before_everything():
-    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])
-    output = token_logprobs(hidden, weight, torch.tensor([0]), temperature=0.5)  # probabilities 1/10 and 9/10
-    assert output.logprobs.item() == pytest.approx(-2.302585)
-    assert output.entropy.item() == pytest.approx(0.325083)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_head_equals_torch_distributions(temperature):
-    torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(7, 16), torch.randn(33, 16), torch.randint(33, (7,))
-    expected = Categorical(logits=hidden @ weight.T / temperature)
-    output = token_logprobs(hidden, weight, targets, temperature)
-    torch.testing.assert_close(output.logprobs, expected.log_prob(targets), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.entropy, expected.entropy(), rtol=1e-5, atol=1e-5)
-
-
-def test_the_gradient_of_the_entropy_is_that_of_torch_distributions():
-    torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4), torch.tensor([0, 1, 2])
-    (expected,) = torch.autograd.grad(Categorical(logits=hidden @ weight.T / 0.7).entropy().sum(), hidden)
-    (found,) = torch.autograd.grad(token_logprobs(hidden, weight, targets, 0.7).entropy.sum(), hidden)
-    torch.testing.assert_close(found, expected)
-
-
-def test_entropy_does_not_disturb_the_gradient():
-    torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4), torch.tensor([0, 1, 2])
-    token_logprobs(hidden, weight, targets).logprobs.sum().backward()
-    probabilities = (hidden @ weight.T).softmax(-1)
-    torch.testing.assert_close(hidden.grad, weight[targets] - probabilities.detach() @ weight)
-
-
-def test_head_works_in_float32_on_bfloat16_states():
-    hidden, weight = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
-    output = token_logprobs(hidden, weight, torch.tensor([0, 1, 2]))
-    assert output.logprobs.dtype == output.entropy.dtype == torch.float32
 
 
 # policy

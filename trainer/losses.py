@@ -95,6 +95,55 @@ class LossInputs:
     """int64: which completion of the micro-batch the token belongs to, from 0, without gaps."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Everything about the loss tokens of a micro-batch that is known before the model runs; each (M,)."""
+
+    scale: torch.Tensor
+    """What the token's loss is multiplied by: `token_scale`, times the number of ranks where their mean is taken."""
+    behaviour_logprobs: torch.Tensor | None
+    """None where one update consumes the samples: the log-probs of this very pass, detached, are the behaviour's."""
+    rollout_logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor | None
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    truncated: torch.Tensor
+    sequence: torch.Tensor
+
+    def inputs(self, logprobs: torch.Tensor, entropy: torch.Tensor, chunk: slice) -> LossInputs:
+        """What the loss gets for some of the rows, given their log-probs and entropies."""
+        behaviour, reference = self.behaviour_logprobs, self.ref_logprobs
+        return LossInputs(
+            trainer_logprobs=logprobs,
+            entropy=entropy,
+            behaviour_logprobs=logprobs.detach() if behaviour is None else behaviour[chunk],
+            rollout_logprobs=self.rollout_logprobs[chunk],
+            ref_logprobs=None if reference is None else reference[chunk],
+            advantage=self.advantage[chunk],
+            weight=self.weight[chunk],
+            truncated=self.truncated[chunk],
+            sequence=self.sequence[chunk],
+        )
+
+
+def supervised_rows(sequence: torch.Tensor, num_tokens: float) -> Rows:
+    """Rows of tokens to imitate, for `cross_entropy`: weight one, and nothing that only sampled tokens have."""
+    zeros, ones = (
+        torch.zeros(sequence.shape, device=sequence.device),
+        torch.ones(sequence.shape, device=sequence.device),
+    )
+    return Rows(
+        scale=ones / num_tokens,
+        behaviour_logprobs=None,
+        rollout_logprobs=zeros,
+        ref_logprobs=None,
+        advantage=ones,
+        weight=ones,
+        truncated=zeros,
+        sequence=sequence,
+    )
+
+
 Metrics = dict[str, torch.Tensor]
 Loss = Callable[[LossInputs, LossConfig], tuple[torch.Tensor, Metrics]]
 
@@ -183,6 +232,12 @@ def reinforce(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Met
     return -policy + regularizer(inputs, config, metrics), metrics
 
 
+@per_token
+def cross_entropy(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """-w log trainer: supervised fine-tuning."""
+    return -inputs.weight * inputs.trainer_logprobs, {}
+
+
 def bounds(config: LossConfig) -> tuple[float, float]:
     """The trust region of the ratio."""
     return 1 - config.clip, 1 + (config.clip if config.clip_high is None else config.clip_high)
@@ -241,10 +296,15 @@ def regularizer(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> tor
 
 def sequence_mean(values: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
     """(M,): at every token the mean of `values` over its completion."""
-    count = int(sequence.max()) + 1 if len(sequence) else 0
-    sums = values.new_zeros(count).index_add(0, sequence, values)
-    lengths = values.new_zeros(count).index_add(0, sequence, torch.ones_like(values))
-    return (sums / lengths)[sequence]
+    zeros = torch.zeros_like(values)  # there are at most as many completions as tokens; counting them would be a sync
+    sums = zeros.index_add(0, sequence, values)
+    return sums[sequence] / _lengths(sequence, values.dtype)
+
+
+def _lengths(sequence: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(M,): at every token the number of tokens of its completion."""
+    ones = torch.ones(sequence.shape, dtype=dtype, device=sequence.device)
+    return torch.zeros_like(ones).index_add(0, sequence, ones)[sequence]
 
 
 def token_scale(
@@ -256,8 +316,7 @@ def token_scale(
     micro-batches gives the same gradient. `max_tokens` is the longest completion allowed.
     """
     if aggregation is Aggregation.SEQUENCE:
-        lengths = torch.bincount(sequence)[sequence]
-        return 1 / (lengths * num_sequences).float()
+        return 1 / (_lengths(sequence, torch.float32) * num_sequences)
     divisor = num_tokens if aggregation is Aggregation.TOKEN else num_sequences * max_tokens
     return torch.full(sequence.shape, 1 / divisor, device=sequence.device)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from membuilder.errors import ConfigError
 from trainer.attention import hidden_states, use_shared_prefix
-from trainer.head import HeadOutput, token_logprobs
+from trainer.head import Head, HeadOutput, LossOutput, Objective
 from trainer.packing import PackedBatch
 from trainer.tiny import TinyConfig
 
@@ -41,7 +41,7 @@ def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
 
 
 def _check_plain_head(model: PreTrainedModel) -> None:
-    """token_logprobs computes softmax(hidden @ weight^T): a head that does more would be silently wrong."""
+    """Our head computes softmax(hidden @ weight^T): one that does more would be silently wrong."""
     config = model.config
     scaled = [
         name
@@ -57,9 +57,12 @@ class Policy(torch.nn.Module):
         super().__init__()
         use_shared_prefix(model)
         _check_plain_head(model)
+        model.set_output_embeddings(Head(model.get_output_embeddings().weight))
         self.model = model
 
-    def forward(self, batch: PackedBatch, temperature: float = 1.0) -> HeadOutput:
-        """Log-prob and entropy of every target row (M,) of a packed batch."""
+    def forward(
+        self, batch: PackedBatch, temperature: float = 1.0, objective: Objective | None = None
+    ) -> HeadOutput | LossOutput:
+        """Log-prob and entropy of every target row (M,) of a packed batch, without gradient; or the loss on them."""
         hidden = hidden_states(self.model, batch)
-        return token_logprobs(hidden, self.model.get_output_embeddings().weight, batch.targets, temperature)
+        return self.model.get_output_embeddings()(hidden, batch.targets, temperature, objective)

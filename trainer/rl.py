@@ -29,9 +29,9 @@ from trainer.batch import make_batch
 from trainer.checkpoint import save_model
 from trainer.collect import Collector
 from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus
-from trainer.head import HeadOutput
+from trainer.head import Objective
 from trainer.log import RunLog
-from trainer.losses import LossConfig, LossInputs, resolve_loss, token_scale
+from trainer.losses import LossConfig, Rows, resolve_loss, token_scale
 from trainer.metrics import check_missing, completion_rows, memory_ratio, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack
@@ -146,17 +146,17 @@ def train(
             num_tokens = sum(len(packed.targets) for packed in packed_batches)
             num_sequences = sum(packed.num_sequences for packed in packed_batches)
             for packed in packed_batches:
-                output = policy(packed, config.sampling.temperature)
-                inputs = loss_inputs(output, packed, reference, config.sampling.temperature)
-                per_token, metrics = loss_function(inputs, config.loss)
                 scale = token_scale(
                     config.loss.aggregation, packed.sequence, num_tokens, num_sequences, config.sampling.max_tokens
                 )
-                accelerator.backward((per_token * scale).sum() * accelerator.num_processes)
-                gap = (inputs.behaviour_logprobs - inputs.rollout_logprobs).abs()
-                metrics |= {"loss": per_token, "entropy": output.entropy, "sampling/logp_difference/mean": gap}
-                for name, values in metrics.items():
-                    sums[name] += values.detach().sum()
+                rows = loss_rows(packed, scale * accelerator.num_processes, reference, config.sampling.temperature)
+                objective = Objective(loss=loss_function, config=config.loss, rows=rows)
+                output = policy(packed, config.sampling.temperature, objective)
+                accelerator.backward(output.loss)
+                for name, values in output.metrics.items():
+                    sums[name] += values.sum()
+                sums["entropy"] += output.head.entropy.sum()
+                sums["sampling/logp_difference/mean"] += (output.head.logprobs - rows.rollout_logprobs).abs().sum()
             norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -205,18 +205,14 @@ def remember_behaviour(policy: Policy, updates: Sequence[Sequence[PackedBatch]],
             packed.values["behaviour_logprobs"] = policy(packed, temperature).logprobs
 
 
-def loss_inputs(output: HeadOutput, packed: PackedBatch, reference: Policy | None, temperature: float) -> LossInputs:
-    """Where one update consumes the step's samples, its behaviour log-probs are its own, detached: no extra forward."""
-    ref_logprobs = None
-    if reference is not None:
-        with torch.no_grad():
-            ref_logprobs = reference(packed, temperature).logprobs
-    return LossInputs(
-        trainer_logprobs=output.logprobs,
-        entropy=output.entropy,
-        behaviour_logprobs=packed.values.get("behaviour_logprobs", output.logprobs.detach()),
+@torch.no_grad()
+def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None, temperature: float) -> Rows:
+    """What the loss of a micro-batch needs besides the policy's own log-probs."""
+    return Rows(
+        scale=scale,
+        behaviour_logprobs=packed.values.get("behaviour_logprobs"),
         rollout_logprobs=packed.values["rollout_logprobs"],
-        ref_logprobs=ref_logprobs,
+        ref_logprobs=None if reference is None else reference(packed, temperature).logprobs,
         advantage=packed.values["advantage"],
         weight=packed.values["weight"],
         truncated=packed.values["truncated"],

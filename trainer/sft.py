@@ -21,11 +21,16 @@ from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
 from trainer.checkpoint import save_model
 from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_tree
+from trainer.head import Objective
 from trainer.log import RunLog
+from trainer.losses import LossConfig, cross_entropy, supervised_rows
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, count_loss_tokens, micro_batches, pack
 from trainer.policy import ModelConfig, Policy
 from trainer.runner import clear_errors, make_policy_model, start_run
+
+NO_CONFIG = LossConfig(kl_coef=0)
+"""Cross-entropy has nothing to configure."""
 
 
 @dataclass(kw_only=True)
@@ -103,10 +108,12 @@ def _step(config: SFTConfig, policy, trees: list[Node], accelerator: Accelerator
     mine = trees[accelerator.process_index :: accelerator.num_processes]
     total = torch.zeros((), device=accelerator.device)
     for nodes in micro_batches(mine, config.max_tokens):
-        output = policy(pack(nodes).to(accelerator.device))
-        loss = -output.logprobs.sum() / num_tokens
-        accelerator.backward(loss * accelerator.num_processes)  # DDP averages over ranks; ours is a sum
-        total += loss.detach()
+        packed = pack(nodes).to(accelerator.device)
+        # DDP averages over ranks; ours is a sum
+        rows = supervised_rows(packed.sequence, num_tokens / accelerator.num_processes)
+        output = policy(packed, objective=Objective(loss=cross_entropy, config=NO_CONFIG, rows=rows))
+        accelerator.backward(output.loss)
+        total -= output.head.logprobs.sum() / num_tokens
     return float(accelerator.reduce(total))  # the one host sync of a step
 
 

@@ -1,0 +1,41 @@
+"""The head's Triton kernels against their plain twin, run by Triton's interpreter (tests/test_head.py starts this)."""
+
+import math
+
+import pytest
+import torch
+
+from trainer.kernels import plain_rows, triton_rows
+
+triton_rows.BLOCK = 16  # several blocks to a row even on small vocabularies
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 2), (3, 16), (5, 17), (2, 100)], ids=str)
+def test_triton_rows_equal_their_plain_twin(shape, dtype):
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(shape)).to(dtype)
+    targets, by_logprob, by_entropy = torch.randint(shape[1], shape[:1]), torch.randn(shape[0]), torch.randn(shape[0])
+    plain = plain_rows.statistics(logits, targets, 0.7)
+    fused = triton_rows.statistics(logits, targets, 0.7)
+    for name in ("logprobs", "entropy", "logsumexp"):
+        torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-5, atol=1e-5)
+    expected, found = logits.clone(), logits.clone()
+    plain_rows.write_gradient_(expected, targets, plain, by_logprob, by_entropy, 0.7)
+    triton_rows.write_gradient_(found, targets, fused, by_logprob, by_entropy, 0.7)
+    rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.02, "atol": 1e-3}
+    torch.testing.assert_close(found, expected, **rounding)
+
+
+def test_triton_rows_survive_an_infinite_range():
+    logits = torch.tensor([[0.0, -1e30, 1e4, 1e4], [-1e4, -1e4, -1e4, -1e4]])
+    rows = triton_rows.statistics(logits, torch.tensor([2, 0]), 1.0)
+    assert rows.logprobs.tolist() == pytest.approx([-math.log(2), -math.log(4)])
+    assert rows.entropy.tolist() == pytest.approx([math.log(2), math.log(4)])
+
+
+def test_triton_writes_only_its_chunk_of_the_workspace():
+    workspace = torch.ones(4, 10)
+    rows = triton_rows.statistics(workspace[:2], torch.tensor([0, 1]), 1.0)
+    triton_rows.write_gradient_(workspace[:2], torch.tensor([0, 1]), rows, torch.ones(2), torch.zeros(2), 1.0)
+    assert torch.equal(workspace[2:], torch.ones(2, 10)) and not torch.equal(workspace[:2], torch.ones(2, 10))

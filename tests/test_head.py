@@ -1,0 +1,221 @@
+"""The head against autograd on whole logits."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Categorical
+
+from trainer.head import Head, Objective, head_loss, token_logprobs
+from trainer.kernels import plain_rows
+from trainer.losses import LOSSES, Aggregation, KLEstimator, LossConfig, Rows, cross_entropy, supervised_rows
+
+ROOT = Path(__file__).parent.parent
+LENGTHS = (5, 1, 7, 3, 4)
+NUM_ROWS, WIDTH, VOCAB = sum(LENGTHS), 6, 37
+
+
+def config_of(name: str, **changes) -> LossConfig:
+    own = {"dapo": {"clip_high": 0.28}, "dr_grpo": {"aggregation": Aggregation.CONSTANT}}.get(name, {})
+    return LossConfig(name=name, **{"kl_coef": 0.1, "entropy_coef": 0.05, "tis_cap": 1.1} | own | changes)
+
+
+@pytest.fixture
+def case():
+    """float64 hidden states, weight, targets and rows whose ratios lie on both sides of every bound."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    hidden, weight = normal(NUM_ROWS, WIDTH).requires_grad_(), normal(VOCAB, WIDTH).requires_grad_()
+    targets = torch.randint(VOCAB, (NUM_ROWS,), generator=generator)
+    near = token_logprobs(hidden, weight, targets, 0.7).logprobs
+    rows = Rows(
+        scale=torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64),
+        behaviour_logprobs=near + 0.3 * normal(NUM_ROWS),
+        rollout_logprobs=near + 0.3 * normal(NUM_ROWS),
+        ref_logprobs=near + 0.3 * normal(NUM_ROWS),
+        advantage=normal(NUM_ROWS),
+        weight=1 + 3 * torch.randint(2, (NUM_ROWS,), generator=generator).double(),
+        truncated=torch.tensor([k % 2 for k, length in enumerate(LENGTHS) for _ in range(length)]).double(),
+        sequence=torch.tensor([k for k, length in enumerate(LENGTHS) for _ in range(length)]),
+    )
+    return hidden, weight, targets, rows
+
+
+def by_autograd(hidden, weight, targets, objective: Objective, temperature: float):
+    """Loss, metrics and gradients with all logits at once, every step by autograd."""
+    z = hidden @ weight.T / temperature
+    distribution = Categorical(logits=z)
+    inputs = objective.rows.inputs(distribution.log_prob(targets), distribution.entropy(), slice(None))
+    per_token, metrics = objective.loss(inputs, objective.config)
+    loss = (per_token * objective.rows.scale).sum()
+    return loss, metrics, torch.autograd.grad(loss, (hidden, weight))
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, relative: float = 1e-10) -> None:
+    assert (found - expected).norm() <= relative * expected.norm()
+
+
+CONFIGS = [config_of(name) for name in LOSSES]
+CONFIGS += [config_of("adrpo", kl_estimator=estimator) for estimator in (KLEstimator.K1, KLEstimator.K2)]
+CONFIGS += [config_of("adrpo", sequence_mask=[0.8, 1.25]), config_of("grpo", entropy_coef=0.0, kl_coef=0.0)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.kl_estimator}")
+@pytest.mark.parametrize("chunk_rows", [1, 3, 7, NUM_ROWS, 1000])
+def test_every_loss_equals_autograd_whatever_the_chunk(case, config, chunk_rows):
+    hidden, weight, targets, rows = case
+    objective = Objective(loss=LOSSES[config.name], config=config, rows=rows)
+    expected, metrics, gradients = by_autograd(hidden, weight, targets, objective, temperature=0.7)
+    output = head_loss(hidden, weight, targets, 0.7, objective, chunk_rows)
+    assert_close(output.loss, expected)
+    for found, truth in zip(torch.autograd.grad(output.loss, (hidden, weight)), gradients, strict=True):
+        assert_close(found, truth)
+    assert set(output.metrics) == {"loss", *metrics}
+    for name, values in metrics.items():
+        torch.testing.assert_close(output.metrics[name], values.detach())
+
+
+def test_a_loss_of_ones_own_that_mixes_tokens_is_never_cut(case):
+    """Without the `per_token` mark the head hands over all rows at once, however small its chunks."""
+    hidden, weight, targets, rows = case
+
+    def centred(inputs, config):
+        return -(inputs.trainer_logprobs - inputs.trainer_logprobs.mean()) * inputs.advantage, {}
+
+    objective = Objective(loss=centred, config=LossConfig(), rows=rows)
+    expected, _, gradients = by_autograd(hidden, weight, targets, objective, temperature=1.0)
+    output = head_loss(hidden, weight, targets, 1.0, objective, chunk_rows=3)
+    assert_close(output.loss, expected)
+    assert_close(torch.autograd.grad(output.loss, hidden)[0], gradients[0])
+
+
+def test_a_tied_weight_gets_both_gradients(case):
+    """The weight also makes the hidden states, as an embedding does."""
+    _, weight, targets, rows = case
+    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
+    embedded = weight[targets.roll(1)].tanh()
+    expected = torch.autograd.grad(by_autograd_loss(embedded, weight, targets, objective), weight)[0]
+    embedded = weight[targets.roll(1)].tanh()
+    output = head_loss(embedded, weight, targets, 1.0, objective, chunk_rows=4)
+    assert_close(torch.autograd.grad(output.loss, weight)[0], expected)
+
+
+def by_autograd_loss(hidden, weight, targets, objective: Objective) -> torch.Tensor:
+    logprobs = (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    inputs = objective.rows.inputs(logprobs, torch.zeros_like(logprobs), slice(None))
+    return (objective.loss(inputs, objective.config)[0] * objective.rows.scale).sum()
+
+
+def test_an_outer_factor_reaches_both_gradients(case):
+    hidden, weight, targets, rows = case
+    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
+    once = torch.autograd.grad(head_loss(hidden, weight, targets, 1.0, objective).loss, (hidden, weight))
+    thrice = torch.autograd.grad(3 * head_loss(hidden, weight, targets, 1.0, objective).loss, (hidden, weight))
+    for one, three in zip(once, thrice, strict=True):
+        assert_close(three, 3 * one)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_a_frozen_side_gets_no_gradient_and_the_other_its_own(case, frozen):
+    hidden, weight, targets, rows = case
+    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
+    both = dict(zip(("hidden", "weight"), by_autograd(hidden, weight, targets, objective, 1.0)[2], strict=True))
+    tensors = {"hidden": hidden, "weight": weight}
+    tensors[frozen] = tensors[frozen].detach()
+    output = head_loss(tensors["hidden"], tensors["weight"], targets, 1.0, objective, chunk_rows=4)
+    other = "weight" if frozen == "hidden" else "hidden"
+    assert_close(torch.autograd.grad(output.loss, tensors[other])[0], both[other])
+
+
+def test_without_gradients_none_are_made(case, monkeypatch):
+    hidden, weight, targets, rows = case
+    monkeypatch.setattr(plain_rows, "write_gradient_", lambda *_: pytest.fail("a gradient nobody asked for"))
+    objective = Objective(loss=LOSSES["gspo"], config=config_of("gspo"), rows=rows)
+    with torch.no_grad():
+        assert not head_loss(hidden, weight, targets, 1.0, objective, chunk_rows=4).loss.requires_grad
+
+
+def test_huge_logits_stay_finite():
+    hidden = torch.tensor([[200.0, 0.0], [-300.0, 1.0]], requires_grad=True)
+    weight = torch.tensor([[100.0, 0.0], [0.0, 100.0], [-100.0, 0.0]], requires_grad=True)
+    targets = torch.tensor([0, 1])
+    rows = supervised_rows(torch.tensor([0, 1]), num_tokens=2)
+    output = head_loss(hidden, weight, targets, 1.0, Objective(loss=cross_entropy, config=LossConfig(), rows=rows))
+    assert output.head.logprobs.tolist() == pytest.approx([0.0, -29900.0])
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(output.loss, (hidden, weight)))
+
+
+def test_low_precision_weights_gather_their_gradient_in_float32():
+    """256 chunks of bfloat16: adding up in bfloat16 loses over 1%, adding up in float32 leaves the products' own error."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(256, 32), torch.randn(64, 32) / 6
+    targets, rows = torch.randint(64, (256,)), supervised_rows(torch.arange(256), num_tokens=1)
+    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
+
+    def weight_gradient(dtype: torch.dtype, chunk_rows: int) -> torch.Tensor:
+        own = weight.bfloat16().to(dtype).requires_grad_()
+        loss = head_loss(hidden.bfloat16().to(dtype), own, targets, 1.0, objective, chunk_rows).loss
+        return torch.autograd.grad(loss, own)[0].float()
+
+    truth = weight_gradient(torch.float32, 256)
+    error = (weight_gradient(torch.bfloat16, 1) - truth).norm() / truth.norm()
+    whole = (weight_gradient(torch.bfloat16, 256) - truth).norm() / truth.norm()
+    assert error <= 1.05 * whole and error < 0.005
+
+
+# statistics
+
+
+def test_two_way_distribution_by_hand():
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])  # probabilities 1/4 and 3/4
+    output = token_logprobs(hidden, weight, torch.tensor([1]))
+    assert output.logprobs.item() == pytest.approx(-0.287682)  # ln 3/4
+    assert output.entropy.item() == pytest.approx(0.562335)  # 1/4 ln 4 + 3/4 ln 4/3
+
+
+def test_temperature_divides_logits_before_everything():
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])
+    output = token_logprobs(hidden, weight, torch.tensor([0]), temperature=0.5)  # probabilities 1/10 and 9/10
+    assert output.logprobs.item() == pytest.approx(-2.302585)
+    assert output.entropy.item() == pytest.approx(0.325083)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 100])
+def test_logprobs_equal_torch_distributions(chunk_rows):
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(7, 16), torch.randn(33, 16), torch.randint(33, (7,))
+    expected = Categorical(logits=hidden @ weight.T / 0.5)
+    output = token_logprobs(hidden, weight, targets, 0.5, chunk_rows)
+    torch.testing.assert_close(output.logprobs, expected.log_prob(targets), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.entropy, expected.entropy(), rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_bfloat16_are_float32():
+    hidden, weight = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
+    output = token_logprobs(hidden, weight, torch.tensor([0, 1, 2]))
+    assert output.logprobs.dtype == output.entropy.dtype == torch.float32
+
+
+def test_the_module_owns_the_weight_under_its_usual_name():
+    head = Head(torch.nn.Parameter(torch.randn(5, 4)))
+    assert list(dict(head.named_parameters())) == ["weight"]
+    assert not head(torch.randn(2, 4), torch.tensor([0, 1]), 1.0).logprobs.requires_grad
+
+
+# Triton
+
+
+def test_the_triton_kernels_equal_their_plain_twin():
+    """In a process of its own: Triton decides when it is first imported whether to interpret."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted_kernels.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout

@@ -1,0 +1,114 @@
+"""The row sweeps of the head as Triton kernels: one read of a row for its statistics, one read and write for its gradient.
+
+Same functions and meaning as plain_rows.py. One program holds one row; a row is read in blocks with a running maximum,
+so the sum of exponentials never overflows and nothing of size (n, V) is made besides the logits themselves.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from trainer.kernels.plain_rows import RowStatistics
+
+BLOCK = 4096
+"""Vocabulary entries a program reads at a time."""
+
+
+@triton.jit
+def _statistics_kernel(
+    logits, targets, logprobs, entropy, logsumexp, row_stride, vocab_size, inverse_temperature, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    maximum = tl.full((), float("-inf"), tl.float32)
+    total = tl.zeros((), tl.float32)  # sum of exp(z - maximum)
+    weighted = tl.zeros((), tl.float32)  # sum of (z - maximum) exp(z - maximum)
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocab_size
+        z = tl.load(logits + columns, mask=inside, other=float("-inf")).to(tl.float32) * inverse_temperature
+        new_maximum = tl.maximum(maximum, tl.max(z, 0))
+        # before the first block there is nothing to rescale, and -inf - -inf would be NaN
+        shift = tl.where(maximum == float("-inf"), 0.0, maximum - new_maximum)
+        rescale = tl.exp(shift)
+        e = tl.where(inside, tl.exp(z - new_maximum), 0.0)
+        centred = tl.where(inside, z - new_maximum, 0.0)
+        weighted = (weighted + total * shift) * rescale + tl.sum(centred * e, 0)
+        total = total * rescale + tl.sum(e, 0)
+        maximum = new_maximum
+    log_total = tl.log(total)
+    target = tl.load(targets + row)
+    z_target = tl.load(logits + target).to(tl.float32) * inverse_temperature
+    tl.store(logprobs + row, z_target - maximum - log_total)
+    tl.store(entropy + row, log_total - weighted / total)
+    tl.store(logsumexp + row, maximum + log_total)
+
+
+@triton.jit
+def _gradient_kernel(
+    logits,
+    targets,
+    entropy,
+    logsumexp,
+    logprob_gradient,
+    entropy_gradient,
+    row_stride,
+    vocab_size,
+    inverse_temperature,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    target = tl.load(targets + row)
+    row_entropy, row_logsumexp = tl.load(entropy + row), tl.load(logsumexp + row)
+    by_logprob, by_entropy = tl.load(logprob_gradient + row), tl.load(entropy_gradient + row)
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocab_size
+        z = tl.load(logits + columns, mask=inside, other=0.0).to(tl.float32) * inverse_temperature
+        log_p = z - row_logsumexp
+        gradient = -tl.exp(log_p) * (by_logprob + by_entropy * (log_p + row_entropy))
+        gradient += tl.where(columns == target, by_logprob, 0.0)
+        tl.store(logits + columns, (gradient * inverse_temperature).to(logits.dtype.element_ty), mask=inside)
+
+
+def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
+    """As plain_rows.statistics, for logits (n, V) whose rows are contiguous."""
+    _check(logits)
+    num_rows, vocab_size = logits.shape
+    logprobs, entropy, logsumexp = (torch.empty(num_rows, dtype=torch.float32, device=logits.device) for _ in range(3))
+    if num_rows:
+        _statistics_kernel[(num_rows,)](
+            logits, targets, logprobs, entropy, logsumexp, logits.stride(0), vocab_size, 1 / temperature, BLOCK=BLOCK
+        )
+    return RowStatistics(logprobs=logprobs, entropy=entropy, logsumexp=logsumexp)
+
+
+def write_gradient_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    rows: RowStatistics,
+    logprob_gradient: torch.Tensor,
+    entropy_gradient: torch.Tensor,
+    temperature: float,
+) -> None:
+    """As plain_rows.write_gradient_, for logits (n, V) whose rows are contiguous."""
+    _check(logits)
+    num_rows, vocab_size = logits.shape
+    if num_rows:
+        _gradient_kernel[(num_rows,)](
+            logits,
+            targets,
+            rows.entropy,
+            rows.logsumexp,
+            logprob_gradient.contiguous(),
+            entropy_gradient.contiguous(),
+            logits.stride(0),
+            vocab_size,
+            1 / temperature,
+            BLOCK=BLOCK,
+        )
+
+
+def _check(logits: torch.Tensor) -> None:
+    assert logits.stride(1) == 1, "the kernels read a row's logits one after the other"
