@@ -25,6 +25,7 @@ from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
 from trainer.head import LossOutput, Objective
 from trainer.losses import LossConfig, cross_entropy, supervised_rows
 from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
+from trainer.plans import sibling_groups, varlen_calls
 from trainer.policy import ModelConfig, Policy, load_model
 
 VOCABULARY = 48
@@ -70,7 +71,7 @@ def test_two_completions_of_one_prompt():
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
     assert batch.predict_from.tolist() == [2, 3, 4, 2, 5]
     assert batch.targets.tolist() == [7, 8, 9, 4, 9]
-    prompt, completions = batch.siblings
+    prompt, completions = batch.plan
     assert (prompt.prefix.tolist(), prompt.rows.tolist()) == ([[]], [[0, 1, 2]])
     assert (completions.prefix.tolist(), completions.rows.tolist()) == ([[0, 1, 2], [0, 1, 2]], [[3, 4], [5, 0]])
     assert completions.valid.tolist() == [[True, True], [True, False]]
@@ -111,7 +112,7 @@ def test_trees_share_nothing():
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2]]
     assert batch.predict_from.tolist() == [1, 4, 3, 5]
     assert batch.values["advantage"].tolist() == [1, 2, 1, 2]
-    assert [group.prefix.tolist() for group in batch.siblings] == [[[], []], [[0, 1], [2, 3]]]
+    assert [group.prefix.tolist() for group in batch.plan] == [[[], []], [[0, 1], [2, 3]]]
 
 
 def test_sequences_with_nothing_in_common():
@@ -140,7 +141,7 @@ def test_sequences_must_carry_the_same_values():
 def test_batch_moves_as_a_whole():
     batch = packed(sequence((1, 2), (3, 4), advantage=(1.0, 2.0))).to(torch.device("meta"))
     tensors = [batch.token_ids, batch.position_ids, batch.predict_from, batch.targets, *batch.values.values()]
-    tensors += [tensor for group in batch.siblings for tensor in (group.prefix, group.rows, group.valid)]
+    tensors += [tensor for group in batch.plan for tensor in (group.prefix, group.rows, group.valid)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
@@ -273,15 +274,16 @@ def assert_same_gradients(actual: dict, expected: dict, relative: float) -> None
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("plan", [sibling_groups, varlen_calls])
 @pytest.mark.parametrize("forest", FORESTS.values(), ids=FORESTS)
-def test_packed_trees_equal_dense_copies(forest, tied, double_precision):
+def test_packed_trees_equal_dense_copies(forest, plan, tied, double_precision):
     model = make_model(tied=tied)
     sequences = [item for group in forest for item in group]
     dense = [dense_rows(model, item, temperature=0.7) for item in sequences]
     coefficients = torch.tensor([c for item in sequences for c in item.values["coefficient"]], dtype=torch.float64)
     dense_gradients = gradients(model, (torch.cat(dense) * coefficients).sum())
 
-    policy, batch = packed_copy(model), pack([build_tree(group) for group in forest])
+    policy, batch = packed_copy(model), pack([build_tree(group) for group in forest], plan)
     output = weighted(policy, batch, temperature=0.7)
     assert output.head.logprobs.dtype == torch.float64
     assert (by_id(batch, output.head.logprobs) - torch.cat(dense)).abs().max() <= 1e-10
@@ -434,7 +436,7 @@ def test_dropout_is_refused_while_training():
 def test_attention_refuses_dropout_by_itself():
     query = torch.zeros(1, 1, 1, 4)
     with pytest.raises(ValueError, match="dropout"):
-        shared_prefix_attention(torch.nn.Identity(), query, query, query, None, siblings=[], dropout=0.5)
+        shared_prefix_attention(torch.nn.Identity(), query, query, query, None, plan=[], dropout=0.5)
 
 
 # policy

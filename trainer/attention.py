@@ -1,14 +1,17 @@
 """Attention over packed trees, for any transformers decoder, through `AttentionInterface`.
 
-Two plain SDPA calls a level: what siblings share stands once in the packed row and is read as extra keys. Equal to
-dense copies of every sequence (a test holds it to 1e-10 in float64).
+What siblings share stands once in the packed row. On CUDA it is read in place by variable-length flash calls
+(merged_attention.py), elsewhere as extra keys of padded SDPA calls. Equal to dense copies of every sequence (a test
+holds both to 1e-10 in float64).
 """
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
-from trainer.packing import PackedBatch, Siblings
+from trainer.merged_attention import merged_attention
+from trainer.packing import PackedBatch
+from trainer.plans import Siblings, VarlenCall
 
 NAME = "shared_prefix"
 
@@ -19,7 +22,7 @@ def shared_prefix_attention(
     key: torch.Tensor,  # (1, Hkv, N, D)
     value: torch.Tensor,  # (1, Hkv, N, D)
     attention_mask: torch.Tensor | None,
-    siblings: list[Siblings],
+    plan: list[Siblings] | list[VarlenCall],
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: object,
@@ -28,8 +31,11 @@ def shared_prefix_attention(
     if dropout:
         raise ValueError("shared-prefix attention needs attention_dropout 0")
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (N, H, D)
-    # the packer lists siblings in the order of their tokens, so the parts only need joining
-    parts = [_attend(query, key, value, group, scaling)[group.valid] for group in siblings]  # (tokens, H, D) each
+    if isinstance(plan[0], VarlenCall):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return merged_attention(query, key, value, plan, scale)[None], None
+    # the groups stand in the order of their tokens, so the parts only need joining
+    parts = [_attend(query, key, value, group, scaling)[group.valid] for group in plan]  # (tokens, H, D) each
     return torch.cat(parts)[None], None
 
 
@@ -94,6 +100,6 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
 def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
     """(M, hidden): the final hidden states that predict the batch's targets; prompt rows never reach the head."""
     output = model.base_model(
-        input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, siblings=batch.siblings
+        input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, plan=batch.plan
     )
     return output.last_hidden_state[0, batch.predict_from]

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from trainer.plans import Level, Plan, Siblings, VarlenCall, sibling_groups, varlen_calls
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSequence:
@@ -43,28 +45,10 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Siblings:
-    """Nodes of one depth: each attends to the tokens above it and, causally, to itself."""
-
-    prefix: torch.Tensor  # (L, P) packed indices from the root down, padded at the end with 0
-    prefix_valid: torch.Tensor | None  # (L, P) bool; None where nothing is padded
-    rows: torch.Tensor  # (L, R) packed indices, padded at the end with 0
-    valid: torch.Tensor  # (L, R) bool
-
-    def to(self, device: torch.device) -> "Siblings":
-        return Siblings(
-            prefix=self.prefix.to(device),
-            prefix_valid=None if self.prefix_valid is None else self.prefix_valid.to(device),
-            rows=self.rows.to(device),
-            valid=self.valid.to(device),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBatch:
     token_ids: torch.Tensor  # (1, N) int64
     position_ids: torch.Tensor  # (1, N) int64
-    siblings: list[Siblings]
+    plan: list[Siblings] | list[VarlenCall]
     predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
     targets: torch.Tensor  # (M,) int64
     sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
@@ -75,7 +59,7 @@ class PackedBatch:
         return PackedBatch(
             token_ids=self.token_ids.to(device),
             position_ids=self.position_ids.to(device),
-            siblings=[group.to(device) for group in self.siblings],
+            plan=[part.to(device) for part in self.plan],
             predict_from=self.predict_from.to(device),
             targets=self.targets.to(device),
             sequence=self.sequence.to(device),
@@ -123,40 +107,46 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]
         yield batch
 
 
-def pack(trees: Sequence[Node]) -> PackedBatch:
+def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:
+    """`pack` with the attention plan that the device runs best, on the device."""
+    return pack(trees, varlen_calls if device.type == "cuda" else sibling_groups).to(device)
+
+
+def pack(trees: Sequence[Node], plan: Plan = sibling_groups) -> PackedBatch:
     """Trees laid out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
     layout = _Layout()
-    level: list[tuple[Node, list[int]]] = [(tree, []) for tree in trees]
+    level: list[tuple[Node, int]] = [(tree, 0) for tree in trees]
     while level:
         level = layout.add_level(level)
-    return layout.tensors()
+    return layout.tensors(plan)
 
 
 class _Layout:
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.position_ids: list[int] = []
-        self.siblings: list[Siblings] = []
+        self.levels: list[Level] = []
         self.predict_from: list[int] = []
         self.targets: list[int] = []
         self.sequence: list[int] = []
         self.num_sequences = 0
         self.values: dict[str, list[float]] = defaultdict(list)
 
-    def add_level(self, level: list[tuple[Node, list[int]]]) -> list[tuple[Node, list[int]]]:
-        """Place nodes of one depth, given the path above each; returns the next depth."""
-        placed = [(node, path, self._place(node, len(path))) for node, path in level]
-        self.siblings += [_siblings(group) for group in _alike([(path, span) for _, path, span in placed if span])]
-        for node, path, span in placed:
+    def add_level(self, level: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
+        """Place nodes of one depth, each with the number of its parent one depth above; returns the next depth."""
+        above = self.levels[-1] if self.levels else None
+        spans = [self._place(node, above.depth_below(parent) if above else 0) for node, parent in level]
+        self.levels.append(Level(above=above, parents=[parent for _, parent in level], spans=spans))
+        for number, (node, _) in enumerate(level):
             if node.sequence is not None:
-                self._add_rows(node.sequence, path + span)
-        return [(child, path + span) for node, path, span in placed for child in node.children]
+                self._add_rows(node.sequence, self.levels[-1].path(number) + list(spans[number]))
+        return [(child, number) for number, (node, _) in enumerate(level) for child in node.children]
 
-    def _place(self, node: Node, depth: int) -> list[int]:
+    def _place(self, node: Node, depth: int) -> range:
         start = len(self.token_ids)
         self.token_ids += node.token_ids
         self.position_ids += range(depth, depth + len(node.token_ids))
-        return list(range(start, len(self.token_ids)))
+        return range(start, len(self.token_ids))
 
     def _add_rows(self, sequence: TrainSequence, path: list[int]) -> None:
         count = len(sequence.completion_token_ids)
@@ -171,50 +161,17 @@ class _Layout:
         self.sequence += [self.num_sequences] * count
         self.num_sequences += 1
 
-    def tensors(self) -> PackedBatch:
+    def tensors(self, plan: Plan) -> PackedBatch:
         return PackedBatch(
             token_ids=torch.tensor([self.token_ids]),
             position_ids=torch.tensor([self.position_ids]),
-            siblings=self.siblings,
+            plan=plan(self.levels),
             predict_from=torch.tensor(self.predict_from),
             targets=torch.tensor(self.targets),
             sequence=torch.tensor(self.sequence),
             num_sequences=self.num_sequences,
             values={name: torch.tensor(values, dtype=torch.float32) for name, values in self.values.items()},
         )
-
-
-Spans = list[tuple[list[int], list[int]]]
-"""Per node the packed indices above it and its own."""
-
-
-def _alike(spans: Spans) -> Iterator[Spans]:
-    """Consecutive nodes whose padded rectangle holds at most twice their own tokens: few attention calls, little waste."""
-    group: Spans = []
-    used = longest = 0
-    for path, span in spans:
-        size = len(path) + len(span)
-        if group and max(longest, size) * (len(group) + 1) > 2 * (used + size):
-            yield group
-            group, used, longest = [], 0, 0
-        group.append((path, span))
-        used, longest = used + size, max(longest, size)
-    if group:
-        yield group
-
-
-def _siblings(group: Spans) -> Siblings:
-    prefix, prefix_valid = _padded([path for path, _ in group])
-    rows, valid = _padded([span for _, span in group])
-    return Siblings(prefix=prefix, prefix_valid=None if prefix_valid.all() else prefix_valid, rows=rows, valid=valid)
-
-
-def _padded(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(L, longest) indices padded at the end with 0, and which of them are real."""
-    longest = max(map(len, lists))
-    indices = torch.tensor([each + [0] * (longest - len(each)) for each in lists], dtype=torch.int64)
-    lengths = torch.tensor([len(each) for each in lists])
-    return indices, torch.arange(longest)[None] < lengths[:, None]
 
 
 def _common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:

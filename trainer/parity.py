@@ -6,7 +6,7 @@ from membuilder.errors import ParityError
 from rollout.sampler import Task, sample_groups
 from rollout.types import SamplingConfig
 from trainer.collect import Collector
-from trainer.packing import TrainSequence, build_tree, pack
+from trainer.packing import TrainSequence, build_tree, pack_on
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def check_parity(collector: Collector, policy, tasks: list[Task], temperature: f
         for group in groups
     ]
     policy.eval()
-    packed = pack(trees).to(next(policy.parameters()).device)
+    packed = pack_on(trees, next(policy.parameters()).device)
     gap = (policy(packed, temperature).logprobs - packed.values["rollout_logprobs"]).abs()
     mean = float(gap.mean())
     if not mean <= bound:

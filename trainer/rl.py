@@ -34,7 +34,7 @@ from trainer.log import RunLog
 from trainer.losses import LossConfig, Rows, resolve_loss, token_scale
 from trainer.metrics import check_missing, completion_rows, memory_ratio, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack
+from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on
 from trainer.parity import check_parity
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
@@ -135,7 +135,7 @@ def train(
         rate = learning_rate(step, config.num_steps, config.optim)
         set_learning_rate(optimizer, rate)
         updates = [
-            [pack(nodes).to(accelerator.device) for nodes in micro_batches(trees, config.max_tokens)]
+            [pack_on(nodes, accelerator.device) for nodes in micro_batches(trees, config.max_tokens)]
             for trees in shares(batch.trees, config.updates_per_step)
         ]
         if len(updates) > 1:

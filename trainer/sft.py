@@ -25,7 +25,7 @@ from trainer.head import Objective
 from trainer.log import RunLog
 from trainer.losses import LossConfig, cross_entropy, supervised_rows
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.packing import Node, count_loss_tokens, micro_batches, pack
+from trainer.packing import Node, count_loss_tokens, micro_batches, pack_on
 from trainer.policy import ModelConfig, Policy
 from trainer.runner import clear_errors, make_policy_model, start_run
 
@@ -108,7 +108,7 @@ def _step(config: SFTConfig, policy, trees: list[Node], accelerator: Accelerator
     mine = trees[accelerator.process_index :: accelerator.num_processes]
     total = torch.zeros((), device=accelerator.device)
     for nodes in micro_batches(mine, config.max_tokens):
-        packed = pack(nodes).to(accelerator.device)
+        packed = pack_on(nodes, accelerator.device)
         # DDP averages over ranks; ours is a sum
         rows = supervised_rows(packed.sequence, num_tokens / accelerator.num_processes)
         output = policy(packed, objective=Objective(loss=cross_entropy, config=NO_CONFIG, rows=rows))
@@ -123,7 +123,7 @@ def mean_loss(policy, trees: Sequence[Node], max_tokens: int, device: torch.devi
     policy.eval()
     total, count = 0.0, 0
     for nodes in micro_batches(trees, max_tokens):
-        logprobs = policy(pack(nodes).to(device)).logprobs
+        logprobs = policy(pack_on(nodes, device)).logprobs
         total, count = total - float(logprobs.sum()), count + len(logprobs)
     return total / count
 

@@ -1,0 +1,76 @@
+"""Variable-length attention in plain PyTorch, segment by segment: the twin of flash_varlen.py, on any device.
+
+    forward   out = softmax(s q k^T) v, lse = log sum exp(s q k^T)
+    backward  with any (out, lse) of a larger softmax that these keys are part of: P = exp(s q k^T - lse),
+              dv = P^T g, ds = P (g v^T - sum(g out)), dq = s ds k, dk = s ds^T q
+
+so the gradients of a softmax over several blocks of keys are those of its blocks (Dao, arXiv 2307.08691, section 2).
+"""
+
+import torch
+
+from trainer.plans import VarlenCall
+
+
+def forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of query (Q, H, D), key and value (K, Hkv, D): output (Q, H, D) and lse (H, Q), -inf where there are no keys."""
+    out, lse = torch.zeros_like(query), query.new_full(query.shape[:2], float("-inf")).T.contiguous()
+    for queries, keys in _segments(call):
+        scores = _scores(query[queries], key[keys], call.causal, scale)  # (H, q, k)
+        lse[:, queries] = scores.logsumexp(-1)
+        out[queries] = (scores.softmax(-1) @ _per_head(value[keys], query)).transpose(0, 1)
+    return out, lse
+
+
+def backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    call: VarlenCall,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients by query, key and value; `out` and `lse` may be those of a softmax over more keys than these."""
+    by_query, by_key, by_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for queries, keys in _segments(call):
+        q, g = query[queries].transpose(0, 1), gradient[queries].transpose(0, 1)  # (H, q, D)
+        k, v = _per_head(key[keys], query), _per_head(value[keys], query)  # (H, k, D)
+        scores = _scores(query[queries], key[keys], call.causal, scale)
+        probabilities = (scores - lse[:, queries, None]).exp()
+        spread = (gradient[queries] * out[queries]).sum(-1).T[:, :, None]  # (H, q, 1)
+        by_scores = probabilities * (g @ v.transpose(1, 2) - spread) * scale
+        by_query[queries] = (by_scores @ k).transpose(0, 1)
+        by_key[keys] += _per_group(by_scores.transpose(1, 2) @ q, key)
+        by_value[keys] += _per_group(probabilities.transpose(1, 2) @ g, value)
+    return by_query, by_key, by_value
+
+
+def _segments(call: VarlenCall):
+    query_bounds, key_bounds = call.query_bounds.tolist(), call.key_bounds.tolist()
+    for index in range(len(query_bounds) - 1):
+        queries = slice(query_bounds[index], query_bounds[index + 1])
+        keys = slice(key_bounds[index], key_bounds[index + 1])
+        if queries.start < queries.stop and keys.start < keys.stop:
+            yield queries, keys
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
+    scores = query.transpose(0, 1) @ _per_head(key, query).transpose(1, 2) * scale
+    if causal:
+        hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores
+
+
+def _per_head(shared: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """(K, Hkv, D) -> (H, K, D): query heads in groups share a key head."""
+    return shared.repeat_interleave(query.shape[1] // shared.shape[1], dim=1).transpose(0, 1)
+
+
+def _per_group(by_head: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """(H, K, D) -> (K, Hkv, D): the sum over the query heads of a group."""
+    return by_head.unflatten(0, (shared.shape[1], -1)).sum(1).transpose(0, 1)
