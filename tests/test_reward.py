@@ -7,11 +7,24 @@ import pytest
 
 from membuilder.errors import ConfigError
 from membuilder.retrieve import Retrieval
-from membuilder.types import ENTRY_AGENTS, Agent, Bank, CoreQuote, Entry, Failure, FailureKind, Question
+from membuilder.types import (
+    ENTRY_AGENTS,
+    Agent,
+    Bank,
+    CoreQuote,
+    Dialogue,
+    Entry,
+    Failure,
+    FailureKind,
+    Question,
+    Session,
+    Turn,
+)
 from reward.attribution import attribution_weights
 from reward.judges import Verdict, coverage, evidence, load_judge
-from reward.length import LengthConfig, core_penalty, entry_penalty, length_penalty
+from reward.length import LengthConfig, LengthScope, core_penalty, entry_penalty, expert_lengths, length_penalty
 from reward.qa import QAResult, answer_banks, answer_questions
+from reward.rollouts import choose_questions
 from reward.score import AgentOutput, RewardConfig, RewardStatus, score
 from tests.fakes import HashEmbedder
 
@@ -362,3 +375,54 @@ def test_the_length_weight_is_the_share_a_full_penalty_takes():
 def test_reward_config_refuses_values_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RewardConfig(**wrong)
+
+
+# what is asked, and what lengths are compared with
+
+
+def asked_dialogue() -> Dialogue:
+    """Three sessions of one turn with 2, 1 and 0 questions."""
+    sessions = tuple(
+        Session(
+            id=f"D{n}",
+            index=n,
+            timestamp=DAY,
+            turns=(Turn(id=f"D{n}:1", speaker="Ann", role="user", text=f"turn {n}"),),
+        )
+        for n in range(3)
+    )
+    questions = tuple(
+        replace(question(text), id=text, evidence=evidence_turns)
+        for text, evidence_turns in (("a", ("D0:1",)), ("b", ("D0:1",)), ("c", ("D0:1", "D1:1")))
+    )
+    return Dialogue(id="d", speakers=("Ann", "Ben"), sessions=sessions, questions=questions)
+
+
+def chosen(session: int, **config) -> set[str]:
+    return {q.text for q in choose_questions(asked_dialogue(), session, RewardConfig(**config), seed="s")}
+
+
+def test_a_sessions_own_questions_are_asked_after_it():
+    assert [chosen(session) for session in range(3)] == [{"a", "b"}, {"c"}, set()]
+    assert len(chosen(0, num_questions=1)) == 1
+
+
+def test_earlier_questions_fill_up_and_never_displace_a_sessions_own():
+    assert [chosen(session, earlier_questions=True) for session in range(3)] == [{"a", "b"}, {"a", "b", "c"}] + [
+        {"a", "b", "c"}
+    ]
+    assert "c" in chosen(1, earlier_questions=True, num_questions=2)
+    assert chosen(1, earlier_questions=True, num_questions=1) == {"c"}
+
+
+def test_all_members_of_a_group_are_asked_the_same():
+    config = RewardConfig(num_questions=1)
+    draws = [choose_questions(asked_dialogue(), 0, config, seed=f"{step}")[0].text for step in range(20)]
+    again = [choose_questions(asked_dialogue(), 0, config, seed=f"{step}")[0].text for step in range(20)]
+    assert draws == again and set(draws) == {"a", "b"}
+
+
+def test_lengths_are_compared_with_the_experts_session_or_its_mean():
+    written = [{CORE: 0, EPISODIC: 40, SEMANTIC: 0, PROCEDURAL: 0}, {CORE: 8, EPISODIC: 0, SEMANTIC: 32, PROCEDURAL: 0}]
+    assert expert_lengths(written, LengthScope.SESSION) == written
+    assert expert_lengths(written, LengthScope.MEAN) == [dict.fromkeys(Agent, 10.0)] * 2

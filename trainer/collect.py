@@ -35,6 +35,11 @@ class Collector:
     num_rollouts: int
     count_tokens: Callable[[Sequence[str]], int]
 
+    @property
+    def greedy(self) -> SamplingConfig:
+        """How the policy answers outside training."""
+        return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
+
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
         """Each session of the stream's current tasks: G rollouts from one bank, asked the session's questions."""
         tasks = stream.tasks()
@@ -53,6 +58,19 @@ class Collector:
         ]
         stream.advance(groups)
         return scored
+
+    def greedy_memory_ratio(self, stream: SessionStream) -> float:
+        """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's."""
+        tasks = stream.tasks()
+        groups = sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.greedy, 1, seed=0)
+        written = sum(
+            self.count_tokens(sample.written) for group in groups for sample in group.rollouts[0].samples.values()
+        )
+        expert = 0.0
+        for slot in range(len(tasks)):
+            build, session = stream.expert(slot)
+            expert += sum(self._expert_tokens(build)[session].values())
+        return written / expert
 
     def sparse(
         self, builds: Sequence[ExpertBuild], num_dialogues: int, length_weight: float, seed: int

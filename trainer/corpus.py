@@ -31,13 +31,21 @@ class DataConfig:
     """Dialogues to generate for training."""
     num_held_out: int = 20
     """Dialogues to generate for evaluation, about other people."""
+    num_extra: int = 0
+    """Generated dialogues added to the training side of `path`: a tiny model needs more text than ten conversations."""
     max_turns: int = 60
     """Turns read at once: a longer session becomes several of the same date (membuilder/windows.py)."""
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1 or min(self.num_train, self.num_held_out, self.max_turns) < 1:
-            raise ValueError("need 0 < held_out < 1, max_turns >= 1 and at least one dialogue on each side")
+        if (
+            not 0 < self.held_out < 1
+            or min(self.num_train, self.num_held_out, self.max_turns) < 1
+            or self.num_extra < 0
+        ):
+            raise ValueError(
+                "need 0 < held_out < 1, max_turns >= 1, num_extra >= 0 and at least one dialogue on each side"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +63,8 @@ def load_corpus(config: DataConfig) -> Corpus:
         train, held_out = load(config.path), load(config.eval_path)
     else:
         train, held_out = split(load(config.path), config.held_out, config.seed)
+    if config.path is not None and config.num_extra:
+        train = [*train, *generate(config.num_extra, config.seed, "train")]
     return Corpus(
         train=[in_windows(dialogue, config.max_turns) for dialogue in train],
         held_out=[in_windows(dialogue, config.max_turns) for dialogue in held_out],

@@ -10,7 +10,6 @@ from membuilder.types import Agent, Bank, Dialogue
 from reward.judges import Judge
 from reward.qa import QAResult, answer_banks
 from rollout.sampler import Task, sample_groups
-from rollout.types import SamplingConfig
 from trainer.collect import Collector
 
 
@@ -47,13 +46,14 @@ class SystemResult:
 
 def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> Built:
     """Greedy decoding, all dialogues side by side, each session from the bank the policy itself built."""
-    greedy = SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=collector.sampling.max_tokens)
     banks = [Bank()] * len(dialogues)
     num_outputs = num_valid = 0
     for index in progress(range(max(len(d.sessions) for d in dialogues)), label=label, unit="session"):
         active = [position for position, dialogue in enumerate(dialogues) if index < len(dialogue.sessions)]
         tasks = [_task(dialogues[position], index, banks[position], collector) for position in active]
-        groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.prompts, greedy, 1, seed=0)
+        groups = sample_groups(
+            tasks, collector.engine, collector.tokenizer, collector.prompts, collector.greedy, 1, seed=0
+        )
         for position, group in zip(active, groups, strict=True):
             (rollout,) = group.rollouts
             banks[position] = rollout.bank

@@ -55,17 +55,6 @@ def rollout_metrics(
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def memory_ratio(scored: Sequence[ScoredGroup], count_tokens: Callable[[Sequence[str]], int]) -> float:
-    """Memory tokens the rollouts wrote over what they are measured against."""
-    written = sum(
-        count_tokens(sample.written)
-        for group in scored
-        for rollout in group.group.rollouts
-        for sample in rollout.samples.values()
-    )
-    return written / sum(len(group.scores) * sum(group.expert_tokens.values()) for group in scored)
-
-
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_agent: int) -> list[dict]:
     """The first rollout of the first groups, one row per agent, every reward part beside its completion."""
     rows = []

@@ -32,7 +32,7 @@ from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus
 from trainer.head import Objective
 from trainer.log import RunLog
 from trainer.losses import LossConfig, Rows, resolve_loss, token_scale
-from trainer.metrics import check_missing, completion_rows, memory_ratio, rollout_metrics
+from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on
 from trainer.parity import check_parity
@@ -64,8 +64,9 @@ class RLConfig:
     num_rollouts: int = 8
     """Rollouts per session: the group size."""
     length_target: float | None = None
-    """Memory written over the expert's that the length weight steers to: it is `reward.length_weight` x (the last
-    step's ratio / target) ** `length_gain`, at most 1. null: the weight stays."""
+    """Memory that greedy decoding writes, over the expert's, which the length weight steers to: it is
+    `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio of the step's sessions. null: the
+    weight stays."""
     length_gain: float = 3.0
     dense: bool = True
     """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
@@ -115,19 +116,18 @@ def train(
     slots = config.sessions_per_step
     stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
     num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
-    length_weight = config.reward.length_weight
     bar = progress(total=config.num_steps, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(config.num_steps):
         clock = {"start": time.perf_counter()}
         seed = config.seed * 1_000_003 + step
         if step % config.parity_every == 0:
             check_parity(collector, policy, stream.tasks()[:2], config.sampling.temperature, config.parity_bound, seed)
+        length_weight, steering = steer(collector, stream, config)
         if config.dense:
             scored = collector.dense(stream, length_weight, seed)
         else:
             scored = collector.sparse(builds, num_dialogues, length_weight, seed)
         check_missing(scored, config.max_missing_share)
-        ratio = memory_ratio(scored, collector.count_tokens)
         clock["collected"] = time.perf_counter()
 
         batch = make_batch(scored, config.advantage_std)
@@ -165,12 +165,10 @@ def train(
 
         learned = {name: float(total) / max(1, batch.num_tokens) for name, total in sums.items()}
         seen = rollout_metrics(scored, batch, collector.count_tokens)
-        seen |= {"length_weight": length_weight, "memory_ratio": ratio}
-        if config.length_target is not None:
-            length_weight = min(1.0, config.reward.length_weight * (ratio / config.length_target) ** config.length_gain)
         evaluated = evaluate() if config.eval_every and (step + 1) % config.eval_every == 0 else {}
         log.log(
             seen
+            | steering
             | learned
             | evaluated
             | {
@@ -188,6 +186,16 @@ def train(
         bar.update()
     bar.close()
     return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
+
+
+def steer(collector: Collector, stream: SessionStream, config: RLConfig) -> tuple[float, dict[str, float]]:
+    """The step's length weight, and what to log about it."""
+    weight = config.reward.length_weight
+    if config.length_target is None:
+        return weight, {}
+    ratio = collector.greedy_memory_ratio(stream)
+    weight = min(1.0, weight * (ratio / config.length_target) ** config.length_gain)
+    return weight, {"length_weight": weight, "memory_ratio": ratio}
 
 
 def shares(trees: Sequence[Node], num_shares: int) -> list[list[Node]]:

