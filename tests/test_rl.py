@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from membuilder.errors import ParityError
 from membuilder.generate.dialogue import generate
 from membuilder.prompts import PromptConfig
 from membuilder.schemas import ResponseFormat
@@ -14,8 +17,12 @@ from reward.score import RewardConfig
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, SamplingConfig
 from tests.fakes import HashEmbedder
+from trainer import attention
 from trainer.collect import Collector
 from trainer.corpus import DataConfig, expert_builds, load_corpus, training_text
+from trainer.packing import TrainSequence
+from trainer.parity import check_engine, check_shared
+from trainer.policy import Policy
 from trainer.rl import RLConfig, steer
 from trainer.stream import SessionStream, States
 from trainer.tiny import train_tokenizer
@@ -123,3 +130,55 @@ def test_extra_dialogues_join_the_training_side_of_a_file_only(tmp_path, monkeyp
     assert [dialogue.id.startswith("file") for dialogue in corpus.train] == [True] * 2 + [False] * 3
     assert all(dialogue.id.startswith("file") for dialogue in corpus.held_out)
     assert len(load_corpus(DataConfig(num_extra=3, num_train=2, num_held_out=1)).train) == 2
+
+
+def sequence_of(prompt, completion, rollout: float, first_row: int) -> TrainSequence:
+    values = {
+        "rollout_logprobs": (rollout,) * len(completion),
+        "row": tuple(float(first_row + k) for k in range(len(completion))),
+    }
+    return TrainSequence(prompt_token_ids=prompt, completion_token_ids=completion, values=values)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
+    return Policy(Qwen3ForCausalLM(Qwen3Config(vocab_size=16, num_key_value_heads=1, **sizes)))
+
+
+GROUPS = [
+    [
+        sequence_of((1, 2, 3), (4, 5), -1.0, 0),
+        sequence_of((1, 2, 3, 9), (6,), -1.0, 2),
+        sequence_of((1, 2, 3), (7,), -1.0, 3),
+    ]
+]
+
+
+def test_shared_prompts_pass_against_dense_copies(policy):
+    assert check_shared(policy, GROUPS, temperature=0.7, bound=1e-5) < 1e-6
+
+
+def test_a_model_that_must_not_share_prompts_stops_the_run(policy, monkeypatch):
+    """As if what stands above a node were never read: its tokens would not see their prompt."""
+    honest = attention._attend
+
+    def forgetful(query, key, value, group, scaling):
+        empty = torch.zeros(len(group.rows), 0, dtype=torch.int64)
+        return honest(query, key, value, replace(group, prefix=empty, prefix_valid=None), scaling)
+
+    monkeypatch.setattr(attention, "_attend", forgetful)
+    with pytest.raises(ParityError, match="must not share prompts"):
+        check_shared(policy, GROUPS, temperature=1.0, bound=1e-5)
+
+
+def test_an_engine_that_disagrees_stops_the_run(policy):
+    with pytest.raises(ParityError, match="engine and trainer differ by"):
+        check_engine(policy, GROUPS, temperature=1.0, bound=1e-3)
+
+
+def test_a_gap_that_is_not_a_number_stops_the_run(policy):
+    broken = [[sequence_of((1, 2), (4,), float("nan"), 0)]]
+    with pytest.raises(ParityError):
+        check_engine(policy, broken, temperature=1.0, bound=1e9)

@@ -89,6 +89,11 @@ def build_tree(sequences: Sequence[TrainSequence]) -> Node:
     return root
 
 
+def dense_tree(sequence: TrainSequence) -> Node:
+    """A sequence with a prompt of its own, as trainers without shared prompts run it: for comparisons."""
+    return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
+
+
 def count_loss_tokens(node: Node) -> int:
     """Completion tokens of a tree."""
     own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0

@@ -35,7 +35,7 @@ from trainer.losses import LossConfig, Rows, resolve_loss, token_scale
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on
-from trainer.parity import check_parity
+from trainer.parity import check_engine, check_shared, sample_sequences
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
 from trainer.stream import SessionStream, States
@@ -78,9 +78,11 @@ class RLConfig:
     max_model_len: int = 26000
     """Longest prompt plus completion of the engine."""
     parity_every: int = 10
-    """Steps between checks that engine and trainer agree on log-probs."""
+    """Steps between checks that engine and trainer, and shared prompts and dense copies, agree on log-probs."""
     parity_bound: float = 0.02
     """Largest mean |trainer - engine| log-prob gap; a larger one stops the run."""
+    shared_bound: float = 0.02
+    """Largest mean |shared - dense| log-prob gap; a larger one stops the run."""
     max_missing_share: float = 0.2
     """Share of a step's rewards that may be missing for reasons other than 'no question'; more stops the run."""
     eval_every: int = 0
@@ -121,7 +123,9 @@ def train(
         clock = {"start": time.perf_counter()}
         seed = config.seed * 1_000_003 + step
         if step % config.parity_every == 0:
-            check_parity(collector, policy, stream.tasks()[:2], config.sampling.temperature, config.parity_bound, seed)
+            fresh = sample_sequences(collector, stream.tasks()[:2], config.sampling.temperature, seed)
+            check_engine(policy, fresh, config.sampling.temperature, config.parity_bound)
+            check_shared(policy, fresh, config.sampling.temperature, config.shared_bound)
         length_weight, steering = steer(collector, stream, config)
         if config.dense:
             scored = collector.dense(stream, length_weight, seed)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from tests.benchmarks.common import device, peak_mb, seconds, write
 from trainer.head import LossOutput, Objective
 from trainer.losses import LossConfig, Rows, grpo
-from trainer.packing import TrainSequence, build_tree, pack_on
+from trainer.packing import TrainSequence, build_tree, dense_tree, pack_on
 from trainer.policy import Policy
 
 GROUP = 8
@@ -75,7 +75,7 @@ def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], Loss
         )
         for response, advantage in zip(responses, advantages, strict=True)
     ]
-    trees = [build_tree(sequences)] if shared else [build_tree([sequence]) for sequence in sequences]
+    trees = [build_tree(sequences)] if shared else [dense_tree(sequence) for sequence in sequences]
     policy, packed = Policy(model_of(shape)).train(), pack_on(trees, device())
     zeros = torch.zeros_like(packed.values["advantage"])
     rows = Rows(
