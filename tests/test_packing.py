@@ -23,7 +23,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from membuilder.errors import ConfigError
 from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
 from trainer.head import LossOutput, Objective
-from trainer.losses import LossConfig, cross_entropy, supervised_rows
+from trainer.losses import LOSSES, Aggregation, LossConfig, Rows, cross_entropy, supervised_rows
 from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
 from trainer.plans import sibling_groups, varlen_calls
 from trainer.policy import ModelConfig, Policy, load_model
@@ -289,6 +289,47 @@ def test_packed_trees_equal_dense_copies(forest, plan, tied, double_precision):
     assert (by_id(batch, output.head.logprobs) - torch.cat(dense)).abs().max() <= 1e-10
     packed_gradients = gradients(policy, output.loss)
     assert_same_gradients(packed_gradients, dense_gradients, relative=1e-10)
+
+
+def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
+    """Every input of a loss at random, ratios on both sides of their bounds, some tokens masked out."""
+    source = torch.Generator().manual_seed(3)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(len(near), generator=source, dtype=torch.float64)
+
+    return Rows(
+        scale=torch.rand(len(near), generator=source, dtype=torch.float64),
+        behaviour_logprobs=near + 0.3 * normal(),
+        rollout_logprobs=near + 0.3 * normal(),
+        ref_logprobs=near + 0.3 * normal(),
+        advantage=normal() * (torch.rand(len(near), generator=source) > 0.3),
+        weight=1 + 3 * (torch.rand(len(near), generator=source) > 0.5).double(),
+        truncated=(batch.sequence % 2).double(),
+        sequence=batch.sequence,
+    )
+
+
+@pytest.mark.parametrize("plan", [sibling_groups, varlen_calls])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_on_trees_equals_autograd_on_dense_copies(name, plan, double_precision):
+    own = {"dapo": {"clip_high": 0.28}, "dr_grpo": {"aggregation": Aggregation.CONSTANT}}.get(name, {})
+    config = LossConfig(name=name, kl_coef=0.1, entropy_coef=0.05, tis_cap=1.1, **own)
+    model, forest = make_model(), FORESTS["several trees"]
+    policy, batch = packed_copy(model), pack([build_tree(group) for group in forest], plan)
+    rows = random_rows(batch, policy(batch).logprobs)
+
+    place = batch.values["id"].argsort().argsort()  # of each packed row among the dense ones
+    logits = torch.cat([dense_logits(model, item) for group in forest for item in group])[place]
+    dense = Categorical(logits=logits)
+    inputs = rows.inputs(dense.log_prob(batch.targets), dense.entropy(), slice(None))
+    per_token, _ = LOSSES[name](inputs, config)
+    expected_loss = (per_token * rows.scale).sum()
+    expected = gradients(model, expected_loss)
+
+    output = policy(batch, 1.0, Objective(loss=LOSSES[name], config=config, rows=rows))
+    assert (output.loss - expected_loss).abs() <= 1e-10 * expected_loss.abs()
+    assert_same_gradients(gradients(policy, output.loss), expected, relative=1e-10)
 
 
 def test_entropy_is_that_of_the_dense_distribution(double_precision):

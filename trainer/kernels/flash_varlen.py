@@ -4,9 +4,17 @@
 backward hands them the output and log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13.
 """
 
+import importlib.util
+
 import torch
+from torch.nn import attention
 
 from trainer.plans import VarlenCall
+
+# PyTorch's own kernels are FlashAttention 2. Where flash-attn 3 is installed (Hopper), PyTorch can route the same two
+# operators to it.
+if importlib.util.find_spec("flash_attn_interface") and torch.cuda.get_device_capability() == (9, 0):
+    attention.activate_flash_attention_impl("FA3")
 
 
 def forward(
