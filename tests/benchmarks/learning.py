@@ -18,6 +18,7 @@ from statistics import fmean
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.embed import Embedder
+from rollout.tokens import load_tokenizer
 from trainer.collect import Collector
 from trainer.pipeline import Prepared, prepare, run_rl, run_sft
 from trainer.policy import ModelConfig, load_model
@@ -83,8 +84,10 @@ class Benchmark:
     def _start(self, seed: int) -> Start:
         sft_config, _ = load_configs(Options(seed=seed, out=str(self.folder / f"seed{seed}")))
         prepared = prepare(sft_config, self.embedder)
-        result, tokenizer = run_sft(sft_config, prepared)
-        start = self.starts[seed] = Start(prepared, result.model_dir, tokenizer)
+        model_dir = Path(sft_config.out) / "model"
+        if not model_dir.is_dir():  # a folder of an earlier run has it already
+            run_sft(sft_config, prepared)
+        start = self.starts[seed] = Start(prepared, model_dir, load_tokenizer(str(model_dir)))
         _, collector = self._collector(seed, "adrpo", start)
         rows = {name: asdict(row) for name, row in compare_baselines(prepared.held_out, collector).items()}
         self._add(seed, rows | {"sft": asdict(judge_policy(prepared.held_out, collector, "sft"))})
