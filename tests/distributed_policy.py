@@ -1,8 +1,9 @@
 """One policy on several gloo processes under DeepSpeed or DDP; tests/test_distributed.py starts this with torchrun.
 
-    torchrun --nproc_per_node 2 tests/distributed_policy.py OUT MODE TIED        MODE: ddp, zero2 or zero3
+    torchrun --nproc_per_node 2 tests/distributed_policy.py OUT MODE        MODE: ddp, zero2 or zero3
 
-Every rank trains on its own trees (as many as its number plus one) for three steps; rank 0 writes the final weights.
+Every rank trains on its own trees (as many as its number plus one) for three steps,
+once with a tied head and once without; rank 0 writes what it saw and the final weights.
 """
 
 import json
@@ -79,26 +80,23 @@ def train_alone(ranks: int, tied: bool) -> tuple[list[float], dict[str, torch.Te
     return losses, {name: tensor.detach() for name, tensor in policy.named_parameters()}
 
 
-def main() -> None:
-    out, mode, tied = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "tied"
-    deepspeed.init_distributed(dist_backend="gloo")
+def train_together(mode: str, tied: bool) -> tuple[dict, dict[str, torch.Tensor]]:
+    """This rank's part of the run: what it ran on and its losses, and the final weights."""
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     policy = make_policy(tied, checkpointing=True)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=LEARNING_RATE)
+    stage = None
     if mode == "ddp":
         engine = torch.nn.parallel.DistributedDataParallel(policy)
-        optimizer = torch.optim.SGD(policy.parameters(), lr=LEARNING_RATE)
-        stage = None
     else:
-        stage = int(mode.removeprefix("zero"))
-        engine, *_ = deepspeed.initialize(
-            model=policy,
-            optimizer=torch.optim.SGD(policy.parameters(), lr=LEARNING_RATE),
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-                "zero_allow_untested_optimizer": True,
-            },
-        )
+        zero = {"stage": int(mode.removeprefix("zero")), "stage3_param_persistence_threshold": 0}
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0,  # DeepSpeed's own default clips at 1
+        }
+        engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
         stage = engine.zero_optimization_stage()
     losses = []
     for step in range(STEPS):
@@ -117,10 +115,21 @@ def main() -> None:
     for name, parameter in policy.named_parameters():
         with deepspeed.zero.GatheredParameters(parameter, enabled=stage == 3):
             weights[name] = parameter.detach().clone()
-    if rank == 0:
-        torch.save(weights, out / "weights.pt")
-        seen = {"ranks": ranks, "engine": type(engine).__name__, "stage": stage, "losses": losses}
-        (out / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
+    return {"ranks": ranks, "engine": type(engine).__name__, "stage": stage, "losses": losses}, weights
+
+
+def main() -> None:
+    out, mode = Path(sys.argv[1]), sys.argv[2]
+    # gloo is enough: DeepSpeed would compile its shared-memory kernels first, and wait forever for a killed compiler's lock
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    for name, tied in (("tied", True), ("untied", False)):
+        seen, weights = train_together(mode, tied)
+        if distributed.get_rank() == 0:
+            torch.save(weights, out / f"{name}.pt")
+            (out / f"{name}.json").write_text(json.dumps(seen), encoding="utf-8")
+    distributed.barrier()  # a rank that leaves first would abort the other
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Letters: M rows, n rows of a chunk, H hidden width, V vocabulary.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -21,14 +22,13 @@ from trainer.kernels import plain_rows
 from trainer.losses import Loss, LossConfig, Metrics, Rows, needs_whole_sequences
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadOutput:
+# Outputs of modules are named tuples, not dataclasses: ZeRO-3 hangs its backward hooks on tensors it finds in tuples.
+class HeadOutput(NamedTuple):
     logprobs: torch.Tensor  # (M,) at least float32, no gradient
     entropy: torch.Tensor  # (M,)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossOutput:
+class LossOutput(NamedTuple):
     loss: torch.Tensor
     """Scalar: the scaled sum over the rows; its backward hands out gradients that are already made."""
     head: HeadOutput
