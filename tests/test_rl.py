@@ -1,5 +1,6 @@
 """Parts of the RL loop with a scripted engine: steering of the length price, greedy memory, updates."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from membuilder.errors import ParityError
 from membuilder.generate.dialogue import generate
 from membuilder.prompts import PromptConfig
 from membuilder.schemas import ResponseFormat
+from membuilder.types import Agent
 from membuilder.windows import in_windows
 from reward.judges import evidence
 from reward.length import LengthConfig, LengthScope
@@ -77,6 +79,15 @@ def test_greedy_memory_is_measured_greedily_against_the_expert(setting):
     hoarding, stream = collector_of(setting, '{"#1":"add","#2":"add"}')
     # four agents store two turns of each session; the rules store about one turn of three
     assert hoarding.greedy_memory_ratio(stream) > 4
+
+
+def test_against_an_expert_that_wrote_nothing_only_silence_is_on_target(setting, monkeypatch):
+    monkeypatch.setattr(Collector, "_expert_tokens", lambda self, build: [dict.fromkeys(Agent, 0.0)] * len(build.steps))
+    silent, stream = collector_of(setting, "{}")
+    assert silent.greedy_memory_ratio(stream) == 1.0
+    hoarding, stream = collector_of(setting, '{"#1":"add"}')
+    assert hoarding.greedy_memory_ratio(stream) == math.inf
+    assert steer(hoarding, stream, RLConfig(reward=REWARD, length_target=1.0))[0] == 1.0
 
 
 @pytest.mark.parametrize("answer, expected", [("{}", 0.0), ('{"#1":"add","#2":"add"}', 1.0)])

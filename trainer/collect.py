@@ -1,5 +1,6 @@
 """Experience for one step: sample, apply, ask, score. Dense: right after each session. Sparse: at the dialogue's end."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,10 @@ class Collector:
         return scored
 
     def greedy_memory_ratio(self, stream: SessionStream) -> float:
-        """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's."""
+        """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's.
+
+        Where the expert wrote nothing it is 1 for writing nothing too, else infinite.
+        """
         tasks = stream.tasks()
         groups = sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.greedy, 1, seed=0)
         written = sum(
@@ -70,6 +74,8 @@ class Collector:
         for slot in range(len(tasks)):
             build, session = stream.expert(slot)
             expert += sum(self._expert_tokens(build)[session].values())
+        if expert == 0:
+            return math.inf if written else 1.0
         return written / expert
 
     def sparse(

@@ -88,6 +88,14 @@ LENGTHS = (
         floor=0,
     ),
     Panel(title="Completion length", unit="tokens", lines=_one("completions/mean_length", "mean"), floor=0),
+    Panel(
+        title="Memory of greedy decoding, over the expert's", unit="ratio", lines=_one("memory_ratio", "ratio"), floor=0
+    ),
+    Panel(title="Weight of the length penalty", unit="weight, 0 to 1", lines=_one("length_weight", "weight"), floor=0),
+)
+EVALUATION = (
+    Panel(title="Held-out accuracy", unit="share of questions", lines=_one("eval/accuracy", "accuracy"), floor=0),
+    Panel(title="Held-out memory", unit="tokens per dialogue", lines=_one("eval/memory_tokens", "memory"), floor=0),
 )
 DRIFT = (
     Panel(title="KL to the reference model", unit="nats per token", lines=_one("kl", "KL")),
@@ -118,7 +126,7 @@ TIME = (
         floor=0,
     ),
 )
-FIGURES = {"reward": REWARD, "lengths": LENGTHS, "drift": DRIFT, "sft": SFT, "time": TIME}
+FIGURES = {"reward": REWARD, "lengths": LENGTHS, "drift": DRIFT, "evaluation": EVALUATION, "sft": SFT, "time": TIME}
 
 Series = dict[str, tuple[list[int], list[float]]]
 

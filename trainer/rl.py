@@ -160,7 +160,8 @@ def train(
                 for name, values in output.metrics.items():
                     sums[name] += values.sum()
                 sums["entropy"] += output.head.entropy.sum()
-                sums["sampling/logp_difference/mean"] += (output.head.logprobs - rows.rollout_logprobs).abs().sum()
+                behaviour = output.head.logprobs if rows.behaviour_logprobs is None else rows.behaviour_logprobs
+                sums["sampling/logp_difference/mean"] += (behaviour - rows.rollout_logprobs).abs().sum()
             norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()

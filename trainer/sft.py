@@ -52,12 +52,13 @@ class SFTConfig:
     """Packed tokens of a micro-batch; shared tokens count once."""
     validation_share: float = 0.05
     """Share of the training sessions kept for the validation loss."""
+    save_every: int = 1000
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
         max_steps = 1 if self.max_steps is None else self.max_steps
-        if min(self.num_epochs, self.sessions_per_step, self.max_tokens, max_steps) < 1:
-            raise ValueError("num_epochs, max_steps, sessions_per_step and max_tokens must be at least 1")
+        if min(self.num_epochs, self.sessions_per_step, self.max_tokens, max_steps, self.save_every) < 1:
+            raise ValueError("num_epochs, max_steps, sessions_per_step, max_tokens and save_every must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +98,8 @@ def train(
             validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator.device)
             metrics["sft/val_loss"] = validation_loss
         log.log(metrics, step)
+        if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
+            save_model(accelerator, policy, tokenizer, Path(config.out) / f"step_{step + 1}")
         bar.set_postfix(loss=f"{loss:.3f}", val=f"{validation_loss:.3f}")
         bar.update()
     bar.close()
