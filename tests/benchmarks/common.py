@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -76,9 +75,17 @@ def peak_mb(prepare: Callable[[], Callable[[], object]]) -> float:
 def _peak_of(prepare: Callable[[], Callable[[], object]], threads: int) -> float:
     torch.set_num_threads(threads)
     run = prepare()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what stands now (Linux)
+    before = _resident("VmRSS")
     run()
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6, 1)
+    return round((_resident("VmHWM") - before) / 1e6, 1)
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process in memory: now (VmRSS) or at the peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def write(path: Path, rows: list[dict]) -> None:

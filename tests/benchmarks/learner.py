@@ -129,6 +129,7 @@ def trl(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
     }
     inputs |= {f"{part}_mask": torch.ones_like(inputs[f"{part}_ids"]) for part in ("prompt", "completion")}
     inputs = {name: tensor.to(device()) for name, tensor in inputs.items()}
+    trainer.current_gradient_accumulation_steps = 1  # its training loop sets this
     model = trainer.model.train()
     return model, partial(trainer.compute_loss, model, inputs)
 

@@ -1,0 +1,38 @@
+"""The benchmarks compare like with like: every implementation they time computes the same loss and gradient."""
+
+import pytest
+import torch
+
+from tests.benchmarks import head, learner
+from tests.benchmarks.common import peak_mb
+
+HEAD = head.Shape(rows=1024, hidden=16, vocab=97, dtype=torch.float32)
+LEARNER = learner.Shape(prompt=12, response=5)
+
+
+@pytest.mark.parametrize("name", ["fused", "plain", "liger"])
+def test_heads_have_the_same_gradient(name):
+    if name == "liger":
+        pytest.importorskip("liger_kernel", reason="an optional rival (.[bench])")
+    assert head.gap(head.step(head.HEADS[name], head.make(HEAD)), head.truth(HEAD)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["shared", "trl"])
+def test_learners_have_the_gradient_of_dense_copies(name):
+    if name == "trl":
+        pytest.importorskip("trl", reason="an optional rival (.[bench])")
+    found = {}
+    for implementation in ("dense", name):
+        model, forward = learner.IMPLEMENTATIONS[implementation](LEARNER)
+        learner.step(model, forward)
+        found[implementation] = learner.loss_of(forward()).item(), learner.gradient(model)
+    assert found[name][0] == pytest.approx(found["dense"][0], abs=1e-5)
+    assert (found[name][1] - found["dense"][1]).norm() < 1e-5 * found["dense"][1].norm()
+
+
+def _allocate():
+    return lambda: torch.ones(25_000_000).sum()
+
+
+def test_peak_memory_sees_what_a_run_allocates():
+    assert 95 < peak_mb(_allocate) < 130  # 25 million float32
