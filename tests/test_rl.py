@@ -21,7 +21,7 @@ from rollout.types import Completion, SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer import attention
 from trainer.collect import Collector
-from trainer.corpus import DataConfig, expert_builds, load_corpus, training_text
+from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, training_text
 from trainer.packing import TrainSequence
 from trainer.parity import check_engine, check_shared
 from trainer.policy import Policy
@@ -134,13 +134,20 @@ def test_a_dense_step_scores_with_the_price_it_is_given(setting):
         assert not without or with_price < without
 
 
-def test_extra_dialogues_join_the_training_side_of_a_file_only(tmp_path, monkeypatch):
+def test_extra_dialogues_stand_beside_those_of_a_file(tmp_path, monkeypatch):
     file = [replace(dialogue, id=f"file {dialogue.id}") for dialogue in generate(4, 7, "heldout")]
     monkeypatch.setattr("trainer.corpus.load", lambda path: file)
     corpus = load_corpus(DataConfig(path="talk.json", num_extra=3, held_out=0.5))
-    assert [dialogue.id.startswith("file") for dialogue in corpus.train] == [True] * 2 + [False] * 3
-    assert all(dialogue.id.startswith("file") for dialogue in corpus.held_out)
-    assert len(load_corpus(DataConfig(num_extra=3, num_train=2, num_held_out=1)).train) == 2
+    assert [dialogue.id.startswith("file") for dialogue in (*corpus.train, *corpus.held_out)] == [True] * 4
+    assert len(corpus.extra) == 3 and not any(dialogue.id.startswith("file") for dialogue in corpus.extra)
+    assert load_corpus(DataConfig(num_extra=3, num_train=2, num_held_out=1)).extra == []
+
+
+def test_an_epoch_of_sft_repeats_the_file_and_not_the_extra(setting):
+    _, builds, _ = setting
+    config = DataConfig(path="talk.json", repeat=2)
+    assert sft_builds(builds[:1], builds[1:], config) == [builds[0], builds[0], *builds[1:]]
+    assert sft_builds(builds, [], DataConfig(repeat=2)) == builds
 
 
 def sequence_of(prompt, completion, rollout: float, first_row: int) -> TrainSequence:

@@ -32,7 +32,9 @@ class DataConfig:
     num_held_out: int = 20
     """Dialogues to generate for evaluation, about other people."""
     num_extra: int = 0
-    """Generated dialogues added to the training side of `path`: a tiny model needs more text than ten conversations."""
+    """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
+    repeat: int = 1
+    """Times that each dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
     max_turns: int = 60
     """Turns read at once: a longer session becomes several of the same date (membuilder/windows.py)."""
     seed: int = 1
@@ -40,17 +42,19 @@ class DataConfig:
     def __post_init__(self) -> None:
         if (
             not 0 < self.held_out < 1
-            or min(self.num_train, self.num_held_out, self.max_turns) < 1
+            or min(self.num_train, self.num_held_out, self.max_turns, self.repeat) < 1
             or self.num_extra < 0
         ):
             raise ValueError(
-                "need 0 < held_out < 1, max_turns >= 1, num_extra >= 0 and at least one dialogue on each side"
+                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0 and at least one dialogue on each side"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
     train: list[Dialogue]
+    extra: list[Dialogue]
+    """For SFT only."""
     held_out: list[Dialogue]
 
 
@@ -63,10 +67,11 @@ def load_corpus(config: DataConfig) -> Corpus:
         train, held_out = load(config.path), load(config.eval_path)
     else:
         train, held_out = split(load(config.path), config.held_out, config.seed)
-    if config.path is not None and config.num_extra:
-        train = [*train, *generate(config.num_extra, config.seed, "train")]
+    from_file = config.path is not None
+    extra = generate(config.num_extra, config.seed, "train") if from_file and config.num_extra else []
     return Corpus(
         train=[in_windows(dialogue, config.max_turns) for dialogue in train],
+        extra=[in_windows(dialogue, config.max_turns) for dialogue in extra],
         held_out=[in_windows(dialogue, config.max_turns) for dialogue in held_out],
     )
 
@@ -81,6 +86,11 @@ class ExpertBuild:
     def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[Agent, int]]:
         """Per session, the memory tokens each agent wrote."""
         return [{agent: count_tokens(step.result.written[agent]) for agent in Agent} for step in self.steps]
+
+
+def sft_builds(train: Sequence[ExpertBuild], extra: Sequence[ExpertBuild], config: DataConfig) -> list[ExpertBuild]:
+    """What an epoch of SFT goes through."""
+    return [*(list(train) * (config.repeat if config.path is not None else 1)), *extra]
 
 
 def expert_builds(

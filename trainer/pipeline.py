@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.embed import Embedder
 from trainer import rl, sft
 from trainer.collect import Collector
-from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_tree
+from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_builds, sft_tree
 from trainer.policy import Policy, load_model
 from trainer.rl import RLConfig
 from trainer.runner import frozen_copy, make_policy_model, start_run
@@ -20,15 +20,19 @@ from trainer.systems import judge_policy
 class Prepared:
     corpus: Corpus
     train: list[ExpertBuild]
+    for_sft: list[ExpertBuild]
     held_out: list[ExpertBuild]
     embedder: Embedder
 
 
 def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
     corpus = load_corpus(config.data)
+    train = expert_builds(corpus.train, embedder, config.prompts, "rules build the training banks")
+    extra = expert_builds(corpus.extra, embedder, config.prompts, "rules build extra banks") if corpus.extra else []
     return Prepared(
         corpus=corpus,
-        train=expert_builds(corpus.train, embedder, config.prompts, "rules build the training banks"),
+        train=train,
+        for_sft=sft_builds(train, extra, config.data),
         held_out=expert_builds(corpus.held_out, embedder, config.prompts, "rules build the held-out banks"),
         embedder=embedder,
     )
@@ -36,8 +40,8 @@ def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
 
 def run_sft(config: SFTConfig, prepared: Prepared) -> tuple[SFTResult, PreTrainedTokenizerBase]:
     run = start_run(config, "sft", prepared.embedder)
-    model, tokenizer = make_policy_model(config.model, prepared.train, config.prompts, config.seed)
-    trees = [sft_tree(step, tokenizer, config.prompts) for build in prepared.train for step in build.steps]
+    model, tokenizer = make_policy_model(config.model, prepared.for_sft, config.prompts, config.seed)
+    trees = [sft_tree(step, tokenizer, config.prompts) for build in prepared.for_sft for step in build.steps]
     result = sft.train(config, model, tokenizer, trees, run.log, run.accelerator)
     run.log.close()
     return result, tokenizer

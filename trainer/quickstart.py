@@ -24,6 +24,9 @@ from trainer.runner import clear_errors, make_collector, make_engine
 from trainer.systems import compare_baselines, judge_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+FILE_LENGTH_TARGET = 1.2
+"""Instead of the generated corpus's: on a few long conversations of its own SFT learns by heart how much the rules store,
+and stores less elsewhere, not more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +119,10 @@ class Clock:
 def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
     """Both stages' configs with the command line laid over them; what both have is given to both."""
     given = [f"seed={options.seed}", f"data.seed={options.seed}"]
+    for_rl = []
     if options.data is not None:
         given.append(f"data.path={options.data}")
+        for_rl.append(f"length_target={FILE_LENGTH_TARGET}")
     if options.eval_data is not None:
         given.append(f"data.eval_path={options.eval_data}")
     stray = [text for text in options.overrides if not text.startswith(("sft.", "rl."))]
@@ -130,7 +135,9 @@ def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
 
     return (
         load(sft.SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")]),
-        load(rl.RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *steps, f"out={options.out}/rl", *own("rl")]),
+        load(
+            rl.RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *steps, f"out={options.out}/rl", *own("rl")]
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from membuilder.config import parse_args
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
 from trainer.checkpoint import save_model
-from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_tree
+from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, sft_tree
 from trainer.head import Objective
 from trainer.log import RunLog
 from trainer.losses import LossConfig, cross_entropy, supervised_rows
@@ -138,7 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_args(SFTConfig, argv, "Supervised fine-tuning on an expert's memory operations.")
     run = start_run(config, "sft")
     corpus = load_corpus(config.data)
-    builds = expert_builds(corpus.train, run.embedder, config.prompts, "expert")
+    train_builds, extra = (
+        expert_builds(dialogues, run.embedder, config.prompts, "rules build the training banks")
+        for dialogues in (corpus.train, corpus.extra)
+    )
+    builds = sft_builds(train_builds, extra, config.data)
     model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
     trees = [sft_tree(step, tokenizer, config.prompts) for build in builds for step in build.steps]
     result = train(config, model, tokenizer, trees, run.log, run.accelerator)
