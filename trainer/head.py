@@ -54,29 +54,38 @@ def row_kernels(device: torch.device):
     return plain_rows
 
 
+def default_chunk_rows(device: torch.device) -> int:
+    """Enough rows to keep a GPU's matmul busy; on a CPU, few enough that a chunk's logits stay in the cache."""
+    return 1024 if device.type == "cuda" else 128
+
+
 class Head(torch.nn.Module):
     """Takes the place of a model's output layer and owns its weight, so wrappers that gather weights know it."""
 
-    def __init__(self, weight: torch.nn.Parameter, chunk_rows: int = 1024) -> None:
+    def __init__(self, weight: torch.nn.Parameter) -> None:
         super().__init__()
         self.weight = weight  # (V, H)
-        self.chunk_rows = chunk_rows
 
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, objective: Objective | None = None
     ) -> HeadOutput | LossOutput:
         """Of hidden states (M, H) and target ids (M,): log-probs under softmax(hidden W^T / T), or the loss on them."""
         if objective is None:
-            return token_logprobs(hidden, self.weight, targets, temperature, self.chunk_rows)
-        return head_loss(hidden, self.weight, targets, temperature, objective, self.chunk_rows)
+            return token_logprobs(hidden, self.weight, targets, temperature)
+        return head_loss(hidden, self.weight, targets, temperature, objective)
 
 
 @torch.no_grad()
 def token_logprobs(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0, chunk_rows: int = 1024
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
 ) -> HeadOutput:
     """Log-probs and entropies of the targets; no gradient."""
     kernels, parts = row_kernels(hidden.device), []
+    chunk_rows = chunk_rows or default_chunk_rows(hidden.device)
     for chunk, logits in _logits(hidden, weight, chunk_rows):
         parts.append(kernels.statistics(logits, targets[chunk], temperature))
     return HeadOutput(
@@ -90,10 +99,11 @@ def head_loss(
     targets: torch.Tensor,
     temperature: float,
     objective: Objective,
-    chunk_rows: int = 1024,
+    chunk_rows: int | None = None,
 ) -> LossOutput:
     """The objective's loss over all rows, differentiable by `hidden` and `weight` (once: its gradients are made here)."""
     names: list[str] = []
+    chunk_rows = chunk_rows or default_chunk_rows(hidden.device)
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     loss, logprobs, entropy, *metrics = _HeadLoss.apply(
@@ -164,7 +174,7 @@ class _Work:
         if self.hidden_gradient is not None or self.weight_gradient is not None:
             for chunk, logits in _logits(self.hidden, self.weight, chunk_rows):
                 rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
-                self._gradients(chunk, logits, rows, [coefficient[chunk] for coefficient in coefficients])
+                self._gradients(chunk, logits, rows, _part(coefficients, chunk))
         return result
 
     def _gradients(self, chunk: slice, logits: torch.Tensor, rows, coefficients) -> None:
@@ -177,16 +187,26 @@ class _Work:
             _add_product_(self.weight_gradient, logits.T, self.hidden[chunk])
 
 
-def _evaluate(objective: Objective, logprobs, entropy, chunk: slice) -> tuple[LossOutput, list[torch.Tensor]]:
+Gradients = tuple[torch.Tensor, torch.Tensor | None]
+"""(M,) by log-prob and by entropy; None where the loss does not look at entropies."""
+
+
+def _part(gradients: Gradients, chunk: slice) -> Gradients:
+    by_logprob, by_entropy = gradients
+    return by_logprob[chunk], None if by_entropy is None else by_entropy[chunk]
+
+
+def _evaluate(objective: Objective, logprobs, entropy, chunk: slice) -> tuple[LossOutput, Gradients]:
     """The loss on some rows, and its gradients by their log-probs and entropies."""
     logprobs, entropy = logprobs.detach().requires_grad_(), entropy.detach().requires_grad_()
     with torch.enable_grad():
         per_token, metrics = objective.loss(objective.rows.inputs(logprobs, entropy, chunk), objective.config)
         loss = (per_token * objective.rows.scale[chunk]).sum()
-    gradients = torch.autograd.grad(loss, (logprobs, entropy), materialize_grads=True)
+    by_logprob, by_entropy = torch.autograd.grad(loss, (logprobs, entropy), allow_unused=True)
+    gradients = (torch.zeros_like(logprobs) if by_logprob is None else by_logprob, by_entropy)
     metrics = {"loss": per_token.detach()} | {name: value.detach() for name, value in metrics.items()}
     head = HeadOutput(logprobs=logprobs.detach(), entropy=entropy.detach())
-    return LossOutput(loss=loss.detach(), head=head, metrics=metrics), list(gradients)
+    return LossOutput(loss=loss.detach(), head=head, metrics=metrics), gradients
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:

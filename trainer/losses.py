@@ -280,7 +280,8 @@ def mismatch_correction(inputs: LossInputs, config: LossConfig, metrics: Metrics
 
 def regularizer(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:
     """kl_coef KL(trainer || reference) - entropy_coef H, per token; adds `kl` to the metrics."""
-    bonus = config.entropy_coef * inputs.entropy
+    # a coefficient of 0 must not touch the entropies: the head then leaves their gradient out
+    bonus = config.entropy_coef * inputs.entropy if config.entropy_coef else torch.zeros_like(inputs.entropy)
     if inputs.ref_logprobs is None:
         return -bonus
     difference = (inputs.ref_logprobs - inputs.trainer_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

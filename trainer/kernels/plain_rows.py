@@ -17,13 +17,17 @@ class RowStatistics:
 
 def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
     """Of logits (n, V) in any float type, computed in at least float32; the logits stay as they are."""
-    log_p = logits.to(_wide(logits)) / temperature
-    logsumexp = log_p.logsumexp(-1)
-    log_p.sub_(logsumexp[:, None])
-    logprobs = log_p.gather(-1, targets[:, None]).squeeze(-1)
-    # logsumexp - sum p z would be the difference of two large numbers
-    entropy = -log_p.exp().mul_(log_p).sum(-1)
-    return RowStatistics(logprobs=logprobs, entropy=entropy, logsumexp=logsumexp)
+    z = logits.to(_wide(logits)) / temperature
+    maximum = z.amax(-1)
+    z.sub_(maximum[:, None])
+    exponentials = z.exp()
+    total = exponentials.sum(-1)
+    log_total = total.log()
+    return RowStatistics(
+        logprobs=z.gather(-1, targets[:, None]).squeeze(-1) - log_total,
+        entropy=log_total - torch.linalg.vecdot(exponentials, z) / total,
+        logsumexp=maximum + log_total,
+    )
 
 
 def write_gradient_(
@@ -31,19 +35,26 @@ def write_gradient_(
     targets: torch.Tensor,
     rows: RowStatistics,
     logprob_gradient: torch.Tensor,
-    entropy_gradient: torch.Tensor,
+    entropy_gradient: torch.Tensor | None,
     temperature: float,
 ) -> None:
     """Overwrite logits (n, V) by the gradient of the loss with respect to them, in their own type.
 
-    (dL/dlogp (onehot - p) - dL/dH p (log p + H)) / T, from the loss's gradients (n,) by log-prob and by entropy.
+    (dL/dlogp (onehot - p) - dL/dH p (log p + H)) / T, from the loss's gradients (n,) by log-prob and by entropy; None
+    for the latter leaves its term out.
     """
-    log_p = (logits.to(_wide(logits)) / temperature).sub_(rows.logsumexp[:, None])
-    p = log_p.exp()
-    log_p.add_(rows.entropy[:, None]).mul_(entropy_gradient[:, None]).add_(logprob_gradient[:, None])
-    gradient = p.mul_(log_p).neg_()
-    gradient.scatter_add_(-1, targets[:, None], logprob_gradient[:, None])
-    logits.copy_(gradient.div_(temperature))
+    gradient = logits.to(_wide(logits))  # the logits themselves where they are wide enough
+    gradient.div_(temperature).sub_(rows.logsumexp[:, None])  # log p
+    by_logprob = (logprob_gradient / temperature)[:, None]
+    if entropy_gradient is None:
+        gradient.exp_().mul_(-by_logprob)
+    else:
+        p = gradient.exp()
+        by_entropy = (entropy_gradient / temperature)[:, None]
+        gradient.add_(rows.entropy[:, None]).mul_(by_entropy).add_(by_logprob).mul_(p).neg_()
+    gradient.scatter_add_(-1, targets[:, None], by_logprob)
+    if gradient is not logits:
+        logits.copy_(gradient)
 
 
 def _wide(logits: torch.Tensor) -> torch.dtype:

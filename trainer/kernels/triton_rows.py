@@ -89,12 +89,14 @@ def write_gradient_(
     targets: torch.Tensor,
     rows: RowStatistics,
     logprob_gradient: torch.Tensor,
-    entropy_gradient: torch.Tensor,
+    entropy_gradient: torch.Tensor | None,
     temperature: float,
 ) -> None:
     """As plain_rows.write_gradient_, for logits (n, V) whose rows are contiguous."""
     _check(logits)
     num_rows, vocab_size = logits.shape
+    if entropy_gradient is None:
+        entropy_gradient = torch.zeros_like(logprob_gradient)
     if num_rows:
         _gradient_kernel[(num_rows,)](
             logits,
