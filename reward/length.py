@@ -30,7 +30,7 @@ class LengthConfig:
     ratio_lowest: float = 0.2
     """model / expert at which too short costs 1."""
     ratio_lower: float = 0.5
-    """model / expert from which on nothing is too short."""
+    """model / expert from which on nothing is too short; 0 (and `ratio_lowest` 0): nothing ever is."""
     ratio_upper: float = 1.3
     """model / expert up to which nothing is too long."""
     ratio_highest: float = 2.0
@@ -39,8 +39,10 @@ class LengthConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.core_start_tokens < self.core_maximum_tokens:
             raise ValueError("0 <= core_start_tokens < core_maximum_tokens is needed")
-        if not 0 <= self.ratio_lowest < self.ratio_lower <= self.ratio_upper < self.ratio_highest:
-            raise ValueError("0 <= ratio_lowest < ratio_lower <= ratio_upper < ratio_highest is needed")
+        if not 0 <= self.ratio_lowest <= self.ratio_lower <= self.ratio_upper < self.ratio_highest:
+            raise ValueError("0 <= ratio_lowest <= ratio_lower <= ratio_upper < ratio_highest is needed")
+        if 0 < self.ratio_lowest == self.ratio_lower:
+            raise ValueError("ratio_lowest must lie below ratio_lower, or both be 0")
         if self.tolerance_tokens < 0:
             raise ValueError(f"tolerance_tokens must be at least 0, got {self.tolerance_tokens}")
 
@@ -90,7 +92,8 @@ def entry_penalty(
     if abs(model_tokens - expert_tokens) < tolerance_tokens:
         return 0.0
     ratio = model_tokens / expert_tokens if expert_tokens else math.inf
-    return max(_ramp(ratio, upper, highest), _ramp(-ratio, -lower, -lowest))
+    too_short = _ramp(-ratio, -lower, -lowest) if lower > lowest else 0.0
+    return max(_ramp(ratio, upper, highest), too_short)
 
 
 def _ramp(value: float, zero_until: float, one_from: float) -> float:

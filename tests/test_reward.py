@@ -426,3 +426,19 @@ def test_lengths_are_compared_with_the_experts_session_or_its_mean():
     written = [{CORE: 0, EPISODIC: 40, SEMANTIC: 0, PROCEDURAL: 0}, {CORE: 8, EPISODIC: 0, SEMANTIC: 32, PROCEDURAL: 0}]
     assert expert_lengths(written, LengthScope.SESSION) == written
     assert expert_lengths(written, LengthScope.MEAN) == [dict.fromkeys(Agent, 10.0)] * 2
+
+
+def test_with_both_lower_bounds_at_zero_nothing_is_too_short():
+    config = LengthConfig(
+        scope=LengthScope.MEAN, tolerance_tokens=0, ratio_lowest=0, ratio_lower=0, ratio_upper=0, ratio_highest=8
+    )
+    penalties = [length_penalty(EPISODIC, tokens, 10.0, config) for tokens in (0, 20, 40, 80, 800)]
+    assert penalties == pytest.approx([0, 0.25, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"ratio_lowest": 0.5, "ratio_lower": 0.5}, {"ratio_lowest": 0.6, "ratio_lower": 0.5}]
+)
+def test_lower_bounds_that_leave_no_ramp_are_refused(bounds):
+    with pytest.raises(ValueError, match="ratio_lowest"):
+        LengthConfig(**bounds)

@@ -24,9 +24,15 @@ from trainer.runner import clear_errors, make_collector, make_engine
 from trainer.systems import compare_baselines, judge_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILE_LENGTH_TARGET = 1.2
-"""Instead of the generated corpus's: on a few long conversations of its own SFT learns by heart how much the rules store,
-and stores less elsewhere, not more."""
+FOR_A_FILE = (
+    # On a few long conversations SFT learns by heart how much the rules store, and elsewhere stores less, not more.
+    "length_target=1.2",
+    # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
+    "reward.length.tolerance_tokens=0",
+    "reward.length.ratio_lower=0",
+    "reward.length.ratio_upper=0",
+)
+"""RL settings when the data is a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,7 @@ def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
     for_rl = []
     if options.data is not None:
         given.append(f"data.path={options.data}")
-        for_rl.append(f"length_target={FILE_LENGTH_TARGET}")
+        for_rl += FOR_A_FILE
     if options.eval_data is not None:
         given.append(f"data.eval_path={options.eval_data}")
     stray = [text for text in options.overrides if not text.startswith(("sft.", "rl."))]
