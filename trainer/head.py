@@ -84,13 +84,12 @@ def token_logprobs(
     chunk_rows: int | None = None,
 ) -> HeadOutput:
     """Log-probs and entropies of the targets; no gradient."""
-    kernels, parts = row_kernels(hidden.device), []
-    chunk_rows = chunk_rows or default_chunk_rows(hidden.device)
-    for chunk, logits in _logits(hidden, weight, chunk_rows):
-        parts.append(kernels.statistics(logits, targets[chunk], temperature))
-    return HeadOutput(
-        logprobs=torch.cat([part.logprobs for part in parts]), entropy=torch.cat([part.entropy for part in parts])
-    )
+    kernels = row_kernels(hidden.device)
+    found = _empty_output(hidden)
+    for chunk, logits in _logits(hidden, weight, chunk_rows or default_chunk_rows(hidden.device)):
+        rows = kernels.statistics(logits, targets[chunk], temperature)
+        found.logprobs[chunk], found.entropy[chunk] = rows.logprobs, rows.entropy
+    return found
 
 
 def head_loss(
@@ -153,20 +152,17 @@ class _Work:
         self.weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
 
     def one_pass(self, objective: Objective, chunk_rows: int) -> LossOutput:
-        parts = []
+        head, metrics = _empty_output(self.hidden), {}
+        loss = torch.zeros((), dtype=head.logprobs.dtype, device=self.hidden.device)
         for chunk, logits in _logits(self.hidden, self.weight, chunk_rows):
             rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
             part, coefficients = _evaluate(objective, rows.logprobs, rows.entropy, chunk)
             self._gradients(chunk, logits, rows, coefficients)
-            parts.append(part)
-        return LossOutput(
-            loss=torch.stack([part.loss for part in parts]).sum(),
-            head=HeadOutput(
-                logprobs=torch.cat([part.head.logprobs for part in parts]),
-                entropy=torch.cat([part.head.entropy for part in parts]),
-            ),
-            metrics={name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics},
-        )
+            loss += part.loss
+            head.logprobs[chunk], head.entropy[chunk] = rows.logprobs, rows.entropy
+            for name, values in part.metrics.items():
+                metrics.setdefault(name, values.new_empty(len(self.targets)))[chunk] = values
+        return LossOutput(loss=loss, head=head, metrics=metrics)
 
     def two_passes(self, objective: Objective, chunk_rows: int) -> LossOutput:
         found = token_logprobs(self.hidden, self.weight, self.targets, self.temperature, chunk_rows)
@@ -207,6 +203,12 @@ def _evaluate(objective: Objective, logprobs, entropy, chunk: slice) -> tuple[Lo
     metrics = {"loss": per_token.detach()} | {name: value.detach() for name, value in metrics.items()}
     head = HeadOutput(logprobs=logprobs.detach(), entropy=entropy.detach())
     return LossOutput(loss=loss.detach(), head=head, metrics=metrics), gradients
+
+
+def _empty_output(hidden: torch.Tensor) -> HeadOutput:
+    """Filled chunk by chunk: small results kept between large ones would cut the heap into pieces that none fits."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return HeadOutput(*(torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2)))
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
