@@ -25,14 +25,19 @@ from trainer.systems import compare_baselines, judge_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FOR_A_FILE = (
-    # On a few long conversations SFT learns by heart how much the rules store, and elsewhere stores less, not more.
-    "length_target=1.2",
+    # A few long conversations are learned by heart soon: fewer and smaller steps, and a lower price, because on real
+    # talk a stored turn answers a question more rarely.
+    "num_steps=20",
+    "optim.lr=5e-4",
+    "reward.length_weight=0.03",
+    "length_target=1.4",
+    "length_gain=3",
     # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
     "reward.length.tolerance_tokens=0",
     "reward.length.ratio_lower=0",
     "reward.length.ratio_upper=0",
 )
-"""RL settings when the data is a file."""
+"""RL settings when the data is a file; the command line goes over them."""
 
 
 @dataclass(frozen=True, kw_only=True)
