@@ -16,9 +16,10 @@ from torch import distributed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trainer.head import Objective
-from trainer.losses import LossConfig, cross_entropy, supervised_rows
+from trainer.losses import LossConfig, cross_entropy
 from trainer.packing import TrainSequence, build_tree, pack
 from trainer.policy import Policy
+from trainer.rows import supervised_rows
 
 STEPS, LEARNING_RATE = 3, 0.1
 

@@ -12,7 +12,8 @@ from torch.distributions import Categorical
 
 from trainer.head import Head, Objective, head_loss, token_logprobs
 from trainer.kernels import plain_rows
-from trainer.losses import LOSSES, Aggregation, KLEstimator, LossConfig, Rows, cross_entropy, supervised_rows
+from trainer.losses import LOSSES, Aggregation, KLEstimator, LossConfig, cross_entropy
+from trainer.rows import Rows, supervised_rows
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = (5, 1, 7, 3, 4)

@@ -22,11 +22,11 @@ from trainer.losses import (
     needs_whole_sequences,
     reinforce,
     resolve_loss,
-    token_scale,
 )
 from trainer.packing import TrainSequence, build_tree, count_loss_tokens, pack
 from trainer.policy import Policy
 from trainer.rl import loss_rows, remember_behaviour, shares
+from trainer.rows import token_scale
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
 

@@ -23,10 +23,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from membuilder.errors import ConfigError
 from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
 from trainer.head import LossOutput, Objective
-from trainer.losses import LOSSES, Aggregation, LossConfig, Rows, cross_entropy, supervised_rows
+from trainer.losses import LOSSES, Aggregation, LossConfig, cross_entropy
 from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
 from trainer.plans import sibling_groups, varlen_calls
 from trainer.policy import ModelConfig, Policy, load_model
+from trainer.rows import Rows, supervised_rows
 
 VOCABULARY = 48
 TINY = dict(

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 
 from trainer.kernels import plain_rows
-from trainer.losses import Loss, LossConfig, Metrics, Rows, needs_whole_sequences
+from trainer.losses import Loss, LossConfig, Metrics, needs_whole_sequences
+from trainer.rows import Rows
 
 
 # Outputs of modules are named tuples, not dataclasses: ZeRO-3 hangs its backward hooks on tensors it finds in tuples.

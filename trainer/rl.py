@@ -31,12 +31,13 @@ from trainer.collect import Collector
 from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus
 from trainer.head import Objective
 from trainer.log import RunLog
-from trainer.losses import LossConfig, Rows, resolve_loss, token_scale
+from trainer.losses import LossConfig, resolve_loss
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on
 from trainer.parity import check_engine, check_shared, sample_sequences
 from trainer.policy import ModelConfig, Policy, load_model
+from trainer.rows import Rows, token_scale
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
 from trainer.stream import SessionStream, States
 from trainer.systems import judge_policy

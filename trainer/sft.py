@@ -23,10 +23,11 @@ from trainer.checkpoint import save_model
 from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, sft_tree
 from trainer.head import Objective
 from trainer.log import RunLog
-from trainer.losses import LossConfig, cross_entropy, supervised_rows
+from trainer.losses import LossConfig, cross_entropy
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node, count_loss_tokens, micro_batches, pack_on
 from trainer.policy import ModelConfig, Policy
+from trainer.rows import supervised_rows
 from trainer.runner import clear_errors, make_policy_model, start_run
 
 NO_CONFIG = LossConfig(kl_coef=0)

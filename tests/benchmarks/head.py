@@ -20,7 +20,8 @@ import torch
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
 from trainer.head import Objective, head_loss
-from trainer.losses import LossConfig, reinforce, supervised_rows
+from trainer.losses import LossConfig, reinforce
+from trainer.rows import supervised_rows
 
 SEQUENCE = 512
 """Tokens of a completion."""

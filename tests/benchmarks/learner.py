@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
 from trainer.head import LossOutput, Objective
-from trainer.losses import LossConfig, Rows, grpo
+from trainer.losses import LossConfig, grpo
 from trainer.packing import TrainSequence, build_tree, dense_tree, pack_on
 from trainer.policy import Policy
+from trainer.rows import Rows
 
 GROUP = 8
 

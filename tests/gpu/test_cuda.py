@@ -8,10 +8,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trainer.head import Objective, head_loss
 from trainer.kernels import plain_rows, plain_varlen
-from trainer.losses import LossConfig, cross_entropy, reinforce, supervised_rows
+from trainer.losses import LossConfig, cross_entropy, reinforce
 from trainer.merged_attention import merged_attention
 from trainer.packing import TrainSequence, build_tree, pack_on
 from trainer.policy import Policy
+from trainer.rows import supervised_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")
