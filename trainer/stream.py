@@ -47,6 +47,7 @@ class SessionStream:
         self._states, self._seed = states, seed
         self._taken = 0
         self._slots = [self._start(spread=True) for _ in range(num_slots)]
+        self._tasks: list[Task] | None = None  # of the current slots, made once: related entries are searched for each
 
     def _start(self, spread: bool) -> _Slot:
         """The next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
@@ -60,7 +61,9 @@ class SessionStream:
 
     def tasks(self) -> list[Task]:
         """One session per slot."""
-        return [self._task(slot) for slot in self._slots]
+        if self._tasks is None:
+            self._tasks = [self._task(slot) for slot in self._slots]
+        return self._tasks
 
     def expert(self, slot: int) -> tuple[ExpertBuild, int]:
         """The expert's build and the session index behind task number `slot`."""
@@ -79,6 +82,7 @@ class SessionStream:
 
     def advance(self, groups: Sequence[Group]) -> None:
         """Move every slot past the session just sampled; `groups` are in the order of `tasks()`."""
+        self._tasks = None
         for index, (slot, group) in enumerate(zip(self._slots, groups, strict=True)):
             steps = self._builds[slot.dialogue].steps
             if self._states is States.EXPERT:
