@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from membuilder.errors import ParityError
+from membuilder.errors import ConfigError, ParityError
 from membuilder.generate.dialogue import generate
 from membuilder.prompts import PromptConfig
 from membuilder.schemas import ResponseFormat
@@ -104,6 +104,22 @@ def test_at_the_target_the_price_is_the_configured_one(setting):
     assert steer(collector, stream, config)[0] == pytest.approx(0.4)
 
 
+def test_steering_moves_on_to_other_sessions(setting):
+    collector, stream = collector_of(setting, "{}")
+    before = [task.id for task in stream.tasks()]
+    steer(collector, stream, RLConfig(reward=REWARD, length_target=1.1))
+    assert [task.id for task in stream.tasks()] != before
+
+
+def test_steering_dialogues_are_neither_trained_on_nor_judged():
+    corpus = load_corpus(DataConfig(num_train=3, num_held_out=2, num_steering=2))
+    sides = [{dialogue.id for dialogue in side} for side in (corpus.train, corpus.held_out, corpus.steering)]
+    assert [len(side) for side in sides] == [3, 2, 2] and len(set().union(*sides)) == 7
+    # and they change nothing about the other two sides
+    without = load_corpus(DataConfig(num_train=3, num_held_out=2))
+    assert (without.train, without.held_out, without.steering) == (corpus.train, corpus.held_out, [])
+
+
 def test_without_a_target_nothing_is_generated(setting):
     collector, stream = collector_of(setting, "{}")
     assert steer(collector, stream, RLConfig(reward=REWARD)) == (0.4, {})
@@ -141,6 +157,15 @@ def test_extra_dialogues_stand_beside_those_of_a_file(tmp_path, monkeypatch):
     assert [dialogue.id.startswith("file") for dialogue in (*corpus.train, *corpus.held_out)] == [True] * 4
     assert len(corpus.extra) == 3 and not any(dialogue.id.startswith("file") for dialogue in corpus.extra)
     assert load_corpus(DataConfig(num_extra=3, num_train=2, num_held_out=1)).extra == []
+
+
+def test_of_a_file_the_last_training_dialogues_steer(monkeypatch):
+    file = generate(4, 7, "heldout")
+    monkeypatch.setattr("trainer.corpus.load", lambda path: file)
+    whole, apart = (load_corpus(DataConfig(path="talk.json", held_out=0.5, num_steering=n)) for n in (0, 1))
+    assert (apart.train, apart.steering) == (whole.train[:-1], whole.train[-1:])
+    with pytest.raises(ConfigError, match="num_steering=2 of 2 training dialogues leaves none to train on"):
+        load_corpus(DataConfig(path="talk.json", held_out=0.5, num_steering=2))
 
 
 def test_an_epoch_of_sft_repeats_the_file_and_not_the_extra(setting):

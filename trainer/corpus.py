@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.build import Step, build
 from membuilder.datasets.load import load, split
 from membuilder.embed import TextEmbedder
+from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
 from membuilder.operations import render
 from membuilder.progress import progress
@@ -37,16 +38,21 @@ class DataConfig:
     """Times that each dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
     max_turns: int = 60
     """Turns read at once: a longer session becomes several of the same date (membuilder/windows.py)."""
+    num_steering: int = 0
+    """Dialogues besides those of training and evaluation, on which the RL loop measures how much greedy decoding writes
+    (`length_target`): generated ones share their pool of names with the held-out ones, of a file they are the last of the
+    training side. 0: it measures where it trains."""
     seed: int = 1
 
     def __post_init__(self) -> None:
         if (
             not 0 < self.held_out < 1
             or min(self.num_train, self.num_held_out, self.max_turns, self.repeat) < 1
-            or self.num_extra < 0
+            or min(self.num_extra, self.num_steering) < 0
         ):
             raise ValueError(
-                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0 and at least one dialogue on each side"
+                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least one "
+                "dialogue on each side"
             )
 
 
@@ -55,6 +61,8 @@ class Corpus:
     train: list[Dialogue]
     extra: list[Dialogue]
     """For SFT only."""
+    steering: list[Dialogue]
+    """Kept apart from SFT and RL; empty: lengths are steered on RL's own."""
     held_out: list[Dialogue]
 
 
@@ -62,18 +70,29 @@ def load_corpus(config: DataConfig) -> Corpus:
     """Train and held-out dialogues; no dialogue (in the generated corpus: no person) is on both sides."""
     if config.path is None:
         train = generate(config.num_train, config.seed, "train")
-        held_out = generate(config.num_held_out, config.seed, "heldout")
+        held_out = generate(config.num_held_out + config.num_steering, config.seed, "heldout")
+        held_out, steering = held_out[: config.num_held_out], held_out[config.num_held_out :]
     elif config.eval_path is not None:
         train, held_out = load(config.path), load(config.eval_path)
     else:
         train, held_out = split(load(config.path), config.held_out, config.seed)
     from_file = config.path is not None
+    if from_file:
+        train, steering = _apart(train, config.num_steering)
     extra = generate(config.num_extra, config.seed, "train") if from_file and config.num_extra else []
     return Corpus(
         train=[in_windows(dialogue, config.max_turns) for dialogue in train],
         extra=[in_windows(dialogue, config.max_turns) for dialogue in extra],
+        steering=[in_windows(dialogue, config.max_turns) for dialogue in steering],
         held_out=[in_windows(dialogue, config.max_turns) for dialogue in held_out],
     )
+
+
+def _apart(dialogues: list[Dialogue], number: int) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The last `number` dialogues apart from the others."""
+    if number >= len(dialogues):
+        raise ConfigError(f"data.num_steering={number} of {len(dialogues)} training dialogues leaves none to train on")
+    return dialogues[: len(dialogues) - number], dialogues[len(dialogues) - number :]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

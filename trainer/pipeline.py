@@ -21,6 +21,7 @@ class Prepared:
     corpus: Corpus
     train: list[ExpertBuild]
     for_sft: list[ExpertBuild]
+    steering: list[ExpertBuild]
     held_out: list[ExpertBuild]
     embedder: Embedder
 
@@ -33,6 +34,7 @@ def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
         corpus=corpus,
         train=train,
         for_sft=sft_builds(train, extra, config.data),
+        steering=expert_builds(corpus.steering, embedder, config.prompts, "rules build the steering banks"),
         held_out=expert_builds(corpus.held_out, embedder, config.prompts, "rules build the held-out banks"),
         embedder=embedder,
     )
@@ -56,6 +58,8 @@ def run_rl(config: RLConfig, model_dir: str | Path, collector: Collector, prepar
     def evaluate() -> dict[str, float]:
         return judge_policy(prepared.held_out, collector, "evaluation").metrics()
 
-    folder = rl.train(config, policy, reference, collector, prepared.train, run.log, run.accelerator, evaluate)
+    folder = rl.train(
+        config, policy, reference, collector, prepared.train, prepared.steering, run.log, run.accelerator, evaluate
+    )
     run.log.close()
     return folder

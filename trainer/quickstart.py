@@ -132,7 +132,7 @@ def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
     given = [f"seed={options.seed}", f"data.seed={options.seed}"]
     for_rl = []
     if options.data is not None:
-        given.append(f"data.path={options.data}")
+        given += [f"data.path={options.data}", "data.num_steering=0"]  # a file has few dialogues
         for_rl += FOR_A_FILE
     if options.eval_data is not None:
         given.append(f"data.eval_path={options.eval_data}")

@@ -66,8 +66,8 @@ class RLConfig:
     """Rollouts per session: the group size."""
     length_target: float | None = None
     """Memory that greedy decoding writes, over the expert's, which the length weight steers to: it is
-    `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio of the step's sessions. null: the
-    weight stays."""
+    `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio on as many sessions as a step has,
+    of `data.num_steering` dialogues kept apart. null: the weight stays."""
     length_gain: float = 3.0
     dense: bool = True
     """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
@@ -106,6 +106,7 @@ def train(
     reference: Policy | None,
     collector: Collector,
     builds: list[ExpertBuild],
+    steering_builds: list[ExpertBuild],
     log: RunLog,
     accelerator: Accelerator,
     evaluate: Callable[[], Mapping[str, float]],
@@ -118,6 +119,9 @@ def train(
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     slots = config.sessions_per_step
     stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
+    steering = SessionStream(
+        steering_builds or builds, collector.embedder, config.prompts, slots, States.EXPERT, config.seed
+    )
     num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
     bar = progress(total=config.num_steps, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(config.num_steps):
@@ -127,7 +131,7 @@ def train(
             fresh = sample_sequences(collector, stream.tasks()[:2], config.sampling.temperature, seed)
             check_engine(policy, fresh, config.sampling.temperature, config.parity_bound)
             check_shared(policy, fresh, config.sampling.temperature, config.shared_bound)
-        length_weight, steering = steer(collector, stream, config)
+        length_weight, steered = steer(collector, steering, config)
         if config.dense:
             scored = collector.dense(stream, length_weight, seed)
         else:
@@ -174,7 +178,7 @@ def train(
         evaluated = evaluate() if config.eval_every and (step + 1) % config.eval_every == 0 else {}
         log.log(
             seen
-            | steering
+            | steered
             | learned
             | evaluated
             | {
@@ -200,6 +204,7 @@ def steer(collector: Collector, stream: SessionStream, config: RLConfig) -> tupl
     if config.length_target is None:
         return weight, {}
     ratio = collector.greedy_memory_ratio(stream)
+    stream.skip()
     weight = min(1.0, weight * (ratio / config.length_target) ** config.length_gain)
     return weight, {"length_weight": weight, "memory_ratio": ratio}
 
@@ -247,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = start_run(config, "rl")
     corpus = load_corpus(config.data)
     builds = expert_builds(corpus.train, run.embedder, config.prompts, "rules build the training banks")
+    steering = expert_builds(corpus.steering, run.embedder, config.prompts, "rules build the steering banks")
     held_out = expert_builds(corpus.held_out, run.embedder, config.prompts, "rules build the held-out banks")
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None
@@ -256,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def evaluate() -> dict[str, float]:
         return judge_policy(held_out, collector, "evaluation").metrics()
 
-    folder = train(config, policy, reference, collector, builds, run.log, run.accelerator, evaluate)
+    folder = train(config, policy, reference, collector, builds, steering, run.log, run.accelerator, evaluate)
     run.log.close()
     engine.close()
     print(f"saved {folder}")

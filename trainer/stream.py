@@ -80,14 +80,20 @@ class SessionStream:
             shown=shown_entries(session, slot.bank, self._embedder, self._prompts),
         )
 
+    def skip(self) -> None:
+        """Move every slot to another session, whatever came of this one."""
+        self._tasks = None
+        self._slots = [self._start(spread=True) for _ in self._slots]
+
     def advance(self, groups: Sequence[Group]) -> None:
         """Move every slot past the session just sampled; `groups` are in the order of `tasks()`."""
+        if self._states is States.EXPERT:
+            self.skip()
+            return
         self._tasks = None
         for index, (slot, group) in enumerate(zip(self._slots, groups, strict=True)):
             steps = self._builds[slot.dialogue].steps
-            if self._states is States.EXPERT:
-                self._slots[index] = self._start(spread=True)
-            elif slot.session + 1 < len(steps):
+            if slot.session + 1 < len(steps):
                 # rollouts are exchangeable, so the first is as good a random choice as any
                 self._slots[index] = _Slot(
                     dialogue=slot.dialogue, session=slot.session + 1, bank=group.rollouts[0].bank
