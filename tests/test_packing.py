@@ -24,8 +24,9 @@ from membuilder.errors import ConfigError
 from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
 from trainer.head import LossOutput, Objective
 from trainer.losses import LOSSES, Aggregation, LossConfig, cross_entropy
+from trainer.merged_attention import merged_attention
 from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
-from trainer.plans import sibling_groups, varlen_calls
+from trainer.plans import padded_calls, varlen_calls
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.rows import Rows, supervised_rows
 
@@ -72,10 +73,16 @@ def test_two_completions_of_one_prompt():
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
     assert batch.predict_from.tolist() == [2, 3, 4, 2, 5]
     assert batch.targets.tolist() == [7, 8, 9, 4, 9]
-    prompt, completions = batch.plan
-    assert (prompt.prefix.tolist(), prompt.rows.tolist()) == ([[]], [[0, 1, 2]])
-    assert (completions.prefix.tolist(), completions.rows.tolist()) == ([[0, 1, 2], [0, 1, 2]], [[3, 4], [5, 0]])
-    assert completions.valid.tolist() == [[True, True], [True, False]]
+    prompt, completions, above = batch.plan
+    assert [call.causal for call in batch.plan] == [True, True, False]
+    assert prompt.queries == prompt.keys == slice(0, 3) and prompt.query_rows.valid is None
+    assert completions.queries == completions.keys == slice(3, 6)
+    assert completions.query_rows.rows.tolist() == [[0, 1], [2, 0]]
+    assert completions.query_rows.valid.tolist() == [[True, True], [True, False]]
+    assert completions.query_rows.places.tolist() == [0, 1, 2]
+    # what both completions share is read once, by all their tokens as one segment
+    assert (above.queries, above.keys) == (slice(3, 6), slice(0, 3))
+    assert (above.query_rows.rows.tolist(), above.key_rows.rows.tolist()) == ([[0, 1, 2]], [[0, 1, 2]])
 
 
 def test_one_sequence_of_five_tokens():
@@ -113,7 +120,8 @@ def test_trees_share_nothing():
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2]]
     assert batch.predict_from.tolist() == [1, 4, 3, 5]
     assert batch.values["advantage"].tolist() == [1, 2, 1, 2]
-    assert [group.prefix.tolist() for group in batch.plan] == [[[], []], [[0, 1], [2, 3]]]
+    keys = [(call.keys.start + call.key_rows.rows).tolist() for call in batch.plan if not call.causal]
+    assert keys == [[[0, 1], [2, 3]]]  # of the first and of the second completion
 
 
 def test_sequences_with_nothing_in_common():
@@ -142,7 +150,8 @@ def test_sequences_must_carry_the_same_values():
 def test_batch_moves_as_a_whole():
     batch = packed(sequence((1, 2), (3, 4), advantage=(1.0, 2.0))).to(torch.device("meta"))
     tensors = [batch.token_ids, batch.position_ids, batch.predict_from, batch.targets, *batch.values.values()]
-    tensors += [tensor for group in batch.plan for tensor in (group.prefix, group.rows, group.valid)]
+    rectangles = [rectangle for call in batch.plan for rectangle in (call.query_rows, call.key_rows)]
+    tensors += [tensor for rectangle in rectangles for tensor in (rectangle.rows, rectangle.places)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
@@ -275,7 +284,7 @@ def assert_same_gradients(actual: dict, expected: dict, relative: float) -> None
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("plan", [sibling_groups, varlen_calls])
+@pytest.mark.parametrize("plan", [padded_calls, varlen_calls])
 @pytest.mark.parametrize("forest", FORESTS.values(), ids=FORESTS)
 def test_packed_trees_equal_dense_copies(forest, plan, tied, double_precision):
     model = make_model(tied=tied)
@@ -290,6 +299,36 @@ def test_packed_trees_equal_dense_copies(forest, plan, tied, double_precision):
     assert (by_id(batch, output.head.logprobs) - torch.cat(dense)).abs().max() <= 1e-10
     packed_gradients = gradients(policy, output.loss)
     assert_same_gradients(packed_gradients, dense_gradients, relative=1e-10)
+
+
+def random_tree(source: random.Random, depth: int) -> Node:
+    """Nodes of 0 to 40 tokens, leaves at every depth."""
+    children = [random_tree(source, depth - 1) for _ in range(source.choice((0, 1, 2, 5)))] if depth else []
+    return Node(token_ids=(1,) * source.choice((0, 1, 2, 7, 40)), children=children)
+
+
+@pytest.mark.parametrize("small", [1, 16])
+@pytest.mark.parametrize("seed", range(6))
+def test_padded_rectangles_attend_as_segments_do_one_by_one(seed, small, monkeypatch):
+    monkeypatch.setattr("trainer.plans.SMALL", small)
+    source = random.Random(seed)
+    trees = [random_tree(source, 3) for _ in range(5)]
+    padded, plain = (pack(trees, plan).plan for plan in (padded_calls, varlen_calls))
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(max(call.queries.stop for call in plain), heads, 8) for heads in (4, 2, 2, 4)]
+    query, key, value, weight = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    found, expected = (merged_attention(*inputs, calls, 0.3) for calls in (padded, plain))
+    assert (found - expected).abs().max() <= 1e-12
+    for mine, right in zip(*(torch.autograd.grad(out, inputs, weight) for out in (found, expected)), strict=True):
+        assert (mine - right).abs().max() <= 1e-12
+
+
+def test_a_rectangle_costs_at_most_twice_its_segments(monkeypatch):
+    monkeypatch.setattr("trainer.plans.SMALL", 1)
+    trees = [Node(token_ids=(1,) * length) for length in (4, 4, 3, 100, 90, 2, 2)]
+    blocks = [(call.queries, call.query_rows.rows.shape) for call in pack(trees).plan]
+    assert blocks == [(slice(0, 11), (3, 4)), (slice(11, 203), (3, 100)), (slice(203, 205), (1, 2))]
 
 
 def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
@@ -311,7 +350,7 @@ def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
     )
 
 
-@pytest.mark.parametrize("plan", [sibling_groups, varlen_calls])
+@pytest.mark.parametrize("plan", [padded_calls, varlen_calls])
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_on_trees_equals_autograd_on_dense_copies(name, plan, double_precision):
     own = {"dapo": {"clip_high": 0.28}, "dr_grpo": {"aggregation": Aggregation.CONSTANT}}.get(name, {})

@@ -205,13 +205,12 @@ def test_shared_prompts_pass_against_dense_copies(policy):
 
 def test_a_model_that_must_not_share_prompts_stops_the_run(policy, monkeypatch):
     """As if what stands above a node were never read: its tokens would not see their prompt."""
-    honest = attention._attend
+    honest = attention.merged_attention
 
-    def forgetful(query, key, value, group, scaling):
-        empty = torch.zeros(len(group.rows), 0, dtype=torch.int64)
-        return honest(query, key, value, replace(group, prefix=empty, prefix_valid=None), scaling)
+    def forgetful(query, key, value, plan, scale):
+        return honest(query, key, value, [call for call in plan if call.causal], scale)
 
-    monkeypatch.setattr(attention, "_attend", forgetful)
+    monkeypatch.setattr(attention, "merged_attention", forgetful)
     with pytest.raises(ParityError, match="must not share prompts"):
         check_shared(policy, GROUPS, temperature=1.0, bound=1e-5)
 

@@ -9,14 +9,18 @@ and the backward is exact: each call's own backward, given the merged out and ls
 2310.01889). Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
+from collections.abc import Sequence
+
 import torch
 
-from trainer.kernels import plain_varlen
-from trainer.plans import VarlenCall
+from trainer.kernels import plain_varlen, sdpa_padded
+from trainer.plans import Call, PaddedCall
 
 
-def varlen_kernels(device: torch.device):
-    """The module with `forward` and `backward` for tensors of this device."""
+def kernels_for(call: Call, device: torch.device):
+    """The module with `forward` and `backward` for calls of this form on this device."""
+    if isinstance(call, PaddedCall):
+        return sdpa_padded
     if device.type == "cuda":
         from trainer.kernels import flash_varlen
 
@@ -25,7 +29,7 @@ def varlen_kernels(device: torch.device):
 
 
 def merged_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: list[VarlenCall], scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: Sequence[Call], scale: float
 ) -> torch.Tensor:
     """Of query (N, H, D), key and value (N, Hkv, D): output (N, H, D)."""
     return _Merged.apply(query, key, value, calls, scale)
@@ -34,7 +38,7 @@ def merged_attention(
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, calls, scale):
-        kernels = varlen_kernels(query.device)
+        kernels = kernels_for(calls[0], query.device)
         out, lse = torch.zeros_like(query), None
         for call in calls:
             block = query[call.queries], key[call.keys], value[call.keys]
@@ -54,7 +58,7 @@ class _Merged(torch.autograd.Function):
     def backward(ctx, gradient):
         query, key, value, out, lse = ctx.saved_tensors
         gradient = gradient.contiguous()
-        kernels = varlen_kernels(query.device)
+        kernels = kernels_for(ctx.calls[0], query.device)
         # float32 sums: a shared key collects the gradients of all its descendants
         totals = [torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (query, key, value)]
         for call in ctx.calls:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from trainer.plans import Level, Plan, Siblings, VarlenCall, sibling_groups, varlen_calls
+from trainer.plans import Level, PaddedCall, Plan, VarlenCall, padded_calls, varlen_calls
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Node:
 class PackedBatch:
     token_ids: torch.Tensor  # (1, N) int64
     position_ids: torch.Tensor  # (1, N) int64
-    plan: list[Siblings] | list[VarlenCall]
+    plan: list[PaddedCall] | list[VarlenCall]
     predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
     targets: torch.Tensor  # (M,) int64
     sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
@@ -114,10 +114,10 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]
 
 def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:
     """`pack` with the attention plan that the device runs best, on the device."""
-    return pack(trees, varlen_calls if device.type == "cuda" else sibling_groups).to(device)
+    return pack(trees, varlen_calls if device.type == "cuda" else padded_calls).to(device)
 
 
-def pack(trees: Sequence[Node], plan: Plan = sibling_groups) -> PackedBatch:
+def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
     """Trees laid out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
     layout = _Layout()
     level: list[tuple[Node, int]] = [(tree, 0) for tree in trees]

@@ -1,8 +1,9 @@
 """Who attends to whom in a packed forest, in the form that attention runs on.
 
 A node's tokens stand together, nodes of one depth stand together, and so do all descendants of a node at one depth.
-Two plans: padded groups for SDPA (`sibling_groups`, CPU) and variable-length calls for flash attention
-(`varlen_calls`, CUDA), where nothing is padded or copied. Letters: L siblings, R longest sibling, P tokens above them.
+Each depth attends causally to itself and, without a mask, to every depth above it; a call does one such pair, or a part
+of it. Two forms: variable-length calls for flash attention (CUDA), padded rectangles for SDPA's kernel (CPU). A segment
+is a node's tokens, or all descendants of a node at one depth, with the keys that they read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,24 +37,6 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Siblings:
-    """Nodes of one depth, padded to a rectangle: each attends to the tokens above it and, causally, to itself."""
-
-    prefix: torch.Tensor  # (L, P) packed indices from the root down, padded at the end with 0
-    prefix_valid: torch.Tensor | None  # (L, P) bool; None where nothing is padded
-    rows: torch.Tensor  # (L, R) packed indices, padded at the end with 0
-    valid: torch.Tensor  # (L, R) bool
-
-    def to(self, device: torch.device) -> "Siblings":
-        return Siblings(
-            prefix=self.prefix.to(device),
-            prefix_valid=None if self.prefix_valid is None else self.prefix_valid.to(device),
-            rows=self.rows.to(device),
-            valid=self.valid.to(device),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class VarlenCall:
     """One call of variable-length attention: a block of queries, cut into segments, against a block of keys."""
 
@@ -70,84 +53,140 @@ class VarlenCall:
         return replace(self, query_bounds=self.query_bounds.to(device), key_bounds=self.key_bounds.to(device))
 
 
-Plan = Callable[[Sequence[Level]], "list[Siblings] | list[VarlenCall]"]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rectangle:
+    """A block of tokens, cut into S segments, as a rectangle of R columns; short segments are padded at the end."""
+
+    rows: torch.Tensor  # (S, R) indices into the block, 0 where padded
+    valid: torch.Tensor | None  # (S, R) bool; None where nothing is padded: the block is a rectangle as it stands
+    places: torch.Tensor  # (tokens of the block,) where each stands in the flattened rectangle
+
+    def to(self, device: torch.device) -> "Rectangle":
+        valid = None if self.valid is None else self.valid.to(device)
+        return Rectangle(rows=self.rows.to(device), valid=valid, places=self.places.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaddedCall:
+    """One call of padded attention: segments of alike size, of a block of queries against a block of keys."""
+
+    queries: slice
+    keys: slice
+    query_rows: Rectangle
+    key_rows: Rectangle
+    causal: bool
+    """As in VarlenCall."""
+
+    def to(self, device: torch.device) -> "PaddedCall":
+        return replace(self, query_rows=self.query_rows.to(device), key_rows=self.key_rows.to(device))
+
+
+Call = VarlenCall | PaddedCall
+Plan = Callable[[Sequence[Level]], list[VarlenCall] | list[PaddedCall]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """What tokens of one depth attend to at one depth: per segment two ranges of packed indices, some of them empty."""
+
+    queries: list[range]
+    keys: list[range]
+    causal: bool
+
+
+def pairs(levels: Sequence[Level]) -> Iterator[Pair]:
+    """Per depth itself first, then the depths above it, the nearest first."""
+    for level in levels:
+        yield from _pair(level.spans, level.spans, causal=True)
+        ancestors, above = level.parents, level.above
+        while above is not None:
+            yield from _pair(_descendants(level, ancestors, len(above.spans)), above.spans, causal=False)
+            ancestors, above = [above.parents[ancestor] for ancestor in ancestors], above.above
+
+
+def _descendants(level: Level, ancestors: Sequence[int], num_ancestors: int) -> list[range]:
+    """Per ancestor the tokens below it at this depth; ancestors are in the order of their descendants."""
+    counts = [0] * num_ancestors
+    for span, ancestor in zip(level.spans, ancestors, strict=True):
+        counts[ancestor] += len(span)
+    bounds = list(accumulate(counts, initial=level.spans[0].start))
+    return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def _pair(queries: Sequence[range], keys: Sequence[range], causal: bool) -> list[Pair]:
+    queries, keys = list(queries), list(keys)
+    return [Pair(queries=queries, keys=keys, causal=causal)] if any(queries) and any(keys) else []
 
 
 def varlen_calls(levels: Sequence[Level]) -> list[VarlenCall]:
-    """Per depth one causal call on itself, then one call on each depth above it, the nearest first."""
-    calls = []
-    for level in levels:
-        lengths = [len(span) for span in level.spans]
-        calls += _call(level, level, lengths, causal=True)
-        ancestors, above = level.parents, level.above
-        while above is not None:
-            counts = [0] * len(above.spans)
-            for length, ancestor in zip(lengths, ancestors, strict=True):
-                counts[ancestor] += length
-            calls += _call(level, above, counts, causal=False)
-            ancestors, above = [above.parents[ancestor] for ancestor in ancestors], above.above
-    return calls
-
-
-def _call(level: Level, other: Level, num_queries: list[int], causal: bool) -> list[VarlenCall]:
-    """The call of a level's tokens on another level's, or nothing where either is empty."""
-    num_keys = [len(span) for span in other.spans]
-    if not sum(num_queries) or not sum(num_keys):
-        return []
     return [
         VarlenCall(
-            queries=slice(level.spans[0].start, level.spans[-1].stop),
-            keys=slice(other.spans[0].start, other.spans[-1].stop),
-            query_bounds=_bounds(num_queries),
-            key_bounds=_bounds(num_keys),
-            max_queries=max(num_queries),
-            max_keys=max(num_keys),
-            causal=causal,
+            queries=_block(pair.queries),
+            keys=_block(pair.keys),
+            query_bounds=_bounds(pair.queries),
+            key_bounds=_bounds(pair.keys),
+            max_queries=max(map(len, pair.queries)),
+            max_keys=max(map(len, pair.keys)),
+            causal=pair.causal,
         )
+        for pair in pairs(levels)
     ]
 
 
-def _bounds(lengths: Sequence[int]) -> torch.Tensor:
-    return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
+def padded_calls(levels: Sequence[Level]) -> list[PaddedCall]:
+    return [
+        PaddedCall(
+            queries=_block(part.queries),
+            keys=_block(part.keys),
+            query_rows=_rectangle(part.queries),
+            key_rows=_rectangle(part.keys),
+            causal=part.causal,
+        )
+        for pair in pairs(levels)
+        for part in _alike(pair)
+    ]
 
 
-def sibling_groups(levels: Sequence[Level]) -> list[Siblings]:
-    """Nodes of like size side by side, depth by depth, in the order of their tokens."""
-    groups = []
-    for level in levels:
-        spans = [(level.path(number), list(span)) for number, span in enumerate(level.spans) if span]
-        groups += [_siblings(group) for group in _alike(spans)]
-    return groups
+SMALL = 16
+"""Rows or keys of a segment below which padding costs next to nothing."""
 
 
-Spans = list[tuple[list[int], list[int]]]
-"""Per node the packed indices above it and its own."""
+def _alike(pair: Pair) -> Iterator[Pair]:
+    """Adjoining segments whose rectangle costs at most twice their own: few calls, little waste."""
+    start = cost = longest_queries = longest_keys = 0
+    queries, keys = pair.queries, pair.keys
+
+    def part(stop: int) -> Iterator[Pair]:
+        if stop > start:
+            yield Pair(queries=queries[start:stop], keys=keys[start:stop], causal=pair.causal)
+
+    for index, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        if not (q and k):  # nothing to attend: the block ends here, because a rectangle covers every token of its block
+            yield from part(index)
+            start, cost, longest_queries, longest_keys = index + 1, 0, 0, 0
+            continue
+        num_queries, num_keys = max(len(q), SMALL), max(len(k), SMALL)
+        padded = max(longest_queries, num_queries) * max(longest_keys, num_keys) * (index + 1 - start)
+        if padded > 2 * (cost + num_queries * num_keys):
+            yield from part(index)
+            start, cost, longest_queries, longest_keys = index, 0, 0, 0
+        cost += num_queries * num_keys
+        longest_queries, longest_keys = max(longest_queries, num_queries), max(longest_keys, num_keys)
+    yield from part(len(queries))
 
 
-def _alike(spans: Spans) -> Iterator[Spans]:
-    """Consecutive nodes whose padded rectangle holds at most twice their own tokens: few attention calls, little waste."""
-    group: Spans = []
-    used = longest = 0
-    for path, span in spans:
-        size = len(path) + len(span)
-        if group and max(longest, size) * (len(group) + 1) > 2 * (used + size):
-            yield group
-            group, used, longest = [], 0, 0
-        group.append((path, span))
-        used, longest = used + size, max(longest, size)
-    if group:
-        yield group
+def _block(spans: Sequence[range]) -> slice:
+    return slice(spans[0].start, spans[-1].stop)
 
 
-def _siblings(group: Spans) -> Siblings:
-    prefix, prefix_valid = _padded([path for path, _ in group])
-    rows, valid = _padded([span for _, span in group])
-    return Siblings(prefix=prefix, prefix_valid=None if prefix_valid.all() else prefix_valid, rows=rows, valid=valid)
+def _bounds(spans: Sequence[range]) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(map(len, spans))], dtype=torch.int32)
 
 
-def _padded(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(L, longest) indices padded at the end with 0, and which of them are real."""
-    longest = max(map(len, lists))
-    indices = torch.tensor([each + [0] * (longest - len(each)) for each in lists], dtype=torch.int64)
-    lengths = torch.tensor([len(each) for each in lists])
-    return indices, torch.arange(longest)[None] < lengths[:, None]
+def _rectangle(spans: Sequence[range]) -> Rectangle:
+    lengths = torch.tensor([len(span) for span in spans])
+    starts = torch.tensor([span.start - spans[0].start for span in spans])
+    columns = torch.arange(int(lengths.max()))
+    valid = columns[None] < lengths[:, None]
+    rows = torch.where(valid, starts[:, None] + columns[None], 0)
+    return Rectangle(rows=rows, valid=None if valid.all() else valid, places=valid.flatten().nonzero()[:, 0])
