@@ -27,3 +27,7 @@ class RewardError(MemBuilderError):
 
 class CheckpointError(MemBuilderError):
     """A checkpoint could not be written or read."""
+
+
+class RankError(MemBuilderError):
+    """Another process of the run is gone."""

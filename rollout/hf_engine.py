@@ -1,5 +1,6 @@
 """The same interface on transformers: slower, no vLLM needed. Holds its own copy of the weights."""
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from rollout.seeding import isolated_rng, seed_everything
 from rollout.types import Completion, SamplingConfig
-from rollout.weights import check_names
+from rollout.weights import checked
 
 
 class TransformersEngine:
@@ -20,18 +21,22 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        with isolated_rng():
-            seed_everything(seed)
-            return [self._generate_one(prompt, n, sampling) for prompt in prompts]
+        return [self._generate_one(prompt, n, sampling, seed) for prompt in prompts]
 
-    def _generate_one(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
+    def _generate_one(self, prompt: list[int], n: int, sampling: SamplingConfig, seed: int) -> list[Completion]:
+        with isolated_rng():
+            # of the prompt too: its completions are then the same whichever process samples it, beside whatever others
+            seed_everything(zlib.crc32(f"{seed} {prompt}".encode()))
+            return self._sample(prompt, n, sampling)
+
+    def _sample(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
         tokens = torch.tensor([prompt] * n, device=self._eos.device)  # (n, P)
         cache, ids, logprobs = None, [], []
         alive = torch.ones(n, dtype=torch.bool, device=tokens.device)
         for _ in range(sampling.max_tokens):
             out = self._model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
-            token, logprob = _sample(out.logits[:, -1].float(), sampling)  # (n,), (n,)
+            token, logprob = _draw(out.logits[:, -1].float(), sampling)  # (n,), (n,)
             ids.append(token)
             logprobs.append(logprob)
             alive &= ~torch.isin(token, self._eos)
@@ -51,9 +56,9 @@ class TransformersEngine:
         )
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        state = dict(named_tensors)
-        check_names(state, self._model.state_dict())
-        self._model.load_state_dict(state)
+        own = self._model.state_dict()
+        for name, tensor in checked(named_tensors, own):
+            own[name].copy_(tensor)
         self._version = version
 
     def close(self) -> None:
@@ -64,7 +69,7 @@ def _rows(columns: list[torch.Tensor]) -> list[list]:
     return torch.stack(columns, dim=1).tolist()
 
 
-def _sample(logits: torch.Tensor, sampling: SamplingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(logits: torch.Tensor, sampling: SamplingConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, V) logits -> sampled ids (n,) and their log-probs under the processed distribution (n,)."""
     if sampling.temperature == 0:
         logprobs = logits.log_softmax(-1)

@@ -35,6 +35,8 @@ def sample_groups(
     seed: int,
 ) -> list[Group]:
     """One group per task, in order. All prompts go to the engine in one call."""
+    if not tasks:
+        return []
     prompt_ids = [
         encode_prompt(tokenizer, render_prompt(agent, task.session, task.bank, task.shown[agent], prompts))
         for task in tasks

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from membuilder.errors import MemBuilderError
 from rollout.seeding import isolated_rng, seed_everything
 from rollout.types import Completion, SamplingConfig
-from rollout.weights import check_names
+from rollout.weights import checked
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine core must live in this process
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -54,6 +54,7 @@ class VLLMEngine:
                 **({} if torch.cuda.is_available() else {"block_size": 32}),
             )
         self._version = 0
+        self._rank = torch.distributed.get_rank() if distributed else 0
         hf_config = self._llm.llm_engine.model_config.hf_config
         self._eos = hf_config.eos_token_id
         with torch.device("meta"):
@@ -71,7 +72,7 @@ class VLLMEngine:
             stop_token_ids=[self._eos] if isinstance(self._eos, int) else list(self._eos),
         )
         with isolated_rng():
-            seed_everything(seed)
+            seed_everything(seed + self._rank)  # ranks sample different prompts: they must not draw the same numbers
             requests = [{"prompt_token_ids": prompt} for prompt in prompts]
             outputs = self._llm.generate(requests, params, use_tqdm=False)
         return [[self._completion(output) for output in request.outputs] for request in outputs]
@@ -87,11 +88,10 @@ class VLLMEngine:
         )
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        weights = list(named_tensors)
-        check_names([name for name, _ in weights], self._names)
+        weights = checked(named_tensors, self._names)
         with isolated_rng():
             self._llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": iter(weights), "is_checkpoint_format": True}
+                "reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True}
             )
         if not self._llm.reset_prefix_cache():
             raise MemBuilderError("vLLM kept cached prefixes of the old weights: a request was still running")

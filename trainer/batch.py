@@ -32,7 +32,7 @@ def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
             silent += not carrying and any(advantage is not None for advantage in by_agent[agent])
             sequences += [_sequence(group, agent, k, by_agent[agent][k]) for k in carrying]
         if sequences:
-            trees.append(build_tree(sequences))
+            trees.append(build_tree(sequences, group.group.id))
     return Batch(
         trees=trees,
         num_tokens=sum(count_loss_tokens(tree) for tree in trees),

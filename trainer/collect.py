@@ -20,6 +20,7 @@ from rollout.sampler import Task, sample_groups
 from rollout.types import Engine, Group, SamplingConfig
 from trainer.corpus import ExpertBuild
 from trainer.stream import SessionStream
+from trainer.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Collector:
     reward: RewardConfig
     num_rollouts: int
     count_tokens: Callable[[Sequence[str]], int]
+    world: World = World()
+    """Sessions are dealt to its processes; every one gets all results."""
 
     @property
     def greedy(self) -> SamplingConfig:
@@ -42,11 +45,11 @@ class Collector:
         return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
 
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
-        """Each session of the stream's current tasks: G rollouts from one bank, asked the session's questions."""
-        tasks = stream.tasks()
-        groups = self._sample(tasks, self.num_rollouts, seed)
+        """Each session of the stream's slots: G rollouts from one bank, asked the session's questions."""
+        mine = self.world.share(stream.costs())
+        groups = self._sample([stream.task(slot) for slot in mine], self.num_rollouts, seed)
         banks, expert_tokens = [], []
-        for slot, group in enumerate(groups):
+        for slot, group in zip(mine, groups, strict=True):
             build, session = stream.expert(slot)
             questions = choose_questions(build.dialogue, session, self.reward, f"{seed}-{group.id}")
             banks += [(rollout.bank, questions) for rollout in group.rollouts]
@@ -57,23 +60,24 @@ class Collector:
             score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, reward)
             for group, expert in zip(groups, expert_tokens, strict=True)
         ]
-        stream.advance(groups)
-        return scored
+        return self.world.together(mine, scored)
 
     def greedy_memory_ratio(self, stream: SessionStream) -> float:
         """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's.
 
         Where the expert wrote nothing it is 1 for writing nothing too, else infinite.
         """
-        tasks = stream.tasks()
-        groups = sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.greedy, 1, seed=0)
-        written = sum(
-            self.count_tokens(sample.written) for group in groups for sample in group.rollouts[0].samples.values()
+        mine = self.world.share(stream.costs())
+        groups = sample_groups(
+            [stream.task(slot) for slot in mine], self.engine, self.tokenizer, self.prompts, self.greedy, 1, seed=0
         )
-        expert = 0.0
-        for slot in range(len(tasks)):
+        lengths = []
+        for slot, group in zip(mine, groups, strict=True):
             build, session = stream.expert(slot)
-            expert += sum(self._expert_tokens(build)[session].values())
+            samples = group.rollouts[0].samples.values()
+            written = sum(self.count_tokens(sample.written) for sample in samples)
+            lengths.append((written, sum(self._expert_tokens(build)[session].values())))
+        written, expert = (sum(column) for column in zip(*self.world.together(mine, lengths), strict=True))
         if expert == 0:
             return math.inf if written else 1.0
         return written / expert
@@ -83,8 +87,10 @@ class Collector:
     ) -> list[ScoredGroup]:
         """Whole dialogues, G rollouts each with a bank of its own; every session gets the reward of the end."""
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
+        mine = self.world.share([len(build.steps) for build in chosen])
         reward = replace(self.reward, length_weight=length_weight)
-        return [scored for k, build in enumerate(chosen) for scored in self._dialogue(build, reward, seed + k)]
+        scored = self.world.together(mine, [self._dialogue(chosen[k], reward, seed + k) for k in mine])
+        return [group for groups in scored for group in groups]
 
     def _dialogue(self, build: ExpertBuild, reward: RewardConfig, seed: int) -> list[ScoredGroup]:
         banks, groups = [Bank()] * self.num_rollouts, []

@@ -115,17 +115,26 @@ def sft_builds(train: Sequence[ExpertBuild], extra: Sequence[ExpertBuild], confi
 def expert_builds(
     dialogues: Sequence[Dialogue], embedder: TextEmbedder, prompts: PromptConfig, label: str
 ) -> list[ExpertBuild]:
-    bar = progress(dialogues, label=label, unit="dialogue")
+    bar = progress(dialogues, label=label, unit="dialogue", enabled=bool(dialogues))
     return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
 
 
-def sft_tree(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> Node:
+def sft_trees(builds: Sequence[ExpertBuild], tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> list[Node]:
+    """One tree per session."""
+    return [
+        sft_tree(step, tokenizer, prompts, f"{build.dialogue.id}/{step.session.index}")
+        for build in builds
+        for step in build.steps
+    ]
+
+
+def sft_tree(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig, id: str = "") -> Node:
     """The four agents' prompts of a session and the expert's answers to them.
 
     An agent whose operations failed is not training data.
     """
     agents = [agent for agent in Agent if agent not in step.result.failures]
-    return build_tree([_sequence(step, agent, tokenizer, prompts) for agent in agents])
+    return build_tree([_sequence(step, agent, tokenizer, prompts) for agent in agents], id)
 
 
 def _sequence(step: Step, agent: Agent, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> TrainSequence:

@@ -1,13 +1,11 @@
 """The same questions and the same retrieval for every way of building memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from membuilder.build import shown_entries
-from membuilder.embed import TextEmbedder
 from membuilder.progress import progress
 from membuilder.types import Agent, Bank, Dialogue
-from reward.judges import Judge
 from reward.qa import QAResult, answer_banks
 from rollout.sampler import Task, sample_groups
 from trainer.collect import Collector
@@ -15,11 +13,11 @@ from trainer.collect import Collector
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Built:
-    """Final banks of one system, one per dialogue, and how many of its answers were usable."""
+    """Per dialogue the final bank of one system, how often it answered, and how many of its answers were usable."""
 
     banks: list[Bank]
-    num_outputs: int
-    num_valid: int
+    num_outputs: list[int]
+    num_valid: list[int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +45,9 @@ class SystemResult:
 def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> Built:
     """Greedy decoding, all dialogues side by side, each session from the bank the policy itself built."""
     banks = [Bank()] * len(dialogues)
-    num_outputs = num_valid = 0
-    for index in progress(range(max(len(d.sessions) for d in dialogues)), label=label, unit="session"):
+    num_outputs, num_valid = [0] * len(dialogues), [0] * len(dialogues)
+    num_sessions = max((len(dialogue.sessions) for dialogue in dialogues), default=0)
+    for index in progress(range(num_sessions), label=label, unit="session", enabled=collector.world.rank == 0):
         active = [position for position, dialogue in enumerate(dialogues) if index < len(dialogue.sessions)]
         tasks = [_task(dialogues[position], index, banks[position], collector) for position in active]
         groups = sample_groups(
@@ -57,8 +56,8 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
         for position, group in zip(active, groups, strict=True):
             (rollout,) = group.rollouts
             banks[position] = rollout.bank
-            num_outputs += len(rollout.samples)
-            num_valid += sum(sample.failure is None for sample in rollout.samples.values())
+            num_outputs[position] += len(rollout.samples)
+            num_valid[position] += sum(sample.failure is None for sample in rollout.samples.values())
     return Built(banks=banks, num_outputs=num_outputs, num_valid=num_valid)
 
 
@@ -68,29 +67,46 @@ def _task(dialogue: Dialogue, index: int, bank: Bank, collector: Collector) -> T
     return Task(id=f"{dialogue.id}/{index}", dialogue_id=dialogue.id, session=session, bank=bank, shown=shown)
 
 
-def evaluate(
-    dialogues: Sequence[Dialogue],
-    built: Built,
-    embedder: TextEmbedder,
-    judge: Judge,
-    count_tokens: Callable[[Sequence[str]], int],
-    top_k: int = 10,
-    include_superseded: bool = True,
-) -> SystemResult:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """What the questions found in one dialogue's final bank."""
+
+    verdicts: list[bool]
+    """Of the questions that could be judged."""
+    recalls: list[float]
+    memory_tokens: int
+    num_outputs: int
+    num_valid: int
+
+
+def tally(dialogues: Sequence[Dialogue], built: Built, collector: Collector) -> list[Tally]:
     """Put every answerable question with evidence to the final banks."""
     tasks = [
         (bank, [question for question in dialogue.questions if question.answerable and question.evidence])
         for dialogue, bank in zip(dialogues, built.banks, strict=True)
     ]
-    answers = answer_banks(tasks, embedder, judge, top_k, include_superseded)
-    verdicts = [verdict.correct for answer in answers for verdict in answer.verdicts if verdict.correct is not None]
-    recalls = [recall for task, answer in zip(tasks, answers, strict=True) for recall in _recalls(task, answer)]
-    tokens = [count_tokens(bank.memory_text()) for bank in built.banks]
+    reward = collector.reward
+    answers = answer_banks(tasks, collector.embedder, collector.judge, reward.top_k, reward.include_superseded)
+    return [
+        Tally(
+            verdicts=[verdict.correct for verdict in answer.verdicts if verdict.correct is not None],
+            recalls=_recalls(task, answer),
+            memory_tokens=collector.count_tokens(task[0].memory_text()),
+            num_outputs=num_outputs,
+            num_valid=num_valid,
+        )
+        for task, answer, num_outputs, num_valid in zip(tasks, answers, built.num_outputs, built.num_valid, strict=True)
+    ]
+
+
+def summarize(tallies: Sequence[Tally]) -> SystemResult:
+    verdicts = [verdict for each in tallies for verdict in each.verdicts]
+    recalls = [recall for each in tallies for recall in each.recalls]
     return SystemResult(
         accuracy=sum(verdicts) / len(verdicts) if verdicts else None,
         recall_at_10=sum(recalls) / len(recalls),
-        memory_tokens=sum(tokens) / len(tokens),
-        format_valid=built.num_valid / built.num_outputs,
+        memory_tokens=sum(each.memory_tokens for each in tallies) / len(tallies),
+        format_valid=sum(each.num_valid for each in tallies) / sum(each.num_outputs for each in tallies),
         questions=len(recalls),
     )
 
@@ -107,7 +123,7 @@ def _sources(bank: Bank, retrieval) -> set[str]:
     return {turn for entry in retrieval.entries for turn in entry.source_turns}.union(bank.core_sources)
 
 
-def baseline_built(dialogues: Sequence[Dialogue], banks: Mapping[str, Bank]) -> Built:
+def baseline_built(dialogues: Sequence[Dialogue], banks: Sequence[Bank]) -> Built:
     """Banks made without a model: nothing can be ill-formed."""
-    count = sum(len(dialogue.sessions) for dialogue in dialogues) * len(Agent)
-    return Built(banks=[banks[dialogue.id] for dialogue in dialogues], num_outputs=count, num_valid=count)
+    counts = [len(dialogue.sessions) * len(Agent) for dialogue in dialogues]
+    return Built(banks=list(banks), num_outputs=counts, num_valid=counts)

@@ -38,6 +38,8 @@ class Node:
     children: list["Node"] = field(default_factory=list)
     sequence: TrainSequence | None = None
     """Set on leaves: `token_ids` is then the rest of its prompt and its completion without the last token."""
+    id: str = ""
+    """Set on roots: the session, for messages."""
 
     @property
     def num_tokens(self) -> int:
@@ -68,7 +70,7 @@ class PackedBatch:
         )
 
 
-def build_tree(sequences: Sequence[TrainSequence]) -> Node:
+def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
     """The tree of sequences that belong together (one session): common prompt start, distinct prompts, completions."""
     by_prompt: dict[tuple[int, ...], list[TrainSequence]] = defaultdict(list)
     for sequence in sequences:
@@ -76,7 +78,7 @@ def build_tree(sequences: Sequence[TrainSequence]) -> Node:
             raise ValueError("a training sequence needs at least one prompt token and one completion token")
         by_prompt[sequence.prompt_token_ids].append(sequence)
     shared = _common_prefix(list(by_prompt))
-    root = Node(token_ids=shared)
+    root = Node(token_ids=shared, id=id)
     for prompt, members in by_prompt.items():
         rest = prompt[len(shared) :]
         parent = root
@@ -98,6 +100,10 @@ def count_loss_tokens(node: Node) -> int:
     """Completion tokens of a tree."""
     own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0
     return own + sum(count_loss_tokens(child) for child in node.children)
+
+
+def count_sequences(node: Node) -> int:
+    return (node.sequence is not None) + sum(map(count_sequences, node.children))
 
 
 def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]]:

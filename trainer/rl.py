@@ -34,13 +34,13 @@ from trainer.log import RunLog
 from trainer.losses import LossConfig, resolve_loss
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on
 from trainer.parity import check_engine, check_shared, sample_sequences
 from trainer.policy import ModelConfig, Policy, load_model
-from trainer.rows import Rows, token_scale
+from trainer.rows import token_scale
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
 from trainer.stream import SessionStream, States
 from trainer.systems import judge_policy
+from trainer.updates import loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
 
 
 @dataclass(kw_only=True)
@@ -122,18 +122,21 @@ def train(
     steering = SessionStream(
         steering_builds or builds, collector.embedder, config.prompts, slots, States.EXPERT, config.seed
     )
+    world = collector.world
     num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
     bar = progress(total=config.num_steps, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(config.num_steps):
         clock = {"start": time.perf_counter()}
         seed = config.seed * 1_000_003 + step
         if step % config.parity_every == 0:
-            fresh = sample_sequences(collector, stream.tasks()[:2], config.sampling.temperature, seed)
+            tasks = [stream.task(slot) for slot in range(min(2, slots))]
+            fresh = sample_sequences(collector, tasks, config.sampling.temperature, seed)
             check_engine(policy, fresh, config.sampling.temperature, config.parity_bound)
             check_shared(policy, fresh, config.sampling.temperature, config.shared_bound)
         length_weight, steered = steer(collector, steering, config)
         if config.dense:
             scored = collector.dense(stream, length_weight, seed)
+            stream.advance([group.group for group in scored])
         else:
             scored = collector.sparse(builds, num_dialogues, length_weight, seed)
         check_missing(scored, config.max_missing_share)
@@ -144,35 +147,40 @@ def train(
         rate = learning_rate(step, config.num_steps, config.optim)
         set_learning_rate(optimizer, rate)
         updates = [
-            [pack_on(nodes, accelerator.device) for nodes in micro_batches(trees, config.max_tokens)]
+            make_update(trees, config.max_tokens, world, accelerator.device)
             for trees in shares(batch.trees, config.updates_per_step)
         ]
         if len(updates) > 1:
             remember_behaviour(policy, updates, config.sampling.temperature)
         policy.train()
-        norm = torch.zeros(())
-        for packed_batches in updates:
-            num_tokens = sum(len(packed.targets) for packed in packed_batches)
-            num_sequences = sum(packed.num_sequences for packed in packed_batches)
-            for packed in packed_batches:
+        norm = 0.0
+        for update in updates:
+            for packed, counts, last in update.weighted():
                 scale = token_scale(
-                    config.loss.aggregation, packed.sequence, num_tokens, num_sequences, config.sampling.max_tokens
+                    config.loss.aggregation,
+                    packed.sequence,
+                    update.num_tokens,
+                    update.num_sequences,
+                    config.sampling.max_tokens,
                 )
-                rows = loss_rows(packed, scale * accelerator.num_processes, reference, config.sampling.temperature)
+                # wrappers average gradients over processes; ours is a sum
+                rows = loss_rows(packed, scale * counts * world.size, reference, config.sampling.temperature)
                 objective = Objective(loss=loss_function, config=config.loss, rows=rows)
-                output = policy(packed, config.sampling.temperature, objective)
-                accelerator.backward(output.loss)
+                with micro_step(accelerator, policy, last):
+                    output = policy(packed, config.sampling.temperature, objective)
+                    accelerator.backward(output.loss)
                 for name, values in output.metrics.items():
-                    sums[name] += values.sum()
-                sums["entropy"] += output.head.entropy.sum()
+                    sums[name] += counts * values.sum()
+                sums["entropy"] += counts * output.head.entropy.sum()
                 behaviour = output.head.logprobs if rows.behaviour_logprobs is None else rows.behaviour_logprobs
-                sums["sampling/logp_difference/mean"] += (behaviour - rows.rollout_logprobs).abs().sum()
+                sums["sampling/logp_difference/mean"] += counts * (behaviour - rows.rollout_logprobs).abs().sum()
             norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         collector.engine.load_weights(named_weights(accelerator, policy), version=step + 1)
         clock["learned"] = time.perf_counter()
 
+        sums = accelerator.reduce(dict(sums))
         learned = {name: float(total) / max(1, batch.num_tokens) for name, total in sums.items()}
         seen = rollout_metrics(scored, batch, collector.count_tokens)
         evaluated = evaluate() if config.eval_every and (step + 1) % config.eval_every == 0 else {}
@@ -209,42 +217,6 @@ def steer(collector: Collector, stream: SessionStream, config: RLConfig) -> tupl
     return weight, {"length_weight": weight, "memory_ratio": ratio}
 
 
-def shares(trees: Sequence[Node], num_shares: int) -> list[list[Node]]:
-    """The step's trees dealt to its updates, the longest first, so that each has about as much to learn from."""
-    dealt = sorted(trees, key=count_loss_tokens, reverse=True)
-    return [share for share in (dealt[start::num_shares] for start in range(num_shares)) if share]
-
-
-@torch.no_grad()
-def remember_behaviour(policy: Policy, updates: Sequence[Sequence[PackedBatch]], temperature: float) -> None:
-    """Log-probs before the first of several updates, kept beside each batch's other values."""
-    policy.eval()
-    for packed_batches in updates:
-        for packed in packed_batches:
-            packed.values["behaviour_logprobs"] = policy(packed, temperature).logprobs
-
-
-@torch.no_grad()
-def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None, temperature: float) -> Rows:
-    """What the loss of a micro-batch needs besides the policy's own log-probs."""
-    return Rows(
-        scale=scale,
-        behaviour_logprobs=packed.values.get("behaviour_logprobs"),
-        rollout_logprobs=packed.values["rollout_logprobs"],
-        ref_logprobs=None if reference is None else reference(packed, temperature).logprobs,
-        advantage=packed.values["advantage"],
-        weight=packed.values["weight"],
-        truncated=packed.values["truncated"],
-        sequence=packed.sequence,
-    )
-
-
-def named_weights(accelerator: Accelerator, policy) -> list[tuple[str, torch.Tensor]]:
-    """The whole model under its Hugging Face names, a tied head included: vLLM on CPU keeps a packed copy of it."""
-    model = accelerator.unwrap_model(policy).model
-    return [(name, tensor.detach()) for name, tensor in model.state_dict().items()]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse_args(RLConfig, argv, "Reinforcement learning of memory construction (ADRPO).")
     if config.model.path is None:
@@ -257,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None
     engine = make_engine(config.engine, config.model.path, config.max_model_len, config.model.dtype, config.seed)
-    collector = make_collector(config, engine, tokenizer, run.embedder)
+    collector = make_collector(config, engine, tokenizer, run.embedder, run.world)
 
     def evaluate() -> dict[str, float]:
         return judge_policy(held_out, collector, "evaluation").metrics()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from membuilder.config import dump
@@ -26,6 +27,7 @@ from trainer.log import RunLog
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.provenance import provenance
 from trainer.tiny import build_model, train_tokenizer
+from trainer.world import World, start_accelerator
 
 if TYPE_CHECKING:
     from trainer.rl import RLConfig
@@ -43,17 +45,19 @@ def clear_errors(program: str) -> Iterator[None]:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     accelerator: Accelerator
+    world: World
     log: RunLog
     embedder: Embedder
 
 
 def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
     """Seed, start the log, write the resolved config and where the code comes from into `config.out`."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    if accelerator.num_processes > 1:
+    accelerator = start_accelerator(config.optim.max_grad_norm)
+    if config.model.dtype == "bfloat16" and accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise ConfigError(
-            f"started as {accelerator.num_processes} processes: sessions are not dealt to several processes yet, every one "
-            "would train on all of them; start one process"
+            "model.dtype=bfloat16 keeps no float32 weights for the optimizer, and steps as small as lr=1e-6 round to "
+            "nothing: start with configs/accelerate/zero2.yaml (DeepSpeed keeps them, one GPU is enough) or set "
+            "model.dtype=float32"
         )
     seed_everything(config.seed)
     out = Path(config.out)
@@ -62,7 +66,8 @@ def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
         (out / "config.yaml").write_text(dump(config), encoding="utf-8")
         (out / "provenance.json").write_text(json.dumps(provenance(), indent=2), encoding="utf-8")
     log = RunLog(out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
-    return Run(accelerator=accelerator, log=log, embedder=embedder or Embedder(config.embedding_model))
+    world = World.of(accelerator)
+    return Run(accelerator=accelerator, world=world, log=log, embedder=embedder or Embedder(config.embedding_model))
 
 
 def make_policy_model(
@@ -90,7 +95,11 @@ def make_engine(kind: str, model_dir: str | Path, max_model_len: int, dtype: str
 
 
 def make_collector(
-    config: "RLConfig", engine: Engine, tokenizer: PreTrainedTokenizerBase, embedder: TextEmbedder
+    config: "RLConfig",
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    embedder: TextEmbedder,
+    world: World = World(),  # noqa: B008  (frozen)
 ) -> Collector:
     return Collector(
         engine=engine,
@@ -102,6 +111,7 @@ def make_collector(
         reward=config.reward,
         num_rollouts=config.num_rollouts,
         count_tokens=TokenCounter(tokenizer),
+        world=world,
     )
 
 

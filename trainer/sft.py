@@ -10,7 +10,7 @@ the denominator of a step is the count of its loss tokens over all ranks and mic
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,15 +20,17 @@ from membuilder.config import parse_args
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
 from trainer.checkpoint import save_model
-from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, sft_tree
+from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, sft_trees
 from trainer.head import Objective
 from trainer.log import RunLog
 from trainer.losses import LossConfig, cross_entropy
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.packing import Node, count_loss_tokens, micro_batches, pack_on
+from trainer.packing import Node
 from trainer.policy import ModelConfig, Policy
 from trainer.rows import supervised_rows
 from trainer.runner import clear_errors, make_policy_model, start_run
+from trainer.updates import make_update, micro_step
+from trainer.world import World
 
 NO_CONFIG = LossConfig(kl_coef=0)
 """Cross-entropy has nothing to configure."""
@@ -71,7 +73,7 @@ class SFTResult:
 
 
 def train(
-    config: SFTConfig, model, tokenizer, trees: Sequence[Node], log: RunLog, accelerator: Accelerator
+    config: SFTConfig, model, tokenizer, trees: Sequence[Node], log: RunLog, accelerator: Accelerator, world: World
 ) -> SFTResult:
     """Train `model` in place on the trees (one per session) and save it under `config.out`."""
     shuffled = random.Random(config.seed).sample(list(trees), len(trees))
@@ -88,15 +90,15 @@ def train(
         epoch, position = divmod(step, steps_per_epoch)
         order = random.Random(f"{config.seed}-{epoch}").sample(training, len(training))
         chosen = order[position * config.sessions_per_step : (position + 1) * config.sessions_per_step]
-        loss = _step(config, policy, chosen, accelerator)
         rate = learning_rate(step, num_steps, config.optim)
-        norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
         set_learning_rate(optimizer, rate)
+        loss = _backward(config, policy, chosen, accelerator, world)
+        norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         metrics = {"sft/loss": loss, "grad_norm": float(norm), "lr": rate, "time/step": time.perf_counter() - began}
         if position == steps_per_epoch - 1 or step == num_steps - 1:
-            validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator.device)
+            validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator, world)
             metrics["sft/val_loss"] = validation_loss
         log.log(metrics, step)
         if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
@@ -108,31 +110,31 @@ def train(
     return SFTResult(model_dir=model_dir, num_steps=num_steps, final_loss=loss, validation_loss=validation_loss)
 
 
-def _step(config: SFTConfig, policy, trees: list[Node], accelerator: Accelerator) -> float:
+def _backward(config: SFTConfig, policy, trees: list[Node], accelerator: Accelerator, world: World) -> float:
     """Gradients of one optimizer step; returns its mean loss per token over all ranks."""
     policy.train()
-    num_tokens = sum(count_loss_tokens(tree) for tree in trees)
-    mine = trees[accelerator.process_index :: accelerator.num_processes]
+    update = make_update(trees, config.max_tokens, world, accelerator.device)
     total = torch.zeros((), device=accelerator.device)
-    for nodes in micro_batches(mine, config.max_tokens):
-        packed = pack_on(nodes, accelerator.device)
-        # DDP averages over ranks; ours is a sum
-        rows = supervised_rows(packed.sequence, num_tokens / accelerator.num_processes)
-        output = policy(packed, objective=Objective(loss=cross_entropy, config=NO_CONFIG, rows=rows))
-        accelerator.backward(output.loss)
-        total -= output.head.logprobs.sum() / num_tokens
+    for packed, counts, last in update.weighted():
+        # wrappers average over ranks; ours is a sum
+        rows = supervised_rows(packed.sequence, update.num_tokens / world.size)
+        rows = replace(rows, scale=rows.scale * counts)
+        with micro_step(accelerator, policy, last):
+            output = policy(packed, objective=Objective(loss=cross_entropy, config=NO_CONFIG, rows=rows))
+            accelerator.backward(output.loss)
+        total -= counts * output.head.logprobs.sum() / update.num_tokens
     return float(accelerator.reduce(total))  # the one host sync of a step
 
 
 @torch.no_grad()
-def mean_loss(policy, trees: Sequence[Node], max_tokens: int, device: torch.device) -> float:
-    """Mean cross-entropy per completion token."""
+def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accelerator, world: World) -> float:
+    """Mean cross-entropy per completion token over all ranks."""
     policy.eval()
-    total, count = 0.0, 0
-    for nodes in micro_batches(trees, max_tokens):
-        logprobs = policy(pack_on(nodes, device)).logprobs
-        total, count = total - float(logprobs.sum()), count + len(logprobs)
-    return total / count
+    update = make_update(trees, max_tokens, world, accelerator.device)
+    total = torch.zeros((), device=accelerator.device)
+    for packed, counts, _ in update.weighted():
+        total -= counts * policy(packed).logprobs.sum() / update.num_tokens
+    return float(accelerator.reduce(total))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -145,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     builds = sft_builds(train_builds, extra, config.data)
     model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
-    trees = [sft_tree(step, tokenizer, config.prompts) for build in builds for step in build.steps]
-    result = train(config, model, tokenizer, trees, run.log, run.accelerator)
+    trees = sft_trees(builds, tokenizer, config.prompts)
+    result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
     run.log.close()
     print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
 

@@ -32,7 +32,10 @@ class _Slot:
 
 
 class SessionStream:
-    """Endless tasks, a function of (builds, seed, what was advanced): the position is all a checkpoint needs."""
+    """Endless tasks, a function of (builds, seed, what was advanced): `state` is all a checkpoint needs.
+
+    Every process of a run holds the same stream and samples its share of the slots.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class SessionStream:
         self._states, self._seed = states, seed
         self._taken = 0
         self._slots = [self._start(spread=True) for _ in range(num_slots)]
-        self._tasks: list[Task] | None = None  # of the current slots, made once: related entries are searched for each
+        self._tasks: dict[int, Task] = {}  # of the current slots, made once: related entries are searched for each
 
     def _start(self, spread: bool) -> _Slot:
         """The next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
@@ -59,11 +62,19 @@ class SessionStream:
         self._taken += 1
         return _Slot(dialogue=dialogue, session=session, bank=steps[session].bank_before)
 
-    def tasks(self) -> list[Task]:
-        """One session per slot."""
-        if self._tasks is None:
-            self._tasks = [self._task(slot) for slot in self._slots]
-        return self._tasks
+    def task(self, slot: int) -> Task:
+        """The session of a slot, to be sampled."""
+        if slot not in self._tasks:
+            self._tasks[slot] = self._task(self._slots[slot])
+        return self._tasks[slot]
+
+    def costs(self) -> list[float]:
+        """Per slot about how much its session costs to sample: the characters its prompts hold."""
+        return [float(self._cost(slot)) for slot in self._slots]
+
+    def _cost(self, slot: _Slot) -> int:
+        session = self._builds[slot.dialogue].steps[slot.session].session
+        return sum(len(turn.text) for turn in session.turns) + len(slot.bank.core)
 
     def expert(self, slot: int) -> tuple[ExpertBuild, int]:
         """The expert's build and the session index behind task number `slot`."""
@@ -82,7 +93,7 @@ class SessionStream:
 
     def skip(self) -> None:
         """Move every slot to another session, whatever came of this one."""
-        self._tasks = None
+        self._tasks = {}
         self._slots = [self._start(spread=True) for _ in self._slots]
 
     def advance(self, groups: Sequence[Group]) -> None:
@@ -90,7 +101,7 @@ class SessionStream:
         if self._states is States.EXPERT:
             self.skip()
             return
-        self._tasks = None
+        self._tasks = {}
         for index, (slot, group) in enumerate(zip(self._slots, groups, strict=True)):
             steps = self._builds[slot.dialogue].steps
             if slot.session + 1 < len(steps):

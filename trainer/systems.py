@@ -6,7 +6,7 @@ from membuilder.baselines import longest_turns, random_turns, store_all, store_w
 from membuilder.types import Bank, Dialogue, Turn
 from trainer.collect import Collector
 from trainer.corpus import ExpertBuild
-from trainer.evaluate import Built, SystemResult, baseline_built, build_with_policy, evaluate
+from trainer.evaluate import Built, SystemResult, baseline_built, build_with_policy, summarize, tally
 
 
 def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> dict[str, SystemResult]:
@@ -24,10 +24,11 @@ def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> 
         "rules": lambda build: build.steps[-1].result.bank,
         "all": lambda build: store_all(build.dialogue),
     }
-    dialogues = [build.dialogue for build in held_out]
     return {
         name: judge_built(
-            held_out, baseline_built(dialogues, {build.dialogue.id: make(build) for build in held_out}), collector
+            held_out,
+            lambda builds, make=make: baseline_built(_dialogues(builds), [make(build) for build in builds]),
+            collector,
         )
         for name, make in systems.items()
     }
@@ -35,22 +36,22 @@ def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> 
 
 def judge_policy(held_out: Sequence[ExpertBuild], collector: Collector, name: str) -> SystemResult:
     """Held-out accuracy of whatever model the collector's engine holds."""
-    dialogues = [build.dialogue for build in held_out]
-    return judge_built(
-        held_out, build_with_policy(dialogues, collector, f"{name} builds the held-out banks"), collector
-    )
+    label = f"{name} builds the held-out banks"
+    return judge_built(held_out, lambda builds: build_with_policy(_dialogues(builds), collector, label), collector)
 
 
-def judge_built(held_out: Sequence[ExpertBuild], built: Built, collector: Collector) -> SystemResult:
-    return evaluate(
-        [build.dialogue for build in held_out],
-        built,
-        collector.embedder,
-        collector.judge,
-        collector.count_tokens,
-        collector.reward.top_k,
-        collector.reward.include_superseded,
-    )
+def judge_built(
+    held_out: Sequence[ExpertBuild], make: Callable[[list[ExpertBuild]], Built], collector: Collector
+) -> SystemResult:
+    """Each process builds and judges its share of the dialogues; all get the result over all."""
+    mine = collector.world.share([len(build.steps) for build in held_out])
+    builds = [held_out[index] for index in mine]
+    tallies = tally(_dialogues(builds), make(builds), collector)
+    return summarize(collector.world.together(mine, tallies))
+
+
+def _dialogues(builds: Sequence[ExpertBuild]) -> list[Dialogue]:
+    return [build.dialogue for build in builds]
 
 
 def _budget(build: ExpertBuild, collector: Collector) -> int:

@@ -1,0 +1,75 @@
+"""Attention of padded rectangles by SDPA's flash kernel for CPUs, forward and backward. Same functions as plain_varlen.py.
+
+The two operators are called without `scaled_dot_product_attention` because a merged backward hands them the output and
+log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13. Letters: S segments, R rows, T keys of a segment.
+"""
+
+import torch
+
+from trainer.plans import PaddedCall, Rectangle
+
+
+def forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: PaddedCall, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As plain_varlen.forward, in any floating dtype; lse in float32 or wider."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        _pad(query, call.query_rows),
+        _pad(key, call.key_rows),
+        _pad(value, call.key_rows),
+        0.0,
+        call.causal,
+        attn_mask=_mask(call, query.dtype),
+        scale=scale,
+    )
+    return _unpad(out, call.query_rows), _unpad(lse[..., None], call.query_rows)[..., 0].T
+
+
+def backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    call: PaddedCall,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As plain_varlen.backward."""
+    padded_gradient = _pad(gradient, call.query_rows)
+    if call.query_rows.valid is not None:  # padding repeats a real row, whose gradient must not count twice
+        padded_gradient = padded_gradient * call.query_rows.valid[:, None, :, None]
+    by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        padded_gradient,
+        _pad(query, call.query_rows),
+        _pad(key, call.key_rows),
+        _pad(value, call.key_rows),
+        _pad(out, call.query_rows),
+        _pad(lse.T[..., None], call.query_rows)[..., 0],
+        0.0,
+        call.causal,
+        attn_mask=_mask(call, query.dtype),
+        scale=scale,
+    )
+    return _unpad(by_query, call.query_rows), _unpad(by_key, call.key_rows), _unpad(by_value, call.key_rows)
+
+
+def _pad(block: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
+    """(N, H, D) -> (S, H, R, D); a view where nothing is padded."""
+    if rectangle.valid is not None:
+        block = block.index_select(0, rectangle.rows.flatten())
+    return block.unflatten(0, rectangle.rows.shape).transpose(1, 2)
+
+
+def _unpad(padded: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
+    """(S, H, R, D) -> (N, H, D)"""
+    block = padded.transpose(1, 2).flatten(0, 1)
+    return block if rectangle.valid is None else block.index_select(0, rectangle.places)
+
+
+def _mask(call: PaddedCall, dtype: torch.dtype) -> torch.Tensor | None:
+    """(S, 1, 1, T) to add to the scores; None where all keys are real, or causality hides a segment's padding itself."""
+    if call.causal or call.key_rows.valid is None:
+        return None
+    bias = torch.zeros(call.key_rows.valid.shape, dtype=dtype, device=call.key_rows.valid.device)
+    return bias.masked_fill(~call.key_rows.valid, float("-inf"))[:, None, None]

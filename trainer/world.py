@@ -1,0 +1,119 @@
+"""The processes of a run: started, given their share of work, and told when one of them is gone.
+
+Every process holds the same list of sessions, samples and scores its own share, and gathers everybody's results: what is
+computed from them (advantages, updates, lengths of a step) is then the same on all, without further communication.
+Starting reads what `accelerate launch` put into the environment, and refuses what would quietly train alone.
+"""
+
+import heapq
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs, PartialState
+from accelerate.utils import DistributedType
+from torch import distributed
+
+from membuilder.errors import ConfigError, RankError
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one that still runs; a dead one is noticed at once, because its connection closes."""
+
+
+def start_accelerator(max_grad_norm: float, patience: timedelta = PATIENCE) -> Accelerator:
+    """One process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself."""
+    on_cpu, launched = not torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        accelerator = _start_deepspeed(on_cpu, max_grad_norm, patience)
+    else:
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"launched as {launched} processes but Accelerate made {accelerator.num_processes} of them: every one would train "
+            "alone. Start with one of configs/accelerate/*.yaml"
+        )
+    return accelerator
+
+
+def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) -> Accelerator:
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        # gloo is enough: DeepSpeed would compile its shared-memory kernels first, and wait forever for the lock of a
+        # compilation that was killed
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="gloo", timeout=patience)
+        state = PartialState()  # without CUDA Accelerate leaves this at one process
+        state.num_processes = distributed.get_world_size()
+        state.process_index = distributed.get_rank()
+        state.local_process_index = int(os.environ["LOCAL_RANK"])
+    plugin = DeepSpeedPlugin()
+    plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # ours are packed by tokens; DeepSpeed wants a number
+    plugin.deepspeed_config["gradient_accumulation_steps"] = 1  # the loop says itself which backward is the last
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
+        raise ConfigError(f"DeepSpeed was asked for, Accelerate made {accelerator.distributed_type}")
+    return accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    rank: int = 0
+    size: int = 1
+    group: "distributed.ProcessGroup | None" = None
+    """Gloo, also beside NCCL: only gloo can tell which process is missing."""
+    patience: timedelta = PATIENCE
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, patience: timedelta = PATIENCE) -> "World":
+        size = accelerator.num_processes
+        group = distributed.new_group(backend="gloo", timeout=patience) if size > 1 else None
+        return cls(rank=accelerator.process_index, size=size, group=group, patience=patience)
+
+    def share(self, costs: Sequence[float]) -> list[int]:
+        """This process's items of a list in which item i is estimated to cost costs[i]."""
+        return deal(costs, self.size)[self.rank]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Everybody's value, in the order of ranks. RankError names a process that is gone."""
+        if self.size == 1:
+            return [value]
+        self.meet()
+        values: list = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def together(self, mine: Sequence[int], values: Sequence[Value]) -> list[Value]:
+        """Results of dealt items, everybody's, in the order of the items. `mine`: what `share` gave."""
+        gathered = [pair for pairs in self.gather(list(zip(mine, values, strict=True))) for pair in pairs]
+        return [value for _, value in sorted(gathered, key=lambda pair: pair[0])]
+
+    def meet(self) -> None:
+        """Wait for everybody."""
+        if self.size == 1:
+            return
+        try:
+            distributed.monitored_barrier(self.group, timeout=self.patience, wait_all_ranks=True)
+        except RuntimeError as error:
+            raise RankError(
+                f"rank {self.rank} of {self.size} stops: another process is gone or stuck ({error}). Look for the first "
+                "error above, fix its cause and start again with resume=auto"
+            ) from error
+
+
+def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Indices dealt so that ranks cost about the same: the costliest first, each to the rank with the least so far."""
+    ranks = [(0.0, rank) for rank in range(num_ranks)]
+    dealt: list[list[int]] = [[] for _ in range(num_ranks)]
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        total, rank = heapq.heappop(ranks)
+        dealt[rank].append(index)
+        heapq.heappush(ranks, (total + costs[index], rank))
+    return [sorted(indices) for indices in dealt]
