@@ -41,6 +41,7 @@ from trainer.runner import clear_errors, frozen_copy, make_collector, make_engin
 from trainer.stream import SessionStream, States
 from trainer.systems import judge_policy
 from trainer.updates import loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
+from trainer.world import announce
 
 
 @dataclass(kw_only=True)
@@ -117,6 +118,7 @@ def train(
     """
     loss_function = resolve_loss(config.loss.name)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
+    announce(accelerator, policy)
     slots = config.sessions_per_step
     stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
     steering = SessionStream(
@@ -237,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = train(config, policy, reference, collector, builds, steering, run.log, run.accelerator, evaluate)
     run.log.close()
     engine.close()
-    print(f"saved {folder}")
+    run.accelerator.print(f"saved {folder}")
 
 
 if __name__ == "__main__":

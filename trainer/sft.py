@@ -30,7 +30,7 @@ from trainer.policy import ModelConfig, Policy
 from trainer.rows import supervised_rows
 from trainer.runner import clear_errors, make_policy_model, start_run
 from trainer.updates import make_update, micro_step
-from trainer.world import World
+from trainer.world import World, announce
 
 NO_CONFIG = LossConfig(kl_coef=0)
 """Cross-entropy has nothing to configure."""
@@ -81,6 +81,7 @@ def train(
     validation, training = shuffled[:num_validation], shuffled[num_validation:]
     policy = Policy(model)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
+    announce(accelerator, policy)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
     loss = validation_loss = float("nan")
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trees = sft_trees(builds, tokenizer, config.prompts)
     result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
     run.log.close()
-    print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
+    run.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
 
 
 if __name__ == "__main__":

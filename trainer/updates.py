@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from trainer.packing import Node, PackedBatch, count_loss_tokens, count_sequences, micro_batches, pack_on
 from trainer.policy import Policy
 from trainer.rows import Rows
-from trainer.world import World, deal
+from trainer.world import World, deal, zero_stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +93,7 @@ def named_weights(accelerator: Accelerator, policy) -> Iterator[tuple[str, torch
     buffer a layer's tensors until the layer is complete.
     """
     weights = accelerator.unwrap_model(policy).model.state_dict(keep_vars=True).items()
-    if not is_zero3(accelerator):
+    if zero_stage(accelerator) != 3:
         yield from ((name, tensor.detach()) for name, tensor in weights)
         return
     from deepspeed import zero
@@ -102,9 +101,3 @@ def named_weights(accelerator: Accelerator, policy) -> Iterator[tuple[str, torch
     for name, tensor in weights:
         with zero.GatheredParameters([tensor]):
             yield name, tensor.detach().clone()
-
-
-def is_zero3(accelerator: Accelerator) -> bool:
-    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
-        return False
-    return accelerator.state.deepspeed_plugin.zero_stage == 3

@@ -63,6 +63,20 @@ def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) ->
     return accelerator
 
 
+def zero_stage(accelerator: Accelerator) -> int | None:
+    """DeepSpeed's ZeRO stage; None without DeepSpeed."""
+    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
+        return None
+    return accelerator.state.deepspeed_plugin.zero_stage
+
+
+def announce(accelerator: Accelerator, policy) -> None:
+    """Say what a prepared policy really runs on: launchers are known to start one process and say nothing."""
+    stage = zero_stage(accelerator)
+    zero = "" if stage is None else f", ZeRO stage {stage}"
+    accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device}, {type(policy).__name__}{zero}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     rank: int = 0
