@@ -51,7 +51,7 @@ def test_resume_drops_later_and_half_written_lines_then_appends(tmp_path):
         file.write('{"step": 4, "k')
 
     log = make_log(tmp_path)
-    log.resume_at(2)
+    log.drop_from(3)
     log.log({"kl": 30}, 3)
     log.close()
     assert [(line["step"], line["kl"]) for line in read_jsonl(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2), (3, 30)]
@@ -68,7 +68,7 @@ def test_disabled_log_writes_nothing(tmp_path):
     log = RunLog(tmp_path / "run", wandb_project="p", config={}, run_name="test", enabled=False)
     log.log({"kl": 1.0}, 1)
     log.log_completions([{"step": 1}])
-    log.resume_at(0)
+    log.drop_from(0)
     log.close()
     assert not (tmp_path / "run").exists()
 
