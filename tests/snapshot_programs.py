@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from trainer.snapshots import choose, prune, recover, write
+from trainer.snapshots import choose, prune, write
 
 NUM_FILES = 3
 
@@ -47,7 +47,7 @@ def write_forever(root: Path) -> None:
 
 
 def die_everywhere(base: Path) -> None:
-    """In one child after the other: rewrite step 2, leave step 3, prune step 1, and die before the k-th thing it does to files."""
+    """In one child after the other: rewrite step 2, leave step 3, prune step 1; die before the k-th thing done to files."""
     for k in range(1000):
         root = base / str(k)
         for step in (1, 2, 3):

@@ -90,7 +90,9 @@ def odd_group(**completion) -> ScoredGroup:
     entry = Entry(
         id="m1", agent=Agent.SEMANTIC, text="", session=0, timestamp=noon.replace(tzinfo=zone), source_turns=("",)
     )
-    bank = Bank(core="x", core_quotes=(CoreQuote(turn_id="", text="t"),), entries=(entry, replace(entry, supersedes=("m1",))))
+    bank = Bank(
+        core="x", core_quotes=(CoreQuote(turn_id="", text="t"),), entries=(entry, replace(entry, supersedes=("m1",)))
+    )
     score = Score(
         reward=dict.fromkeys(Agent) | {Agent.CORE: 0.1},
         status={agent: status for agent, status in zip(Agent, RewardStatus, strict=True)},
@@ -196,7 +198,11 @@ def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
     (tmp_path / "step_9.rank_2.json.partial").write_bytes(b"[")
     (tmp_path / "notes.txt").write_bytes(b"")
     journal.forget(tmp_path, before_step=10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step_10.rank_0.json", "step_10.rank_1.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "notes.txt",
+        "step_10.rank_0.json",
+        "step_10.rank_1.json",
+    ]
     journal.forget(tmp_path / "nowhere", before_step=10)
 
 
@@ -226,14 +232,18 @@ def not_text(data: bytes) -> bytes:
 def test_a_damaged_file_is_named(tmp_path, damage):
     path = journal.write(tmp_path, 3, 0, [odd_group()])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"step_3.rank_0.json' is (missing or )?damaged: .*delete the file") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"step_3.rank_0.json' is (missing or )?damaged: .*delete the file"
+    ) as caught:
         journal.read(tmp_path, 3, 0)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_a_file_under_another_name_is_not_that_step(tmp_path):
     os.rename(journal.write(tmp_path, 3, 0, []), tmp_path / "step_4.rank_0.json")
-    with pytest.raises(CheckpointError, match="holds 'journal of step 3, rank 0' where 'journal of step 4, rank 0' belongs"):
+    with pytest.raises(
+        CheckpointError, match="holds 'journal of step 3, rank 0' where 'journal of step 4, rank 0' belongs"
+    ):
         journal.read(tmp_path, 4, 0)
 
 

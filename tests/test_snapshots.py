@@ -48,6 +48,32 @@ def test_a_metric_that_json_would_change_is_refused_before_anything_is_written(t
     assert not (tmp_path / "root").exists()
 
 
+def test_nothing_gets_its_name_before_it_is_on_the_disk(tmp_path, monkeypatch):
+    """What a power cut needs and no kill can show: the order of fsync and rename."""
+    events = []
+    fsync, rename = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        events.append(f"fsync {os.readlink(f'/proc/self/fd/{descriptor}').removeprefix(str(tmp_path))}")
+        fsync(descriptor)
+
+    def record_rename(source: Path, target: Path) -> None:
+        events.append(f"{source.name} -> {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_rename)
+    root = tmp_path / "checkpoints"
+    alone(root, 1)
+    tree = ["/deep/0.bin", "/deep/1.bin", "/deep/2.bin", "/deep", "/manifest.json", ""]
+    first = events.index("step_1.partial -> step_1.whole")
+    assert set(events[:first]) == {"fsync "} | {f"fsync /checkpoints/step_1.partial{path}" for path in tree}
+    assert events[first + 1 :] == ["fsync /checkpoints", "step_1.whole -> step_1", "fsync /checkpoints"]
+    events.clear()
+    write_file(tmp_path / "a.json", b"{}")
+    assert events == ["fsync /a.json.partial", "a.json.partial -> a.json", "fsync "]
+
+
 def test_killed_at_random_points_the_newest_is_whole(tmp_path):
     draw, seen, reached = random.Random(0), set(), []
     for _ in range(10):
@@ -147,7 +173,9 @@ def test_a_full_disk_keeps_what_stood_there(small_disk, put):
     root = small_disk / "checkpoints"
     alone(root, 1)
     free = shutil.disk_usage(root).free
-    with pytest.raises(CheckpointError, match=r"step_2', \d+ bytes are free on its disk: .*earlier checkpoints are kept"):
+    with pytest.raises(
+        CheckpointError, match=r"step_2', \d+ bytes are free on its disk: .*earlier checkpoints are kept"
+    ):
         alone(root, 2, put)
     assert names(root) == ["step_1"] and is_whole(choose(root, "auto"))
     assert shutil.disk_usage(root).free == free, "the half-written folder is gone"
@@ -175,6 +203,23 @@ def test_a_file_on_a_full_disk_keeps_its_old_content(small_disk):
     with pytest.raises(CheckpointError, match=r"1000000 bytes, \d+ free on its disk"):
         write_file(path, bytes(10**6))
     assert names(small_disk) == ["a.json"] and path.read_bytes() == b"old"
+
+
+def test_a_model_that_does_not_fit_is_a_clear_error(small_disk):
+    import torch
+    from accelerate import Accelerator
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from trainer.checkpoint import save_model
+
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=8192, hidden_size=16, intermediate_size=16, num_hidden_layers=1))
+    policy = torch.nn.Module()
+    policy.model = model
+    (small_disk / "model").mkdir()
+    (small_disk / "model" / "old").write_bytes(b"old")
+    with pytest.raises(CheckpointError, match="could not save the model to .*No space left on device"):
+        save_model(Accelerator(cpu=True), policy, None, small_disk / "model")
+    assert (small_disk / "model" / "old").read_bytes() == b"old"
 
 
 def cut(folder: Path) -> None:

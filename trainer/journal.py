@@ -24,10 +24,10 @@ NAME = re.compile(r"step_(\d+)\.rank_(\d+)\.json(\.partial)?")
 
 
 def write(root: Path, step: int, rank: int, scored: Sequence[ScoredGroup]) -> Path:
-    """Keep a rank's groups of a step. What the journal has of the rank's later steps is of a policy that was abandoned: it goes.
+    """Keep a rank's groups of a step. Its later steps in the journal are of a policy that was left behind: they go.
 
-    Raises CheckpointError, naming the group, for a value that would not come back the same (a log-prob that is nan), and
-    where the file cannot be written.
+    Raises CheckpointError, naming the group, for a value that would not come back the same (a log-prob that is nan),
+    and where the file cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)

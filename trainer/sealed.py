@@ -26,7 +26,7 @@ class Envelope(msgspec.Struct, kw_only=True):
 def encode(value: Any, kind: Any, name: str) -> bytes:
     """JSON that reads back as an equal value of type `kind`.
 
-    Raises CheckpointError, naming `name`, for what JSON would change: nan, infinities, values not of their declared type.
+    Raises CheckpointError, naming `name`, for what JSON would change: nan, infinities, values of another type.
     """
     try:
         data = msgspec.json.encode(value)

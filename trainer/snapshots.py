@@ -3,12 +3,12 @@
     recover(root)                                           one process, at the start of a run
     folder = choose(root, "auto")                           one process: it reads every byte
     ...
-    write(root, 40, save_my_part, {"sft/val_loss": 1.2}, accelerator.is_main_process, accelerator.wait_for_everyone)
-    prune(root, keep_last=2, best=best_step(root, "sft/val_loss", higher_is_better=False))       one process
+    write(root, 40, save_my_part, {"val_loss": 1.2}, accelerator.is_main_process, accelerator.wait_for_everyone)
+    prune(root, keep_last=2, best=best_step(root, "val_loss", higher_is_better=False))      one process
 
-`step_N` was taken after N steps. The folder must be on a file system that all processes share. Names beside it, of which
-`recover` leaves none: `.partial` is being written, `.failed` could not be, `.whole` only waits for its name, `.discarded` is
-being removed.
+`step_N` was taken after N steps. The folder must be on a file system that all processes share. Names beside it, of
+which `recover` leaves none: `.partial` is being written, `.failed` could not be, `.whole` only waits for its name,
+`.discarded` is being removed.
 """
 
 import re
@@ -64,8 +64,8 @@ def write(
 ) -> Path:
     """Write checkpoint `step_N`; all processes call it, and each one's `fill` puts its files into the same folder.
 
-    Checkpoints of this step or later are of a line of training that the run has left: the new one replaces them. `meta` is
-    JSON, None for what was not measured. Costs a sha256 of every byte in one process, a thread per file.
+    Checkpoints of this step or later are of a line of training that the run has left: the new one replaces them. `meta`
+    is JSON, None for what was not measured. Costs a sha256 of every byte in the main process, a few files at a time.
 
     Raises CheckpointError in every process when one of them could not write; earlier checkpoints are then kept.
     """
@@ -88,8 +88,8 @@ def write(
         raise failure
     if _inode(folder) == before:
         raise CheckpointError(
-            f"checkpoint '{folder}' was not written: another process failed (see its message), or '{root}' is not on a file "
-            "system that all processes share"
+            f"checkpoint '{folder}' was not written: another process failed (see its message), or '{root}' is not on a "
+            "file system that all processes share"
         )
     return folder
 
@@ -132,7 +132,7 @@ def choose(root: Path, resume: str) -> Path | None:
     """The verified checkpoint to go on from; None to start anew. A run calls `recover` first.
 
     `never` starts anew and raises ConfigError where checkpoints stand already. `auto` is the newest, and raises
-    CheckpointError when that one is damaged. `previous` is the newest that is whole. Anything else is a checkpoint's folder.
+    CheckpointError when that one is damaged. `previous` is the newest that is whole. Anything else is a folder.
     """
     folders = list(checkpoints(root).values())
     if resume == "never":
@@ -232,11 +232,17 @@ def _attempt(folder: Path, action: Callable[[], None]) -> CheckpointError | None
             "checkpoints are kept: make room and start again with resume=auto"
         )
         failure.__cause__ = error
-        # torch.save's writer lives on in the traceback, and holds the space of its file after the folder is gone.
-        clear_frames(error.__traceback__)
+        _let_go(error)
     with suppress(OSError):  # another process was first
         _beside(folder, ".partial").rename(_beside(folder, ".failed"))
     return failure
+
+
+def _let_go(error: BaseException | None) -> None:
+    """torch.save's writer would live on in the traceback and hold the space of its file after the folder is gone."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _files(folder: Path) -> dict[str, Path]:
