@@ -45,7 +45,7 @@ def write(root: Path, step: int, rank: int, scored: Sequence[ScoredGroup]) -> Pa
 def read(root: Path, step: int, rank: int) -> list[ScoredGroup] | None:
     """The groups exactly as they were given to `write`; None where nothing was written.
 
-    A whole number in a field of floats comes back as the float of that value. Raises CheckpointError for a damaged file.
+    A whole number in a field of floats comes back as the float of that value. A damaged file is a CheckpointError.
     """
     path = _path(root, step, rank)
     if not path.exists():

@@ -138,8 +138,8 @@ def choose(root: Path, resume: str) -> Path | None:
     if resume == "never":
         if folders:
             raise ConfigError(
-                f"resume=never, but '{root}' holds checkpoints, the newest '{folders[-1].name}': give resume=auto to go on "
-                "from it, or another `out` to start anew"
+                f"resume=never, but '{root}' holds checkpoints, the newest '{folders[-1].name}': give resume=auto to go "
+                "on from it, or another `out` to start anew"
             )
         return None
     if resume == "auto":
@@ -222,7 +222,7 @@ def _discard(folder: Path) -> None:
 
 
 def _attempt(folder: Path, action: Callable[[], None]) -> CheckpointError | None:
-    """What went wrong, after telling the other processes by taking the folder away: that needs no space on a full disk."""
+    """What went wrong, after telling the other processes by renaming the folder: a full disk has room for that."""
     try:
         action()
         return None
