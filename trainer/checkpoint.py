@@ -1,15 +1,19 @@
-"""Saving a model so that a reader finds either the whole of it or none."""
+"""Files and models written so that a reader finds either the whole of them or none, also after a power cut."""
 
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from membuilder.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def save_model(accelerator: Accelerator, policy, tokenizer, folder: Path) -> Path:
+
+def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> Path:
     """Write a Hugging Face folder (safetensors and tokenizer) beside its place, then rename it there."""
     state = accelerator.get_state_dict(policy)
     if accelerator.is_main_process:
@@ -20,9 +24,53 @@ def save_model(accelerator: Accelerator, policy, tokenizer, folder: Path) -> Pat
             shutil.rmtree(partial, ignore_errors=True)
             model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
+            fsync_tree(partial)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-        except OSError as error:  # a full disk, a folder we may not write
+            durable_rename(partial, folder)
+        except (OSError, SafetensorError) as error:  # a full disk, a folder we may not write
             raise CheckpointError(f"could not save the model to '{folder}': {error}; earlier files are kept") from error
     accelerator.wait_for_everyone()
     return folder
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file, or create it. Raises CheckpointError and leaves the old one where that fails."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        durable_rename(partial, path)
+    except OSError as error:
+        free = free_bytes(path.parent)
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"could not write '{path}' ({len(data)} bytes, {free} free on its disk): {error}; what stood there is kept"
+        ) from error
+
+
+def durable_rename(source: Path, target: Path) -> None:
+    """A rename that is on the disk itself once this returns; what is renamed must be there already."""
+    os.replace(source, target)
+    fsync(target.parent)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Every file and folder under `folder`, and itself, is on the disk itself once this returns."""
+    for path in (*folder.rglob("*"), folder):
+        fsync(path)
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(folder: Path) -> int:
+    """Left on the disk of a folder, which need not exist yet; a user's quota may allow less."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(nearest).free

@@ -4,11 +4,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from membuilder.errors import DataError
+from trainer.checkpoint import write_file
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -27,7 +28,7 @@ class RunLog:
         log.log_completions([{"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 0.4}, "weight": 1.0}])
         log.close()
 
-    In an existing folder it appends; a resumed run first calls `resume_at`.
+    In an existing folder it appends; a resumed run first calls `drop_from`.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class RunLog:
         values = {name: float(value) for name, value in metrics.items()}
         nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
         line = {"step": step} | {name: None if name in nonfinite else value for name, value in values.items()}
-        self._write(METRICS_FILE, line | ({"nonfinite": nonfinite} if nonfinite else {}))
+        self._write(METRICS_FILE, [line | ({"nonfinite": nonfinite} if nonfinite else {})])
         if self._wandb_run is not None:
             self._wandb_run.log(values | {"step": step})
 
@@ -67,23 +68,22 @@ class RunLog:
         """One line of completions.jsonl per row (each with its `step`); the first few also as a W&B table."""
         if not self.enabled or not rows:
             return
-        for row in rows:
-            self._write(COMPLETIONS_FILE, row)
+        self._write(COMPLETIONS_FILE, rows)
         if self._wandb_run is not None:
             table = _wandb_table(rows[: self.max_table_rows])
             self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
 
-    def resume_at(self, step: int) -> None:
-        """Drops every line past `step`, the last one a checkpoint holds: the resumed run writes them again."""
+    def drop_from(self, step: int) -> None:
+        """Drop every row of `step` and later, and half a last line: the run resumed at `step` writes them again.
+
+        Each file is replaced as a whole or left as it was. Weights & Biases keeps the dropped rows of its run.
+        """
         if not self.enabled:
             return
         self._close_files()
         for name in (METRICS_FILE, COMPLETIONS_FILE):
             path = self._out_dir / name
-            kept = [line for line in read_jsonl(path) if line["step"] <= step]
-            replacement = path.with_suffix(".tmp")
-            replacement.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(replacement, path)
+            write_file(path, "".join(line for line, row in _rows(path) if row["step"] < step).encode())
         self._open_files()
 
     def close(self) -> None:
@@ -101,24 +101,29 @@ class RunLog:
             file.close()
         self._files = {}
 
-    def _write(self, name: str, line: Mapping[str, Any]) -> None:
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         # allow_nan=False: a NaN in a completion row must fail here, not in whatever reads the file later.
-        self._files[name].write(json.dumps(line, allow_nan=False) + "\n")
+        self._files[name].writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         self._files[name].flush()
+        # A checkpoint outlives a power cut; the rows before it must too.
+        os.fsync(self._files[name].fileno())
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The records of a log file. A last line that a killed run left half-written is dropped."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
-    return records
+    return [record for _, record in _rows(Path(path))]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line with its end, record) of every whole line."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                yield line, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: 
         project=project, name=run_name, config=config, dir=out_dir, id=run_id, mode=mode,
         resume="allow", settings=wandb.Settings(silent=True),
     )  # fmt: skip
-    id_file.write_text(run.id + "\n", encoding="utf-8")
+    write_file(id_file, f"{run.id}\n".encode())
     # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
     run.define_metric("*", step_metric="step")
     return run

@@ -1,0 +1,253 @@
+"""The journal gives back exactly what it was given, real groups and odd ones, or refuses."""
+
+import math
+import os
+import random
+import struct
+from dataclasses import fields, is_dataclass, replace
+from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum
+
+import pytest
+
+from membuilder.errors import CheckpointError
+from membuilder.generate.dialogue import generate
+from membuilder.prompts import PromptConfig
+from membuilder.schemas import ResponseFormat
+from membuilder.types import Agent, Bank, CoreQuote, Entry, Failure, FailureKind, Session, Turn
+from membuilder.windows import in_windows
+from reward.judges import evidence
+from reward.rollouts import ScoredGroup
+from reward.score import RewardConfig, RewardStatus, Score
+from rollout.tokens import TokenCounter, encode_completion
+from rollout.types import AgentSample, Completion, Group, Rollout, SamplingConfig
+from tests.fakes import HashEmbedder
+from trainer import journal
+from trainer.collect import Collector
+from trainer.corpus import expert_builds, training_text
+from trainer.stream import SessionStream, States
+from trainer.tiny import train_tokenizer
+
+PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
+ANSWERS = ['{"#1":"add","#2":"add"}', '{"#1":"add"}', "{}", "no JSON at all"]
+
+
+class DrawingEngine:
+    """Answers each prompt with one of ANSWERS and log-probs drawn from the seed."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def generate(self, prompts, n, sampling, seed):
+        draw = random.Random(seed)
+        return [[self._completion(draw) for _ in range(n)] for _ in prompts]
+
+    def _completion(self, draw: random.Random) -> Completion:
+        ids = tuple(encode_completion(self.tokenizer, draw.choice(ANSWERS)))
+        logprobs = tuple(-draw.expovariate(3) for _ in ids)
+        return Completion(token_ids=ids, rollout_logprobs=logprobs, finished=draw.random() < 0.9, weight_version=7)
+
+
+@pytest.fixture(scope="module")
+def real_groups() -> list[ScoredGroup]:
+    """Two steps of sampling and scoring, the second from the banks of the first."""
+    embedder = HashEmbedder()
+    builds = expert_builds([in_windows(d, 3) for d in generate(3, 1, "train")], embedder, PROMPTS, "rules")
+    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 3, 600)
+    collector = Collector(
+        engine=DrawingEngine(tokenizer),
+        tokenizer=tokenizer,
+        embedder=embedder,
+        judge=evidence,
+        prompts=PROMPTS,
+        sampling=SamplingConfig(max_tokens=40),
+        reward=RewardConfig(earlier_questions=True),
+        num_rollouts=3,
+        count_tokens=TokenCounter(tokenizer),
+    )
+    stream = SessionStream(builds, embedder, PROMPTS, 4, States.POLICY, seed=1)
+    return [group for seed in (1, 2, 3) for group in collector.dense(stream, 0.4, seed)]
+
+
+def odd_group(**completion) -> ScoredGroup:
+    """Everything the types allow at its edges."""
+    noon = datetime(2023, 5, 8, 12, 0, 0, 1)
+    zone = timezone(timedelta(hours=-3, minutes=-30))
+    turns = (
+        Turn(id="", speaker='"\\', role="user", text="\x00\n\u2028\u2029\x7f é 猫 🐈", caption=""),
+        Turn(id="D1:2", speaker="Ann", role="assistant", text="", caption=None),
+    )
+    logprobs = (-0.0, 0.0, 5e-324, -1.7976931348623157e308, 0.1 + 0.2, -1 / 3)
+    sample = AgentSample(
+        prompt_token_ids=(0, 2**31, 2**53 + 1),
+        completion=Completion(
+            **dict(token_ids=(1,) * 6, rollout_logprobs=logprobs, finished=False, weight_version=0) | completion
+        ),
+        text="{",
+        written=(),
+        failure=Failure(kind=FailureKind.NOT_JSON, detail="line 1"),
+    )
+    entry = Entry(
+        id="m1", agent=Agent.SEMANTIC, text="", session=0, timestamp=noon.replace(tzinfo=zone), source_turns=("",)
+    )
+    bank = Bank(
+        core="x", core_quotes=(CoreQuote(turn_id="", text="t"),), entries=(entry, replace(entry, supersedes=("m1",)))
+    )
+    score = Score(
+        reward=dict.fromkeys(Agent) | {Agent.CORE: 0.1},
+        status={agent: status for agent, status in zip(Agent, RewardStatus, strict=True)},
+        format=dict.fromkeys(reversed(Agent), 1.0),
+        qa=None,
+        length={Agent.CORE: None, Agent.EPISODIC: 0.30000000000000004},
+        weights={},
+        retrieval_counts={Agent.PROCEDURAL: 0},
+        num_missing_verdicts=3,
+    )
+    session = Session(id="s", index=0, timestamp=noon.replace(tzinfo=UTC), turns=turns)
+    rollouts = (Rollout(samples=dict.fromkeys(reversed(Agent), sample), bank=bank), Rollout(samples={}, bank=Bank()))
+    group = Group(id="step 1 / slot 2", dialogue_id="🐈", session=session, rollouts=rollouts)
+    return ScoredGroup(group=group, scores=(score, score), expert_tokens=dict.fromkeys(Agent, 12.5))
+
+
+def exact(value):
+    """Types, order of keys and bits of floats: more than `==` compares."""
+    if is_dataclass(value):
+        return type(value), [(field.name, exact(getattr(value, field.name))) for field in fields(value)]
+    if isinstance(value, dict):
+        return [(exact(key), exact(item)) for key, item in value.items()]
+    if isinstance(value, tuple | list):
+        return type(value), [exact(item) for item in value]
+    if isinstance(value, float):
+        return float, struct.pack("<d", value)
+    if isinstance(value, Enum):
+        return type(value), value.name
+    return type(value), value.isoformat() if isinstance(value, datetime) else value
+
+
+def whole_numbers_as_floats(group: ScoredGroup) -> ScoredGroup:
+    """Counts of tokens stand in a field of floats."""
+    return replace(group, expert_tokens={agent: float(value) for agent, value in group.expert_tokens.items()})
+
+
+def test_real_groups_come_back_exactly(tmp_path, real_groups):
+    samples = [sample for g in real_groups for rollout in g.group.rollouts for sample in rollout.samples.values()]
+    assert any(sample.failure for sample in samples) and any(sample.written for sample in samples)
+    assert any(entry for g in real_groups for rollout in g.group.rollouts for entry in rollout.bank.entries)
+    statuses = {status for g in real_groups for score in g.scores for status in score.status.values()}
+    assert {RewardStatus.SCORED, RewardStatus.INVALID} <= statuses
+    journal.write(tmp_path, 3, 0, real_groups)
+    back = journal.read(tmp_path, 3, 0)
+    assert back == real_groups
+    assert [exact(group) for group in back] == [exact(whole_numbers_as_floats(group)) for group in real_groups]
+
+
+def test_odd_groups_come_back_exactly(tmp_path):
+    group = odd_group()
+    journal.write(tmp_path, 3, 1, [group, group])
+    assert [exact(back) for back in journal.read(tmp_path, 3, 1)] == [exact(group)] * 2
+    journal.write(tmp_path, 4, 1, [])
+    assert journal.read(tmp_path, 4, 1) == []
+
+
+def test_any_finite_float_comes_back_bit_for_bit(tmp_path):
+    draw = random.Random(0)
+    drawn = (struct.unpack("<d", draw.randbytes(8))[0] for _ in range(5000))
+    logprobs = tuple(value for value in drawn if math.isfinite(value))
+    journal.write(tmp_path, 0, 0, [odd_group(rollout_logprobs=logprobs)])
+    (back,) = journal.read(tmp_path, 0, 0)
+    kept = back.group.rollouts[0].samples[Agent.CORE].completion.rollout_logprobs
+    assert struct.pack(f"<{len(kept)}d", *kept) == struct.pack(f"<{len(logprobs)}d", *logprobs)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        {"rollout_logprobs": (-1.0, math.nan)},
+        {"rollout_logprobs": (-math.inf,)},
+        {"token_ids": (1.5,)},
+        {"finished": 1},
+        {"token_ids": [1, 2]},
+    ],
+)
+def test_what_json_would_change_is_refused_by_name(tmp_path, completion):
+    with pytest.raises(CheckpointError, match="step 3, rank 0, group 'step 1 / slot 2' cannot be kept exactly"):
+        journal.write(tmp_path, 3, 0, [odd_group(**completion)])
+    assert journal.read(tmp_path, 3, 0) is None
+
+
+def test_a_reward_that_is_nan_is_not_taken_for_a_missing_one(tmp_path):
+    group = odd_group()
+    broken = replace(group, scores=(replace(group.scores[0], qa=math.nan),) * 2)
+    with pytest.raises(CheckpointError, match="cannot be kept exactly"):
+        journal.write(tmp_path, 3, 0, [broken])
+
+
+def test_each_step_and_rank_has_its_own(tmp_path):
+    first, second = odd_group(token_ids=(1,)), odd_group(token_ids=(2,))
+    journal.write(tmp_path, 3, 0, [first])
+    journal.write(tmp_path, 3, 1, [second])
+    assert (journal.read(tmp_path, 3, 0), journal.read(tmp_path, 3, 1)) == ([first], [second])
+    assert journal.read(tmp_path, 3, 2) is None and journal.read(tmp_path, 2, 0) is None
+    assert journal.read(tmp_path / "nowhere", 3, 0) is None
+
+
+def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
+    for step in (8, 9, 10):
+        for rank in (0, 1):
+            journal.write(tmp_path, step, rank, [])
+    (tmp_path / "step_9.rank_2.json.partial").write_bytes(b"[")
+    (tmp_path / "notes.txt").write_bytes(b"")
+    journal.forget(tmp_path, before_step=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "notes.txt",
+        "step_10.rank_0.json",
+        "step_10.rank_1.json",
+    ]
+    journal.forget(tmp_path / "nowhere", before_step=10)
+
+
+def test_sampling_a_step_anew_drops_what_followed_it(tmp_path):
+    for step in (3, 4, 5):
+        journal.write(tmp_path, step, 0, [])
+    journal.write(tmp_path, 5, 1, [])
+    journal.write(tmp_path, 4, 0, [odd_group()])
+    assert [journal.read(tmp_path, step, 0) is None for step in (3, 4, 5)] == [False, False, True]
+    assert journal.read(tmp_path, 5, 1) == []
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def change_a_logprob(data: bytes) -> bytes:
+    assert b"0.30000000000000004" in data
+    return data.replace(b"0.30000000000000004", b"0.30000000000000005")
+
+
+def not_text(data: bytes) -> bytes:
+    return data.replace(b'"D1:2"', b'"\xff\xfe"')
+
+
+@pytest.mark.parametrize("damage", [cut, change_a_logprob, not_text, lambda data: b"", lambda data: b"{}"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    path = journal.write(tmp_path, 3, 0, [odd_group()])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        CheckpointError, match=r"step_3.rank_0.json' is (missing or )?damaged: .*delete the file"
+    ) as caught:
+        journal.read(tmp_path, 3, 0)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_file_under_another_name_is_not_that_step(tmp_path):
+    os.rename(journal.write(tmp_path, 3, 0, []), tmp_path / "step_4.rank_0.json")
+    with pytest.raises(
+        CheckpointError, match="holds 'journal of step 3, rank 0' where 'journal of step 4, rank 0' belongs"
+    ):
+        journal.read(tmp_path, 4, 0)
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "journal").write_bytes(b"a file stands in the way")
+    with pytest.raises(CheckpointError, match="journal"):
+        journal.write(tmp_path / "journal", 3, 0, [])
