@@ -178,11 +178,11 @@ def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list
         ]
     # bfloat16 weights; float32 master, moments and summed gradients, each rank its share (grad_accum_dtype fp32)
     share, on_gpu = 1 / ranks, 0 if launch.offload_optimizer else 1
-    gradients = 2 * count if stage == 1 else 4 * count * share
+    gradients = 2 * count if stage == 1 else 4 * count * share * on_gpu
     bucket = 2 * BUCKET_ELEMENTS * (1 if stage == 3 else 2)  # stages 1 and 2 fill one while the other travels
     parts = [
         Part.always("weights", 2 * count * (share if stage == 3 else 1)),
-        Part(name="gradients", update=gradients, step=4 * count * share + (gradients if stage == 1 else 0)),
+        Part(name="gradients", update=gradients, step=4 * count * share * on_gpu + (gradients if stage == 1 else 0)),
         Part.always("float32 master weights", 4 * count * share * on_gpu),
         Part.always("AdamW moments", 8 * count * share * on_gpu),
         Part(name="AdamW temporaries", step=4 * count * share * on_gpu),
