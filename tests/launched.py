@@ -1,6 +1,6 @@
 """What a launcher started: every rank writes what it sees into OUT. tests/test_launch.py starts this with launch/*.sh.
 
-    launch/multinode.sh tests.launched OUT
+launch/multinode.sh tests.launched OUT
 """
 
 import json
@@ -45,7 +45,10 @@ def train(engine) -> dict:
     kept = {"master": num_bytes(master), "gradients": num_bytes(gradients)}
     engine.step()
     moments = [
-        value for state in keeper.optimizer.state.values() for name, value in state.items() if name.startswith("exp_avg")
+        value
+        for state in keeper.optimizer.state.values()
+        for name, value in state.items()
+        if name.startswith("exp_avg")
     ]
     with deepspeed.zero.GatheredParameters(weight, enabled=stage == 3):
         moved = not torch.equal(weight.detach(), before)

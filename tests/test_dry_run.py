@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from membuilder.errors import ConfigError
 from tests.benchmarks.common import peak_mb
-from trainer.activations import ActivationBytes, Allocated, activation_bytes
+from trainer.activations import Allocated, activation_bytes
 from trainer.attention import use_shared_prefix
 from trainer.dry_run import advise, largest_micro_batch, main, report
 from trainer.head import Objective, head_loss
@@ -25,7 +26,6 @@ SMALL = dict(
     hidden_size=128, num_hidden_layers=4, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
     vocab_size=1000,
 )  # fmt: skip
-NUM_TREES = 24
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,10 @@ def test_plain_optimizer_state_is_what_adamw_keeps(dtype):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     kept = sum(
-        value.nbytes for state in optimizer.state.values() for name, value in state.items() if name.startswith("exp_avg")
+        value.nbytes
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if name.startswith("exp_avg")
     )
     count = sum(parameter.numel() for parameter in model.parameters())
     parts = state_parts(count, dtype, Launch())
@@ -104,10 +107,10 @@ def test_ddp_keeps_its_buckets_beside_the_gradients():
     assert part(state_parts(1000, torch.float32, Launch(num_processes=2)), "gradients").step == 2 * 4000
 
 
-def real_run(checkpointing: bool, dtype: torch.dtype = torch.float32):
+def real_run(checkpointing: bool, num_trees: int):
     """A real model on the packed rows that a GPU gets: two answers below each prompt, 256 tokens a tree."""
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**SMALL)).to(dtype)
+    model = Qwen3ForCausalLM(Qwen3Config(**SMALL))
     use_shared_prefix(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -120,7 +123,7 @@ def real_run(checkpointing: bool, dtype: torch.dtype = torch.float32):
                 for answer in (998, 999)
             ]
         )
-        for first in range(NUM_TREES)
+        for first in range(num_trees)
     ]
     batch = pack(trees, varlen_calls)
 
@@ -135,32 +138,30 @@ def real_run(checkpointing: bool, dtype: torch.dtype = torch.float32):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_kept_activations_are_those_of_a_real_run(checkpointing):
-    """The same count over real tensors of the real attention on the CPU: equal to 1%."""
-    model, batch, run = real_run(checkpointing)
+def test_activations_are_those_of_a_real_run(checkpointing):
+    """The same count over real tensors and the real attention on a CPU: kept and peak to 1%."""
+    model, batch, run = real_run(checkpointing, num_trees=4)
     saved = []
     with Allocated([*model.parameters(), *model.buffers(), batch.token_ids, batch.position_ids]) as memory:
         run(lambda: saved.append(memory.now))
     expected = activation_bytes(
-        Qwen3Config(**SMALL), num_tokens=NUM_TREES * 256, dtype=torch.float32, checkpointing=checkpointing
+        Qwen3Config(**SMALL), num_tokens=4 * 256, dtype=torch.float32, checkpointing=checkpointing
     )
     assert expected.saved == pytest.approx(saved[0], rel=0.01)
+    assert expected.peak == pytest.approx(memory.peak, rel=0.01)
     assert memory.now < 0.02 * memory.peak  # the backward freed it all, so every storage was followed to its end
 
 
-def real_backbone(checkpointing: bool):
-    return real_run(checkpointing)[2]
+def real_backbone(num_trees: int):
+    return real_run(False, num_trees)[2]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_peak_is_what_the_process_needs(checkpointing):
-    """Resident memory of a process of its own; 20% for the allocator and for attention, which has other kernels there."""
+def test_peak_is_what_the_process_needs():
+    """Resident memory of a process of its own, which the count knows nothing of; 20% for its allocator."""
     if torch.cuda.is_available():
         pytest.skip("resident memory says nothing about a GPU")
-    measured = peak_mb(partial(real_backbone, checkpointing))
-    expected = activation_bytes(
-        Qwen3Config(**SMALL), num_tokens=NUM_TREES * 256, dtype=torch.float32, checkpointing=checkpointing
-    )
+    measured = peak_mb(partial(real_backbone, 24))
+    expected = activation_bytes(Qwen3Config(**SMALL), num_tokens=24 * 256, dtype=torch.float32, checkpointing=False)
     assert expected.peak / 1e6 == pytest.approx(measured, rel=0.2)
 
 
@@ -223,16 +224,17 @@ def test_advice_holds_when_followed(folder_small):
     (tokens,) = (line.strip() for line in changes if "max_tokens=" in line)
     followed = workload_of(folder_small, checkpointing=False, max_tokens=int(tokens.removeprefix("max_tokens=")))
     assert estimate(followed, launch).fits
-    assert "  model.gradient_checkpointing=true" not in changes
-    assert not estimate(workload_of(folder_small, max_tokens=300_000), launch).fits
+    assert "  model.gradient_checkpointing=true" in changes
+    assert estimate(workload_of(folder_small, checkpointing=True, max_tokens=300_000), launch).fits
 
 
 def test_several_changes_are_named_together(folder_small):
     workload = workload_of(folder_small, rl=True, checkpointing=False, max_tokens=40_000)
     heading, *changes = advise(workload, Launch(zero_stage=2, gpu_memory_gib=5.5, engine_share=0.9))
     assert heading == "Fits with all of"
-    assert [change.split(":")[0].split("=")[0].strip() for change in changes] == [
-        "model.gradient_checkpointing", "--sleep",
+    # vLLM leaves too little in generation, and then the activations are too many; sleep would help, but is not needed
+    assert [change.split(":")[0].strip() for change in changes] == [
+        "model.gradient_checkpointing=true", "--engine-share 0.55",
     ]  # fmt: skip
 
 
@@ -265,7 +267,7 @@ def test_command_line_prints_and_says_by_its_status_whether_it_fits(tmp_path, fo
     # 16 sessions x 4 agents x (900 + 100)
     assert "at most 4,000 packed tokens a session, 64,000 a step" in text
     with pytest.raises(SystemExit) as stopped:
-        main(["sft", "--config", config, "--zero", "2", "--gpu-memory-gib", "4"])
+        main(["sft", "--config", config, "--zero", "2", "--gpu-memory-gib", "2.2"])
     assert stopped.value.code == 1
     assert "DOES NOT FIT" in (text := capsys.readouterr().out) and "  model.gradient_checkpointing=true" in text
 
@@ -279,13 +281,5 @@ def test_command_line_takes_an_rl_run(tmp_path, folder_small, capsys):
 
 
 def test_a_folder_without_config_is_named(tmp_path):
-    from membuilder.errors import ConfigError
-
     with pytest.raises(ConfigError, match="no config.json at .*nowhere.*model.path=DIR"):
         estimate(workload_of(str(tmp_path / "nowhere")), Launch())
-
-
-def test_measures_are_of_one_kind():
-    assert activation_bytes(
-        Qwen3Config(**SMALL), num_tokens=10, dtype=torch.bfloat16, checkpointing=False
-    ) != ActivationBytes(saved=0, peak=0)

@@ -154,7 +154,9 @@ def test_two_launchers_make_one_deepspeed_run(tmp_path):
         variables |= {"GPUS_PER_NODE": "1", "DS_ACCELERATOR": "cpu"}
         command = [str(ROOT / "launch/multinode.sh"), "tests.launched", str(tmp_path)]
         env = environment(Path(sys.executable).parent, **variables)
-        launchers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
+        launchers.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        )
     try:
         for launcher in launchers:
             output, _ = launcher.communicate(timeout=300)
@@ -203,7 +205,8 @@ def test_deepspeed_stage_3_saves_and_counts_whole_weights():
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("zero2", "zero2"), ("zero2_multinode", "zero2"), ("zero3", "zero3"), ("ddp", None), ("cpu2", None)]
+    ("name", "file"),
+    [("zero2", "zero2"), ("zero2_multinode", "zero2"), ("zero3", "zero3"), ("ddp", None), ("cpu2", None)],
 )
 def test_accelerate_file_names_what_it_says(name, file):
     content = yaml.safe_load((CONFIGS / f"accelerate/{name}.yaml").read_text(encoding="utf-8"))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from membuilder.config import load
-from membuilder.errors import ConfigError
 from membuilder.types import Agent
 from trainer.memory import GIB, Estimate, Launch, Workload, estimate, of_rl, of_sft, parameter_sizes
 from trainer.runner import clear_errors
@@ -37,8 +36,16 @@ class Change:
     launch: Launch
 
     @property
+    def excess(self) -> float:
+        return estimate(self.workload, self.launch).excess
+
+    @property
     def fits(self) -> bool:
-        return estimate(self.workload, self.launch).fits
+        return self.excess == 0
+
+
+Option = Callable[[Workload, Launch], Change | None]
+"""Applies one change, or has none to make."""
 
 
 def report(workload: Workload, launch: Launch, lengths: Lengths | None = None) -> str:
@@ -140,20 +147,34 @@ def largest_micro_batch(workload: Workload, launch: Launch) -> int:
 
 
 def advise(workload: Workload, launch: Launch) -> list[str]:
-    """Each change that makes the run fit by itself; where none does, the first few that do together."""
+    """Each change that makes the run fit by itself; where none does, several that do together and not with one less."""
     single = [change.text for option in OPTIONS if (change := option(workload, launch)) and change.fits]
     if single:
         return ["Fits with any one of", *(f"  {text}" for text in single)]
-    taken = []
+    chosen: list[Option] = []
+    at = Change(text="", workload=workload, launch=launch)
     for option in OPTIONS:
+        change = option(at.workload, at.launch)
+        if change is not None and change.excess < at.excess:
+            chosen, at = [*chosen, option], change
+    if not at.fits:
+        return ["Nothing above makes it fit: more or larger GPUs, or a smaller model (model.path)"]
+    for option in reversed(chosen):
+        fewer = [other for other in chosen if other is not option]
+        if _apply(fewer, workload, launch)[-1].fits:
+            chosen = fewer
+    return ["Fits with all of", *(f"  {change.text}" for change in _apply(chosen, workload, launch))]
+
+
+def _apply(options: Sequence[Option], workload: Workload, launch: Launch) -> list[Change]:
+    """The changes one after the other; one that has nothing left to change is left out."""
+    changes = []
+    for option in options:
         change = option(workload, launch)
-        if change is None or estimate(change.workload, change.launch).peak >= estimate(workload, launch).peak:
-            continue
-        taken.append(change.text)
-        workload, launch = change.workload, change.launch
-        if change.fits:
-            return ["Fits with all of", *(f"  {text}" for text in taken)]
-    return ["Nothing above makes it fit: more or larger GPUs, or a smaller model (model.path)"]
+        if change is not None:
+            changes.append(change)
+            workload, launch = change.workload, change.launch
+    return changes
 
 
 def _checkpointing(workload: Workload, launch: Launch) -> Change | None:
@@ -219,7 +240,7 @@ def _no_reference(workload: Workload, launch: Launch) -> Change | None:
     return Change(text=text, workload=replace(workload, rollouts=rollouts), launch=launch)
 
 
-OPTIONS: tuple[Callable[[Workload, Launch], Change | None], ...] = (
+OPTIONS: tuple[Option, ...] = (
     _checkpointing, _sleep, _zero2, _max_tokens, _engine_share, _zero3, _offload, _no_reference,
 )  # fmt: skip
 """From what costs least to what costs most."""
@@ -241,17 +262,14 @@ def parse(argv: Sequence[str] | None) -> tuple[Workload, Launch, Lengths | None]
     given = parser.parse_intermixed_args(argv)
     if (given.prompt_tokens is None) != (given.completion_tokens is None):
         parser.error("--prompt-tokens and --completion-tokens go together")
-    try:
-        launch = Launch(
-            num_processes=given.num_processes,
-            gpu_memory_gib=given.gpu_memory_gib,
-            zero_stage=given.zero,
-            offload_optimizer=given.offload,
-            engine_share=given.engine_share,
-            sleep=given.sleep,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    launch = Launch(
+        num_processes=given.num_processes,
+        gpu_memory_gib=given.gpu_memory_gib,
+        zero_stage=given.zero,
+        offload_optimizer=given.offload,
+        engine_share=given.engine_share,
+        sleep=given.sleep,
+    )
     lengths = None
     if given.prompt_tokens is not None:
         lengths = Lengths(prompt=given.prompt_tokens, completion=given.completion_tokens)

@@ -99,9 +99,9 @@ class Launch:
 
     def __post_init__(self) -> None:
         if self.num_processes < 1 or self.gpu_memory_gib <= 0 or not 0 < self.engine_share < 1:
-            raise ValueError("need num_processes >= 1, gpu_memory_gib > 0 and 0 < engine_share < 1")
+            raise ConfigError("need num_processes >= 1, gpu_memory_gib > 0 and 0 < engine_share < 1")
         if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
-            raise ValueError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
+            raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +139,13 @@ class Estimate:
         return max(self.phases.values())
 
     @property
+    def excess(self) -> float:
+        """Bytes too many, over the phases."""
+        return sum(max(0.0, size - self.gpu_bytes) for size in self.phases.values())
+
+    @property
     def fits(self) -> bool:
-        return self.peak <= self.gpu_bytes
+        return self.excess == 0
 
 
 @cache

@@ -226,7 +226,9 @@ def main() -> None:
         scenarios[name] = [summary(varied, ranks, given.seeds) for ranks in SIZES]
         print(f"\n{name} (sigma of the completions {varied.completion_spread:g})\n{table(scenarios[name])}")
     given.out.mkdir(parents=True, exist_ok=True)
-    what = "A model of one RL step, not a measurement: python -m tests.benchmarks.scaling; inputs in scaling_inputs.json."
+    what = (
+        "A model of one RL step, not a measurement: python -m tests.benchmarks.scaling; inputs in scaling_inputs.json."
+    )
     record = {"what": what} | header() | {"seeds": given.seeds, "scenarios": scenarios}
     (given.out / "scaling.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draw(scenarios, given.out / "scaling.png")

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from trainer.plots import GREY, INK, STYLE
+from trainer.plots import INK, STYLE
 
 # From the bottom up: label, colour, parts of scaling.py. Work in colour, waiting in grey.
 BANDS = (
