@@ -222,7 +222,9 @@ def test_advice_holds_when_followed(folder_small):
     heading, *changes = advise(workload, launch)
     assert heading == "Fits with any one of"
     (tokens,) = (line.strip() for line in changes if "max_tokens=" in line)
-    followed = workload_of(folder_small, checkpointing=False, max_tokens=int(tokens.removeprefix("max_tokens=")))
+    followed = workload_of(
+        folder_small, checkpointing=False, max_tokens=int(tokens.split(",")[0].removeprefix("max_tokens="))
+    )
     assert estimate(followed, launch).fits
     assert "  model.gradient_checkpointing=true" in changes
     assert estimate(workload_of(folder_small, checkpointing=True, max_tokens=300_000), launch).fits
@@ -266,6 +268,8 @@ def test_command_line_prints_and_says_by_its_status_whether_it_fits(tmp_path, fo
     assert "fits, " in text and "ZeRO-2" in text
     # 16 sessions x 4 agents x (900 + 100)
     assert "at most 4,000 packed tokens a session, 64,000 a step" in text
+    main(["sft", "--config", config, "--zero", "2", "--prompt-tokens", "9000", "--completion-tokens", "100"])
+    assert "36,400 packed tokens a session (over max_tokens: a micro-batch of its own)" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         main(["sft", "--config", config, "--zero", "2", "--gpu-memory-gib", "2.2"])
     assert stopped.value.code == 1

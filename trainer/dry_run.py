@@ -103,7 +103,8 @@ def _tokens(workload: Workload, launch: Launch, lengths: Lengths | None) -> list
         packed = session_tokens(workload, lengths.prompt, lengths.completion)
         lines.append(
             f"  at {lengths.prompt:,} + {lengths.completion:,} tokens: {sequences * lengths.completion:,} tokens to learn "
-            f"from, at most {packed:,} packed tokens a session, {sessions * packed:,} a step"
+            f"from, at most {packed:,} packed tokens a session"
+            f"{' (over max_tokens: a micro-batch of its own)' * (packed > workload.max_tokens)}, {sessions * packed:,} a step"
         )
     return lines
 
@@ -202,7 +203,11 @@ def _max_tokens(workload: Workload, launch: Launch) -> Change | None:
     largest = largest_micro_batch(workload, launch)
     if not MIN_TOKENS <= largest < workload.max_tokens:
         return None
-    return Change(text=f"max_tokens={largest}", workload=replace(workload, max_tokens=largest), launch=launch)
+    return Change(
+        text=f"max_tokens={largest}, if no session has more",
+        workload=replace(workload, max_tokens=largest),
+        launch=launch,
+    )
 
 
 def _engine_share(workload: Workload, launch: Launch) -> Change | None:
