@@ -206,7 +206,14 @@ def test_deepspeed_stage_3_saves_and_counts_whole_weights():
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("zero2", "zero2"), ("zero2_multinode", "zero2"), ("zero3", "zero3"), ("ddp", None), ("cpu2", None)],
+    [
+        ("zero2", "zero2"),
+        ("zero2_multinode", "zero2"),
+        ("zero2_offload", "zero2_offload"),
+        ("zero3", "zero3"),
+        ("ddp", None),
+        ("cpu2", None),
+    ],
 )
 def test_accelerate_file_names_what_it_says(name, file):
     content = yaml.safe_load((CONFIGS / f"accelerate/{name}.yaml").read_text(encoding="utf-8"))

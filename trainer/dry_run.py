@@ -14,7 +14,7 @@ from pathlib import Path
 
 from membuilder.config import load
 from membuilder.types import Agent
-from trainer.memory import GIB, Estimate, Launch, Workload, estimate, of_rl, of_sft, parameter_sizes
+from trainer.memory import GIB, Estimate, Launch, Workload, estimate, of_rl, of_sft, parameter_sizes, session_tokens
 from trainer.runner import clear_errors
 
 MIN_TOKENS = 4000
@@ -78,12 +78,6 @@ def _table(workload: Workload, found: Estimate) -> list[str]:
     spare = (found.gpu_bytes - found.peak) / GIB
     lines.append(f"  fits, {spare:.2f} GiB to spare" if found.fits else f"  DOES NOT FIT: {-spare:.2f} GiB too much")
     return lines
-
-
-def session_tokens(workload: Workload, prompt: int, completion: int) -> int:
-    """Packed tokens of a session at most: as if its agents shared nothing of their prompts."""
-    copies = workload.rollouts.num_rollouts if workload.rollouts else 1
-    return len(Agent) * (prompt + copies * completion)
 
 
 def _tokens(workload: Workload, launch: Launch, lengths: Lengths | None) -> list[str]:
@@ -233,7 +227,7 @@ def _zero3(workload: Workload, launch: Launch) -> Change | None:
 def _offload(workload: Workload, launch: Launch) -> Change | None:
     if launch.offload_optimizer or launch.zero_stage not in (1, 2):
         return None
-    text = "--offload: optimizer in host memory, configs/deepspeed/zero2_offload.json"
+    text = "--offload: optimizer in host memory, configs/accelerate/zero2_offload.yaml"
     return Change(text=text, workload=workload, launch=replace(launch, offload_optimizer=True))
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from membuilder.errors import ConfigError
+from membuilder.types import Agent
 from trainer.activations import ActivationBytes, activation_bytes, make_meta_model
 from trainer.head import default_chunk_rows
 
@@ -82,6 +83,12 @@ def _workload(config: "SFTConfig | RLConfig", rollouts: Rollouts | None) -> Work
     )
 
 
+def session_tokens(workload: Workload, prompt: int, completion: int) -> int:
+    """Packed tokens of a session at most: as if its agents shared nothing of their prompts."""
+    copies = workload.rollouts.num_rollouts if workload.rollouts else 1
+    return len(Agent) * (prompt + copies * completion)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """What the accelerate and DeepSpeed files say."""
@@ -91,7 +98,7 @@ class Launch:
     zero_stage: int = 0
     """0: no DeepSpeed (DDP, or one plain process)."""
     offload_optimizer: bool = False
-    """Master weights and moments in host memory (configs/deepspeed/zero2_offload.json)."""
+    """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
     engine_share: float = 0.6
     """Of the GPU's memory, for vLLM: its gpu_memory_utilization."""
     sleep: bool = False
