@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs, PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
+from transformers.integrations import unset_hf_deepspeed_config
 
 from membuilder.errors import ConfigError, RankError
 
@@ -58,6 +59,8 @@ def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) ->
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # ours are packed by tokens; DeepSpeed wants a number
     plugin.deepspeed_config["gradient_accumulation_steps"] = 1  # the loop says itself which backward is the last
     accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+    # else, under ZeRO-3, transformers would partition whatever it loads from now on, the engine's and the reference's too
+    unset_hf_deepspeed_config()
     if accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise ConfigError(f"DeepSpeed was asked for, Accelerate made {accelerator.distributed_type}")
     return accelerator
