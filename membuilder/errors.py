@@ -31,3 +31,11 @@ class CheckpointError(MemBuilderError):
 
 class RankError(MemBuilderError):
     """Another process of the run is gone."""
+
+
+class Interrupted(MemBuilderError):
+    """The run was asked to stop and saved first."""
+
+
+class DivergedError(MemBuilderError):
+    """Too many updates in a row had a gradient that is not finite."""

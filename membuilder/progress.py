@@ -7,8 +7,16 @@ from tqdm import tqdm
 
 
 def progress(
-    items: Iterable | None = None, *, total: int | None = None, label: str, unit: str, enabled: bool = True
+    items: Iterable | None = None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    label: str,
+    unit: str,
+    enabled: bool = True,
 ) -> tqdm:
     """A bar with rate and time left; in a log file it prints a line every 20 seconds instead of redrawing."""
     interval = 0.2 if sys.stderr.isatty() else 20
-    return tqdm(items, total=total, desc=label, unit=f" {unit}", mininterval=interval, disable=not enabled)
+    return tqdm(
+        items, total=total, initial=initial, desc=label, unit=f" {unit}", mininterval=interval, disable=not enabled
+    )

@@ -7,6 +7,7 @@ import struct
 from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
+from pathlib import Path
 
 import pytest
 
@@ -129,32 +130,40 @@ def whole_numbers_as_floats(group: ScoredGroup) -> ScoredGroup:
     return replace(group, expert_tokens={agent: float(value) for agent, value in group.expert_tokens.items()})
 
 
+def put(root: Path, step: int, scored: list) -> Path:
+    return journal.write(root, step, journal.Experience(scored=scored, steered={}))
+
+
+def got(root: Path, step: int) -> list:
+    return journal.read(root, step).scored
+
+
 def test_real_groups_come_back_exactly(tmp_path, real_groups):
     samples = [sample for g in real_groups for rollout in g.group.rollouts for sample in rollout.samples.values()]
     assert any(sample.failure for sample in samples) and any(sample.written for sample in samples)
     assert any(entry for g in real_groups for rollout in g.group.rollouts for entry in rollout.bank.entries)
     statuses = {status for g in real_groups for score in g.scores for status in score.status.values()}
     assert {RewardStatus.SCORED, RewardStatus.INVALID} <= statuses
-    journal.write(tmp_path, 3, 0, real_groups)
-    back = journal.read(tmp_path, 3, 0)
+    put(tmp_path, 3, real_groups)
+    back = got(tmp_path, 3)
     assert back == real_groups
     assert [exact(group) for group in back] == [exact(whole_numbers_as_floats(group)) for group in real_groups]
 
 
 def test_odd_groups_come_back_exactly(tmp_path):
     group = odd_group()
-    journal.write(tmp_path, 3, 1, [group, group])
-    assert [exact(back) for back in journal.read(tmp_path, 3, 1)] == [exact(group)] * 2
-    journal.write(tmp_path, 4, 1, [])
-    assert journal.read(tmp_path, 4, 1) == []
+    put(tmp_path, 3, [group, group])
+    assert [exact(back) for back in got(tmp_path, 3)] == [exact(group)] * 2
+    put(tmp_path, 4, [])
+    assert got(tmp_path, 4) == []
 
 
 def test_any_finite_float_comes_back_bit_for_bit(tmp_path):
     draw = random.Random(0)
     drawn = (struct.unpack("<d", draw.randbytes(8))[0] for _ in range(5000))
     logprobs = tuple(value for value in drawn if math.isfinite(value))
-    journal.write(tmp_path, 0, 0, [odd_group(rollout_logprobs=logprobs)])
-    (back,) = journal.read(tmp_path, 0, 0)
+    put(tmp_path, 0, [odd_group(rollout_logprobs=logprobs)])
+    (back,) = got(tmp_path, 0)
     kept = back.group.rollouts[0].samples[Agent.CORE].completion.rollout_logprobs
     assert struct.pack(f"<{len(kept)}d", *kept) == struct.pack(f"<{len(logprobs)}d", *logprobs)
 
@@ -170,49 +179,50 @@ def test_any_finite_float_comes_back_bit_for_bit(tmp_path):
     ],
 )
 def test_what_json_would_change_is_refused_by_name(tmp_path, completion):
-    with pytest.raises(CheckpointError, match="step 3, rank 0, group 'step 1 / slot 2' cannot be kept exactly"):
-        journal.write(tmp_path, 3, 0, [odd_group(**completion)])
-    assert journal.read(tmp_path, 3, 0) is None
+    with pytest.raises(CheckpointError, match="step 3, group 'step 1 / slot 2' cannot be kept exactly"):
+        put(tmp_path, 3, [odd_group(**completion)])
+    assert journal.read(tmp_path, 3) is None
 
 
 def test_a_reward_that_is_nan_is_not_taken_for_a_missing_one(tmp_path):
     group = odd_group()
     broken = replace(group, scores=(replace(group.scores[0], qa=math.nan),) * 2)
     with pytest.raises(CheckpointError, match="cannot be kept exactly"):
-        journal.write(tmp_path, 3, 0, [broken])
+        put(tmp_path, 3, [broken])
 
 
-def test_each_step_and_rank_has_its_own(tmp_path):
+def test_each_step_has_its_own(tmp_path):
     first, second = odd_group(token_ids=(1,)), odd_group(token_ids=(2,))
-    journal.write(tmp_path, 3, 0, [first])
-    journal.write(tmp_path, 3, 1, [second])
-    assert (journal.read(tmp_path, 3, 0), journal.read(tmp_path, 3, 1)) == ([first], [second])
-    assert journal.read(tmp_path, 3, 2) is None and journal.read(tmp_path, 2, 0) is None
-    assert journal.read(tmp_path / "nowhere", 3, 0) is None
+    put(tmp_path, 3, [first])
+    put(tmp_path, 4, [second])
+    assert (got(tmp_path, 3), got(tmp_path, 4)) == ([first], [second])
+    assert journal.read(tmp_path, 2) is None
+    assert journal.read(tmp_path / "nowhere", 3) is None
+
+
+def test_the_steering_is_kept_too(tmp_path):
+    kept = journal.Experience(scored=[], steered={"length_weight": 0.1 + 0.2, "memory_ratio": 1.0})
+    journal.write(tmp_path, 1, kept)
+    assert journal.read(tmp_path, 1) == kept
 
 
 def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
     for step in (8, 9, 10):
-        for rank in (0, 1):
-            journal.write(tmp_path, step, rank, [])
-    (tmp_path / "step_9.rank_2.json.partial").write_bytes(b"[")
+        put(tmp_path, step, [])
+    (tmp_path / "step_7.json.partial").write_bytes(b"[")
     (tmp_path / "notes.txt").write_bytes(b"")
     journal.forget(tmp_path, before_step=10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "notes.txt",
-        "step_10.rank_0.json",
-        "step_10.rank_1.json",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step_10.json"]
     journal.forget(tmp_path / "nowhere", before_step=10)
+    journal.empty(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_sampling_a_step_anew_drops_what_followed_it(tmp_path):
     for step in (3, 4, 5):
-        journal.write(tmp_path, step, 0, [])
-    journal.write(tmp_path, 5, 1, [])
-    journal.write(tmp_path, 4, 0, [odd_group()])
-    assert [journal.read(tmp_path, step, 0) is None for step in (3, 4, 5)] == [False, False, True]
-    assert journal.read(tmp_path, 5, 1) == []
+        put(tmp_path, step, [])
+    put(tmp_path, 4, [odd_group()])
+    assert [journal.read(tmp_path, step) is None for step in (3, 4, 5)] == [False, False, True]
 
 
 def cut(data: bytes) -> bytes:
@@ -230,24 +240,20 @@ def not_text(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [cut, change_a_logprob, not_text, lambda data: b"", lambda data: b"{}"])
 def test_a_damaged_file_is_named(tmp_path, damage):
-    path = journal.write(tmp_path, 3, 0, [odd_group()])
+    path = put(tmp_path, 3, [odd_group()])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(
-        CheckpointError, match=r"step_3.rank_0.json' is (missing or )?damaged: .*delete the file"
-    ) as caught:
-        journal.read(tmp_path, 3, 0)
+    with pytest.raises(CheckpointError, match=r"step_3.json' is (missing or )?damaged: .*delete the file") as caught:
+        got(tmp_path, 3)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_a_file_under_another_name_is_not_that_step(tmp_path):
-    os.rename(journal.write(tmp_path, 3, 0, []), tmp_path / "step_4.rank_0.json")
-    with pytest.raises(
-        CheckpointError, match="holds 'journal of step 3, rank 0' where 'journal of step 4, rank 0' belongs"
-    ):
-        journal.read(tmp_path, 4, 0)
+    os.rename(put(tmp_path, 3, []), tmp_path / "step_4.json")
+    with pytest.raises(CheckpointError, match="holds 'journal of step 3' where 'journal of step 4' belongs"):
+        got(tmp_path, 4)
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "journal").write_bytes(b"a file stands in the way")
     with pytest.raises(CheckpointError, match="journal"):
-        journal.write(tmp_path / "journal", 3, 0, [])
+        put(tmp_path / "journal", 3, [])

@@ -87,7 +87,7 @@ def test_against_an_expert_that_wrote_nothing_only_silence_is_on_target(setting,
     assert silent.greedy_memory_ratio(stream) == 1.0
     hoarding, stream = collector_of(setting, '{"#1":"add"}')
     assert hoarding.greedy_memory_ratio(stream) == math.inf
-    assert steer(hoarding, stream, RLConfig(reward=REWARD, length_target=1.0))[0] == 1.0
+    assert steer(hoarding, stream, RLConfig(reward=REWARD, length_target=1.0)) == (1.0, {"length_weight": 1.0})
 
 
 @pytest.mark.parametrize("answer, expected", [("{}", 0.0), ('{"#1":"add","#2":"add"}', 1.0)])
@@ -104,11 +104,13 @@ def test_at_the_target_the_price_is_the_configured_one(setting):
     assert steer(collector, stream, config)[0] == pytest.approx(0.4)
 
 
-def test_steering_moves_on_to_other_sessions(setting):
-    collector, stream = collector_of(setting, "{}")
-    before = [stream.task(slot).id for slot in range(4)]
-    steer(collector, stream, RLConfig(reward=REWARD, length_target=1.1))
+def test_a_stream_skips_to_other_sessions_and_can_be_moved_back(setting):
+    _, stream = collector_of(setting, "{}")
+    before, there = [stream.task(slot).id for slot in range(4)], stream.position
+    stream.skip()
     assert [stream.task(slot).id for slot in range(4)] != before
+    stream.move_to(there)
+    assert [stream.task(slot).id for slot in range(4)] == before
 
 
 def test_steering_dialogues_are_neither_trained_on_nor_judged():

@@ -1,18 +1,18 @@
 """What was sampled and scored since the last checkpoint, so that a resumed run neither generates nor judges it again.
 
-    scored = journal.read(root, step, rank)
-    if scored is None:
-        scored = sample_and_score(step)
-        journal.write(root, step, rank, scored)
+    experience = journal.read(root, step)
+    if experience is None:
+        experience = sample_and_score(step)
+        journal.write(root, step, experience)
     ...
     journal.forget(root, before_step=41)        once checkpoint 41 is written; step 41 is the first it has not done
 
-One file per step and rank. It holds whatever the policy sampled, under the number of processes and the configuration of
-that time: a run with others must start with an empty journal.
+One file per step, of all processes' sessions, written by one of them. It holds whatever the policy sampled under the
+configuration of that time: a run with another must start with an empty journal.
 """
 
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from membuilder.errors import CheckpointError
@@ -20,55 +20,72 @@ from reward.rollouts import ScoredGroup
 from trainer.checkpoint import write_file
 from trainer.sealed import encode, seal, unseal
 
-NAME = re.compile(r"step_(\d+)\.rank_(\d+)\.json(\.partial)?")
+NAME = re.compile(r"step_(\d+)\.json(\.partial)?")
 
 
-def write(root: Path, step: int, rank: int, scored: Sequence[ScoredGroup]) -> Path:
-    """Keep a rank's groups of a step. Its later steps in the journal are of a policy that was left behind: they go.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experience:
+    """What one step learns from."""
+
+    scored: list[ScoredGroup]
+    steered: dict[str, float]
+    """What the steering of lengths measured and set."""
+
+
+def write(root: Path, step: int, experience: Experience) -> Path:
+    """Keep a step's experience. Later steps in the journal are of a policy that was left behind: they go.
 
     Raises CheckpointError, naming the group, for a value that would not come back the same (a log-prob that is nan),
     and where the file cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for path, of_step, of_rank in _files(root):
-            if of_step > step and of_rank == rank:
+        for path, of_step in _files(root):
+            if of_step > step:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"the journal in '{root}' cannot be written: {error}") from error
-    groups = [encode(group, ScoredGroup, f"step {step}, rank {rank}, group '{group.group.id}'") for group in scored]
-    path = _path(root, step, rank)
-    write_file(path, seal(_label(step, rank), b"[" + b",".join(groups) + b"]"))
+    groups = [encode(group, ScoredGroup, f"step {step}, group '{group.group.id}'") for group in experience.scored]
+    steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
+    path = _path(root, step)
+    content = b'{"scored":[' + b",".join(groups) + b'],"steered":' + steered + b"}"
+    write_file(path, seal(_label(step), content))
     return path
 
 
-def read(root: Path, step: int, rank: int) -> list[ScoredGroup] | None:
-    """The groups exactly as they were given to `write`; None where nothing was written.
+def read(root: Path, step: int) -> Experience | None:
+    """The experience exactly as it was given to `write`; None where nothing was written.
 
     A whole number in a field of floats comes back as the float of that value. A damaged file is a CheckpointError.
     """
-    path = _path(root, step, rank)
+    path = _path(root, step)
     if not path.exists():
         return None
-    return unseal(path, _label(step, rank), list[ScoredGroup], "delete the file to sample that step again")
+    return unseal(path, _label(step), Experience, "delete the file to sample that step again")
 
 
 def forget(root: Path, before_step: int) -> None:
-    """Remove every rank's files of earlier steps, half-written ones too; called by one process."""
-    for path, step, _ in _files(root):
+    """Remove the files of earlier steps, half-written ones too; called by one process."""
+    for path, step in _files(root):
         if step < before_step:
             path.unlink(missing_ok=True)
 
 
-def _files(root: Path) -> list[tuple[Path, int, int]]:
-    """(file, step, rank) of everything in the journal."""
+def empty(root: Path) -> None:
+    """Remove every file: a run that starts anew learns from nothing of an earlier one."""
+    for path, _ in _files(root):
+        path.unlink(missing_ok=True)
+
+
+def _files(root: Path) -> list[tuple[Path, int]]:
+    """(file, step) of everything in the journal."""
     found = [(path, NAME.fullmatch(path.name)) for path in root.glob("*")]
-    return [(path, int(match[1]), int(match[2])) for path, match in found if match]
+    return [(path, int(match[1])) for path, match in found if match]
 
 
-def _path(root: Path, step: int, rank: int) -> Path:
-    return root / f"step_{step}.rank_{rank}.json"
+def _path(root: Path, step: int) -> Path:
+    return root / f"step_{step}.json"
 
 
-def _label(step: int, rank: int) -> str:
-    return f"journal of step {step}, rank {rank}"
+def _label(step: int) -> str:
+    return f"journal of step {step}"

@@ -13,6 +13,8 @@ from trainer.checkpoint import write_file
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
+FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
 WANDB_ID_FILE = "wandb_run_id.txt"
 
 REDACTED = "[redacted]"
@@ -73,6 +75,11 @@ class RunLog:
             table = _wandb_table(rows[: self.max_table_rows])
             self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
 
+    def log_skipped(self, step: int, sessions: Sequence[str]) -> None:
+        """The sessions of an update that was left out, one line of skipped.jsonl."""
+        if self.enabled:
+            self._write(SKIPPED_FILE, [{"step": step, "sessions": list(sessions)}])
+
     def drop_from(self, step: int) -> None:
         """Drop every row of `step` and later, and half a last line: the run resumed at `step` writes them again.
 
@@ -81,7 +88,7 @@ class RunLog:
         if not self.enabled:
             return
         self._close_files()
-        for name in (METRICS_FILE, COMPLETIONS_FILE):
+        for name in FILES:
             path = self._out_dir / name
             write_file(path, "".join(line for line, row in _rows(path) if row["step"] < step).encode())
         self._open_files()
@@ -93,7 +100,7 @@ class RunLog:
             self._wandb_run = None
 
     def _open_files(self) -> None:
-        for name in (METRICS_FILE, COMPLETIONS_FILE):
+        for name in FILES:
             self._files[name] = open(self._out_dir / name, "a", encoding="utf-8")
 
     def _close_files(self) -> None:

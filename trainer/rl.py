@@ -8,6 +8,7 @@ evaluate, save. Differs from the published method where that had a fault: reward
 replaced by a fallback, sessions start from banks of the policy's own making, lengths share one unit.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,15 +31,17 @@ from trainer.checkpoint import save_model
 from trainer.collect import Collector
 from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus
 from trainer.head import Objective
+from trainer.journal import Experience
 from trainer.log import RunLog
 from trainer.losses import LossConfig, resolve_loss
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.parity import check_engine, check_shared, sample_sequences
 from trainer.policy import ModelConfig, Policy, load_model
+from trainer.resume import Checkpoints, Diary, Skips, Stop, interrupted
 from trainer.rows import token_scale
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
-from trainer.stream import SessionStream, States
+from trainer.stream import Position, SessionStream, States
 from trainer.systems import judge_policy
 from trainer.updates import loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
 from trainer.world import announce
@@ -90,6 +93,14 @@ class RLConfig:
     eval_every: int = 0
     """Steps between evaluations on the held-out dialogues; 0: none."""
     save_every: int = 50
+    """Steps between checkpoints, of which `keep_last` are kept."""
+    keep_last: int = 2
+    resume: str = "never"
+    """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
+    journal: bool = True
+    """Keep what was sampled and scored since the last checkpoint, so that going on costs no generation."""
+    max_skipped: int = 3
+    """Updates in a row that may be left out because their gradient is not finite."""
     log_completions: int = 8
     """Completions written to the table per step and agent."""
     wandb_project: str | None = None
@@ -99,6 +110,15 @@ class RLConfig:
             raise ValueError(f"engine must be vllm or transformers, got '{self.engine}'")
         if self.num_rollouts < 2:
             raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where the loop stands, for a checkpoint."""
+
+    step: int
+    stream: Position
+    steering: Position
 
 
 def train(
@@ -126,9 +146,8 @@ def train(
     )
     world = collector.world
     num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
-    bar = progress(total=config.num_steps, label="RL", unit="step", enabled=accelerator.is_main_process)
-    for step in range(config.num_steps):
-        clock = {"start": time.perf_counter()}
+
+    def collect(step: int) -> Experience:
         seed = config.seed * 1_000_003 + step
         if step % config.parity_every == 0:
             tasks = [stream.task(slot) for slot in range(min(2, slots))]
@@ -138,10 +157,28 @@ def train(
         length_weight, steered = steer(collector, steering, config)
         if config.dense:
             scored = collector.dense(stream, length_weight, seed)
-            stream.advance([group.group for group in scored])
         else:
             scored = collector.sparse(builds, num_dialogues, length_weight, seed)
         check_missing(scored, config.max_missing_share)
+        return Experience(scored=scored, steered=steered)
+
+    checkpoints, stop, skips = Checkpoints.of(config, accelerator, world), Stop(world), Skips(limit=config.max_skipped)
+    diary = Diary(Path(config.out) / "journal", world, anew=config.resume == "never") if config.journal else None
+    begun = checkpoints.load(config.resume, Progress)
+    if begun is not None:
+        stream.move_to(begun.stream)
+        steering.move_to(begun.steering)
+        collector.engine.load_weights(named_weights(accelerator, policy), version=begun.step)
+    first = 0 if begun is None else begun.step
+    log.drop_from(first)
+    bar = progress(total=config.num_steps, initial=first, label="RL", unit="step", enabled=accelerator.is_main_process)
+    for step in range(first, config.num_steps):
+        clock = {"start": time.perf_counter()}
+        experience = collect(step) if diary is None else diary.recall(step, collect)
+        scored = experience.scored
+        if config.dense:
+            stream.advance([group.group for group in scored])
+        steering.skip()
         clock["collected"] = time.perf_counter()
 
         batch = make_batch(scored, config.advantage_std)
@@ -177,7 +214,10 @@ def train(
                 behaviour = output.head.logprobs if rows.behaviour_logprobs is None else rows.behaviour_logprobs
                 sums["sampling/logp_difference/mean"] += counts * (behaviour - rows.rollout_logprobs).abs().sum()
             norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
-            optimizer.step()
+            if skips.count(float(norm), update.ids):
+                log.log_skipped(step, update.ids)
+            else:
+                optimizer.step()
             optimizer.zero_grad()
         collector.engine.load_weights(named_weights(accelerator, policy), version=step + 1)
         clock["learned"] = time.perf_counter()
@@ -188,7 +228,7 @@ def train(
         evaluated = evaluate() if config.eval_every and (step + 1) % config.eval_every == 0 else {}
         log.log(
             seen
-            | steered
+            | experience.steered
             | learned
             | evaluated
             | {
@@ -200,11 +240,18 @@ def train(
             step,
         )
         log.log_completions(completion_rows(scored, batch, step, config.log_completions))
-        if (step + 1) % config.save_every == 0 and step + 1 < config.num_steps:
-            save_model(accelerator, policy, collector.tokenizer, Path(config.out) / f"step_{step + 1}")
+        stopped = stop.asked
+        if stopped or (step + 1) % config.save_every == 0:
+            here = Progress(step=step + 1, stream=stream.position, steering=steering.position)
+            checkpoints.save(step + 1, here, config.keep_last, evaluated)
+            if diary is not None:
+                diary.forget(step + 1)
+        if stopped:
+            raise interrupted(step)
         bar.set_postfix({name: f"{seen[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in seen})
         bar.update()
     bar.close()
+    stop.close()
     return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
 
 
@@ -214,9 +261,9 @@ def steer(collector: Collector, stream: SessionStream, config: RLConfig) -> tupl
     if config.length_target is None:
         return weight, {}
     ratio = collector.greedy_memory_ratio(stream)
-    stream.skip()
     weight = min(1.0, weight * (ratio / config.length_target) ** config.length_gain)
-    return weight, {"length_weight": weight, "memory_ratio": ratio}
+    # where the expert wrote nothing there is no ratio
+    return weight, {"length_weight": weight} | ({"memory_ratio": ratio} if math.isfinite(ratio) else {})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

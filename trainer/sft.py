@@ -27,6 +27,7 @@ from trainer.losses import LossConfig, cross_entropy
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.packing import Node
 from trainer.policy import ModelConfig, Policy
+from trainer.resume import Checkpoints, Skips, Stop, interrupted
 from trainer.rows import supervised_rows
 from trainer.runner import clear_errors, make_policy_model, start_run
 from trainer.updates import make_update, micro_step
@@ -56,6 +57,12 @@ class SFTConfig:
     validation_share: float = 0.05
     """Share of the training sessions kept for the validation loss."""
     save_every: int = 1000
+    """Steps between checkpoints, of which `keep_last` are kept."""
+    keep_last: int = 2
+    resume: str = "never"
+    """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
+    max_skipped: int = 3
+    """Updates in a row that may be left out because their gradient is not finite."""
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
@@ -67,9 +74,18 @@ class SFTConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTResult:
     model_dir: Path
+    """After the last step; `best` beside it holds the weights with the lowest validation loss."""
     num_steps: int
     final_loss: float
     validation_loss: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where the loop stands, for a checkpoint."""
+
+    step: int
+    best_validation_loss: float | None
 
 
 def train(
@@ -84,9 +100,13 @@ def train(
     announce(accelerator, policy)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
+    checkpoints, stop, skips = Checkpoints.of(config, accelerator, world), Stop(world), Skips(limit=config.max_skipped)
+    begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best_validation_loss=None)
+    best = begun.best_validation_loss
+    log.drop_from(begun.step)
     loss = validation_loss = float("nan")
-    bar = progress(total=num_steps, label="SFT", unit="step", enabled=accelerator.is_main_process)
-    for step in range(num_steps):
+    bar = progress(total=num_steps, initial=begun.step, label="SFT", unit="step", enabled=accelerator.is_main_process)
+    for step in range(begun.step, num_steps):
         began = time.perf_counter()
         epoch, position = divmod(step, steps_per_epoch)
         order = random.Random(f"{config.seed}-{epoch}").sample(training, len(training))
@@ -95,18 +115,29 @@ def train(
         set_learning_rate(optimizer, rate)
         loss = _backward(config, policy, chosen, accelerator, world)
         norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
-        optimizer.step()
+        if skips.count(float(norm), [tree.id for tree in chosen]):
+            log.log_skipped(step, [tree.id for tree in chosen])
+        else:
+            optimizer.step()
         optimizer.zero_grad()
         metrics = {"sft/loss": loss, "grad_norm": float(norm), "lr": rate, "time/step": time.perf_counter() - began}
         if position == steps_per_epoch - 1 or step == num_steps - 1:
             validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator, world)
             metrics["sft/val_loss"] = validation_loss
+            if best is None or validation_loss < best:
+                best = validation_loss
+                save_model(accelerator, policy, tokenizer, Path(config.out) / "best")
         log.log(metrics, step)
-        if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
-            save_model(accelerator, policy, tokenizer, Path(config.out) / f"step_{step + 1}")
+        stopped = stop.asked
+        if stopped or (step + 1) % config.save_every == 0:
+            here = Progress(step=step + 1, best_validation_loss=best)
+            checkpoints.save(step + 1, here, config.keep_last, {"sft/loss": loss})
+        if stopped:
+            raise interrupted(step)
         bar.set_postfix(loss=f"{loss:.3f}", val=f"{validation_loss:.3f}")
         bar.update()
     bar.close()
+    stop.close()
     model_dir = save_model(accelerator, policy, tokenizer, Path(config.out) / "model")
     return SFTResult(model_dir=model_dir, num_steps=num_steps, final_loss=loss, validation_loss=validation_loss)
 

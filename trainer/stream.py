@@ -24,15 +24,27 @@ class States(StrEnum):
     POLICY = "policy"
 
 
-@dataclass(kw_only=True)
-class _Slot:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """One dialogue being walked through."""
+
     dialogue: int
     session: int
     bank: Bank
+    """Before the session."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a stream stands."""
+
+    taken: int
+    """Dialogues begun so far."""
+    slots: tuple[Slot, ...]
 
 
 class SessionStream:
-    """Endless tasks, a function of (builds, seed, what was advanced): `state` is all a checkpoint needs.
+    """Endless tasks, a function of (builds, seed, what was advanced): `position` is all a checkpoint needs.
 
     Every process of a run holds the same stream and samples its share of the slots.
     """
@@ -52,7 +64,7 @@ class SessionStream:
         self._slots = [self._start(spread=True) for _ in range(num_slots)]
         self._tasks: dict[int, Task] = {}  # of the current slots, made once: related entries are searched for each
 
-    def _start(self, spread: bool) -> _Slot:
+    def _start(self, spread: bool) -> Slot:
         """The next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
         epoch, position = divmod(self._taken, len(self._builds))
         rng = random.Random(f"{self._seed}-{epoch}")
@@ -60,7 +72,15 @@ class SessionStream:
         steps = self._builds[dialogue].steps
         session = random.Random(f"{self._seed}-start-{self._taken}").randrange(len(steps)) if spread else 0
         self._taken += 1
-        return _Slot(dialogue=dialogue, session=session, bank=steps[session].bank_before)
+        return Slot(dialogue=dialogue, session=session, bank=steps[session].bank_before)
+
+    @property
+    def position(self) -> Position:
+        return Position(taken=self._taken, slots=tuple(self._slots))
+
+    def move_to(self, position: Position) -> None:
+        """Go on from where a stream of the same builds and seed stood."""
+        self._taken, self._slots, self._tasks = position.taken, list(position.slots), {}
 
     def task(self, slot: int) -> Task:
         """The session of a slot, to be sampled."""
@@ -72,7 +92,7 @@ class SessionStream:
         """Per slot about how much its session costs to sample: the characters its prompts hold."""
         return [float(self._cost(slot)) for slot in self._slots]
 
-    def _cost(self, slot: _Slot) -> int:
+    def _cost(self, slot: Slot) -> int:
         session = self._builds[slot.dialogue].steps[slot.session].session
         return sum(len(turn.text) for turn in session.turns) + len(slot.bank.core)
 
@@ -80,7 +100,7 @@ class SessionStream:
         """The expert's build and the session index behind task number `slot`."""
         return self._builds[self._slots[slot].dialogue], self._slots[slot].session
 
-    def _task(self, slot: _Slot) -> Task:
+    def _task(self, slot: Slot) -> Task:
         build = self._builds[slot.dialogue]
         session = build.steps[slot.session].session
         return Task(
@@ -106,8 +126,6 @@ class SessionStream:
             steps = self._builds[slot.dialogue].steps
             if slot.session + 1 < len(steps):
                 # rollouts are exchangeable, so the first is as good a random choice as any
-                self._slots[index] = _Slot(
-                    dialogue=slot.dialogue, session=slot.session + 1, bank=group.rollouts[0].bank
-                )
+                self._slots[index] = Slot(dialogue=slot.dialogue, session=slot.session + 1, bank=group.rollouts[0].bank)
             else:
                 self._slots[index] = self._start(spread=False)

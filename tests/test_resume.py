@@ -1,0 +1,245 @@
+"""A run that is killed goes on to the very numbers of one that was not: the real loops, killed for real.
+
+Runs are children forked from this process, which has imported everything, so that twenty lives cost seconds.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from membuilder.embed import Embedder
+from rollout.hf_engine import TransformersEngine
+from trainer import journal, rl, runner, sft, snapshots
+
+FORK = multiprocessing.get_context("fork")
+SMALL = ["data.num_train=8", "data.num_held_out=2", "data.num_steering=1", "max_tokens=600", "keep_last=2"]
+TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
+SFT = [
+    "--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}" for size in TINY), "data.num_extra=0",
+    "max_steps=60", "sessions_per_step=8", "save_every=7",
+]  # fmt: skip
+RL = [
+    "--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=6", "sessions_per_step=4",
+    "num_rollouts=3", "updates_per_step=2", "save_every=2", "parity_every=3", "eval_every=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def embedder() -> None:
+    """One real embedder, loaded before the forks."""
+    loaded = Embedder(None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "Embedder", lambda name: loaded)
+        yield
+
+
+def child(main: Callable, arguments: list[str], before: Callable[[], None], log: str) -> None:
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        torch.set_num_threads(1)
+        before()
+        with runner.clear_errors("run"):
+            main(arguments)
+
+
+def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None):
+    process = FORK.Process(target=child, args=(main, [*arguments, f"out={out}"], before, f"{out}.log"))
+    process.start()
+    return process
+
+
+def finish(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None) -> None:
+    process = start(main, arguments, out, before)
+    process.join(120)
+    assert process.exitcode == 0, Path(f"{out}.log").read_text()[-3000:]
+
+
+def metrics(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Bit for bit: every metric of every step, and the weights."""
+    assert metrics(one) == metrics(other)
+    left, right = (load_file(out / "model" / "model.safetensors") for out in (one, other))
+    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, Path]:
+    """Runs that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(sft.main, SFT, folder / "sft")
+    finish(rl.main, [*RL, f"model.path={folder}/sft/model"], folder / "rl")
+    return {"sft": folder / "sft", "rl": folder / "rl"}
+
+
+def arguments_of(kind: str, whole: dict[str, Path]) -> tuple[Callable, list[str]]:
+    return (sft.main, SFT) if kind == "sft" else (rl.main, [*RL, f"model.path={whole['sft']}/model"])
+
+
+def test_the_runs_train_and_reward_something(whole):
+    rows = metrics(whole["rl"])
+    assert len(rows) == 6 and any(row["grad_norm"] > 0 for row in rows) and any(row["reward/mean"] > 0 for row in rows)
+    losses = [row["sft/loss"] for row in metrics(whole["sft"])]
+    assert len(losses) == 60 and losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_killed_ten_times_at_random(whole, tmp_path, kind):
+    main, arguments = arguments_of(kind, whole)
+    source, out, killed = random.Random(7), tmp_path / "run", 0
+    while killed < 10:
+        process = start(main, [*arguments, "resume=auto"], out)
+        process.join(source.uniform(0.5, 4.0))
+        if process.exitcode is not None:  # done before all ten: the next one would find nothing left to do
+            assert process.exitcode == 0, Path(f"{out}.log").read_text()[-3000:]
+            break
+        process.kill()
+        process.join()
+        killed += 1
+    finish(main, [*arguments, "resume=auto"], out)
+    assert killed >= 2
+    same_run(out, whole[kind])
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_at(owner: object, name: str, call: int, half: bool = False) -> Callable[[], None]:
+    """Makes the process kill itself at the n-th call of a function; `half`: after the function has done its work."""
+
+    def arm() -> None:
+        original, calls = getattr(owner, name), iter(range(1, 1000))
+
+        def fatal(*args, **kwargs):
+            if next(calls) == call:
+                if half:
+                    original(*args, **kwargs)
+                die()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, fatal)
+
+    return arm
+
+
+DEATHS = {
+    "before the state is written": dies_at(Accelerator, "save_state", 1),
+    "inside checkpoint writing": dies_at(Accelerator, "save_state", 2, half=True),
+    "before the checkpoint has its name": dies_at(snapshots, "_give_name", 2),
+    "inside the journal": dies_at(journal, "write_file", 3),
+    "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 3),
+    "after weights reach the engine": dies_at(TransformersEngine, "load_weights", 4, half=True),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_killed_at_the_worst_moments(whole, tmp_path, death):
+    main, arguments = arguments_of("rl", whole)
+    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", DEATHS[death])
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    finish(main, [*arguments, "resume=auto"], tmp_path / "run")
+    same_run(tmp_path / "run", whole["rl"])
+
+
+def test_what_the_journal_holds_is_not_sampled_again(whole, tmp_path):
+    main, arguments = arguments_of("rl", whole)
+    process = start(main, arguments, tmp_path / "run", dies_at(TransformersEngine, "load_weights", 2))
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "run/checkpoints").exists()
+    assert sorted(path.name for path in (tmp_path / "run/journal").iterdir()) == ["step_0.json", "step_1.json"]
+    # two steps are learned again from the journal; the third is the first to generate
+    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at(TransformersEngine, "generate", 1))
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1]
+    assert metrics(tmp_path / "run") == metrics(whole["rl"])[:2]
+
+
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_sigterm_saves_first(whole, tmp_path, kind):
+    main, arguments = arguments_of(kind, whole)
+    process = start(main, [*arguments, "save_every=1000"], tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/metrics.jsonl").exists() or not metrics(tmp_path / "run"):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 1 and "start again with resume=auto" in Path(f"{tmp_path}/run.log").read_text()
+    assert len(list((tmp_path / "run/checkpoints").glob("step_*"))) == 1
+    finish(main, [*arguments, "resume=auto"], tmp_path / "run")
+    same_run(tmp_path / "run", whole[kind])
+
+
+def test_a_damaged_checkpoint_stops_the_run_unless_the_previous_one_is_asked_for(whole, tmp_path):
+    main, arguments = arguments_of("sft", whole)
+    shutil.copytree(whole["sft"], tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/step_56"
+    weights = newest / "state/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    process = start(main, [*arguments, "resume=auto"], tmp_path / "run")
+    process.join(60)
+    log = Path(f"{tmp_path}/run.log").read_text()
+    assert process.exitcode == 1 and "model.safetensors" in log and "resume=previous" in log
+    finish(main, [*arguments, "resume=previous"], tmp_path / "run")
+    same_run(tmp_path / "run", whole["sft"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [(["optim.lr=1e-3"], "optim.lr=0.003, now it is 0.001"), (["resume=never"], "resume=auto to go on")],
+)
+def test_a_run_is_not_mixed_with_another(whole, tmp_path, extra, message):
+    shutil.copytree(whole["sft"], tmp_path / "run")
+    process = start(sft.main, [*SFT, "resume=auto", *extra], tmp_path / "run")
+    process.join(60)
+    assert process.exitcode == 1 and message in Path(f"{tmp_path}/run.log").read_text().replace("\n", " ")
+
+
+def not_finite_at(*steps: int) -> Callable[[], None]:
+    """The gradient norm of these updates is nan."""
+
+    def arm() -> None:
+        original, calls = Accelerator.clip_grad_norm_, iter(range(1000))
+
+        def broken(self, parameters, *args):
+            parameters = list(parameters)
+            if next(calls) in steps:
+                parameters[0].grad.fill_(float("nan"))
+            return original(self, parameters, *args)
+
+        Accelerator.clip_grad_norm_ = broken
+
+    return arm
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_written_down(whole, tmp_path):
+    finish(sft.main, [*SFT, "max_steps=8"], tmp_path / "run", not_finite_at(2, 5))
+    skipped = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in skipped] == [2, 5] and len(skipped[0]["sessions"]) == 8
+    weights = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_too_many_in_a_row_stop_the_run(tmp_path):
+    process = start(sft.main, [*SFT, "max_skipped=1"], tmp_path / "run", not_finite_at(2, 3))
+    process.join(60)
+    log = Path(f"{tmp_path}/run.log").read_text()
+    assert process.exitcode == 1 and "2 updates in a row had a gradient that is not finite" in log
