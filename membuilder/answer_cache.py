@@ -36,7 +36,9 @@ class AnswerCache:
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
         try:
-            self._cache = diskcache.Cache(str(folder), disk=_JsonDisk, disk_compress_level=1, eviction_policy="none")
+            self._cache = diskcache.Cache(
+                str(folder), disk=_JsonDisk, disk_compress_level=1, eviction_policy="none", cull_limit=0
+            )
         except (sqlite3.Error, diskcache.Timeout, OSError) as error:
             raise self._damaged(error) from error
 
