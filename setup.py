@@ -22,6 +22,7 @@ setup(
         "omegaconf>=2.4",
         "jsonschema>=4.23",
         "openai[aiohttp]>=2.25",
+        "aiohttp>=3.12",
         "pydantic>=2",
         "tenacity>=9",
         "diskcache>=5.6",

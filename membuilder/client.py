@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self, TypeVar
 
+import aiohttp
 import openai
 
 from membuilder.answer_cache import AnswerCache, content_key
@@ -115,12 +116,16 @@ class Connection:
             # `object` keeps openai from building typed records, which costs more than the request; read_* check more
             payload = await self._within_time(self._openai.post(call.path, cast_to=object, body=call.body))
             seconds = time.perf_counter() - began
-        self._usage.add_answer(self._role, seconds, read_tokens(payload), self._price)
+        failure, tokens = None, read_tokens(payload)
         try:
-            return call.read(payload)
+            result = call.read(payload)
         except ChatError as error:
             failure = ChatError(error.kind, f"{self.base_url}: {self._without_key(str(error))}")
-        raise failure
+        if failure is None or tokens is not None:  # a useless answer that names its tokens is paid for too
+            self._usage.add_answer(self._role, seconds, tokens, self._price)
+        if failure is not None:
+            raise failure
+        return result
 
     async def _within_time(self, request: Any) -> object:
         """Awaits a request of the openai package; everything that can go wrong in it becomes a ChatError."""
@@ -138,6 +143,11 @@ class Connection:
         except openai.APIConnectionError as error:
             cause = self._without_key(f"{type(error.__cause__).__name__}: {error.__cause__}")
             message = f"{self.base_url}: no connection, or it broke; is the server running at this address? ({cause})"
+            failure = ChatError(ChatErrorKind.UNREACHABLE, message)
+        except (
+            aiohttp.ClientError
+        ) as error:  # what openai's aiohttp transport does not translate, such as no HTTP at all
+            message = f"{self.base_url}: what answers there does not speak HTTP ({type(error).__name__})"
             failure = ChatError(ChatErrorKind.UNREACHABLE, message)
         except UnicodeEncodeError:
             message = "the request holds half a surrogate pair, which is no text; repair the data it comes from"

@@ -23,7 +23,7 @@ class Tokens:
 @dataclass(kw_only=True)
 class RoleUsage:
     num_calls: int = 0
-    """Answers that came over the network, usable or not: each is paid for."""
+    """Answers that came over the network, and useless ones whose tokens the server names: they are paid for too."""
     num_cached: int = 0
     """Answers taken from the cache: neither tokens nor dollars nor latency."""
     num_without_tokens: int = 0

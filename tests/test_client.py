@@ -103,6 +103,12 @@ def test_a_transient_status_is_tried_again(code):
     assert (report["calls"], report["failed_attempts"]) == (1, {"exhausted": 1})
 
 
+async def garbage(_, writer) -> None:
+    writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
 BROKEN = {
     "reset mid-body": (reset_mid_body, ChatErrorKind.UNREACHABLE),
     "closed without an answer": (close_without_answer, ChatErrorKind.UNREACHABLE),
@@ -117,6 +123,7 @@ BROKEN = {
     "content null": (answer(None), ChatErrorKind.BAD_RESPONSE),
     "content blank": (answer(" \n"), ChatErrorKind.BAD_RESPONSE),
     "content of a wrong type": (answer(["x"]), ChatErrorKind.BAD_RESPONSE),
+    "not HTTP": (garbage, ChatErrorKind.UNREACHABLE),
     "half a surrogate pair": (answer("\ud83d"), ChatErrorKind.BAD_RESPONSE),
     "an error with status 200": (payload({"error": {"message": "overloaded"}}), ChatErrorKind.BAD_RESPONSE),
 }
@@ -294,6 +301,15 @@ def test_a_check_finds_a_refused_key_a_dead_server_and_a_hanging_one_at_once():
         error = failure(settings(server.base_url, timeout_seconds=60.0, check_timeout_seconds=0.3), check)
         assert time.monotonic() - began < 2
     assert error.kind is ChatErrorKind.TIMEOUT and "check_timeout_seconds" in str(error)
+
+
+def test_a_page_instead_of_an_answer_leaves_the_tokens_of_the_answers_known():
+    usage = Usage()
+    with FaultServer(raw(b"<html>", content_type="text/html"), answer(None), answer("yes")) as server:
+        run(settings(server.base_url), lambda client: client.complete(ask("hi")), usage)
+    report = usage.report()["judge"]
+    assert (report["calls"], report["prompt_tokens"], report["completion_tokens"]) == (2, 14, 6)
+    assert report["failed_attempts"] == {"bad_response": 2}
 
 
 def test_the_cache_answers_the_same_request_and_no_other(tmp_path):

@@ -7,6 +7,7 @@ server counts them, and refused keys, unknown models and a killed server look th
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from trainer.tiny import TinyConfig, build_model, train_tokenizer
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
 
 KEY = "sk-tiny-server"
-START_SECONDS = 300
+START_SECONDS = 900  # a minute on an idle core; many share one when tests run beside each other
 TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}]\n{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
@@ -96,13 +98,16 @@ def server(tmp_path_factory) -> Iterator[Server]:
         "VLLM_NO_USAGE_STATS": "1",
     }
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
             wait_until_healthy(process, port, log)
             yield Server(process=process, base_url=f"http://127.0.0.1:{port}/v1")
         finally:
-            process.terminate()
-            process.wait(30)
+            with suppress(ProcessLookupError):  # the server and its engine may be gone: a test kills it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
 
 
 def config(server: Server, *, model: str = "tiny", max_tokens: int = 200, **endpoint) -> ChatConfig:
