@@ -144,9 +144,7 @@ class Connection:
             cause = self._without_key(f"{type(error.__cause__).__name__}: {error.__cause__}")
             message = f"{self.base_url}: no connection, or it broke; is the server running at this address? ({cause})"
             failure = ChatError(ChatErrorKind.UNREACHABLE, message)
-        except (
-            aiohttp.ClientError
-        ) as error:  # what openai's aiohttp transport does not translate, such as no HTTP at all
+        except aiohttp.ClientError as error:  # openai's transport does not translate all of its own
             message = f"{self.base_url}: what answers there does not speak HTTP ({type(error).__name__})"
             failure = ChatError(ChatErrorKind.UNREACHABLE, message)
         except UnicodeEncodeError:
