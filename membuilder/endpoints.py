@@ -1,0 +1,169 @@
+"""Where models are served: provider, address and key, from configuration, command line and environment.
+
+A key never enters a configuration, because configurations are saved with each run. It comes from the command line or
+the environment and travels as a SecretStr, which prints as asterisks.
+
+| for        | provider | address unless configured                       | key unless given                        |
+|------------|----------|-------------------------------------------------|-----------------------------------------|
+| chat       | openai   | OPENAI_BASE_URL, else the openai package's own  | OPENAI_API_KEY                          |
+| chat       | vllm     | http://localhost:8000/v1                        | VLLM_API_KEY, else EMPTY                |
+| embeddings | either   | OPENAI_EMBEDDINGS_BASE_URL, else as for chat    | OPENAI_EMBEDDINGS_API_KEY, else as for chat |
+
+A key goes only where it belongs: OPENAI_API_KEY is never sent to a vllm server, nor the chat key to an embeddings
+server with an address of its own.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from membuilder.errors import ConfigError
+
+VLLM_BASE_URL = "http://localhost:8000/v1"
+NO_KEY = "EMPTY"
+"""What a server without keys is sent, because the protocol has no way to send none."""
+
+
+class Provider(StrEnum):
+    OPENAI = "openai"
+    VLLM = "vllm"
+
+
+@dataclass(kw_only=True)
+class EndpointConfig:
+    provider: Provider = Provider.OPENAI
+    """`vllm` also fits other self-hosted servers that speak the same protocol."""
+    base_url: str | None = None
+    """Address of the API, usually ending in /v1; None takes the environment's or the provider's own."""
+    concurrency: int = 16
+    """Requests in flight at once."""
+    timeout_seconds: float = 120.0
+    """For one request from sending to the last byte; waiting for a free place does not count."""
+    check_timeout_seconds: float = 15.0
+    """For the check at the start of a run, all in all."""
+    max_attempts: int = 6
+    """Tries of one call: again after 408, 409, 429, 5xx, a broken connection, a timeout or an unreadable answer."""
+    max_wait_seconds: float = 30.0
+    """Longest pause between two tries that the server asked no pause for."""
+    retry_after_limit_seconds: float = 120.0
+    """A server that asks for a longer pause (Retry-After) is not waited for."""
+
+    def __post_init__(self) -> None:
+        if min(self.concurrency, self.max_attempts) < 1:
+            raise ValueError("concurrency and max_attempts must be at least 1")
+        if min(self.timeout_seconds, self.check_timeout_seconds) <= 0:
+            raise ValueError("timeout_seconds and check_timeout_seconds must be above 0")
+        if min(self.max_wait_seconds, self.retry_after_limit_seconds) < 0:
+            raise ValueError("max_wait_seconds and retry_after_limit_seconds must be at least 0")
+        if self.base_url is not None:
+            _check_url(self.base_url)
+
+
+@dataclass(kw_only=True)
+class PriceConfig:
+    input_per_million: float
+    """US dollars per million prompt tokens."""
+    output_per_million: float = 0.0
+    """US dollars per million answered tokens."""
+
+
+@dataclass(kw_only=True)
+class ChatConfig:
+    model: str
+    """Name of the model as its server knows it."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    temperature: float | None = 0.0
+    """None leaves it to the server; some reasoning models refuse any value."""
+    top_p: float | None = None
+    """None leaves it to the server."""
+    max_tokens: int = 4096
+    """Longest answer; one that reaches it counts as failed, because its end is missing."""
+    seed: int | None = None
+    """Sampling seed, for servers that take one. A new seed also asks anew what the cache holds."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Sent as is, such as {chat_template_kwargs: {enable_thinking: false}} to a vLLM server of a Qwen3."""
+    price: PriceConfig | None = None
+    """None: the cost is reported as unknown."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError("max_tokens must be at least 1")
+
+
+@dataclass(kw_only=True)
+class EmbeddingConfig:
+    model: str
+    """Name of the embedding model as its server knows it."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    dimensions: int | None = None
+    """Length of the vectors, for models that offer several; None takes the model's own."""
+    batch_size: int = 64
+    """Texts in one request."""
+    max_text_chars: int | None = None
+    """A longer text is embedded by its beginning, as local models do; None sends all of it, and a server that has a
+    limit refuses it."""
+    price: PriceConfig | None = None
+    """None: the cost is reported as unknown."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.max_text_chars is not None and self.max_text_chars < 1):
+            raise ValueError("batch_size and max_text_chars must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    base_url: str | None
+    """None: the openai package's own."""
+    api_key: SecretStr
+    key_hint: str
+    """Where the user sets the key."""
+
+
+def chat_address(config: EndpointConfig, api_key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
+    """Where to chat and with which key; ConfigError where a key is needed and there is none."""
+    if config.provider is Provider.VLLM:
+        key = api_key or environ.get("VLLM_API_KEY") or NO_KEY
+        base_url, hint = config.base_url or VLLM_BASE_URL, "--api-key or VLLM_API_KEY"
+        return Address(base_url=base_url, api_key=SecretStr(key), key_hint=hint)
+    key, hint = api_key or environ.get("OPENAI_API_KEY"), "--api-key or OPENAI_API_KEY"
+    if not key:
+        raise ConfigError(f"provider openai needs a key: set {hint}; a server of your own is --provider vllm")
+    base_url = config.base_url or _url_from(environ, "OPENAI_BASE_URL")
+    return Address(base_url=base_url, api_key=SecretStr(key), key_hint=hint)
+
+
+def embeddings_address(config: EndpointConfig, api_key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
+    """Where to embed and with which key; without settings of its own, where to chat."""
+    key = api_key or environ.get("OPENAI_EMBEDDINGS_API_KEY")
+    base_url = config.base_url or _url_from(environ, "OPENAI_EMBEDDINGS_BASE_URL")
+    if base_url is None:
+        return chat_address(config, key, environ)
+    return Address(
+        base_url=base_url,
+        api_key=SecretStr(key or NO_KEY),
+        key_hint="--embeddings-api-key or OPENAI_EMBEDDINGS_API_KEY",
+    )
+
+
+def _url_from(environ: Mapping[str, str], variable: str) -> str | None:
+    url = environ.get(variable) or None
+    if url is not None:
+        try:
+            _check_url(url)
+        except ValueError as error:
+            raise ConfigError(f"{variable}: {error}") from None
+    return url
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        # the message must not show what may be a key
+        raise ValueError("base_url must not hold a user or password; give the key by --api-key or the environment")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"base_url {url!r} is not an address such as {VLLM_BASE_URL}")
