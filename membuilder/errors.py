@@ -41,6 +41,8 @@ class Interrupted(MemBuilderError):
 
 class DivergedError(MemBuilderError):
     """Too many updates in a row had a gradient that is not finite."""
+
+
 class CacheError(MemBuilderError):
     """The folder of cached answers cannot be read."""
 

@@ -79,7 +79,11 @@ def test_a_run_resumed_at_a_step_has_the_files_of_one_that_was_never_killed(tmp_
         log.close()
     for name in ("metrics.jsonl", "completions.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["completions.jsonl", "metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
+        "completions.jsonl",
+        "metrics.jsonl",
+        "skipped.jsonl",
+    ]
 
 
 def test_a_damaged_log_is_not_cut(tmp_path):

@@ -18,7 +18,12 @@ def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> P
     state = accelerator.get_state_dict(policy)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(policy).model
-        weights = {name: state[f"model.{name}"] for name in model.state_dict()}
+        # DeepSpeed gives a tied weight once for each of its names; here too it must be one tensor, which is saved once
+        first: dict[int, str] = {}
+        weights = {
+            name: state[f"model.{first.setdefault(id(parameter), name)}"]
+            for name, parameter in model.state_dict(keep_vars=True).items()
+        }
         partial = folder.with_name(folder.name + ".partial")
         try:
             shutil.rmtree(partial, ignore_errors=True)

@@ -248,7 +248,8 @@ def train(
                 diary.forget(step + 1)
         if stopped:
             raise interrupted(step)
-        bar.set_postfix({name: f"{seen[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in seen})
+        shown = {name: f"{seen[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in seen}
+        bar.set_postfix(shown, refresh=False)
         bar.update()
     bar.close()
     stop.close()

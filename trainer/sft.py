@@ -134,7 +134,7 @@ def train(
             checkpoints.save(step + 1, here, config.keep_last, {"sft/loss": loss})
         if stopped:
             raise interrupted(step)
-        bar.set_postfix(loss=f"{loss:.3f}", val=f"{validation_loss:.3f}")
+        bar.set_postfix(loss=f"{loss:.3f}", val=f"{validation_loss:.3f}", refresh=False)
         bar.update()
     bar.close()
     stop.close()
