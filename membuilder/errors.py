@@ -27,3 +27,11 @@ class RewardError(MemBuilderError):
 
 class CheckpointError(MemBuilderError):
     """A checkpoint could not be written or read."""
+
+
+class FetchError(MemBuilderError):
+    """A public file could not be fetched, or what came is not that file."""
+
+
+class EvaluationError(MemBuilderError):
+    """An evaluation cannot go on, or its result would mislead."""
