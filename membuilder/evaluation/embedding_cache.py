@@ -26,10 +26,8 @@ class CachedEmbedder:
     that is no such cache.
     """
 
-    def __init__(
-        self, make: Callable[[], TextEmbedder], path: str | Path, fingerprint: str, dimension: int, label: str = "embed"
-    ):
-        self._make, self._embedder, self._label = make, None, label
+    def __init__(self, make: Callable[[], TextEmbedder], path: str | Path, fingerprint: str, dimension: int):
+        self._make, self._embedder = make, None
         self._fingerprint, self._dimension = fingerprint.encode(), dimension
         self._rows: dict[str, int] = {}
         self._vectors = np.empty((4096, dimension), dtype=np.float32)  # rows from len(_rows) on are unused
@@ -49,7 +47,7 @@ class CachedEmbedder:
         absent = [text for batch in _batches(new) for text in self._read(batch)]
         # Like lengths together: a batch of the embedder then holds texts of one token length.
         absent.sort(key=len)
-        with progress(total=len(absent), label=self._label, unit="text", enabled=len(absent) > BATCH) as bar:
+        with progress(total=len(absent), label="embed", unit="text", enabled=len(absent) > BATCH) as bar:
             for batch in _batches(absent):
                 self._encode(batch)
                 bar.update(len(batch))
