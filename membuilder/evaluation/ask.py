@@ -35,9 +35,12 @@ async def ask_all(
             else:
                 write(case, answered)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the one that stopped the rest
     return failed
 
 

@@ -124,18 +124,26 @@ def key_of(record: Record) -> tuple[str, str, str]:
     return record["system"], record["dialogue"], record["question_id"]
 
 
+def is_whole(record: Record) -> bool:
+    """Whether no verdict is missing; a record that lacks one is asked for again by the next run."""
+    return all(verdict["correct"] is not None for verdict in record["verdicts"].values())
+
+
 def read_records(path: Path) -> list[Record]:
-    """The whole lines of an answers file; a last line cut short by a kill is left out."""
+    """The records of an answers file, the last one of each question; a last line cut short by a kill is cut off."""
     if not path.exists():
         return []
-    *lines, rest = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    records = {}
+    for number, line in enumerate(content[:end].splitlines(), start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
             problem = f"is damaged ({error}); remove the line to have its question asked again"
             raise DataError(path, f"line {number}", "JSON", problem) from error
-    if rest:
-        path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return records
+        records[key_of(record)] = record
+    return list(records.values())

