@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import os
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -15,6 +17,8 @@ from membuilder.datasets.homes import DATASETS, PublicDataset, RemoteFile
 from membuilder.datasets.load import load
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
 from membuilder.errors import ConfigError, DataError, FetchError
+
+DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 # PerLTQA
 
@@ -273,6 +277,15 @@ def test_a_split_takes_what_the_file_has_of_it(tmp_path):
     (tmp_path / "longmemeval_splits.json").write_text('{"sft": "q2"}')
     with pytest.raises(DataError, match="expected an object with lists"):
         split_ids("sft", path)
+
+
+def test_the_published_splits_select_from_the_real_file():
+    path = DATA / "longmemeval" / "longmemeval_oracle-dev.json.gz"
+    if not path.exists():
+        pytest.skip(f"benchmark file {path} is absent; point MEMBUILDER_DATA at the data folder")
+    dialogues = load(path)
+    counts = [len(select(dialogues, split_ids(split, path), split)) for split in ("sft", "rl", "test")]
+    assert counts == [50, 50, 233]  # 167 ids of the test split are not in the dev file
 
 
 def test_subset_files_hold_a_list_of_ids(tmp_path):

@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import os
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from membuilder import eval as command
+from membuilder.datasets.load import load
 from membuilder.errors import ConfigError, DataError, EvaluationError
-from membuilder.evaluation import bm25
+from membuilder.evaluation import bm25, run
 from membuilder.evaluation.ask import Case, ask_all
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.embedders import Precision, _in_bfloat16, open_embedder
@@ -34,6 +38,7 @@ from membuilder.evaluation.systems import (
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry, Question, Session, Turn
 from tests.fakes import HashEmbedder
 
+DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SAID = (
     ("I adopted a grey cat called Miso.", "Lovely weather today."),
     ("We watched a film about trains.", "My brother repairs old trains in Leeds."),
@@ -288,6 +293,25 @@ def test_a_summary_by_hand():
     assert unjudged_share(records) == pytest.approx(1 / 6)
 
 
+def test_questions_of_real_locomo_count_where_they_should():
+    path = DATA / "locomo" / "locomo10-dev.json"
+    if not path.exists():
+        pytest.skip(f"benchmark file {path} is absent; point MEMBUILDER_DATA at the data folder")
+    records = [
+        record_of("none", whole, question, ranking, None)
+        for whole in load(path)
+        for question, ranking in zip(whole.questions, nothing(whole, 20), strict=True)
+    ]
+    summary = summarize(records, seed=0)
+    assert (summary["questions"], summary["questions_set_apart"], summary["questions_with_evidence"]) == (
+        1347,
+        312,
+        1345,
+    )
+    sizes = {group: block["questions"] for group, block in summary["by_category"].items()}
+    assert sizes == {"temporal": 214, "open-domain": 66, "multi-hop": 192, "single-hop": 563, "adversarial": 312}
+
+
 def test_a_question_without_evidence_counts_in_no_recall_and_abstention_is_a_column_of_its_own():
     """Known defect 24: categories bore the wrong names; ours come from the loaders and are not mapped again."""
     no_evidence = asked("q4", "Why?", "so", "open-domain", ())
@@ -485,10 +509,6 @@ def test_compare_tests_two_runs_on_the_same_questions(call, tmp_path, capsys):
 
 
 def test_too_many_missing_verdicts_fail_the_run(call, tmp_path, monkeypatch, capsys):
-    from contextlib import asynccontextmanager
-
-    from membuilder.evaluation import run
-
     @asynccontextmanager
     async def unsure(answerer, judge, top_k):
         yield roles(verdict=verdict)

@@ -15,7 +15,7 @@ from membuilder.embed import TextEmbedder
 from membuilder.errors import DataError
 from membuilder.progress import progress
 
-BATCH = 512
+BATCH = 2048
 """Texts encoded between two commits; also within SQLite's limit of variables in a statement."""
 
 

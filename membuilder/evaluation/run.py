@@ -22,7 +22,7 @@ from membuilder.evaluation.ask import Case, ask_all
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.embedders import open_embedder
-from membuilder.evaluation.options import BUILDERS, STORED, Options
+from membuilder.evaluation.options import BUILDERS, RETRIEVERS, STORED, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Answered, Record, is_whole, key_of, read_records, record_of
 from membuilder.evaluation.report import results, table, unjudged_share
@@ -37,6 +37,7 @@ from membuilder.evaluation.systems import (
     from_banks,
     full_context,
     nothing,
+    turn_texts,
 )
 from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue
@@ -54,6 +55,10 @@ def run(options: Options) -> int:
     with closing(embedder):
         settings = _settings(options, path, dialogues)
         systems = {name: _system(name, options, settings, embedder) for name in options.systems}
+        if any(name in BUILDERS or (name in RETRIEVERS and not name.endswith("-bm25")) for name in options.systems):
+            # All dialogues at once, so that the encoder gets full batches of texts of one length.
+            texts = [text for dialogue in dialogues for text in turn_texts(dialogue)]
+            embedder.embed(texts + [question.text for dialogue in dialogues for question in dialogue.questions])
         if options.mode == "build":
             for name in progress(dialogues, label="build", unit="dialogue"):
                 systems[options.systems[0]](name, 1)

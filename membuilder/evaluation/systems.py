@@ -103,7 +103,7 @@ class Retriever:
         return dense if lexical is None else reciprocal_ranks(dense) + reciprocal_ranks(lexical)
 
     def _dense(self, dialogue: Dialogue, queries: Sequence[str]) -> np.ndarray:
-        texts = self.embedder.embed([item.text for item in _turn_items(dialogue)])
+        texts = self.embedder.embed(turn_texts(dialogue))
         similarities = self.embedder.embed(queries) @ texts.T  # (Q, turns)
         if self.unit is Unit.TURN:
             return similarities
@@ -154,9 +154,14 @@ def from_banks(bank_of: Callable[[Dialogue], Bank], embedder: TextEmbedder) -> S
 
 def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
     # The turns as they are stored and searched, in one go: session by session they would come a few at a time.
-    embedder.embed([item.text for item in _turn_items(dialogue)])
+    embedder.embed(turn_texts(dialogue))
     *_, last = build(dialogue, propose, embedder, PromptConfig())
     return last.result.bank
+
+
+def turn_texts(dialogue: Dialogue) -> list[str]:
+    """What dense search and the rules embed of a dialogue."""
+    return [item.text for item in _turn_items(dialogue)]
 
 
 def _turn_items(dialogue: Dialogue) -> list[Item]:
