@@ -9,6 +9,7 @@ What is kept and what is not:
   and the relationships stand at the earliest date known, and the text of the time stays in the event's turn.
 - Evidence is every turn of the records that `Reference Memory` names. A dialogue question thus names many lines of which
   few are needed: read its recall by session. References to no record are dropped.
+- `profile_description`, which retells the profile, and `Memory Anchors` are left out.
 `LoadReport` counts what was dropped; `load` logs it.
 """
 
