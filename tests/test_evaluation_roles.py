@@ -9,8 +9,10 @@ import pytest
 from membuilder import eval as command
 from membuilder.evaluation.records import read_records
 
-pytest.importorskip("membuilder.client", reason="the chat client is not merged yet")
-pytest.importorskip("membuilder.answering", reason="the answerer and the judges are not merged yet")
+pytest.importorskip("membuilder.client", reason="the chat client is not merged yet", exc_type=ImportError)
+pytest.importorskip(
+    "membuilder.answering", reason="the answerer and the judges are not merged yet", exc_type=ImportError
+)
 
 DIALOGUE = {
     "id": "d1",
