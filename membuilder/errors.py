@@ -81,3 +81,11 @@ class ChatError(MemBuilderError):
     @property
     def fatal(self) -> bool:
         return self.kind in FATAL_CHAT_ERRORS
+
+
+class FetchError(MemBuilderError):
+    """A public file could not be fetched, or what came is not that file."""
+
+
+class EvaluationError(MemBuilderError):
+    """An evaluation cannot go on, or its result would mislead."""

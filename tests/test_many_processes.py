@@ -125,7 +125,8 @@ def test_a_dead_process_stops_the_others_by_name(alone, tmp_path):
         processes[1].send_signal(signal.SIGKILL)
         assert processes[0].wait(60) != 0
         said = (tmp_path / "rank0.log").read_text()
-        assert "rank 0 of 2 stops: another process is gone or stuck" in said and "resume=auto" in said, said[-3000:]
+        named = f"rank 0 of 2 stops, because rank 1 is gone (process {processes[1].pid} on "
+        assert named in said and "resume=auto" in said, said[-3000:]
     finally:
         for process in processes:
             process.kill()

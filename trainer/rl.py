@@ -284,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def evaluate() -> dict[str, float]:
         return judge_policy(held_out, collector, "evaluation").metrics()
 
-    folder = train(config, policy, reference, collector, builds, steering, run.log, run.accelerator, evaluate)
+    with run.world.watched():
+        folder = train(config, policy, reference, collector, builds, steering, run.log, run.accelerator, evaluate)
     run.log.close()
     engine.close()
     run.accelerator.print(f"saved {folder}")

@@ -180,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     builds = sft_builds(train_builds, extra, config.data)
     model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
     trees = sft_trees(builds, tokenizer, config.prompts)
-    result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
+    with run.world.watched():
+        result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
     run.log.close()
     run.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
 

@@ -7,11 +7,15 @@ Starting reads what `accelerate launch` put into the environment, and refuses wh
 
 import heapq
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs, PartialState
 from accelerate.utils import DistributedType
@@ -86,20 +90,24 @@ class World:
     size: int = 1
     group: "distributed.ProcessGroup | None" = None
     """Gloo, also beside NCCL: only gloo can tell which process is missing."""
+    homes: tuple[tuple[str, int], ...] = ()
+    """Host and process id of each rank."""
     patience: timedelta = PATIENCE
 
     @classmethod
     def of(cls, accelerator: Accelerator, patience: timedelta = PATIENCE) -> "World":
-        size = accelerator.num_processes
-        group = distributed.new_group(backend="gloo", timeout=patience) if size > 1 else None
-        return cls(rank=accelerator.process_index, size=size, group=group, patience=patience)
+        if accelerator.num_processes == 1:
+            return cls()
+        group = distributed.new_group(backend="gloo", timeout=patience)
+        world = cls(rank=accelerator.process_index, size=accelerator.num_processes, group=group, patience=patience)
+        return replace(world, homes=tuple(world.gather((socket.gethostname(), os.getpid()))))
 
     def share(self, costs: Sequence[float]) -> list[int]:
         """This process's items of a list in which item i is estimated to cost costs[i]."""
         return deal(costs, self.size)[self.rank]
 
     def gather(self, value: Value) -> list[Value]:
-        """Everybody's value, in the order of ranks. RankError names a process that is gone."""
+        """Everybody's value, in the order of ranks."""
         if self.size == 1:
             return [value]
         self.meet()
@@ -114,15 +122,39 @@ class World:
 
     def meet(self) -> None:
         """Wait for everybody."""
-        if self.size == 1:
-            return
-        try:
+        if self.size > 1:
             distributed.monitored_barrier(self.group, timeout=self.patience, wait_all_ranks=True)
-        except RuntimeError as error:
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around everything that talks to other processes: RankError names one that is gone."""
+        try:
+            yield
+        except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
+            gone = self._gone()
+            if not gone:
+                raise
             raise RankError(
-                f"rank {self.rank} of {self.size} stops: another process is gone or stuck ({error}). Look for the first "
-                "error above, fix its cause and start again with resume=auto"
+                f"rank {self.rank} of {self.size} stops, because {gone}. Look for that one's error above, fix its cause and "
+                "start again with resume=auto"
             ) from error
+
+    def _gone(self) -> str:
+        """Which process of this machine ended; it may take a moment to show after its connections closed."""
+        here = socket.gethostname()
+        for _ in range(50):
+            dead = [rank for rank, (host, pid) in enumerate(self.homes) if host == here and not _alive(pid)]
+            if dead:
+                return f"rank {dead[0]} is gone (process {self.homes[dead[0]][1]} on {here})"
+            time.sleep(0.1)
+        return ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:

@@ -4,29 +4,31 @@ Example:
     train, held_out = split(load("locomo10.json"), held_out=2, seed=0)
 """
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from membuilder.datasets import locomo, longmemeval
+from membuilder.datasets import custom, locomo, longmemeval, perltqa
+from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.errors import DataError
 from membuilder.types import Dialogue
 
-_FILE = "whole file"
-
 
 def load(path: str | Path) -> list[Dialogue]:
-    """Dialogues of a LoCoMo or LongMemEval (oracle or S) file, .json or .json.gz; told apart by their records.
+    """Dialogues of a LoCoMo or LongMemEval (oracle, S or M) file, .json or .json.gz, told apart by their records; of a
+    custom .jsonl or .jsonl.gz file (membuilder/datasets/custom.py); of a folder with PerLTQA's two files.
 
     Raises DataError naming file, record and field if the file is unreadable or not what its format promises.
     """
-    records = _decode(_read(Path(path)), path)
+    path = Path(path)
+    if (path / perltqa.MEMORY_FILE).is_file():
+        return perltqa.load(path)
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return custom.parse(read_lines(path), path)
+    records = read_json(path)
     if not isinstance(records, list) or not records:
         found = "an empty list" if records == [] else type(records).__name__
-        raise DataError(path, _FILE, "top level", f"expected a list of LoCoMo or LongMemEval records, found {found}")
+        raise DataError(path, FILE, "top level", f"expected a list of LoCoMo or LongMemEval records, found {found}")
     keys = sorted(records[0]) if isinstance(records[0], dict) else []
     if "conversation" in keys:
         return locomo.parse(records, path)
@@ -87,30 +89,3 @@ def _families(dialogues: Sequence[Dialogue]) -> list[list[str]]:
                 merged = family_of[other] + family_of[dialogue.id]
                 family_of |= dict.fromkeys(merged, merged)
     return list({id(family): sorted(family) for family in family_of.values()}.values())
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        problem = "no such file; check the path (the benchmarks are not shipped with this repository)"
-        raise DataError(path, _FILE, "path", problem) from None
-    except OSError as error:
-        raise DataError(path, _FILE, "path", f"cannot be read: {error.strerror}") from error
-    if path.suffix != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        problem = f"not a whole gzip file ({error}); fetch it again, or drop .gz from its name if it is plain JSON"
-        raise DataError(path, _FILE, "gzip", problem) from error
-
-
-def _decode(content: bytes, path: str | Path) -> object:
-    try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 at byte {error.start}; save it as UTF-8, or name it .json.gz if it is compressed"
-        raise DataError(path, _FILE, "encoding", problem) from error
-    except (ValueError, RecursionError) as error:  # huge ints and deep nesting raise these too
-        raise DataError(path, _FILE, "JSON", f"not one JSON document ({error}); fetch it again") from error

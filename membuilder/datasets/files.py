@@ -1,0 +1,57 @@
+"""Reading whole JSON and JSON Lines files, gzip or not; what cannot be read is refused with its path and place."""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+
+from membuilder.errors import DataError
+
+FILE = "whole file"
+
+
+def read_json(path: Path) -> object:
+    """The one JSON document of a file."""
+    return _parse(_text(path), path, FILE)
+
+
+def read_lines(path: Path) -> list[tuple[int, object]]:
+    """(line number from 1, value) of each line of a JSON Lines file; blank lines are skipped."""
+    lines = enumerate(_text(path).split("\n"), start=1)  # not splitlines: JSON strings may hold U+2028
+    return [(number, _parse(line, path, f"line {number}")) for number, line in lines if line.strip()]
+
+
+def _text(path: Path) -> str:
+    content = _bytes(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        problem = (
+            f"not UTF-8 at byte {error.start} (line {line}); save it as UTF-8, or name it .json.gz if it is compressed"
+        )
+        raise DataError(path, FILE, "encoding", problem) from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        problem = "no such file; check the path (the benchmarks are not shipped with this repository)"
+        raise DataError(path, FILE, "path", problem) from None
+    except OSError as error:
+        raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}") from error
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        problem = f"not a whole gzip file ({error}); fetch it again, or drop .gz from its name if it is plain JSON"
+        raise DataError(path, FILE, "gzip", problem) from error
+
+
+def _parse(text: str, path: Path, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # huge ints and deep nesting raise these too
+        raise DataError(path, where, "JSON", f"not one JSON document ({error}); fetch it again") from error

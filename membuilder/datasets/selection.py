@@ -1,0 +1,80 @@
+"""A benchmark by name: where its file lies, and which of its dialogues and questions a run takes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.homes import DATASETS, SPLIT_FILE
+from membuilder.datasets.load import load
+from membuilder.errors import ConfigError, DataError
+from membuilder.types import Dialogue
+
+SPLITS = ("sft", "rl", "test")
+
+
+def load_named(name: str, path: str | Path | None, data_folder: str | Path) -> tuple[list[Dialogue], Path]:
+    """The dialogues of a dataset and the file or folder they came from: `path`, or where `membuilder.data` puts it."""
+    if path is None:
+        if name not in DATASETS:
+            raise ConfigError(f"dataset {name!r} has no public home; name its file by --dataset-path")
+        path = Path(data_folder) / DATASETS[name].place
+        if not path.exists():
+            hint = f"run `python -m membuilder.data fetch {name}`, or name a file by --dataset-path"
+            raise DataError(path, FILE, "path", f"no such file; {hint}")
+    path = Path(path)
+    return load(path), path
+
+
+def select(dialogues: Sequence[Dialogue], ids: Sequence[str] | None, source: str) -> list[Dialogue]:
+    """The dialogues with these ids, in the file's order; None takes all. ConfigError if none of them is there.
+
+    Ids that are not in the file are passed over: a split names a whole benchmark, of which the file may be a part.
+    """
+    if ids is None:
+        return list(dialogues)
+    wanted = set(ids)
+    chosen = [dialogue for dialogue in dialogues if dialogue.id in wanted]
+    if not chosen:
+        have = [dialogue.id for dialogue in dialogues[:5]]
+        raise ConfigError(f"{source}: none of its {len(wanted)} ids is in the dataset, which has {have} ...")
+    return chosen
+
+
+def split_ids(split: str, dataset_path: Path) -> list[str]:
+    """Ids of a split from `longmemeval_splits.json` beside the data file: {"sft": [id, ...], "rl": ..., "test": ...}."""
+    path = dataset_path.parent / SPLIT_FILE
+    splits = read_json(path)
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
+        found = sorted(splits) if isinstance(splits, dict) else type(splits).__name__
+        raise DataError(path, FILE, split, f"expected an object with lists {list(SPLITS)}, found {found}")
+    return _strings(splits[split], path, split)
+
+
+def subset_ids(path: Path) -> list[str]:
+    """Ids from a JSON file that is a list of them."""
+    ids = read_json(path)
+    if not isinstance(ids, list):
+        raise DataError(path, FILE, "top level", f"expected a list of ids, found {type(ids).__name__}")
+    return _strings(ids, path, "top level")
+
+
+def shorten(dialogues: Sequence[Dialogue], sessions: int | None, questions: int | None) -> list[Dialogue]:
+    """Each dialogue cut to its first sessions and questions.
+
+    Questions about turns that were cut away go: nothing could answer them.
+    """
+    short = []
+    for dialogue in dialogues:
+        kept = dialogue.sessions[:sessions]
+        turn_ids = {turn.id for session in kept for turn in session.turns}
+        asked = [question for question in dialogue.questions if turn_ids.issuperset(question.evidence)]
+        short.append(replace(dialogue, sessions=kept, questions=tuple(asked[:questions])))
+    return short
+
+
+def _strings(ids: list, path: Path, field: str) -> list[str]:
+    stranger = next((value for value in ids if not isinstance(value, str)), None)
+    if stranger is not None:
+        raise DataError(path, FILE, field, f"expected a list of ids, found {stranger!r:.80} in it")
+    return ids

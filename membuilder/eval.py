@@ -1,0 +1,47 @@
+"""Evaluate ways of remembering on public benchmarks.
+
+    python -m membuilder.eval --dataset locomo --dataset-path locomo10.json --system rules --system rag-turn
+    python -m membuilder.eval --dataset longmemeval --split test --system rag-session-bm25 --output-dir runs/bm25
+    python -m membuilder.eval compare runs/rules runs/rag --metric recall@10
+
+Without --model nothing is asked of a language model: retrieval is scored, which needs no network. With it every question
+is answered and judged, strictly and leniently. Building and answering in two steps, with different models:
+
+    python -m membuilder.eval --mode build --system rules --db-path banks
+    python -m membuilder.eval --mode answer --db-path banks --model gpt-4.1-mini
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from membuilder.errors import MemBuilderError
+from membuilder.evaluation.compare import as_text, compare, load_side
+from membuilder.evaluation.options import parse
+from membuilder.evaluation.records import METRICS
+from membuilder.evaluation.run import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _compare(argv[1:]) if argv[:1] == ["compare"] else run(parse(argv))
+    except MemBuilderError as error:
+        print(f"membuilder.eval: {error}", file=sys.stderr)
+        return 2
+
+
+def _compare(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m membuilder.eval compare", description="B against A.")
+    parser.add_argument("a", metavar="A", help="output folder of a run, or FOLDER:SYSTEM")
+    parser.add_argument("b", metavar="B", help="output folder of a run, or FOLDER:SYSTEM")
+    parser.add_argument("--metric", action="append", choices=METRICS, help="repeatable; else recall@10, f1 and judges")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(argv)
+    metrics = given.metric or ("recall@10", "f1", "judge_strict", "judge_lenient")
+    print(as_text(compare(load_side(given.a), load_side(given.b), metrics, given.seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`compare A B`: is one run better than another, tested question by question on the same questions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from membuilder.errors import EvaluationError
+from membuilder.evaluation.intervals import Paired, paired
+from membuilder.evaluation.records import METRICS, Record, key_of, read_records
+from membuilder.evaluation.report import SET_APART
+
+ANSWERS_FILE = "answers.jsonl"
+
+
+def load_side(name: str) -> list[Record]:
+    """The records of `FOLDER` or `FOLDER:SYSTEM`; a folder of several systems needs the second form."""
+    folder, system = (name, None) if Path(name).is_dir() else (name.rpartition(":")[0], name.rpartition(":")[2])
+    path = Path(folder) / ANSWERS_FILE
+    if not path.is_file():
+        raise EvaluationError(f"{name}: no {ANSWERS_FILE} at {path}; name the output folder of a run, or FOLDER:SYSTEM")
+    records = read_records(path)
+    systems = sorted({record["system"] for record in records})
+    if system is None and len(systems) == 1:
+        system = systems[0]
+    if system not in systems:
+        raise EvaluationError(f"{name}: the run has the systems {systems}; write {folder}:SYSTEM with one of them")
+    return [record for record in records if record["system"] == system]
+
+
+def compare(
+    side_a: Sequence[Record], side_b: Sequence[Record], metrics: Sequence[str], seed: int
+) -> dict[str, dict[str, Paired]]:
+    """Metric -> columns `answerable` and `set apart` -> the paired result, where both sides have scores.
+
+    A question that one side could not score (unjudged) is left out on both. Raises EvaluationError unless both sides
+    asked the same questions.
+    """
+    by_key_a, by_key_b = ({key_of(record)[1:]: record for record in side} for side in (side_a, side_b))
+    if by_key_a.keys() != by_key_b.keys():
+        only_a, only_b = sorted(by_key_a.keys() - by_key_b.keys()), sorted(by_key_b.keys() - by_key_a.keys())
+        raise EvaluationError(
+            f"the two runs asked different questions: {len(only_a)} only in A {only_a[:3]}, {len(only_b)} only in B "
+            f"{only_b[:3]}; run both on the same file and selection"
+        )
+    changed = [key for key in by_key_a if _asked(by_key_a[key]) != _asked(by_key_b[key])]
+    if changed:
+        raise EvaluationError(f"question {changed[0]} is not the same in both runs ({len(changed)} such); other data?")
+    found: dict[str, dict[str, Paired]] = {}
+    for metric in metrics:
+        for column, wants_set_apart in (("answerable", False), ("set apart", True)):
+            pairs = [
+                (by_key_a[key]["scores"][metric], by_key_b[key]["scores"][metric])
+                for key in by_key_a
+                if (by_key_a[key]["group"] in SET_APART) == wants_set_apart
+            ]
+            both = np.array([pair for pair in pairs if None not in pair], dtype=np.float64)
+            if len(both):
+                found.setdefault(metric, {})[column] = paired(both[:, 0], both[:, 1], seed)
+    if not found:
+        raise EvaluationError(
+            f"no question has a score of {', '.join(metrics)} on both sides; known are {list(METRICS)}"
+        )
+    return found
+
+
+def _asked(record: Record) -> tuple:
+    return record["question"], record["gold"], record["evidence"]
+
+
+def as_text(found: dict[str, dict[str, Paired]]) -> str:
+    lines = []
+    for metric, columns in found.items():
+        for column, result in columns.items():
+            lines.append(
+                f"{metric} ({column}, {result.questions} questions): A {result.mean_a:.3f}, B {result.mean_b:.3f}, "
+                f"B - A {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}], p = {result.p_value:.4f} "
+                f"({result.test}; A better on {result.only_a}, B on {result.only_b})"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""Uncertainty of means over questions: bootstrap intervals and paired tests, all seeded.
+
+Questions are resampled one by one. Those of one dialogue are alike, so intervals over few dialogues are on the narrow
+side: they tell about other questions to these dialogues, less about other dialogues.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paired:
+    """B against A over the same questions."""
+
+    questions: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    """B - A."""
+    low: float
+    high: float
+    """Bootstrap interval of the difference."""
+    p_value: float
+    """Two-sided, that the two are equally good."""
+    test: str
+    only_a: int
+    """Questions that A does better."""
+    only_b: int
+
+
+def bootstrap(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Percentile intervals of the means of columns; NaN marks a missing value. # (N, M) -> (M, 2)
+
+    All columns see the same resamples. A column without values, or whose resamples may have none, has NaN bounds.
+    """
+    present = ~np.isnan(values)
+    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    counts = counts.astype(np.float64)  # (R, N), for a product by BLAS
+    with np.errstate(invalid="ignore"):
+        means = (counts @ np.where(present, values, 0.0)) / (counts @ present)  # (R, M)
+    tail = 100 * (1 - LEVEL) / 2
+    return np.percentile(means, [tail, 100 - tail], axis=0).T
+
+
+def paired(a: np.ndarray, b: np.ndarray, seed: int) -> Paired:
+    """Whether B differs from A, question by question; no value may be missing. # (N,), (N,)
+
+    The test is McNemar's exact one for scores of 0 and 1, else a permutation of the signs of the differences.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"need the same questions on both sides, got {len(a)} and {len(b)}")
+    difference = b - a
+    only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
+    (low, high), *_ = bootstrap(difference[:, None], seed)
+    if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
+        test, p_value = "McNemar, exact", _mcnemar(only_a, only_b)
+    else:
+        test, p_value = "permutation of signs", _sign_permutation(difference, seed)
+    return Paired(
+        questions=len(a),
+        mean_a=float(a.mean()),
+        mean_b=float(b.mean()),
+        difference=float(difference.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=p_value,
+        test=test,
+        only_a=only_a,
+        only_b=only_b,
+    )
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def _sign_permutation(difference: np.ndarray, seed: int) -> float:
+    if not difference.any():
+        return 1.0
+    result = stats.permutation_test(
+        (difference,),
+        lambda sample, axis: sample.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        batch=500,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)

@@ -1,0 +1,188 @@
+"""Ways to find what answers a question, all asked alike: per question a ranked list of items with their source turns.
+
+A system is a function of a dialogue. Another one, such as the four-agent builder or a trained checkpoint, joins by
+`from_banks`, given a function from a dialogue to the bank it built.
+
+    turn = rag(dialogue, Retriever(unit=Unit.TURN, method=Method.HYBRID, embedder=embedder), depth=20)
+    turn[0].items[0].source_turns  # ("D1:3",)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from membuilder.apply import quoted
+from membuilder.build import build
+from membuilder.embed import TextEmbedder
+from membuilder.evaluation import bm25
+from membuilder.prompts import PromptConfig
+from membuilder.retrieve import retrieve
+from membuilder.rules import propose
+from membuilder.types import Bank, Dialogue, Session
+
+RRF_CONSTANT = 60
+"""Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    text: str
+    source_turns: tuple[str, ...]
+    """Turns that stand in it word for word; empty for what a model wrote in its own words."""
+    score: float | None = None
+    """None where nothing was ranked."""
+    entry_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """What one question finds."""
+
+    items: tuple[Item, ...] = ()
+    """The best first; recall at k looks at the first k."""
+    always: Item | None = None
+    """Read with every question and outside the k: the core of a bank."""
+
+    def sources(self, k: int) -> set[str]:
+        """Turns that the first k items and what is always read stand on."""
+        read = [*self.items[:k], *([self.always] if self.always else [])]
+        return {turn_id for item in read for turn_id in item.source_turns}
+
+
+System = Callable[[Dialogue, int], list[Ranking]]
+"""(dialogue, depth) -> one ranking of at most `depth` items per question, in the order of the questions."""
+
+
+class Unit(StrEnum):
+    TURN = "turn"
+    SESSION = "session"
+
+
+class Method(StrEnum):
+    DENSE = "dense"
+    BM25 = "bm25"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retriever:
+    """Raw dialogue by the turn or the session.
+
+    Dense search ranks a session by its turn nearest to the question, because it is longer than an embedding model reads.
+    Hybrid is reciprocal rank fusion of dense and BM25.
+    """
+
+    unit: Unit
+    method: Method
+    embedder: TextEmbedder | None = None
+    """For dense and hybrid."""
+
+    def __post_init__(self) -> None:
+        if self.method is not Method.BM25 and self.embedder is None:
+            raise ValueError(f"method {self.method} needs an embedder")
+
+    def __call__(self, dialogue: Dialogue, depth: int) -> list[Ranking]:
+        items = _turn_items(dialogue) if self.unit is Unit.TURN else _session_items(dialogue)
+        queries = [question.text for question in dialogue.questions]
+        if not queries:
+            return []
+        scores = self._scores(dialogue, items, queries)  # (Q, N)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        return [
+            Ranking(items=tuple(_scored(items[i], row[i]) for i in best))
+            for row, best in zip(scores.tolist(), order.tolist(), strict=True)
+        ]
+
+    def _scores(self, dialogue: Dialogue, items: Sequence[Item], queries: Sequence[str]) -> np.ndarray:
+        lexical = None if self.method is Method.DENSE else bm25.scores([item.text for item in items], queries)
+        if self.method is Method.BM25:
+            return lexical
+        dense = self._dense(dialogue, queries)
+        return dense if lexical is None else reciprocal_ranks(dense) + reciprocal_ranks(lexical)
+
+    def _dense(self, dialogue: Dialogue, queries: Sequence[str]) -> np.ndarray:
+        texts = self.embedder.embed(turn_texts(dialogue))
+        similarities = self.embedder.embed(queries) @ texts.T  # (Q, turns)
+        if self.unit is Unit.TURN:
+            return similarities
+        first_turns = np.cumsum([0] + [len(session.turns) for session in dialogue.sessions[:-1]])
+        return np.maximum.reduceat(similarities, first_turns, axis=1)  # (Q, sessions)
+
+
+def reciprocal_ranks(scores: np.ndarray) -> np.ndarray:
+    """1 / (60 + rank), rank from 1, per row; the earlier of equal scores ranks first. # (Q, N)"""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(1, scores.shape[1] + 1)[None, :], axis=1)
+    return 1.0 / (RRF_CONSTANT + ranks)
+
+
+def full_context(dialogue: Dialogue, depth: int) -> list[Ranking]:
+    """The whole dialogue for every question."""
+    text = "\n\n".join(item.text for item in _session_items(dialogue))
+    whole = Item(text=text, source_turns=tuple(turn.id for session in dialogue.sessions for turn in session.turns))
+    return [Ranking(items=(whole,)) for _ in dialogue.questions]
+
+
+def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
+    """No memory at all: what the answering model knows by itself."""
+    return [Ranking() for _ in dialogue.questions]
+
+
+def from_banks(bank_of: Callable[[Dialogue], Bank], embedder: TextEmbedder) -> System:
+    """A system out of anything that builds a bank; its core is read with every question."""
+
+    def find(dialogue: Dialogue, depth: int) -> list[Ranking]:
+        bank = bank_of(dialogue)
+        core = Item(text=bank.core, source_turns=bank.core_sources) if bank.core else None
+        found = retrieve(bank, [question.text for question in dialogue.questions], embedder, depth)
+        return [
+            Ranking(
+                items=tuple(
+                    Item(text=entry.text, source_turns=entry.source_turns, score=score, entry_id=entry.id)
+                    for entry, score in zip(retrieval.entries, retrieval.scores, strict=True)
+                ),
+                always=core,
+            )
+            for retrieval in found
+        ]
+
+    return find
+
+
+def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
+    # The turns as they are stored and searched, in one go: session by session they would come a few at a time.
+    embedder.embed(turn_texts(dialogue))
+    *_, last = build(dialogue, propose, embedder, PromptConfig())
+    return last.result.bank
+
+
+def turn_texts(dialogue: Dialogue) -> list[str]:
+    """What dense search and the rules embed of a dialogue."""
+    return [item.text for item in _turn_items(dialogue)]
+
+
+def _turn_items(dialogue: Dialogue) -> list[Item]:
+    """Each turn as a memory would quote it: dated, with its speaker."""
+    return [
+        Item(text=quoted(session, turn), source_turns=(turn.id,))
+        for session in dialogue.sessions
+        for turn in session.turns
+    ]
+
+
+def _session_items(dialogue: Dialogue) -> list[Item]:
+    return [
+        Item(text=_session_text(session), source_turns=tuple(turn.id for turn in session.turns))
+        for session in dialogue.sessions
+    ]
+
+
+def _session_text(session: Session) -> str:
+    return "\n".join(quoted(session, turn) for turn in session.turns)
+
+
+def _scored(item: Item, score: float) -> Item:
+    return Item(text=item.text, source_turns=item.source_turns, score=score)
