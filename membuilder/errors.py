@@ -1,5 +1,7 @@
 """Errors a user can act on. Each message says what is wrong, where, and what to do."""
 
+from enum import StrEnum
+
 
 class MemBuilderError(Exception):
     """Base of every error this project raises on purpose."""
@@ -27,3 +29,67 @@ class RewardError(MemBuilderError):
 
 class CheckpointError(MemBuilderError):
     """A checkpoint could not be written or read."""
+
+
+class CacheError(MemBuilderError):
+    """The folder of cached answers cannot be read."""
+
+
+class ChatErrorKind(StrEnum):
+    REFUSED_KEY = "refused_key"
+    NO_CREDIT = "no_credit"
+    UNKNOWN_MODEL = "unknown_model"
+    UNREACHABLE = "unreachable"
+    """No connection, or each one broke, in every attempt."""
+    TIMEOUT = "timeout"
+    EXHAUSTED = "exhausted"
+    """The server asked to be tried again (408, 409, 429, 5xx) until the attempts were used up."""
+    BAD_REQUEST = "bad_request"
+    """The server refuses this one request, such as a prompt longer than the model's context."""
+    BAD_RESPONSE = "bad_response"
+    """What came back is not an answer: not JSON, cut short, without a text."""
+    TRUNCATED = "truncated"
+    """The answer reached the token limit."""
+    DECLINED = "declined"
+    """The model or a content filter would not answer."""
+
+
+FATAL_CHAT_ERRORS = frozenset(
+    {ChatErrorKind.REFUSED_KEY, ChatErrorKind.NO_CREDIT, ChatErrorKind.UNKNOWN_MODEL, ChatErrorKind.UNREACHABLE}
+)
+
+
+class ChatError(MemBuilderError):
+    """A model endpoint gave no usable answer. `fatal`: no later call can fare better, so stop and tell the user."""
+
+    def __init__(self, kind: ChatErrorKind, message: str, retry_after_seconds: float | None = None):
+        self.kind, self.retry_after_seconds = kind, retry_after_seconds
+        super().__init__(message)
+
+    @property
+    def fatal(self) -> bool:
+        return self.kind in FATAL_CHAT_ERRORS
+
+
+class StoreErrorKind(StrEnum):
+    MISSING = "missing"
+    NOT_A_STORE = "not_a_store"
+    VERSION = "version"
+    BUSY = "busy"
+    """Another process is writing to the store."""
+    OTHER_BUILD = "other_build"
+    """The store was begun with other settings or from another dialogue."""
+    FULL = "full"
+    """No room left on the disk. What was stored before stays."""
+    DAMAGED = "damaged"
+    """The file or its contents contradict themselves."""
+    UNUSABLE = "unusable"
+    """The system refuses to open, read or write the file."""
+
+
+class StoreError(MemBuilderError):
+    """A memory store cannot be opened or written."""
+
+    def __init__(self, kind: StoreErrorKind, path, problem: str):
+        self.kind, self.path = kind, str(path)
+        super().__init__(f"{path}: {problem}")
