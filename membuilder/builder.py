@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class Builder:
         bank = store.bank()
         embedder = _WithStored(self.embedder, bank, store.vectors()) if bank.entries else self.embedder
         sessions = dialogue.sessions[num_stored:]
-        for session, upcoming in zip(sessions, [*sessions[1:], None], strict=True):
+        for session, upcoming in zip_longest(sessions, sessions[1:]):
             shown = await self._in_thread(shown_entries, session, bank, embedder, self.prompts)
             replies = await self._ask(session, bank, shown, upcoming, embedder)
             updates = {agent: replies[agent].update for agent in replies} or dict.fromkeys(Agent, AgentUpdate())

@@ -5,7 +5,6 @@ N rows of D numbers, Q queries, k results each.
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from math import isqrt
 
 import faiss
 import numpy as np
@@ -16,16 +15,14 @@ faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
 
 _TIE_MARGIN = 16
 _MIN_ALLOWED_SHARE = 0.25
-"""Below it a graph or lists meet too few of the rows asked for, and scanning just these is as fast."""
+"""Below it the graph meets too few of the rows asked for, and scanning just these is as fast."""
 
 
 class IndexKind(StrEnum):
     AUTO = "auto"
     EXACT = "exact"
     HNSW = "hnsw"
-    """A graph of neighbours: the fastest search, slow to build. Malkov and Yashunin, arXiv 1603.09320."""
-    IVF = "ivf"
-    """Lists around k-means centres: faster to build, slower to search."""
+    """A graph of neighbours, approximate: fast to search, slow to build. Malkov and Yashunin, arXiv 1603.09320."""
 
 
 @dataclass(kw_only=True)
@@ -38,18 +35,14 @@ class IndexConfig:
     """Links of a row; more cost memory and find more."""
     hnsw_build_width: int = 100
     """Candidates kept while a row is linked."""
-    hnsw_search_width: int = 96
+    hnsw_search_width: int = 192
     """Candidates kept while searching: what is found against how long it takes."""
-    ivf_probe_share: float = 0.08
-    """Share of the lists that a search reads."""
     gpu: bool = True
     """Search exactly on the first CUDA device where there is one and FAISS was built for it (faiss-gpu)."""
 
     def __post_init__(self) -> None:
         if min(self.hnsw_neighbors, self.hnsw_build_width, self.hnsw_search_width) < 2 or self.approximate_from < 1:
             raise ValueError("hnsw_* must be at least 2 and approximate_from at least 1")
-        if not 0 < self.ivf_probe_share <= 1:
-            raise ValueError("ivf_probe_share must be above 0 and at most 1")
 
     def kind_for(self, num_rows: int) -> IndexKind:
         if self.kind is not IndexKind.AUTO:
@@ -107,8 +100,6 @@ class VectorIndex:
         rows = np.ascontiguousarray(vectors)
         if not len(rows):
             return
-        if self.kind is IndexKind.IVF and not self._index.is_trained:
-            self._index = _trained_lists(rows)
         self._index.add(rows)
         self._on_gpu = self._copy_on_gpu()
 
@@ -129,7 +120,9 @@ class VectorIndex:
         elif self.kind is IndexKind.EXACT or not k or num_allowed < _MIN_ALLOWED_SHARE * len(self):
             ids, scores = self._exactly(rows, k, num_allowed, selector)
         else:
-            scores, ids = self._index.search(np.ascontiguousarray(rows), k, params=self._parameters(selector, k))
+            width = max(self._config.hnsw_search_width, 2 * k)
+            parameters = faiss.SearchParametersHNSW(efSearch=width, sel=selector)
+            scores, ids = self._index.search(np.ascontiguousarray(rows), k, params=parameters)
             ids, scores = _in_order(ids, scores, k)
             short = (ids < 0).any(axis=1)
             if short.any():
@@ -137,21 +130,9 @@ class VectorIndex:
         return (ids, scores) if queries.ndim == 2 else (ids[0], scores[0])
 
     def _exactly(self, rows, k, num_allowed, selector) -> tuple[np.ndarray, np.ndarray]:
-        match self.kind:
-            case IndexKind.HNSW:
-                index, parameters = faiss.downcast_index(self._index.storage), faiss.SearchParameters(sel=selector)
-            case IndexKind.IVF:
-                index = self._index
-                parameters = faiss.SearchParametersIVF(nprobe=self._index.nlist, sel=selector)
-            case _:
-                index, parameters = self._index, faiss.SearchParameters(sel=selector)
-        return _search_exactly(index, rows, k, num_allowed, parameters)
-
-    def _parameters(self, selector, k: int) -> faiss.SearchParameters:
-        if self.kind is IndexKind.HNSW:
-            return faiss.SearchParametersHNSW(efSearch=max(self._config.hnsw_search_width, 2 * k), sel=selector)
-        probes = max(1, round(self._config.ivf_probe_share * self._index.nlist))
-        return faiss.SearchParametersIVF(nprobe=probes, sel=selector)
+        # the graph keeps its rows in a flat index of their own
+        index = faiss.downcast_index(self._index.storage) if self.kind is IndexKind.HNSW else self._index
+        return _search_exactly(index, rows, k, num_allowed, faiss.SearchParameters(sel=selector))
 
     def _copy_on_gpu(self) -> faiss.Index | None:
         if self.kind is not IndexKind.EXACT or not self._config._on_gpu:
@@ -164,19 +145,7 @@ def _empty(dimension: int, kind: IndexKind, config: IndexConfig) -> faiss.Index:
         index = faiss.IndexHNSWFlat(dimension, config.hnsw_neighbors, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = config.hnsw_build_width
         return index
-    if kind is IndexKind.IVF:  # replaced by one with as many lists as its first rows call for
-        return faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, 1, faiss.METRIC_INNER_PRODUCT)
     return faiss.IndexFlatIP(dimension)
-
-
-def _trained_lists(rows: np.ndarray) -> faiss.Index:
-    """Four times the square root of the number of rows, as FAISS advises, but 39 rows a list to train on at least."""
-    dimension = rows.shape[1]
-    num_lists = max(1, min(4 * isqrt(len(rows)), len(rows) // 39))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid = 64  # enough for centres, and training takes seconds
-    index.train(rows)
-    return index
 
 
 def _search_exactly(index, rows, k, num_rows, parameters) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ class ScriptedModel:
 def agent_of(prompt: str) -> Agent:
     """Whose prompt it is, by the instructions behind the dialogue."""
     instructions = prompt.split("\n---\n")[-1]
-    return next(agent for agent in Agent if f"You keep the {MARKS[agent]}" in instructions)
+    return next(agent for agent in Agent if instructions.startswith(f"You keep the {MARKS[agent]}"))
 
 
 def num_turns(prompt: str) -> int:

@@ -31,7 +31,7 @@ from membuilder.types import ENTRY_AGENTS, Bank, Entry, Session
 
 NUM_ENTRIES, PER_SESSION, K = 100_000, 1000, 10
 RESULT = Path(__file__).parent / "results" / "index.json"
-KINDS = (IndexKind.EXACT, IndexKind.HNSW, IndexKind.IVF)
+KINDS = (IndexKind.EXACT, IndexKind.HNSW)
 
 
 class GivenVectors:
