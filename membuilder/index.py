@@ -35,7 +35,7 @@ class IndexConfig:
     """Links of a row; more cost memory and find more."""
     hnsw_build_width: int = 100
     """Candidates kept while a row is linked."""
-    hnsw_search_width: int = 192
+    hnsw_search_width: int = 256
     """Candidates kept while searching: what is found against how long it takes."""
     gpu: bool = True
     """Search exactly on the first CUDA device where there is one and FAISS was built for it (faiss-gpu)."""

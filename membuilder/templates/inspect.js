@@ -80,7 +80,7 @@ function coreChange(session) {
 function sessionCard(session) {
   const rows = session.answers.map(answer => {
     const changed = answer.agent === "core" ? coreChange(session)
-      : inSession[session.number].filter(entry => entry.agent === answer.agent).map(entry => make("p", {}, link(entry.id), " ", entry.text));
+      : inSession[session.number].filter(entry => entry.agent === answer.agent && matches(entry)).map(entryCard);
     return make("div", { class: `row ${answer.agent}` },
       make("span", { class: "agent" }, answer.agent), make("span", { class: "soft small number" }, `  ${answer.seconds.toFixed(2)} s`),
       answer.failure ? make("p", { class: "failed" }, make("b", {}, answer.failure.kind), `: ${answer.failure.detail}`) : null,
@@ -114,9 +114,10 @@ function timeline() {
     return bar;
   });
   const last = data.sessions.length - 1;
-  return make("section", { class: "card timeline" }, make("h2", {}, "New entries by session"),
-    make("div", { class: "bars", role: "group", "aria-label": "Sessions" }, ...bars),
+  const chart = make("div", {}, make("div", { class: "bars", role: "group", "aria-label": "Sessions" }, ...bars),
     make("div", { class: "ends soft small number" }, make("span", {}, last < 0 ? "" : data.sessions[0].time), make("span", {}, last < 1 ? "" : data.sessions[last].time)));
+  chart.style.maxWidth = `${Math.max(320, 70 * data.sessions.length)}px`;  // few sessions make no wide bars
+  return make("section", { class: "card timeline" }, make("h2", {}, "New entries by session"), chart);
 }
 
 function header() {
@@ -149,13 +150,13 @@ function tools() {
 function renderList() {
   const found = data.entries.filter(matches), shown = found.slice(0, state.limit), nodes = [];
   if (state.session !== null) nodes.push(sessionCard(data.sessions[state.session]));
-  let day = state.session;
-  for (const entry of shown) {
+  let day = null;
+  for (const entry of state.session === null ? shown : []) {
     if (entry.session !== day) nodes.push(sessionHead(data.sessions[day = entry.session]));
     nodes.push(entryCard(entry));
   }
   if (!found.length && state.session === null) nodes.push(make("p", { class: "soft none" }, data.entries.length ? "No entry fits. Search for other words, or turn an agent on." : "Nothing is remembered yet."));
-  if (found.length > shown.length) nodes.push(make("button", { class: "more", onclick: () => { state.limit += PAGE; renderList(); } }, `Show more (${(found.length - shown.length).toLocaleString("en")} left)`));
+  if (state.session === null && found.length > shown.length) nodes.push(make("button", { class: "more", onclick: () => { state.limit += PAGE; renderList(); } }, `Show more (${(found.length - shown.length).toLocaleString("en")} left)`));
   document.getElementById("list").replaceChildren(...nodes);
   document.getElementById("count").textContent = `${found.length.toLocaleString("en")} of ${data.entries.length.toLocaleString("en")} entries`;
 }

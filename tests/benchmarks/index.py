@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -115,7 +114,7 @@ def measure(kind: IndexKind, path: Path, cache: Path) -> dict:
         found.append([int(entry.id[1:]) - 1 for entry in result.entries])
     row |= {"ms_p50": np.percentile(times, 50), "ms_p95": np.percentile(times, 95)}
     row |= {"cpu_ms_p50": np.percentile(cpu_times, 50), "cpu_ms_p95": np.percentile(cpu_times, 95)}
-    row["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    row["peak_memory_mb"] = _memory_mb("VmHWM")
     return {name: round(float(value), 3) for name, value in row.items()} | {"found": found}
 
 
