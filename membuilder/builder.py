@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 import numpy as np
 
@@ -29,6 +28,9 @@ from membuilder.schemas import schema
 from membuilder.store import Store
 from membuilder.store_rows import Answer, Reason
 from membuilder.types import Agent, AgentUpdate, Bank, Dialogue, Session
+
+EMBED_AHEAD_TURNS = 48
+"""Turns of one job of embedding ahead: enough for batches, and done in less than a second on one core."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,31 +102,40 @@ class Builder:
         bank = store.bank()
         embedder = _WithStored(self.embedder, bank, store.vectors()) if bank.entries else self.embedder
         sessions = dialogue.sessions[num_stored:]
-        for session, upcoming in zip_longest(sessions, sessions[1:]):
-            shown = await self._in_thread(shown_entries, session, bank, embedder, self.prompts)
-            replies = await self._ask(session, bank, shown, upcoming, embedder)
-            updates = {agent: replies[agent].update for agent in replies} or dict.fromkeys(Agent, AgentUpdate())
-            result = apply_session(bank, session, updates, shown, self.prompts.core_limit_chars)
-            new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
-            vectors = await self._in_thread(_embed, embedder, new)
-            bank = result.bank
-            store.append(session, _answers(replies, result, shown), bank, vectors)
-            on_session(session)
+        ahead = asyncio.create_task(self._embed_ahead(sessions[1:], embedder))
+        try:
+            for session in sessions:
+                shown = await self._in_thread(shown_entries, session, bank, embedder, self.prompts)
+                replies = await self.ask(session, bank, shown) if session.turns else {}  # nobody is asked about nothing
+                updates = {agent: replies[agent].update for agent in replies} or dict.fromkeys(Agent, AgentUpdate())
+                result = apply_session(bank, session, updates, shown, self.prompts.core_limit_chars)
+                new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
+                vectors = await self._in_thread(_embed, embedder, new)
+                bank = result.bank
+                store.append(session, _answers(replies, result, shown), bank, vectors)
+                on_session(session)
+        finally:
+            ahead.cancel()
+        await asyncio.gather(ahead, return_exceptions=True)
         return bank
 
     def close(self) -> None:
         """Ends the thread, after what runs in it."""
         self._thread.shutdown(cancel_futures=True)
 
-    async def _ask(
-        self, session: Session, bank: Bank, shown: Shown, upcoming: Session | None, embedder: TextEmbedder
-    ) -> dict[Agent, Reply]:
-        """Nobody is asked about a session without turns. While the model writes, the next session's turns are embedded."""
-        asked = self.ask(session, bank, shown) if session.turns else _nothing()
-        ahead = [] if upcoming is None or not self.prompts.entries_shown else _queries(upcoming)
-        embedded = self._in_thread(embedder.embed, ahead) if ahead else _nothing()
-        replies, _ = await asyncio.gather(asked, embedded)
-        return replies
+    async def _embed_ahead(self, sessions: Sequence[Session], embedder: TextEmbedder) -> None:
+        """Embeds the turns of sessions to come while the model writes, for embedders that remember what they embedded.
+
+        In small jobs, so that one of these is all that what is needed now may have to wait for.
+        """
+        texts: list[str] = []
+        for session in sessions if self.prompts.entries_shown else ():
+            texts += [quoted(session, turn) for turn in session.turns]  # the queries of `related`
+            if len(texts) >= EMBED_AHEAD_TURNS:
+                await self._in_thread(embedder.embed, texts)
+                texts = []
+        if texts:
+            await self._in_thread(embedder.embed, texts)
 
     async def _in_thread(self, function: Callable, *arguments: object):
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -196,15 +207,6 @@ async def _ask_agent(
 
 def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
     return embedder.embed(texts) if texts else np.empty((0, embedder.dimension), dtype=np.float32)
-
-
-async def _nothing() -> dict:
-    return {}
-
-
-def _queries(session: Session) -> list[str]:
-    """The texts by which `related` will look for entries."""
-    return [quoted(session, turn) for turn in session.turns]
 
 
 def _answers(replies: Mapping[Agent, Reply], result: SessionResult, shown: Shown) -> dict[Agent, Answer]:
