@@ -24,6 +24,7 @@ setup(
         "openai>=2.25",
         "matplotlib>=3.9",
         "rapidfuzz>=3.9",
+        "rich>=14",
         "tqdm>=4.66",
         "wandb>=0.25",
     ],

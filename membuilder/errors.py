@@ -19,6 +19,30 @@ class ConfigError(MemBuilderError):
     """A configuration key is unknown or its value has the wrong type or range."""
 
 
+class StoreErrorKind(StrEnum):
+    MISSING = "missing"
+    NOT_A_STORE = "not_a_store"
+    VERSION = "version"
+    BUSY = "busy"
+    """Another process is writing to the store."""
+    OTHER_BUILD = "other_build"
+    """The store was begun with other settings or from another dialogue."""
+    FULL = "full"
+    """No room left on the disk. What was stored before stays."""
+    DAMAGED = "damaged"
+    """The file or its contents contradict themselves."""
+    UNUSABLE = "unusable"
+    """The system refuses to open, read or write the file."""
+
+
+class StoreError(MemBuilderError):
+    """A memory store cannot be opened or written."""
+
+    def __init__(self, kind: StoreErrorKind, path, problem: str):
+        self.kind, self.path = kind, str(path)
+        super().__init__(f"{path}: {problem}")
+
+
 class ParityError(MemBuilderError):
     """Engine and trainer disagree about the probability of the same tokens."""
 
@@ -29,6 +53,18 @@ class RewardError(MemBuilderError):
 
 class CheckpointError(MemBuilderError):
     """A checkpoint could not be written or read."""
+
+
+class RankError(MemBuilderError):
+    """Another process of the run is gone."""
+
+
+class Interrupted(MemBuilderError):
+    """The run was asked to stop and saved first."""
+
+
+class DivergedError(MemBuilderError):
+    """Too many updates in a row had a gradient that is not finite."""
 
 
 class CacheError(MemBuilderError):
@@ -69,27 +105,3 @@ class ChatError(MemBuilderError):
     @property
     def fatal(self) -> bool:
         return self.kind in FATAL_CHAT_ERRORS
-
-
-class StoreErrorKind(StrEnum):
-    MISSING = "missing"
-    NOT_A_STORE = "not_a_store"
-    VERSION = "version"
-    BUSY = "busy"
-    """Another process is writing to the store."""
-    OTHER_BUILD = "other_build"
-    """The store was begun with other settings or from another dialogue."""
-    FULL = "full"
-    """No room left on the disk. What was stored before stays."""
-    DAMAGED = "damaged"
-    """The file or its contents contradict themselves."""
-    UNUSABLE = "unusable"
-    """The system refuses to open, read or write the file."""
-
-
-class StoreError(MemBuilderError):
-    """A memory store cannot be opened or written."""
-
-    def __init__(self, kind: StoreErrorKind, path, problem: str):
-        self.kind, self.path = kind, str(path)
-        super().__init__(f"{path}: {problem}")
