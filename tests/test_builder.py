@@ -25,7 +25,7 @@ from membuilder.store import reading, writing
 from membuilder.types import Agent, Bank, Dialogue
 from membuilder.windows import in_windows
 from tests.fakes import HashEmbedder
-from tests.scripted import ScriptedModel, store_first_turn, talk
+from tests.scripted import ScriptedModel, agent_of, store_first_turn, talk
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 PROMPTS = PromptConfig()
@@ -385,6 +385,38 @@ def test_a_model_needs_a_known_provider():
     pytest.importorskip("membuilder.client", reason="the chat client is not here")
     with pytest.raises(ConfigError, match="section 'model'"):
         make_chat_model(ModelConfig(name="m", provider="carrier pigeon"), api_key="k")
+
+
+def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys):
+    server = pytest.importorskip("tests.fault_server", reason="the chat client and its test server are not here")
+
+    def reply(request) -> str:
+        prompt = request.body["messages"][-1]["content"]
+        return store_first_turn(agent_of(prompt), prompt) if "You keep the" in prompt else '{"ready": true}'
+
+    data, store_path = locomo_file(tmp_path / "data.json", "a"), tmp_path / "memory.db"
+    flags = [
+        "--data",
+        str(data),
+        "--model",
+        "m-1",
+        "--provider",
+        "vllm",
+        "--api-key",
+        "sesame",
+        "--out",
+        str(store_path),
+    ]
+    with server.FaultServer(server.status(401)) as refusing, pytest.raises(SystemExit, match="api-key"):
+        main([*flags, "--base-url", refusing.base_url])
+    assert not store_path.exists()
+    with server.FaultServer(server.answering(reply)) as answering:
+        main([*flags, "--base-url", answering.base_url])
+    assert "2 sessions, 2 entries" in capsys.readouterr().out
+    with reading(store_path) as store:
+        assert store.bank().core == "3 turns\n3 turns"
+        assert [entry.supersedes for entry in store.bank().entries] == [(), ("m1",)]
+    assert not any(b"sesame" in path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_rule_agents_answer_as_a_model_would(tmp_path):
