@@ -34,6 +34,7 @@ setup(
         "bm25s>=0.3",
         "nltk>=3.9",
         "httpx>=0.27",
+        "rich>=14",
         "tqdm>=4.66",
         "psutil>=6",
         "wandb>=0.25",

@@ -1,4 +1,7 @@
-"""Session by session from dialogue to bank, with whoever proposes the operations."""
+"""Session by session from dialogue to bank, with whoever proposes the operations.
+
+`python -m membuilder.build` builds into a durable store; its command line is in `build_cli.py`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,3 +44,9 @@ def build(dialogue: Dialogue, propose: Propose, embedder: TextEmbedder, config: 
         result = apply_session(bank, session, updates, shown, config.core_limit_chars)
         yield Step(session=session, bank_before=bank, shown=shown, updates=updates, result=result)
         bank = result.bank
+
+
+if __name__ == "__main__":
+    from membuilder.build_cli import main
+
+    main()

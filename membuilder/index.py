@@ -1,4 +1,10 @@
-"""Exact inner-product search. The only file that imports faiss."""
+"""Inner-product search, exact or approximate, on CPU or CUDA. The only file that imports faiss.
+
+N rows of D numbers, Q queries, k results each.
+"""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 
 import faiss
 import numpy as np
@@ -7,6 +13,50 @@ import numpy as np
 # longer score equal, and a score would change with the number of queries.
 faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
 
+_TIE_MARGIN = 16
+_MIN_ALLOWED_SHARE = 0.25
+"""Below it the graph meets too few of the rows asked for, and scanning just these is as fast."""
+
+
+class IndexKind(StrEnum):
+    AUTO = "auto"
+    EXACT = "exact"
+    HNSW = "hnsw"
+    """A graph of neighbours, approximate: fast to search, slow to build. Malkov and Yashunin, arXiv 1603.09320."""
+
+
+@dataclass(kw_only=True)
+class IndexConfig:
+    kind: IndexKind = IndexKind.AUTO
+    """`auto` searches exactly below `approximate_from` entries and by `hnsw` from there on."""
+    approximate_from: int = 50_000
+    """Entries from which `auto` is approximate."""
+    hnsw_neighbors: int = 32
+    """Links of a row; more cost memory and find more."""
+    hnsw_build_width: int = 100
+    """Candidates kept while a row is linked."""
+    hnsw_search_width: int = 256
+    """Candidates kept while searching: what is found against how long it takes."""
+    gpu: bool = True
+    """Search exactly on the first CUDA device where there is one and FAISS was built for it (faiss-gpu)."""
+
+    def __post_init__(self) -> None:
+        if min(self.hnsw_neighbors, self.hnsw_build_width, self.hnsw_search_width) < 2 or self.approximate_from < 1:
+            raise ValueError("hnsw_* must be at least 2 and approximate_from at least 1")
+
+    def kind_for(self, num_rows: int) -> IndexKind:
+        if self.kind is not IndexKind.AUTO:
+            return self.kind
+        return IndexKind.EXACT if num_rows < self.approximate_from or self._on_gpu else IndexKind.HNSW
+
+    def stored_settings(self) -> dict:
+        """What a stored index depends on; what is chosen at search time is left out."""
+        return {name: asdict(self)[name] for name in ("hnsw_neighbors", "hnsw_build_width")}
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.gpu and faiss.get_num_gpus() > 0
+
 
 def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of `vectors` (N, D) with the largest inner product to each query, best first, and those products.
@@ -14,25 +64,112 @@ def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
     `queries` (Q, D) gives ids and scores (Q, min(k, N)); one query (D,) gives (min(k, N),). Equal scores come in row
     order. Raises ValueError unless both are float32 of one width and k >= 0.
     """
-    _check(vectors, queries, k)
-    rows = np.atleast_2d(queries)
-    if not (len(vectors) and len(rows) and k):
-        ids = np.empty((len(rows), 0), dtype=np.int64)
-        scores = np.empty((len(rows), 0), dtype=np.float32)
-    else:
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(np.ascontiguousarray(vectors))
-        # All rows, cut only after sorting: at the cut FAISS would keep the later of two equal rows.
-        scores, ids = index.search(np.ascontiguousarray(rows), len(vectors))
-        order = np.lexsort((ids, -scores))[:, :k]
-        ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    if vectors.ndim != 2 or vectors.dtype != np.float32:
+        raise ValueError(f"vectors must be float32 (N, D), got {vectors.dtype} {vectors.shape}")
+    _check(vectors.shape[1], queries, k)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
+    ids, scores = _search_exactly(index, np.atleast_2d(queries), min(k, len(vectors)), len(vectors), None)
     return (ids, scores) if queries.ndim == 2 else (ids[0], scores[0])
 
 
-def _check(vectors: np.ndarray, queries: np.ndarray, k: int) -> None:
-    if vectors.ndim != 2 or queries.ndim not in (1, 2) or vectors.shape[1] != queries.shape[-1]:
-        raise ValueError(f"vectors (N, D) and queries (Q, D) or (D,) needed, got {vectors.shape} and {queries.shape}")
-    if vectors.dtype != np.float32 or queries.dtype != np.float32:
-        raise ValueError(f"vectors and queries must be float32, got {vectors.dtype} and {queries.dtype}")
+class VectorIndex:
+    """Rows to search again and again; more can be added. Not for several threads at once."""
+
+    def __init__(self, dimension: int, kind: IndexKind, config: IndexConfig, raw: faiss.Index | None = None):
+        self.kind, self._config, self._dimension = kind, config, dimension
+        self._index = _empty(dimension, kind, config) if raw is None else raw
+        self._on_gpu: faiss.Index | None = None
+
+    def __len__(self) -> int:
+        return self._index.ntotal
+
+    def to_bytes(self) -> np.ndarray:
+        """As FAISS writes it. # (B,) uint8"""
+        return faiss.serialize_index(self._index)
+
+    @classmethod
+    def from_bytes(cls, data: np.ndarray, dimension: int, kind: IndexKind, config: IndexConfig) -> "VectorIndex":
+        """What `to_bytes` gave. Only for bytes whose checksum was verified: FAISS trusts what it reads."""
+        return cls(dimension, kind, config, raw=faiss.deserialize_index(data))
+
+    def add(self, vectors: np.ndarray) -> None:
+        """More rows, numbered on. # (M, D)"""
+        if vectors.shape[1:] != (self._dimension,) or vectors.dtype != np.float32:
+            raise ValueError(f"rows must be float32 (M, {self._dimension}), got {vectors.dtype} {vectors.shape}")
+        rows = np.ascontiguousarray(vectors)
+        if not len(rows):
+            return
+        self._index.add(rows)
+        self._on_gpu = self._copy_on_gpu()
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Like `top_k` over the rows held; `allowed` (N,) bool chooses the candidates before the search.
+
+        Exactly min(k, candidates) rows come back. An approximate index may miss some of the best; where it finds too
+        few, or few rows are allowed, that search is exact.
+        """
+        _check(self._dimension, queries, k)
+        if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != bool):
+            raise ValueError(f"allowed must be bool ({len(self)},), got {allowed.dtype} {allowed.shape}")
+        rows, num_allowed = np.atleast_2d(queries), len(self) if allowed is None else int(allowed.sum())
+        k = min(k, num_allowed)
+        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        if self._on_gpu is not None and selector is None:
+            ids, scores = _search_exactly(self._on_gpu, rows, k, num_allowed, None)
+        elif self.kind is IndexKind.EXACT or not k or num_allowed < _MIN_ALLOWED_SHARE * len(self):
+            ids, scores = self._exactly(rows, k, num_allowed, selector)
+        else:
+            width = max(self._config.hnsw_search_width, 2 * k)
+            parameters = faiss.SearchParametersHNSW(efSearch=width, sel=selector)
+            scores, ids = self._index.search(np.ascontiguousarray(rows), k, params=parameters)
+            ids, scores = _in_order(ids, scores, k)
+            short = (ids < 0).any(axis=1)
+            if short.any():
+                ids[short], scores[short] = self._exactly(rows[short], k, num_allowed, selector)
+        return (ids, scores) if queries.ndim == 2 else (ids[0], scores[0])
+
+    def _exactly(self, rows, k, num_allowed, selector) -> tuple[np.ndarray, np.ndarray]:
+        # the graph keeps its rows in a flat index of their own
+        index = faiss.downcast_index(self._index.storage) if self.kind is IndexKind.HNSW else self._index
+        return _search_exactly(index, rows, k, num_allowed, faiss.SearchParameters(sel=selector))
+
+    def _copy_on_gpu(self) -> faiss.Index | None:
+        if self.kind is not IndexKind.EXACT or not self._config._on_gpu:
+            return None
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
+
+
+def _empty(dimension: int, kind: IndexKind, config: IndexConfig) -> faiss.Index:
+    if kind is IndexKind.HNSW:
+        index = faiss.IndexHNSWFlat(dimension, config.hnsw_neighbors, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = config.hnsw_build_width
+        return index
+    return faiss.IndexFlatIP(dimension)
+
+
+def _search_exactly(index, rows, k, num_rows, parameters) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted by score, then row. At the cut FAISS keeps the later of two equal rows, so it is asked for more than k
+    rows until the last one is no longer equal to the k-th."""
+    if not k or not len(rows):
+        return np.empty((len(rows), 0), dtype=np.int64), np.empty((len(rows), 0), dtype=np.float32)
+    queries, fetched = np.ascontiguousarray(rows), k
+    while True:
+        fetched = min(num_rows, 2 * fetched + _TIE_MARGIN)
+        scores, ids = index.search(queries, fetched, params=parameters)
+        if fetched == num_rows or (scores[:, k - 1] > scores[:, -1]).all():
+            return _in_order(ids, scores, k)
+
+
+def _in_order(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((ids, -scores))[:, :k]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def _check(dimension: int, queries: np.ndarray, k: int) -> None:
+    if queries.ndim not in (1, 2) or queries.shape[-1] != dimension or queries.dtype != np.float32:
+        raise ValueError(
+            f"queries must be float32 (Q, {dimension}) or ({dimension},), got {queries.dtype} {queries.shape}"
+        )
     if k < 0:
         raise ValueError(f"k must be at least 0, got {k}")

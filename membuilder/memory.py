@@ -1,0 +1,57 @@
+"""A stored memory, opened to be asked: its bank, and an index of its entries.
+
+memory = open_memory("memory.db", Embedder())
+memory.retrieve(["Where does Ann live?"], k=10)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from membuilder.embed import TextEmbedder
+from membuilder.errors import StoreError, StoreErrorKind
+from membuilder.index import IndexConfig, VectorIndex
+from membuilder.index_file import index_path, open_index
+from membuilder.retrieve import Retrieval
+from membuilder.store import reading
+from membuilder.types import Agent, Bank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    bank: Bank
+    index: VectorIndex
+    """Of the bank's entries, in its order."""
+    embedder: TextEmbedder
+
+    def retrieve(
+        self, queries: Sequence[str], k: int = 10, agent: Agent | None = None, include_superseded: bool = True
+    ) -> list[Retrieval]:
+        """What `membuilder.retrieve.retrieve` gives for this bank: the same where the index is exact."""
+        ids, scores = self.index.search(self.embedder.embed(queries), k, self._candidates(agent, include_superseded))
+        entries = self.bank.entries
+        return [
+            Retrieval(entries=tuple(entries[row] for row in found), scores=tuple(similarities))
+            for found, similarities in zip(ids.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _candidates(self, agent: Agent | None, include_superseded: bool) -> np.ndarray | None:
+        """None: every entry."""
+        if agent is None and include_superseded:
+            return None
+        dropped = frozenset() if include_superseded else self.bank.superseded_ids()
+        allowed = (agent in (None, entry.agent) and entry.id not in dropped for entry in self.bank.entries)
+        return np.fromiter(allowed, dtype=bool, count=len(self.bank.entries))
+
+
+def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> Memory:
+    """The store at `path` as it stands now. Raises StoreError, also where the embedder cannot be the one it was built with."""
+    with reading(path) as store:
+        bank, vectors = store.bank(), store.vectors()
+    if vectors.shape[1] != embedder.dimension:
+        problem = f"its embeddings have {vectors.shape[1]} numbers, this embedder's {embedder.dimension}; name the same"
+        raise StoreError(StoreErrorKind.OTHER_BUILD, path, problem)
+    index = open_index(index_path(path), vectors, config or IndexConfig())
+    return Memory(bank=bank, index=index, embedder=embedder)

@@ -1,0 +1,157 @@
+"""Records of the store <-> rows of its tables. Lists are JSON in a column; the tables are in `store.py`."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from membuilder.types import Agent, Bank, CoreQuote, Entry, Operation, OperationKind, Session, Turn
+
+Row = Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """Why an answer changed nothing: a `FailureKind`, or `chat_` and a `ChatErrorKind`; and what happened."""
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one agent answered about one session."""
+
+    text: str | None
+    """The raw answer; None when none came."""
+    operations: tuple[Operation, ...] = ()
+    """As parsed. They were applied unless there is a failure."""
+    failure: Reason | None = None
+    shown: tuple[str, ...] = ()
+    """Ids of the entries shown to the agent: label e1 in a target is the first."""
+    seconds: float = 0.0
+    """From asking to the answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSession:
+    """One session as it was read, what the agents answered, and the core after it."""
+
+    session: Session
+    answers: Mapping[Agent, Answer]
+    """Empty for a session without turns, about which nobody is asked."""
+    core: str
+    core_quotes: tuple[CoreQuote, ...]
+
+
+def session_row(session: Session, bank: Bank) -> Row:
+    quotes = [[quote.turn_id, quote.text] for quote in bank.core_quotes]
+    return session.index, session.id, session.timestamp.isoformat(), bank.core, _dump(quotes)
+
+
+def turn_rows(session: Session) -> list[Row]:
+    return [
+        (turn.id, session.index, number, turn.speaker, turn.role, turn.text, turn.caption)
+        for number, turn in enumerate(session.turns, start=1)
+    ]
+
+
+def answer_row(session: Session, agent: Agent, answer: Answer) -> Row:
+    failure = (None, None) if answer.failure is None else (answer.failure.kind, storable(answer.failure.detail))
+    text = None if answer.text is None else storable(answer.text)
+    operations = _dump([_operation(operation) for operation in answer.operations])
+    return session.index, agent.value, _dump(answer.shown), text, operations, *failure, answer.seconds
+
+
+def entry_row(number: int, entry: Entry) -> Row:
+    return (
+        number,
+        entry.id,
+        entry.agent.value,
+        entry.session,
+        entry.text,
+        _dump(entry.source_turns),
+        _dump(entry.supersedes),
+    )
+
+
+def storable(text: str) -> str:
+    """Half a surrogate pair, which JSON from outside may hold, is no text to a database: written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_entries(rows: Iterable[Row], sessions: Sequence[StoredSession]) -> tuple[Entry, ...]:
+    return tuple(
+        Entry(
+            id=entry_id,
+            agent=Agent(agent),
+            text=text,
+            session=session,
+            timestamp=sessions[session].session.timestamp,
+            source_turns=_ids(source_turns),
+            supersedes=_ids(supersedes),
+        )
+        for entry_id, agent, session, text, source_turns, supersedes in rows
+    )
+
+
+def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterable[Row]) -> tuple[StoredSession, ...]:
+    turns_of: dict[int, list[Turn]] = {}
+    for session, turn_id, speaker, role, text, caption in turns:
+        turn = Turn(id=turn_id, speaker=speaker, role=role, text=text, caption=caption)
+        turns_of.setdefault(session, []).append(turn)
+    answers_of: dict[int, dict[Agent, Answer]] = {}
+    for session, agent, *rest in answers:
+        answers_of.setdefault(session, {})[Agent(agent)] = _answer(*rest)
+    return tuple(
+        StoredSession(
+            session=Session(
+                id=session_id,
+                index=number,
+                timestamp=datetime.fromisoformat(timestamp),
+                turns=tuple(turns_of.get(number, ())),
+            ),
+            answers={agent: answers_of[number][agent] for agent in Agent} if number in answers_of else {},
+            core=core,
+            core_quotes=tuple(CoreQuote(turn_id=turn_id, text=text) for turn_id, text in json.loads(quotes)),
+        )
+        for number, session_id, timestamp, core, quotes in sessions
+    )
+
+
+def _answer(shown: str, text: str | None, operations: str, kind: str | None, detail: str, seconds: float) -> Answer:
+    return Answer(
+        text=text,
+        operations=tuple(
+            Operation(
+                kind=OperationKind(raw["kind"]),
+                text=raw["text"],
+                quote=tuple(raw["quote"]),
+                targets=tuple(raw["targets"]),
+                old_text=raw["old_text"],
+            )
+            for raw in json.loads(operations)
+        ),
+        failure=None if kind is None else Reason(kind=kind, detail=detail),
+        shown=_ids(shown),
+        seconds=seconds,
+    )
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    return {
+        "kind": operation.kind.value,
+        "text": operation.text,
+        "quote": operation.quote,
+        "targets": operation.targets,
+        "old_text": operation.old_text,
+    }
+
+
+def _ids(text: str) -> tuple[str, ...]:
+    return () if text == "[]" else tuple(json.loads(text))  # most entries supersede nothing; 100,000 are opened at once
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
