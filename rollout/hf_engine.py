@@ -61,6 +61,9 @@ class TransformersEngine:
             own[name].copy_(tensor)
         self._version = version
 
+    def rest(self) -> None:
+        """Its weights stay where they are."""
+
     def close(self) -> None:
         del self._model
 

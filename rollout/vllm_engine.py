@@ -32,9 +32,15 @@ class VLLMEngine:
         seed: int,
         gpu_memory_utilization: float = 0.6,
         dtype: str,
+        sleep: bool = False,
         distributed: bool = False,
     ) -> None:
-        """`distributed`: one engine per rank of an initialised process group; every rank must build at the same moment."""
+        """`distributed`: one engine per rank of an initialised process group; every rank must build at the same moment.
+
+        `sleep`: `rest` frees weights and cache, on CUDA; the CPU build cannot.
+        """
+        self._sleeps = sleep and torch.cuda.is_available()
+        self._asleep = False
         with isolated_rng():
             self._llm = LLM(
                 model=str(model_dir),
@@ -45,6 +51,7 @@ class VLLMEngine:
                 seed=seed,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enable_prefix_caching=True,
+                enable_sleep_mode=self._sleeps,
                 logprobs_mode="processed_logprobs",
                 enforce_eager=not torch.cuda.is_available(),
                 skip_tokenizer_init=True,
@@ -62,6 +69,8 @@ class VLLMEngine:
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         """`n` completions per prompt. On CPU vLLM draws from torch's global generator, so that is what `seed` sets."""
+        if self._asleep:
+            raise MemBuilderError("the engine is asleep: load_weights wakes it")
         params = SamplingParams(
             n=n,
             temperature=sampling.temperature,
@@ -90,12 +99,23 @@ class VLLMEngine:
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         weights = checked(named_tensors, self._names)
         with isolated_rng():
+            if self._asleep:  # the cache comes back last: weights first need room to load
+                self._llm.wake_up(["weights"])
             self._llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True}
             )
+            if self._asleep:
+                self._llm.wake_up(["kv_cache"])
+                self._asleep = False
         if not self._llm.reset_prefix_cache():
             raise MemBuilderError("vLLM kept cached prefixes of the old weights: a request was still running")
         self._version = version
+
+    def rest(self) -> None:
+        """Level 2: weights are not kept, because new ones are loaded before anything is generated."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep = True
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()

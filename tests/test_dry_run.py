@@ -198,7 +198,7 @@ def test_keys_and_values_of_qwen3_4b(folder_4b):
 
 def test_phases_are_sums_of_their_parts(folder_small):
     awake, asleep = (
-        estimate(workload_of(folder_small, rl=True), Launch(zero_stage=2, gpu_memory_gib=16, sleep=sleep))
+        estimate(workload_of(folder_small, rl=True, engine_sleep=sleep), Launch(zero_stage=2, gpu_memory_gib=16))
         for sleep in (False, True)
     )
     assert awake.phases["update"] == sum(each.update for each in awake.parts)
@@ -231,12 +231,14 @@ def test_advice_holds_when_followed(folder_small):
 
 
 def test_several_changes_are_named_together(folder_small):
-    workload = workload_of(folder_small, rl=True, checkpointing=False, max_tokens=40_000)
-    heading, *changes = advise(workload, Launch(zero_stage=2, gpu_memory_gib=5.5, engine_share=0.9))
+    workload = workload_of(
+        folder_small, rl=True, checkpointing=False, max_tokens=40_000, engine_memory=0.9, engine_sleep=False
+    )
+    heading, *changes = advise(workload, Launch(zero_stage=2, gpu_memory_gib=5.5))
     assert heading == "Fits with all of"
     # vLLM leaves too little in generation, and then the activations are too many; sleep would help, but is not needed
     assert [change.split(":")[0].strip() for change in changes] == [
-        "model.gradient_checkpointing=true", "--engine-share 0.55",
+        "model.gradient_checkpointing=true", "engine_memory=0.55",
     ]  # fmt: skip
 
 
@@ -252,7 +254,8 @@ def test_report_warns_of_what_no_sum_shows(folder_small):
     assert "32 GPUs get no session: raise sessions_per_step" in text
     # 32 sessions x 4 agents x 8 rollouts x 600 tokens
     assert "1,024 sequences" in text and "at most 614,400 tokens" in text
-    small_share = report(workload_of(folder_small, rl=True), Launch(gpu_memory_gib=16, zero_stage=2, engine_share=0.1))
+    small = workload_of(folder_small, rl=True, engine_memory=0.1)
+    small_share = report(small, Launch(gpu_memory_gib=16, zero_stage=2))
     assert "vLLM WOULD NOT START" in small_share
 
 

@@ -3,21 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
 from membuilder.build import Step, build
 from membuilder.datasets.load import load, split
 from membuilder.embed import TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
-from membuilder.operations import render
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.rules import propose
 from membuilder.types import Agent, Dialogue
 from membuilder.windows import in_windows
-from rollout.tokens import encode_completion, encode_prompt
-from trainer.packing import Node, TrainSequence, build_tree
 
 
 @dataclass(kw_only=True)
@@ -117,34 +112,6 @@ def expert_builds(
 ) -> list[ExpertBuild]:
     bar = progress(dialogues, label=label, unit="dialogue", enabled=bool(dialogues))
     return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
-
-
-def sft_trees(builds: Sequence[ExpertBuild], tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> list[Node]:
-    """One tree per session."""
-    return [
-        sft_tree(step, tokenizer, prompts, f"{build.dialogue.id}/{step.session.index}")
-        for build in builds
-        for step in build.steps
-    ]
-
-
-def sft_tree(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig, id: str = "") -> Node:
-    """The four agents' prompts of a session and the expert's answers to them.
-
-    An agent whose operations failed is not training data.
-    """
-    agents = [agent for agent in Agent if agent not in step.result.failures]
-    return build_tree([_sequence(step, agent, tokenizer, prompts) for agent in agents], id)
-
-
-def _sequence(step: Step, agent: Agent, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> TrainSequence:
-    shown, num_turns = step.shown[agent], len(step.session.turns)
-    prompt = render_prompt(agent, step.session, step.bank_before, shown, prompts)
-    answer = render(step.updates[agent], agent, num_turns, shown, prompts.response_format)
-    return TrainSequence(
-        prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),
-        completion_token_ids=tuple(encode_completion(tokenizer, answer)),
-    )
 
 
 def training_text(builds: Sequence[ExpertBuild], prompts: PromptConfig) -> list[str]:

@@ -1,13 +1,14 @@
 """What a run would need, before anything is started. Needs no GPU and no weights; only the model's config.json.
 
-    python -m trainer.dry_run sft --config configs/sft_qwen3_4b_8gpu.yaml --num-processes 8 --zero 2
-    python -m trainer.dry_run rl --config configs/rl_qwen3_4b_32gpu.yaml --num-processes 32 --zero 2 --sleep
+    python -m trainer.sft --dry-run --config configs/sft_qwen3_4b_8gpu.yaml --num-processes 8 --zero 2
+    python -m trainer.rl --dry-run --config configs/rl_qwen3_4b_32gpu.yaml --num-processes 32 --zero 2
 
 Prints memory per GPU (memory.py says how it is counted) and tokens per step, and what to change where it would not fit.
 Ends with exit status 1 in that case.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +119,7 @@ def _warnings(workload: Workload, launch: Launch, found: Estimate) -> list[str]:
         if room < rollouts.max_model_len:
             lines.append(
                 f"vLLM WOULD NOT START: room for {max(0, room):,} tokens of keys and values, max_model_len is "
-                f"{rollouts.max_model_len:,}. Raise --engine-share or lower max_model_len."
+                f"{rollouts.max_model_len:,}. Raise engine_memory or lower max_model_len."
             )
         else:
             count = room // rollouts.max_model_len
@@ -180,10 +181,11 @@ def _checkpointing(workload: Workload, launch: Launch) -> Change | None:
 
 
 def _sleep(workload: Workload, launch: Launch) -> Change | None:
-    if launch.sleep or workload.rollouts is None or workload.rollouts.engine != "vllm":
+    rollouts = workload.rollouts
+    if rollouts is None or rollouts.engine_sleep or rollouts.engine != "vllm":
         return None
-    text = "--sleep: vLLM gives its memory back during the update"
-    return Change(text=text, workload=workload, launch=replace(launch, sleep=True))
+    changed = replace(workload, rollouts=replace(rollouts, engine_sleep=True))
+    return Change(text="engine_sleep=true", workload=changed, launch=launch)
 
 
 def _zero2(workload: Workload, launch: Launch) -> Change | None:
@@ -204,17 +206,18 @@ def _max_tokens(workload: Workload, launch: Launch) -> Change | None:
     )
 
 
-def _engine_share(workload: Workload, launch: Launch) -> Change | None:
+def _engine_memory(workload: Workload, launch: Launch) -> Change | None:
     """As little as two sequences of the longest kind need, in whole hundredths."""
     if workload.rollouts is None or workload.rollouts.engine != "vllm":
         return None
     found = estimate(workload, launch)
     room = 2 * workload.rollouts.max_model_len * found.kv_bytes_per_token
-    share = -(-(launch.engine_share * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100
-    if share >= launch.engine_share:
+    rollouts = workload.rollouts
+    share = -(-(rollouts.engine_memory * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100
+    if share >= rollouts.engine_memory:
         return None
-    text = f"--engine-share {share:.2f}: vLLM's gpu_memory_utilization"
-    return Change(text=text, workload=workload, launch=replace(launch, engine_share=share))
+    changed = replace(workload, rollouts=replace(rollouts, engine_memory=share))
+    return Change(text=f"engine_memory={share:.2f}", workload=changed, launch=launch)
 
 
 def _zero3(workload: Workload, launch: Launch) -> Change | None:
@@ -240,7 +243,7 @@ def _no_reference(workload: Workload, launch: Launch) -> Change | None:
 
 
 OPTIONS: tuple[Option, ...] = (
-    _checkpointing, _sleep, _zero2, _max_tokens, _engine_share, _zero3, _offload, _no_reference,
+    _checkpointing, _sleep, _zero2, _max_tokens, _engine_memory, _zero3, _offload, _no_reference,
 )  # fmt: skip
 """From what costs least to what costs most."""
 
@@ -254,8 +257,6 @@ def parse(argv: Sequence[str] | None) -> tuple[Workload, Launch, Lengths | None]
     parser.add_argument("--gpu-memory-gib", type=float, default=80.0)
     parser.add_argument("--zero", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage; 0: no DeepSpeed")
     parser.add_argument("--offload", action="store_true", help="optimizer in host memory")
-    parser.add_argument("--engine-share", type=float, default=0.6, help="vLLM's gpu_memory_utilization")
-    parser.add_argument("--sleep", action="store_true", help="vLLM gives its memory back during the update")
     parser.add_argument("--prompt-tokens", type=int, help="mean prompt of your data, for the tokens of a step")
     parser.add_argument("--completion-tokens", type=int, help="mean completion of your data")
     given = parser.parse_intermixed_args(argv)
@@ -266,8 +267,6 @@ def parse(argv: Sequence[str] | None) -> tuple[Workload, Launch, Lengths | None]
         gpu_memory_gib=given.gpu_memory_gib,
         zero_stage=given.zero,
         offload_optimizer=given.offload,
-        engine_share=given.engine_share,
-        sleep=given.sleep,
     )
     lengths = None
     if given.prompt_tokens is not None:
@@ -281,9 +280,22 @@ def _load(stage: str, config: Path, overrides: Sequence[str]) -> Workload:
         from trainer.sft import SFTConfig
 
         return of_sft(load(SFTConfig, config, overrides))
-    from trainer.rl import RLConfig
+    from trainer.rl_config import RLConfig
 
     return of_rl(load(RLConfig, config, overrides))
+
+
+FLAG = "--dry-run"
+
+
+def asked(argv: Sequence[str] | None) -> bool:
+    """Whether a trainer's command line asks for a dry run."""
+    return FLAG in (sys.argv[1:] if argv is None else argv)
+
+
+def arguments(argv: Sequence[str] | None) -> list[str]:
+    """The rest of that command line."""
+    return [text for text in (sys.argv[1:] if argv is None else argv) if text != FLAG]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from trainer.activations import ActivationBytes, activation_bytes, make_meta_mod
 from trainer.head import default_chunk_rows
 
 if TYPE_CHECKING:
-    from trainer.rl import RLConfig
+    from trainer.rl_config import RLConfig
     from trainer.sft import SFTConfig
 
 GIB = 2**30
@@ -40,6 +40,8 @@ class Rollouts:
     max_completion_tokens: int
     max_model_len: int
     engine: str
+    engine_memory: float
+    engine_sleep: bool
     has_reference: bool
 
 
@@ -65,6 +67,8 @@ def of_rl(config: "RLConfig") -> Workload:
         max_completion_tokens=config.sampling.max_tokens,
         max_model_len=config.max_model_len,
         engine=config.engine,
+        engine_memory=config.engine_memory,
+        engine_sleep=config.engine_sleep,
         has_reference=config.loss.kl_coef != 0,
     )
     return _workload(config, rollouts)
@@ -99,14 +103,10 @@ class Launch:
     """0: no DeepSpeed (DDP, or one plain process)."""
     offload_optimizer: bool = False
     """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
-    engine_share: float = 0.6
-    """Of the GPU's memory, for vLLM: its gpu_memory_utilization."""
-    sleep: bool = False
-    """vLLM gives its memory back while the policy is updated."""
 
     def __post_init__(self) -> None:
-        if self.num_processes < 1 or self.gpu_memory_gib <= 0 or not 0 < self.engine_share < 1:
-            raise ConfigError("need num_processes >= 1, gpu_memory_gib > 0 and 0 < engine_share < 1")
+        if self.num_processes < 1 or self.gpu_memory_gib <= 0:
+            raise ConfigError("need num_processes >= 1 and gpu_memory_gib > 0")
         if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
             raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
 
@@ -256,11 +256,11 @@ def _engine_parts(
             Part.always("engine weights", weights),
             Part(name="KV cache, one group", generate=cache_bytes),
         ], None
-    kv_bytes = launch.engine_share * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
+    kv_bytes = rollouts.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
     for name, size in (
         ("engine weights", weights),
         ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES),
         ("KV cache", max(0.0, kv_bytes)),
     ):
-        parts.append(Part(name=name, generate=size) if launch.sleep else Part.always(name, size))
+        parts.append(Part(name=name, generate=size) if rollouts.engine_sleep else Part.always(name, size))
     return parts, kv_bytes

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.embed import Embedder
 from trainer import rl, sft
 from trainer.collect import Collector
-from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_builds, sft_trees
+from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_builds
 from trainer.policy import Policy, load_model
 from trainer.rl import RLConfig
 from trainer.runner import frozen_copy, make_policy_model, start_run
@@ -43,7 +43,7 @@ def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
 def run_sft(config: SFTConfig, prepared: Prepared) -> tuple[SFTResult, PreTrainedTokenizerBase]:
     run = start_run(config, "sft", prepared.embedder)
     model, tokenizer = make_policy_model(config.model, prepared.for_sft, config.prompts, config.seed)
-    trees = sft_trees(prepared.for_sft, tokenizer, config.prompts)
+    trees = sft.make_trees(config, prepared.for_sft, tokenizer, run.accelerator)
     result = sft.train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
     run.log.close()
     return result, tokenizer

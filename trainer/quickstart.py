@@ -79,9 +79,7 @@ def run(options: Options) -> dict:
     clock.mark("sft")
 
     say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
-    engine = make_engine(
-        rl_config.engine, sft_result.model_dir, rl_config.max_model_len, rl_config.model.dtype, rl_config.seed
-    )
+    engine = make_engine(rl_config, sft_result.model_dir)
     collector = make_collector(rl_config, engine, tokenizer, prepared.embedder)
     systems = compare_baselines(prepared.held_out, collector)
     systems["sft"] = judge_policy(prepared.held_out, collector, "sft")

