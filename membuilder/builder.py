@@ -116,7 +116,9 @@ class Builder:
                 on_session(session)
         finally:
             ahead.cancel()
-        await asyncio.gather(ahead, return_exceptions=True)
+            await asyncio.gather(
+                ahead, return_exceptions=True
+            )  # what it could not embed, a session above could not either
         return bank
 
     def close(self) -> None:

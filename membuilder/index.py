@@ -14,6 +14,8 @@ import numpy as np
 faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
 
 _TIE_MARGIN = 16
+_MAX_GPU_RESULTS = 2048
+"""FAISS's own limit."""
 _MIN_ALLOWED_SHARE = 0.25
 """Below it the graph meets too few of the rows asked for, and scanning just these is as fast."""
 
@@ -115,8 +117,10 @@ class VectorIndex:
         rows, num_allowed = np.atleast_2d(queries), len(self) if allowed is None else int(allowed.sum())
         k = min(k, num_allowed)
         selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        if self._on_gpu is not None and selector is None:
-            ids, scores = _search_exactly(self._on_gpu, rows, k, num_allowed, None)
+        if self._on_gpu is not None and selector is None and 0 < k <= _MAX_GPU_RESULTS:
+            # rounding there depends on a row's position, so equal rows may come in another order
+            scores, ids = self._on_gpu.search(np.ascontiguousarray(rows), k)
+            ids, scores = _in_order(ids, scores, k)
         elif self.kind is IndexKind.EXACT or not k or num_allowed < _MIN_ALLOWED_SHARE * len(self):
             ids, scores = self._exactly(rows, k, num_allowed, selector)
         else:
