@@ -8,9 +8,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.errors import ConfigError
 from tests.benchmarks.common import peak_mb
+from trainer import rl, sft
 from trainer.activations import Allocated, activation_bytes
+from trainer.advice import advise, largest_micro_batch
 from trainer.attention import use_shared_prefix
-from trainer.dry_run import advise, largest_micro_batch, main, report
+from trainer.dry_run import main, report
 from trainer.head import Objective, head_loss
 from trainer.losses import LossConfig, cross_entropy
 from trainer.memory import GIB, Launch, Rollouts, Workload, estimate, head_bytes, parameter_sizes, state_parts
@@ -43,9 +45,14 @@ def folder_small(tmp_path) -> str:
 
 
 def workload_of(folder: str, rl: bool = False, **changes) -> Workload:
+    engine = {name: changes.pop(name) for name in ("engine_memory", "engine_sleep") if name in changes}
     rollouts = Rollouts(
-        num_rollouts=8, max_completion_tokens=600, max_model_len=2600, engine="vllm", has_reference=True
-    )
+        **dict(
+            num_rollouts=8, max_completion_tokens=600, max_model_len=2600, engine="vllm", engine_memory=0.6,
+            engine_sleep=False, has_reference=True,
+        )
+        | engine
+    )  # fmt: skip
     settings = dict(
         model_path=folder, dtype=torch.bfloat16, checkpointing=True, max_tokens=4000, sessions_per_step=32,
         rollouts=rollouts if rl else None,
@@ -281,7 +288,7 @@ def test_command_line_prints_and_says_by_its_status_whether_it_fits(tmp_path, fo
 
 def test_command_line_takes_an_rl_run(tmp_path, folder_small, capsys):
     config = write_config(tmp_path / "rl.yaml", folder_small, "max_model_len: 8000\n")
-    main(["rl", "--config", config, "--zero", "2", "--num-processes", "8", "--sleep", "num_rollouts=4"])
+    main(["rl", "--config", config, "--zero", "2", "--num-processes", "8", "num_rollouts=4"])
     text = capsys.readouterr().out
     assert "reference policy (KL)" in text and "KV cache: " in text and "8 GPUs of 80 GiB" in text
     assert "512 sequences" in text  # 32 x 4 x 4
@@ -290,3 +297,12 @@ def test_command_line_takes_an_rl_run(tmp_path, folder_small, capsys):
 def test_a_folder_without_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no config.json at .*nowhere.*model.path=DIR"):
         estimate(workload_of(str(tmp_path / "nowhere")), Launch())
+
+
+def test_the_trainers_offer_it_themselves(folder_small, tmp_path, capsys):
+    config = write_config(tmp_path / "rl.yaml", folder_small)
+    rl.main(["--dry-run", "--config", config, "--zero", "2"])
+    assert "KV cache" in capsys.readouterr().out
+    sft.main(["--config", config, "--zero", "2", "--dry-run"])
+    out = capsys.readouterr().out
+    assert "GiB on each GPU" in out and "KV cache" not in out

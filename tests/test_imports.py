@@ -19,6 +19,9 @@ HOMES = {
     "faiss": "membuilder/index.py",
     "sentence_transformers": "membuilder/embed.py",
     "wandb": "trainer/log.py",
+    "openai": "membuilder/client.py",
+    "diskcache": "membuilder/answer_cache.py",
+    "bm25s": "membuilder/evaluation/bm25.py",
     "triton": "trainer/kernels/",
     "trl": None,
     "verl": None,
@@ -60,10 +63,6 @@ def test_heavy_library_is_imported_only_at_home(library):
     home = HOMES[library]
     strangers = {name for name in importers(library) if home is None or not name.startswith(home)}
     assert not strangers
-
-
-def test_one_file_talks_to_model_apis():
-    assert len(importers("openai")) <= 1
 
 
 def test_memory_domain_needs_no_torch():
