@@ -139,3 +139,15 @@ def test_bfloat16_without_float32_weights_somewhere_is_refused(alone, tmp_path):
     )
     assert result.returncode == 1 and "configs/accelerate/zero2.yaml" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_every_process_samples_with_a_vllm_engine_of_its_own(alone, tmp_path):
+    """Real vLLM in both processes, ZeRO-3: parity is checked on fresh weights at every step, so each sync must be whole."""
+    arguments = ["-m", "trainer.rl", "--config", str(alone / "rl/config.yaml"), f"out={tmp_path}/rl", "engine=vllm"]
+    options = launch_options("zero3", tmp_path)
+    said = run([*LAUNCH, *options, *arguments, "num_steps=3", "parity_every=1", "eval_every=0", "save_every=100"])
+    assert MODES["zero3"] in said
+    assert [row["step"] for row in rows(tmp_path / "rl")] == [0, 1, 2]
+    lines = (tmp_path / "rl/completions.jsonl").read_text(encoding="utf-8").splitlines()
+    completions = [json.loads(line) for line in lines]
+    assert {(row["step"], row["weight_version"]) for row in completions} == {(0, 0), (1, 1), (2, 2)}

@@ -9,6 +9,7 @@ and the backward is exact: each call's own backward, given the merged out and ls
 2310.01889). Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -21,11 +22,15 @@ def kernels_for(call: Call, device: torch.device):
     """The module with `forward` and `backward` for calls of this form on this device."""
     if isinstance(call, PaddedCall):
         return sdpa_padded
-    if device.type == "cuda":
-        from trainer.kernels import flash_varlen
+    if device.type != "cuda":
+        return plain_varlen
+    if importlib.util.find_spec("flash_attn"):
+        from trainer.kernels import flash_package
 
-        return flash_varlen
-    return plain_varlen
+        return flash_package
+    from trainer.kernels import flash_varlen
+
+    return flash_varlen
 
 
 def merged_attention(

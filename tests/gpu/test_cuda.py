@@ -1,5 +1,6 @@
 """What only a GPU can show: the compiled Triton kernels, flash attention over packed trees, bfloat16 through both."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -83,7 +84,12 @@ def forest() -> list:
     return trees
 
 
-def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch):
+@pytest.mark.parametrize("kernels", ["flash_varlen", "flash_package"])
+def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels):
+    if kernels == "flash_package":
+        pytest.importorskip("flash_attn", reason="the flash-attn package is not installed")
+    module = importlib.import_module(f"trainer.kernels.{kernels}")
+    monkeypatch.setattr("trainer.merged_attention.kernels_for", lambda call, device: module)
     calls = pack_on(forest(), CUDA).plan
     total = max(call.queries.stop for call in calls)
     torch.manual_seed(0)

@@ -1,0 +1,70 @@
+"""Variable-length attention by the flash-attn package, version 2. Same functions as plain_varlen.py.
+
+Used on CUDA where the package is installed; else flash_varlen.py. Written against flash-attn 2.8. Has not run yet.
+"""
+
+import torch
+from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
+
+from trainer.plans import VarlenCall
+
+
+def forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As plain_varlen.forward, for bfloat16 or float16."""
+    out, lse, *_ = _flash_attn_varlen_forward(q=query, k=key, v=value, **_shape(call), **_options(call, scale))
+    # the kernels say +inf for a row without keys
+    return out, lse.masked_fill(lse == float("inf"), float("-inf"))
+
+
+def backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    call: VarlenCall,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As plain_varlen.backward."""
+    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    by_query, by_key, by_value = found
+    _flash_attn_varlen_backward(
+        dout=gradient,
+        q=query,
+        k=key,
+        v=value,
+        out=out,
+        softmax_lse=lse,
+        dq=by_query,
+        dk=by_key,
+        dv=by_value,
+        **_shape(call),
+        **_options(call, scale),
+        deterministic=False,
+        zero_tensors=True,  # keys that no query reads get no gradient written
+    )
+    return found
+
+
+def _shape(call: VarlenCall) -> dict:
+    return {
+        "cu_seqlens_q": call.query_bounds,
+        "cu_seqlens_k": call.key_bounds,
+        "max_seqlen_q": call.max_queries,
+        "max_seqlen_k": call.max_keys,
+    }
+
+
+def _options(call: VarlenCall, scale: float) -> dict:
+    return {
+        "dropout_p": 0.0,
+        "softmax_scale": scale,
+        "causal": call.causal,
+        "window_size_left": -1,
+        "window_size_right": -1,
+        "softcap": 0.0,
+        "alibi_slopes": None,
+    }
