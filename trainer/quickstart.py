@@ -30,7 +30,7 @@ FOR_A_FILE = (
     "num_steps=20",
     "optim.lr=5e-4",
     "reward.length_weight=0.04",
-    "length_target=1.4",
+    "length_target=1.2",
     "length_gain=3",
     # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
     "reward.length.tolerance_tokens=0",
