@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,6 +211,23 @@ def test_a_run_is_not_mixed_with_another(whole, tmp_path, extra, message):
     process = start(sft.main, [*SFT, "resume=auto", *extra], tmp_path / "run")
     process.join(60)
     assert process.exitcode == 1 and message in Path(f"{tmp_path}/run.log").read_text().replace("\n", " ")
+
+
+def judged(*accuracies: float) -> Callable[[], None]:
+    """The held-out accuracy of each evaluation."""
+
+    def arm() -> None:
+        given = iter(accuracies)
+        rl.judge_policy = lambda *_: SimpleNamespace(metrics=lambda: {"eval/accuracy": next(given)})
+
+    return arm
+
+
+def test_the_last_and_the_best_checkpoint_are_kept(whole, tmp_path):
+    main, arguments = arguments_of("rl", whole)
+    every_step = ["num_steps=4", "save_every=1", "eval_every=1", "keep_last=1"]
+    finish(main, [*arguments, *every_step], tmp_path / "run", judged(0.5, 0.9, 0.2, 0.3))
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step_2", "step_4"]
 
 
 def not_finite_at(*steps: int) -> Callable[[], None]:

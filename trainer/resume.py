@@ -31,6 +31,14 @@ FREE = {"out", "resume", "save_every", "keep_last", "log_completions", "wandb_pr
 
 
 @dataclass(frozen=True, kw_only=True)
+class Best:
+    """Which checkpoint is the best one."""
+
+    metric: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     root: Path
     settings: dict
@@ -63,18 +71,18 @@ class Checkpoints:
         self.accelerator.print(f"resuming from '{folder}'")
         return unseal(folder / "progress", "progress", kind, "give resume=previous")
 
-    def save(self, step: int, progress, keep_last: int, metrics: Mapping[str, float]) -> Path:
-        """Write checkpoint `step` (so many steps done) and drop old ones; all processes call it."""
+    def save(self, step: int, progress, keep_last: int, metrics: Mapping[str, float], best: Best) -> Path:
+        """Write checkpoint `step` (so many steps done) and drop all but the last and the best; all processes call it."""
 
         def fill(partial: Path) -> None:
             self.accelerator.save_state(str(partial / "state"))
             if self.world.rank == 0:
                 write_file(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
 
-        meta = {"settings": self.settings, "metrics": dict(metrics)}
+        meta = {"settings": self.settings, best.metric: metrics.get(best.metric)}
         folder = snapshots.write(self.root, step, fill, meta, self.world.rank == 0, self.world.meet)
         if self.world.rank == 0:
-            snapshots.prune(self.root, keep_last, best=None)
+            snapshots.prune(self.root, keep_last, snapshots.best_step(self.root, best.metric, best.higher_is_better))
         return folder
 
     def _check_settings(self, folder: Path, then: dict) -> None:

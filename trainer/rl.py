@@ -35,7 +35,7 @@ from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.parity import check_engine, check_shared, sample_sequences
 from trainer.policy import Policy, load_model
-from trainer.resume import Checkpoints, Diary, Skips, Stop, interrupted
+from trainer.resume import Best, Checkpoints, Diary, Skips, Stop, interrupted
 from trainer.rl_config import RLConfig
 from trainer.rows import token_scale
 from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
@@ -43,6 +43,8 @@ from trainer.stream import Position, SessionStream, States
 from trainer.systems import judge_policy
 from trainer.updates import loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
 from trainer.world import announce
+
+BEST = Best(metric="eval/accuracy", higher_is_better=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +179,7 @@ def train(
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
             here = Progress(step=step + 1, stream=stream.position, steering=steering.position)
-            checkpoints.save(step + 1, here, config.keep_last, evaluated)
+            checkpoints.save(step + 1, here, config.keep_last, evaluated, BEST)
             if diary is not None:
                 diary.forget(step + 1)
         if stopped:

@@ -63,7 +63,7 @@ class RLConfig:
     eval_every: int = 0
     """Steps between evaluations on the held-out dialogues; 0: none."""
     save_every: int = 50
-    """Steps between checkpoints, of which `keep_last` are kept."""
+    """Steps between checkpoints; the last `keep_last` and the best one are kept."""
     keep_last: int = 2
     resume: str = "never"
     """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""

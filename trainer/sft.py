@@ -30,13 +30,14 @@ from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learni
 from trainer.over_long import OverLong
 from trainer.packing import Node
 from trainer.policy import ModelConfig, Policy
-from trainer.resume import Checkpoints, Skips, Stop, interrupted
+from trainer.resume import Best, Checkpoints, Skips, Stop, interrupted
 from trainer.rows import supervised_rows
 from trainer.runner import clear_errors, make_policy_model, start_run
 from trainer.sft_trees import sft_trees
 from trainer.updates import make_update, micro_step
 from trainer.world import World, announce
 
+BEST = Best(metric="sft/val_loss", higher_is_better=False)
 NO_CONFIG = LossConfig(kl_coef=0)
 """Cross-entropy has nothing to configure."""
 
@@ -65,7 +66,7 @@ class SFTConfig:
     validation_share: float = 0.05
     """Share of the training sessions kept for the validation loss."""
     save_every: int = 1000
-    """Steps between checkpoints, of which `keep_last` are kept."""
+    """Steps between checkpoints; the last `keep_last` and the best one are kept."""
     keep_last: int = 2
     resume: str = "never"
     """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
@@ -152,7 +153,7 @@ def train(
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
             here = Progress(step=step + 1, best_validation_loss=best)
-            checkpoints.save(step + 1, here, config.keep_last, {"sft/loss": loss})
+            checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
         if stopped:
             raise interrupted(step)
         bar.set_postfix(loss=f"{loss:.3f}", val=f"{validation_loss:.3f}", refresh=False)
