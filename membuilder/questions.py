@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -25,6 +24,7 @@ from membuilder.apply import on_one_line, quoted
 from membuilder.build import Step
 from membuilder.chat import ChatModel, Message, read_json, without_thoughts
 from membuilder.errors import ChatError
+from membuilder.question_plan import Kind
 from membuilder.types import ENTRY_AGENTS, Entry, Question, Turn
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -37,14 +37,6 @@ SAME_QUESTION = 90
 MAX_ASKED_SHOWN = 40
 
 
-class Kind(StrEnum):
-    SINGLE_SESSION = "single_session"
-    MULTI_SESSION = "multi_session"
-    TEMPORAL = "temporal"
-
-
-MIX = {Kind.SINGLE_SESSION: 0.5, Kind.MULTI_SESSION: 0.3, Kind.TEMPORAL: 0.2}
-"""The published one."""
 _TEXT = {"type": "string", "pattern": r"\S"}
 _LABEL = {"type": "string", "pattern": r"^(#|e)[1-9][0-9]*$(?!\n)"}
 _DRAFT = {
@@ -86,8 +78,8 @@ class Asked:
 
     @property
     def sources(self) -> list[str]:
-        """Ids of the turns and entries it is answered from."""
-        return [each.id for each in self.evidence]
+        """The turns and entries it is answered from, as `turn:ID` and `entry:ID`."""
+        return [f"{'turn' if isinstance(each, Turn) else 'entry'}:{each.id}" for each in self.evidence]
 
     @property
     def source_turns(self) -> list[str] | None:
@@ -103,26 +95,6 @@ class SessionQuestions:
     """Reason -> number of drafts; `chat_*` and `not_json` count whole replies."""
     missing: Counter[Kind]
     """Questions asked for that nobody wrote well enough."""
-
-
-def plan(num_sessions: int, per_session: int) -> list[Counter[Kind]]:
-    """How many questions of each kind for each session: over a dialogue the mix is MIX, as nearly as can be.
-
-    Each place goes to the kind that is furthest behind. The first session has no earlier one to be combined with; what
-    it cannot ask is made up for later.
-    """
-    given: Counter[Kind] = Counter()
-    plans = []
-    for index in range(num_sessions):
-        here: Counter[Kind] = Counter()
-        for _ in range(per_session):
-            allowed = [kind for kind in Kind if index or kind is not Kind.MULTI_SESSION]
-            total = given.total() + 1
-            kind = max(allowed, key=lambda kind: MIX[kind] * total - given[kind])
-            given[kind] += 1
-            here[kind] += 1
-        plans.append(here)
-    return plans
 
 
 async def write_questions(
