@@ -25,8 +25,8 @@ from membuilder.errors import DataError
 from membuilder.operations import parse
 from membuilder.parquet import Column, read_table, write_table
 from membuilder.schemas import ResponseFormat
-from membuilder.trajectory import write_text
 from membuilder.training_data import ExpertCall, RLRecord, SFTRecord
+from membuilder.trajectory import write_text
 from membuilder.types import Agent, Question
 
 ALPACA_KEYS = {"instruction", "input", "output"}

@@ -5,6 +5,7 @@ write_records(Path("sft.jsonl"), records, SFTRecord)
 read_records(Path("sft.jsonl"), SFTRecord) == records
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -173,14 +174,14 @@ def _question(raw: dict[str, Any], session: Session, number: str) -> Question:
 
 def _written_out(target: str, session: Session) -> str:
     """`quote` replaced by the text that is stored for it."""
-    answer = msgspec.json.decode(target)
+    answer = json.loads(target)
     for operation in answer.get("operations", [answer]):
         if "quote" not in operation:
             continue
         turns = [session.turns[number - 1] for number in operation.pop("quote")]
         key = {"APPEND": "content", "ADD": "memory"}.get(operation.get("operation", operation.get("action")))
         operation[key or "new_memory"] = "\n".join(quoted(session, turn) for turn in turns)
-    return msgspec.json.encode(answer).decode()
+    return json.dumps(answer, ensure_ascii=False)
 
 
 def _column(hint: Any) -> Column:
