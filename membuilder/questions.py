@@ -199,9 +199,10 @@ def _fits(kind: Kind, sessions: Collection[int], here: int) -> bool:
 
 def _is_duplicate(asked: Asked, others: Sequence[Asked]) -> bool:
     """Whether another question is much like it and has its answer. A new answer to an old question is a new question."""
-    words = _words(asked.answer)
+    answer_words, question = _words(asked.answer), " ".join(_words(asked.question))
     return any(
-        _words(other.answer) == words and token_set_ratio(other.question, asked.question) >= SAME_QUESTION
+        _words(other.answer) == answer_words
+        and token_set_ratio(" ".join(_words(other.question)), question) >= SAME_QUESTION
         for other in others
     )
 

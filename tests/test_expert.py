@@ -63,7 +63,9 @@ def custom(path: Path, *dialogues: Dialogue) -> Path:
 
 def served(request: Request) -> str:
     prompt = request.body["messages"][-1]["content"]
-    return '{"ready": true}' if prompt.startswith("Answer with this JSON") else store_first_turn(agent_of(prompt), prompt)
+    return (
+        '{"ready": true}' if prompt.startswith("Answer with this JSON") else store_first_turn(agent_of(prompt), prompt)
+    )
 
 
 # The layout

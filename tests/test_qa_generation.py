@@ -35,11 +35,16 @@ def written(*drafts: dict) -> str:
 class Scripted:
     """A `ChatModel` that plays all three parts: it tells by the prompt which one is asked."""
 
-    def __init__(self, write: Sequence[str | Exception] | Callable[[str], str], *, told="a cat", guess="a dog", right=("a cat",)):
+    def __init__(
+        self, write: Sequence[str | Exception] | Callable[[str], str], *, told="a cat", guess="a dog", right=("a cat",)
+    ):
         self._write, self._told, self._guess, self._right = write, told, guess, right
         self.prompts: list[tuple[str, str]] = []
 
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str:
+        return self.reply(messages)
+
+    def reply(self, messages: Sequence[Message]) -> str:
         prompt, first = messages[-1]["content"], messages[0]["content"]
         if first.startswith("You write questions"):
             return self._reply("write", prompt, self._write(prompt) if callable(self._write) else self._write.pop(0))
@@ -73,7 +78,7 @@ def test_the_mix_of_a_dialogue_is_the_published_one():
     assert all(each.total() == 5 for each in plans)
     assert sum(plans, Counter()) == {SINGLE: 50, MULTI: 30, TEMPORAL: 20}
     assert plans[0][MULTI] == 0  # there is nothing to combine the first session with
-    assert plan(2, 5) == [{SINGLE: 4, TEMPORAL: 1}, {SINGLE: 1, MULTI: 3, TEMPORAL: 1}]
+    assert plan(2, 5) == [{SINGLE: 3, TEMPORAL: 2}, {SINGLE: 2, MULTI: 3}]
 
 
 def test_questions_are_about_the_state_after_the_session(steps):
@@ -122,7 +127,10 @@ def test_a_single_session_question_needs_no_earlier_entry_and_a_multi_session_on
     with reading(make(tmp_path / "d", THREE, keep_apart) / "memory.db") as store:
         step = read_trajectory(store).steps[1].step  # shown: e1 of session 0, e2 of session 1
     first = draft("Q one?", "a cat", "single_session", "#1", "e1")
-    both, alone = draft("Q two?", "a cat", "multi_session", "#1", "e1"), draft("Q three?", "a cat", "multi_session", "e1")
+    both, alone = (
+        draft("Q two?", "a cat", "multi_session", "#1", "e1"),
+        draft("Q three?", "a cat", "multi_session", "e1"),
+    )
     found = ask(step, Scripted([written(first, both, alone), written(), written()]), {SINGLE: 1, MULTI: 2})
     assert [each.question for each in found.kept] == ["Q two?"]
     assert found.kept[0].source_turns == ["D2:1", "D1:1"]
@@ -184,11 +192,13 @@ def test_a_failed_call_leaves_its_place_empty_and_a_fatal_one_stops(steps):
 
 def two_questions(prompt: str) -> str:
     """What is asked for, each with a number of its own."""
-    mix = re.search(r"^Write \d+ questions: (.*)\.$", prompt, re.MULTILINE)[1]
+    mix = re.search(r"^Write \d+ (?:other )?questions: (.*?)\.", prompt, re.MULTILINE)[1]
     turn = re.search(r"^\[1\] (.*)$", prompt, re.MULTILINE)[1]
     kinds = [kind for part in mix.split(", ") for count, kind in [part.split(" ")] for _ in range(int(count))]
     evidence = {"multi_session": ["#1", "e1"]}
-    return written(*(draft(f"{turn} {n}?", "a cat", kind, *evidence.get(kind, ["#1"])) for n, kind in enumerate(kinds)))
+    return written(
+        *(draft(f"{turn} {n}?", f"{turn} {n}", kind, *evidence.get(kind, ["#1"])) for n, kind in enumerate(kinds))
+    )
 
 
 def sample(folder, model, options=OPTIONS) -> dict:
@@ -207,7 +217,7 @@ def test_a_line_for_each_session_in_the_published_shape(tmp_path):
     assert lines[1]["state_before"]["episodic"] == ["[2023-05-08] Ann: I adopted a cat."]
     assert lines[1]["state_after"]["core_memory"] == "2 turns\n1 turns"
     assert lines[0]["questions"][0] == {
-        "question": "Ann: I adopted a cat. 0?", "answer": "a cat", "type": "single-session", "source": ["turn:D1:1"],
+        "question": "Ann: I adopted a cat. 0?", "answer": "Ann: I adopted a cat. 0", "type": "single-session", "source": ["turn:D1:1"],
         "source_turns": ["D1:1"],
     }  # fmt: skip
     assert lines[0]["expert_actions"]["core"] == {"operation": "APPEND", "content": "2 turns"}
@@ -259,14 +269,23 @@ def test_the_command_asks_three_models_of_a_real_server(tmp_path, capsys):
         if messages[0]["content"].startswith("Answer with this JSON"):
             return '{"ready": true}'
         model = Scripted(two_questions if name == "writer" else [])
-        reply = asyncio.run(_in_thread(model.complete(messages)))
+        reply = model.reply(messages)
         parts = {"writer": "write", "closed": "guess"}
         assert model.prompts[0][0] == parts.get(name, model.prompts[0][0])
         return reply
 
     make(tmp_path / "set" / "d", THREE, keep_all)
-    flags = ["--trajectories-dir", str(tmp_path), "--model", "writer", "--check-model", "checker", "--qa-per-session", "2"]
-    with FaultServer(answering(lambda request: run_apart(served, request))) as server:
+    flags = [
+        "--trajectories-dir",
+        str(tmp_path),
+        "--model",
+        "writer",
+        "--check-model",
+        "checker",
+        "--qa-per-session",
+        "2",
+    ]
+    with FaultServer(answering(served)) as server:
         flags += ["--closed-book-model", "closed", "--provider", "vllm", "--base-url", server.base_url]
         assert qa.main(flags) == 0
     usage = json.loads(capsys.readouterr().out.splitlines()[-1])["usage"]
@@ -276,22 +295,19 @@ def test_the_command_asks_three_models_of_a_real_server(tmp_path, capsys):
     assert (tmp_path / "set" / "d" / "rl_training_data.jsonl").is_file()
 
 
-def run_apart(function, request):
-    """In a thread of its own, since the server's thread has a running loop."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, request).result()
-
-
-async def _in_thread(awaitable):
-    return await awaitable
-
-
 def test_too_many_missing_questions_end_the_command_with_an_error(tmp_path, capsys):
     make(tmp_path / "d", talk(["I adopted a cat."]))
     with FaultServer(answering(lambda _: '{"ready": true}')) as server:  # no questions from this one
-        flags = ["--trajectories-dir", str(tmp_path), "--model", "m", "--provider", "vllm", "--base-url", server.base_url]
+        flags = [
+            "--trajectories-dir",
+            str(tmp_path),
+            "--model",
+            "m",
+            "--provider",
+            "vllm",
+            "--base-url",
+            server.base_url,
+        ]
         assert qa.main(flags) == 1
         assert "100.0% of the questions" in capsys.readouterr().err
         assert qa.main([*flags, "--max-missing", "1"]) == 0
