@@ -3,17 +3,21 @@
     python -m membuilder.prepare sft --trajectories-dir expert_trajectories/longmemeval_sft --output-file sft.jsonl
     python -m membuilder.prepare sft --trajectories-dir DIR --output-file memory_building_sft.json --to llama-factory --write-out
     python -m membuilder.prepare rl  --trajectories-dir DIR --output-file rl.parquet
+    python -m membuilder.prepare rl  --trajectories-dir DIR --output-file dialogues.jsonl --to dialogues
     python -m membuilder.prepare rl  --input-file memory_rl_train.parquet --from verl --output-file rl.jsonl
 
 `ours` is JSON Lines or Parquet, by the name's ending (membuilder/training_data.py has the fields); `llama-factory`, `verl`
-and `verl-flat` are in membuilder/published.py. What is left out is counted by reason, and nothing is left out silently.
+and `verl-flat` are in membuilder/published.py; `dialogues` is the custom dataset (membuilder/datasets/custom.py) with the
+written questions, which `trainer.rl` takes as data.path. What is left out is counted by reason, and nothing is left out silently.
 """
 
 import argparse
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from membuilder.datasets.files import FILE, read_lines
 from membuilder.errors import ConfigError, DataError, MemBuilderError
@@ -24,16 +28,24 @@ from membuilder.training_data import (
     PARQUET,
     RLRecord,
     SFTRecord,
+    dialogue_line,
     read_records,
     rl_records,
     sft_records,
     write_records,
 )
-from membuilder.trajectory import STORE_FILE, Trajectory, read_trajectory, sample_folders
+from membuilder.trajectory import STORE_FILE, Trajectory, read_trajectory, sample_folders, write_text
 
-OURS, LLAMA_FACTORY, VERL, VERL_FLAT = "ours", "llama-factory", "verl", "verl-flat"
-SHAPES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}
-ENDINGS = {OURS: (".jsonl", PARQUET), LLAMA_FACTORY: (".json",), VERL: (PARQUET,), VERL_FLAT: (PARQUET,)}
+OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl", "verl-flat", "dialogues"
+SOURCES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}
+TARGETS = SOURCES | {"rl": (OURS, VERL, VERL_FLAT, DIALOGUES)}
+ENDINGS = {
+    OURS: (".jsonl", PARQUET),
+    LLAMA_FACTORY: (".json",),
+    VERL: (PARQUET,),
+    VERL_FLAT: (PARQUET,),
+    DIALOGUES: (".jsonl",),
+}
 
 
 def prepare_sft(given: argparse.Namespace) -> tuple[int, Counter[str]]:
@@ -59,7 +71,9 @@ def prepare_sft(given: argparse.Namespace) -> tuple[int, Counter[str]]:
 
 
 def prepare_rl(given: argparse.Namespace) -> tuple[int, Counter[str]]:
-    """Number of records (sessions) written, and why others were not."""
+    """Number of records (sessions, or dialogues) written, and why others were not."""
+    if given.to == DIALOGUES:
+        return _write_dialogues(given)
     records: list[RLRecord] = []
     left_out: Counter[str] = Counter()
     if given.trajectories_dir is not None:
@@ -80,21 +94,39 @@ def prepare_rl(given: argparse.Namespace) -> tuple[int, Counter[str]]:
     return len(records), left_out
 
 
+def _write_dialogues(given: argparse.Namespace) -> tuple[int, Counter[str]]:
+    lines, left_out = [], Counter()
+    for folder in sample_folders(given.trajectories_dir):
+        trajectory = _trajectory(folder)
+        line, num_unplaced = dialogue_line(trajectory, _question_lines(folder))
+        lines.append(line)
+        left_out["question_without_turns"] += num_unplaced
+    write_text(given.output_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return len(lines), +left_out
+
+
 def _trajectory(folder: Path) -> Trajectory:
     with reading(folder / STORE_FILE) as store:
         return read_trajectory(store)
 
 
 def _with_questions(folder: Path, root: Path) -> tuple[list[RLRecord], Counter[str]]:
+    return rl_records(_trajectory(folder), _question_lines(folder), folder.relative_to(root).as_posix())
+
+
+def _question_lines(folder: Path) -> list[dict[str, Any]]:
+    """What membuilder.qa wrote about each session."""
     path = folder / QA_FILE
     if not path.is_file():
         problem = "has no questions, so no reward; write them with `python -m membuilder.qa`"
         raise DataError(path, FILE, "path", problem)
-    lines = [line for _, line in read_lines(path)]
-    try:
-        return rl_records(_trajectory(folder), lines, folder.relative_to(root).as_posix())
-    except (ValueError, KeyError, TypeError) as error:  # a line that membuilder.qa did not write
-        raise DataError(path, FILE, "lines", str(error)) from error
+    with reading(folder / STORE_FILE) as store:
+        num_sessions = store.num_sessions()
+    lines: list[Any] = [line for _, line in read_lines(path)]
+    if [line["session_index"] for line in lines] != list(range(num_sessions)):
+        problem = f"is not one line for each of {num_sessions} sessions; move it away and run membuilder.qa again"
+        raise DataError(path, FILE, "session_index", problem)
+    return lines
 
 
 def _refuse_nothing(records: Sequence[object], left_out: Counter[str]) -> None:
@@ -121,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(given: argparse.Namespace) -> None:
     shapes = [given.to] if given.trajectories_dir else [given.to, given.source]
     files = [given.output_file] if given.trajectories_dir else [given.output_file, given.input_file]
+    if given.to == DIALOGUES and given.trajectories_dir is None:
+        raise ConfigError("--to dialogues needs --trajectories-dir: the sessions without questions stand there only")
     if given.max_length < 1:
         raise ConfigError("--max-length must be at least 1")
     if given.write_out and given.trajectories_dir is None:
@@ -135,14 +169,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m membuilder.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     stages = parser.add_subparsers(dest="stage", required=True)
-    for stage, shapes in SHAPES.items():
+    for stage, sources in SOURCES.items():
         command = stages.add_parser(stage, help=f"records for {stage.upper()}")
         source = command.add_mutually_exclusive_group(required=True)
         source.add_argument("--trajectories-dir", "--trajectory-dir", type=Path, help="what membuilder.expert wrote")
         source.add_argument("--input-file", type=Path, help="a file to convert, of the shape --from")
-        command.add_argument("--from", dest="source", default=OURS, choices=shapes)
+        command.add_argument("--from", dest="source", default=OURS, choices=sources)
         command.add_argument("--output-file", type=Path, required=True)
-        command.add_argument("--to", default=OURS, choices=shapes)
+        command.add_argument("--to", default=OURS, choices=TARGETS[stage])
         command.set_defaults(max_length=1, write_out=False)
         if stage == "sft":
             command.add_argument(

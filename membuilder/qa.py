@@ -64,7 +64,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
     A sample that has its questions already is only reported. Raises ConfigError if they were asked for otherwise.
     """
     with reading(folder / STORE_FILE) as store:
-        trajectory, speakers = read_trajectory(store), store.settings()["speakers"]
+        trajectory = read_trajectory(store)
     if (folder / QA_FILE).is_file() and (folder / REPORT_FILE).is_file():
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         _check_settings(folder / QA_FILE, report["settings"], options)
@@ -77,7 +77,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
         for number in range(len(lines), len(trajectory.steps)):
             step = trajectory.steps[number].step
             wanted = plans[number] if step.session.turns else Counter()
-            found = await write_questions(step, speakers, wanted, before, models)
+            found = await write_questions(step, trajectory.speakers, wanted, before, models)
             before += found.kept
             lines.append(_line(trajectory, number, wanted, found))
             file.write(json.dumps(lines[-1], ensure_ascii=False) + "\n")

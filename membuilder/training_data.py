@@ -102,12 +102,9 @@ def rl_records(
 ) -> tuple[list[RLRecord], Counter[str]]:
     """A record for each session that has questions; without any there is no reward, so it is left out and counted.
 
-    `lines` are those of the trajectory's rl_training_data.jsonl. Raises ValueError where they are of another one.
+    `lines` are those of the trajectory's rl_training_data.jsonl, one for each session.
     """
     records, left_out = [], Counter()
-    theirs = [(line["conversation_id"], line["session_index"]) for line in lines]
-    if theirs != [(trajectory.dialogue, number) for number in range(len(trajectory.steps))]:
-        raise ValueError("its lines are not one for each session of this trajectory; run membuilder.qa again")
     for number, (each, line) in enumerate(zip(trajectory.steps, lines, strict=True)):
         if not line["questions"] or not each.answers:
             left_out["no_questions" if each.answers else "no_turns"] += 1
@@ -134,6 +131,43 @@ def rl_records(
         )
         records.append(record)
     return records, left_out
+
+
+def dialogue_line(trajectory: Trajectory, lines: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    """A line of the custom dataset with the written questions, and how many questions it cannot hold.
+
+    These are the ones whose evidence is an entry that does not say which turns it was made of: nobody could tell after
+    which session to ask them.
+    """
+    sessions = [each.step.session for each in trajectory.steps if each.step.session.turns]
+    asked = [_question(raw, each.step.session, f"{trajectory.dialogue}_q{number}-{n}")
+             for number, (each, found) in enumerate(zip(trajectory.steps, lines, strict=True))
+             for n, raw in enumerate(found["questions"])]  # fmt: skip
+    placed = [question for question in asked if question.evidence]
+    line = {
+        "id": trajectory.dialogue,
+        "speakers": list(trajectory.speakers),
+        "sessions": [
+            {
+                "id": session.id,
+                "timestamp": session.timestamp.isoformat(),
+                "turns": [msgspec.to_builtins(turn) for turn in session.turns],
+            }
+            for session in sessions
+        ],
+        "questions": [
+            {
+                "id": question.id,
+                "question": question.text,
+                "answer": question.answer,
+                "category": question.category,
+                "evidence": question.evidence,
+                "asked_at": question.asked_at.isoformat() if question.asked_at else None,
+            }
+            for question in placed
+        ],
+    }
+    return line, len(asked) - len(placed)
 
 
 def write_records(path: Path, records: Sequence[Record], kind: type[Record]) -> None:

@@ -56,6 +56,7 @@ class ExpertStep:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
     dialogue: str
+    speakers: tuple[str, ...]
     expert: str
     temperature: float | None
     prompts: PromptConfig
@@ -112,6 +113,7 @@ def read_trajectory(store: Store) -> Trajectory:
         )
     return Trajectory(
         dialogue=settings["dialogue"],
+        speakers=tuple(settings["speakers"]),
         expert=settings["model"],
         temperature=settings["temperature"],
         prompts=prompts,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from membuilder import prepare
+from membuilder.datasets.load import load
 from membuilder.errors import DataError
 from membuilder.operations import parse
 from membuilder.parquet import read_table, write_table
@@ -30,6 +31,8 @@ needs_examples = pytest.mark.skipif(
     not EXAMPLES.is_dir(), reason=f"no published examples at {EXAMPLES}; set MEMBUILDER_DATA"
 )
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
+NOTHING = '{"operations": []}'
+SKIP = {CORE: '{"operation": "SKIP"}', EPISODIC: NOTHING, PROCEDURAL: NOTHING}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,10 @@ def test_an_rl_record_is_the_session_the_memory_before_it_and_the_questions_afte
     assert [entry.text for entry in record.bank_before.entries] == ["[2023-05-08] Ann: I adopted a cat."]
     assert record.bank_before.core == "2 turns" and len(record.questions) == 2
     assert record.questions[0].asked_at == datetime(2023, 5, 15, 13, 56)
-    assert {q.evidence for q in record.questions} == {("D2:1", "D1:1")}
+    assert [(q.category, q.evidence) for q in record.questions] == [
+        ("single-session", ("D2:1",)),
+        ("multi-session", ("D2:1", "D1:1")),
+    ]
     core, episodic, *_ = record.calls
     assert core.completion == '{"operation": "APPEND", "content": "1 turns"}' and core.written == ("1 turns",)
     assert episodic.written == ("[2023-05-15] Ann: The cat is called Miso.",) and episodic.shown == ("m1",)
@@ -123,8 +129,27 @@ def test_a_session_without_questions_is_left_out_and_counted(folder):
     lines[1]["questions"] = []
     records, left_out = rl_records(trajectory(folder / "set" / "d"), lines, "d")
     assert [record.session_index for record in records] == [0, 2] and left_out == {"no_questions": 1}
-    with pytest.raises(ValueError, match="not one for each session"):
-        rl_records(trajectory(folder / "set" / "d"), lines[:2], "d")
+
+
+def test_dialogues_for_our_rl_loop_hold_the_questions_that_name_their_turns(folder, tmp_path, capsys):
+    path = tmp_path / "dialogues.jsonl"
+    assert run("rl", "--trajectories-dir", folder, "--output-file", path, "--to", "dialogues") == 0
+    assert "2 records; left out: none" in capsys.readouterr().out
+    first, second = load(path)
+    assert (first.sessions, first.speakers, second.id) == (THREE.sessions, ("Ann", "Ben"), "e")
+    assert [[q.text[-2:] for q in asked] for asked in first.questions_by_session()] == [["0?", "1?"]] * 3
+
+
+def test_a_question_whose_turns_are_not_known_is_left_out_of_dialogues(tmp_path, capsys):
+    def write_text(agent: Agent, prompt: str) -> str:
+        memory = f"Ann did something, told on day {len(prompt)}."
+        return json.dumps({"operations": [{"action": "ADD", "memory": memory}]}) if agent is SEMANTIC else SKIP[agent]
+
+    folder = make(tmp_path / "t" / "d", THREE, write_text)
+    assert sample(folder, Scripted(two_questions))["kept"]["multi_session"] == 2
+    assert run("rl", "--trajectories-dir", folder, "--output-file", tmp_path / "d.jsonl", "--to", "dialogues") == 0
+    assert "1 records; left out: 2 question_without_turns" in capsys.readouterr().out
+    assert [len(asked) for asked in load(tmp_path / "d.jsonl")[0].questions_by_session()] == [2, 1, 1]
 
 
 # Every shape gives back the same records
