@@ -133,18 +133,15 @@ def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
     if isinstance(answer, dict) and "memories_added" in answer:
         answer.pop("memories_added")
         text = json.dumps(answer, ensure_ascii=False)
+    # How many turns the session had is not known here: as many as the answer itself names.
+    turns = (
+        [int(key[1:]) for key in answer if re.fullmatch("#[1-9][0-9]{0,2}", key)] if isinstance(answer, dict) else []
+    )
+    fmt, num_turns = (ResponseFormat.TURNS, max(turns)) if turns else (ResponseFormat.OPERATIONS, _MANY_TURNS)
     agents = _AGENTS if agent is None else [agent]
-    updates = [parse(text, each, _turns_named(answer), fmt) for each in agents for fmt in ResponseFormat]
-    if all(update.failure is not None for update in updates):
+    if all(parse(text, each, num_turns, fmt).failure is not None for each in agents):
         return None, "schema"
     return text, ""
-
-
-def _turns_named(answer: object) -> int:
-    """The session's turns are not known here: as many as the answer itself names."""
-    if not isinstance(answer, dict) or "operations" in answer or "operation" in answer:
-        return _MANY_TURNS
-    return max((int(key[1:]) for key in answer if re.fullmatch(r"#[0-9]{1,4}", key)), default=0)
 
 
 def _sources_path(path: Path) -> Path:

@@ -140,9 +140,11 @@ def dialogue_line(trajectory: Trajectory, lines: Sequence[dict[str, Any]]) -> tu
     which session to ask them.
     """
     sessions = [each.step.session for each in trajectory.steps if each.step.session.turns]
-    asked = [_question(raw, each.step.session, f"{trajectory.dialogue}_q{number}-{n}")
-             for number, (each, found) in enumerate(zip(trajectory.steps, lines, strict=True))
-             for n, raw in enumerate(found["questions"])]  # fmt: skip
+    asked = [
+        _question(raw, each.step.session, f"{trajectory.dialogue}_q{number}-{n}")
+        for number, (each, found) in enumerate(zip(trajectory.steps, lines, strict=True))
+        for n, raw in enumerate(found["questions"])
+    ]
     placed = [question for question in asked if question.evidence]
     line = {
         "id": trajectory.dialogue,
