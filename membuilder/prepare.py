@@ -17,18 +17,19 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from membuilder.datasets.files import FILE, read_lines
+from membuilder.datasets.files import FILE
 from membuilder.errors import ConfigError, DataError, MemBuilderError
 from membuilder.published import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.qa import QA_FILE
 from membuilder.store import reading
 from membuilder.training_data import (
     PARQUET,
+    QuestionLine,
     RLRecord,
     SFTRecord,
     dialogue_line,
+    read_question_lines,
     read_records,
     rl_records,
     sft_records,
@@ -98,7 +99,7 @@ def _write_dialogues(given: argparse.Namespace) -> tuple[int, Counter[str]]:
     lines, left_out = [], Counter()
     for folder in sample_folders(given.trajectories_dir):
         trajectory = _trajectory(folder)
-        line, num_unplaced = dialogue_line(trajectory, _question_lines(folder))
+        line, num_unplaced = dialogue_line(trajectory, _question_lines(folder, trajectory))
         lines.append(line)
         left_out["question_without_turns"] += num_unplaced
     write_text(given.output_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -111,22 +112,16 @@ def _trajectory(folder: Path) -> Trajectory:
 
 
 def _with_questions(folder: Path, root: Path) -> tuple[list[RLRecord], Counter[str]]:
-    return rl_records(_trajectory(folder), _question_lines(folder), folder.relative_to(root).as_posix())
+    trajectory = _trajectory(folder)
+    return rl_records(trajectory, _question_lines(folder, trajectory), folder.relative_to(root).as_posix())
 
 
-def _question_lines(folder: Path) -> list[dict[str, Any]]:
-    """What membuilder.qa wrote about each session."""
+def _question_lines(folder: Path, trajectory: Trajectory) -> list[QuestionLine]:
     path = folder / QA_FILE
     if not path.is_file():
         problem = "has no questions, so no reward; write them with `python -m membuilder.qa`"
         raise DataError(path, FILE, "path", problem)
-    with reading(folder / STORE_FILE) as store:
-        num_sessions = store.num_sessions()
-    lines: list[Any] = [line for _, line in read_lines(path)]
-    if [line["session_index"] for line in lines] != list(range(num_sessions)):
-        problem = f"is not one line for each of {num_sessions} sessions; move it away and run membuilder.qa again"
-        raise DataError(path, FILE, "session_index", problem)
-    return lines
+    return read_question_lines(path, trajectory)
 
 
 def _refuse_nothing(records: Sequence[object], left_out: Counter[str]) -> None:

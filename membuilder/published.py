@@ -119,7 +119,14 @@ def read_verl(path: Path) -> list[RLRecord]:
             case _:
                 problem = "expected prompt, and meta with conversation_id and session_index"
                 raise DataError(path, f"row {number}", "prompt or meta", problem)
-    return [_record(path, name, index, groups[name, index]) for name, index in sorted(groups)]
+    records = []
+    for name, index in sorted(groups):
+        try:
+            records.append(_record(path, name, index, groups[name, index]))
+        except (KeyError, TypeError, ValueError) as error:  # nested fields of another shape
+            problem = f"reward_model, meta or extra_info is of another shape: {type(error).__name__}: {error}"
+            raise DataError(path, f"{name} session {index}", "reward_model", problem) from error
+    return records
 
 
 def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
@@ -131,13 +138,14 @@ def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
     except (ValueError, RecursionError):
         return None, "not_json"
     if isinstance(answer, dict) and "memories_added" in answer:
-        answer.pop("memories_added")
+        if answer.pop("memories_added") and not answer.get("operations"):
+            return None, "memories_without_operations"  # so the published program records a reply it could not parse
         text = json.dumps(answer, ensure_ascii=False)
     # How many turns the session had is not known here: as many as the answer itself names.
-    turns = (
-        [int(key[1:]) for key in answer if re.fullmatch("#[1-9][0-9]{0,2}", key)] if isinstance(answer, dict) else []
-    )
-    fmt, num_turns = (ResponseFormat.TURNS, max(turns)) if turns else (ResponseFormat.OPERATIONS, _MANY_TURNS)
+    if isinstance(answer, dict) and all(re.fullmatch("#[1-9][0-9]{0,2}", key) for key in answer):
+        fmt, num_turns = ResponseFormat.TURNS, max((int(key[1:]) for key in answer), default=0)
+    else:
+        fmt, num_turns = ResponseFormat.OPERATIONS, _MANY_TURNS
     agents = _AGENTS if agent is None else [agent]
     if all(parse(text, each, num_turns, fmt).failure is not None for each in agents):
         return None, "schema"
@@ -153,7 +161,7 @@ def _sources(path: Path, rows: list[Any]) -> list[dict[str, Any]] | None:
     if not _sources_path(path).is_file():
         return None
     sources: list[Any] = [source for _, source in read_lines(_sources_path(path))]
-    if [source["sha256"] for source in sources] != [_sha256(row) for row in rows]:
+    if [isinstance(source, dict) and source.get("sha256") for source in sources] != [_sha256(row) for row in rows]:
         raise DataError(_sources_path(path), FILE, "sha256", f"is not of the records in {path}; export them anew")
     return sources
 

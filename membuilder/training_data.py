@@ -71,6 +71,25 @@ class RLRecord:
     """The published state folder, relative to the folder of all trajectories."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenQuestion:
+    """A question in rl_training_data.jsonl; the published program writes no `source_turns`."""
+
+    question: str
+    answer: str
+    type: str
+    source_turns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionLine:
+    """What training takes from a line of rl_training_data.jsonl."""
+
+    conversation_id: str
+    session_index: int
+    questions: tuple[WrittenQuestion, ...]
+
+
 Record = TypeVar("Record", SFTRecord, RLRecord)
 
 
@@ -98,7 +117,7 @@ def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[S
 
 
 def rl_records(
-    trajectory: Trajectory, lines: Sequence[dict[str, Any]], folder: str
+    trajectory: Trajectory, lines: Sequence[QuestionLine], folder: str
 ) -> tuple[list[RLRecord], Counter[str]]:
     """A record for each session that has questions; without any there is no reward, so it is left out and counted.
 
@@ -106,7 +125,7 @@ def rl_records(
     """
     records, left_out = [], Counter()
     for number, (each, line) in enumerate(zip(trajectory.steps, lines, strict=True)):
-        if not line["questions"] or not each.answers:
+        if not line.questions or not each.answers:
             left_out["no_questions" if each.answers else "no_turns"] += 1
             continue
         step = each.step
@@ -123,7 +142,7 @@ def rl_records(
         record = RLRecord(
             dialogue=trajectory.dialogue,
             session_index=number,
-            questions=tuple(_question(raw, step.session, f"{number}-{n}") for n, raw in enumerate(line["questions"])),
+            questions=tuple(_question(raw, step.session, f"{number}-{n}") for n, raw in enumerate(line.questions)),
             calls=calls,
             session=step.session,
             bank_before=step.bank_before,
@@ -133,7 +152,7 @@ def rl_records(
     return records, left_out
 
 
-def dialogue_line(trajectory: Trajectory, lines: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+def dialogue_line(trajectory: Trajectory, lines: Sequence[QuestionLine]) -> tuple[dict[str, Any], int]:
     """A line of the custom dataset with the written questions, and how many questions it cannot hold.
 
     These are the ones whose evidence is an entry that does not say which turns it was made of: nobody could tell after
@@ -143,7 +162,7 @@ def dialogue_line(trajectory: Trajectory, lines: Sequence[dict[str, Any]]) -> tu
     asked = [
         _question(raw, each.step.session, f"{trajectory.dialogue}_q{number}-{n}")
         for number, (each, found) in enumerate(zip(trajectory.steps, lines, strict=True))
-        for n, raw in enumerate(found["questions"])
+        for n, raw in enumerate(found.questions)
     ]
     placed = [question for question in asked if question.evidence]
     line = {
@@ -197,13 +216,28 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
     return records
 
 
-def _question(raw: dict[str, Any], session: Session, number: str) -> Question:
+def read_question_lines(path: Path, trajectory: Trajectory) -> list[QuestionLine]:
+    """One line for each session of the trajectory; DataError for anything else."""
+    lines = []
+    for number, raw in read_lines(path):
+        try:
+            lines.append(msgspec.convert(raw, QuestionLine))
+        except msgspec.ValidationError as error:
+            raise DataError(path, f"line {number}", FILE, str(error)) from error
+    wanted = [(trajectory.dialogue, number) for number in range(len(trajectory.steps))]
+    if [(line.conversation_id, line.session_index) for line in lines] != wanted:
+        problem = f"is not one line for each of {len(wanted)} sessions; move it away and run membuilder.qa again"
+        raise DataError(path, FILE, "session_index", problem)
+    return lines
+
+
+def _question(raw: WrittenQuestion, session: Session, number: str) -> Question:
     return Question(
         id=number,
-        text=raw["question"],
-        answer=raw["answer"],
-        category=raw["type"],
-        evidence=tuple(raw["source_turns"] or ()),
+        text=raw.question,
+        answer=raw.answer,
+        category=raw.type,
+        evidence=raw.source_turns or (),
         asked_at=session.timestamp,
     )
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,9 +17,18 @@ from membuilder.errors import DataError
 from membuilder.operations import parse
 from membuilder.parquet import read_table, write_table
 from membuilder.published import _GROUPED, read_llama_factory, read_verl, write_llama_factory, write_verl
+from membuilder.qa import QA_FILE
 from membuilder.schemas import ResponseFormat
 from membuilder.store import reading
-from membuilder.training_data import RLRecord, SFTRecord, read_records, rl_records, sft_records, write_records
+from membuilder.training_data import (
+    RLRecord,
+    SFTRecord,
+    read_question_lines,
+    read_records,
+    rl_records,
+    sft_records,
+    write_records,
+)
 from membuilder.trajectory import Trajectory, read_trajectory
 from membuilder.types import Agent
 from tests.scripted import store_first_turn, talk
@@ -58,8 +68,8 @@ def sft(folder) -> list[SFTRecord]:
 def rl(folder) -> list[RLRecord]:
     found = []
     for name in "de":
-        lines = [json.loads(line) for line in (folder / "set" / name / "rl_training_data.jsonl").open()]
-        found += rl_records(trajectory(folder / "set" / name), lines, f"set/{name}")[0]
+        each = trajectory(folder / "set" / name)
+        found += rl_records(each, read_question_lines(folder / "set" / name / QA_FILE, each), f"set/{name}")[0]
     return found
 
 
@@ -125,9 +135,10 @@ def test_an_rl_record_is_the_session_the_memory_before_it_and_the_questions_afte
 
 
 def test_a_session_without_questions_is_left_out_and_counted(folder):
-    lines = [json.loads(line) for line in (folder / "set" / "d" / "rl_training_data.jsonl").open()]
-    lines[1]["questions"] = []
-    records, left_out = rl_records(trajectory(folder / "set" / "d"), lines, "d")
+    built = trajectory(folder / "set" / "d")
+    lines = read_question_lines(folder / "set" / "d" / QA_FILE, built)
+    lines[1] = replace(lines[1], questions=())
+    records, left_out = rl_records(built, lines, "d")
     assert [record.session_index for record in records] == [0, 2] and left_out == {"no_questions": 1}
 
 
@@ -235,7 +246,8 @@ def test_the_second_copy_of_every_text_goes(tmp_path):
         ('{"operation": null}', "schema"),
         ('{"operation": "REPLACE", "content": "the whole core, as the published converter writes it"}', "schema"),
         ('{"operations": "ADD"}', "schema"),
-        ('{"operations": [], "memories_added": ["[SEMANTIC] written though nothing parsed"], "more": 1}', "schema"),
+        ('{"operations": [], "memories_added": ["[SEMANTIC] nothing parsed"]}', "memories_without_operations"),
+        ('{"operations": [], "more": 1}', "schema"),
         ("[1, 2]", "schema"),
         ("[" * 100_000, "not_json"),
     ],
@@ -244,7 +256,7 @@ def test_foreign_answers_that_are_no_operations_are_left_out_and_counted(tmp_pat
     assert foreign(tmp_path, output) == ([], {reason: 1})
 
 
-@pytest.mark.parametrize("output", ['{"#2":"add","#13":"e1"}', '{"operation": "SKIP"}', '{"operations": []}'])
+@pytest.mark.parametrize("output", ['{"#2":"add","#13":"e1"}', "{}", '{"operation": "SKIP"}', '{"operations": []}'])
 def test_answers_in_either_format_are_taken_word_for_word(tmp_path, output):
     (record,), _ = foreign(tmp_path, f"```json\n{output}\n```")
     assert record.completion == output
@@ -279,6 +291,24 @@ def test_rows_of_the_published_program_become_records_with_what_they_tell(tmp_pa
     assert records[1].session is None and records[1].bank_before is None
     write_table(path, [*rows, rows[0]], columns)
     with pytest.raises(DataError, match="two rows"):
+        read_verl(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"agent_type": "tool"}, {"reward_model": '{"agent_type": "core"}'}, {"questions": [{"question": "Q?"}]}]
+)
+def test_rows_of_another_shape_are_an_error(tmp_path, change):
+    path, meta = tmp_path / "rl.parquet", {"conversation_id": "d", "session_index": 0}
+    row = {
+        "prompt": [{"content": "p", "role": "user"}],
+        "meta": meta | {"agent_type": change.get("agent_type", "core")},
+    }
+    model = change.get("reward_model", {"expert_output": "{}", "qa_questions": change.get("questions", [])})
+    shape = str if isinstance(model, str) else {"expert_output": str, "qa_questions": [{"question": str}]}
+    meta_shape = {"conversation_id": str, "session_index": int, "agent_type": str}
+    columns = {"prompt": [{"content": str, "role": str}], "meta": meta_shape, "reward_model": shape}
+    write_table(path, [row | {"reward_model": model}], columns)
+    with pytest.raises(DataError, match="another shape"):
         read_verl(path)
 
 
