@@ -36,6 +36,7 @@ setup(
         "httpx>=0.27",
         "rich>=14",
         "tqdm>=4.66",
+        "pyarrow>=20",
         "psutil>=6",
         "wandb>=0.25",
     ],

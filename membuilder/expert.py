@@ -1,0 +1,180 @@
+"""Expert trajectories: an expert builds the memory of each dialogue, and every prompt, answer and state is kept.
+
+    python -m membuilder.expert --dataset longmemeval --split sft --expert-model claude-4.5-sonnet --parallel --skip-existing
+    python -m membuilder.expert --dataset locomo --dataset-path locomo10.json --expert rules      (no API)
+
+Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectory.py says what is in it). A stopped run goes on where it was when the
+same command is run again: it loses at most the session in flight.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from membuilder.build_cli import RULES, BuildConfig, ModelConfig
+from membuilder.builder import Ask, Builder, chat_agents, rule_agents
+from membuilder.chat import Role
+from membuilder.data import DATA_FOLDER
+from membuilder.datasets.selection import SPLITS, load_named, select, split_ids, subset_ids
+from membuilder.embed import Embedder
+from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.evaluation.options import DATASETS
+from membuilder.evaluation.roles import ModelOptions, make_chat_model
+from membuilder.progress import progress
+from membuilder.store import reading, writing
+from membuilder.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
+from membuilder.types import Dialogue
+from membuilder.usage import Usage
+from membuilder.windows import in_windows
+
+EXPERT_MODEL = "claude-4.5-sonnet"
+"""The published document's."""
+
+
+def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
+    """The dialogues asked for, in the order of their file."""
+    dialogues, path = load_named(given.dataset, given.dataset_path, given.data_dir)
+    if given.split is not None:
+        dialogues = select(dialogues, split_ids(given.split, path), f"--split {given.split}")
+    if given.subset_file is not None:
+        dialogues = select(dialogues, subset_ids(given.subset_file), str(given.subset_file))
+    if given.conv_id is not None:
+        dialogues = select(dialogues, [given.conv_id], "--conv-id")
+    cut = [in_windows(dialogue, given.max_turns) for dialogue in dialogues]
+    return [replace(dialogue, sessions=dialogue.sessions[: given.sessions]) for dialogue in cut]
+
+
+@asynccontextmanager
+async def open_expert(config: BuildConfig, api_key: str | None, usage: Usage) -> AsyncIterator[Ask]:
+    """The expert, checked with one small call before anything else begins; `rules` asks nobody."""
+    if config.model.name == RULES:
+        yield rule_agents(config.prompts)
+        return
+    options = ModelOptions(
+        model=config.model.name, provider=config.model.provider, base_url=config.model.base_url, api_key=api_key
+    )
+    async with make_chat_model(options, Role.EXPERT, usage) as model:
+        await model.check()
+        yield chat_agents(model, config.prompts)
+
+
+async def run(config: BuildConfig, dialogues: Sequence[Dialogue], api_key: str | None, usage: Usage) -> list[Path]:
+    """The folders of the trajectories of `dialogues`. The first error stops all; what is stored stays."""
+    folders = [sample_folder(Path(config.out), dialogue.id) for dialogue in dialogues]
+    async with AsyncExitStack() as stack:
+        ask = await stack.enter_async_context(open_expert(config, api_key, usage))
+        builder = Builder(ask=ask, embedder=Embedder(config.embedding_model), prompts=config.prompts)
+        stack.callback(builder.close)
+        total = sum(len(dialogue.sessions) for dialogue in dialogues)
+        bar = stack.enter_context(progress(total=total, label="expert", unit="session"))
+        places = asyncio.Semaphore(config.parallel)
+
+        async def build_one(dialogue: Dialogue, folder: Path) -> None:
+            async with places:
+                with writing(folder / STORE_FILE, config.settings(dialogue, builder.embedder.dimension)) as store:
+                    bar.update(store.num_sessions())
+                    await builder.build(dialogue, store, on_session=lambda session: bar.update())
+                    await asyncio.to_thread(_publish, folder)
+
+        async with asyncio.TaskGroup() as tasks:
+            for pair in zip(dialogues, folders, strict=True):
+                tasks.create_task(build_one(*pair))
+    return folders
+
+
+def _publish(folder: Path) -> None:
+    with reading(folder / STORE_FILE) as store:  # a connection belongs to its thread
+        publish(folder, store)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(argv)
+    usage = Usage()
+    try:
+        config = _config(given)
+        dialogues = dialogues_of(given)
+        todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
+        print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
+        folders = asyncio.run(_first_error(config, todo, given.api_key, usage)) if todo else []
+    except MemBuilderError as error:
+        print(f"membuilder.expert: {error}\nWhat is stored stays; the same command goes on behind it.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("membuilder.expert: stopped; the same command goes on behind what is stored.", file=sys.stderr)
+        return 130
+    for folder in folders:
+        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+        failed = ", ".join(f"{count} {kind}" for kind, count in metadata["failed_agent_calls"].items()) or "none"
+        print(f"{folder}: {metadata['num_sessions']} sessions, {metadata['total_agent_calls']} calls; failed: {failed}")
+    print(json.dumps({"usage": usage.report()}))
+    return 0
+
+
+async def _first_error(
+    config: BuildConfig, dialogues: Sequence[Dialogue], api_key: str | None, usage: Usage
+) -> list[Path]:
+    try:
+        return await run(config, dialogues, api_key, usage)
+    except* MemBuilderError as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+    raise first
+
+
+def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
+    return is_whole(sample_folder(Path(config.out), dialogue.id), len(dialogue.sessions))
+
+
+def _config(given: argparse.Namespace) -> BuildConfig:
+    if min(given.workers, given.max_turns, given.sessions or 1) < 1:
+        raise ConfigError("--workers, --max-turns and --sessions must be at least 1")
+    # the temperature is the client's own default; rules have none
+    temperature = None if given.expert_model == RULES else 0.0
+    model = ModelConfig(
+        name=given.expert_model, provider=given.provider, base_url=given.base_url, temperature=temperature
+    )
+    return BuildConfig(
+        data=str(given.dataset_path or given.dataset),
+        out=str(given.output_dir / given.dataset),
+        model=model,
+        max_turns=given.max_turns,
+        parallel=given.workers if given.parallel else 1,
+        embedding_model=given.embedding_model,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m membuilder.expert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, choices=DATASETS)
+    add("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
+    add("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
+    add("--conv-id", help="one conversation only")
+    add("--subset-file", type=Path, help="JSON file with a list of ids")
+    add("--split", choices=SPLITS, help="predefined split (longmemeval)")
+    add("--expert-model", "--expert", default=EXPERT_MODEL, help=f"`rules` needs no API; default {EXPERT_MODEL}")
+    add("--output-dir", type=Path, default=Path("expert_trajectories"))
+    add("--provider", default="openai", choices=("openai", "vllm"))
+    add("--base-url", help="API address")
+    add("--api-key", help="else the provider's environment variable; never stored")
+    add("--embedding-model", metavar="FOLDER", help="sentence-transformers model; else MiniLM")
+    add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
+    add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")
+    add("--parallel", action="store_true", help="--workers dialogues at once")
+    add("--workers", type=int, default=4)
+    add("--skip-existing", action="store_true", help="leave samples alone that are whole")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Synthetic questions for every session of expert trajectories: the dense reward asks them right after the session.
+
+    python -m membuilder.qa --trajectories-dir expert_trajectories/longmemeval_rl --model claude-4.5-opus
+    python -m membuilder.qa --trajectories-dir expert_trajectories --model M --closed-book-model Qwen/Qwen3-4B --provider vllm
+
+Writes SAMPLE/rl_training_data.jsonl, a line for each session, once all of them are done; until then the lines lie in an
+.unfinished file, behind which a stopped run goes on. Questions that did not pass are counted by reason, in each line and in
+SAMPLE/qa_report.json; a place that no question earned stays empty, and too many of those end the program with status 1.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from membuilder.chat import Role
+from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.evaluation.roles import ModelOptions, make_chat_model
+from membuilder.progress import progress
+from membuilder.question_plan import Kind, plan
+from membuilder.questions import Asked, Models, SessionQuestions, write_questions
+from membuilder.store import reading
+from membuilder.trajectory import (
+    STORE_FILE,
+    Trajectory,
+    actions_json,
+    bank_json,
+    read_trajectory,
+    sample_folders,
+    session_json,
+    write_text,
+)
+from membuilder.types import Agent
+from membuilder.usage import Usage
+
+QA_FILE, REPORT_FILE = "rl_training_data.jsonl", "qa_report.json"
+QA_MODEL = "claude-4.5-opus"
+"""The published document's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QAOptions:
+    per_session: int = 5
+    writer: str
+    checker: str
+    closed_book: str | None
+
+    def settings(self) -> dict[str, Any]:
+        """What the questions depend on; stands in the report and, as its first line, in the .unfinished file."""
+        names = {"model": self.writer, "check_model": self.checker, "closed_book_model": self.closed_book}
+        return {"qa_per_session": self.per_session, **names}
+
+
+async def write_sample(folder: Path, options: QAOptions, models: Models, on_session=lambda: None) -> dict[str, Any]:
+    """The questions of one trajectory, session after session, since none may repeat an earlier one; its report.
+
+    A sample that has its questions already is only reported. Raises ConfigError if they were asked for otherwise.
+    """
+    with reading(folder / STORE_FILE) as store:
+        trajectory = read_trajectory(store)
+    if (folder / QA_FILE).is_file() and (folder / REPORT_FILE).is_file():
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        _check_settings(folder / QA_FILE, report["settings"], options)
+        return report
+    part = folder / f"{QA_FILE}.unfinished"
+    lines = _begun(part, options)
+    before = [asked for number, line in enumerate(lines) for asked in _asked(line, trajectory, number)]
+    with part.open("a", encoding="utf-8") as file:
+        plans = plan(len(trajectory.steps), options.per_session)
+        for number in range(len(lines), len(trajectory.steps)):
+            step = trajectory.steps[number].step
+            wanted = plans[number] if step.session.turns else Counter()
+            found = await write_questions(step, trajectory.speakers, wanted, before, models)
+            before += found.kept
+            lines.append(_line(trajectory, number, wanted, found))
+            file.write(json.dumps(lines[-1], ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            on_session()
+    report = _report(lines, options)
+    write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+    write_text(folder / QA_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    part.unlink()
+    return report
+
+
+def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
+    """The whole lines of a stopped run; a line cut off by the stop is taken out of the file."""
+    if not part.is_file():
+        write_text(part, json.dumps(options.settings()) + "\n")
+        return []
+    whole = part.read_bytes().split(b"\n")[:-1]  # what no newline ends was cut off
+    settings, *lines = [json.loads(line) for line in whole]
+    _check_settings(part, settings, options)
+    write_text(part, "".join(line.decode() + "\n" for line in whole))
+    return lines
+
+
+def _check_settings(path: Path, found: dict[str, Any], options: QAOptions) -> None:
+    if found != options.settings():
+        raise ConfigError(f"{path} was begun with {found}, not {options.settings()}; use these, or move the file away")
+
+
+def _line(trajectory: Trajectory, number: int, wanted: Counter[Kind], found: SessionQuestions) -> dict[str, Any]:
+    step = trajectory.steps[number].step
+    return {
+        "conversation_id": trajectory.dialogue,
+        "session_index": number,
+        "session": session_json(step.session),
+        "state_before": bank_json(step.bank_before),
+        "state_after": bank_json(step.result.bank),
+        "questions": [
+            {
+                "question": asked.question,
+                "answer": asked.answer,
+                "type": asked.kind.replace("_", "-"),
+                "source": asked.sources,
+                "source_turns": asked.source_turns,
+            }
+            for asked in found.kept
+        ],
+        "expert_actions": {agent.value: actions_json(trajectory, number, agent) for agent in Agent},
+        "asked_for": dict(wanted),
+        "missing": dict(found.missing),
+        "dropped": dict(sorted(found.dropped.items())),
+    }
+
+
+def _asked(line: dict[str, Any], trajectory: Trajectory, number: int) -> list[Asked]:
+    """The questions of a line written before, as they were when they were asked."""
+    step = trajectory.steps[number].step
+    known: dict[str, Any] = {f"entry:{entry.id}": entry for entry in step.result.bank.entries}
+    known |= {f"turn:{turn.id}": turn for turn in step.session.turns}
+    return [
+        Asked(
+            question=raw["question"],
+            answer=raw["answer"],
+            kind=Kind(raw["type"].replace("-", "_")),
+            evidence=tuple(known[source] for source in raw["source"]),
+        )
+        for raw in line["questions"]
+    ]
+
+
+def _report(lines: Sequence[dict[str, Any]], options: QAOptions) -> dict[str, Any]:
+    totals = {name: sum((Counter(line[name]) for line in lines), Counter()) for name in ("asked_for", "missing")}
+    dropped = sum((Counter(line["dropped"]) for line in lines), Counter())
+    kept = Counter(raw["type"].replace("-", "_") for line in lines for raw in line["questions"])
+    return {
+        "settings": options.settings(),
+        "sessions": len(lines),
+        "sessions_without_questions": sum(bool(line["asked_for"]) and not line["questions"] for line in lines),
+        "asked_for": dict(totals["asked_for"]),
+        "kept": dict(kept),
+        "missing": dict(totals["missing"]),
+        "dropped": dict(sorted(dropped.items())),
+    }
+
+
+def missing_share(reports: Sequence[dict[str, Any]]) -> float:
+    asked_for = sum(sum(report["asked_for"].values()) for report in reports)
+    return sum(sum(report["missing"].values()) for report in reports) / asked_for if asked_for else 0.0
+
+
+async def run(given: argparse.Namespace, usage: Usage) -> dict[str, dict[str, Any]]:
+    """Folder -> report. The first fatal error stops all; finished sessions stay."""
+    folders = sample_folders(given.trajectories_dir)
+    checker = given.check_model or given.model
+    options = QAOptions(
+        per_session=given.qa_per_session, writer=given.model, checker=checker, closed_book=given.closed_book_model
+    )
+    async with AsyncExitStack() as stack:
+
+        async def opened(name: str, role: Role):
+            chat = ModelOptions(model=name, provider=given.provider, base_url=given.base_url, api_key=given.api_key)
+            model = await stack.enter_async_context(make_chat_model(chat, role, usage))
+            await model.check()
+            return model
+
+        models = Models(
+            writer=await opened(given.model, Role.QUESTIONER),
+            checker=await opened(checker, Role.JUDGE),
+            closed_book=await opened(given.closed_book_model, Role.ANSWERER) if given.closed_book_model else None,
+        )
+        bar = stack.enter_context(progress(label="qa", unit="session"))
+        places = asyncio.Semaphore(given.workers)
+
+        async def one(folder: Path) -> dict[str, Any]:
+            async with places:
+                return await write_sample(folder, options, models, on_session=bar.update)
+
+        tasks = [asyncio.create_task(one(folder)) for folder in folders]
+        try:
+            reports = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return {str(folder): report for folder, report in zip(folders, reports, strict=True)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(argv)
+    usage = Usage()
+    try:
+        if min(given.qa_per_session, given.workers) < 1:
+            raise ConfigError("--qa-per-session and --workers must be at least 1")
+        reports = asyncio.run(run(given, usage))
+    except MemBuilderError as error:
+        print(f"membuilder.qa: {error}\nFinished sessions stay; the same command goes on behind them.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("membuilder.qa: stopped; the same command goes on behind the last session.", file=sys.stderr)
+        return 130
+    for folder, report in reports.items():
+        print(f"{folder}: kept {report['kept']}, missing {report['missing']}, dropped {report['dropped']}")
+    print(json.dumps({"usage": usage.report()}))
+    share = missing_share(list(reports.values()))
+    if share > given.max_missing:
+        print(f"membuilder.qa: {share:.1%} of the questions asked for are missing (--max-missing)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m membuilder.qa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--trajectories-dir", "--trajectory-dir", type=Path, required=True, help="what membuilder.expert wrote")
+    add("--model", default=QA_MODEL, help=f"writes the questions; default {QA_MODEL}")
+    add("--check-model", help="answers from the evidence and judges; default --model")
+    add("--closed-book-model", help="a question it answers without memory is dropped; default: not checked")
+    add("--qa-per-session", type=int, default=5)
+    add("--provider", default="openai", choices=("openai", "vllm"))
+    add("--base-url", help="API address")
+    add("--api-key", help="else the provider's environment variable; never stored")
+    add("--workers", type=int, default=4, help="dialogues at once")
+    add("--max-missing", type=float, default=0.1, help="share of questions that may be missing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
