@@ -7,6 +7,7 @@ Loss on completion tokens and the end token only; the four agents of a session s
 the denominator of a step is the count of its loss tokens over all ranks and micro-batches.
 """
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -156,7 +157,8 @@ def train(
             checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
         if stopped:
             raise interrupted(step)
-        bar.set_postfix(loss=f"{loss:.3f}", val=f"{validation_loss:.3f}", refresh=False)
+        shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})
+        bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
         bar.update()
     bar.close()
     stop.close()

@@ -80,6 +80,8 @@ def zero_stage(accelerator: Accelerator) -> int | None:
 def announce(accelerator: Accelerator, policy) -> None:
     """Say what a prepared policy really runs on: launchers are known to start one process and say nothing."""
     stage = zero_stage(accelerator)
+    if accelerator.num_processes == 1 and stage is None:
+        return  # as one expects
     zero = "" if stage is None else f", ZeRO stage {stage}"
     accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device}, {type(policy).__name__}{zero}")
 
