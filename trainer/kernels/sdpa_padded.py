@@ -14,7 +14,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As plain_varlen.forward, in any floating dtype; lse in float32 or wider."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _pad(query, call.query_rows),
+        _fold(_pad(query, call.query_rows), call, key.shape[1]),
         _pad(key, call.key_rows),
         _pad(value, call.key_rows),
         0.0,
@@ -22,7 +22,9 @@ def forward(
         attn_mask=_mask(call, query.dtype),
         scale=scale,
     )
-    return _unpad(out, call.query_rows), _unpad(lse[..., None], call.query_rows)[..., 0].T
+    num_heads = query.shape[1]
+    out, lse = (_unfold(tensor, call, num_heads) for tensor in (out, lse[..., None]))
+    return _unpad(out, call.query_rows), _unpad(lse, call.query_rows)[..., 0].T
 
 
 def backward(
@@ -36,21 +38,23 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As plain_varlen.backward."""
+    num_heads, num_groups = query.shape[1], key.shape[1]
     padded_gradient = _pad(gradient, call.query_rows)
     if call.query_rows.valid is not None:  # padding repeats a real row, whose gradient must not count twice
         padded_gradient = padded_gradient * call.query_rows.valid[:, None, :, None]
     by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        padded_gradient,
-        _pad(query, call.query_rows),
+        _fold(padded_gradient, call, num_groups),
+        _fold(_pad(query, call.query_rows), call, num_groups),
         _pad(key, call.key_rows),
         _pad(value, call.key_rows),
-        _pad(out, call.query_rows),
-        _pad(lse.T[..., None], call.query_rows)[..., 0],
+        _fold(_pad(out, call.query_rows), call, num_groups),
+        _fold(_pad(lse.T[..., None], call.query_rows), call, num_groups)[..., 0],
         0.0,
         call.causal,
         attn_mask=_mask(call, query.dtype),
         scale=scale,
     )
+    by_query = _unfold(by_query, call, num_heads)
     return _unpad(by_query, call.query_rows), _unpad(by_key, call.key_rows), _unpad(by_value, call.key_rows)
 
 
@@ -65,6 +69,18 @@ def _unpad(padded: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
     """(S, H, R, D) -> (N, H, D)"""
     block = padded.transpose(1, 2).flatten(0, 1)
     return block if rectangle.valid is None else block.index_select(0, rectangle.places)
+
+
+def _fold(padded: torch.Tensor, call: PaddedCall, num_groups: int) -> torch.Tensor:
+    """(S, H, R, D) -> (S, Hkv, H / Hkv x R, D): without a causal mask, heads that share keys are just more rows."""
+    return padded if call.causal else padded.unflatten(1, (num_groups, -1)).flatten(2, 3)
+
+
+def _unfold(folded: torch.Tensor, call: PaddedCall, num_heads: int) -> torch.Tensor:
+    """The inverse of `_fold`."""
+    if call.causal:
+        return folded
+    return folded.unflatten(2, (num_heads // folded.shape[1], -1)).flatten(1, 2)
 
 
 def _mask(call: PaddedCall, dtype: torch.dtype) -> torch.Tensor | None:
