@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests on two cores, setting the environment up first where needed. Arguments go to pytest: launch/test.sh -k config
+# Runs the tests, setting the environment up first where needed. Arguments go to pytest: launch/test.sh -k config
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,4 +10,4 @@ export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
 
-exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=15 "$@"
+exec .venv/bin/python -m pytest -q --durations=15 "$@"
