@@ -33,7 +33,7 @@ SFT = [
 ]  # fmt: skip
 RL = [
     "--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=5", "sessions_per_step=3",
-    "num_rollouts=3", "updates_per_step=2", "save_every=2", "parity_every=3", "eval_every=5",
+    "num_rollouts=3", "updates_per_step=2", "save_every=2", "parity_every=3", "eval_every=5", "journal=true",
 ]  # fmt: skip
 
 
