@@ -25,8 +25,8 @@ from trainer.losses import (
 )
 from trainer.packing import TrainSequence, build_tree, count_loss_tokens, pack
 from trainer.policy import Policy
-from trainer.rl import loss_rows, remember_behaviour, shares
 from trainer.rows import token_scale
+from trainer.updates import Update, loss_rows, remember_behaviour, shares
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
 
@@ -369,7 +369,8 @@ def test_several_updates_share_the_behaviour_of_the_first():
     packed = pack([build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])])
     policy = tiny_policy(0)
     before = policy(packed).logprobs
-    remember_behaviour(policy, [[packed]], temperature=1.0)
+    update = Update(batches=[packed], num_real=1, num_tokens=2, num_sequences=1, ids=[""])
+    remember_behaviour(policy, [update], temperature=1.0)
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(2)
     rows = loss_rows(packed, torch.ones(2), None, temperature=1.0)
