@@ -18,8 +18,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from membuilder.answer_json import without_thoughts
 from membuilder.apply import on_one_line
-from membuilder.chat import ChatModel, Message, read_json, without_thoughts
+from membuilder.chat import ChatModel, Message, read_json
 from membuilder.errors import ChatError
 from membuilder.types import Question
 

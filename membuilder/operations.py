@@ -7,23 +7,17 @@ Think-blocks and code fences around the JSON are allowed; everything else is str
 """
 
 import json
-import re
 from collections.abc import Sequence
 
+from membuilder.answer_json import load_json
 from membuilder.schemas import ResponseFormat, validator
 from membuilder.types import Agent, AgentUpdate, Entry, Failure, FailureKind, Operation, OperationKind
-
-_THINK = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-# Linear on any text: a run of newlines must not be open to many readings.
-_FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
 
 
 def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseFormat) -> AgentUpdate:
     """Operations of one answer, or why it is not one. Turn numbers beyond the session are a failure too."""
-    body = _THINK.sub("", text).strip()
-    fenced = _FENCE.fullmatch(body)
     try:
-        answer = json.loads(fenced.group(1) if fenced else body, object_pairs_hook=_no_duplicate_keys)
+        answer = load_json(text)
         json.dumps(answer, ensure_ascii=False).encode()  # a lone surrogate is valid JSON but no text
         problem = next(iter(validator(agent, response_format, num_turns).iter_errors(answer)), None)
     except (ValueError, RecursionError) as error:  # untrusted text: any JSON fault is the model's
@@ -56,13 +50,6 @@ def render(update: AgentUpdate, agent: Agent, num_turns: int, shown: Sequence[En
 
 def _failed(kind: FailureKind, detail: str) -> AgentUpdate:
     return AgentUpdate(failure=Failure(kind=kind, detail=detail))
-
-
-def _no_duplicate_keys(pairs: list[tuple[str, object]]) -> dict:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError("an object names the same key twice")
-    return dict(pairs)
 
 
 def _from_turns(answer: dict[str, str], agent: Agent) -> tuple[Operation, ...]:

@@ -19,10 +19,11 @@ from typing import Any
 
 from rapidfuzz.fuzz import token_set_ratio
 
+from membuilder.answer_json import without_thoughts
 from membuilder.answering import Strictness, answer, judge
 from membuilder.apply import on_one_line, quoted
 from membuilder.build import Step
-from membuilder.chat import ChatModel, Message, read_json, without_thoughts
+from membuilder.chat import ChatModel, Message, read_json
 from membuilder.errors import ChatError
 from membuilder.question_plan import Kind
 from membuilder.types import ENTRY_AGENTS, Entry, Question, Turn

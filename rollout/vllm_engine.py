@@ -5,7 +5,9 @@ per chunk would finalise layers half filled, and the prefix cache survives eithe
 """
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,7 +43,7 @@ class VLLMEngine:
         """
         self._sleeps = sleep and torch.cuda.is_available()
         self._asleep = False
-        with isolated_rng():
+        with isolated_rng(), _out_of_sight("llvmlite.binding.ffi"):
             self._llm = LLM(
                 model=str(model_dir),
                 tensor_parallel_size=1,
@@ -119,3 +121,18 @@ class VLLMEngine:
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def _out_of_sight(name: str) -> Iterator[None]:
+    """A loaded module left out of sys.modules for a while.
+
+    vLLM's CPU build looks into every object of every loaded module, and llvmlite's lazy library (numba loads it, BM25
+    loads numba) claims to have any attribute one asks for, which ends vLLM's start with an AttributeError.
+    """
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module

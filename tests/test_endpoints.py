@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from membuilder.answer_cache import AnswerCache
-from membuilder.chat import Role, read_json, without_thoughts
+from membuilder.answer_json import without_thoughts
+from membuilder.chat import Role, read_json
 from membuilder.config import dump, load
 from membuilder.endpoint_embedder import EndpointEmbedder
 from membuilder.endpoints import (

@@ -89,6 +89,8 @@ class Started:
 def started(request, model_dir) -> Iterator[Started]:
     before = rng_state()
     if request.param == "vllm":
+        import llvmlite.binding  # noqa: F401  (vLLM must start beside it: BM25 loads it through numba)
+
         from rollout.vllm_engine import VLLMEngine  # here, because it takes many seconds to import
 
         before = rng_state()

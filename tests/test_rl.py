@@ -87,21 +87,31 @@ def test_against_an_expert_that_wrote_nothing_only_silence_is_on_target(setting,
     assert silent.greedy_memory_ratio(stream) == 1.0
     hoarding, stream = collector_of(setting, '{"#1":"add"}')
     assert hoarding.greedy_memory_ratio(stream) == math.inf
-    assert steer(hoarding, stream, RLConfig(reward=REWARD, length_target=1.0)) == (1.0, {"length_weight": 1.0})
+    assert steer(hoarding, stream, RLConfig(reward=REWARD, length_target=1.0), None) == (1.0, {"length_weight": 1.0})
 
 
 @pytest.mark.parametrize("answer, expected", [("{}", 0.0), ('{"#1":"add","#2":"add"}', 1.0)])
 def test_the_price_falls_and_rises_with_what_is_written(setting, answer, expected):
     collector, stream = collector_of(setting, answer)
     config = RLConfig(reward=REWARD, length_target=1.1)
-    weight, logged = steer(collector, stream, config)
+    weight, logged = steer(collector, stream, config, None)
     assert weight == expected and logged["length_weight"] == expected and logged["memory_ratio"] >= 0
 
 
 def test_at_the_target_the_price_is_the_configured_one(setting):
     collector, stream = collector_of(setting, '{"#1":"add"}')
     config = RLConfig(reward=REWARD, length_target=collector.greedy_memory_ratio(stream))
-    assert steer(collector, stream, config)[0] == pytest.approx(0.4)
+    assert steer(collector, stream, config, None)[0] == pytest.approx(0.4)
+
+
+def test_the_price_follows_the_ratio_of_several_steps(setting):
+    """0.75 of what was known and 0.25 of what is measured now."""
+    collector, stream = collector_of(setting, '{"#1":"add"}')
+    now = collector.greedy_memory_ratio(stream)
+    config = RLConfig(reward=REWARD, length_target=now, length_gain=2.0, length_smoothing=0.75)
+    weight, logged = steer(collector, stream, config, now * 1.4)
+    assert logged["memory_ratio"] == now and logged["memory_ratio/smoothed"] == pytest.approx(now * 1.3)
+    assert weight == pytest.approx(0.4 * 1.3**2)
 
 
 def test_a_stream_skips_to_other_sessions_and_can_be_moved_back(setting):
@@ -124,7 +134,7 @@ def test_steering_dialogues_are_neither_trained_on_nor_judged():
 
 def test_without_a_target_nothing_is_generated(setting):
     collector, stream = collector_of(setting, "{}")
-    assert steer(collector, stream, RLConfig(reward=REWARD)) == (0.4, {})
+    assert steer(collector, stream, RLConfig(reward=REWARD), 1.0) == (0.4, {})
     assert collector.engine.asked == []
 
 

@@ -54,6 +54,8 @@ class Progress:
     step: int
     stream: Position
     steering: Position
+    memory_ratio: float | None
+    """Smoothed; None while nothing was measured."""
 
 
 def train(
@@ -89,7 +91,7 @@ def train(
             fresh = sample_sequences(collector, tasks, config.sampling.temperature, seed)
             check_engine(policy, fresh, config.sampling.temperature, config.parity_bound)
             check_shared(policy, fresh, config.sampling.temperature, config.shared_bound)
-        length_weight, steered = steer(collector, steering, config)
+        length_weight, steered = steer(collector, steering, config, memory_ratio)
         if config.dense:
             scored = collector.dense(stream, length_weight, seed)
         else:
@@ -104,7 +106,7 @@ def train(
         stream.move_to(begun.stream)
         steering.move_to(begun.steering)
         collector.engine.load_weights(named_weights(accelerator, policy), version=begun.step)
-    first = 0 if begun is None else begun.step
+    first, memory_ratio = (0, None) if begun is None else (begun.step, begun.memory_ratio)
     log.drop_from(first)
     bar = progress(total=config.num_steps, initial=first, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(first, config.num_steps):
@@ -112,6 +114,7 @@ def train(
         experience = collect(step) if diary is None else diary.recall(step, collect)
         collector.engine.rest()
         scored = experience.scored
+        memory_ratio = experience.steered.get("memory_ratio/smoothed", memory_ratio)
         if config.dense:
             stream.advance([group.group for group in scored])
         steering.skip()
@@ -178,7 +181,9 @@ def train(
         log.log_completions(completion_rows(scored, batch, step, config.log_completions))
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
-            here = Progress(step=step + 1, stream=stream.position, steering=steering.position)
+            here = Progress(
+                step=step + 1, stream=stream.position, steering=steering.position, memory_ratio=memory_ratio
+            )
             checkpoints.save(step + 1, here, config.keep_last, evaluated, BEST)
             if diary is not None:
                 diary.forget(step + 1)
@@ -192,15 +197,20 @@ def train(
     return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
 
 
-def steer(collector: Collector, stream: SessionStream, config: RLConfig) -> tuple[float, dict[str, float]]:
-    """The step's length weight, and what to log about it."""
+def steer(
+    collector: Collector, stream: SessionStream, config: RLConfig, smoothed: float | None
+) -> tuple[float, dict[str, float]]:
+    """The step's length weight, and what to log about it. `smoothed` is the memory ratio as of the steps before."""
     weight = config.reward.length_weight
     if config.length_target is None:
         return weight, {}
     ratio = collector.greedy_memory_ratio(stream)
-    weight = min(1.0, weight * (ratio / config.length_target) ** config.length_gain)
-    # where the expert wrote nothing there is no ratio
-    return weight, {"length_weight": weight} | ({"memory_ratio": ratio} if math.isfinite(ratio) else {})
+    if math.isinf(ratio):  # the expert wrote nothing in these sessions, the policy did: no ratio to remember
+        return 1.0, {"length_weight": 1.0}
+    kept = 0.0 if smoothed is None else config.length_smoothing
+    smoothed = kept * (smoothed or 0.0) + (1 - kept) * ratio
+    weight = min(1.0, weight * (smoothed / config.length_target) ** config.length_gain)
+    return weight, {"length_weight": weight, "memory_ratio": ratio, "memory_ratio/smoothed": smoothed}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -43,6 +43,8 @@ class RLConfig:
     `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio on as many sessions as a step has,
     of `data.num_steering` dialogues kept apart. null: the weight stays."""
     length_gain: float = 3.0
+    length_smoothing: float = 0.7
+    """Share of the steps before in that ratio: one step's sessions are few, their ratio alone jumps."""
     dense: bool = True
     """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
     states: States = States.POLICY
@@ -80,5 +82,7 @@ class RLConfig:
             raise ValueError(f"engine must be vllm or transformers, got '{self.engine}'")
         if not 0 < self.engine_memory < 1:
             raise ValueError(f"engine_memory must lie between 0 and 1, got {self.engine_memory}")
+        if not 0 <= self.length_smoothing < 1:
+            raise ValueError(f"length_smoothing must be at least 0 and below 1, got {self.length_smoothing}")
         if self.num_rollouts < 2:
             raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")

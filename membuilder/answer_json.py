@@ -1,0 +1,28 @@
+"""The JSON in what a model wrote: a think-block and a code fence around it are allowed, nothing else."""
+
+import json
+import re
+from typing import Any
+
+_THINK = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+# Linear on any text: a run of newlines must not be open to many readings.
+_FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without the think-block some models put before it."""
+    return _THINK.sub("", text).strip()
+
+
+def load_json(text: str) -> Any:
+    """The one JSON value of an answer. Raises ValueError, or RecursionError for JSON nested too deeply."""
+    body = without_thoughts(text)
+    fenced = _FENCE.fullmatch(body)
+    return json.loads(fenced.group(1) if fenced else body, object_pairs_hook=_no_duplicate_keys)
+
+
+def _no_duplicate_keys(pairs: list[tuple[str, object]]) -> dict:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError("an object names the same key twice")
+    return dict(pairs)
