@@ -253,6 +253,19 @@ def test_upper_clip_of_its_own():
     assert value(grpo, inputs_of(0.5, advantage=-1), config) == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(
+    "ratio, advantage, expected, gradient",
+    [(2.0, -1, 2.0, 2.0), (9.0, -1, 3.0, 0.0), (9.0, 1, -1.2, 0.0), (0.1, -1, 0.8, 0.0), (0.1, 1, -0.1, -0.1)],
+)
+def test_dual_clip_bounds_what_a_penalty_can_cost(ratio, advantage, expected, gradient):
+    """Only a ratio above 3 with a negative advantage is changed: it costs 3 and pulls no more."""
+    config = LossConfig(kl_coef=0, dual_clip=3.0)
+    inputs = inputs_of(ratio, advantage=advantage)
+    assert value(grpo, inputs, config) == pytest.approx(expected)
+    assert slope(grpo, inputs, config) == pytest.approx(gradient)
+    assert grpo(inputs, config)[1]["clip_ratio/dual"].tolist() == [float(ratio > 3 and advantage < 0)]
+
+
 def test_dapo_masks_cut_completions_and_nothing_else():
     config = LossConfig(name="dapo", kl_coef=0, clip_high=0.28)
     inputs = inputs_of([1.0, 1.0, 1.5], advantage=2, truncated=[1.0, 0.0, 0.0])
@@ -396,6 +409,7 @@ def test_shares_deal_every_tree_once():
         ({"clip": 0}, "need 0 < clip < 1"),
         ({"clip": 1}, "need 0 < clip < 1"),
         ({"clip_high": 0}, "clip_high > 0"),
+        ({"dual_clip": 1.2}, "dual_clip must lie above the trust region, which ends at 1.2"),
         ({"kl_coef": -0.1}, "kl_coef >= 0"),
         ({"entropy_coef": -1}, "entropy_coef >= 0"),
         ({"tis_cap": 0}, "tis_cap > 0"),

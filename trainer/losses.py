@@ -49,6 +49,8 @@ class LossConfig:
     """Trust region of the probability ratio: [1 - clip, 1 + clip_high]."""
     clip_high: float | None = None
     """Upper side of the trust region; null: as `clip`. DAPO: 0.28."""
+    dual_clip: float | None = None
+    """Largest ratio that a negative advantage is multiplied by, above 1 (Ye et al. 2020, arXiv 1912.09729); null: any."""
     kl_coef: float = 0.02
     """Weight of the divergence from the reference; 0 drops the reference pass."""
     kl_estimator: KLEstimator = KLEstimator.K3
@@ -63,6 +65,10 @@ class LossConfig:
         high = self.clip if self.clip_high is None else self.clip_high
         if not 0 < self.clip < 1 or high <= 0:
             raise ValueError("need 0 < clip < 1 and clip_high > 0 or null")
+        if self.dual_clip is not None and self.dual_clip <= 1 + high:
+            raise ValueError(
+                f"dual_clip must lie above the trust region, which ends at {1 + high}; got {self.dual_clip}"
+            )
         if min(self.kl_coef, self.entropy_coef) < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
             raise ValueError("need kl_coef >= 0, entropy_coef >= 0, tis_cap > 0 or null")
         if self.name == "dr_grpo" and self.aggregation is not Aggregation.CONSTANT:
@@ -206,7 +212,13 @@ def _ratio(inputs: LossInputs) -> torch.Tensor:
 def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     unclipped, clipped = ratio * inputs.advantage, ratio.clamp(*bounds(config)) * inputs.advantage
     metrics = {"clip_ratio/mean": (clipped < unclipped).float().detach()}
-    return torch.minimum(unclipped, clipped) * mismatch_correction(inputs, config, metrics), metrics
+    objective = torch.minimum(unclipped, clipped)
+    if config.dual_clip is not None:  # the min leaves r A unbounded where A < 0: one token could rule a whole update
+        lowest = config.dual_clip * inputs.advantage
+        capped = (inputs.advantage < 0) & (objective < lowest)
+        metrics["clip_ratio/dual"] = capped.float()
+        objective = torch.where(capped, lowest, objective)
+    return objective * mismatch_correction(inputs, config, metrics), metrics
 
 
 def mismatch_correction(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:

@@ -26,8 +26,10 @@ class Prepared:
     embedder: Embedder
 
 
-def prepare(config: SFTConfig, embedder: Embedder) -> Prepared:
-    corpus = load_corpus(config.data)
+def prepare(config: SFTConfig, embedder: Embedder | None = None) -> Prepared:
+    """`embedder`: one that stands already; its texts are then not embedded again."""
+    corpus = load_corpus(config.data)  # first, because a wrong path should not cost the wait for a model
+    embedder = embedder or Embedder(config.embedding_model)
     train = expert_builds(corpus.train, embedder, config.prompts, "rules build the training banks")
     extra = expert_builds(corpus.extra, embedder, config.prompts, "rules build extra banks") if corpus.extra else []
     return Prepared(

@@ -9,11 +9,11 @@ import argparse
 import json
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from membuilder.config import load
-from membuilder.embed import Embedder
 from membuilder.errors import ConfigError
 from trainer import rl, sft
 from trainer.corpus import Corpus
@@ -52,7 +52,7 @@ class Options:
     """Further `sft.key=value` and `rl.key=value` for the two stages' configs."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train and evaluate a tiny memory builder on this machine.")
     parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--steps-rl", type=int, help="RL steps (default: the config's)")
     parser.add_argument("--setup-seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with clear_errors("quickstart"):
         run(Options(**vars(args) | {"overrides": tuple(args.overrides)}))
 
@@ -71,7 +71,7 @@ def run(options: Options) -> dict:
     sft_config, rl_config = load_configs(options)
     out = Path(options.out)
     clock = Clock()
-    prepared = prepare(sft_config, Embedder(sft_config.embedding_model))
+    prepared = prepare(sft_config)
     describe(prepared.corpus, options)
 
     say("SFT: a small Qwen3 learns to imitate the rules")
