@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from membuilder.baselines import longest_turns, random_turns, store_all, store_within
+from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue, Turn
 from trainer.collect import Collector
 from trainer.corpus import ExpertBuild
@@ -24,13 +25,16 @@ def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> 
         "rules": lambda build: build.steps[-1].result.bank,
         "all": lambda build: store_all(build.dialogue),
     }
+    bar = progress(
+        systems.items(), label="baselines build and are asked", unit="system", enabled=collector.world.rank == 0
+    )
     return {
         name: judge_built(
             held_out,
             lambda builds, make=make: baseline_built(_dialogues(builds), [make(build) for build in builds]),
             collector,
         )
-        for name, make in systems.items()
+        for name, make in bar
     }
 
 
