@@ -510,7 +510,7 @@ def test_compare_tests_two_runs_on_the_same_questions(call, tmp_path, capsys):
 
 def test_too_many_missing_verdicts_fail_the_run(call, tmp_path, monkeypatch, capsys):
     @asynccontextmanager
-    async def unsure(answerer, judge, top_k):
+    async def unsure(answerer, judge, top_k, usage, cache):
         yield roles(verdict=verdict)
 
     monkeypatch.setattr(run, "open_roles", unsure)
@@ -560,7 +560,7 @@ def test_a_judge_does_not_run_on_the_model_it_grades_unless_told_to():
     ("flags", "problem"),
     [
         ("--mode build --system rules", "needs --db-path"),
-        ("--mode build --system rag-turn --db-path db", "a system that builds: rules"),
+        ("--mode build --system rag-turn --db-path db", "a system that builds: rules, agents"),
         ("--mode answer", "give the same --db-path"),
         ("--mode answer --system rules --db-path db", "builds nothing"),
         ("--system rag-turn --db-path db", "holds the banks of one system"),
