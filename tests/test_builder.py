@@ -2,12 +2,9 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +21,7 @@ from membuilder.rules import propose
 from membuilder.store import reading, writing
 from membuilder.types import Agent, Bank, Dialogue
 from membuilder.windows import in_windows
+from tests import killed
 from tests.fakes import HashEmbedder
 from tests.scripted import ScriptedModel, agent_of, store_first_turn, talk
 
@@ -192,42 +190,37 @@ def test_new_texts_are_embedded_in_one_call_and_turns_ahead_of_their_session(tmp
 # Kills
 
 
-SLOW_BUILD = """
-import asyncio, sys
-from membuilder.builder import Builder, chat_agents
-from membuilder.store import writing
-from tests.fakes import HashEmbedder
-from tests.test_builder import LONG, PROMPTS, SETTINGS
-from tests.scripted import ScriptedModel, store_first_turn
-builder = Builder(ask=chat_agents(ScriptedModel(store_first_turn, 0.02), PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
-with writing(sys.argv[1], SETTINGS) as store:
-    print("start", flush=True)
-    asyncio.run(builder.build(LONG, store, on_session=lambda session: print(session.index, flush=True)))
-"""
 LONG = talk(*([f"turn {n} about topic{n % 5}", f"reply {n}"] for n in range(40)))
+
+
+def slow_build(path: Path, told) -> None:
+    model = ScriptedModel(store_first_turn, 0.02)
+    builder = Builder(ask=chat_agents(model, PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
+    with writing(path, SETTINGS) as store:
+        asyncio.run(builder.build(LONG, store, on_session=lambda session: told.send(session.index)))
 
 
 def test_a_build_killed_anywhere_loses_at_most_the_session_in_flight(tmp_path):
     path, rng = tmp_path / "memory.db", random.Random(0)
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "start\n"
-        told = 0
-        for _ in range(rng.randint(1, 8)):
-            told = int(process.stdout.readline()) + 1
+        told, to_tell = killed.pipe()
+        process = killed.start(slow_build, path, to_tell)
+        to_tell.close()
+        known = [told.recv() for _ in range(rng.randint(1, 8))]
         time.sleep(rng.random() * 0.05)  # anywhere in a session, its commit included
-        os.kill(process.pid, signal.SIGKILL)
-        rest = process.stdout.read().split()
-        process.wait()
-        told = int(rest[-1]) + 1 if rest else told
+        process.kill()
+        process.join()
+        with suppress(EOFError):
+            while True:
+                known.append(told.recv())
         with reading(path) as store:
-            assert told <= store.num_sessions() <= min(told + 1, len(LONG.sessions) - 1)
+            assert known[-1] + 1 <= store.num_sessions() <= min(known[-1] + 2, len(LONG.sessions) - 1)
             assert len(store.bank().entries) == len(store.vectors()) == store.num_sessions()
     whole = build_into(tmp_path / "whole.db", LONG, ScriptedModel(store_first_turn))
     assert build_into(path, LONG, ScriptedModel(store_first_turn)) == whole
-    with reading(path) as killed, reading(tmp_path / "whole.db") as straight:
-        assert killed.bank() == straight.bank() == whole
-        assert (killed.vectors() == straight.vectors()).all()
+    with reading(path) as stopped, reading(tmp_path / "whole.db") as straight:
+        assert stopped.bank() == straight.bank() == whole
+        assert (stopped.vectors() == straight.vectors()).all()
 
 
 # Bad input
