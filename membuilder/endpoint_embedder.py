@@ -48,6 +48,9 @@ class EndpointEmbedder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._stack.close()
 
     @property

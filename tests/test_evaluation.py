@@ -461,6 +461,18 @@ def test_one_command_scores_every_kind_of_system_and_writes_all_files(call, tmp_
     assert len(read_records(tmp_path / "out" / "answers.jsonl")) == 15
 
 
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("unit", Unit)
+@pytest.mark.parametrize("method", Method)
+def test_an_empty_session_is_searched_without_harm(position, unit, method):
+    whole = dialogue()
+    empty = Session(id="S9", index=0, timestamp=datetime(2024, 3, 15), turns=())
+    sessions = [*whole.sessions[:position], empty, *whole.sessions[position:]]
+    rankings = retriever(unit, method)(replace(whole, sessions=tuple(sessions)), 1)
+    assert [ranking.items[0].source_turns[0][:2] for ranking in rankings[:2]] == ["S1", "S2"]
+    assert retriever(unit, method)(replace(whole, sessions=(empty,)), 1) == [Ranking()] * 3
+
+
 def test_a_killed_run_goes_on_where_it_was_and_not_under_other_settings(call, tmp_path, capsys):
     assert call("--system", "rag-turn-bm25") == 0
     path = tmp_path / "out" / "answers.jsonl"

@@ -16,7 +16,7 @@ from membuilder.prompts import PromptConfig
 from membuilder.schemas import ResponseFormat
 from membuilder.store import reading
 from tests.fakes import HashEmbedder
-from tests.fault_server import FaultServer, Request, answering, status
+from tests.fault_server import FaultServer, Request, answering, payload, status
 from tests.scripted import agent_of, store_first_turn
 from trainer.rl_config import RLConfig
 
@@ -182,6 +182,28 @@ def test_who_builds_and_how_many_requests_may_be_in_flight():
         parse(["--system", "agents"])
     with pytest.raises(ConfigError, match="at least 1"):
         parse("--model m --parallel --workers 0".split())
+
+
+def test_an_endpoint_may_embed_and_prices_give_the_cost(call, tmp_path):
+    def vectors(request: Request) -> dict:
+        rows = HashEmbedder(64).embed(request.body["input"]).tolist()
+        data = [{"index": n, "embedding": row} for n, row in enumerate(rows)]
+        return {"data": data, "usage": {"prompt_tokens": 5, "total_tokens": 5}}
+
+    async def send(request: Request, writer) -> None:
+        behave = payload(vectors(request)) if request.path.endswith("/embeddings") else answering(reply)
+        await behave(request, writer)
+
+    flags = "--system agents --model m --embedding-provider vllm --embedding-model e --price m=1,10".split()
+    with FaultServer(send) as server:
+        assert call(server, *flags, *JUDGED, "--embedding-base-url", server.base_url) == 0
+    found = result(tmp_path / "out")
+    assert found["systems"]["agents"]["evidence_recall"]["10"] == 0.5
+    usage = found["run"]["usage"]
+    assert usage["embedder"]["calls"] > 1 and usage["judge"]["usd"] is None
+    assert usage["builder"]["usd"] == pytest.approx(
+        9 * (7 * 1 + 3 * 10) / 1e6
+    )  # the server counts 7 and 3 tokens a call
 
 
 def test_the_help_says_how_to_use_a_trained_checkpoint(capsys):

