@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from membuilder import build_cli
 from membuilder.build import build
 from membuilder.build_cli import BuildConfig, ModelConfig, _parse, main, make_chat_model
 from membuilder.builder import Builder, chat_agents, check_dialogue, rule_agents
+from membuilder.datasets.load import load
 from membuilder.embed import Embedder
 from membuilder.errors import ChatError, ChatErrorKind, ConfigError, DataError, StoreError
 from membuilder.prompts import PromptConfig
@@ -23,6 +25,7 @@ from membuilder.types import Agent, Bank, Dialogue
 from membuilder.windows import in_windows
 from tests import killed
 from tests.fakes import HashEmbedder
+from tests.fault_server import FaultServer, answering, status
 from tests.scripted import ScriptedModel, agent_of, store_first_turn, talk
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
@@ -333,14 +336,14 @@ def locomo_file(path: Path, *names: str) -> Path:
     return path
 
 
-def test_rules_build_what_the_pure_build_builds(tmp_path, capsys):
+def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
+    minilm = Embedder()
+    monkeypatch.setattr(build_cli, "Embedder", lambda model: minilm)  # loaded once for both
     data = locomo_file(tmp_path / "data.json", "first", "../second")
     main(["--data", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
     assert sorted(path.name for path in (tmp_path / "memories").glob("*.db")) == ["..%2Fsecond.db", "first.db"]
     assert "2 sessions" in capsys.readouterr().out
-    from membuilder.datasets.load import load
-
-    *_, last = build(load(data)[0], propose, Embedder(), PROMPTS)
+    *_, last = build(load(data)[0], propose, minilm, PROMPTS)
     with reading(tmp_path / "memories" / "first.db") as store:
         assert store.bank() == last.result.bank
         assert len(store.bank().entries) > 1
@@ -375,13 +378,12 @@ def test_what_cannot_be_built_ends_the_command(tmp_path, changes, says, capsys):
 
 
 def test_a_model_needs_a_known_provider():
-    pytest.importorskip("membuilder.client", reason="the chat client is not here")
     with pytest.raises(ConfigError, match="section 'model'"):
         make_chat_model(ModelConfig(name="m", provider="carrier pigeon"), api_key="k")
 
 
-def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys):
-    server = pytest.importorskip("tests.fault_server", reason="the chat client and its test server are not here")
+def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build_cli, "Embedder", lambda model: HashEmbedder())
 
     def reply(request) -> str:
         prompt = request.body["messages"][-1]["content"]
@@ -400,11 +402,11 @@ def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(t
         "--out",
         str(store_path),
     ]
-    with server.FaultServer(server.status(401)) as refusing, pytest.raises(SystemExit, match="api-key"):
+    with FaultServer(status(401)) as refusing, pytest.raises(SystemExit, match="api-key"):
         main([*flags, "--base-url", refusing.base_url])
     assert not store_path.exists()
-    with server.FaultServer(server.answering(reply)) as answering:
-        main([*flags, "--base-url", answering.base_url])
+    with FaultServer(answering(reply)) as serving:
+        main([*flags, "--base-url", serving.base_url])
     assert "2 sessions, 2 entries" in capsys.readouterr().out
     with reading(store_path) as store:
         assert store.bank().core == "3 turns\n3 turns"
