@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from membuilder.build_stores import Job, build_stores, failures
 from membuilder.builder import Ask, Builder, chat_agents, rule_agents
 from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
@@ -27,9 +27,8 @@ from membuilder.embed import DEFAULT_PACKAGE, Embedder
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.index import IndexConfig
 from membuilder.memory import open_memory
-from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
-from membuilder.store import reading, writing
+from membuilder.store import reading
 from membuilder.types import Dialogue
 from membuilder.windows import in_windows
 
@@ -159,24 +158,15 @@ async def run(config: BuildConfig, api_key: str | None = None) -> list[Path]:
         ask = await stack.enter_async_context(open_agents(config, api_key))
         builder = Builder(ask=ask, embedder=Embedder(config.embedding_model), prompts=config.prompts)
         stack.callback(builder.close)
-        total = sum(len(dialogue.sessions) for dialogue in dialogues)
-        bar = stack.enter_context(progress(total=total, label="build", unit="session"))
-        places = asyncio.Semaphore(config.parallel)
+        jobs = [
+            Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, builder.embedder.dimension))
+            for dialogue, path in zip(dialogues, paths, strict=True)
+        ]
 
-        async def build_one(dialogue: Dialogue, path: Path) -> None:
-            async with places:
-                with writing(path, config.settings(dialogue, builder.embedder.dimension)) as store:
-                    bar.update(store.num_sessions())
-                    await builder.build(dialogue, store, on_session=lambda session: bar.update())
+        def keep_index(path: Path) -> None:
             open_memory(path, builder.embedder, config.index)  # leaves an index beside a large store
 
-        tasks = [asyncio.create_task(build_one(*pair)) for pair in zip(dialogues, paths, strict=True)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await build_stores(jobs, builder, config.parallel, "build", keep_index)
     return paths
 
 
@@ -184,8 +174,7 @@ def summary(path: Path) -> str:
     """What a build left, in one line."""
     with reading(path) as store:
         sessions, bank = store.sessions(), store.bank()
-    kinds = Counter(a.failure.kind for each in sessions for a in each.answers.values() if a.failure is not None)
-    failed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+    failed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures(sessions).items())) or "none"
     counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
     return f"{path}: {counts}; failed answers: {failed}"
 

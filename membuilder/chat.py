@@ -28,6 +28,18 @@ class ChatModel(Protocol):
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str: ...
 
 
+def sendable(schema: Any) -> Any:
+    """A schema as servers take it: without `uniqueItems`, for which vLLM's grammars refuse the whole schema. What comes back
+    is checked against all of it."""
+    match schema:
+        case {}:
+            kept = {key: value for key, value in schema.items() if key != "uniqueItems" or not isinstance(value, bool)}
+            return {key: sendable(value) for key, value in kept.items()}
+        case [*items]:
+            return [sendable(item) for item in items]
+    return schema
+
+
 def read_json(text: str, schema: Mapping) -> Any:
     """The JSON of an answer that fits `schema`; a think-block and a code fence around it are allowed, nothing else.
 

@@ -19,7 +19,7 @@ import aiohttp
 import openai
 
 from membuilder.answer_cache import AnswerCache, content_key
-from membuilder.chat import Message, Role
+from membuilder.chat import Message, Role, sendable
 from membuilder.endpoints import NO_KEY, Address, ChatConfig, EndpointConfig, PriceConfig, Provider, chat_address
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.replies import Reply, read_chat, read_model_names, read_tokens
@@ -293,4 +293,4 @@ class ChatClient:
 
 def _response_format(schema: Mapping) -> dict[str, Any]:
     # not `strict`: OpenAI's strict mode takes no optional property and no oneOf
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": False}}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable(schema), "strict": False}}

@@ -49,9 +49,16 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = 
     keys = known_keys(cls)
     tree = OmegaConf.structured(cls)
     if path is not None:
-        _merge(tree, cls, _read(Path(path)), prefix="", source=str(path), keys=keys)
+        _merge(tree, cls, read(Path(path)), prefix="", source=str(path), keys=keys)
     for override in overrides:
         _merge(tree, cls, _parse_override(override), prefix="", source=COMMAND_LINE, keys=keys)
+    return _build(tree, key="")
+
+
+def from_mapping(cls: type[Config], given: Mapping, source: str) -> Config:
+    """An instance of `cls` out of one section of a file that was `read`; `source` names it in errors."""
+    tree = OmegaConf.structured(cls)
+    _merge(tree, cls, given, prefix="", source=source, keys=known_keys(cls))
     return _build(tree, key="")
 
 
@@ -142,7 +149,8 @@ def _field_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def _read(path: Path) -> dict:
+def read(path: Path) -> dict:
+    """What a YAML file holds, unchecked. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:

@@ -18,6 +18,7 @@ from membuilder.chat import Role
 from membuilder.client import CHECK_ATTEMPTS, Connection
 from membuilder.endpoints import EmbeddingConfig, embeddings_address
 from membuilder.errors import CacheError, ChatError, ChatErrorKind
+from membuilder.for_each import for_each
 from membuilder.replies import read_embeddings
 from membuilder.usage import Usage
 
@@ -47,6 +48,9 @@ class EndpointEmbedder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._stack.close()
 
     @property
@@ -59,7 +63,8 @@ class EndpointEmbedder:
         size = self._config.batch_size
         batches = [new[start : start + size] for start in range(0, len(new), size)]
         if batches:
-            self._portal.call(self._embed_all, batches)
+            # the first batch that fails ends the others
+            self._portal.call(for_each, self._embed_batch, batches, self._config.endpoint.concurrency)
         if not texts:
             return np.empty((0, self._dimension), dtype=np.float32)
         return np.stack([self._vectors[text] for text in texts])
@@ -73,14 +78,6 @@ class EndpointEmbedder:
             message = f"{self._connection.base_url}: no embedding within {seconds:g} s; raise check_timeout_seconds"
             raise ChatError(ChatErrorKind.TIMEOUT, message) from None
         return vector
-
-    async def _embed_all(self, batches: Sequence[Sequence[str]]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for batch in batches:
-                    group.create_task(self._embed_batch(batch))
-        except ExceptionGroup as failures:  # the first failed batch cancels the others
-            raise failures.exceptions[0] from None
 
     async def _request(self, texts: Sequence[str], max_attempts: int) -> list[list[float]]:
         body: dict[str, Any] = {"model": self._config.model, "input": texts, "encoding_format": "float"}

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from membuilder.build_cli import RULES, BuildConfig, ModelConfig
+from membuilder.build_stores import Job, build_stores
 from membuilder.builder import Ask, Builder, chat_agents, rule_agents
 from membuilder.chat import Role
 from membuilder.data import DATA_FOLDER
@@ -25,8 +26,7 @@ from membuilder.embed import Embedder
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.evaluation.options import DATASETS
 from membuilder.evaluation.roles import ModelOptions, make_chat_model
-from membuilder.progress import progress
-from membuilder.store import reading, writing
+from membuilder.store import reading
 from membuilder.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
 from membuilder.usage import Usage
@@ -70,26 +70,21 @@ async def run(config: BuildConfig, dialogues: Sequence[Dialogue], api_key: str |
         ask = await stack.enter_async_context(open_expert(config, api_key, usage))
         builder = Builder(ask=ask, embedder=Embedder(config.embedding_model), prompts=config.prompts)
         stack.callback(builder.close)
-        total = sum(len(dialogue.sessions) for dialogue in dialogues)
-        bar = stack.enter_context(progress(total=total, label="expert", unit="session"))
-        places = asyncio.Semaphore(config.parallel)
-
-        async def build_one(dialogue: Dialogue, folder: Path) -> None:
-            async with places:
-                with writing(folder / STORE_FILE, config.settings(dialogue, builder.embedder.dimension)) as store:
-                    bar.update(store.num_sessions())
-                    await builder.build(dialogue, store, on_session=lambda session: bar.update())
-                    await asyncio.to_thread(_publish, folder)
-
-        async with asyncio.TaskGroup() as tasks:
-            for pair in zip(dialogues, folders, strict=True):
-                tasks.create_task(build_one(*pair))
+        jobs = [
+            Job(
+                dialogue=dialogue,
+                path=folder / STORE_FILE,
+                settings=config.settings(dialogue, builder.embedder.dimension),
+            )
+            for dialogue, folder in zip(dialogues, folders, strict=True)
+        ]
+        await build_stores(jobs, builder, config.parallel, "expert", _publish)
     return folders
 
 
-def _publish(folder: Path) -> None:
-    with reading(folder / STORE_FILE) as store:  # a connection belongs to its thread
-        publish(folder, store)
+def _publish(path: Path) -> None:
+    with reading(path) as store:  # a connection belongs to its thread
+        publish(path.parent, store)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dialogues = dialogues_of(given)
         todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
         print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
-        folders = asyncio.run(_first_error(config, todo, given.api_key, usage)) if todo else []
+        folders = asyncio.run(run(config, todo, given.api_key, usage)) if todo else []
     except MemBuilderError as error:
         print(f"membuilder.expert: {error}\nWhat is stored stays; the same command goes on behind it.", file=sys.stderr)
         return 2
@@ -113,18 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{folder}: {metadata['num_sessions']} sessions, {metadata['total_agent_calls']} calls; failed: {failed}")
     print(json.dumps({"usage": usage.report()}))
     return 0
-
-
-async def _first_error(
-    config: BuildConfig, dialogues: Sequence[Dialogue], api_key: str | None, usage: Usage
-) -> list[Path]:
-    try:
-        return await run(config, dialogues, api_key, usage)
-    except* MemBuilderError as errors:
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-    raise first
 
 
 def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from membuilder.chat import Role
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.evaluation.roles import ModelOptions, make_chat_model
+from membuilder.for_each import for_each
 from membuilder.progress import progress
 from membuilder.question_plan import Kind, plan
 from membuilder.questions import Asked, Models, SessionQuestions, write_questions
@@ -190,20 +191,13 @@ async def run(given: argparse.Namespace, usage: Usage) -> dict[str, dict[str, An
             closed_book=await opened(given.closed_book_model, Role.ANSWERER) if given.closed_book_model else None,
         )
         bar = stack.enter_context(progress(label="qa", unit="session"))
-        places = asyncio.Semaphore(given.workers)
+        reports = {}
 
-        async def one(folder: Path) -> dict[str, Any]:
-            async with places:
-                return await write_sample(folder, options, models, on_session=bar.update)
+        async def one(folder: Path) -> None:
+            reports[str(folder)] = await write_sample(folder, options, models, on_session=bar.update)
 
-        tasks = [asyncio.create_task(one(folder)) for folder in folders]
-        try:
-            reports = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-    return {str(folder): report for folder, report in zip(folders, reports, strict=True)}
+        await for_each(one, folders, given.workers)
+    return {str(folder): reports[str(folder)] for folder in folders}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

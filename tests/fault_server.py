@@ -191,6 +191,11 @@ class FaultServer:
         return Request(method=method, path=path, headers=headers, body=json.loads(body or b"{}"))
 
 
+def stub_reply(request: Request) -> str:
+    """A verdict where JSON is asked for."""
+    return '{"correct": true, "reason": "It says so."}' if "response_format" in request.body else "a stub's answer"
+
+
 if __name__ == "__main__":
-    stub = FaultServer(answering(lambda request: "a stub's answer", float(sys.argv[1])))
+    stub = FaultServer(answering(stub_reply, float(sys.argv[1])))
     asyncio.run(stub.serve(lambda: print(stub.port, flush=True)))

@@ -2,21 +2,20 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from membuilder import build_cli
 from membuilder.build import build
 from membuilder.build_cli import BuildConfig, ModelConfig, _parse, main, make_chat_model
 from membuilder.builder import Builder, chat_agents, check_dialogue, rule_agents
+from membuilder.datasets.load import load
 from membuilder.embed import Embedder
 from membuilder.errors import ChatError, ChatErrorKind, ConfigError, DataError, StoreError
 from membuilder.prompts import PromptConfig
@@ -24,7 +23,9 @@ from membuilder.rules import propose
 from membuilder.store import reading, writing
 from membuilder.types import Agent, Bank, Dialogue
 from membuilder.windows import in_windows
+from tests import killed
 from tests.fakes import HashEmbedder
+from tests.fault_server import FaultServer, answering, status
 from tests.scripted import ScriptedModel, agent_of, store_first_turn, talk
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
@@ -192,42 +193,37 @@ def test_new_texts_are_embedded_in_one_call_and_turns_ahead_of_their_session(tmp
 # Kills
 
 
-SLOW_BUILD = """
-import asyncio, sys
-from membuilder.builder import Builder, chat_agents
-from membuilder.store import writing
-from tests.fakes import HashEmbedder
-from tests.test_builder import LONG, PROMPTS, SETTINGS
-from tests.scripted import ScriptedModel, store_first_turn
-builder = Builder(ask=chat_agents(ScriptedModel(store_first_turn, 0.02), PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
-with writing(sys.argv[1], SETTINGS) as store:
-    print("start", flush=True)
-    asyncio.run(builder.build(LONG, store, on_session=lambda session: print(session.index, flush=True)))
-"""
 LONG = talk(*([f"turn {n} about topic{n % 5}", f"reply {n}"] for n in range(40)))
+
+
+def slow_build(path: Path, told) -> None:
+    model = ScriptedModel(store_first_turn, 0.02)
+    builder = Builder(ask=chat_agents(model, PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
+    with writing(path, SETTINGS) as store:
+        asyncio.run(builder.build(LONG, store, on_session=lambda session: told.send(session.index)))
 
 
 def test_a_build_killed_anywhere_loses_at_most_the_session_in_flight(tmp_path):
     path, rng = tmp_path / "memory.db", random.Random(0)
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "start\n"
-        told = 0
-        for _ in range(rng.randint(1, 8)):
-            told = int(process.stdout.readline()) + 1
+        told, to_tell = killed.pipe()
+        process = killed.start(slow_build, path, to_tell)
+        to_tell.close()
+        known = [told.recv() for _ in range(rng.randint(1, 8))]
         time.sleep(rng.random() * 0.05)  # anywhere in a session, its commit included
-        os.kill(process.pid, signal.SIGKILL)
-        rest = process.stdout.read().split()
-        process.wait()
-        told = int(rest[-1]) + 1 if rest else told
+        process.kill()
+        process.join()
+        with suppress(EOFError):
+            while True:
+                known.append(told.recv())
         with reading(path) as store:
-            assert told <= store.num_sessions() <= min(told + 1, len(LONG.sessions) - 1)
+            assert known[-1] + 1 <= store.num_sessions() <= min(known[-1] + 2, len(LONG.sessions) - 1)
             assert len(store.bank().entries) == len(store.vectors()) == store.num_sessions()
     whole = build_into(tmp_path / "whole.db", LONG, ScriptedModel(store_first_turn))
     assert build_into(path, LONG, ScriptedModel(store_first_turn)) == whole
-    with reading(path) as killed, reading(tmp_path / "whole.db") as straight:
-        assert killed.bank() == straight.bank() == whole
-        assert (killed.vectors() == straight.vectors()).all()
+    with reading(path) as stopped, reading(tmp_path / "whole.db") as straight:
+        assert stopped.bank() == straight.bank() == whole
+        assert (stopped.vectors() == straight.vectors()).all()
 
 
 # Bad input
@@ -340,14 +336,14 @@ def locomo_file(path: Path, *names: str) -> Path:
     return path
 
 
-def test_rules_build_what_the_pure_build_builds(tmp_path, capsys):
+def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
+    minilm = Embedder()
+    monkeypatch.setattr(build_cli, "Embedder", lambda model: minilm)  # loaded once for both
     data = locomo_file(tmp_path / "data.json", "first", "../second")
     main(["--data", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
     assert sorted(path.name for path in (tmp_path / "memories").glob("*.db")) == ["..%2Fsecond.db", "first.db"]
     assert "2 sessions" in capsys.readouterr().out
-    from membuilder.datasets.load import load
-
-    *_, last = build(load(data)[0], propose, Embedder(), PROMPTS)
+    *_, last = build(load(data)[0], propose, minilm, PROMPTS)
     with reading(tmp_path / "memories" / "first.db") as store:
         assert store.bank() == last.result.bank
         assert len(store.bank().entries) > 1
@@ -382,13 +378,12 @@ def test_what_cannot_be_built_ends_the_command(tmp_path, changes, says, capsys):
 
 
 def test_a_model_needs_a_known_provider():
-    pytest.importorskip("membuilder.client", reason="the chat client is not here")
     with pytest.raises(ConfigError, match="section 'model'"):
         make_chat_model(ModelConfig(name="m", provider="carrier pigeon"), api_key="k")
 
 
-def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys):
-    server = pytest.importorskip("tests.fault_server", reason="the chat client and its test server are not here")
+def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build_cli, "Embedder", lambda model: HashEmbedder())
 
     def reply(request) -> str:
         prompt = request.body["messages"][-1]["content"]
@@ -407,11 +402,11 @@ def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(t
         "--out",
         str(store_path),
     ]
-    with server.FaultServer(server.status(401)) as refusing, pytest.raises(SystemExit, match="api-key"):
+    with FaultServer(status(401)) as refusing, pytest.raises(SystemExit, match="api-key"):
         main([*flags, "--base-url", refusing.base_url])
     assert not store_path.exists()
-    with server.FaultServer(server.answering(reply)) as answering:
-        main([*flags, "--base-url", answering.base_url])
+    with FaultServer(answering(reply)) as serving:
+        main([*flags, "--base-url", serving.base_url])
     assert "2 sessions, 2 entries" in capsys.readouterr().out
     with reading(store_path) as store:
         assert store.bank().core == "3 turns\n3 turns"

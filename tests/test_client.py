@@ -86,6 +86,16 @@ def test_a_call_sends_what_is_configured_and_returns_the_text():
     }
 
 
+def test_a_schema_is_sent_without_what_vllms_grammars_do_not_know():
+    items = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    properties = {"uniqueItems": {"type": "boolean"}, "quote": items | {"uniqueItems": True}}
+    with FaultServer(answer("{}")) as server:
+        schema = {"oneOf": [{"type": "object", "properties": properties}]}
+        run(settings(server.base_url), lambda client: client.complete(ask("hi"), schema=schema))
+    sent = server.requests[0].body["response_format"]["json_schema"]["schema"]
+    assert sent == {"oneOf": [{"type": "object", "properties": {"uniqueItems": {"type": "boolean"}, "quote": items}}]}
+
+
 def test_openai_gets_its_own_name_for_the_token_limit():
     with FaultServer(answer("yes")) as server:
         run(settings(server.base_url, provider=Provider.OPENAI), lambda client: client.complete(ask("hi")))

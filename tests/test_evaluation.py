@@ -461,6 +461,18 @@ def test_one_command_scores_every_kind_of_system_and_writes_all_files(call, tmp_
     assert len(read_records(tmp_path / "out" / "answers.jsonl")) == 15
 
 
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("unit", Unit)
+@pytest.mark.parametrize("method", Method)
+def test_an_empty_session_is_searched_without_harm(position, unit, method):
+    whole = dialogue()
+    empty = Session(id="S9", index=0, timestamp=datetime(2024, 3, 15), turns=())
+    sessions = [*whole.sessions[:position], empty, *whole.sessions[position:]]
+    rankings = retriever(unit, method)(replace(whole, sessions=tuple(sessions)), 1)
+    assert [ranking.items[0].source_turns[0][:2] for ranking in rankings[:2]] == ["S1", "S2"]
+    assert retriever(unit, method)(replace(whole, sessions=(empty,)), 1) == [Ranking()] * 3
+
+
 def test_a_killed_run_goes_on_where_it_was_and_not_under_other_settings(call, tmp_path, capsys):
     assert call("--system", "rag-turn-bm25") == 0
     path = tmp_path / "out" / "answers.jsonl"
@@ -510,7 +522,7 @@ def test_compare_tests_two_runs_on_the_same_questions(call, tmp_path, capsys):
 
 def test_too_many_missing_verdicts_fail_the_run(call, tmp_path, monkeypatch, capsys):
     @asynccontextmanager
-    async def unsure(answerer, judge, top_k):
+    async def unsure(answerer, judge, top_k, usage, cache):
         yield roles(verdict=verdict)
 
     monkeypatch.setattr(run, "open_roles", unsure)
@@ -560,7 +572,7 @@ def test_a_judge_does_not_run_on_the_model_it_grades_unless_told_to():
     ("flags", "problem"),
     [
         ("--mode build --system rules", "needs --db-path"),
-        ("--mode build --system rag-turn --db-path db", "a system that builds: rules"),
+        ("--mode build --system rag-turn --db-path db", "a system that builds: rules, agents"),
         ("--mode answer", "give the same --db-path"),
         ("--mode answer --system rules --db-path db", "builds nothing"),
         ("--system rag-turn --db-path db", "holds the banks of one system"),

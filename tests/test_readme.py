@@ -1,11 +1,17 @@
 """What the README shows must work."""
 
 import re
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from membuilder.config import known_keys, load
+from membuilder.embed import DEFAULT_PACKAGE
 from trainer.losses import LossConfig, LossInputs, resolve_loss
+from trainer.rl_config import RLConfig
+from trainer.sft import SFTConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -35,3 +41,68 @@ def test_every_path_the_readme_names_exists():
     for path in re.findall(r"(?:configs|launch|tests)/[\w/.]+\.(?:yaml|sh|json|md)", README):
         assert (root / path).is_file(), path
     assert "@@" not in README
+
+
+# Known defect 32: a README whose formula, base model and defaults were not the code's
+
+
+def default(key: str) -> Any:
+    return reduce(getattr, key.split("."), RLConfig())
+
+
+def named_keys(cell: str) -> list[str]:
+    """The keys of RLConfig in a cell of the table; `.other` belongs to the section of the key before it."""
+    keys: list[str] = []
+    for name in re.findall(r"`([\w.]+)`", cell):
+        full = keys[-1].rpartition(".")[0] + name if name.startswith(".") else name
+        if full in known_keys(RLConfig):
+            keys.append(full)
+    return keys
+
+
+def test_every_default_in_the_table_of_keys_is_the_codes():
+    table = README.split("## Configuration, for users of the published code")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    seen = {}
+    for _, ours, *told in rows:
+        keys, values = named_keys(ours), told[0].strip("` ").split(", ") if told else []
+        assert len(keys) == len(values) or not keys, ours
+        seen |= dict(zip(keys, values, strict=True))
+    assert seen.pop("embedding_model") == "MiniLM" and default("embedding_model") is None
+    assert "minilm" in DEFAULT_PACKAGE
+    assert {key: type(default(key))(text) for key, text in seen.items()} == {key: default(key) for key in seen}
+    assert len(seen) >= 16
+
+
+def test_the_numbers_of_the_formulas_are_the_defaults():
+    section = README.split("## The reward")[1].split("\n## ")[0]
+    for pattern, key in (
+        (r"format x qa x \(1 - ([\d.]+) x length\)", "reward.length_weight"),
+        (r"questions \(at most (\d+)\)", "reward.num_questions"),
+        (r"the top (\d+) of the\s+whole bank", "reward.top_k"),
+        (r"alpha = (\d+)", "reward.alpha"),
+    ):
+        assert float(re.search(pattern, section).group(1)) == default(key), key
+    limit = re.search(r"a core beyond ([\d,]+)\s+characters", README).group(1)
+    assert int(limit.replace(",", "")) == default("prompts.core_limit_chars")
+
+
+def test_every_key_the_readme_names_exists():
+    sections = {key for key, each in known_keys(RLConfig).items() if each.section} | {"optim", "data"}
+    for name in re.findall(r"`(\w+(?:\.\w+)+)(?:=[^`]*)?`", README):
+        first = name.split(".")[0]
+        if first in sections and not name.endswith((".py", ".yaml", ".json")):
+            assert name in known_keys(RLConfig) or name in known_keys(SFTConfig), name
+    losses = re.search(r"`loss.name` is one of (.*?) \(", README, re.DOTALL).group(1)
+    for name in re.findall(r"`(\w+)`", losses):
+        resolve_loss(name)
+
+
+def test_the_configs_of_published_size_hold_the_published_numbers():
+    root = Path(__file__).parent.parent / "configs"
+    sft, rl = load(SFTConfig, root / "sft_qwen3_4b_8gpu.yaml"), load(RLConfig, root / "rl_qwen3_4b_8gpu.yaml")
+    assert (sft.model.path, sft.optim.lr, sft.num_epochs) == ("Qwen/Qwen3-4B-Instruct-2507", 5e-7, 10)
+    assert (sft.optim.warmup_ratio, sft.optim.max_grad_norm) == (0.1, 0.1)
+    assert (rl.num_rollouts, rl.sampling.temperature, rl.sampling.top_p, rl.sampling.max_tokens) == (8, 0.8, 0.9, 6000)
+    assert (rl.optim.lr, rl.loss.kl_coef, rl.loss.clip) == (1e-6, 0.02, 0.2)
+    assert (rl.reward.length_weight, rl.reward.alpha) == (0.8, 4.0)

@@ -14,23 +14,32 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from membuilder import eval as command
 from membuilder.answering import VERDICT_SCHEMA, Judgement, Strictness, answer, judge
 from membuilder.chat import Role, read_json
 from membuilder.client import ChatClient
 from membuilder.endpoint_embedder import EndpointEmbedder
 from membuilder.endpoints import ChatConfig, EmbeddingConfig, EndpointConfig, Provider
-from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.errors import ChatError, ChatErrorKind, StoreError
+from membuilder.evaluation.banks import BankFolder
+from membuilder.evaluation.records import key_of, read_records
+from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.schemas import ResponseFormat, schema
-from membuilder.types import Agent, Question
+from membuilder.store import reading
+from membuilder.types import Agent, Bank, Question
 from membuilder.usage import Usage
-from trainer.tiny import TinyConfig, build_model, train_tokenizer
+from rollout.tokens import encode_prompt, load_tokenizer
+from tests import killed
+from trainer.tiny import END, TinyConfig, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
 
@@ -41,7 +50,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 TINY = TinyConfig(
-    vocab_size=600, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=96, max_position=1024
+    vocab_size=600, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=96, max_position=4096
 )
 TEXTS = ["Ann: I adopted a cat called Miso. #1", "Ben: Yesterday I moved to Oslo for a new job. #2"] * 5
 QUESTION = Question(id="q", text="What is the cat called?", answer="Miso", category="single", evidence=("1",))
@@ -51,6 +60,8 @@ QUESTION = Question(id="q", text="What is the cat called?", answer="Miso", categ
 class Server:
     process: subprocess.Popen
     base_url: str
+    model: Path
+    """Its folder."""
 
 
 def free_port() -> int:
@@ -70,12 +81,35 @@ def wait_until_healthy(process: subprocess.Popen, port: int, log: Path) -> None:
     pytest.fail(f"the vLLM server did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
+def make_brief(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Random weights that end what they begin: no string, list or answer goes on for more than a token or two.
+
+    Two coordinates of the residual stream are kept for this: the first says whether the last token opened something, the
+    second is always the same, so that what the head makes of it is a bias.
+    """
+    weights = model.model.embed_tokens.weight.detach()
+    head = torch.randn(weights.shape, generator=torch.Generator().manual_seed(2)) / weights.shape[1] ** 0.5
+    texts = [tokenizer.decode([token]) for token in range(len(weights))]
+    weights[:, 0] = torch.tensor([-20.0 if text.endswith(("\n", '"', "[")) else 20.0 for text in texts])
+    weights[:, 1] = 20.0
+    head[:, 0] = torch.tensor(
+        [-0.5 if text.isalpha() else 0.0 for text in texts]
+    )  # what is opened begins with a letter
+    head[:, 1] = torch.tensor([0.0 if text.strip() else -2.0 for text in texts])  # JSON may go on with blanks for ever
+    for text, wish in ((END, 1.2), ('"', 1.0), ("]", 0.9), ("}", 0.8)):
+        head[tokenizer.convert_tokens_to_ids(text), 0] = wish
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     tokenizer = train_tokenizer(TEXTS, 60, TINY.vocab_size)
     tokenizer.chat_template = TEMPLATE
-    build_model(tokenizer, TINY, seed=1).save_pretrained(folder / "model")
+    model = build_model(tokenizer, TINY, seed=1)
+    make_brief(model, tokenizer)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     port, log = free_port(), folder / "server.log"
     options = {
@@ -84,7 +118,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         "host": "127.0.0.1",
         "port": port,
         "api-key": KEY,
-        "max-model-len": 1024,
+        "max-model-len": 4096,
         "dtype": "float32",
         "max-num-seqs": 16,
     }
@@ -103,7 +137,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         )
         try:
             wait_until_healthy(process, port, log)
-            yield Server(process=process, base_url=f"http://127.0.0.1:{port}/v1")
+            yield Server(process=process, base_url=f"http://127.0.0.1:{port}/v1", model=folder / "model")
         finally:
             with suppress(ProcessLookupError):  # the server and its engine may be gone: a test kills it
                 os.killpg(process.pid, signal.SIGKILL)
@@ -132,13 +166,13 @@ def ask(text: str) -> list[dict[str, str]]:
 
 
 def server_counts(server: Server) -> dict[str, float]:
-    """What the server itself counts: its Prometheus counters of tokens."""
+    """What the server itself counts: its Prometheus counters of tokens and of requests that came to an end."""
     root = server.base_url.removesuffix("/v1")
     with urllib.request.urlopen(f"{root}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     return {
         name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"vllm:{name}_total{{"))
-        for name in ("prompt_tokens", "generation_tokens")
+        for name in ("prompt_tokens", "generation_tokens", "request_success")
     }
 
 
@@ -210,17 +244,154 @@ def test_an_unknown_model_and_a_refused_key_are_found_by_the_check(server):
 def test_a_prompt_longer_than_the_context_fails_that_call_alone(server):
     async def use(client):
         with pytest.raises(ChatError) as caught:
-            await client.complete(ask("cat " * 3000), schema=VERDICT_SCHEMA)
+            await client.complete(ask("cat " * 6000), schema=VERDICT_SCHEMA)
         return caught.value
 
     error = run(config(server), use)
-    assert (error.kind, error.fatal) == (ChatErrorKind.BAD_REQUEST, False) and "1024" in str(error)
+    assert (error.kind, error.fatal) == (ChatErrorKind.BAD_REQUEST, False) and "4096" in str(error)
 
 
 def test_a_server_that_chats_only_is_refused_as_an_embedder(server):
     with pytest.raises(ChatError) as caught:
         EndpointEmbedder(EmbeddingConfig(model="tiny", endpoint=config(server).endpoint), Usage(), api_key=KEY)
     assert caught.value.kind in (ChatErrorKind.UNKNOWN_MODEL, ChatErrorKind.BAD_REQUEST)
+
+
+# A whole evaluation: build, answer, judge
+
+
+SAID = [
+    ["I adopted a cat called Miso.", "Lovely, is it grey?"],
+    ["Yesterday I moved to Oslo for a new job.", "How far is that!"],
+    ["The cat likes fish.", "Mine did too."],
+    ["My sister visits in June.", "Say hello to her."],
+]
+ASKED = ["What is the cat called?", "Where did Ann move?", "What does the cat like?", "Who visits in June?"] * 2
+
+
+@pytest.fixture(scope="module")
+def evaluate(server, tmp_path_factory):
+    """Flags of an evaluation of one dialogue by the four agents, into a folder of that name."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    sessions = [
+        {
+            "timestamp": f"2023-05-{8 + number:02}T09:00",
+            "turns": [{"speaker": name, "text": text} for name, text in zip(("Ann", "Ben"), said, strict=True)],
+        }
+        for number, said in enumerate(SAID)
+    ]
+    questions = [{"question": text, "answer": "Miso", "category": "single-hop", "evidence": ["S1:1"]} for text in ASKED]
+    lines = json.dumps({"id": "d1", "speakers": ["Ann", "Ben"], "sessions": sessions, "questions": questions})
+    (folder / "data.jsonl").write_text(lines + "\n", encoding="utf-8")
+    fixed = f"--dataset custom --dataset-path {folder / 'data.jsonl'} --embedding-cache {folder / 'embeddings.sqlite'}"
+    models = f"--model tiny --judge-model tiny --provider vllm --judge-provider vllm --base-url {server.base_url}"
+
+    def flags(name: str) -> list[str]:
+        run = f"--api-key {KEY} --max-tokens 200 --output-dir {folder / name}"
+        return f"{fixed} {models} {run}".split()
+
+    flags.folder = folder
+    return flags
+
+
+@pytest.fixture(scope="module")
+def whole(server, evaluate) -> dict:
+    """What an evaluation that nobody stopped wrote, and what the server counted meanwhile."""
+    before = server_counts(server)
+    assert command.main(evaluate("whole")) == 0
+    after = server_counts(server)
+    written = json.loads((evaluate.folder / "whole" / "results.json").read_text(encoding="utf-8"))
+    return {"results": written, "counted": {name: after[name] - before[name] for name in after}}
+
+
+def records(folder: Path) -> list[dict]:
+    return sorted(read_records(folder / "answers.jsonl"), key=key_of)
+
+
+def stored(folder: Path) -> tuple:
+    with reading(folder / "memories" / "d1.db") as store:
+        return store.sessions()
+
+
+def test_a_whole_evaluation_completes_and_its_accounts_are_the_servers_own(whole, evaluate):
+    run, folder = whole["results"]["run"], evaluate.folder / "whole"
+    assert run["resumed"] is False and run["agents"]["sessions"] == 4 and run["agents"]["answers"] == 16
+    usage = run["usage"]
+    assert list(usage) == ["answerer", "builder", "judge"]
+    assert usage["builder"]["calls"] == 1 + 16  # the check, and four agents in four sessions
+    assert usage["answerer"]["calls"] == 1 + len(ASKED)
+    assert usage["judge"]["calls"] >= 1 + 2 * len(ASKED)  # a reply that is no verdict is asked for again
+    for ours, theirs in (
+        ("prompt_tokens", "prompt_tokens"),
+        ("completion_tokens", "generation_tokens"),
+        ("calls", "request_success"),
+    ):
+        assert sum(role[ours] for role in usage.values()) == whole["counted"][theirs] > 0
+    system = whole["results"]["systems"]["agents"]
+    assert system["questions"] == len(ASKED)
+    assert all(judge["unjudged"] == 0 and judge["judged"] == len(ASKED) for judge in system["judge"].values())
+    assert BankFolder(folder / "memories").manifest["model"] == "tiny"
+    assert len(stored(folder)[-1].answers) == 4 and any(record["answer"] for record in records(folder))
+
+
+def test_an_agents_prompt_reaches_a_served_checkpoint_as_it_was_trained_on(server, whole, evaluate):
+    """The tokens that vLLM counts are those of the trainer's own encoding."""
+    session = stored(evaluate.folder / "whole")[0].session
+    prompt = render_prompt(Agent.EPISODIC, session, Bank(), (), PromptConfig())
+    tokenizer = load_tokenizer(str(server.model))
+    usage = Usage()
+
+    async def use(client):
+        with suppress(ChatError):  # cut short, which is no matter here
+            await client.complete(ask(prompt))
+
+    run(config(server, max_tokens=5), use, usage)
+    assert usage.report()["judge"]["prompt_tokens"] == len(encode_prompt(tokenizer, prompt))
+
+
+def test_an_evaluation_killed_while_it_builds_and_while_it_answers_ends_like_one_never_stopped(whole, evaluate):
+    folder = evaluate.folder / "killed"
+
+    def kill_once(begun: Callable[[], bool]) -> None:
+        process = killed.start(command.main, evaluate("killed"))
+        deadline = time.monotonic() + 300
+        while not begun():
+            assert process.is_alive() and time.monotonic() < deadline, "it ended before the moment to kill it at"
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+
+    store, answers = folder / "memories" / "d1.db", folder / "answers.jsonl"
+    kill_once(lambda: store.is_file() and num_sessions(store) > 0)
+    before = stored(folder)
+    assert 0 < len(before) < 4 and not answers.exists()
+    kill_once(lambda: answers.is_file() and b"\n" in answers.read_bytes())
+    assert stored(folder)[: len(before)] == before  # not built again: even the seconds are the same
+    answered = answers.read_bytes()
+    assert 0 < answered.count(b"\n") < len(ASKED)
+    assert command.main(evaluate("killed")) == 0
+    assert answers.read_bytes().startswith(answered[: answered.rfind(b"\n") + 1])
+    assert records(folder) == records(evaluate.folder / "whole")
+    with reading(store) as resumed, reading(evaluate.folder / "whole" / "memories" / "d1.db") as straight:
+        assert resumed.bank() == straight.bank()
+        assert [
+            {agent: (answer.text, answer.failure) for agent, answer in each.answers.items()}
+            for each in resumed.sessions()
+        ] == [
+            {agent: (answer.text, answer.failure) for agent, answer in each.answers.items()}
+            for each in straight.sessions()
+        ]
+    last = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert last["systems"] == whole["results"]["systems"] and last["run"]["resumed"] is True
+    assert "builder" not in last["run"]["usage"]
+
+
+def num_sessions(path: Path) -> int:
+    try:
+        with reading(path) as store:
+            return store.num_sessions()
+    except StoreError:  # a moment after its file was made nothing stands in it
+        return 0
 
 
 def test_killing_the_server_ends_the_calls_in_flight_as_unreachable(server):
@@ -232,8 +403,10 @@ def test_killing_the_server_ends_the_calls_in_flight_as_unreachable(server):
         server.process.kill()
         return await asyncio.gather(*calls, return_exceptions=True)
 
+    endless = config(server, max_tokens=3000, concurrency=4, max_attempts=3)
+    endless.extra_body["ignore_eos"] = True
     began = time.monotonic()
-    results = run(config(server, max_tokens=900, concurrency=4, max_attempts=3), use)
+    results = run(endless, use)
     assert time.monotonic() - began < 20
     errors = [result for result in results if not isinstance(result, str)]
     assert {error.kind for error in errors} <= {ChatErrorKind.UNREACHABLE, ChatErrorKind.TRUNCATED}

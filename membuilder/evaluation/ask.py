@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from membuilder.evaluation.records import Answered
 from membuilder.evaluation.roles import Roles
 from membuilder.evaluation.systems import Ranking
+from membuilder.for_each import for_each
 from membuilder.types import Dialogue, Question
 
 
@@ -24,23 +25,16 @@ async def ask_all(
     """At most `concurrency` questions in flight. How many answers could not be had: they are not written, so that the
     next run asks them again."""
     failed = 0
-    waiting = iter(cases)
 
-    async def work() -> None:
+    async def ask(case: Case) -> None:
         nonlocal failed
-        for case in waiting:
-            answered = await _ask(case, roles)
-            if answered is None:
-                failed += 1
-            else:
-                write(case, answered)
+        answered = await _ask(case, roles)
+        if answered is None:
+            failed += 1
+        else:
+            write(case, answered)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(work())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None  # the one that stopped the rest
+    await for_each(ask, cases, concurrency)
     return failed
 
 

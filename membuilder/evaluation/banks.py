@@ -2,6 +2,7 @@
 
 DB/manifest.json        who built them out of what; another builder or dataset is refused
 DB/<dialogue id>.json   one finished bank
+DB/<dialogue id>.db     the store it grew in, where a model wrote it (`membuilder.inspect` shows it)
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from membuilder.errors import EvaluationError
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry
 
 MANIFEST = "manifest.json"
+BUILT_FROM = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embedding_precision")
+"""Settings of an evaluation that every manifest holds."""
 
 
 class BankFolder:
@@ -41,13 +44,13 @@ class BankFolder:
             raise EvaluationError(f"{folder} holds banks built otherwise ({', '.join(keys)}); choose another --db-path")
 
     def has(self, dialogue: Dialogue) -> bool:
-        return self._path(dialogue).exists()
+        return self.path(dialogue).exists()
 
     def save(self, dialogue: Dialogue, bank: Bank) -> None:
-        _write(self._path(dialogue), json.dumps(asdict(bank), default=_plain))
+        _write(self.path(dialogue), json.dumps(asdict(bank), default=_plain))
 
     def load(self, dialogue: Dialogue) -> Bank:
-        path = self._path(dialogue)
+        path = self.path(dialogue)
         if not path.exists():
             raise EvaluationError(
                 f"{path}: the bank of {dialogue.id!r} is not built; run --mode build to its end first"
@@ -59,12 +62,12 @@ class BankFolder:
             entries=tuple(_entry(entry) for entry in raw["entries"]),
         )
 
-    def _path(self, dialogue: Dialogue) -> Path:
+    def path(self, dialogue: Dialogue, suffix: str = ".json") -> Path:
         # An id from a file of the user's own may hold anything, a path upwards too.
         safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in dialogue.id).lstrip(".")
         if safe != dialogue.id:
             safe = f"{safe}-{hashlib.sha256(dialogue.id.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-        return self._folder / f"{safe[:150]}.json"
+        return self._folder / f"{safe[:150]}{suffix}"
 
 
 def _entry(raw: dict[str, Any]) -> Entry:

@@ -1,4 +1,5 @@
-"""The embedder of an evaluation: a local model, in the fastest arithmetic this machine has, behind the cache on disk."""
+"""The embedder of an evaluation: a local model, in the fastest arithmetic this machine has, behind the cache on disk; or an
+endpoint."""
 
 import hashlib
 import importlib.util
@@ -6,10 +7,17 @@ import json
 import os
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from membuilder.answer_cache import AnswerCache
 from membuilder.embed import DEFAULT_PACKAGE, Embedder
+from membuilder.endpoints import EmbeddingConfig, EndpointConfig, Provider
 from membuilder.errors import ConfigError
 from membuilder.evaluation.embedding_cache import CachedEmbedder, fingerprint_of
+from membuilder.usage import Usage
+
+if TYPE_CHECKING:
+    from membuilder.endpoint_embedder import EndpointEmbedder
 
 CACHE_FILE = "embeddings.sqlite"
 _LINKED = "models"
@@ -48,6 +56,23 @@ def open_embedder(model: str | None, precision: Precision, cache: Path) -> Cache
         folder = _in_bfloat16(folder, cache.parent / _LINKED)
     dimension = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
     return CachedEmbedder(lambda: Embedder(str(folder)), cache, fingerprint, dimension)
+
+
+def open_remote(
+    model: str | None, provider: str, base_url: str | None, api_key: str | None, usage: Usage, cache: AnswerCache | None
+) -> "EndpointEmbedder":
+    """Vectors from an endpoint, checked with one text. Raises ConfigError or ChatError."""
+    from membuilder.endpoint_embedder import (
+        EndpointEmbedder,  # takes a second to import, which a local model need not wait for
+    )
+
+    if model is None:
+        raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
+    try:
+        endpoint = EndpointConfig(provider=Provider(provider), base_url=base_url)
+    except ValueError as error:
+        raise ConfigError(f"--embedding-base-url: {error}") from error
+    return EndpointEmbedder(EmbeddingConfig(model=model, endpoint=endpoint), usage, api_key=api_key, cache=cache)
 
 
 def _default_folder() -> Path:

@@ -99,7 +99,8 @@ def fingerprint_of(folder: str | Path) -> str:
 
 def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(path, timeout=60)
+    # the builder embeds in a thread of its own; no two threads embed at once
+    database = sqlite3.connect(path, timeout=60, check_same_thread=False)
     try:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute(

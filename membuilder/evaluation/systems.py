@@ -86,8 +86,8 @@ class Retriever:
     def __call__(self, dialogue: Dialogue, depth: int) -> list[Ranking]:
         items = _turn_items(dialogue) if self.unit is Unit.TURN else _session_items(dialogue)
         queries = [question.text for question in dialogue.questions]
-        if not queries:
-            return []
+        if not queries or not items:
+            return [Ranking() for _ in queries]
         scores = self._scores(dialogue, items, queries)  # (Q, N)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         return [
@@ -107,7 +107,7 @@ class Retriever:
         similarities = self.embedder.embed(queries) @ texts.T  # (Q, turns)
         if self.unit is Unit.TURN:
             return similarities
-        first_turns = np.cumsum([0] + [len(session.turns) for session in dialogue.sessions[:-1]])
+        first_turns = np.cumsum([0] + [len(session.turns) for session in _spoken(dialogue)[:-1]])
         return np.maximum.reduceat(similarities, first_turns, axis=1)  # (Q, sessions)
 
 
@@ -176,8 +176,13 @@ def _turn_items(dialogue: Dialogue) -> list[Item]:
 def _session_items(dialogue: Dialogue) -> list[Item]:
     return [
         Item(text=_session_text(session), source_turns=tuple(turn.id for turn in session.turns))
-        for session in dialogue.sessions
+        for session in _spoken(dialogue)
     ]
+
+
+def _spoken(dialogue: Dialogue) -> list[Session]:
+    """An empty session is nothing to be found."""
+    return [session for session in dialogue.sessions if session.turns]
 
 
 def _session_text(session: Session) -> str:

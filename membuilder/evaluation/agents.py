@@ -1,0 +1,121 @@
+"""The four-agent builder as a system of an evaluation: any model writes the memories, the questions and scorers stay the same.
+
+A trained checkpoint is one more model: served by vLLM and reached like any other. It writes best in the prompts and answer
+format it was trained with, which `--build-config` takes from the run's own `config.yaml`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from membuilder.answer_cache import AnswerCache
+from membuilder.build_cli import BuildConfig, ModelConfig
+from membuilder.build_stores import Job, build_stores, failures
+from membuilder.builder import Builder, chat_agents
+from membuilder.chat import Role
+from membuilder.config import from_mapping, read
+from membuilder.embed import DEFAULT_PACKAGE, TextEmbedder
+from membuilder.errors import ConfigError
+from membuilder.evaluation.banks import BUILT_FROM, BankFolder
+from membuilder.evaluation.embedders import Precision
+from membuilder.evaluation.options import Options
+from membuilder.evaluation.roles import make_chat_model
+from membuilder.prompts import PromptConfig
+from membuilder.store import reading
+from membuilder.types import Dialogue
+from membuilder.usage import Usage
+from membuilder.windows import in_windows
+
+MEMORIES = "memories"
+"""Folder of the memories under --output-dir, unless --db-path names another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the builder's model reads and writes."""
+
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    max_turns: int = 60
+    """Turns read at once: a longer session becomes several of the same date."""
+
+
+def reading_of(path: Path | None) -> Reading:
+    """From the `config.yaml` of a training run; None: as real models read. Raises ConfigError."""
+    if path is None:
+        return Reading()
+    match read(path):
+        case {"prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
+            return Reading(prompts=from_mapping(PromptConfig, prompts, f"{path}: prompts"), max_turns=max_turns)
+    raise ConfigError(f"{path}: no keys `prompts` and `data.max_turns`; name the config.yaml that a training run wrote")
+
+
+def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
+    """What the memories depend on, beside the data that `run` (settings of the evaluation) tells of."""
+    how = reading_of(options.build_config)
+    return {
+        "builder": "agents",
+        "model": options.builder.model,
+        "max_tokens": options.builder.max_tokens,
+        "prompts": asdict(how.prompts),
+        "max_turns": how.max_turns,
+        **{key: run[key] for key in BUILT_FROM},
+    }
+
+
+async def build_memories(
+    options: Options,
+    dialogues: Sequence[Dialogue],
+    folder: BankFolder,
+    embedder: TextEmbedder,
+    usage: Usage,
+    cache: AnswerCache | None,
+) -> dict[str, Any]:
+    """Every memory of `dialogues` that `folder` does not hold yet; how many sessions and failed answers all of them took.
+
+    Each grows in a store, a session at a time: a kill loses at most the session in flight.
+    """
+    how = reading_of(options.build_config)
+    todo = [dialogue for dialogue in dialogues if not folder.has(dialogue)]
+    of = {folder.path(dialogue, ".db"): dialogue for dialogue in todo}
+
+    def keep_bank(path: Path) -> None:
+        with reading(path) as store:
+            folder.save(of[path], store.bank())
+
+    async with AsyncExitStack() as stack:
+        if todo:
+            model = await stack.enter_async_context(make_chat_model(options.builder, Role.BUILDER, usage, cache))
+            await model.check()
+            builder = Builder(ask=chat_agents(model, how.prompts), embedder=embedder, prompts=how.prompts)
+            stack.callback(builder.close)
+            jobs = [_job(options, how, dialogue, path, embedder.dimension) for path, dialogue in of.items()]
+            await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
+    return _told([folder.path(dialogue, ".db") for dialogue in dialogues])
+
+
+def _job(options: Options, how: Reading, dialogue: Dialogue, path: Path, dimension: int) -> Job:
+    """The store records what one of `python -m membuilder.build` does."""
+    embedding = options.embedding_model
+    if options.precision is not Precision.FLOAT32:
+        embedding = f"{embedding or DEFAULT_PACKAGE} in {options.precision}"
+    config = BuildConfig(
+        data=options.dataset,
+        out=str(path),
+        model=ModelConfig(name=options.builder.model, max_tokens=options.builder.max_tokens),
+        max_turns=how.max_turns,
+        embedding_model=embedding,
+        prompts=how.prompts,
+    )
+    windows = replace(in_windows(dialogue, how.max_turns), questions=())
+    return Job(dialogue=windows, path=path, settings=config.settings(dialogue, dimension))
+
+
+def _told(paths: Sequence[Path]) -> dict[str, Any]:
+    stored = []
+    for path in paths:
+        with reading(path) as store:
+            stored += store.sessions()
+    num_answers = sum(len(session.answers) for session in stored)
+    return {"sessions": len(stored), "answers": num_answers, "failed_answers": dict(sorted(failures(stored).items()))}
