@@ -4,12 +4,10 @@ Runs are children forked from this process, which has imported everything, so th
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +18,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from membuilder.embed import Embedder
+from reward import judges
 from rollout.hf_engine import TransformersEngine
-from trainer import journal, rl, runner, sft, snapshots
+from tests import forks
+from tests.forks import embedder  # noqa: F401
+from trainer import journal, rl, sft, snapshots
 
-FORK = multiprocessing.get_context("fork")
 SMALL = ["data.num_train=8", "data.num_held_out=1", "data.num_steering=1", "max_tokens=600", "keep_last=2"]
 TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
 SFT = [
@@ -37,33 +36,12 @@ RL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def embedder() -> None:
-    """One real embedder, loaded before the forks."""
-    loaded = Embedder(None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Embedder", lambda name: loaded)
-        yield
-
-
-def child(main: Callable, arguments: list[str], before: Callable[[], None], log: str) -> None:
-    sys.stdout = sys.stderr = open(log, "a", buffering=1)
-    torch.set_num_threads(1)
-    before()
-    with runner.clear_errors("run"):
-        main(arguments)
-
-
 def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None):
-    process = FORK.Process(target=child, args=(main, [*arguments, f"out={out}"], before, f"{out}.log"))
-    process.start()
-    return process
+    return forks.start(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
 
 
 def finish(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None) -> None:
-    process = start(main, arguments, out, before)
-    process.join(120)
-    assert process.exitcode == 0, Path(f"{out}.log").read_text()[-3000:]
+    forks.finish(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
 
 
 def metrics(out: Path) -> list[dict]:
@@ -158,14 +136,19 @@ def test_killed_at_the_worst_moments(whole, tmp_path, death):
     same_run(tmp_path / "run", whole["rl"])
 
 
-def test_what_the_journal_holds_is_not_sampled_again(whole, tmp_path):
+def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(whole, tmp_path):
     main, arguments = arguments_of("rl", whole)
     process = start(main, arguments, tmp_path / "run", dies_at(TransformersEngine, "load_weights", 2))
     process.join(120)
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "run/checkpoints").exists()
     assert sorted(path.name for path in (tmp_path / "run/journal").iterdir()) == ["step_0.json", "step_1.json"]
-    # two steps are learned again from the journal; the third is the first to generate
-    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at(TransformersEngine, "generate", 1))
+
+    def dies_at_first_sample_or_verdict() -> None:
+        dies_at(TransformersEngine, "generate", 1)()
+        dies_at(judges, "evidence", 1)()
+
+    # two steps are learned again from the journal; the third is the first to generate and to judge
+    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at_first_sample_or_verdict)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1]

@@ -1,6 +1,5 @@
 """Who is named when a process of a run ends: real gloo processes, forked, each on a host of its own name."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -9,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_distributed import free_port
+from tests.forks import FORK, as_rank, free_port
 from trainer import pulse, world
 from trainer.runner import clear_errors
 from trainer.world import World, start_accelerator
-
-FORK = multiprocessing.get_context("fork")
 
 
 def one_rank(rank: int, hosts: tuple[str, ...], port: int, end: dict, folder: Path) -> None:
@@ -22,8 +19,7 @@ def one_rank(rank: int, hosts: tuple[str, ...], port: int, end: dict, folder: Pa
     torch.set_num_threads(1)
     socket.gethostname = lambda: hosts[rank]
     world.LOST_SECONDS, pulse.PERIOD_SECONDS = 2.0, 0.1
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(hosts)),
-                   "LOCAL_WORLD_SIZE": str(len(hosts)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    as_rank(rank, len(hosts), port)
     try:
         with clear_errors("run"):
             together = World.of(start_accelerator(1.0))

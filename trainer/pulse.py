@@ -29,6 +29,7 @@ class Pulse:
         # A connection of its own: the process group's is busy while a collective is being set up.
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=ANSWER)
         self._store = PrefixStore(f"pulse {run}", store)
+        self._reason: str | None = None
         self._ended = Event()
         self._thread = Thread(target=self._beat, name="pulse", daemon=True)
         self._thread.start()
@@ -39,6 +40,7 @@ class Pulse:
                 self._store.add(str(self.rank), 1)
             except DistError:  # the store went with its process: there is nobody to tell
                 return
+            self.told()  # while it can be read
             self._ended.wait(PERIOD_SECONDS)
 
     def end(self) -> None:
@@ -52,13 +54,16 @@ class Pulse:
             self._store.compare_set("reason", "", reason)
         except DistError:  # see `_beat`
             return
+        time.sleep(2 * PERIOD_SECONDS)  # the store may go with this process: let the others read it
 
     def told(self) -> str | None:
         """Why the run ends, where somebody knows."""
         try:
-            return self._store.get("reason").decode() if self._store.check(["reason"]) else None
-        except DistError:  # see `_beat`
-            return None
+            if self._reason is None and self._store.check(["reason"]):
+                self._reason = self._store.get("reason").decode()
+        except DistError:  # what was read before it went is all there is
+            return self._reason
+        return self._reason
 
     def numbers(self) -> list[int] | None:
         """Everybody's number now; None when the store is gone."""

@@ -142,6 +142,7 @@ class World:
             if gone is None:
                 self._tell(error)
                 raise
+            self.pulse.tell(gone)
             raise RankError(
                 f"rank {self.rank} of {self.size} stops, because {gone}. Look for that one's error, fix its cause and start "
                 "again with resume=auto"
@@ -165,7 +166,6 @@ class World:
         while time.monotonic() < deadline:
             found = self._gone_here() or pulse.told()
             if found is not None:
-                pulse.tell(found)
                 return found
             if before is None and self.homes[0][0] != socket.gethostname():
                 break
