@@ -66,7 +66,10 @@ def test_a_process_of_this_host_is_named_here_and_on_other_hosts(tmp_path):
 def test_a_process_alone_on_its_host_is_named_by_its_silence(tmp_path):
     said, pids = run(("a", "b", "c"), {2: die}, tmp_path)
     for rank in (0, 1):
-        assert f"rank {rank} of 3 stops, because rank 2 is gone (no sign of life from process {pids[2]} on c)" in said[rank]
+        assert (
+            f"rank {rank} of 3 stops, because rank 2 is gone (no sign of life from process {pids[2]} on c)"
+            in said[rank]
+        )
 
 
 def test_the_host_that_keeps_the_store_is_named_when_nothing_answers_there(tmp_path):
