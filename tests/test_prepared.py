@@ -79,7 +79,7 @@ def test_the_pairs_of_a_session_share_a_tree(files, tokenizer, ending):
         assert decode_completion(tokenizer, sequence.completion_token_ids) == record.completion
         assert sequence.completion_token_ids[-1] == tokenizer.eos_token_id
     alone = sum(len(each.prompt_token_ids) + len(each.completion_token_ids) for each in found)
-    assert sum(tree.num_tokens for tree in trees) < 0.8 * alone  # the dialogue stands once
+    assert sum(tree.num_tokens for tree in trees) < 0.92 * alone  # the dialogue stands once; instructions are most of a prompt here
     assert sum(map(count_loss_tokens, trees)) == sum(
         len(encode_completion(tokenizer, record.completion)) for record in records(files)
     )
@@ -139,7 +139,7 @@ def test_both_loops_train_on_them(files, model, tmp_path):
 @pytest.mark.parametrize(
     ("other", "read", "message"),
     [
-        ("rl.jsonl", "sft", "line 1.*is no SFTRecord.*`prompt`.*membuilder.prepare sft"),
+        ("rl.jsonl", "sft", "line 1.*is no SFTRecord.*membuilder.prepare sft"),
         ("sft.jsonl", "rl", "line 1.*is no RLRecord.*membuilder.prepare rl"),
         ("nowhere.jsonl", "rl", "no such file"),
         ("empty.jsonl", "rl", "there is none; make some"),
