@@ -75,6 +75,7 @@ def train(
     `evaluate` measures the model the collector's engine holds; it is called every `config.eval_every` steps.
     """
     loss_function = resolve_loss(config.loss.name)
+    model = policy.model
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     announce(accelerator, policy)
     slots = config.sessions_per_step
@@ -100,7 +101,8 @@ def train(
         check_missing(scored, config.max_missing_share)
         return Experience(scored=scored, steered=steered)
 
-    checkpoints, stop, skips = Checkpoints.of(config, accelerator, world), Stop(world), Skips(limit=config.max_skipped)
+    checkpoints = Checkpoints.of(config, accelerator, world, model, collector.tokenizer)
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     diary = Diary(Path(config.out) / "journal", world, anew=config.resume == "never") if config.journal else None
     begun = checkpoints.load(config.resume, Progress)
     if begun is not None:

@@ -130,7 +130,8 @@ def train(
     announce(accelerator, policy)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
-    checkpoints, stop, skips = Checkpoints.of(config, accelerator, world), Stop(world), Skips(limit=config.max_skipped)
+    checkpoints = Checkpoints.of(config, accelerator, world, model, tokenizer)
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best_validation_loss=None)
     best = begun.best_validation_loss
     log.drop_from(begun.step)
