@@ -103,7 +103,7 @@ def test_plain_optimizer_state_is_what_adamw_keeps(dtype):
     [(1, 2000, 1000, 2000, 2000), (2, 2000, 1000, 2000, 1000), (3, 500, 1000, 2000, 1000)],
 )
 def test_zero_divides_a_thousand_weights_by_four(stage, weights, master, moments, gradients):
-    """test_launch.py holds stages 2 and 3 against real DeepSpeed."""
+    """test_many_processes.py holds stages 2 and 3 against real DeepSpeed."""
     parts = state_parts(1000, torch.bfloat16, Launch(num_processes=4, zero_stage=stage))
     found = [part(parts, name).update for name in ("weights", "float32 master weights", "AdamW moments", "gradients")]
     assert found == [weights, master, moments, gradients]

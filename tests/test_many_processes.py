@@ -6,10 +6,13 @@ loopback address of its own. All are started by launch/multinode.sh.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -101,28 +104,30 @@ def test_the_runs_learn_something(alone):
     assert any(row["reward/mean"] > 0.1 for row in learned)
 
 
-@pytest.fixture(scope="module", params=WRAPPERS)
-def mode(request) -> str:
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def together(mode, alone, tmp_path_factory) -> Path:
-    """All of it in two processes, the Triton kernels of the head interpreted."""
-    folder = tmp_path_factory.mktemp(mode)
-    arguments = ["tests.both_loops", str(folder / "run"), str(alone / "policy/model"), *MORE[mode]]
-    said = launched(mode, NODES[mode], folder, *arguments, TRITON_INTERPRET="1")
-    runs = 3 if "resume" in MORE[mode] else 2
-    assert said.count(MODES[mode]) == runs, said  # once for each run, from the first process alone
-    return folder / "run"
+def together(alone, tmp_path_factory) -> Callable[[str], Path]:
+    """Mode -> all of it in two processes, run once, with the Triton kernels of the head interpreted."""
+
+    @cache
+    def run(mode: str) -> Path:
+        folder = tmp_path_factory.mktemp(mode)
+        arguments = ["tests.both_loops", str(folder / "run"), str(alone / "policy/model"), *MORE[mode]]
+        said = launched(mode, NODES[mode], folder, *arguments, TRITON_INTERPRET="1")
+        runs = 3 if "resume" in MORE[mode] else 2
+        assert said.count(MODES[mode]) == runs, said  # once for each run, from the first process alone
+        return folder / "run"
+
+    return run
 
 
-def test_two_processes_give_the_numbers_of_one(alone, together):
+@pytest.mark.parametrize("mode", WRAPPERS)
+def test_two_processes_give_the_numbers_of_one(alone, together, mode):
+    run = together(mode)
     for stage, names in (
         ("sft", ("sft/loss",)),
         ("rl", ("reward/mean", "kl", "entropy", "memory_ratio", "num_tokens")),
     ):
-        one, two = rows(alone / "run" / stage), rows(together / stage)
+        one, two = rows(alone / "run" / stage), rows(run / stage)
         assert len(one) == len(two) == 10
         for expected, found in zip(one, two, strict=True):
             assert expected.keys() == found.keys()
@@ -131,34 +136,34 @@ def test_two_processes_give_the_numbers_of_one(alone, together):
                 if name in expected:
                     assert found[name] == pytest.approx(expected[name], abs=1e-5), (stage, expected["step"], name)
             assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4, abs=1e-5)
-        weights, same = (load_file(out / stage / "model" / "model.safetensors") for out in (alone / "run", together))
+        weights, same = (load_file(out / stage / "model" / "model.safetensors") for out in (alone / "run", run))
         assert weights.keys() == same.keys()
         for name, tensor in weights.items():
             assert (tensor - same[name]).abs().max() <= 1e-4, (stage, name)
 
 
+@pytest.mark.parametrize("mode", WRAPPERS)
 @pytest.mark.parametrize("loss", distributed_policy.LOSSES)
 def test_the_fused_head_on_two_processes_gives_the_numbers_of_the_plain_one_on_one(alone, together, mode, loss):
-    one, two = (json.loads((out / f"head_{loss}.json").read_text()) for out in (alone / "run", together))
+    one, two = (json.loads((out / f"head_{loss}.json").read_text()) for out in (alone / "run", together(mode)))
     _, engine, stage = WRAPPERS[mode]
     assert (one["ranks"], one["kernels"]) == (1, "trainer.kernels.plain_rows")
     assert (two["ranks"], two["engine"], two["stage"]) == (2, engine, stage)
     assert two["kernels"] == "trainer.kernels.triton_rows"
     assert len(two["losses"]) == 10 and two["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert abs(one["losses"][-1] - one["losses"][0]) > 0.01
-    weights, same = (torch.load(out / f"head_{loss}.pt", weights_only=True) for out in (alone / "run", together))
-    assert weights.keys() == same.keys() and "model.lm_head.weight" in {f"model.{name}" for name in weights}
+    weights, same = (torch.load(out / f"head_{loss}.pt", weights_only=True) for out in (alone / "run", together(mode)))
+    assert weights.keys() == same.keys() and "lm_head.weight" in weights
     for name, tensor in weights.items():
         assert (tensor - same[name]).abs().max() <= 1e-4, name
 
 
-def test_processes_resume_together(mode, together):
+def test_processes_resume_together(together):
     """From the checkpoint of step 5, under ZeRO-2 on two nodes: the rest of the run is what it was."""
-    if "resume" not in MORE[mode]:
-        pytest.skip("resumed under ZeRO-2 only: each run takes its time")
-    said = "".join(log.read_text() for log in together.parent.glob("node*.log"))
+    run = together("zero2")
+    said = "".join(log.read_text() for log in run.parent.glob("node*.log"))
     assert "resuming from" in said and "step_5" in said
-    whole, again = rows(together / "rl"), rows(together / "again")
+    whole, again = rows(run / "rl"), rows(run / "again")
     assert len(again) == 10
     for before, after in zip(whole, again, strict=True):
         assert {k: v for k, v in before.items() if "time/" not in k} == {
@@ -166,13 +171,19 @@ def test_processes_resume_together(mode, together):
         }
 
 
+def test_another_number_of_processes_is_refused(alone, together, tmp_path):
+    shutil.copytree(together("ddp") / "rl", tmp_path / "rl")
+    arguments = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "resume=auto"]
+    process = forks.start(rl.main, (arguments,), tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 1 and "written with processes=2, now it is 1" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_keeps_what_the_dry_run_counts(mode, together, stage):
+def test_deepspeed_keeps_what_the_dry_run_counts(together, stage):
     """Byte for byte, with the committed DeepSpeed files."""
-    if "sizes" not in MORE[mode]:
-        pytest.skip("looked at in the processes of ZeRO-2")
     for rank in range(2):
-        seen = json.loads((together / f"sizes_{stage}_{rank}.json").read_text())
+        seen = json.loads((together("zero2") / f"sizes_{stage}_{rank}.json").read_text())
         expected = {part.name: part for part in state_parts(
             seen["parameters"], torch.bfloat16, Launch(num_processes=2, zero_stage=stage)
         )}  # fmt: skip

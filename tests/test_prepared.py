@@ -39,7 +39,13 @@ def files(tmp_path_factory) -> Path:
         sample(make(root / "set" / dialogue.id, dialogue, keep_all), Scripted(two_questions))
     for stage in ("sft", "rl"):
         for ending in ("jsonl", "parquet"):
-            arguments = [stage, "--trajectories-dir", str(root / "set"), "--output-file", str(root / f"{stage}.{ending}")]
+            arguments = [
+                stage,
+                "--trajectories-dir",
+                str(root / "set"),
+                "--output-file",
+                str(root / f"{stage}.{ending}"),
+            ]
             assert prepare.main(arguments) == 0
     return root
 
@@ -79,7 +85,9 @@ def test_the_pairs_of_a_session_share_a_tree(files, tokenizer, ending):
         assert decode_completion(tokenizer, sequence.completion_token_ids) == record.completion
         assert sequence.completion_token_ids[-1] == tokenizer.eos_token_id
     alone = sum(len(each.prompt_token_ids) + len(each.completion_token_ids) for each in found)
-    assert sum(tree.num_tokens for tree in trees) < 0.92 * alone  # the dialogue stands once; instructions are most of a prompt here
+    assert (
+        sum(tree.num_tokens for tree in trees) < 0.92 * alone
+    )  # the dialogue stands once; instructions are most of a prompt here
     assert sum(map(count_loss_tokens, trees)) == sum(
         len(encode_completion(tokenizer, record.completion)) for record in records(files)
     )

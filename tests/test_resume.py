@@ -28,7 +28,7 @@ SMALL = ["data.num_train=8", "data.num_held_out=1", "data.num_steering=1", "max_
 TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
 SFT = [
     "--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}" for size in TINY), "data.num_extra=0",
-    "max_steps=60", "sessions_per_step=8", "save_every=7",
+    "max_steps=40", "sessions_per_step=8", "save_every=6",
 ]  # fmt: skip
 RL = [
     "--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=5", "sessions_per_step=3",
@@ -73,7 +73,7 @@ def test_the_runs_train_and_reward_something(whole):
     rows = metrics(whole["rl"])
     assert len(rows) == 5 and any(row["grad_norm"] > 0 for row in rows) and any(row["reward/mean"] > 0 for row in rows)
     losses = [row["sft/loss"] for row in metrics(whole["sft"])]
-    assert len(losses) == 60 and losses[-1] < losses[0] / 2
+    assert len(losses) == 40 and losses[-1] < losses[0] / 2
 
 
 @pytest.mark.parametrize("kind", ["sft", "rl"])
@@ -82,7 +82,7 @@ def test_killed_ten_times_at_random(whole, tmp_path, kind):
     source, out, killed = random.Random(7), tmp_path / "run", 0
     while killed < 10:
         process = start(main, [*arguments, "resume=auto"], out)
-        process.join(source.uniform(0.5, 4.0))
+        process.join(source.uniform(0.3, 2.5))
         if process.exitcode is not None:  # done before all ten: the next one would find nothing left to do
             assert process.exitcode == 0, Path(f"{out}.log").read_text()[-3000:]
             break
@@ -116,22 +116,28 @@ def dies_at(owner: object, name: str, call: int, half: bool = False) -> Callable
     return arm
 
 
-DEATHS = {
+WORST_MOMENTS = {
     "before the state is written": dies_at(Accelerator, "save_state", 1),
-    "inside checkpoint writing": dies_at(Accelerator, "save_state", 2, half=True),
-    "before the checkpoint has its name": dies_at(snapshots, "_give_name", 2),
-    "inside the journal": dies_at(journal, "write_file", 3),
-    "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 3),
-    "after weights reach the engine": dies_at(TransformersEngine, "load_weights", 4, half=True),
+    "inside checkpoint writing": dies_at(Accelerator, "save_state", 1, half=True),
+    "before the checkpoint has its name": dies_at(snapshots, "_give_name", 1),
+    "inside the journal": dies_at(journal, "write_file", 1),
+    # the first call gives a resumed run's engine the checkpoint's weights
+    "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 2),
+    "after weights reach the engine": dies_at(TransformersEngine, "load_weights", 2, half=True),
 }
+"""In the order of a run's life: the first three at its first checkpoint, the others in the step after it."""
 
 
-@pytest.mark.parametrize("death", DEATHS)
-def test_killed_at_the_worst_moments(whole, tmp_path, death):
+def test_killed_at_the_worst_moments(whole, tmp_path):
+    """One run that meets all of them, each time going on from what the last one left."""
     main, arguments = arguments_of("rl", whole)
-    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", DEATHS[death])
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    left = []
+    for moment, death in WORST_MOMENTS.items():
+        process = start(main, [*arguments, "resume=auto"], tmp_path / "run", death)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, moment
+        left.append({path.name for path in (tmp_path / "run/checkpoints").glob("*")})
+    assert left == [{"step_2.partial"}, {"step_2.partial"}, {"step_2.whole"}, {"step_2"}, {"step_2"}, {"step_2"}]
     finish(main, [*arguments, "resume=auto"], tmp_path / "run")
     same_run(tmp_path / "run", whole["rl"])
 
@@ -174,7 +180,7 @@ def test_sigterm_saves_first(whole, tmp_path, kind):
 def test_a_damaged_checkpoint_stops_the_run_unless_the_previous_one_is_asked_for(whole, tmp_path):
     main, arguments = arguments_of("sft", whole)
     shutil.copytree(whole["sft"], tmp_path / "run")
-    newest = tmp_path / "run/checkpoints/step_56"
+    newest = tmp_path / "run/checkpoints/step_36"
     weights = newest / "state/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     process = start(main, [*arguments, "resume=auto"], tmp_path / "run")
