@@ -1,6 +1,6 @@
 """SFT and RL, the real entry points, small; tests/test_many_processes.py starts this in one process or several.
 
-    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY [resume] [vllm] [sizes]
+    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY [resume] [sizes]
 
 Sessions are few and of different lengths, so that processes get unlike shares and some micro-batches nothing of their own.
 RL starts from POLICY, a model that already answers in the format. The words after it name what to run besides.
@@ -37,19 +37,15 @@ def main(out: Path, policy: Path, *more: str) -> None:
     sft.main([*SFT, "max_steps=10", f"out={out}/sft"])
     as_new()
     rl.main([*RL, f"model.path={policy}", f"out={out}/rl"])
+    if "resume" in more:
+        as_new()
+        resume(out, policy)
     for name, loss in distributed_policy.LOSSES.items():
         as_new()
         seen, weights = distributed_policy.train(loss)
         if distributed_policy.is_first():
             (out / f"head_{name}.json").write_text(json.dumps(seen), encoding="utf-8")
             torch.save(weights, out / f"head_{name}.pt")
-    if "resume" in more:
-        as_new()
-        resume(out, policy)
-    if "vllm" in more:
-        as_new()
-        rl.main([*RL, f"model.path={policy}", f"out={out}/vllm", "engine=vllm", "num_steps=3", "parity_every=1",
-                 "eval_every=0", "save_every=100"])  # fmt: skip
     if "sizes" in more:
         for stage in (2, 3):
             sizes = distributed_policy.kept_bytes(stage)

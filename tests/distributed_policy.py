@@ -23,7 +23,7 @@ from trainer.rows import supervised_rows
 from trainer.updates import loss_rows, make_update, micro_step, named_weights
 from trainer.world import World, start_accelerator, zero_stage
 
-STEPS, NUM_TREES, MAX_TOKENS = 10, 3, 20
+STEPS, NUM_TREES, MAX_TOKENS = 10, 3, 12
 LOSSES = {"sft": cross_entropy, "rl": adrpo}
 
 
@@ -44,7 +44,7 @@ def make_policy(tied: bool, checkpointing: bool) -> Policy:
 
 
 def trees_of(step: int) -> list[Node]:
-    """Three trees of three answers: two processes get two and one, a micro-batch holds one."""
+    """Three trees of two answers: two processes get two and one, a micro-batch holds one."""
     draw = random.Random(step)
 
     def sequence(prompt: tuple[int, ...], size: int) -> TrainSequence:
@@ -63,7 +63,7 @@ def trees_of(step: int) -> list[Node]:
     trees = []
     for number in range(NUM_TREES):
         prompt = tuple(draw.choices(range(37), k=6))
-        trees.append(build_tree([sequence(prompt, 2 + k + number) for k in range(3)]))
+        trees.append(build_tree([sequence(prompt, 1 + k + number) for k in range(2)]))
     return trees
 
 
@@ -79,13 +79,14 @@ def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
     """What it ran on and the loss of each step; the final weights."""
     accelerator = start_accelerator(max_grad_norm=1.0)
     world = World.of(accelerator)
+    usual = head.row_kernels
     if world.size > 1:
         from trainer.kernels import triton_rows
 
         head.row_kernels = lambda device: triton_rows
     policy = make_policy(tied=False, checkpointing=world.size > 1)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, OptimConfig(lr=0.01)))
-    losses = []
+    kernels, losses = head.row_kernels(accelerator.device).__name__, []
     for step in range(STEPS):
         update = make_update(trees_of(step), MAX_TOKENS, world, accelerator.device)
         total = torch.zeros(())
@@ -100,11 +101,12 @@ def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(accelerator.reduce(total)))
+    head.row_kernels = usual
     seen = {
         "ranks": accelerator.num_processes,
         "engine": type(policy).__name__,
         "stage": zero_stage(accelerator),
-        "kernels": head.row_kernels(accelerator.device).__name__,
+        "kernels": kernels,
         "losses": losses,
     }
     return seen, {name: weight.clone() for name, weight in named_weights(accelerator, policy)}

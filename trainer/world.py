@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
@@ -135,30 +135,28 @@ class World:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Around everything that talks to other processes: RankError names one that is gone, on this host or another."""
-        try:
-            yield
-        except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
-            gone = None if self.pulse is None else self._gone(self.pulse)
-            if gone is None:
-                self._tell(error)
-                raise
-            self.pulse.tell(gone)
-            raise RankError(
-                f"rank {self.rank} of {self.size} stops, because {gone}. Look for that one's error, fix its cause and start "
-                "again with resume=auto"
-            ) from error
-        except Exception as error:
-            self._tell(error)
-            raise
-        finally:
-            if self.pulse is not None:
-                self.pulse.end()
+        with ExitStack() as stack:
+            stack.push(self._leave)
+            try:
+                yield
+            except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
+                gone = None if self.pulse is None else self._gone(self.pulse)
+                if gone is None:
+                    raise
+                self.pulse.tell(gone)
+                raise RankError(
+                    f"rank {self.rank} of {self.size} stops, because {gone}. Look for that one's error, fix its cause and "
+                    "start again with resume=auto"
+                ) from error
 
-    def _tell(self, error: Exception) -> None:
-        """Let the others name this process, which fails by itself."""
-        if self.pulse is not None:
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """A process that fails by itself lets the others name it."""
+        if self.pulse is None:
+            return
+        if error is not None and not isinstance(error, RankError):
+            first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
             self.pulse.tell(f"rank {self.rank} failed on {self.homes[self.rank][0]} ({first_line})")
+        self.pulse.end()
 
     def _gone(self, pulse: Pulse) -> str | None:
         """Who ended, or None: looked for until a process that is alive would have given a sign."""
