@@ -114,9 +114,8 @@ def together(alone, tmp_path_factory) -> Callable[[str], Path]:
         arguments = ["tests.both_loops", str(folder / "run"), str(alone / "policy/model"), *MORE[mode]]
         said = launched(mode, NODES[mode], folder, *arguments, TRITON_INTERPRET="1")
         runs = 3 if "resume" in MORE[mode] else 2
-        assert said.count(MODES[mode]) == runs * NODES[mode], (
-            said
-        )  # once for each run, from a node's first process alone
+        # once for each run, from a node's first process alone
+        assert said.count(MODES[mode]) == runs * NODES[mode], said
         return folder / "run"
 
     return run
