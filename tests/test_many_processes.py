@@ -1,48 +1,83 @@
-"""The real loops under real `accelerate launch`: two processes give the numbers of one, and none waits for a dead one."""
+"""The real loops under real `accelerate launch`: two processes give the numbers of one, and none waits for a dead one.
+
+DDP runs under the committed file for two processes on a CPU. ZeRO-2 runs on two "nodes", a launcher for each, found at a
+loopback address of its own. All are started by launch/multinode.sh.
+"""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from safetensors.torch import load_file
 
-from tests.test_distributed import free_port
+from tests import both_loops, distributed_policy, forks
+from tests.forks import embedder  # noqa: F401
+from trainer import rl
+from trainer.memory import Launch, state_parts
 
 ROOT = Path(__file__).parent.parent
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-MODES = {
-    "ddp": "2 process(es) on cpu:0, DistributedDataParallel",
-    "zero2": "2 process(es) on cpu, DeepSpeedEngine, ZeRO stage 2",
-    "zero3": "2 process(es) on cpu, DeepSpeedEngine, ZeRO stage 3",
+WRAPPERS = {
+    "ddp": ("cpu:0", "DistributedDataParallel", None),
+    "zero2": ("cpu", "DeepSpeedEngine", 2),
+    "zero3": ("cpu", "DeepSpeedEngine", 3),
 }
+MODES = {
+    mode: f"2 process(es) on {device}, {engine}" + ("" if stage is None else f", ZeRO stage {stage}")
+    for mode, (device, engine, stage) in WRAPPERS.items()
+}
+# what else runs in those processes
+MORE = {"ddp": [], "zero2": ["resume", "sizes"], "zero3": []}
+NODES = {"ddp": 1, "zero2": 2, "zero3": 1}
 
 
-def launch_options(mode: str, folder: Path) -> list[str]:
-    """The committed file for two processes on a CPU; DeepSpeed's stages in float32, because bfloat16 would hide gaps."""
-    port = ["--main_process_port", str(free_port())]
+def accelerate_file(mode: str, folder: Path) -> str:
+    """DeepSpeed as in the committed files, but in float32, because bfloat16 would hide gaps."""
     if mode == "ddp":
-        return ["--config_file", "configs/accelerate/cpu2.yaml", *port]
+        return "configs/accelerate/cpu2.yaml"
+    committed = "zero2_multinode" if mode == "zero2" else "zero3"
+    content = yaml.safe_load((ROOT / f"configs/accelerate/{committed}.yaml").read_text(encoding="utf-8"))
     zero = {"stage": int(mode.removeprefix("zero")), "stage3_param_persistence_threshold": 0}
     zero["stage3_gather_16bit_weights_on_model_save"] = True
-    path = folder / "deepspeed.json"
-    path.write_text(json.dumps({"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}), encoding="utf-8")
-    return ["--use_deepspeed", "--deepspeed_config_file", str(path), "--num_processes", "2", "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", *port]  # fmt: skip
+    deepspeed = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed), encoding="utf-8")
+    content["deepspeed_config"]["deepspeed_config_file"] = str(folder / "deepspeed.json")
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return str(folder / "accelerate.yaml")
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
-def run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=400)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
+def launched(mode: str, nodes: int, folder: Path, module: str, *arguments: str, **variables: str) -> str:
+    """What two processes say, on so many nodes."""
+    shared = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "NNODES": str(nodes), "GPUS_PER_NODE": str(2 // nodes),
+        "MASTER_ADDR": "127.0.0.1" if nodes == 1 else "127.0.0.2", "MASTER_PORT": str(forks.free_port()),
+        "ACCELERATE_CONFIG": accelerate_file(mode, folder),
+    } | variables  # fmt: skip
+    logs = [folder / f"node{rank}.log" for rank in range(nodes)]
+    launchers = []
+    try:
+        for rank, log in enumerate(logs):
+            command = [str(ROOT / "launch/multinode.sh"), module, *arguments]
+            with open(log, "w") as output:
+                launchers.append(
+                    subprocess.Popen(command, stdout=output, stderr=output, env=shared | {"NODE_RANK": str(rank)})
+                )
+        for launcher, log in zip(launchers, logs, strict=True):
+            assert launcher.wait(400) == 0, log.read_text()[-4000:]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    return "".join(log.read_text() for log in logs)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -51,29 +86,50 @@ def rows(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
+    """All of it in one process."""
     out = tmp_path_factory.mktemp("alone")
-    assert "process(es)" not in run([sys.executable, "tests/both_loops.py", str(out)])
+    forks.finish(both_loops.learn_the_format, (out / "policy",), out / "policy.log")
+    forks.finish(both_loops.main, (out / "run", out / "policy/model"), out / "run.log")
+    assert "process(es)" not in (out / "run.log").read_text()
     return out
 
 
-def test_the_run_learns_something(alone):
-    losses = [row["sft/loss"] for row in rows(alone / "sft")]
+def test_the_runs_learn_something(alone):
+    losses = [row["sft/loss"] for row in rows(alone / "policy")]
     assert len(losses) == 80 and losses[-1] < losses[0] / 4
-    learned = rows(alone / "rl")
+    losses = [row["sft/loss"] for row in rows(alone / "run/sft")]
+    assert len(losses) == 10 and losses[-1] < losses[0] - 0.5
+    learned = rows(alone / "run/rl")
     assert len(learned) == 10 and sum(row["grad_norm"] > 0 for row in learned) >= 8
     assert any(row["reward/mean"] > 0.1 for row in learned)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_two_processes_give_the_numbers_of_one(alone, tmp_path, mode):
-    said = run([*LAUNCH, *launch_options(mode, tmp_path), "tests/both_loops.py", str(tmp_path)])
-    assert said.count(MODES[mode]) == 2, said  # once for each stage, from the first process alone
+@pytest.fixture(scope="module")
+def together(alone, tmp_path_factory) -> Callable[[str], Path]:
+    """Mode -> all of it in two processes, run once, with the Triton kernels of the head interpreted."""
+
+    @cache
+    def run(mode: str) -> Path:
+        folder = tmp_path_factory.mktemp(mode)
+        arguments = ["tests.both_loops", str(folder / "run"), str(alone / "policy/model"), *MORE[mode]]
+        said = launched(mode, NODES[mode], folder, *arguments, TRITON_INTERPRET="1")
+        runs = 3 if "resume" in MORE[mode] else 2
+        # once for each run, from a node's first process alone
+        assert said.count(MODES[mode]) == runs * NODES[mode], said
+        return folder / "run"
+
+    return run
+
+
+@pytest.mark.parametrize("mode", WRAPPERS)
+def test_two_processes_give_the_numbers_of_one(alone, together, mode):
+    run = together(mode)
     for stage, names in (
         ("sft", ("sft/loss",)),
         ("rl", ("reward/mean", "kl", "entropy", "memory_ratio", "num_tokens")),
     ):
-        one, two = rows(alone / stage), rows(tmp_path / stage)
-        assert len(one) == len(two)
+        one, two = rows(alone / "run" / stage), rows(run / stage)
+        assert len(one) == len(two) == 10
         for expected, found in zip(one, two, strict=True):
             assert expected.keys() == found.keys()
             for name in names:
@@ -81,72 +137,102 @@ def test_two_processes_give_the_numbers_of_one(alone, tmp_path, mode):
                 if name in expected:
                     assert found[name] == pytest.approx(expected[name], abs=1e-5), (stage, expected["step"], name)
             assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4, abs=1e-5)
-        weights, same = (load_file(out / stage / "model" / "model.safetensors") for out in (alone, tmp_path))
+        weights, same = (load_file(out / stage / "model" / "model.safetensors") for out in (alone / "run", run))
         assert weights.keys() == same.keys()
         for name, tensor in weights.items():
             assert (tensor - same[name]).abs().max() <= 1e-4, (stage, name)
 
 
-def test_processes_resume_together(alone, tmp_path):
-    """Under ZeRO-2, from the checkpoint of step 5: the rest of the run is what it was."""
-    options = launch_options("zero2", tmp_path)
-    arguments = ["-m", "trainer.rl", "--config", str(alone / "rl/config.yaml"), f"out={tmp_path}/rl"]
-    run([*LAUNCH, *options, *arguments])
-    whole = rows(tmp_path / "rl")
-    for newer in (tmp_path / "rl/checkpoints").glob("step_10"):
-        newer.rename(tmp_path / "set_aside")
-    said = run([*LAUNCH, *options, *arguments, "resume=auto"])
+@pytest.mark.parametrize("mode", WRAPPERS)
+@pytest.mark.parametrize("loss", distributed_policy.LOSSES)
+def test_the_fused_head_on_two_processes_gives_the_numbers_of_the_plain_one_on_one(alone, together, mode, loss):
+    one, two = (json.loads((out / f"head_{loss}.json").read_text()) for out in (alone / "run", together(mode)))
+    _, engine, stage = WRAPPERS[mode]
+    assert (one["ranks"], one["kernels"]) == (1, "trainer.kernels.plain_rows")
+    assert (two["ranks"], two["engine"], two["stage"]) == (2, engine, stage)
+    assert two["kernels"] == "trainer.kernels.triton_rows"
+    assert len(two["losses"]) == 10 and two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert abs(one["losses"][-1] - one["losses"][0]) > 0.01
+    weights, same = (torch.load(out / f"head_{loss}.pt", weights_only=True) for out in (alone / "run", together(mode)))
+    assert weights.keys() == same.keys() and "lm_head.weight" in weights
+    for name, tensor in weights.items():
+        assert (tensor - same[name]).abs().max() <= 1e-4, name
+
+
+def test_processes_resume_together(together):
+    """From the checkpoint of step 5, under ZeRO-2 on two nodes: the rest of the run is what it was."""
+    run = together("zero2")
+    said = "".join(log.read_text() for log in run.parent.glob("node*.log"))
     assert "resuming from" in said and "step_5" in said
-    again = rows(tmp_path / "rl")
+    whole, again = rows(run / "rl"), rows(run / "again")
+    assert len(again) == 10
     for before, after in zip(whole, again, strict=True):
         assert {k: v for k, v in before.items() if "time/" not in k} == {
             k: v for k, v in after.items() if "time/" not in k
         }
 
 
+def test_another_number_of_processes_is_refused(alone, together, tmp_path):
+    shutil.copytree(together("ddp") / "rl", tmp_path / "rl")
+    arguments = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "resume=auto"]
+    process = forks.start(rl.main, (arguments,), tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 1 and "written with processes=2, now it is 1" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_keeps_what_the_dry_run_counts(together, stage):
+    """Byte for byte, with the committed DeepSpeed files."""
+    for rank in range(2):
+        seen = json.loads((together("zero2") / f"sizes_{stage}_{rank}.json").read_text())
+        expected = {part.name: part for part in state_parts(
+            seen["parameters"], torch.bfloat16, Launch(num_processes=2, zero_stage=stage)
+        )}  # fmt: skip
+        assert (seen["engine"], seen["stage"], seen["clipping"], seen["moved"]) == ("DeepSpeedEngine", stage, 0.0, True)
+        assert seen["bytes"] == {
+            "master": expected["float32 master weights"].update,
+            "gradients": expected["gradients"].update,
+            "moments": expected["AdamW moments"].update,
+        }
+
+
 def test_a_dead_process_stops_the_others_by_name(alone, tmp_path):
     """No launcher here: it would end the survivors itself. The survivor must find out and say who is gone."""
-    port, processes = str(free_port()), []
-    for rank in range(2):
-        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-        command = [sys.executable, "-m", "trainer.rl", "--config", str(alone / "rl/config.yaml"), f"out={tmp_path}/rl"]
-        with open(tmp_path / f"rank{rank}.log", "w") as log:
-            processes.append(
-                subprocess.Popen(
-                    [*command, "num_steps=10000"], stdout=log, stderr=log, env=environment() | variables, cwd=ROOT
-                )
-            )
+    port = forks.free_port()
+    arguments = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "num_steps=10000"]
+    processes = [
+        forks.start(rl.main, (arguments,), tmp_path / f"{rank}.log", lambda rank=rank: forks.as_rank(rank, 2, port))
+        for rank in range(2)
+    ]
     try:
         deadline = time.monotonic() + 200
         while not (tmp_path / "rl/metrics.jsonl").exists() or len(rows(tmp_path / "rl")) < 2:
-            assert time.monotonic() < deadline, (tmp_path / "rank0.log").read_text()[-3000:]
+            assert time.monotonic() < deadline and processes[0].is_alive(), (tmp_path / "0.log").read_text()[-3000:]
             time.sleep(0.1)
-        processes[1].send_signal(signal.SIGKILL)
-        assert processes[0].wait(60) != 0
-        said = (tmp_path / "rank0.log").read_text()
-        named = f"rank 0 of 2 stops, because rank 1 is gone (process {processes[1].pid} on "
-        assert named in said and "resume=auto" in said, said[-3000:]
+        os.kill(processes[1].pid, signal.SIGKILL)
+        processes[1].join()  # not a zombie
+        processes[0].join(60)
+        said = (tmp_path / "0.log").read_text()
+        assert processes[0].exitcode == 1 and "resume=auto" in said
+        assert f"rank 0 of 2 stops, because rank 1 is gone (process {processes[1].pid} on " in said, said[-3000:]
     finally:
         for process in processes:
             process.kill()
 
 
 def test_bfloat16_without_float32_weights_somewhere_is_refused(alone, tmp_path):
-    command = [sys.executable, "-m", "trainer.rl", "--config", str(alone / "rl/config.yaml"), f"out={tmp_path}/rl"]
-    result = subprocess.run(
-        [*command, "model.dtype=bfloat16"], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=120
-    )
-    assert result.returncode == 1 and "configs/accelerate/zero2.yaml" in result.stderr
-    assert "Traceback" not in result.stderr
+    arguments = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "model.dtype=bfloat16"]
+    process = forks.start(rl.main, (arguments,), tmp_path / "log")
+    process.join(60)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 1 and "configs/accelerate/zero2.yaml" in said and "Traceback" not in said
 
 
 def test_every_process_samples_with_a_vllm_engine_of_its_own(alone, tmp_path):
     """Real vLLM in both processes, ZeRO-3: parity is checked on fresh weights at every step, so each sync must be whole."""
-    arguments = ["-m", "trainer.rl", "--config", str(alone / "rl/config.yaml"), f"out={tmp_path}/rl", "engine=vllm"]
-    options = launch_options("zero3", tmp_path)
-    said = run([*LAUNCH, *options, *arguments, "num_steps=3", "parity_every=1", "eval_every=0", "save_every=100"])
-    assert MODES["zero3"] in said
+    few = ["num_steps=3", "parity_every=1", "eval_every=0", "save_every=100"]
+    arguments = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "engine=vllm", *few]
+    assert MODES["zero3"] in launched("zero3", 1, tmp_path, "trainer.rl", *arguments)
     assert [row["step"] for row in rows(tmp_path / "rl")] == [0, 1, 2]
     lines = (tmp_path / "rl/completions.jsonl").read_text(encoding="utf-8").splitlines()
     completions = [json.loads(line) for line in lines]

@@ -167,9 +167,36 @@ def six_token_tree() -> Node:
 )
 def test_budget_counts_shared_tokens_once_and_splits_no_tree(budget, sizes):
     trees = [six_token_tree() for _ in range(3)]
-    batches = list(micro_batches(trees, budget))
+    batches = micro_batches(trees, budget)
     assert [len(batch) for batch in batches] == sizes
     assert [tree for batch in batches for tree in batch] == trees
+
+
+def tree_of(num_tokens: int) -> Node:
+    return build_tree([sequence(range(num_tokens), (1,))])  # the last completion token is a target only
+
+
+def sizes_of(batches: list[list[Node]]) -> list[list[int]]:
+    return [[tree.num_tokens for tree in batch] for batch in batches]
+
+
+def test_the_longest_come_first_and_each_goes_where_there_is_room():
+    trees = [tree_of(size) for size in (4, 7, 2, 6, 1, 11)]
+    # 11 is over the budget and stands alone; 7, 6 open batches; 4 fits beside 6, 2 beside 7, 1 beside 7 and 2
+    assert sizes_of(micro_batches(trees, 10)) == [[11], [7, 2, 1], [6, 4]]
+    # in the order given it would be (4), (7, 2), (6, 1), (11)
+
+
+def test_micro_batches_are_full():
+    """Sessions of the memory data's lengths, 2k to 20k tokens, under the published budget of 40k."""
+    source = random.Random(0)
+    sizes = [source.randint(2000, 20_000) for _ in range(64)]
+    batches = sizes_of(micro_batches([Node(token_ids=(0,) * size) for size in sizes], 40_000))
+    assert sorted(size for batch in batches for size in batch) == sorted(sizes)
+    used = [sum(batch) / 40_000 for batch in batches]
+    assert max(used) <= 1
+    # no split needs fewer than 19 batches; filled in the order given it would be 24, 79% full
+    assert len(batches) == 20 and sum(used) / len(used) > 0.94 and sum(used[:-1]) / 19 > 0.98
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 5])
@@ -179,7 +206,7 @@ def test_num_tokens_is_what_is_packed(sequences):
 
 
 def test_no_trees_no_batches():
-    assert list(micro_batches([], 100)) == []
+    assert micro_batches([], 100) == []
 
 
 # equality with dense copies
@@ -423,7 +450,7 @@ def test_any_split_gives_the_same_gradient():
     trees = [build_tree(group) for group in groups]
     whole = summed_gradients(policy, [trees])
     total = sum(tree.num_tokens for tree in trees)
-    splits = [list(micro_batches(trees, budget)) for budget in (1, total // 4, total // 2)]
+    splits = [micro_batches(trees, budget) for budget in (1, total // 4, total // 2)]
     assert [len(split) for split in splits] == sorted({len(split) for split in splits}, reverse=True)
     sequences_alone = [[build_tree([item])] for group in groups for item in group]
     for split in [*splits, [trees[::-1]], sequences_alone]:

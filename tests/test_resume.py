@@ -4,12 +4,10 @@ Runs are children forked from this process, which has imported everything, so th
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +18,17 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from membuilder.embed import Embedder
+from reward import judges
 from rollout.hf_engine import TransformersEngine
-from trainer import journal, rl, runner, sft, snapshots
+from tests import forks
+from tests.forks import embedder  # noqa: F401
+from trainer import journal, rl, sft, snapshots
 
-FORK = multiprocessing.get_context("fork")
 SMALL = ["data.num_train=8", "data.num_held_out=1", "data.num_steering=1", "max_tokens=600", "keep_last=2"]
 TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
 SFT = [
     "--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}" for size in TINY), "data.num_extra=0",
-    "max_steps=60", "sessions_per_step=8", "save_every=7",
+    "max_steps=40", "sessions_per_step=8", "save_every=6",
 ]  # fmt: skip
 RL = [
     "--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=5", "sessions_per_step=3",
@@ -37,33 +36,12 @@ RL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def embedder() -> None:
-    """One real embedder, loaded before the forks."""
-    loaded = Embedder(None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Embedder", lambda name: loaded)
-        yield
-
-
-def child(main: Callable, arguments: list[str], before: Callable[[], None], log: str) -> None:
-    sys.stdout = sys.stderr = open(log, "a", buffering=1)
-    torch.set_num_threads(1)
-    before()
-    with runner.clear_errors("run"):
-        main(arguments)
-
-
 def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None):
-    process = FORK.Process(target=child, args=(main, [*arguments, f"out={out}"], before, f"{out}.log"))
-    process.start()
-    return process
+    return forks.start(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
 
 
 def finish(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None) -> None:
-    process = start(main, arguments, out, before)
-    process.join(120)
-    assert process.exitcode == 0, Path(f"{out}.log").read_text()[-3000:]
+    forks.finish(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
 
 
 def metrics(out: Path) -> list[dict]:
@@ -95,7 +73,7 @@ def test_the_runs_train_and_reward_something(whole):
     rows = metrics(whole["rl"])
     assert len(rows) == 5 and any(row["grad_norm"] > 0 for row in rows) and any(row["reward/mean"] > 0 for row in rows)
     losses = [row["sft/loss"] for row in metrics(whole["sft"])]
-    assert len(losses) == 60 and losses[-1] < losses[0] / 2
+    assert len(losses) == 40 and losses[-1] < losses[0] / 2
 
 
 @pytest.mark.parametrize("kind", ["sft", "rl"])
@@ -104,7 +82,7 @@ def test_killed_ten_times_at_random(whole, tmp_path, kind):
     source, out, killed = random.Random(7), tmp_path / "run", 0
     while killed < 10:
         process = start(main, [*arguments, "resume=auto"], out)
-        process.join(source.uniform(0.5, 4.0))
+        process.join(source.uniform(0.3, 2.5))
         if process.exitcode is not None:  # done before all ten: the next one would find nothing left to do
             assert process.exitcode == 0, Path(f"{out}.log").read_text()[-3000:]
             break
@@ -138,34 +116,45 @@ def dies_at(owner: object, name: str, call: int, half: bool = False) -> Callable
     return arm
 
 
-DEATHS = {
+WORST_MOMENTS = {
     "before the state is written": dies_at(Accelerator, "save_state", 1),
-    "inside checkpoint writing": dies_at(Accelerator, "save_state", 2, half=True),
-    "before the checkpoint has its name": dies_at(snapshots, "_give_name", 2),
-    "inside the journal": dies_at(journal, "write_file", 3),
-    "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 3),
-    "after weights reach the engine": dies_at(TransformersEngine, "load_weights", 4, half=True),
+    "inside checkpoint writing": dies_at(Accelerator, "save_state", 1, half=True),
+    "before the checkpoint has its name": dies_at(snapshots, "_give_name", 1),
+    "inside the journal": dies_at(journal, "write_file", 1),
+    # the first call gives a resumed run's engine the checkpoint's weights
+    "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 2),
+    "after weights reach the engine": dies_at(TransformersEngine, "load_weights", 2, half=True),
 }
+"""In the order of a run's life: the first three at its first checkpoint, the others in the step after it."""
 
 
-@pytest.mark.parametrize("death", DEATHS)
-def test_killed_at_the_worst_moments(whole, tmp_path, death):
+def test_killed_at_the_worst_moments(whole, tmp_path):
+    """One run that meets all of them, each time going on from what the last one left."""
     main, arguments = arguments_of("rl", whole)
-    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", DEATHS[death])
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    left = []
+    for moment, death in WORST_MOMENTS.items():
+        process = start(main, [*arguments, "resume=auto"], tmp_path / "run", death)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, moment
+        left.append({path.name for path in (tmp_path / "run/checkpoints").glob("*")})
+    assert left == [{"step_2.partial"}, {"step_2.partial"}, {"step_2.whole"}, {"step_2"}, {"step_2"}, {"step_2"}]
     finish(main, [*arguments, "resume=auto"], tmp_path / "run")
     same_run(tmp_path / "run", whole["rl"])
 
 
-def test_what_the_journal_holds_is_not_sampled_again(whole, tmp_path):
+def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(whole, tmp_path):
     main, arguments = arguments_of("rl", whole)
     process = start(main, arguments, tmp_path / "run", dies_at(TransformersEngine, "load_weights", 2))
     process.join(120)
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "run/checkpoints").exists()
     assert sorted(path.name for path in (tmp_path / "run/journal").iterdir()) == ["step_0.json", "step_1.json"]
-    # two steps are learned again from the journal; the third is the first to generate
-    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at(TransformersEngine, "generate", 1))
+
+    def dies_at_first_sample_or_verdict() -> None:
+        dies_at(TransformersEngine, "generate", 1)()
+        dies_at(judges, "evidence", 1)()
+
+    # two steps are learned again from the journal; the third is the first to generate and to judge
+    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at_first_sample_or_verdict)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1]
@@ -191,7 +180,7 @@ def test_sigterm_saves_first(whole, tmp_path, kind):
 def test_a_damaged_checkpoint_stops_the_run_unless_the_previous_one_is_asked_for(whole, tmp_path):
     main, arguments = arguments_of("sft", whole)
     shutil.copytree(whole["sft"], tmp_path / "run")
-    newest = tmp_path / "run/checkpoints/step_56"
+    newest = tmp_path / "run/checkpoints/step_36"
     weights = newest / "state/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     process = start(main, [*arguments, "resume=auto"], tmp_path / "run")

@@ -399,7 +399,10 @@ def asked_dialogue() -> Dialogue:
 
 
 def chosen(session: int, **config) -> set[str]:
-    return {q.text for q in choose_questions(asked_dialogue(), session, RewardConfig(**config), seed="s")}
+    return {
+        q.text
+        for q in choose_questions(asked_dialogue().questions_by_session(), session, RewardConfig(**config), seed="s")
+    }
 
 
 def test_a_sessions_own_questions_are_asked_after_it():
@@ -417,8 +420,14 @@ def test_earlier_questions_fill_up_and_never_displace_a_sessions_own():
 
 def test_all_members_of_a_group_are_asked_the_same():
     config = RewardConfig(num_questions=1)
-    draws = [choose_questions(asked_dialogue(), 0, config, seed=f"{step}")[0].text for step in range(20)]
-    again = [choose_questions(asked_dialogue(), 0, config, seed=f"{step}")[0].text for step in range(20)]
+    draws = [
+        choose_questions(asked_dialogue().questions_by_session(), 0, config, seed=f"{step}")[0].text
+        for step in range(20)
+    ]
+    again = [
+        choose_questions(asked_dialogue().questions_by_session(), 0, config, seed=f"{step}")[0].text
+        for step in range(20)
+    ]
     assert draws == again and set(draws) == {"a", "b"}
 
 

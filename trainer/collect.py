@@ -51,7 +51,7 @@ class Collector:
         banks, expert_tokens = [], []
         for slot, group in zip(mine, groups, strict=True):
             build, session = stream.expert(slot)
-            questions = choose_questions(build.dialogue, session, self.reward, f"{seed}-{group.id}")
+            questions = choose_questions(build.asked(), session, self.reward, f"{seed}-{group.id}")
             banks += [(rollout.bank, questions) for rollout in group.rollouts]
             expert_tokens.append(self._expert_tokens(build)[session])
         answers = iter(self._answer(banks))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from membuilder.build import Step, build
 from membuilder.datasets.load import load, split
@@ -11,14 +12,19 @@ from membuilder.generate.dialogue import generate
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.rules import propose
-from membuilder.types import Agent, Dialogue
+from membuilder.types import Agent, Dialogue, Question
 from membuilder.windows import in_windows
+
+Item = TypeVar("Item")
 
 
 @dataclass(kw_only=True)
 class DataConfig:
     path: str | None = None
     """LoCoMo or LongMemEval JSON file (gz or not); null: the generated corpus."""
+    prepared: str | None = None
+    """In place of `path`, a .jsonl or .parquet file that `python -m membuilder.prepare` wrote: with `sft` for trainer.sft,
+    with `rl` for trainer.rl (trainer/prepared.py). Its sessions are taken as they are."""
     eval_path: str | None = None
     """A file of its own for the held-out side; null: `path` is split by dialogue."""
     held_out: float = 0.3
@@ -49,6 +55,8 @@ class DataConfig:
                 "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least one "
                 "dialogue on each side"
             )
+        if self.path is not None and self.prepared is not None:
+            raise ValueError("give path or prepared, not both")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +71,8 @@ class Corpus:
 
 def load_corpus(config: DataConfig) -> Corpus:
     """Train and held-out dialogues; no dialogue (in the generated corpus: no person) is on both sides."""
+    if config.prepared is not None:
+        raise ConfigError("data.prepared holds no dialogues: trainer.sft and trainer.rl read it, each its own kind")
     if config.path is None:
         train = generate(config.num_train, config.seed, "train")
         held_out = generate(config.num_held_out + config.num_steering, config.seed, "heldout")
@@ -73,7 +83,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         train, held_out = split(load(config.path), config.held_out, config.seed)
     from_file = config.path is not None
     if from_file:
-        train, steering = _apart(train, config.num_steering)
+        train, steering = apart(train, config.num_steering)
     extra = generate(config.num_extra, config.seed, "train") if from_file and config.num_extra else []
     return Corpus(
         train=[in_windows(dialogue, config.max_turns) for dialogue in train],
@@ -83,7 +93,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     )
 
 
-def _apart(dialogues: list[Dialogue], number: int) -> tuple[list[Dialogue], list[Dialogue]]:
+def apart(dialogues: list[Item], number: int) -> tuple[list[Item], list[Item]]:
     """The last `number` dialogues apart from the others."""
     if number >= len(dialogues):
         raise ConfigError(f"data.num_steering={number} of {len(dialogues)} training dialogues leaves none to train on")
@@ -92,10 +102,16 @@ def _apart(dialogues: list[Dialogue], number: int) -> tuple[list[Dialogue], list
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertBuild:
-    """What the rules did with one dialogue: one step a session."""
+    """What the expert did with one dialogue: one step a session."""
 
     dialogue: Dialogue
     steps: tuple[Step, ...]
+    questions: tuple[tuple[Question, ...], ...] | None = None
+    """What is asked after each step, where the data says so; None: the dialogue's questions, by where their evidence lies."""
+
+    def asked(self) -> Sequence[Sequence[Question]]:
+        """Per step."""
+        return self.dialogue.questions_by_session() if self.questions is None else self.questions
 
     def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[Agent, int]]:
         """Per session, the memory tokens each agent wrote."""

@@ -13,7 +13,7 @@ above them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -106,16 +106,22 @@ def count_sequences(node: Node) -> int:
     return (node.sequence is not None) + sum(map(count_sequences, node.children))
 
 
-def micro_batches(trees: Sequence[Node], max_tokens: int) -> Iterator[list[Node]]:
-    """Trees in order, cut so that each batch holds at most `max_tokens` (shared tokens count once); none is split."""
-    batch: list[Node] = []
-    for tree in trees:
-        if batch and sum(node.num_tokens for node in batch) + tree.num_tokens > max_tokens:
-            yield batch
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield batch
+def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
+    """Batches of at most `max_tokens` (shared tokens count once); no tree is split, so a longer one stands alone.
+
+    First-fit-decreasing: the longest first, each into the first batch with room. A step's gradient is a sum over its
+    trees, so only speed depends on who shares a batch.
+    """
+    batches: list[list[Node]] = []
+    rooms: list[int] = []
+    for tree in sorted(trees, key=lambda tree: -tree.num_tokens):
+        place = next((number for number, room in enumerate(rooms) if tree.num_tokens <= room), len(batches))
+        if place == len(batches):
+            batches.append([])
+            rooms.append(max_tokens)
+        batches[place].append(tree)
+        rooms[place] -= tree.num_tokens
+    return batches
 
 
 def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:

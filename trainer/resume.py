@@ -2,6 +2,7 @@
 
 OUT/checkpoints/step_N/state      Accelerate's: model, optimizer, random states of every process
 OUT/checkpoints/step_N/progress   the loop's own place: a record of its own type
+OUT/checkpoints/step_N/model      what else a model folder needs (configuration, tokenizer), for trainer.export
 The learning rate is a function of the step. A run goes on only with the settings it began with.
 """
 
@@ -10,11 +11,13 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TypeVar
 
 from accelerate import Accelerator
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from membuilder.config import dump
 from membuilder.errors import ConfigError, DivergedError, Interrupted
@@ -26,6 +29,7 @@ from trainer.world import World
 
 Progress = TypeVar("Progress")
 
+MODEL = "model"
 FREE = {"out", "resume", "save_every", "keep_last", "log_completions", "wandb_project", "journal", "max_skipped"}
 """Keys that may change when a run goes on."""
 
@@ -45,9 +49,11 @@ class Checkpoints:
     """The run's configuration without the keys of FREE, and its number of processes."""
     accelerator: Accelerator
     world: World
+    model_files: dict[str, bytes]
+    """By path in a model folder: all that is not weights. Kept, because its writers fail on a full disk in ways of their own."""
 
     @classmethod
-    def of(cls, config, accelerator: Accelerator, world: World) -> "Checkpoints":
+    def of(cls, config, accelerator: Accelerator, world: World, model: PreTrainedModel, tokenizer) -> "Checkpoints":
         settings = OmegaConf.to_container(OmegaConf.create(dump(config)))
         kept = {key: value for key, value in _flat(settings).items() if key not in FREE}
         return cls(
@@ -55,6 +61,7 @@ class Checkpoints:
             settings=kept | {"processes": world.size},
             accelerator=accelerator,
             world=world,
+            model_files=_files_of(model.config, model.generation_config, tokenizer),
         )
 
     def load(self, resume: str, kind: type[Progress]) -> Progress | None:
@@ -77,6 +84,9 @@ class Checkpoints:
         def fill(partial: Path) -> None:
             self.accelerator.save_state(str(partial / "state"))
             if self.world.rank == 0:
+                for name, content in self.model_files.items():
+                    (partial / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / MODEL / name).write_bytes(content)
                 write_file(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
 
         meta = {"settings": self.settings, best.metric: metrics.get(best.metric)}
@@ -93,6 +103,15 @@ class Checkpoints:
                 f"'{folder}' was written with {key}={then.get(key)}, now it is {self.settings.get(key)} "
                 f"({len(changed)} key(s) differ): give the same settings, or another `out` to start anew"
             )
+
+
+def _files_of(*parts) -> dict[str, bytes]:
+    """What the parts' `save_pretrained` write."""
+    with TemporaryDirectory() as name:
+        for part in parts:
+            part.save_pretrained(name)
+        files = [path for path in Path(name).rglob("*") if path.is_file()]
+        return {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
 
 
 def _flat(tree: Mapping, prefix: str = "") -> dict:

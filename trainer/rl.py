@@ -26,7 +26,7 @@ from trainer import dry_run
 from trainer.batch import make_batch
 from trainer.checkpoint import save_model
 from trainer.collect import Collector
-from trainer.corpus import ExpertBuild, expert_builds, load_corpus
+from trainer.corpus import ExpertBuild, expert_builds
 from trainer.head import Objective
 from trainer.journal import Experience
 from trainer.log import RunLog
@@ -35,6 +35,7 @@ from trainer.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.parity import check_engine, check_shared, sample_sequences
 from trainer.policy import Policy, load_model
+from trainer.prepared import rl_builds
 from trainer.resume import Best, Checkpoints, Diary, Skips, Stop, interrupted
 from trainer.rl_config import RLConfig
 from trainer.rows import token_scale
@@ -74,6 +75,7 @@ def train(
     `evaluate` measures the model the collector's engine holds; it is called every `config.eval_every` steps.
     """
     loss_function = resolve_loss(config.loss.name)
+    model = policy.model
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     announce(accelerator, policy)
     slots = config.sessions_per_step
@@ -99,7 +101,8 @@ def train(
         check_missing(scored, config.max_missing_share)
         return Experience(scored=scored, steered=steered)
 
-    checkpoints, stop, skips = Checkpoints.of(config, accelerator, world), Stop(world), Skips(limit=config.max_skipped)
+    checkpoints = Checkpoints.of(config, accelerator, world, model, collector.tokenizer)
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     diary = Diary(Path(config.out) / "journal", world, anew=config.resume == "never") if config.journal else None
     begun = checkpoints.load(config.resume, Progress)
     if begun is not None:
@@ -221,10 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl")
-    corpus = load_corpus(config.data)
-    builds = expert_builds(corpus.train, run.embedder, config.prompts, "rules build the training banks")
-    steering = expert_builds(corpus.steering, run.embedder, config.prompts, "rules build the steering banks")
-    held_out = expert_builds(corpus.held_out, run.embedder, config.prompts, "rules build the held-out banks")
+    builds, steering, dialogues = rl_builds(config, run.embedder)
+    held_out = expert_builds(dialogues, run.embedder, config.prompts, "rules build the held-out banks")
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None
     engine = make_engine(config, config.model.path)

@@ -21,6 +21,7 @@ from membuilder.config import parse_args
 from membuilder.errors import ConfigError
 from membuilder.progress import progress
 from membuilder.prompts import PromptConfig
+from rollout.tokens import load_tokenizer
 from trainer import dry_run
 from trainer.checkpoint import save_model
 from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus, sft_builds
@@ -28,12 +29,13 @@ from trainer.head import Objective
 from trainer.log import RunLog
 from trainer.losses import LossConfig, cross_entropy
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.over_long import OverLong
+from trainer.over_long import LengthCounts, OverLong
 from trainer.packing import Node
-from trainer.policy import ModelConfig, Policy
+from trainer.policy import ModelConfig, Policy, load_model
+from trainer.prepared import prepared_trees
 from trainer.resume import Best, Checkpoints, Skips, Stop, interrupted
 from trainer.rows import supervised_rows
-from trainer.runner import clear_errors, make_policy_model, start_run
+from trainer.runner import Run, clear_errors, make_policy_model, start_run
 from trainer.sft_trees import sft_trees
 from trainer.updates import make_update, micro_step
 from trainer.world import World, announce
@@ -92,7 +94,12 @@ class SFTResult:
 
 def make_trees(config: SFTConfig, builds: Sequence[ExpertBuild], tokenizer, accelerator: Accelerator) -> list[Node]:
     """The sessions' training trees; says how many samples were too long."""
-    trees, counts = sft_trees(builds, tokenizer, config.prompts, config.max_length, config.over_long)
+    return _told(
+        config, accelerator, *sft_trees(builds, tokenizer, config.prompts, config.max_length, config.over_long)
+    )
+
+
+def _told(config: SFTConfig, accelerator: Accelerator, trees: list[Node], counts: LengthCounts) -> list[Node]:
     if counts.num_cut or counts.num_dropped:
         accelerator.print(
             f"longer than max_length={config.max_length} tokens: {counts.num_dropped} samples dropped, {counts.num_cut} cut by "
@@ -123,7 +130,8 @@ def train(
     announce(accelerator, policy)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
-    checkpoints, stop, skips = Checkpoints.of(config, accelerator, world), Stop(world), Skips(limit=config.max_skipped)
+    checkpoints = Checkpoints.of(config, accelerator, world, model, tokenizer)
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best_validation_loss=None)
     best = begun.best_validation_loss
     log.drop_from(begun.step)
@@ -198,7 +206,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         dry_run.main(["sft", *dry_run.arguments(argv)])
         return
     config = parse_args(SFTConfig, argv, "Supervised fine-tuning on an expert's memory operations.")
+    if config.data.prepared is not None and config.model.path is None:
+        raise ConfigError(
+            "model.path: name a model; a tiny one is made from dialogues (data.path), not from data.prepared"
+        )
     run = start_run(config, "sft")
+    model, tokenizer, trees = _prepared(config, run) if config.data.prepared else _from_dialogues(config, run)
+    with run.world.watched():
+        result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
+    run.log.close()
+    run.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
+
+
+def _prepared(config: SFTConfig, run: Run):
+    """Model, tokenizer and trees."""
+    model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
+    found = prepared_trees(config.data.prepared, tokenizer, config.max_length, config.over_long)
+    return model, tokenizer, _told(config, run.accelerator, *found)
+
+
+def _from_dialogues(config: SFTConfig, run: Run):
+    """Model, tokenizer and trees."""
     corpus = load_corpus(config.data)
     train_builds, extra = (
         expert_builds(dialogues, run.embedder, config.prompts, "rules build the training banks")
@@ -206,11 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     builds = sft_builds(train_builds, extra, config.data)
     model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
-    trees = make_trees(config, builds, tokenizer, run.accelerator)
-    with run.world.watched():
-        result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
-    run.log.close()
-    run.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
+    return model, tokenizer, make_trees(config, builds, tokenizer, run.accelerator)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Update:
 def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: torch.device) -> Update:
     """Trees dealt to processes by their tokens, a tree never cut, and packed into micro-batches of `max_tokens`."""
     dealt = deal([tree.num_tokens for tree in trees], world.size)
-    batches = [list(micro_batches([trees[index] for index in indices], max_tokens)) for indices in dealt]
+    batches = [micro_batches([trees[index] for index in indices], max_tokens) for indices in dealt]
     mine, most = batches[world.rank], max(map(len, batches))
     spare = [min(trees, key=lambda tree: tree.num_tokens)]
     return Update(

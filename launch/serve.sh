@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Serves a model folder (what trainer.export or a run's OUT/model holds) by vLLM's OpenAI server, on this machine only.
+#
+#   launch/serve.sh DIR [PORT] [TP] [options of vllm serve ...]
+#
+# PORT  8000
+# TP    GPUs that one copy of the model is divided over (1)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+stop() { printf 'serve: %s\n' "$*" >&2; exit 2; }
+(( $# > 0 )) || stop "name the model's folder: launch/serve.sh DIR [PORT] [TP]"
+folder=$1 port=${2:-8000} tensor_parallel=${3:-1}
+shift $(($# < 3 ? $# : 3))
+[[ -f $folder/config.json ]] || stop "no config.json in '$folder': python -m trainer.export CHECKPOINT DIR makes such a folder"
+for number in "$port" "$tensor_parallel"; do
+    [[ $number =~ ^[1-9][0-9]*$ ]] || stop "'$number' is no number: launch/serve.sh DIR [PORT] [TP]"
+done
+
+vllm=$(command -v vllm || true)
+[[ -n $vllm || ! -x $root/.venv/bin/vllm ]] || vllm=$root/.venv/bin/vllm
+[[ -n $vllm ]] || stop "no vllm on PATH and no .venv here: run launch/setup.sh first"
+
+# read by vLLM's CPU build only: GiB of cache, and no pinning of its threads to cores
+export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-4} VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
+export VLLM_NO_USAGE_STATS=1
+command=(
+    "$vllm" serve "$folder" --host 127.0.0.1 --port "$port" --tensor-parallel-size "$tensor_parallel"
+    --served-model-name "$(basename "$folder")" "$@"
+)
+printf '+'
+printf ' %q' "${command[@]}"
+printf '\n'
+exec "${command[@]}"

@@ -1,0 +1,87 @@
+"""Who is named when a process of a run ends: real gloo processes, forked, each on a host of its own name."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.forks import FORK, as_rank, free_port
+from trainer import pulse, world
+from trainer.runner import clear_errors
+from trainer.world import World, start_accelerator
+
+
+def one_rank(rank: int, hosts: tuple[str, ...], port: int, end: dict, folder: Path) -> None:
+    """Meets the others until a connection breaks, or ends as `end` says."""
+    torch.set_num_threads(1)
+    socket.gethostname = lambda: hosts[rank]
+    world.LOST_SECONDS, pulse.PERIOD_SECONDS = 2.0, 0.1
+    as_rank(rank, len(hosts), port)
+    try:
+        with clear_errors("run"):
+            together = World.of(start_accelerator(1.0))
+            with together.watched():
+                together.meet()
+                if rank in end:
+                    end[rank]()
+                while True:
+                    together.meet()
+    except SystemExit as stopped:
+        (folder / str(rank)).write_text(str(stopped))
+    finally:
+        os._exit(1)
+
+
+def run(hosts: tuple[str, ...], end: dict, folder: Path) -> tuple[list[str], list[int]]:
+    """What each rank said at its end ("" for nothing), and their process ids."""
+    port = free_port()
+    processes = [FORK.Process(target=one_rank, args=(rank, hosts, port, end, folder)) for rank in range(len(hosts))]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode is not None, "still waiting for a process that is gone"
+    said = [folder / str(rank) for rank in range(len(hosts))]
+    return [path.read_text() if path.exists() else "" for path in said], [process.pid for process in processes]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise ValueError("no room for\nthe batch")
+
+
+def test_a_process_of_this_host_is_named_here_and_on_other_hosts(tmp_path):
+    said, pids = run(("a", "a", "b"), {1: die}, tmp_path)
+    gone = f"because rank 1 is gone (process {pids[1]} on a). Look for that one's error"
+    assert said[0].startswith(f"run: rank 0 of 3 stops, {gone}")
+    assert said[2].startswith(f"run: rank 2 of 3 stops, {gone}")
+
+
+def test_a_process_alone_on_its_host_is_named_by_its_silence(tmp_path):
+    said, pids = run(("a", "b", "c"), {2: die}, tmp_path)
+    for rank in (0, 1):
+        assert (
+            f"rank {rank} of 3 stops, because rank 2 is gone (no sign of life from process {pids[2]} on c)"
+            in said[rank]
+        )
+
+
+def test_the_host_that_keeps_the_store_is_named_when_nothing_answers_there(tmp_path):
+    said, _ = run(("a", "b"), {0: die}, tmp_path)
+    assert "rank 1 of 2 stops, because rank 0 is gone (nothing answers at 127.0.0.1:" in said[1] and " on a)" in said[1]
+
+
+def test_a_process_that_fails_leaves_its_error_to_the_others(tmp_path):
+    said, _ = run(("a", "b"), {1: fail}, tmp_path)
+    assert "rank 0 of 2 stops, because rank 1 failed on b (ValueError: no room for)" in said[0]
+
+
+@pytest.mark.parametrize(("before", "after", "lost"), [([3, 3, 3], [4, 3, 9], [1]), ([0, 1], [1, 2], [])])
+def test_silent_is_whose_number_stands_still(before, after, lost):
+    assert pulse.silent(before, after) == lost

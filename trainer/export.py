@@ -1,0 +1,130 @@
+"""A checkpoint as a Hugging Face folder, which transformers and vLLM load.
+
+    python -m trainer.export runs/rl/checkpoints/step_40 exported
+    launch/serve.sh exported
+
+Writes safetensors in shards, tokenizer, generation config, and a model card with the run's settings and metrics. Takes
+checkpoints of one process, DDP and DeepSpeed, whatever their number of processes, and needs no GPU.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from membuilder.errors import CheckpointError, ConfigError
+from trainer import snapshots
+from trainer.checkpoint import durable_rename, fsync_tree
+from trainer.log import METRICS_FILE, read_jsonl
+from trainer.resume import MODEL
+from trainer.runner import clear_errors
+from trainer.snapshots import Manifest
+
+SHARD_SIZE = "5GB"
+PREFIX = "model."
+"""What trainer/policy.py puts before a weight's Hugging Face name."""
+
+
+def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path:
+    """Verify the checkpoint and write it as a model to `target`, whole or not at all."""
+    if target.exists():
+        raise ConfigError(f"'{target}' exists: name another folder, or remove it")
+    manifest = snapshots.verify(checkpoint)
+    dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
+    model = _model(checkpoint, dtype)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial, max_shard_size=shard_size)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(model_card(checkpoint, manifest), encoding="utf-8")
+        fsync_tree(partial)
+        durable_rename(partial, target)
+    except OSError as error:  # a full disk, a folder we may not write
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"could not write '{target}': {error}") from error
+    return target
+
+
+def _model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(checkpoint / MODEL)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    weights = {name.removeprefix(PREFIX): tensor.to(dtype) for name, tensor in _weights(checkpoint / "state").items()}
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = GenerationConfig.from_pretrained(checkpoint / MODEL)
+    return model
+
+
+def _weights(state: Path) -> dict[str, torch.Tensor]:
+    """The policy's weights as Accelerate or DeepSpeed saved them; float32 from the latter."""
+    if (state / "pytorch_model").is_dir():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        return get_fp32_state_dict_from_zero_checkpoint(str(state), tag="pytorch_model")
+    return {
+        name: tensor for path in sorted(state.glob("model*.safetensors")) for name, tensor in load_file(path).items()
+    }
+
+
+def model_card(checkpoint: Path, manifest: Manifest) -> str:
+    """What the model is, how it was trained and how well it did, as a Hugging Face README."""
+    settings = manifest.meta["settings"]
+    base = settings["model.path"]
+    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["memory", "membuilder"]}
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(head, sort_keys=False).strip(),
+            "---",
+            f"# Memory builder, step {manifest.step}",
+            "",
+            "Turns the sessions of a dialogue into operations on a memory bank (MemBuilder). Trained from "
+            + (f"`{base}`." if base else "random weights."),
+            "",
+            "## Metrics",
+            "",
+            *_metrics(checkpoint, manifest.step),
+            "",
+            "## Settings",
+            "",
+            "```yaml",
+            yaml.safe_dump(settings).strip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _metrics(checkpoint: Path, step: int) -> list[str]:
+    """The last value of each metric up to the checkpoint, out of the run's log."""
+    path = checkpoint.absolute().parent.parent / METRICS_FILE
+    if not path.is_file():
+        return [f"Not known: the run's {METRICS_FILE} does not stand beside its checkpoints."]
+    last: dict[str, float] = {}
+    for row in read_jsonl(path):
+        if row["step"] < step:
+            last |= {name: value for name, value in row.items() if name not in ("step", "nonfinite")}
+    return ["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in sorted(last.items()))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="a folder OUT/checkpoints/step_N")
+    parser.add_argument("folder", type=Path, help="folder to write; it must not exist")
+    given = parser.parse_args(argv)
+    print(f"wrote {export(given.checkpoint, given.folder)}")
+
+
+if __name__ == "__main__":
+    with clear_errors("trainer.export"):
+        main()
