@@ -1,6 +1,6 @@
 """SFT and RL, the real entry points, small; tests/test_many_processes.py starts this in one process or several.
 
-    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY [resume] [sizes]
+    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY [resume] [sizes] [vllm]
 
 Sessions are few and of different lengths, so that processes get unlike shares and some micro-batches nothing of their own.
 RL starts from POLICY, a model that already answers in the format. The words after it name what to run besides.
@@ -22,8 +22,8 @@ SMALL = ["data.num_train=12", "data.num_held_out=2", "data.num_steering=1", "max
 TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
 SFT = ["--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}" for size in TINY), "data.num_extra=0",
        "sessions_per_step=7", "validation_share=0.02"]  # fmt: skip
-RL = ["--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=10", "sessions_per_step=5",
-      "num_rollouts=3", "updates_per_step=2", "parity_every=5", "eval_every=10", "save_every=5"]  # fmt: skip
+RL = ["--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=10", "sessions_per_step=3",
+      "num_rollouts=6", "updates_per_step=2", "parity_every=5", "eval_every=10", "save_every=5"]  # fmt: skip
 
 
 def as_new() -> None:
@@ -50,6 +50,11 @@ def main(out: Path, policy: Path, *more: str) -> None:
         for stage in (2, 3):
             sizes = distributed_policy.kept_bytes(stage)
             (out / f"sizes_{stage}_{distributed.get_rank()}.json").write_text(json.dumps(sizes), encoding="utf-8")
+
+    if "vllm" in more:
+        as_new()
+        rl.main([*RL, f"model.path={policy}", f"out={out}/vllm", "engine=vllm", "num_steps=3", "parity_every=1",
+                 "eval_every=0", "save_every=100"])  # fmt: skip
 
 
 def resume(out: Path, policy: Path) -> None:

@@ -36,7 +36,7 @@ MODES = {
     for mode, (device, engine, stage) in WRAPPERS.items()
 }
 # what else runs in those processes
-MORE = {"ddp": [], "zero2": ["resume", "sizes"], "zero3": []}
+MORE = {"ddp": [], "zero2": ["resume", "sizes"], "zero3": ["vllm"]}
 NODES = {"ddp": 1, "zero2": 2, "zero3": 1}
 
 
@@ -55,19 +55,20 @@ def accelerate_file(mode: str, folder: Path) -> str:
     return str(folder / "accelerate.yaml")
 
 
-def launched(mode: str, nodes: int, folder: Path, module: str, *arguments: str, **variables: str) -> str:
-    """What two processes say, on so many nodes."""
+def launched(mode: str, folder: Path, *arguments: str) -> str:
+    """What the two processes of tests/both_loops.py say."""
+    nodes = NODES[mode]
     shared = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "NNODES": str(nodes), "GPUS_PER_NODE": str(2 // nodes),
         "MASTER_ADDR": "127.0.0.1" if nodes == 1 else "127.0.0.2", "MASTER_PORT": str(forks.free_port()),
-        "ACCELERATE_CONFIG": accelerate_file(mode, folder),
-    } | variables  # fmt: skip
+        "ACCELERATE_CONFIG": accelerate_file(mode, folder), "TRITON_INTERPRET": "1",
+    }  # fmt: skip
     logs = [folder / f"node{rank}.log" for rank in range(nodes)]
     launchers = []
     try:
         for rank, log in enumerate(logs):
-            command = [str(ROOT / "launch/multinode.sh"), module, *arguments]
+            command = [str(ROOT / "launch/multinode.sh"), "tests.both_loops", *arguments]
             with open(log, "w") as output:
                 launchers.append(
                     subprocess.Popen(command, stdout=output, stderr=output, env=shared | {"NODE_RANK": str(rank)})
@@ -111,9 +112,8 @@ def together(alone, tmp_path_factory) -> Callable[[str], Path]:
     @cache
     def run(mode: str) -> Path:
         folder = tmp_path_factory.mktemp(mode)
-        arguments = ["tests.both_loops", str(folder / "run"), str(alone / "policy/model"), *MORE[mode]]
-        said = launched(mode, NODES[mode], folder, *arguments, TRITON_INTERPRET="1")
-        runs = 3 if "resume" in MORE[mode] else 2
+        said = launched(mode, folder, str(folder / "run"), str(alone / "policy/model"), *MORE[mode])
+        runs = 2 if mode == "ddp" else 3
         # once for each run, from a node's first process alone
         assert said.count(MODES[mode]) == runs * NODES[mode], said
         return folder / "run"
@@ -228,12 +228,10 @@ def test_bfloat16_without_float32_weights_somewhere_is_refused(alone, tmp_path):
     assert process.exitcode == 1 and "configs/accelerate/zero2.yaml" in said and "Traceback" not in said
 
 
-def test_every_process_samples_with_a_vllm_engine_of_its_own(alone, tmp_path):
+def test_every_process_samples_with_a_vllm_engine_of_its_own(together):
     """Real vLLM in both processes, ZeRO-3: parity is checked on fresh weights at every step, so each sync must be whole."""
-    few = ["num_steps=3", "parity_every=1", "eval_every=0", "save_every=100"]
-    arguments = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "engine=vllm", *few]
-    assert MODES["zero3"] in launched("zero3", 1, tmp_path, "trainer.rl", *arguments)
-    assert [row["step"] for row in rows(tmp_path / "rl")] == [0, 1, 2]
-    lines = (tmp_path / "rl/completions.jsonl").read_text(encoding="utf-8").splitlines()
+    out = together("zero3") / "vllm"
+    assert [row["step"] for row in rows(out)] == [0, 1, 2]
+    lines = (out / "completions.jsonl").read_text(encoding="utf-8").splitlines()
     completions = [json.loads(line) for line in lines]
     assert {(row["step"], row["weight_version"]) for row in completions} == {(0, 0), (1, 1), (2, 2)}
