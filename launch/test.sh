@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests, setting the environment up first where needed. Arguments go to pytest: launch/test.sh -k config
 #
-# TEST_WORKERS  files tested side by side (2; 0: one after the other, in this process)
+# TEST_WORKERS  files tested side by side (3, because many wait for processes they start; 0: one after the other, in this process)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,4 +12,4 @@ export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
 
-exec .venv/bin/python -m pytest -q --durations=15 --numprocesses="${TEST_WORKERS:-2}" --dist=loadfile "$@"
+exec .venv/bin/python -m pytest -q --durations=15 --numprocesses="${TEST_WORKERS:-3}" --dist=loadfile "$@"

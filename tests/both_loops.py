@@ -18,7 +18,7 @@ from torch import distributed
 from tests import distributed_policy
 from trainer import rl, sft
 
-SMALL = ["data.num_train=12", "data.num_held_out=2", "data.num_steering=1", "max_tokens=250"]
+SMALL = ["data.num_train=12", "data.num_held_out=1", "data.num_steering=1", "max_tokens=250"]
 TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
 SFT = ["--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}" for size in TINY), "data.num_extra=0",
        "sessions_per_step=7", "validation_share=0.02"]  # fmt: skip

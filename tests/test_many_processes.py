@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from tests import both_loops, distributed_policy, forks
 from tests.forks import embedder  # noqa: F401
 from trainer import rl
+from trainer.export import export
 from trainer.memory import Launch, state_parts
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +158,14 @@ def test_the_fused_head_on_two_processes_gives_the_numbers_of_the_plain_one_on_o
     assert weights.keys() == same.keys() and "lm_head.weight" in weights
     for name, tensor in weights.items():
         assert (tensor - same[name]).abs().max() <= 1e-4, name
+
+
+@pytest.mark.parametrize("mode", WRAPPERS)
+def test_a_checkpoint_of_two_processes_is_exported_whole(together, mode, tmp_path):
+    run = together(mode) / "rl"
+    export(run / "checkpoints/step_10", tmp_path / "exported")
+    expected, found = (load_file(folder / "model.safetensors") for folder in (run / "model", tmp_path / "exported"))
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_processes_resume_together(together):
