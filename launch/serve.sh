@@ -5,6 +5,8 @@
 #
 # PORT  8000
 # TP    GPUs that one copy of the model is divided over (1)
+# VLLM_API_KEY  key that callers must show (default: none is asked for)
+# PYTHON  interpreter that has vLLM (default: .venv's if there is one, else python3)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -13,20 +15,21 @@ stop() { printf 'serve: %s\n' "$*" >&2; exit 2; }
 folder=$1 port=${2:-8000} tensor_parallel=${3:-1}
 shift $(($# < 3 ? $# : 3))
 [[ -f $folder/config.json ]] || stop "no config.json in '$folder': python -m trainer.export CHECKPOINT DIR makes such a folder"
+[[ " $* " != *" --api-key"* ]] || stop "give the key as VLLM_API_KEY: what stands on a command line is there for all to read"
 for number in "$port" "$tensor_parallel"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || stop "'$number' is no number: launch/serve.sh DIR [PORT] [TP]"
 done
 
-vllm=$(command -v vllm || true)
-[[ -n $vllm || ! -x $root/.venv/bin/vllm ]] || vllm=$root/.venv/bin/vllm
-[[ -n $vllm ]] || stop "no vllm on PATH and no .venv here: run launch/setup.sh first"
+python=${PYTHON:-python3}
+[[ -z ${PYTHON:-} && -x $root/.venv/bin/python ]] && python=$root/.venv/bin/python
 
 # read by vLLM's CPU build only: GiB of cache, and no pinning of its threads to cores
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-4} VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
 export VLLM_NO_USAGE_STATS=1
+# not `vllm serve`: that asks for a package of the name vllm, and the CPU build has another
 command=(
-    "$vllm" serve "$folder" --host 127.0.0.1 --port "$port" --tensor-parallel-size "$tensor_parallel"
-    --served-model-name "$(basename "$folder")" "$@"
+    "$python" -m vllm.entrypoints.openai.api_server --model "$folder" --host 127.0.0.1 --port "$port"
+    --tensor-parallel-size "$tensor_parallel" --served-model-name "$(basename "$folder")" "$@"
 )
 printf '+'
 printf ' %q' "${command[@]}"

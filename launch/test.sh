@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
-# Runs the tests, setting the environment up first where needed. Arguments go to pytest: launch/test.sh -k config
+# Runs the tests, setting the environment up first where needed.
 #
-# TEST_WORKERS  files tested side by side (3, because many wait for processes they start; 0: one after the other, in this process)
+#   launch/test.sh [--all] [arguments of pytest, such as -k config]
+#
+# --all         also the tests marked slow: training launched as several processes (a few minutes more; CI runs them)
+# TEST_WORKERS  files tested side by side (2; 0: one after the other, in this process)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+chosen=(-m "not slow")
+if [[ ${1:-} == --all ]]; then
+    chosen=()
+    shift
+else
+    printf 'Leaving out the tests that launch several training processes; launch/test.sh --all runs them too.\n'
+fi
 
 launch/setup.sh
 
@@ -12,4 +23,4 @@ export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
 
-exec .venv/bin/python -m pytest -q --durations=15 --numprocesses="${TEST_WORKERS:-3}" --dist=loadfile "$@"
+exec .venv/bin/python -m pytest -q --durations=15 --numprocesses="${TEST_WORKERS:-2}" --dist=loadfile "${chosen[@]}" "$@"

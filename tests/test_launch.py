@@ -133,15 +133,16 @@ def test_scripts_are_clean_for_shellcheck():
 
 
 def test_serve_gives_vllm_the_folder_the_port_and_the_gpus(fake_bin, tmp_path):
-    write_program(fake_bin / "vllm", 'printf "%s\\n" "$@"\n')
+    write_program(fake_bin / "snake", 'printf "%s\\n" "$@"\n')
     folder = tmp_path / "my model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    plain, full = (["serve", str(folder), "--host", "127.0.0.1", "--port", port, "--tensor-parallel-size", gpus,
+    server = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    plain, full = ([*server, "--host", "127.0.0.1", "--port", port, "--tensor-parallel-size", gpus,
                     "--served-model-name", "my model"] for port, gpus in (("8000", "1"), ("9000", "2")))  # fmt: skip
-    assert printed_command(start("serve.sh", str(folder), env=environment(fake_bin)))[1] == plain
-    more = start("serve.sh", str(folder), "9000", "2", "--api-key", "k", env=environment(fake_bin))
-    assert printed_command(more)[1] == [*full, "--api-key", "k"]
+    assert printed_command(start("serve.sh", str(folder), env=environment(fake_bin, PYTHON="snake")))[1] == plain
+    more = start("serve.sh", str(folder), "9000", "2", "--seed", "1", env=environment(fake_bin, PYTHON="snake"))
+    assert printed_command(more)[1] == [*full, "--seed", "1"]
 
 
 @pytest.mark.parametrize(
@@ -150,10 +151,10 @@ def test_serve_gives_vllm_the_folder_the_port_and_the_gpus(fake_bin, tmp_path):
         ([], "name the model's folder"),
         (["nowhere"], "no config.json in 'nowhere': python -m trainer.export"),
         ([".", "80x"], "'80x' is no number"),
+        ([".", "80", "1", "--api-key=secret"], "give the key as VLLM_API_KEY"),
     ],
 )
 def test_serve_says_what_is_wrong(arguments, message, fake_bin, tmp_path):
-    write_program(fake_bin / "vllm", "exit 0\n")
     (tmp_path / "config.json").write_text("{}")
     result = start("serve.sh", *arguments, env=environment(fake_bin), cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr and result.stdout == ""

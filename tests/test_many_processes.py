@@ -26,6 +26,7 @@ from trainer import rl
 from trainer.export import export
 from trainer.memory import Launch, state_parts
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 WRAPPERS = {
     "ddp": ("cpu:0", "DistributedDataParallel", None),

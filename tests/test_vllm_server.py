@@ -1,4 +1,4 @@
-"""The client against a real vLLM server with a tiny model of random weights, started once for this file.
+"""The client against a real vLLM server with a tiny model of random weights, started once for this file by launch/serve.sh.
 
 What the fakes of test_client.py assume of a server is seen here to be so: schemas are kept to, tokens are counted as the
 server counts them, and refused keys, unknown models and a killed server look the way the client expects.
@@ -43,6 +43,7 @@ from trainer.tiny import END, TinyConfig, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
 
+ROOT = Path(__file__).parent.parent
 KEY = "sk-tiny-server"
 START_SECONDS = 900  # a minute on an idle core; many share one when tests run beside each other
 TEMPLATE = (
@@ -109,27 +110,21 @@ def server(tmp_path_factory) -> Iterator[Server]:
     tokenizer.chat_template = TEMPLATE
     model = build_model(tokenizer, TINY, seed=1)
     make_brief(model, tokenizer)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    model.save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
     port, log = free_port(), folder / "server.log"
     options = {
-        "model": folder / "model",
-        "served-model-name": "tiny",
-        "host": "127.0.0.1",
-        "port": port,
-        "api-key": KEY,
         "max-model-len": 4096,
         "dtype": "float32",
         "max-num-seqs": 16,
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
+    command = [str(ROOT / "launch/serve.sh"), str(folder / "tiny"), str(port), "1", "--enforce-eager"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    # "nobind": vLLM would otherwise pin its threads to cores of its own choice
     environment = os.environ | {
+        "PYTHON": sys.executable,
+        "VLLM_API_KEY": KEY,
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",  # off in a process that has loaded our own engine
-        "VLLM_NO_USAGE_STATS": "1",
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -137,7 +132,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         )
         try:
             wait_until_healthy(process, port, log)
-            yield Server(process=process, base_url=f"http://127.0.0.1:{port}/v1", model=folder / "model")
+            yield Server(process=process, base_url=f"http://127.0.0.1:{port}/v1", model=folder / "tiny")
         finally:
             with suppress(ProcessLookupError):  # the server and its engine may be gone: a test kills it
                 os.killpg(process.pid, signal.SIGKILL)
