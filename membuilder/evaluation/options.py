@@ -29,7 +29,7 @@ EPILOG = """`python -m membuilder.eval compare A B` tests two runs on the same q
 
 System agents is the four-agent builder with any model, a trained checkpoint among them. Serve the checkpoint with vLLM
 
-    vllm serve OUT/rl/model --served-model-name trained --host 127.0.0.1
+    launch/serve.sh OUT/rl/model 8000 1 --served-model-name trained
 
 and let it build while another model answers, or leave --model out to score retrieval alone:
 
@@ -37,7 +37,7 @@ and let it build while another model answers, or leave --model out to score retr
         --build-config OUT/rl/config.yaml --model gpt-4.1-mini
 
 A tokenizer without a chat template (the quickstart's) was trained on the bare prompt: add
---chat-template '{{ messages[0]["content"] }}' to vllm serve."""
+--chat-template '{{ messages[0]["content"] }}' to that."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
