@@ -116,9 +116,8 @@ class Builder:
                 on_session(session)
         finally:
             ahead.cancel()
-            await asyncio.gather(
-                ahead, return_exceptions=True
-            )  # what it could not embed, a session above could not either
+            # what it could not embed, a session above could not either
+            await asyncio.gather(ahead, return_exceptions=True)
         return bank
 
     def close(self) -> None:

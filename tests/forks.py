@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from membuilder.embed import Embedder
+from tests.both_loops import as_new
 from trainer import runner
 
 FORK = multiprocessing.get_context("fork")
@@ -54,7 +54,6 @@ def free_port() -> int:
 
 def as_rank(rank: int, size: int, port: int) -> None:
     """What a launcher would tell a process, which forgets what Accelerate knew of the process it was forked from."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    as_new()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip

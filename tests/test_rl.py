@@ -21,7 +21,7 @@ from rollout.types import Completion, SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer import attention
 from trainer.collect import Collector
-from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus, sft_builds, training_text
+from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, training_text
 from trainer.packing import TrainSequence
 from trainer.parity import check_engine, check_shared
 from trainer.policy import Policy
@@ -81,9 +81,14 @@ def test_greedy_memory_is_measured_greedily_against_the_expert(setting):
     assert hoarding.greedy_memory_ratio(stream) > 4
 
 
-def test_against_an_expert_that_wrote_nothing_only_silence_is_on_target(setting, monkeypatch):
-    nothing = dict.fromkeys(Agent, 0)
-    monkeypatch.setattr(ExpertBuild, "tokens_written", lambda self, count_tokens: [nothing] * len(self.steps))
+def test_against_an_expert_that_wrote_nothing_only_silence_is_on_target(setting):
+    embedder, builds, tokenizer = setting
+    nothing = dict.fromkeys(Agent, ())
+    quiet = [
+        replace(build, steps=tuple(replace(step, result=replace(step.result, written=nothing)) for step in build.steps))
+        for build in builds
+    ]
+    setting = embedder, quiet, tokenizer
     silent, stream = collector_of(setting, "{}")
     assert silent.greedy_memory_ratio(stream) == 1.0
     hoarding, stream = collector_of(setting, '{"#1":"add"}')

@@ -77,7 +77,8 @@ class Collector:
             build, session = stream.expert(slot)
             samples = group.rollouts[0].samples.values()
             written = sum(self.count_tokens(sample.written) for sample in samples)
-            lengths.append((written, sum(build.tokens_written(self.count_tokens)[session].values())))
+            experts = build.steps[session].result.written.values()
+            lengths.append((written, sum(map(self.count_tokens, experts))))
         written, expert = (sum(column) for column in zip(*self.world.together(mine, lengths), strict=True))
         if expert == 0:
             return math.inf if written else 1.0

@@ -62,9 +62,8 @@ def open_remote(
     model: str | None, provider: str, base_url: str | None, api_key: str | None, usage: Usage, cache: AnswerCache | None
 ) -> "EndpointEmbedder":
     """Vectors from an endpoint, checked with one text. Raises ConfigError or ChatError."""
-    from membuilder.endpoint_embedder import (
-        EndpointEmbedder,  # takes a second to import, which a local model need not wait for
-    )
+    # takes a second to import, which a local model need not wait for
+    from membuilder.endpoint_embedder import EndpointEmbedder
 
     if model is None:
         raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
