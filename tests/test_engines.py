@@ -89,7 +89,7 @@ class Started:
 def started(request, model_dir) -> Iterator[Started]:
     before = rng_state()
     if request.param == "vllm":
-        import llvmlite.binding  # noqa: F401  (vLLM must start beside it: BM25 loads it through numba)
+        import numba  # noqa: F401  (vLLM must start beside it and its llvmlite: BM25 loads both)
 
         from rollout.vllm_engine import VLLMEngine  # here, because it takes many seconds to import
 

@@ -210,4 +210,4 @@ def test_the_help_says_how_to_use_a_trained_checkpoint(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     said = capsys.readouterr().out
-    assert "vllm serve OUT/rl/model" in said and "--build-config OUT/rl/config.yaml" in said
+    assert "launch/serve.sh OUT/rl/model" in said and "--build-config OUT/rl/config.yaml" in said
