@@ -143,11 +143,11 @@ def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, mon
         log = RunLog(
             tmp_path, wandb_project="membuilder-test", config={"api_key": "sk-1"}, run_name="r", max_table_rows=1
         )
+        ids.append(log.start_wandb(ids[-1] if ids else None))
         log.log({"kl": math.nan}, step)
         log.log_completions([{"step": step, "completion": "a", "reward": {"qa": 1.0}}, {"step": step}])
         log.close()
-        ids.append((tmp_path / "wandb_run_id.txt").read_text())
-    assert ids[0] == ids[1] != "\n"
+    assert ids[0] is not None and ids[0] == ids[1]
     assert capsys.readouterr().out.count("logged offline") == 2
     tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/completions*.json"))
     assert {len(json.loads(table.read_text())["data"]) for table in tables} == {1}

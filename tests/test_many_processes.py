@@ -11,10 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -42,6 +45,11 @@ MORE = {"ddp": [], "zero2": ["resume", "sizes"], "zero3": ["vllm"]}
 NODES = {"ddp": 1, "zero2": 2, "zero3": 1}
 
 
+class Node(NamedTuple):
+    launcher: subprocess.Popen
+    log: Path
+
+
 def accelerate_file(mode: str, folder: Path) -> str:
     """DeepSpeed as in the committed files, but in float32, because bfloat16 would hide gaps."""
     if mode == "ddp":
@@ -57,30 +65,37 @@ def accelerate_file(mode: str, folder: Path) -> str:
     return str(folder / "accelerate.yaml")
 
 
-def launched(mode: str, folder: Path, *arguments: str) -> str:
-    """What the two processes of tests/both_loops.py say."""
-    nodes = NODES[mode]
+@contextmanager
+def nodes(mode: str, folder: Path, *module: str) -> Iterator[list[Node]]:
+    """Two processes of a module, by a launcher on each node."""
     shared = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "NNODES": str(nodes), "GPUS_PER_NODE": str(2 // nodes),
-        "MASTER_ADDR": "127.0.0.1" if nodes == 1 else "127.0.0.2", "MASTER_PORT": str(forks.free_port()),
+        "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "NNODES": str(NODES[mode]), "GPUS_PER_NODE": str(2 // NODES[mode]),
+        "MASTER_ADDR": "127.0.0.1" if NODES[mode] == 1 else "127.0.0.2", "MASTER_PORT": str(forks.free_port()),
         "ACCELERATE_CONFIG": accelerate_file(mode, folder), "TRITON_INTERPRET": "1",
     }  # fmt: skip
-    logs = [folder / f"node{rank}.log" for rank in range(nodes)]
-    launchers = []
+    started = []
     try:
-        for rank, log in enumerate(logs):
-            command = [str(ROOT / "launch/multinode.sh"), "tests.both_loops", *arguments]
+        for rank in range(NODES[mode]):
+            log = folder / f"node{rank}.log"
             with open(log, "w") as output:
-                launchers.append(
-                    subprocess.Popen(command, stdout=output, stderr=output, env=shared | {"NODE_RANK": str(rank)})
-                )
-        for launcher, log in zip(launchers, logs, strict=True):
-            assert launcher.wait(400) == 0, log.read_text()[-4000:]
+                launcher = subprocess.Popen(
+                    [str(ROOT / "launch/multinode.sh"), *module], stdout=output, stderr=output,
+                    env=shared | {"NODE_RANK": str(rank)},
+                )  # fmt: skip
+            started.append(Node(launcher, log))
+        yield started
     finally:
-        for launcher in launchers:
-            launcher.kill()
-    return "".join(log.read_text() for log in logs)
+        for node in started:
+            node.launcher.kill()
+
+
+def launched(mode: str, folder: Path, *arguments: str) -> str:
+    """What the two processes of tests/both_loops.py say."""
+    with nodes(mode, folder, "tests.both_loops", *arguments) as started:
+        for node in started:
+            assert node.launcher.wait(400) == 0, node.log.read_text()[-4000:]
+        return "".join(node.log.read_text() for node in started)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -206,6 +221,30 @@ def test_deepspeed_keeps_what_the_dry_run_counts(together, stage):
         }
 
 
+def await_steps(folder: Path, alive: Callable[[], bool], log: Path) -> None:
+    """Until a run has logged two steps."""
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").exists() or len(rows(folder)) < 2:
+        assert time.monotonic() < deadline and alive(), log.read_text()[-3000:]
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_on_one_node_is_named_on_the_other(alone, tmp_path, victim):
+    """Two launchers, ZeRO-2; node 0 holds the store through which the processes found each other."""
+    run = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "num_steps=10000"]
+    with nodes("zero2", tmp_path, "trainer.rl", *run) as started:
+        await_steps(tmp_path / "rl", lambda: all(n.launcher.poll() is None for n in started), started[0].log)
+        rank = [process for process in psutil.Process(started[victim].launcher.pid).children(recursive=True)
+                if process.environ().get("RANK") == str(victim)][0]  # fmt: skip
+        rank.kill()
+        survivor = started[1 - victim]
+        assert survivor.launcher.wait(60) != 0 and started[victim].launcher.wait(60) != 0
+        said = survivor.log.read_text()
+        assert f"rank {1 - victim} of 2 stops, because rank {victim} is gone" in said, said[-3000:]
+        assert "resume=auto" in said
+
+
 def test_a_dead_process_stops_the_others_by_name(alone, tmp_path):
     """No launcher here: it would end the survivors itself. The survivor must find out and say who is gone."""
     port = forks.free_port()
@@ -215,10 +254,7 @@ def test_a_dead_process_stops_the_others_by_name(alone, tmp_path):
         for rank in range(2)
     ]
     try:
-        deadline = time.monotonic() + 200
-        while not (tmp_path / "rl/metrics.jsonl").exists() or len(rows(tmp_path / "rl")) < 2:
-            assert time.monotonic() < deadline and processes[0].is_alive(), (tmp_path / "0.log").read_text()[-3000:]
-            time.sleep(0.1)
+        await_steps(tmp_path / "rl", processes[0].is_alive, tmp_path / "0.log")
         os.kill(processes[1].pid, signal.SIGKILL)
         processes[1].join()  # not a zombie
         processes[0].join(60)

@@ -6,16 +6,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from membuilder.errors import DataError
 from trainer.checkpoint import write_file
+
+if TYPE_CHECKING:
+    import wandb
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
-WANDB_ID_FILE = "wandb_run_id.txt"
 
 REDACTED = "[redacted]"
 # Whole words, so that `max_prompt_tokens` and `tokenizer` stay; `..._env` holds the name of a variable, not its value.
@@ -25,7 +27,8 @@ SECRET_WORD = re.compile(r"(key|token|secret|secrets|password|passwords|passwd|c
 class RunLog:
     """One run's log, written by one process; with `enabled=False` (every rank but the first) it writes nothing.
 
-        log = RunLog("runs/rl", wandb_project=None, config={"seed": 0}, run_name="rl")
+        log = RunLog("runs/rl", wandb_project="mine", config={"seed": 0}, run_name="rl")
+        run_id = log.start_wandb(None)      or the id of the run to go on with
         log.log({"reward/mean": 0.4, "kl": 0.01}, step=1)
         log.log_completions([{"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 0.4}, "weight": 1.0}])
         log.close()
@@ -52,8 +55,14 @@ class RunLog:
         self._out_dir = Path(out_dir)
         self._out_dir.mkdir(parents=True, exist_ok=True)
         self._open_files()
-        if wandb_project is not None:
-            self._wandb_run = _start_wandb(self._out_dir, wandb_project, redact(config), run_name)
+        self._project, self._config, self._run_name = wandb_project, redact(config), run_name
+
+    def start_wandb(self, run_id: str | None) -> str | None:
+        """Start the W&B run of this id, None for a new one; returns its id, or None where no project was named."""
+        if not self.enabled or self._project is None:
+            return None
+        self._wandb_run = _start_wandb(self._out_dir, self._project, self._config, self._run_name, run_id)
+        return self._wandb_run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """One line of metrics.jsonl. NaN and infinities become null there, and `nonfinite` lists their names."""
@@ -149,7 +158,7 @@ def _redact_inside(value: Any) -> Any:
     return [_redact_inside(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: str) -> Any:
+def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: str, run_id: str | None) -> "wandb.Run":
     import wandb
 
     mode = os.environ.get("WANDB_MODE")
@@ -160,13 +169,10 @@ def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: 
             f"upload it later with: wandb sync {out_dir / 'wandb'}/offline-run-*",
             flush=True,
         )
-    id_file = out_dir / WANDB_ID_FILE
-    run_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else None
     run = wandb.init(
         project=project, name=run_name, config=config, dir=out_dir, id=run_id, mode=mode,
         resume="allow", settings=wandb.Settings(silent=True),
     )  # fmt: skip
-    write_file(id_file, f"{run.id}\n".encode())
     # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
     run.define_metric("*", step_metric="step")
     return run

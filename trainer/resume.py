@@ -1,9 +1,10 @@
 """What a run needs to go on as if nothing had happened: written every `save_every` steps, read at the start.
 
 OUT/checkpoints/step_N/state      Accelerate's: model, optimizer, random states of every process
-OUT/checkpoints/step_N/progress   the loop's own place: a record of its own type
+OUT/checkpoints/step_N/progress   the loop's own place: a record of its own type, with the id of the W&B run
 OUT/checkpoints/step_N/model      what else a model folder needs (configuration, tokenizer), for trainer.export
-The learning rate is a function of the step. A run goes on only with the settings it began with.
+The learning rate is a function of the step. Verdicts need no position: those of finished rollouts stand in the journal,
+and a judge's answers on disk are found by their content. A run goes on only with the settings it began with.
 """
 
 import math

@@ -57,6 +57,7 @@ class Progress:
     steering: Position
     memory_ratio: float | None
     """Smoothed; None while nothing was measured."""
+    wandb_run_id: str | None
 
 
 def train(
@@ -111,6 +112,7 @@ def train(
         collector.engine.load_weights(named_weights(accelerator, policy), version=begun.step)
     first, memory_ratio = (0, None) if begun is None else (begun.step, begun.memory_ratio)
     log.drop_from(first)
+    wandb_run_id = log.start_wandb(None if begun is None else begun.wandb_run_id)
     bar = progress(total=config.num_steps, initial=first, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(first, config.num_steps):
         clock = {"start": time.perf_counter()}
@@ -185,7 +187,11 @@ def train(
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
             here = Progress(
-                step=step + 1, stream=stream.position, steering=steering.position, memory_ratio=memory_ratio
+                step=step + 1,
+                stream=stream.position,
+                steering=steering.position,
+                memory_ratio=memory_ratio,
+                wandb_run_id=wandb_run_id,
             )
             checkpoints.save(step + 1, here, config.keep_last, evaluated, BEST)
             if diary is not None:

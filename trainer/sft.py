@@ -116,6 +116,7 @@ class Progress:
 
     step: int
     best_validation_loss: float | None
+    wandb_run_id: str | None
 
 
 def train(
@@ -132,9 +133,10 @@ def train(
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
     checkpoints = Checkpoints.of(config, accelerator, world, model, tokenizer)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
-    begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best_validation_loss=None)
+    begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best_validation_loss=None, wandb_run_id=None)
     best = begun.best_validation_loss
     log.drop_from(begun.step)
+    wandb_run_id = log.start_wandb(begun.wandb_run_id)
     loss = validation_loss = float("nan")
     bar = progress(total=num_steps, initial=begun.step, label="SFT", unit="step", enabled=accelerator.is_main_process)
     for step in range(begun.step, num_steps):
@@ -161,7 +163,7 @@ def train(
         log.log(metrics, step)
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
-            here = Progress(step=step + 1, best_validation_loss=best)
+            here = Progress(step=step + 1, best_validation_loss=best, wandb_run_id=wandb_run_id)
             checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
         if stopped:
             raise interrupted(step)
