@@ -17,6 +17,14 @@ def test_heads_have_the_same_gradient(name):
     assert head.gap(head.step(head.HEADS[name], head.make(HEAD)), head.truth(HEAD)) < 1e-5
 
 
+def test_the_head_needs_room_for_one_chunk_however_many_rows():
+    """Beyond the gradients that come out. The plain head needs 4 MB for every 1,024 rows and each of its two copies."""
+    shapes = [head.Shape(rows=rows, hidden=256, vocab=1024, dtype=torch.float32) for rows in (1024, 16384)]
+    few, many = (head.memory("fused", shape)["extra_mb"] for shape in shapes)
+    assert many - few < 8
+    assert head.memory("plain", shapes[1])["extra_mb"] > many + 60
+
+
 @pytest.mark.parametrize("name", ["shared", "trl"])
 def test_learners_have_the_gradient_of_dense_copies(name):
     if name == "trl":

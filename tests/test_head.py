@@ -220,3 +220,13 @@ def test_the_triton_kernels_equal_their_plain_twin():
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout
+
+
+def test_the_gradient_is_given_once(case):
+    """It is scaled in place: a second backward of the same graph must not give it scaled twice."""
+    hidden, weight, targets, rows = case
+    config = config_of("grpo")
+    loss = head_loss(hidden, weight, targets, 0.7, Objective(loss=LOSSES["grpo"], config=config, rows=rows)).loss
+    (3 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -134,8 +134,8 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx, loss_gradient, *_):
         hidden_gradient, weight_gradient = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        scaled = [
-            None if gradient is None or loss_gradient is None else (gradient * loss_gradient).to(dtype)
+        scaled = [  # in place: a second gradient would be as large as the first; autograd refuses to come here again
+            None if gradient is None or loss_gradient is None else gradient.mul_(loss_gradient).to(dtype)
             for gradient, dtype in ((hidden_gradient, hidden_dtype), (weight_gradient, weight_dtype))
         ]
         return *scaled, None, None, None, None, None

@@ -5,14 +5,15 @@
 shared  ours: the prompt runs once (trainer/packing.py, trainer/attention.py), head fused
 dense   ours, but every completion brings its own copy of the prompt, head fused
 trl     `GRPOTrainer.compute_loss` of TRL with its own defaults
-All compute GRPO's loss at ratio one, mean over tokens, KL off. Gaps are against `dense`: largest log-prob difference and
-relative L2 difference of the whole gradient. `seconds` is forward and backward.
+All compute GRPO's loss at ratio one, mean over tokens, KL off. Gaps are against `dense`, errors (on a CPU) against the
+same weights in float64: largest log-prob difference and relative L2 difference of the whole gradient. `seconds` is
+forward and backward.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,25 +39,31 @@ class Shape:
 
 
 SIZES = {
-    # Qwen3-1.7B with every width divided by four (its heads are 128 wide, as in every Qwen3), and 4 layers
-    "small": dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=4,
-                  num_key_value_heads=2, head_dim=128, vocab_size=8192),
-    # heads of 32: the exponentials of attention take a larger share, and sharing saves less of those than of GEMMs
-    "narrow": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
-                   num_key_value_heads=4, head_dim=32, vocab_size=8192),
+    # Qwen3-1.7B with every width divided by eight, and by four; its heads are 128 wide, as in every Qwen3
+    "small": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=2,
+                  num_key_value_heads=1, head_dim=128, vocab_size=8192),
+    "medium": dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=4,
+                   num_key_value_heads=2, head_dim=128, vocab_size=8192),
     # Qwen3-4B
     "4b": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
                num_key_value_heads=8, head_dim=128, vocab_size=151_936),
 }  # fmt: skip
-CPU_SHAPES = [Shape(512, 128), Shape(2048, 128), Shape(2048, 128, sizes="narrow")]
+CHECKPOINTED = {"4b"}
+"""Sizes whose activations are recomputed in the backward: dense copies do not fit otherwise."""
+CPU_SHAPES = [Shape(512, 128), Shape(2048, 128), Shape(2048, 128, sizes="medium")]
 GPU_SHAPES = [Shape(6144, 512, torch.bfloat16, "4b"), Shape(2048, 512, torch.bfloat16, "4b")]
+PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+"""Dense bfloat16 matmuls per second by NVIDIA's data sheets (SXM)."""
 
 
 def model_of(shape: Shape) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
     config = Qwen3Config(**SIZES[shape.sizes], tie_word_embeddings=True, max_position_embeddings=32768)
     with torch.device(device()):
-        return Qwen3ForCausalLM(config).to(shape.dtype)
+        model = Qwen3ForCausalLM(config).to(shape.dtype)
+    if shape.sizes in CHECKPOINTED:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def tokens_of(shape: Shape) -> tuple[list[int], list[list[int]], list[float]]:
@@ -115,7 +122,7 @@ def trl(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
         beta=0.0,
         bf16=False,
         use_cpu=not on_gpu,
-        gradient_checkpointing=False,
+        gradient_checkpointing=shape.sizes in CHECKPOINTED,
         report_to=[],
     )
     trainer = GRPOTrainer(
@@ -139,6 +146,9 @@ def trl(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
     return model, partial(trainer.compute_loss, model, inputs)
 
 
+NOTES = {
+    "trl": {"note": "its defaults; 1.16 puts the head in chunks by itself and refuses Liger's fused head beside that"}
+}
 IMPLEMENTATIONS = {"shared": partial(ours, shared=True), "dense": partial(ours, shared=False), "trl": trl}
 
 
@@ -152,37 +162,81 @@ def step(model: torch.nn.Module, forward: Callable[[], LossOutput | torch.Tensor
 
 
 def prepare_step(name: str, shape: Shape) -> Callable[[], object]:
-    small = Shape(16, 4, shape.dtype, "narrow")
-    step(*IMPLEMENTATIONS[name](small))
+    step(*IMPLEMENTATIONS[name](replace(shape, prompt=16, response=4)))
     return partial(step, *IMPLEMENTATIONS[name](shape))
 
 
 def gradient(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.grad.flatten().double().cpu() for parameter in model.parameters()])
+    grads = [parameter.grad.flatten().cpu() for parameter in model.parameters()]
+    return torch.cat([grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads])
 
 
-def row(name: str, shape: Shape, dense: dict) -> dict:
-    described = {"impl": name, "G": GROUP, "P": shape.prompt, "R": shape.response}
-    described["dtype"] = str(shape.dtype).removeprefix("torch.")
-    named = {"hidden_size": "hidden", "vocab_size": "vocab", "head_dim": "head_dim"}
-    described |= {name: SIZES[shape.sizes][key] for key, name in named.items()}
-    try:
-        model, forward = IMPLEMENTATIONS[name](shape)
-    except ImportError as error:
-        return described | {"note": f"not installed: {error}"}
+@dataclass(frozen=True)
+class Found:
+    loss: float
+    gradient: torch.Tensor
+    logprobs: torch.Tensor | None
+    """None of TRL, which keeps them to itself."""
+
+
+def find(name: str, shape: Shape) -> Found:
+    model, forward = IMPLEMENTATIONS[name](shape)
     step(model, forward)
-    found = {"loss": loss_of(forward()).item(), "gradient": gradient(model)}
-    if name != "trl":
-        found["logprobs"] = forward().head.logprobs
-    if name == "dense":
-        dense |= found
-    gaps = {"loss": found["loss"]}
-    if name != "dense":
-        gaps["gradient_gap"] = ((found["gradient"] - dense["gradient"]).norm() / dense["gradient"].norm()).item()
-    if name == "shared":
-        gaps["logprob_gap"] = (found["logprobs"] - dense["logprobs"]).abs().max().item()
-    measured = {"seconds": seconds(partial(step, model, forward))}
-    return described | measured | gaps | {"peak_mb": peak_mb(partial(prepare_step, name, shape))}
+    output = forward()
+    return Found(
+        loss=loss_of(output).item(),
+        gradient=gradient(model),
+        logprobs=output.head.logprobs.double().cpu() if isinstance(output, LossOutput) else None,
+    )
+
+
+def truth(shape: Shape) -> Found | None:
+    """In float64, of the same weights; None on a GPU, where the models are too large for it."""
+    return find("shared", replace(shape, dtype=torch.float64)) if device().type == "cpu" else None
+
+
+def distance(found: Found, other: Found | None, kind: str) -> dict:
+    if other is None:
+        return {}
+    gaps = {f"gradient_{kind}": ((found.gradient - other.gradient).norm() / other.gradient.norm()).item()}
+    if found.logprobs is not None and other.logprobs is not None:
+        gaps[f"logprob_{kind}"] = (found.logprobs - other.logprobs).abs().max().item()
+    return gaps
+
+
+def throughput(name: str, shape: Shape, taken: float) -> dict:
+    """Response tokens per second, and on a known GPU the share of its peak: FLOPs of the tokens run, not of recomputing."""
+    sizes = SIZES[shape.sizes]
+    responses = GROUP * shape.response
+    copies = 1 if name == "shared" else GROUP
+    tokens = copies * shape.prompt + responses
+    read = copies * shape.prompt**2 / 2 + GROUP * (shape.prompt * shape.response + shape.response**2 / 2)  # pairs
+    heads = sizes["num_attention_heads"] * sizes["head_dim"]
+    groups = sizes["num_key_value_heads"] * sizes["head_dim"]
+    layer = sizes["hidden_size"] * (2 * heads + 2 * groups + 3 * sizes["intermediate_size"])
+    flops = sizes["num_hidden_layers"] * (6 * layer * tokens + 12 * heads * read)
+    flops += 6 * responses * sizes["hidden_size"] * sizes["vocab_size"]
+    speed = {"response_tokens_per_second": responses / taken}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    peak = next((peak for known, peak in PEAK_FLOPS.items() if gpu.startswith(known)), None)
+    return speed if peak is None else speed | {"mfu": flops / taken / peak}
+
+
+def row(name: str, shape: Shape, dense: Found | None, exact: Found | None) -> tuple[dict, Found | None]:
+    """What is written down of an implementation, and what it computed; None where it does not run here."""
+    described = {"impl": name, "G": GROUP, "P": shape.prompt, "R": shape.response}
+    described |= {key: SIZES[shape.sizes][f"{key}_size"] for key in ("hidden", "vocab")}
+    described |= {"dtype": str(shape.dtype).removeprefix("torch.")} | NOTES.get(name, {})
+    try:
+        found = find(name, shape)
+        taken = seconds(partial(step, *IMPLEMENTATIONS[name](shape)))
+        memory = peak_mb(partial(prepare_step, name, shape))
+    except ImportError as error:
+        return described | {"note": f"not installed: {error}"}, None
+    except torch.OutOfMemoryError:
+        return described | {"note": "out of memory"}, None
+    measured = {"seconds": taken, "peak_mb": memory, "loss": found.loss} | throughput(name, shape, taken)
+    return described | measured | distance(found, dense, "gap") | distance(found, exact, "error"), found
 
 
 def main() -> None:
@@ -191,10 +245,12 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for shape in GPU_SHAPES if device().type == "cuda" else CPU_SHAPES:
-        dense: dict = {}
+        dense, exact = None, truth(shape)
         for name in ("dense", "shared", "trl"):
-            rows.append(row(name, shape, dense))
-            print(rows[-1], flush=True)
+            described, found = row(name, shape, dense, exact)
+            dense = found if name == "dense" else dense
+            rows.append(described)
+            print(described, flush=True)
             write(args.out, rows)
 
 

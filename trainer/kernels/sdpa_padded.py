@@ -13,10 +13,11 @@ def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: PaddedCall, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As plain_varlen.forward, in any floating dtype; lse in float32 or wider."""
+    num_groups = _groups(call, query, key)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _fold(_pad(query, call.query_rows), call, key.shape[1]),
-        _pad(key, call.key_rows),
-        _pad(value, call.key_rows),
+        _fold(_pad(query, call.query_rows), call, num_groups),
+        _repeat(_pad(key, call.key_rows), num_groups),
+        _repeat(_pad(value, call.key_rows), num_groups),
         0.0,
         call.causal,
         attn_mask=_mask(call, query.dtype),
@@ -38,15 +39,15 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As plain_varlen.backward."""
-    num_heads, num_groups = query.shape[1], key.shape[1]
+    num_heads, num_groups = query.shape[1], _groups(call, query, key)
     padded_gradient = _pad(gradient, call.query_rows)
     if call.query_rows.valid is not None:  # padding repeats a real row, whose gradient must not count twice
         padded_gradient = padded_gradient * call.query_rows.valid[:, None, :, None]
     by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         _fold(padded_gradient, call, num_groups),
         _fold(_pad(query, call.query_rows), call, num_groups),
-        _pad(key, call.key_rows),
-        _pad(value, call.key_rows),
+        _repeat(_pad(key, call.key_rows), num_groups),
+        _repeat(_pad(value, call.key_rows), num_groups),
         _fold(_pad(out, call.query_rows), call, num_groups),
         _fold(_pad(lse.T[..., None], call.query_rows), call, num_groups)[..., 0],
         0.0,
@@ -55,7 +56,19 @@ def backward(
         scale=scale,
     )
     by_query = _unfold(by_query, call, num_heads)
+    by_key, by_value = (each.unflatten(1, (key.shape[1], -1)).sum(2) for each in (by_key, by_value))
     return _unpad(by_query, call.query_rows), _unpad(by_key, call.key_rows), _unpad(by_value, call.key_rows)
+
+
+def _groups(call: PaddedCall, query: torch.Tensor, key: torch.Tensor) -> int:
+    """Key heads the kernel is shown. Its backward gives a thread each segment's key head: too few are repeated."""
+    enough = len(call.key_rows.rows) * key.shape[1] >= torch.get_num_threads()
+    return key.shape[1] if enough else query.shape[1]
+
+
+def _repeat(padded: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """(S, Hkv, T, D) -> (S, num_groups, T, D)"""
+    return padded.repeat_interleave(num_groups // padded.shape[1], 1) if num_groups > padded.shape[1] else padded
 
 
 def _pad(block: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
