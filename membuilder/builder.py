@@ -5,7 +5,8 @@
         await builder.build(dialogue, store)  # goes on behind the last session stored
 
 Each agent sees its most related entries, the core agent the core; answers are parsed by `operations.py` and applied by
-`apply.py` in one fixed order, as in training. An answer that fails changes nothing and is stored with its reason.
+`apply.py` in one fixed order, as in training. An answer that is no operations, through the model's fault, changes nothing and is
+stored with its reason. A server that fails ends the build: its outage is nothing the model remembers.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from membuilder.apply import SessionResult, apply_session, quoted
 from membuilder.build import Shown, shown_entries
 from membuilder.chat import ChatModel
 from membuilder.embed import TextEmbedder
-from membuilder.errors import ChatError, DataError, StoreError, StoreErrorKind
+from membuilder.errors import BuildStopped, ChatError, DataError, StoreError, StoreErrorKind
 from membuilder.operations import parse, render
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.rules import propose
@@ -42,13 +44,15 @@ class Reply:
     update: AgentUpdate = AgentUpdate()
     chat_failure: Reason | None = None
     seconds: float = 0.0
+    asked_at: datetime | None = None
 
 
 Ask = Callable[[Session, Bank, Shown], Awaitable[dict[Agent, Reply]]]
 
 
 def chat_agents(model: ChatModel, prompts: PromptConfig) -> Ask:
-    """The four agents as four prompts to one model, asked at once. A fatal ChatError is raised, after all have ended."""
+    """The four agents as four prompts to one model, asked at once. A ChatError that is not the model's fault is raised, after all
+    have ended: an outage must not pass for an answer."""
 
     async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, Reply]:
         calls = [_ask_agent(model, prompts, agent, session, bank, shown) for agent in Agent]
@@ -65,7 +69,7 @@ def rule_agents(prompts: PromptConfig) -> Ask:
     """The offline expert in the place of a model; its operations are rendered as a model would have written them."""
 
     async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, Reply]:
-        began = time.perf_counter()
+        asked_at, began = datetime.now(UTC), time.perf_counter()
         updates, num_turns = propose(session, bank, shown), len(session.turns)
         seconds = (time.perf_counter() - began) / len(Agent)
         return {
@@ -73,6 +77,7 @@ def rule_agents(prompts: PromptConfig) -> Ask:
                 text=render(update, agent, num_turns, shown[agent], prompts.response_format),
                 update=update,
                 seconds=seconds,
+                asked_at=asked_at,
             )
             for agent, update in updates.items()
         }
@@ -94,8 +99,8 @@ class Builder:
     ) -> Bank:
         """Every session of `dialogue` that `store` does not hold yet, one transaction each; the bank after the last.
 
-        Raises DataError for a dialogue that cannot be built, StoreError, and ChatError if no later call can fare
-        better. The sessions before stay stored.
+        Raises DataError for a dialogue that cannot be built, StoreError, and BuildStopped where a server fails, of chat
+        or of embeddings. The sessions before stay stored.
         """
         check_dialogue(dialogue)
         num_stored = _check_same(dialogue, store)
@@ -114,6 +119,8 @@ class Builder:
                 bank = result.bank
                 store.append(session, _answers(replies, result, shown), bank, vectors)
                 on_session(session)
+        except ChatError as error:
+            raise BuildStopped(store.path, dialogue.id, session.id, session.index, error) from error
         finally:
             ahead.cancel()
             # what it could not embed, a session above could not either
@@ -190,7 +197,7 @@ class _WithStored:
 async def _ask_agent(
     model: ChatModel, prompts: PromptConfig, agent: Agent, session: Session, bank: Bank, shown: Shown
 ) -> Reply:
-    began = time.perf_counter()
+    asked_at, began = datetime.now(UTC), time.perf_counter()
     prompt = render_prompt(agent, session, bank, shown[agent], prompts)
     num_turns = len(session.turns)
     try:
@@ -198,12 +205,12 @@ async def _ask_agent(
             [{"role": "user", "content": prompt}], schema=schema(agent, prompts.response_format, num_turns)
         )
     except ChatError as error:
-        if error.fatal:
+        if not error.models_fault:
             raise
         reason = Reason(kind=f"chat_{error.kind}", detail=str(error))
-        return Reply(text=None, chat_failure=reason, seconds=time.perf_counter() - began)
+        return Reply(text=None, chat_failure=reason, seconds=time.perf_counter() - began, asked_at=asked_at)
     update = parse(text, agent, num_turns, prompts.response_format)
-    return Reply(text=text, update=update, seconds=time.perf_counter() - began)
+    return Reply(text=text, update=update, seconds=time.perf_counter() - began, asked_at=asked_at)
 
 
 def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
@@ -222,6 +229,7 @@ def _answers(replies: Mapping[Agent, Reply], result: SessionResult, shown: Shown
             failure=failure,
             shown=tuple(entry.id for entry in shown[agent]),
             seconds=reply.seconds,
+            asked_at=reply.asked_at,
         )
     return answers
 
