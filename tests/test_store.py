@@ -59,8 +59,9 @@ ANSWERS_1 = {
         text='{"operation": "APPEND", "quote": [1]}',
         operations=(Operation(kind=OperationKind.APPEND, quote=(1,)),),
         seconds=0.25,
+        asked_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
     ),
-    EPISODIC: Answer(text=None, failure=Reason(kind="chat_timeout", detail="no answer within 120 s")),
+    EPISODIC: Answer(text=None, failure=Reason(kind="chat_truncated", detail="reached the token limit")),
     SEMANTIC: Answer(text="half a pair \ud83d", failure=Reason(kind="not_json", detail="at \ud83d")),
     PROCEDURAL: Answer(
         text="{}",
