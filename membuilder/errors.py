@@ -127,8 +127,8 @@ class BuildStopped(MemBuilderError):
         self.store, self.dialogue, self.session = str(store), dialogue, session
         self.num_stored, self.cause = num_stored, cause
         super().__init__(
-            f"{store}: stopped at session {session} of dialogue {dialogue}: {cause} The {num_stored} sessions before it are"
-            " stored and safe; once the server answers again, run the same command again, and it goes on with this session."
+            f"{store}: stopped at session {session} of dialogue {dialogue}: {cause} Sessions stored before it and safe:"
+            f" {num_stored}. Once the server answers again, run the same command again; it goes on with this session."
         )
 
 

@@ -137,11 +137,11 @@ def test_answers_in_the_cache_are_not_paid_for_twice(command, asked, tmp_path, m
 
 
 def test_a_stopped_build_says_what_it_used(asked, tmp_path, capsys):
-    with FaultServer(*[chat_and_embed] * 20, status(429, retry_after="3600")) as server:
+    with FaultServer(*[chat_and_embed] * 10, status(429, retry_after="3600")) as server:
         flags = [*asked("build", server), "--embedding-provider", "vllm", "--embedding-model", "e-1"]
         assert run("build", flags) == 2
     said = capsys.readouterr().out
-    assert "run the same command again" in said and "are stored and safe" in said
+    assert "run the same command again" in said and "Sessions stored before it and safe: " in said
     (line,) = lines(tmp_path / "d.usage.jsonl")
     assert not line["whole"] and line["usage"] == json.loads(said.splitlines()[-1])["usage"]
 

@@ -161,7 +161,7 @@ def test_an_outage_ends_the_build_with_everything_before_it_kept_and_the_next_ru
         return outage if "Far!" in prompt and agent is SEMANTIC else store_first_turn(agent, prompt)
 
     with pytest.raises(
-        BuildStopped, match="D3 of dialogue d: the server is ill The 2 sessions .* same command"
+        BuildStopped, match="D3 of dialogue d: the server is ill Sessions .* safe: 2. Once .* the same command"
     ) as stop:
         build_into(path, THREE, ScriptedModel(script))
     assert (stop.value.num_stored, stop.value.session, stop.value.cause.kind) == (2, "D3", kind)

@@ -286,7 +286,7 @@ def test_a_count_below_one_is_refused(command, flags, capsys, tmp_path):
 def test_an_outage_ends_the_command_and_the_next_run_goes_on(command, tmp_path, capsys):
     with FaultServer(*[answering(served)] * 5, status(429, retry_after="3600")) as server:
         assert command(server, "--conv-id", "d") == 2  # the check and one session; the pause asked for is too long
-    assert "stopped at session D2 of dialogue d" in (said := capsys.readouterr()).err and "The 1 sessions" in said.err
+    assert "stopped at session D2 of dialogue d" in (said := capsys.readouterr()).err and "safe: 1." in said.err
     with reading(tmp_path / "out/custom/d/memory.db") as store:
         assert store.num_sessions() == 1
     with FaultServer(answering(served)) as server:
