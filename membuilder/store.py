@@ -196,7 +196,9 @@ def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
 @contextmanager
 def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     with _typed(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+        # handed from thread to thread, never used by two at once
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     with closing(connection):
         yield connection
 
