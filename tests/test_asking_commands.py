@@ -143,7 +143,8 @@ def test_a_stopped_build_says_what_it_used(asked, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "run the same command again" in said and "Sessions stored before it and safe: " in said
     (line,) = lines(tmp_path / "d.usage.jsonl")
-    assert not line["whole"] and line["usage"] == json.loads(said.splitlines()[-1])["usage"]
+    (printed,) = [json.loads(each) for each in said.splitlines() if each.startswith('{"usage"')]
+    assert not line["whole"] and line["usage"] == printed["usage"]
 
 
 def test_a_key_or_address_of_no_server_and_a_price_of_no_shape_are_refused(tmp_path):

@@ -22,10 +22,10 @@ from membuilder.builder import Builder, chat_agents, check_dialogue, rule_agents
 from membuilder.chat import Role
 from membuilder.datasets.load import load
 from membuilder.embed import Embedder
-from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError
+from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError, StoreErrorKind
 from membuilder.prompts import PromptConfig
 from membuilder.rules import propose
-from membuilder.store import reading, writing
+from membuilder.store import Store, reading, writing
 from membuilder.types import Agent, Bank, Dialogue
 from membuilder.usage import Usage
 from membuilder.windows import in_windows
@@ -216,6 +216,43 @@ def test_new_texts_are_embedded_in_one_call_and_turns_ahead_of_their_session(tmp
     build_into(tmp_path / "memory.db", talk(["a"], ["b", "c"]), model, Noting())
     ahead = ["[2023-05-15] Ann: b", "[2023-05-15] Ben: c"]
     assert calls.index(ahead) < calls.index(["one", "two", "three"])  # the first session was still being written
+
+
+def test_a_session_is_asked_about_while_the_one_before_is_flushed_and_stored_behind_it(tmp_path, monkeypatch):
+    append, events = Store.append, []
+
+    def slow(store: Store, session, *rest) -> None:
+        events.append(f"flushing {session.id}")
+        time.sleep(0.1)  # longer than the model takes
+        append(store, session, *rest)
+        events.append(f"stored {session.id}")
+
+    def script(agent: Agent, prompt: str) -> str:
+        if agent is CORE:
+            events.append("answered")
+        return store_first_turn(agent, prompt)
+
+    monkeypatch.setattr(Store, "append", slow)
+    whole = build_into(tmp_path / "memory.db", THREE, ScriptedModel(script, seconds=0.02))
+    assert events == ["answered", "flushing D1", "answered", "stored D1", "flushing D2", "answered", "stored D2", "flushing D3", "stored D3"]  # fmt: skip
+    with reading(tmp_path / "memory.db") as store:
+        assert store.bank() == whole
+
+
+def test_a_store_that_cannot_be_written_ends_the_build_and_nothing_is_stored_behind_the_gap(tmp_path, monkeypatch):
+    append = Store.append
+
+    def full(store: Store, session, *rest) -> None:
+        if session.id == "D2":
+            raise StoreError(StoreErrorKind.FULL, store.path, "no room left")
+        append(store, session, *rest)
+
+    monkeypatch.setattr(Store, "append", full)
+    model = ScriptedModel(store_first_turn, seconds=0.02)
+    with pytest.raises(StoreError, match="no room left"):
+        build_into(tmp_path / "memory.db", THREE, model)
+    with reading(tmp_path / "memory.db") as store:
+        assert store.num_sessions() == 1
 
 
 # Kills
