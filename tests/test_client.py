@@ -319,7 +319,7 @@ def test_a_page_instead_of_an_answer_leaves_the_tokens_of_the_answers_known():
         run(settings(server.base_url), lambda client: client.complete(ask("hi")), usage)
     report = usage.report()["judge"]
     assert (report["calls"], report["prompt_tokens"], report["completion_tokens"]) == (2, 14, 6)
-    assert report["failed_attempts"] == {"bad_response": 2}
+    assert report["failed_attempts"] == {"bad_response": 1, "no_text": 1}
 
 
 def test_the_cache_answers_the_same_request_and_no_other(tmp_path):

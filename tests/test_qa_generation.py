@@ -179,7 +179,7 @@ def test_a_reply_that_is_not_the_json_asked_for_is_asked_for_again_and_counted(s
     assert ask(steps[0], Scripted([reply] * 3), {SINGLE: 1}).missing == {SINGLE: 1}
 
 
-def test_a_failed_call_leaves_its_place_empty_and_an_outage_stops(steps):
+def test_a_failed_call_leaves_its_place_empty_and_a_fatal_one_stops(steps):
     too_long = ChatError(ChatErrorKind.TRUNCATED, "too long")
     found = ask(steps[0], Scripted([too_long]), {SINGLE: 1})
     assert found.dropped == {"chat_truncated": 1} and found.missing == {SINGLE: 1} and not found.kept
