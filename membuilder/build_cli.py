@@ -1,173 +1,70 @@
 """Builds the memories of dialogues into durable stores.
 
-    python -m membuilder.build --data locomo10.json --conv-id conv-26 --model gpt-4.1-mini --out conv-26.db
-    python -m membuilder.build --data locomo10.json --model Qwen/Qwen3-4B --provider vllm --out memories/
-    python -m membuilder.build --data locomo10.json --conv-id conv-26 --model rules --out conv-26.db
+    python -m membuilder.build --dataset locomo --conv-id conv-26 --model gpt-4.1-mini --out conv-26.db
+    python -m membuilder.build --dataset-path locomo10.json --model Qwen/Qwen3-4B --provider vllm --out memories/
+    python -m membuilder.build --dataset-path locomo10.json --conv-id conv-26 --model rules --out conv-26.db
 
 The last one asks no model. A name that ends in .db is one store for one dialogue; any other is a folder with one store for
-each. A stopped build goes on where it was when the same command is run again.
+each. A stopped build goes on where it was when the same command is run again. What the models used is printed at the end,
+and a line of it added to usage.jsonl in the folder, or to NAME.usage.jsonl beside NAME.db.
 """
 
 import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from membuilder.build_stores import Job, build_stores, failures
-from membuilder.builder import Ask, Builder, chat_agents, rule_agents
+from membuilder import account as accounts
+from membuilder import embedders
+from membuilder.account import Account, open_account, tell_usage
+from membuilder.build_config import STORE_SUFFIX, BuildConfig, Keys, ModelConfig
+from membuilder.build_run import build_all
+from membuilder.build_stores import failures
+from membuilder.chat import Role
 from membuilder.config import describe, load
-from membuilder.datasets.load import load as load_dialogues
-from membuilder.embed import DEFAULT_PACKAGE, Embedder
+from membuilder.datasets.selection import load_named
+from membuilder.embed import TextEmbedder
+from membuilder.endpoints import Provider
 from membuilder.errors import ConfigError, MemBuilderError
-from membuilder.index import IndexConfig
+from membuilder.evaluation.options import DATASETS
 from membuilder.memory import open_memory
-from membuilder.prompts import PromptConfig
 from membuilder.store import reading
 from membuilder.types import Dialogue
+from membuilder.usage import Usage
 from membuilder.windows import in_windows
 
-if TYPE_CHECKING:
-    from membuilder.client import ChatClient
-
-RULES = "rules"
-STORE_SUFFIX = ".db"
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    name: str
-    """As its server knows it; `rules` is the offline expert, which needs no server."""
-    provider: str = "openai"
-    """`openai` or `vllm`."""
-    base_url: str | None = None
-    """Address of the API; null: the provider's own."""
-    concurrency: int = 16
-    """Requests in flight at once."""
-    timeout_seconds: float = 120.0
-    """For one answer."""
-    temperature: float | None = 0.0
-    """null leaves it to the server."""
-    max_tokens: int = 4096
-    """Longest answer; a longer one fails."""
-    extra_body: dict[str, Any] = field(default_factory=dict)
-    """Sent with each request as is."""
-
-
-@dataclass(kw_only=True)
-class BuildConfig:
-    data: str
-    """LoCoMo or LongMemEval JSON file (gz or not)."""
-    out: str
-    """A store (NAME.db) for one dialogue, or a folder for a store of each."""
-    model: ModelConfig
-    conv_id: str | None = None
-    """Id of the one dialogue to build; null: every dialogue of the file."""
-    sessions: int | None = None
-    """First sessions of each dialogue only; null: all. A later run with more goes on from there."""
-    max_turns: int = 60
-    """Turns read at once: a longer session becomes several of the same date."""
-    parallel: int = 4
-    """Dialogues built at once."""
-    embedding_model: str | None = None
-    """sentence-transformers folder or model; null: the MiniLM that comes with this program."""
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    index: IndexConfig = field(default_factory=IndexConfig)
-
-    def __post_init__(self) -> None:
-        if min(self.max_turns, self.parallel) < 1 or (self.sessions is not None and self.sessions < 1):
-            raise ValueError("max_turns, parallel and sessions must be at least 1")
-
-    def settings(self, dialogue: Dialogue, dimension: int) -> dict[str, Any]:
-        """What a store records, and a build that goes on must share."""
-        return {
-            "dialogue": dialogue.id,
-            "speakers": list(dialogue.speakers),
-            "model": self.model.name,
-            "temperature": self.model.temperature,
-            "max_tokens": self.model.max_tokens,
-            "extra_body": self.model.extra_body,
-            "max_turns": self.max_turns,
-            "prompts": asdict(self.prompts),
-            "embedding_model": self.embedding_model or DEFAULT_PACKAGE,
-            "dimension": dimension,
-        }
-
+__all__ = ["BuildConfig", "ModelConfig", "main", "run"]
 
 FLAGS = {
-    "--data": ("data", "the dialogues"),
-    "--conv-id": ("conv_id", "build this dialogue only"),
-    "--model": ("model.name", "name of the model, or `rules`"),
-    "--provider": ("model.provider", "openai or vllm"),
-    "--base-url": ("model.base_url", "address of the API"),
-    "--sessions": ("sessions", "first sessions only"),
-    "--parallel": ("parallel", "dialogues at once"),
-    "--embedding-model": ("embedding_model", "sentence-transformers folder or model"),
-    "--out": ("out", "NAME.db for one dialogue, else a folder"),
+    "--dataset": ("dataset", "its name; default: locomo", DATASETS),
+    "--dataset-path": ("data", "the raw file; else where `membuilder.data fetch` put it", None),
+    "--data-dir": ("data_dir", "of `membuilder.data fetch`", None),
+    "--conv-id": ("conv_id", "build this dialogue only", None),
+    "--model": ("model.name", "name of the model, or `rules`", None),
+    "--provider": ("model.provider", "default: openai", tuple(map(str, Provider))),
+    "--base-url": ("model.base_url", "address of the API", None),
+    "--sessions": ("sessions", "first sessions only", None),
+    "--parallel": ("parallel", "dialogues at once", None),
+    "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
-"""The flags of common use: flag -> the key it sets, and what `--help` says of it."""
+"""The flags of common use: flag -> the key it sets, what `--help` says of it, what it may be."""
+EMBEDDING_KEYS = ("embedding_model", "embedding_provider", "embedding_base_url", "embedding_cache")
+"""Keys that the shared flags of the same names set."""
 
 
-def make_chat_model(config: ModelConfig, api_key: str | None) -> "ChatClient":
-    """The client that asks the model; the only place that knows one. Raises ConfigError for a key that is missing."""
-    from membuilder.chat import Role
-    from membuilder.client import ChatClient
-    from membuilder.endpoints import ChatConfig, EndpointConfig, Provider
-    from membuilder.usage import Usage
-
-    try:
-        endpoint = EndpointConfig(
-            provider=Provider(config.provider),
-            base_url=config.base_url,
-            concurrency=config.concurrency,
-            timeout_seconds=config.timeout_seconds,
-        )
-        chat = ChatConfig(
-            model=config.name,
-            endpoint=endpoint,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            extra_body=config.extra_body,
-        )
-    except ValueError as error:
-        raise ConfigError(f"section 'model': {error}") from error
-    return ChatClient(chat, Role.BUILDER, Usage(), api_key=api_key)
-
-
-@asynccontextmanager
-async def open_agents(config: BuildConfig, api_key: str | None) -> AsyncIterator[Ask]:
-    """Who proposes the operations; a model is checked with one small call before anything else begins."""
-    if config.model.name == RULES:
-        yield rule_agents(config.prompts)
-        return
-    async with make_chat_model(config.model, api_key) as model:
-        await model.check()
-        yield chat_agents(model, config.prompts)
-
-
-async def run(config: BuildConfig, api_key: str | None = None) -> list[Path]:
+async def run(config: BuildConfig, keys: Keys, account: Account) -> list[Path]:
     """Builds what is asked for; the stores, in the order of the file. The first error stops all, what is stored stays."""
-    dialogues = _dialogues(config)
-    paths = [_store_path(config, dialogue) for dialogue in dialogues]
-    async with AsyncExitStack() as stack:
-        ask = await stack.enter_async_context(open_agents(config, api_key))
-        builder = Builder(ask=ask, embedder=Embedder(config.embedding_model), prompts=config.prompts)
-        stack.callback(builder.close)
-        jobs = [
-            Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, builder.embedder.dimension))
-            for dialogue, path in zip(dialogues, paths, strict=True)
-        ]
+    stores = _stores(config)
 
-        def keep_index(path: Path) -> None:
-            open_memory(path, builder.embedder, config.index)  # leaves an index beside a large store
+    def keep_index(path: Path, embedder: TextEmbedder) -> None:
+        open_memory(path, embedder, config.index)  # leaves an index beside a large store
 
-        await build_stores(jobs, builder, config.parallel, "build", keep_index)
-    return paths
+    await build_all(config, stores, Role.BUILDER, keys, account, keep_index)
+    return [path for path, _ in stores]
 
 
 def summary(path: Path) -> str:
@@ -180,9 +77,12 @@ def summary(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, api_key = _parse(argv)
+    config, given = _parse(argv)
+    usage, is_whole = Usage(), False
     try:
-        paths = asyncio.run(run(config, api_key))
+        with open_account(given, usage) as account:
+            paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), account))
+        is_whole = True
         print("\n".join(summary(path) for path in paths))
         print(f"look inside: python -m membuilder.inspect {paths[0]}")
     except MemBuilderError as error:
@@ -191,48 +91,62 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(
             "membuilder.build: stopped; every session stored before stays, and the same command goes on behind it."
         )
+    finally:
+        tell_usage(_usage_path(config), "membuilder.build", usage, is_whole)
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[BuildConfig, str | None]:
+def _parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="python -m membuilder.build",
         description=__doc__,
         epilog=describe(BuildConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for flag, (key, text) in FLAGS.items():
-        names = (flag, "--dataset") if flag == "--data" else (flag,)
-        parser.add_argument(*names, dest=key, metavar=flag.strip("-").upper(), help=text)
+    for flag, (key, text, choices) in FLAGS.items():
+        metavar = None if choices else flag.strip("-").upper()
+        parser.add_argument(flag, dest=key, metavar=metavar, choices=choices, help=text)
     parser.add_argument("--api-key", help="else the provider's environment variable; never stored")
     parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set any other key, after the file was read")
-    given = vars(parser.parse_intermixed_args(argv))
-    # As YAML strings, so that no name is taken for a number or a list; numbers are read back from them.
-    flags = [f"{key}={json.dumps(given[key])}" for key, _ in FLAGS.values() if given[key] is not None]
+    embedders.add_flags(parser)
+    accounts.add_flags(parser)
+    given = parser.parse_intermixed_args(argv)
     try:
-        return load(BuildConfig, given["config"], [*flags, *given["overrides"]]), given["api_key"]
+        return load(BuildConfig, given.config, [*_overrides(vars(given)), *given.overrides]), given
     except ConfigError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
-def _dialogues(config: BuildConfig) -> list[Dialogue]:
-    dialogues = load_dialogues(config.data)
+def _overrides(given: Mapping[str, object]) -> list[str]:
+    """The flags as `key=value`: YAML strings, so that no name is taken for a number or a list; numbers are read back."""
+    keys = [*(key for key, _, _ in FLAGS.values()), *EMBEDDING_KEYS]
+    return [f"{key}={json.dumps(given[key])}" for key in keys if given[key] is not None]
+
+
+def _stores(config: BuildConfig) -> list[tuple[Path, Dialogue]]:
+    """Each store and what to build there."""
+    dialogues, source = load_named(config.dataset, config.data, config.data_dir)
     if config.conv_id is not None:
         known = [dialogue.id for dialogue in dialogues]
         dialogues = [dialogue for dialogue in dialogues if dialogue.id == config.conv_id]
         if not dialogues:
-            raise ConfigError(
-                f"conv_id: {config.data} has no dialogue {config.conv_id!r}; it has {', '.join(known[:20])}"
-            )
+            raise ConfigError(f"conv_id: {source} has no dialogue {config.conv_id!r}; it has {', '.join(known[:20])}")
     if len(dialogues) > 1 and config.out.endswith(STORE_SUFFIX):
         raise ConfigError(
             f"out: {config.out} is one store, for {len(dialogues)} dialogues; name a folder, or a conv_id"
         )
     cut = [in_windows(dialogue, config.max_turns) for dialogue in dialogues]
-    return [replace(dialogue, sessions=dialogue.sessions[: config.sessions]) for dialogue in cut]
+    short = [replace(dialogue, sessions=dialogue.sessions[: config.sessions]) for dialogue in cut]
+    return [(_store_path(config, dialogue), dialogue) for dialogue in short]
 
 
 def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
     if config.out.endswith(STORE_SUFFIX):
         return Path(config.out)
     return Path(config.out) / f"{quote(dialogue.id, safe=' ')}{STORE_SUFFIX}"  # an id is no path
+
+
+def _usage_path(config: BuildConfig) -> Path:
+    if config.out.endswith(STORE_SUFFIX):
+        return Path(config.out).with_suffix(".usage.jsonl")
+    return Path(config.out) / "usage.jsonl"

@@ -5,14 +5,17 @@
         await builder.build(dialogue, store)  # goes on behind the last session stored
 
 Each agent sees its most related entries, the core agent the core; answers are parsed by `operations.py` and applied by
-`apply.py` in one fixed order, as in training. An answer that fails changes nothing and is stored with its reason.
+`apply.py` in one fixed order, as in training. An answer that is no operations, through the model's fault, changes nothing and is
+stored with its reason. A server that fails ends the build: its outage is nothing the model remembers.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -20,7 +23,7 @@ from membuilder.apply import SessionResult, apply_session, quoted
 from membuilder.build import Shown, shown_entries
 from membuilder.chat import ChatModel
 from membuilder.embed import TextEmbedder
-from membuilder.errors import ChatError, DataError, StoreError, StoreErrorKind
+from membuilder.errors import BuildStopped, ChatError, DataError, StoreError, StoreErrorKind
 from membuilder.operations import parse, render
 from membuilder.prompts import PromptConfig, render_prompt
 from membuilder.rules import propose
@@ -42,13 +45,15 @@ class Reply:
     update: AgentUpdate = AgentUpdate()
     chat_failure: Reason | None = None
     seconds: float = 0.0
+    asked_at: datetime | None = None
 
 
 Ask = Callable[[Session, Bank, Shown], Awaitable[dict[Agent, Reply]]]
 
 
 def chat_agents(model: ChatModel, prompts: PromptConfig) -> Ask:
-    """The four agents as four prompts to one model, asked at once. A fatal ChatError is raised, after all have ended."""
+    """The four agents as four prompts to one model, asked at once. A ChatError that is not the model's fault is raised, after all
+    have ended: an outage must not pass for an answer."""
 
     async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, Reply]:
         calls = [_ask_agent(model, prompts, agent, session, bank, shown) for agent in Agent]
@@ -65,7 +70,7 @@ def rule_agents(prompts: PromptConfig) -> Ask:
     """The offline expert in the place of a model; its operations are rendered as a model would have written them."""
 
     async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, Reply]:
-        began = time.perf_counter()
+        asked_at, began = datetime.now(UTC), time.perf_counter()
         updates, num_turns = propose(session, bank, shown), len(session.turns)
         seconds = (time.perf_counter() - began) / len(Agent)
         return {
@@ -73,6 +78,7 @@ def rule_agents(prompts: PromptConfig) -> Ask:
                 text=render(update, agent, num_turns, shown[agent], prompts.response_format),
                 update=update,
                 seconds=seconds,
+                asked_at=asked_at,
             )
             for agent, update in updates.items()
         }
@@ -94,8 +100,8 @@ class Builder:
     ) -> Bank:
         """Every session of `dialogue` that `store` does not hold yet, one transaction each; the bank after the last.
 
-        Raises DataError for a dialogue that cannot be built, StoreError, and ChatError if no later call can fare
-        better. The sessions before stay stored.
+        Raises DataError for a dialogue that cannot be built, StoreError, and BuildStopped where a server fails, of chat
+        or of embeddings. The sessions before stay stored.
         """
         check_dialogue(dialogue)
         num_stored = _check_same(dialogue, store)
@@ -103,22 +109,40 @@ class Builder:
         embedder = _WithStored(self.embedder, bank, store.vectors()) if bank.entries else self.embedder
         sessions = dialogue.sessions[num_stored:]
         ahead = asyncio.create_task(self._embed_ahead(sessions[1:], embedder))
+        saving = asyncio.create_task(asyncio.sleep(0))
         try:
             for session in sessions:
                 shown = await self._in_thread(shown_entries, session, bank, embedder, self.prompts)
-                replies = await self.ask(session, bank, shown) if session.turns else {}  # nobody is asked about nothing
+                replies = await self._ask_beside(saving, session, bank, shown)
                 updates = {agent: replies[agent].update for agent in replies} or dict.fromkeys(Agent, AgentUpdate())
                 result = apply_session(bank, session, updates, shown, self.prompts.core_limit_chars)
                 new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
                 vectors = await self._in_thread(_embed, embedder, new)
                 bank = result.bank
-                store.append(session, _answers(replies, result, shown), bank, vectors)
-                on_session(session)
+                answers = _answers(replies, result, shown)
+                saving = asyncio.create_task(_save(store, session, answers, bank, vectors, on_session))
+            await asyncio.shield(saving)
+        except ChatError as error:
+            await asyncio.shield(saving)  # a store that fails as well is the worse
+            raise BuildStopped(store.path, dialogue.id, session.id, session.index, error) from error
         finally:
             ahead.cancel()
-            # what it could not embed, a session above could not either
-            await asyncio.gather(ahead, return_exceptions=True)
+            # What could not be embedded ahead, a session above could not either. A commit is never left half way.
+            await asyncio.wait({ahead, saving})
+            with suppress(asyncio.CancelledError):
+                ahead.exception()  # seen
         return bank
+
+    async def _ask_beside(
+        self, saving: asyncio.Task, session: Session, bank: Bank, shown: Shown
+    ) -> Mapping[Agent, Reply]:
+        """Asks while the session before is flushed to disk, and answers once it is: at most one session is ever lost."""
+        asking = asyncio.ensure_future(self.ask(session, bank, shown) if session.turns else _nobody())
+        try:
+            await asyncio.shield(saving)
+            return await asking
+        finally:
+            asking.cancel()
 
     def close(self) -> None:
         """Ends the thread, after what runs in it."""
@@ -140,6 +164,24 @@ class Builder:
 
     async def _in_thread(self, function: Callable, *arguments: object):
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+
+async def _nobody() -> dict[Agent, Reply]:
+    """Nobody is asked about nothing."""
+    return {}
+
+
+async def _save(
+    store: Store,
+    session: Session,
+    answers: Mapping[Agent, Answer],
+    bank: Bank,
+    vectors: np.ndarray,
+    on_session: Callable[[Session], object],
+) -> None:
+    """In a thread: the flush to disk takes milliseconds in which the next session can be asked about."""
+    await asyncio.to_thread(store.append, session, answers, bank, vectors)
+    on_session(session)
 
 
 def check_dialogue(dialogue: Dialogue) -> None:
@@ -190,7 +232,7 @@ class _WithStored:
 async def _ask_agent(
     model: ChatModel, prompts: PromptConfig, agent: Agent, session: Session, bank: Bank, shown: Shown
 ) -> Reply:
-    began = time.perf_counter()
+    asked_at, began = datetime.now(UTC), time.perf_counter()
     prompt = render_prompt(agent, session, bank, shown[agent], prompts)
     num_turns = len(session.turns)
     try:
@@ -198,12 +240,12 @@ async def _ask_agent(
             [{"role": "user", "content": prompt}], schema=schema(agent, prompts.response_format, num_turns)
         )
     except ChatError as error:
-        if error.fatal:
+        if not error.models_fault:
             raise
         reason = Reason(kind=f"chat_{error.kind}", detail=str(error))
-        return Reply(text=None, chat_failure=reason, seconds=time.perf_counter() - began)
+        return Reply(text=None, chat_failure=reason, seconds=time.perf_counter() - began, asked_at=asked_at)
     update = parse(text, agent, num_turns, prompts.response_format)
-    return Reply(text=text, update=update, seconds=time.perf_counter() - began)
+    return Reply(text=text, update=update, seconds=time.perf_counter() - began, asked_at=asked_at)
 
 
 def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
@@ -222,6 +264,7 @@ def _answers(replies: Mapping[Agent, Reply], result: SessionResult, shown: Shown
             failure=failure,
             shown=tuple(entry.id for entry in shown[agent]),
             seconds=reply.seconds,
+            asked_at=reply.asked_at,
         )
     return answers
 

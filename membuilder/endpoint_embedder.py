@@ -16,7 +16,7 @@ from anyio.from_thread import start_blocking_portal
 from membuilder.answer_cache import AnswerCache, content_key
 from membuilder.chat import Role
 from membuilder.client import CHECK_ATTEMPTS, Connection
-from membuilder.endpoints import EmbeddingConfig, embeddings_address
+from membuilder.endpoints import EmbeddingConfig, Server, embeddings_address
 from membuilder.errors import CacheError, ChatError, ChatErrorKind
 from membuilder.for_each import for_each
 from membuilder.replies import read_embeddings
@@ -28,14 +28,21 @@ class EndpointEmbedder:
 
     `embed` blocks like every TextEmbedder; its requests run in an event loop of their own thread, so it also works
     when called from inside a running loop. Starting it asks for one vector: a refused key, an unknown model or a dead
-    server raises ChatError there. `with` closes it.
+    server raises ChatError there. `with` closes it. Without an address of its own it asks `chat`'s server, if that has
+    the same provider.
     """
 
     def __init__(
-        self, config: EmbeddingConfig, usage: Usage, *, api_key: str | None = None, cache: AnswerCache | None = None
+        self,
+        config: EmbeddingConfig,
+        usage: Usage,
+        *,
+        api_key: str | None = None,
+        cache: AnswerCache | None = None,
+        chat: Server | None = None,
     ):
         self._config, self._usage, self._cache = config, usage, cache
-        address = embeddings_address(config.endpoint, api_key)
+        address = embeddings_address(config.endpoint, api_key, chat=chat)
         self._connection = Connection(config.endpoint, address, config.model, Role.EMBEDDER, usage, config.price)
         self._vectors: dict[str, np.ndarray] = {}
         with ExitStack() as stack:

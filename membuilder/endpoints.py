@@ -9,13 +9,15 @@ the environment and travels as a SecretStr, which prints as asterisks.
 | chat       | vllm     | http://localhost:8000/v1                        | VLLM_API_KEY, else EMPTY                |
 | embeddings | either   | OPENAI_EMBEDDINGS_BASE_URL, else as for chat    | OPENAI_EMBEDDINGS_API_KEY, else as for chat |
 
-A key goes only where it belongs: OPENAI_API_KEY is never sent to a vllm server, nor the chat key to an embeddings
-server with an address of its own.
+`As for chat` is the address and key that chat was given, where its provider is the same; else the rows above.
+
+A key goes only where it belongs: OPENAI_API_KEY is never sent to a vllm server, nor a key given for one address to
+another one, such as the chat key to an embeddings server with an address of its own.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from membuilder.errors import ConfigError
 VLLM_BASE_URL = "http://localhost:8000/v1"
 NO_KEY = "EMPTY"
 """What a server without keys is sent, because the protocol has no way to send none."""
+EMBEDDING_KEY_HINT = "--embedding-api-key or OPENAI_EMBEDDINGS_API_KEY"
 
 
 class Provider(StrEnum):
@@ -115,6 +118,25 @@ class EmbeddingConfig:
             raise ValueError("batch_size and max_text_chars must be at least 1")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """Where one model is, as a command line says it. What is None comes from the environment or is the provider's own."""
+
+    provider: str = Provider.OPENAI
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+    def other(self, provider: str | None, base_url: str | None, api_key: str | None) -> "Server":
+        """Another model's server: this one where nothing else is said. The key stays with the address it was given for."""
+        is_same = provider in (None, self.provider)
+        inherits_key = is_same and base_url in (None, self.base_url)
+        return Server(
+            provider=provider or self.provider,
+            base_url=base_url or (self.base_url if is_same else None),
+            api_key=api_key or (self.api_key if inherits_key else None),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Address:
     base_url: str | None
@@ -126,28 +148,36 @@ class Address:
 
 def chat_address(config: EndpointConfig, api_key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
     """Where to chat and with which key; ConfigError where a key is needed and there is none."""
-    if config.provider is Provider.VLLM:
-        key = api_key or environ.get("VLLM_API_KEY") or NO_KEY
-        base_url, hint = config.base_url or VLLM_BASE_URL, "--api-key or VLLM_API_KEY"
-        return Address(base_url=base_url, api_key=SecretStr(key), key_hint=hint)
-    key, hint = api_key or environ.get("OPENAI_API_KEY"), "--api-key or OPENAI_API_KEY"
-    if not key:
-        raise ConfigError(f"provider openai needs a key: set {hint}; a server of your own is --provider vllm")
-    base_url = config.base_url or _url_from(environ, "OPENAI_BASE_URL")
-    return Address(base_url=base_url, api_key=SecretStr(key), key_hint=hint)
+    variable = "VLLM_API_KEY" if config.provider is Provider.VLLM else "OPENAI_API_KEY"
+    return _address(config, api_key, environ, f"--api-key or {variable}")
 
 
-def embeddings_address(config: EndpointConfig, api_key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
-    """Where to embed and with which key; without settings of its own, where to chat."""
+def embeddings_address(
+    config: EndpointConfig,
+    api_key: str | None,
+    environ: Mapping[str, str] = os.environ,
+    chat: Server | None = None,
+) -> Address:
+    """Where to embed and with which key; without an address of its own as for chat, if its provider is the same."""
     key = api_key or environ.get("OPENAI_EMBEDDINGS_API_KEY")
     base_url = config.base_url or _url_from(environ, "OPENAI_EMBEDDINGS_BASE_URL")
-    if base_url is None:
-        return chat_address(config, key, environ)
-    return Address(
-        base_url=base_url,
-        api_key=SecretStr(key or NO_KEY),
-        key_hint="--embeddings-api-key or OPENAI_EMBEDDINGS_API_KEY",
-    )
+    if base_url is not None:
+        return Address(base_url=base_url, api_key=SecretStr(key or NO_KEY), key_hint=EMBEDDING_KEY_HINT)
+    if chat is None or chat.provider != config.provider:
+        return _address(config, key, environ, EMBEDDING_KEY_HINT)
+    config = replace(config, base_url=chat.base_url)
+    return _address(config, key or chat.api_key, environ, f"{EMBEDDING_KEY_HINT}, or the key for chat")
+
+
+def _address(config: EndpointConfig, api_key: str | None, environ: Mapping[str, str], hint: str) -> Address:
+    if config.provider is Provider.VLLM:
+        key = api_key or environ.get("VLLM_API_KEY") or NO_KEY
+        return Address(base_url=config.base_url or VLLM_BASE_URL, api_key=SecretStr(key), key_hint=hint)
+    key = api_key or environ.get("OPENAI_API_KEY")
+    if not key:
+        raise ConfigError(f"provider openai needs a key: set {hint}; a server of your own is provider vllm")
+    base_url = config.base_url or _url_from(environ, "OPENAI_BASE_URL")
+    return Address(base_url=base_url, api_key=SecretStr(key), key_hint=hint)
 
 
 def _url_from(environ: Mapping[str, str], variable: str) -> str | None:

@@ -76,14 +76,16 @@ class ChatErrorKind(StrEnum):
     NO_CREDIT = "no_credit"
     UNKNOWN_MODEL = "unknown_model"
     UNREACHABLE = "unreachable"
-    """No connection, or each one broke, in every attempt."""
+    """No connection, or each one broke, in every attempt; or the server is elsewhere."""
     TIMEOUT = "timeout"
     EXHAUSTED = "exhausted"
     """The server asked to be tried again (408, 409, 429, 5xx) until the attempts were used up."""
     BAD_REQUEST = "bad_request"
     """The server refuses this one request, such as a prompt longer than the model's context."""
     BAD_RESPONSE = "bad_response"
-    """What came back is not an answer: not JSON, cut short, without a text."""
+    """What came back is not an answer: not JSON, or cut short."""
+    NO_TEXT = "no_text"
+    """The model answered with nothing, or with what is no text, in every attempt."""
     TRUNCATED = "truncated"
     """The answer reached the token limit."""
     DECLINED = "declined"
@@ -93,10 +95,17 @@ class ChatErrorKind(StrEnum):
 FATAL_CHAT_ERRORS = frozenset(
     {ChatErrorKind.REFUSED_KEY, ChatErrorKind.NO_CREDIT, ChatErrorKind.UNKNOWN_MODEL, ChatErrorKind.UNREACHABLE}
 )
+MODEL_FAULTS = frozenset(
+    {ChatErrorKind.BAD_REQUEST, ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED, ChatErrorKind.NO_TEXT}
+)
 
 
 class ChatError(MemBuilderError):
-    """A model endpoint gave no usable answer. `fatal`: no later call can fare better, so stop and tell the user."""
+    """A model endpoint gave no usable answer.
+
+    `fatal`: no later call can fare better, so stop and tell the user. `models_fault`: this model fails on this prompt,
+    today and tomorrow. All others tell of a server or an account, and may be kept by nobody as the model's answer.
+    """
 
     def __init__(self, kind: ChatErrorKind, message: str, retry_after_seconds: float | None = None):
         self.kind, self.retry_after_seconds = kind, retry_after_seconds
@@ -105,6 +114,22 @@ class ChatError(MemBuilderError):
     @property
     def fatal(self) -> bool:
         return self.kind in FATAL_CHAT_ERRORS
+
+    @property
+    def models_fault(self) -> bool:
+        return self.kind in MODEL_FAULTS
+
+
+class BuildStopped(MemBuilderError):
+    """A server failed in the middle of a dialogue. The sessions before are stored; nothing of this one is."""
+
+    def __init__(self, store, dialogue: str, session: str, num_stored: int, cause: ChatError):
+        self.store, self.dialogue, self.session = str(store), dialogue, session
+        self.num_stored, self.cause = num_stored, cause
+        super().__init__(
+            f"{store}: stopped at session {session} of dialogue {dialogue}: {cause} Sessions stored before it and safe:"
+            f" {num_stored}. Once the server answers again, run the same command again; it goes on with this session."
+        )
 
 
 class FetchError(MemBuilderError):

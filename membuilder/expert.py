@@ -11,21 +11,21 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from membuilder.build_cli import RULES, BuildConfig, ModelConfig
-from membuilder.build_stores import Job, build_stores
-from membuilder.builder import Ask, Builder, chat_agents, rule_agents
+from membuilder import account as accounts
+from membuilder import embedders
+from membuilder.account import Account, open_account, tell_usage
+from membuilder.build_config import RULES, BuildConfig, Keys, ModelConfig
+from membuilder.build_run import build_all
 from membuilder.chat import Role
 from membuilder.data import DATA_FOLDER
 from membuilder.datasets.selection import SPLITS, load_named, select, split_ids, subset_ids
-from membuilder.embed import Embedder
+from membuilder.embed import TextEmbedder
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.evaluation.options import DATASETS
-from membuilder.evaluation.roles import ModelOptions, make_chat_model
 from membuilder.store import reading
 from membuilder.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
@@ -34,6 +34,8 @@ from membuilder.windows import in_windows
 
 EXPERT_MODEL = "claude-4.5-sonnet"
 """The published document's."""
+USAGE_FILE = "usage.jsonl"
+"""Beside the samples: what each run used."""
 
 
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
@@ -49,73 +51,59 @@ def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
     return [replace(dialogue, sessions=dialogue.sessions[: given.sessions]) for dialogue in cut]
 
 
-@asynccontextmanager
-async def open_expert(config: BuildConfig, api_key: str | None, usage: Usage) -> AsyncIterator[Ask]:
-    """The expert, checked with one small call before anything else begins; `rules` asks nobody."""
-    if config.model.name == RULES:
-        yield rule_agents(config.prompts)
-        return
-    options = ModelOptions(
-        model=config.model.name, provider=config.model.provider, base_url=config.model.base_url, api_key=api_key
-    )
-    async with make_chat_model(options, Role.EXPERT, usage) as model:
-        await model.check()
-        yield chat_agents(model, config.prompts)
-
-
-async def run(config: BuildConfig, dialogues: Sequence[Dialogue], api_key: str | None, usage: Usage) -> list[Path]:
+async def run(config: BuildConfig, dialogues: Sequence[Dialogue], keys: Keys, account: Account) -> list[Path]:
     """The folders of the trajectories of `dialogues`. The first error stops all; what is stored stays."""
     folders = [sample_folder(Path(config.out), dialogue.id) for dialogue in dialogues]
-    async with AsyncExitStack() as stack:
-        ask = await stack.enter_async_context(open_expert(config, api_key, usage))
-        builder = Builder(ask=ask, embedder=Embedder(config.embedding_model), prompts=config.prompts)
-        stack.callback(builder.close)
-        jobs = [
-            Job(
-                dialogue=dialogue,
-                path=folder / STORE_FILE,
-                settings=config.settings(dialogue, builder.embedder.dimension),
-            )
-            for dialogue, folder in zip(dialogues, folders, strict=True)
-        ]
-        await build_stores(jobs, builder, config.parallel, "expert", _publish)
+    stores = [(folder / STORE_FILE, dialogue) for folder, dialogue in zip(folders, dialogues, strict=True)]
+    await build_all(config, stores, Role.EXPERT, keys, account, _publish)
     return folders
 
 
-def _publish(path: Path) -> None:
+def _publish(path: Path, embedder: TextEmbedder) -> None:
     with reading(path) as store:  # a connection belongs to its thread
         publish(path.parent, store)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    usage = Usage()
+    usage, is_finished = Usage(), False
     try:
         config = _config(given)
         dialogues = dialogues_of(given)
         todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
         print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
-        folders = asyncio.run(run(config, todo, given.api_key, usage)) if todo else []
+        with open_account(given, usage) as account:
+            keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
+            folders = asyncio.run(run(config, todo, keys, account)) if todo else []
+        is_finished = True
+        for folder in folders:
+            print(_summary(folder))
     except MemBuilderError as error:
         print(f"membuilder.expert: {error}\nWhat is stored stays; the same command goes on behind it.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("membuilder.expert: stopped; the same command goes on behind what is stored.", file=sys.stderr)
         return 130
-    for folder in folders:
-        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-        failed = ", ".join(f"{count} {kind}" for kind, count in metadata["failed_agent_calls"].items()) or "none"
-        print(f"{folder}: {metadata['num_sessions']} sessions, {metadata['total_agent_calls']} calls; failed: {failed}")
-    print(json.dumps({"usage": usage.report()}))
+    finally:
+        tell_usage(given.output_dir / given.dataset / USAGE_FILE, "membuilder.expert", usage, is_finished)
     return 0
 
 
+def _summary(folder: Path) -> str:
+    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+    failed = ", ".join(f"{count} {kind}" for kind, count in metadata["failed_agent_calls"].items()) or "none"
+    return f"{folder}: {metadata['num_sessions']} sessions, {metadata['total_agent_calls']} calls; failed: {failed}"
+
+
 def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
-    return is_whole(sample_folder(Path(config.out), dialogue.id), len(dialogue.sessions))
+    """Whether this very expert has written all of it. What another one wrote is begun anew, and then refused by its store."""
+    settings = config.settings(dialogue, dimension=0)
+    del settings["dimension"]  # told by the embedder, which is not opened to skip
+    return is_whole(sample_folder(Path(config.out), dialogue.id), len(dialogue.sessions), settings)
 
 
 def _config(given: argparse.Namespace) -> BuildConfig:
-    if min(given.workers, given.max_turns, given.sessions or 1) < 1:
+    if min(given.workers, given.max_turns) < 1 or (given.sessions is not None and given.sessions < 1):
         raise ConfigError("--workers, --max-turns and --sessions must be at least 1")
     # the temperature is the client's own default; rules have none
     temperature = None if given.expert_model == RULES else 0.0
@@ -123,12 +111,17 @@ def _config(given: argparse.Namespace) -> BuildConfig:
         name=given.expert_model, provider=given.provider, base_url=given.base_url, temperature=temperature
     )
     return BuildConfig(
-        data=str(given.dataset_path or given.dataset),
+        dataset=given.dataset,
+        data=None if given.dataset_path is None else str(given.dataset_path),
+        data_dir=str(given.data_dir),
         out=str(given.output_dir / given.dataset),
         model=model,
         max_turns=given.max_turns,
         parallel=given.workers if given.parallel else 1,
         embedding_model=given.embedding_model,
+        embedding_provider=given.embedding_provider,
+        embedding_base_url=given.embedding_base_url,
+        embedding_cache=given.embedding_cache,
     )
 
 
@@ -150,12 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--provider", default="openai", choices=("openai", "vllm"))
     add("--base-url", help="API address")
     add("--api-key", help="else the provider's environment variable; never stored")
-    add("--embedding-model", metavar="FOLDER", help="sentence-transformers model; else MiniLM")
     add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
-    add("--skip-existing", action="store_true", help="leave samples alone that are whole")
+    add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
+    embedders.add_flags(parser)
+    accounts.add_flags(parser)
     return parser
 
 

@@ -86,7 +86,7 @@ def prepare_rl(given: argparse.Namespace) -> tuple[int, Counter[str]]:
     elif given.source == OURS:
         records = read_records(given.input_file, RLRecord)
     else:
-        records = read_verl(given.input_file)
+        records, left_out = read_verl(given.input_file)
     _refuse_nothing(records, left_out)
     if given.to == OURS:
         write_records(given.output_file, records, RLRecord)

@@ -4,6 +4,7 @@ The dialogue stands where the template puts it. Both sets begin with it, so the 
 longest part of their prompts token for token, which the engine's prefix cache and the learner's packing use.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,14 @@ class PromptConfig:
             raise ValueError(f"template_set {self.template_set!r} is none of {known}")
         if min(self.max_turn_chars, self.core_limit_chars) < 1 or self.entries_shown < 0:
             raise ValueError("entries_shown must be at least 0, every other number of `prompts` at least 1")
+
+
+def templates_sha256(template_set: str) -> str:
+    """One hash of every file of a template set, by name and content: an edited template makes other prompts."""
+    digest = hashlib.sha256()
+    for path in sorted((TEMPLATES / template_set).glob("*.txt")):
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 @cache

@@ -109,8 +109,10 @@ def write_verl(path: Path, records: Sequence[RLRecord], flat: bool = False) -> N
     write_table(path, [_row(each, call, flat) for each in records for call in each.calls], _FLAT if flat else _GROUPED)
 
 
-def read_verl(path: Path) -> list[RLRecord]:
-    """Rows joined to sessions by what they say of themselves, whatever their order; DataError for another shape."""
+def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
+    """Rows joined to sessions by what they say of themselves, whatever their order; and how many answers were left out
+    because they are no operations (their prompts stay: the policy may be asked all the same). DataError for another shape.
+    """
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for number, row in enumerate(read_table(path), start=1):
         match row:
@@ -119,14 +121,16 @@ def read_verl(path: Path) -> list[RLRecord]:
             case _:
                 problem = "expected prompt, and meta with conversation_id and session_index"
                 raise DataError(path, f"row {number}", "prompt or meta", problem)
-    records = []
+    records, left_out = [], Counter()
     for name, index in sorted(groups):
         try:
-            records.append(_record(path, name, index, groups[name, index]))
+            record, reasons = _record(path, name, index, groups[name, index])
         except (KeyError, TypeError, ValueError) as error:  # nested fields of another shape
             problem = f"reward_model, meta or extra_info is of another shape: {type(error).__name__}: {error}"
             raise DataError(path, f"{name} session {index}", "reward_model", problem) from error
-    return records
+        records.append(record)
+        left_out.update(reasons)
+    return records, left_out
 
 
 def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
@@ -211,41 +215,46 @@ def _row(record: RLRecord, call: ExpertCall, flat: bool) -> dict[str, Any]:
     }
 
 
-def _record(path: Path, name: str, index: int, rows: list[dict[str, Any]]) -> RLRecord:
+def _record(path: Path, name: str, index: int, rows: list[dict[str, Any]]) -> tuple[RLRecord, list[str]]:
+    """A session, and why answers of it were left out."""
     wholes = {_whole(row) for row in rows}
     where = f"{name} session {index}"
     if wholes != {None}:
         if len(wholes) > 1:
             raise DataError(path, where, "record", "its rows disagree; export them anew")
         try:
-            return msgspec.json.decode(wholes.pop() or "", type=RLRecord)
+            return msgspec.json.decode(wholes.pop() or "", type=RLRecord), []
         except msgspec.MsgspecError as error:
             raise DataError(path, where, "record", f"is no RLRecord: {error}") from error
     models = [row["reward_model"] if isinstance(row.get("reward_model"), dict) else {} for row in rows]
     agents = [row["meta"].get("agent_type") for row in rows]
     if any(count > 1 for agent, count in Counter(agents).items() if agent is not None):
         raise DataError(path, where, "meta.agent_type", "an agent has two rows; each session has one row an agent")
-    calls = [
-        ExpertCall(
-            prompt=row["prompt"][0]["content"],
-            agent=Agent(agent) if agent else None,
-            completion=model.get("expert_output"),
-        )
-        for row, model, agent in zip(rows, models, agents, strict=True)
-    ]
+    calls, left_out = [], []
+    for row, model, name_of_agent in zip(rows, models, agents, strict=True):
+        agent = Agent(name_of_agent) if name_of_agent else None
+        output, completion = model.get("expert_output"), None
+        if output is not None and not isinstance(output, str):
+            raise TypeError("expert_output is no text")
+        if output is not None:
+            completion, problem = _completion(output, agent)
+            left_out += [problem] if completion is None else []
+        calls.append(ExpertCall(prompt=row["prompt"][0]["content"], agent=agent, completion=completion))
     calls.sort(key=lambda call: _AGENTS.index(call.agent) if call.agent else len(_AGENTS))
     asked = next((model["qa_questions"] for model in models if model.get("qa_questions")), [])
     questions = [
         Question(id=f"{index}-{n}", text=raw["question"], answer=raw["answer"], category=raw["type"], evidence=())
         for n, raw in enumerate(asked)
     ]
-    return RLRecord(
+    state_before = next((model["state_before_path"] for model in models if model.get("state_before_path")), None)
+    record = RLRecord(
         dialogue=name,
         session_index=index,
         questions=tuple(questions),
         calls=tuple(calls),
-        state_before=next((model["state_before_path"] for model in models if model.get("state_before_path")), None),
+        state_before=state_before,
     )
+    return record, left_out
 
 
 def _whole(row: dict[str, Any]) -> str | None:

@@ -1,11 +1,16 @@
 """Synthetic questions for every session of expert trajectories: the dense reward asks them right after the session.
 
     python -m membuilder.qa --trajectories-dir expert_trajectories/longmemeval_rl --model claude-4.5-opus
-    python -m membuilder.qa --trajectories-dir expert_trajectories --model M --closed-book-model Qwen/Qwen3-4B --provider vllm
+    python -m membuilder.qa --trajectories-dir expert_trajectories --model claude-4.5-opus \\
+        --closed-book-model Qwen/Qwen3-4B --closed-book-provider vllm
+
+The checker and the closed-book model are on the writer's server unless told otherwise; a key goes to the address it was given
+for, and to no other.
 
 Writes SAMPLE/rl_training_data.jsonl, a line for each session, once all of them are done; until then the lines lie in an
 .unfinished file, behind which a stopped run goes on. Questions that did not pass are counted by reason, in each line and in
-SAMPLE/qa_report.json; a place that no question earned stays empty, and too many of those end the program with status 1.
+SAMPLE/qa_report.json; a place that no question earned stays empty, and too many of those end the program with status 1. What the
+models used is printed at the end, and a line of it added to qa_usage.jsonl in the folder given.
 """
 
 import argparse
@@ -20,9 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder.chat import Role
+from membuilder import account as accounts
+from membuilder.account import Account, open_account, tell_usage
+from membuilder.build_config import ModelConfig
+from membuilder.build_run import make_chat_model
+from membuilder.chat import ChatModel, Role
+from membuilder.endpoints import Provider, Server
 from membuilder.errors import ConfigError, MemBuilderError
-from membuilder.evaluation.roles import ModelOptions, make_chat_model
 from membuilder.for_each import for_each
 from membuilder.progress import progress
 from membuilder.question_plan import Kind, plan
@@ -41,7 +50,7 @@ from membuilder.trajectory import (
 from membuilder.types import Agent
 from membuilder.usage import Usage
 
-QA_FILE, REPORT_FILE = "rl_training_data.jsonl", "qa_report.json"
+QA_FILE, REPORT_FILE, USAGE_FILE = "rl_training_data.jsonl", "qa_report.json", "qa_usage.jsonl"
 QA_MODEL = "claude-4.5-opus"
 """The published document's."""
 
@@ -170,25 +179,29 @@ def missing_share(reports: Sequence[dict[str, Any]]) -> float:
     return sum(sum(report["missing"].values()) for report in reports) / asked_for if asked_for else 0.0
 
 
-async def run(given: argparse.Namespace, usage: Usage) -> dict[str, dict[str, Any]]:
+async def run(given: argparse.Namespace, account: Account) -> dict[str, dict[str, Any]]:
     """Folder -> report. The first fatal error stops all; finished sessions stay."""
     folders = sample_folders(given.trajectories_dir)
     checker = given.check_model or given.model
     options = QAOptions(
         per_session=given.qa_per_session, writer=given.model, checker=checker, closed_book=given.closed_book_model
     )
+    writing = Server(provider=given.provider, base_url=given.base_url, api_key=given.api_key)
+    checking = writing.other(given.check_provider, given.check_base_url, given.check_api_key)
+    guessing = writing.other(given.closed_book_provider, given.closed_book_base_url, given.closed_book_api_key)
     async with AsyncExitStack() as stack:
 
-        async def opened(name: str, role: Role):
-            chat = ModelOptions(model=name, provider=given.provider, base_url=given.base_url, api_key=given.api_key)
-            model = await stack.enter_async_context(make_chat_model(chat, role, usage))
+        async def opened(name: str, role: Role, server: Server) -> ChatModel:
+            config = ModelConfig(name=name, provider=server.provider, base_url=server.base_url)
+            client = make_chat_model(config, role, server.api_key, account)
+            model = await stack.enter_async_context(client)
             await model.check()
             return model
 
         models = Models(
-            writer=await opened(given.model, Role.QUESTIONER),
-            checker=await opened(checker, Role.JUDGE),
-            closed_book=await opened(given.closed_book_model, Role.ANSWERER) if given.closed_book_model else None,
+            writer=await opened(given.model, Role.QUESTIONER, writing),
+            checker=await opened(checker, Role.JUDGE, checking),
+            closed_book=await opened(options.closed_book, Role.ANSWERER, guessing) if options.closed_book else None,
         )
         bar = stack.enter_context(progress(label="qa", unit="session"))
         reports = {}
@@ -202,25 +215,36 @@ async def run(given: argparse.Namespace, usage: Usage) -> dict[str, dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    usage = Usage()
+    usage, is_finished = Usage(), False
     try:
-        if min(given.qa_per_session, given.workers) < 1:
-            raise ConfigError("--qa-per-session and --workers must be at least 1")
-        reports = asyncio.run(run(given, usage))
+        _check(given)
+        with open_account(given, usage) as account:
+            reports = asyncio.run(run(given, account))
+        is_finished = True
+        for folder, report in reports.items():
+            print(f"{folder}: kept {report['kept']}, missing {report['missing']}, dropped {report['dropped']}")
     except MemBuilderError as error:
         print(f"membuilder.qa: {error}\nFinished sessions stay; the same command goes on behind them.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("membuilder.qa: stopped; the same command goes on behind the last session.", file=sys.stderr)
         return 130
-    for folder, report in reports.items():
-        print(f"{folder}: kept {report['kept']}, missing {report['missing']}, dropped {report['dropped']}")
-    print(json.dumps({"usage": usage.report()}))
+    finally:
+        tell_usage(given.trajectories_dir / USAGE_FILE, "membuilder.qa", usage, is_finished)
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         print(f"membuilder.qa: {share:.1%} of the questions asked for are missing (--max-missing)", file=sys.stderr)
         return 1
     return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    if min(given.qa_per_session, given.workers) < 1:
+        raise ConfigError("--qa-per-session and --workers must be at least 1")
+    if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
+        raise ConfigError(
+            "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -233,11 +257,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--check-model", help="answers from the evidence and judges; default --model")
     add("--closed-book-model", help="a question it answers without memory is dropped; default: not checked")
     add("--qa-per-session", type=int, default=5)
-    add("--provider", default="openai", choices=("openai", "vllm"))
+    providers = [str(each) for each in Provider]
+    add("--provider", default="openai", choices=providers)
     add("--base-url", help="API address")
     add("--api-key", help="else the provider's environment variable; never stored")
+    for role in ("check", "closed-book"):
+        add(f"--{role}-provider", choices=providers, help="else --provider")
+        add(f"--{role}-base-url", help="API address; else --base-url where the provider is the same")
+        add(f"--{role}-api-key", help="else --api-key where provider and address are the same")
     add("--workers", type=int, default=4, help="dialogues at once")
     add("--max-missing", type=float, default=0.1, help="share of questions that may be missing")
+    accounts.add_flags(parser)
     return parser
 
 

@@ -103,7 +103,7 @@ async def write_questions(
 ) -> SessionQuestions:
     """Questions about a session from the memory after it; `before` are those of the sessions before.
 
-    Raises ChatError only where no later call can fare better.
+    Raises ChatError where a server fails: its outage is not the writer's lack of questions.
     """
     shown = _shown_entries(step)
     missing, dropped, kept = Counter(dict(wanted)), Counter(), []
@@ -113,7 +113,7 @@ async def write_questions(
             reply = await models.writer.complete(messages, schema=SCHEMA)
             drafts = _read(reply)
         except ChatError as error:
-            if error.fatal:
+            if not error.models_fault:
                 raise
             dropped[f"chat_{error.kind}"] += 1
             break
@@ -227,7 +227,7 @@ async def _fault(asked: Asked, step: Step, models: Models) -> str | None:
         guess = await _guess(question, now, models.closed_book)
         verdict = await judge(question, guess, Strictness.LENIENT, models.checker)
     except ChatError as error:
-        if error.fatal:
+        if not error.models_fault:
             raise
         return f"chat_{error.kind}"
     if verdict.correct is not False:

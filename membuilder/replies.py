@@ -15,7 +15,7 @@ class Reply:
 
 
 def read_chat(payload: object) -> Reply:
-    """The text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED or DECLINED."""
+    """The text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT."""
     match payload:
         case {"choices": [{"message": {} as message, **choice}, *_]}:
             content, finish = message.get("content"), choice.get("finish_reason")
@@ -26,10 +26,12 @@ def read_chat(payload: object) -> Reply:
         raise ChatError(ChatErrorKind.TRUNCATED, message)
     if finish == "content_filter" or message.get("refusal"):
         raise ChatError(ChatErrorKind.DECLINED, f"the model declined to answer: {message.get('refusal') or finish}")
-    if not isinstance(content, str) or not content.strip():
-        raise _bad(payload, "the answer holds no text")
+    if content is not None and not isinstance(content, str):
+        raise _bad(payload, "the answer is no text")
+    if content is None or not content.strip():
+        raise ChatError(ChatErrorKind.NO_TEXT, "the model answered without a text")
     if not _encodes(content):
-        raise _bad(payload, "the answer holds half a surrogate pair")
+        raise ChatError(ChatErrorKind.NO_TEXT, f"the answer holds half a surrogate pair: {content[:200]!r}")
     model = payload.get("model")
     return Reply(text=content, model=model if isinstance(model, str) else None)
 

@@ -21,7 +21,13 @@ from membuilder.endpoints import EndpointConfig
 from membuilder.errors import ChatError, ChatErrorKind
 
 TRANSIENT = frozenset(
-    {ChatErrorKind.UNREACHABLE, ChatErrorKind.TIMEOUT, ChatErrorKind.EXHAUSTED, ChatErrorKind.BAD_RESPONSE}
+    {
+        ChatErrorKind.UNREACHABLE,
+        ChatErrorKind.TIMEOUT,
+        ChatErrorKind.EXHAUSTED,
+        ChatErrorKind.BAD_RESPONSE,
+        ChatErrorKind.NO_TEXT,
+    }
 )
 TRANSIENT_STATUSES = frozenset({408, 409, 429})  # and every 5xx
 
@@ -115,5 +121,5 @@ def status_error(
     if 300 <= status < 400:
         target = headers.get("location", "elsewhere")
         message = f"{server} redirects to {target} (HTTP {status}); set the base URL to the final address."
-        return ChatError(ChatErrorKind.BAD_REQUEST, message)
+        return ChatError(ChatErrorKind.UNREACHABLE, message)
     return ChatError(ChatErrorKind.BAD_REQUEST, f"{server} refuses the request for {model!r} (HTTP {status}).{said}")

@@ -34,7 +34,7 @@ from membuilder.store_rows import (
 )
 from membuilder.types import Agent, Bank, Session
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4D424C44  # "MBLD"
 VECTOR = np.dtype("<f4")
 
@@ -47,7 +47,7 @@ _TABLES = (
     """CREATE TABLE answer (session INTEGER NOT NULL REFERENCES session,
         agent TEXT NOT NULL CHECK (agent IN ('core', 'episodic', 'semantic', 'procedural')), shown TEXT NOT NULL, text TEXT,
         operations TEXT NOT NULL, failure_kind TEXT, failure_detail TEXT, seconds REAL NOT NULL,
-        PRIMARY KEY (session, agent)) STRICT""",
+        asked_at TEXT, PRIMARY KEY (session, agent)) STRICT""",
     """CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
         agent TEXT NOT NULL CHECK (agent IN ('episodic', 'semantic', 'procedural')),
         session INTEGER NOT NULL REFERENCES session, text TEXT NOT NULL, source_turns TEXT NOT NULL,
@@ -76,7 +76,8 @@ class Store:
             self._rows("SELECT number, id, timestamp, core, core_quotes FROM session ORDER BY number"),
             self._rows("SELECT session, id, speaker, role, text, caption FROM turn ORDER BY session, number"),
             self._rows(
-                "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds FROM answer"
+                "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
+                " FROM answer"
             ),
         )
 
@@ -112,7 +113,7 @@ class Store:
             connection.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", session_row(session, bank))
             connection.executemany("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, ?)", turn_rows(session))
             rows = [answer_row(session, agent, answer) for agent, answer in answers.items()]
-            connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             rows = [entry_row(number, entry) for number, entry in new]
             connection.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             rows = [(number, blob) for (number, _), blob in zip(new, blobs, strict=True)]
@@ -195,7 +196,9 @@ def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
 @contextmanager
 def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     with _typed(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+        # handed from thread to thread, never used by two at once
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     with closing(connection):
         yield connection
 

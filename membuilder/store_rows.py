@@ -32,6 +32,8 @@ class Answer:
     """Ids of the entries shown to the agent: label e1 in a target is the first."""
     seconds: float = 0.0
     """From asking to the answer."""
+    asked_at: datetime | None = None
+    """With its time zone; None where nobody noted it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,8 @@ def answer_row(session: Session, agent: Agent, answer: Answer) -> Row:
     failure = (None, None) if answer.failure is None else (answer.failure.kind, storable(answer.failure.detail))
     text = None if answer.text is None else storable(answer.text)
     operations = _dump([_operation(operation) for operation in answer.operations])
-    return session.index, agent.value, _dump(answer.shown), text, operations, *failure, answer.seconds
+    asked_at = None if answer.asked_at is None else answer.asked_at.isoformat()
+    return session.index, agent.value, _dump(answer.shown), text, operations, *failure, answer.seconds, asked_at
 
 
 def entry_row(number: int, entry: Entry) -> Row:
@@ -120,7 +123,15 @@ def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterab
     )
 
 
-def _answer(shown: str, text: str | None, operations: str, kind: str | None, detail: str, seconds: float) -> Answer:
+def _answer(
+    shown: str,
+    text: str | None,
+    operations: str,
+    kind: str | None,
+    detail: str,
+    seconds: float,
+    asked_at: str | None,
+) -> Answer:
     return Answer(
         text=text,
         operations=tuple(
@@ -136,6 +147,7 @@ def _answer(shown: str, text: str | None, operations: str, kind: str | None, det
         failure=None if kind is None else Reason(kind=kind, detail=detail),
         shown=_ids(shown),
         seconds=seconds,
+        asked_at=None if asked_at is None else datetime.fromisoformat(asked_at),
     )
 
 

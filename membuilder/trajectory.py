@@ -29,13 +29,14 @@ from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.errors import DataError, StoreError, StoreErrorKind
 from membuilder.index import IndexConfig, IndexKind, VectorIndex
 from membuilder.operations import render
-from membuilder.prompts import PromptConfig, render_prompt
+from membuilder.prompts import PromptConfig, render_prompt, templates_sha256
 from membuilder.schemas import ResponseFormat
-from membuilder.store import Store
+from membuilder.store import Store, reading
 from membuilder.store_rows import Answer
 from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
 
 STORE_FILE, CALLS_FILE, METADATA_FILE, STATES = "memory.db", "agent_calls.jsonl", "metadata.json", "states"
+INDEX_FILE = Path("vector_store") / "index.faiss"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +93,11 @@ def read_trajectory(store: Store) -> Trajectory:
     """The building a store holds, session by session. The stored operations are applied once more, and must give the stored bank."""
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
     prompts = msgspec.convert(settings["prompts"], PromptConfig)
+    if settings["templates_sha256"] != templates_sha256(prompts.template_set):
+        problem = (
+            f"its agents read other templates than today's {prompts.template_set!r}, so its prompts cannot be shown"
+        )
+        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; take those back, or build anew")
     entries = {entry.id: entry for entry in last.entries}
     bank, steps = Bank(), []
     for stored in sessions:
@@ -146,18 +152,34 @@ def publish(folder: Path, store: Store) -> None:
     write_text(folder / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
 
-def is_whole(folder: Path, num_sessions: int) -> bool:
-    """Whether `folder` holds all that `publish` writes for so many sessions, each file readable."""
+def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether `folder` holds all that `publish` writes for so many sessions, each file readable, from a store that was begun
+    with these settings."""
     try:
         metadata = read_json(folder / METADATA_FILE)
         num_calls = len(read_lines(folder / CALLS_FILE))
-        for number in range(num_sessions + 1):
-            read_state(folder / STATES / f"state_{number}")
-    except DataError:  # missing or damaged: to be written anew
+        with reading(folder / STORE_FILE) as store:
+            begun_with = store.settings()
+        states = [folder / STATES / f"state_{number}" for number in range(num_sessions + 1)]
+        num_memories = [len(read_state(state)[1]) for state in states]
+    except (DataError, StoreError):  # missing or damaged: to be written anew
         return False
+    sizes = [_index_bytes(number, begun_with["dimension"]) for number in num_memories]
+    is_indexed = all(
+        (state / INDEX_FILE).is_file() and (state / INDEX_FILE).stat().st_size == size
+        for state, size in zip(states, sizes, strict=True)
+    )
+    wanted = json.loads(json.dumps(settings or {}))
+    is_same = all(begun_with.get(name) == value for name, value in wanted.items())
     said = (num_sessions, num_calls)
     has_said = isinstance(metadata, dict) and (metadata.get("num_sessions"), metadata.get("total_agent_calls")) == said
-    return has_said and (folder / STORE_FILE).is_file()
+    return has_said and is_indexed and is_same
+
+
+def _index_bytes(num_rows: int, dimension: int) -> int:
+    """Size of an exact index: its head and 4 bytes a number. It is not loaded, since FAISS trusts what it reads."""
+    empty = VectorIndex(dimension, IndexKind.EXACT, IndexConfig(gpu=False)).to_bytes()
+    return len(empty) + 4 * num_rows * dimension
 
 
 def read_state(folder: Path) -> tuple[str, list[str]]:
@@ -209,11 +231,10 @@ def _usage_percent(bank: Bank, prompts: PromptConfig) -> float:
 
 
 def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Trajectory) -> None:
-    vector_store = folder / "vector_store"
-    vector_store.mkdir(parents=True)
+    (folder / INDEX_FILE).parent.mkdir(parents=True)
     index = VectorIndex(vectors.shape[1], IndexKind.EXACT, IndexConfig(gpu=False))
     index.add(vectors)
-    index.to_bytes().tofile(vector_store / "index.faiss")
+    index.to_bytes().tofile(folder / INDEX_FILE)
     metadata = [
         {
             "id": entry.id,
@@ -228,7 +249,9 @@ def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Traj
     ]
     memories = [f"[{entry.agent.upper()}] {entry.text}" for entry in bank.entries]
     payload = {"dimension": vectors.shape[1], "memories": memories, "metadata": metadata}
-    (vector_store / "payload.json").write_text(json.dumps(payload, ensure_ascii=False), encoding="utf-8")
+    (folder / INDEX_FILE).with_name("payload.json").write_text(
+        json.dumps(payload, ensure_ascii=False), encoding="utf-8"
+    )
     core = {"human": bank.core, "usage": _usage_percent(bank, trajectory.prompts)}
     (folder / "core_memory.json").write_text(json.dumps(core, ensure_ascii=False), encoding="utf-8")
 
@@ -257,6 +280,6 @@ def _call(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any]:
             "expert_model": trajectory.expert,
             "temperature": trajectory.temperature,
             "call_time_ms": round(1000 * answer.seconds, 3),
-            "timestamp": None,
+            "timestamp": None if answer.asked_at is None else answer.asked_at.isoformat(timespec="milliseconds"),
         },
     }

@@ -3,25 +3,31 @@
 import asyncio
 import json
 import random
+import re
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from membuilder import build_cli
+from membuilder import embedders
+from membuilder.account import Account
 from membuilder.build import build
-from membuilder.build_cli import BuildConfig, ModelConfig, _parse, main, make_chat_model
+from membuilder.build_cli import _parse, main
+from membuilder.build_config import BuildConfig, ModelConfig
+from membuilder.build_run import make_chat_model
 from membuilder.builder import Builder, chat_agents, check_dialogue, rule_agents
+from membuilder.chat import Role
 from membuilder.datasets.load import load
 from membuilder.embed import Embedder
-from membuilder.errors import ChatError, ChatErrorKind, ConfigError, DataError, StoreError
+from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError, StoreErrorKind
 from membuilder.prompts import PromptConfig
 from membuilder.rules import propose
-from membuilder.store import reading, writing
+from membuilder.store import Store, reading, writing
 from membuilder.types import Agent, Bank, Dialogue
+from membuilder.usage import Usage
 from membuilder.windows import in_windows
 from tests import killed
 from tests.fakes import HashEmbedder
@@ -105,7 +111,9 @@ def test_twenty_entries_are_shown_the_most_related_first(tmp_path):
 @pytest.mark.parametrize(
     "agent, answer, kind",
     [
-        (EPISODIC, ChatError(ChatErrorKind.TIMEOUT, "no answer within 120 s"), "chat_timeout"),
+        (EPISODIC, ChatError(ChatErrorKind.TRUNCATED, "reached the token limit"), "chat_truncated"),
+        (CORE, ChatError(ChatErrorKind.DECLINED, "the model declined to answer"), "chat_declined"),
+        (SEMANTIC, ChatError(ChatErrorKind.NO_TEXT, "the model answered without a text"), "chat_no_text"),
         (EPISODIC, ChatError(ChatErrorKind.BAD_REQUEST, "prompt too long"), "chat_bad_request"),
         (CORE, "I think the core is fine.", "not_json"),
         (SEMANTIC, '{"operations": null}', "schema"),
@@ -135,17 +143,31 @@ def test_a_failed_agent_changes_nothing_and_says_why(tmp_path, agent, answer, ki
     assert {each for each in Agent if answers[each].failure is not None} == {agent}
 
 
-def test_a_fatal_error_stops_with_everything_before_it_kept_and_the_next_run_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ChatErrorKind.TIMEOUT,
+        ChatErrorKind.EXHAUSTED,
+        ChatErrorKind.BAD_RESPONSE,
+        ChatErrorKind.UNREACHABLE,
+        ChatErrorKind.REFUSED_KEY,
+    ],
+)
+def test_an_outage_ends_the_build_with_everything_before_it_kept_and_the_next_run_goes_on(tmp_path, kind):
     path, whole = tmp_path / "memory.db", build_into(tmp_path / "whole.db", THREE, ScriptedModel(store_first_turn))
-    refusal = ChatError(ChatErrorKind.REFUSED_KEY, "the key is refused")
 
     def script(agent: Agent, prompt: str) -> str | Exception:
-        return refusal if "Far!" in prompt and agent is SEMANTIC else store_first_turn(agent, prompt)
+        outage = ChatError(kind, "the server is ill")
+        return outage if "Far!" in prompt and agent is SEMANTIC else store_first_turn(agent, prompt)
 
-    with pytest.raises(ChatError, match="the key is refused"):
+    with pytest.raises(
+        BuildStopped, match="D3 of dialogue d: the server is ill Sessions .* safe: 2. Once .* the same command"
+    ) as stop:
         build_into(path, THREE, ScriptedModel(script))
+    assert (stop.value.num_stored, stop.value.session, stop.value.cause.kind) == (2, "D3", kind)
     with reading(path) as store:
         assert store.num_sessions() == 2
+        assert not any(answer.failure for session in store.sessions() for answer in session.answers.values())
     again = ScriptedModel(store_first_turn)
     embedder = HashEmbedder()
     assert build_into(path, THREE, again, embedder) == whole
@@ -156,6 +178,12 @@ def test_a_fatal_error_stops_with_everything_before_it_kept_and_the_next_run_goe
     done = ScriptedModel(store_first_turn)
     assert build_into(path, THREE, done) == whole
     assert done.prompts == []
+
+
+def test_every_kind_of_chat_error_is_the_models_fault_or_ends_the_build():
+    stored = {kind for kind in ChatErrorKind if ChatError(kind, "").models_fault}
+    assert stored == {ChatErrorKind(name) for name in ("bad_request", "truncated", "declined", "no_text")}
+    assert not any(ChatError(kind, "").fatal for kind in stored)
 
 
 def test_a_store_of_another_dialogue_is_refused(tmp_path):
@@ -188,6 +216,43 @@ def test_new_texts_are_embedded_in_one_call_and_turns_ahead_of_their_session(tmp
     build_into(tmp_path / "memory.db", talk(["a"], ["b", "c"]), model, Noting())
     ahead = ["[2023-05-15] Ann: b", "[2023-05-15] Ben: c"]
     assert calls.index(ahead) < calls.index(["one", "two", "three"])  # the first session was still being written
+
+
+def test_a_session_is_asked_about_while_the_one_before_is_flushed_and_stored_behind_it(tmp_path, monkeypatch):
+    append, events = Store.append, []
+
+    def slow(store: Store, session, *rest) -> None:
+        events.append(f"flushing {session.id}")
+        time.sleep(0.1)  # longer than the model takes
+        append(store, session, *rest)
+        events.append(f"stored {session.id}")
+
+    def script(agent: Agent, prompt: str) -> str:
+        if agent is CORE:
+            events.append("answered")
+        return store_first_turn(agent, prompt)
+
+    monkeypatch.setattr(Store, "append", slow)
+    whole = build_into(tmp_path / "memory.db", THREE, ScriptedModel(script, seconds=0.02))
+    assert events == ["answered", "flushing D1", "answered", "stored D1", "flushing D2", "answered", "stored D2", "flushing D3", "stored D3"]  # fmt: skip
+    with reading(tmp_path / "memory.db") as store:
+        assert store.bank() == whole
+
+
+def test_a_store_that_cannot_be_written_ends_the_build_and_nothing_is_stored_behind_the_gap(tmp_path, monkeypatch):
+    append = Store.append
+
+    def full(store: Store, session, *rest) -> None:
+        if session.id == "D2":
+            raise StoreError(StoreErrorKind.FULL, store.path, "no room left")
+        append(store, session, *rest)
+
+    monkeypatch.setattr(Store, "append", full)
+    model = ScriptedModel(store_first_turn, seconds=0.02)
+    with pytest.raises(StoreError, match="no room left"):
+        build_into(tmp_path / "memory.db", THREE, model)
+    with reading(tmp_path / "memory.db") as store:
+        assert store.num_sessions() == 1
 
 
 # Kills
@@ -338,9 +403,9 @@ def locomo_file(path: Path, *names: str) -> Path:
 
 def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
     minilm = Embedder()
-    monkeypatch.setattr(build_cli, "Embedder", lambda model: minilm)  # loaded once for both
+    monkeypatch.setattr(embedders, "opened", lambda options, account: nullcontext(minilm))  # loaded once for both
     data = locomo_file(tmp_path / "data.json", "first", "../second")
-    main(["--data", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
+    main(["--dataset-path", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
     assert sorted(path.name for path in (tmp_path / "memories").glob("*.db")) == ["..%2Fsecond.db", "first.db"]
     assert "2 sessions" in capsys.readouterr().out
     *_, last = build(load(data)[0], propose, minilm, PROMPTS)
@@ -351,14 +416,27 @@ def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
     assert json.loads(raw)["operations"]
 
 
-def test_flags_and_keys_say_the_same(tmp_path):
-    by_flag, key = _parse(["--dataset", "d.json", "--conv-id", "26", "--model", "m: x", "--provider", "vllm", "--out", "o.db",
-                           "--sessions", "3", "--api-key", "secret", "prompts.entries_shown=5"])  # fmt: skip
-    by_key, _ = _parse(["data=d.json", "conv_id='26'", "model.name='m: x'", "model.provider=vllm", "out=o.db",
-                        "sessions=3", "prompts.entries_shown=5"])  # fmt: skip
+def test_flags_and_keys_say_the_same():
+    flags = """--dataset custom --dataset-path d.json --conv-id 26 --provider vllm --out o.db --sessions 3 --api-key secret
+        --embedding-model e --embedding-provider vllm --embedding-base-url http://e/v1 --embedding-api-key hidden"""
+    by_flag, given = _parse([*flags.split(), "--model", "m: x", "prompts.entries_shown=5"])
+    keys = """dataset=custom data=d.json conv_id='26' model.provider=vllm out=o.db sessions=3 prompts.entries_shown=5
+        embedding_model=e embedding_provider=vllm embedding_base_url=http://e/v1"""
+    by_key, _ = _parse([*keys.split(), "model.name='m: x'"])
     assert by_flag == by_key
-    assert (by_flag.conv_id, by_flag.sessions, by_flag.model.name, key) == ("26", 3, "m: x", "secret")
-    assert "secret" not in repr(by_flag)
+    assert (by_flag.conv_id, by_flag.sessions, by_flag.model.name) == ("26", 3, "m: x")
+    assert (given.api_key, given.embedding_api_key) == ("secret", "hidden")
+    assert not {"secret", "hidden"} & set(re.findall(r"\w+", repr(by_flag)))
+
+
+def test_a_dataset_is_a_name_and_its_file_a_path(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="membuilder.data fetch locomo"):
+        main(["--dataset", "locomo", "--data-dir", str(tmp_path), "--model", "rules", "--out", str(tmp_path / "m")])
+    for flags in (["--data", "locomo10.json"], ["--dataset", "locomo10.json"]):
+        with pytest.raises(SystemExit) as refused:
+            main([*flags, "--model", "rules", "--out", "m"])
+        assert refused.value.code == 2
+    assert "invalid choice: 'locomo10.json'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -379,29 +457,18 @@ def test_what_cannot_be_built_ends_the_command(tmp_path, changes, says, capsys):
 
 def test_a_model_needs_a_known_provider():
     with pytest.raises(ConfigError, match="section 'model'"):
-        make_chat_model(ModelConfig(name="m", provider="carrier pigeon"), api_key="k")
+        make_chat_model(ModelConfig(name="m", provider="carrier pigeon"), Role.BUILDER, "k", Account(usage=Usage()))
 
 
 def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(build_cli, "Embedder", lambda model: HashEmbedder())
+    monkeypatch.setattr(embedders, "opened", lambda options, account: nullcontext(HashEmbedder()))
 
     def reply(request) -> str:
         prompt = request.body["messages"][-1]["content"]
         return store_first_turn(agent_of(prompt), prompt) if "You keep the" in prompt else '{"ready": true}'
 
     data, store_path = locomo_file(tmp_path / "data.json", "a"), tmp_path / "memory.db"
-    flags = [
-        "--data",
-        str(data),
-        "--model",
-        "m-1",
-        "--provider",
-        "vllm",
-        "--api-key",
-        "sesame",
-        "--out",
-        str(store_path),
-    ]
+    flags = ["--dataset-path", str(data), "--model", "m-1", "--provider", "vllm", "--api-key", "sesame", "--out", str(store_path)]  # fmt: skip
     with FaultServer(status(401)) as refusing, pytest.raises(SystemExit, match="api-key"):
         main([*flags, "--base-url", refusing.base_url])
     assert not store_path.exists()
@@ -423,4 +490,4 @@ def test_rule_agents_answer_as_a_model_would(tmp_path):
     *_, last = build(dialogue, propose, HashEmbedder(), PROMPTS)
     assert bank == last.result.bank
     assert bank.core
-    assert BuildConfig(data="d", out="o", model=ModelConfig(name="rules")).settings(dialogue, 64)["dimension"] == 64
+    assert BuildConfig(out="o", model=ModelConfig(name="rules")).settings(dialogue, 64)["dimension"] == 64

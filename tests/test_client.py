@@ -130,11 +130,12 @@ BROKEN = {
     "a bare number": (payload(3), ChatErrorKind.BAD_RESPONSE),
     "no choice": (payload(completion("x") | {"choices": []}), ChatErrorKind.BAD_RESPONSE),
     "choices of null": (payload(completion("x") | {"choices": None}), ChatErrorKind.BAD_RESPONSE),
-    "content null": (answer(None), ChatErrorKind.BAD_RESPONSE),
-    "content blank": (answer(" \n"), ChatErrorKind.BAD_RESPONSE),
+    "content null": (answer(None), ChatErrorKind.NO_TEXT),
+    "content blank": (answer(" \n"), ChatErrorKind.NO_TEXT),
     "content of a wrong type": (answer(["x"]), ChatErrorKind.BAD_RESPONSE),
     "not HTTP": (garbage, ChatErrorKind.UNREACHABLE),
-    "half a surrogate pair": (answer("\ud83d"), ChatErrorKind.BAD_RESPONSE),
+    "redirected": (status(307, location="http://elsewhere/v1"), ChatErrorKind.UNREACHABLE),
+    "half a surrogate pair": (answer("\ud83d"), ChatErrorKind.NO_TEXT),
     "an error with status 200": (payload({"error": {"message": "overloaded"}}), ChatErrorKind.BAD_RESPONSE),
 }
 
@@ -205,7 +206,6 @@ def test_what_cannot_heal_fails_at_once_and_is_fatal(fault):
 ONE_CALL = {
     "too long a prompt": (status(400, "maximum context length"), ChatErrorKind.BAD_REQUEST, "maximum context length"),
     "unprocessable": (status(422), ChatErrorKind.BAD_REQUEST, "422"),
-    "redirected": (status(307, location="http://elsewhere/v1"), ChatErrorKind.BAD_REQUEST, "http://elsewhere/v1"),
     "reached the limit": (answer("half an ans", "length"), ChatErrorKind.TRUNCATED, "max_tokens"),
     "limit reached while thinking": (answer(None, "length"), ChatErrorKind.TRUNCATED, "max_tokens"),
     "filtered": (answer("", "content_filter"), ChatErrorKind.DECLINED, "content_filter"),
@@ -319,7 +319,7 @@ def test_a_page_instead_of_an_answer_leaves_the_tokens_of_the_answers_known():
         run(settings(server.base_url), lambda client: client.complete(ask("hi")), usage)
     report = usage.report()["judge"]
     assert (report["calls"], report["prompt_tokens"], report["completion_tokens"]) == (2, 14, 6)
-    assert report["failed_attempts"] == {"bad_response": 2}
+    assert report["failed_attempts"] == {"bad_response": 1, "no_text": 1}
 
 
 def test_the_cache_answers_the_same_request_and_no_other(tmp_path):

@@ -19,6 +19,7 @@ from membuilder.endpoints import (
     EndpointConfig,
     PriceConfig,
     Provider,
+    Server,
     chat_address,
     embeddings_address,
 )
@@ -63,6 +64,36 @@ def test_where_embeddings_go_and_with_which_key():
     # an address of its own without a key of its own gets no key at all
     assert found(OPENAI, OPENAI_EMBEDDINGS_BASE_URL="http://vectors/v1", **CLOUD) == ("http://vectors/v1", "EMPTY")
     assert found(OPENAI, "given", **CLOUD, **own) == ("http://vectors/v1", "given")
+
+
+def test_embeddings_go_where_chat_goes_only_under_the_same_provider_and_keys_stay_at_their_address():
+    def found(config, chat, api_key=None, **environ):
+        address = embeddings_address(config, api_key, environ, chat)
+        return address.base_url, address.api_key.get_secret_value()
+
+    mine = Server(provider="vllm", base_url="http://mine:9/v1", api_key="k")
+    assert found(VLLM, mine) == ("http://mine:9/v1", "k")
+    assert found(VLLM, mine, "own") == ("http://mine:9/v1", "own")
+    assert found(OPENAI, Server(api_key="k")) == (None, "k")
+    assert found(OPENAI, Server(api_key="k"), **CLOUD) == ("http://cloud/v1", "k")
+    # another provider, or an address of its own: nothing of chat's
+    assert found(OPENAI, mine, **CLOUD) == ("http://cloud/v1", "cloud")
+    assert found(VLLM, Server(base_url="http://paid/v1", api_key="k")) == (VLLM_BASE_URL, "EMPTY")
+    assert found(EndpointConfig(provider=Provider.VLLM, base_url="http://e/v1"), mine) == ("http://e/v1", "EMPTY")
+    assert found(VLLM, mine, OPENAI_EMBEDDINGS_BASE_URL="http://e/v1") == ("http://e/v1", "EMPTY")
+    with pytest.raises(ConfigError, match="--embedding-api-key or OPENAI_EMBEDDINGS_API_KEY"):
+        embeddings_address(OPENAI, None, {}, mine)
+    hints = [embeddings_address(VLLM, None, {}, chat).key_hint for chat in (None, mine)]
+    assert all("--embedding-api-key" in hint for hint in hints)
+
+
+def test_another_model_is_on_the_same_server_unless_told_otherwise():
+    first = Server(provider="openai", base_url="http://one/v1", api_key="k")
+    assert first.other(None, None, None) == first == first.other("openai", "http://one/v1", None)
+    assert first.other(None, "http://two/v1", None) == Server(provider="openai", base_url="http://two/v1")
+    assert first.other("vllm", None, None) == Server(provider="vllm")
+    assert first.other("vllm", "http://one/v1", "l") == Server(provider="vllm", base_url="http://one/v1", api_key="l")
+    assert "'k'" not in repr(first)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://x/v1", "http://", "http://x/v1?key=s", ""])

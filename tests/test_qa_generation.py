@@ -180,11 +180,14 @@ def test_a_reply_that_is_not_the_json_asked_for_is_asked_for_again_and_counted(s
 
 
 def test_a_failed_call_leaves_its_place_empty_and_a_fatal_one_stops(steps):
-    timeout = ChatError(ChatErrorKind.TIMEOUT, "late")
-    found = ask(steps[0], Scripted([timeout]), {SINGLE: 1})
-    assert found.dropped == {"chat_timeout": 1} and found.missing == {SINGLE: 1} and not found.kept
-    with pytest.raises(ChatError, match="refused"):
-        ask(steps[0], Scripted([ChatError(ChatErrorKind.REFUSED_KEY, "refused")]), {SINGLE: 1})
+    too_long = ChatError(ChatErrorKind.TRUNCATED, "too long")
+    found = ask(steps[0], Scripted([too_long]), {SINGLE: 1})
+    assert found.dropped == {"chat_truncated": 1} and found.missing == {SINGLE: 1} and not found.kept
+    for kind in (ChatErrorKind.REFUSED_KEY, ChatErrorKind.TIMEOUT, ChatErrorKind.EXHAUSTED):
+        with pytest.raises(ChatError, match="no answer"):
+            ask(steps[0], Scripted([ChatError(kind, "no answer")]), {SINGLE: 1})
+        with pytest.raises(ChatError, match="no answer"):
+            ask(steps[0], Scripted([written(draft())], told=ChatError(kind, "no answer")), {SINGLE: 1})
 
 
 # A whole trajectory

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +59,9 @@ ANSWERS_1 = {
         text='{"operation": "APPEND", "quote": [1]}',
         operations=(Operation(kind=OperationKind.APPEND, quote=(1,)),),
         seconds=0.25,
+        asked_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
     ),
-    EPISODIC: Answer(text=None, failure=Reason(kind="chat_timeout", detail="no answer within 120 s")),
+    EPISODIC: Answer(text=None, failure=Reason(kind="chat_truncated", detail="reached the token limit")),
     SEMANTIC: Answer(text="half a pair \ud83d", failure=Reason(kind="not_json", detail="at \ud83d")),
     PROCEDURAL: Answer(
         text="{}",
@@ -150,7 +151,7 @@ def test_files_that_are_no_store_of_this_version_are_refused_and_left_alone(tmp_
     for path, kind, says in (
         (text, StoreErrorKind.NOT_A_STORE, "not a SQLite file"),
         (other, StoreErrorKind.NOT_A_STORE, "not a memory store"),
-        (newer, StoreErrorKind.VERSION, "schema version 7, this program reads 1"),
+        (newer, StoreErrorKind.VERSION, "schema version 7, this program reads 2"),
     ):
         before = path.read_bytes()
         refused(kind, path, says)
