@@ -6,6 +6,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,8 +19,9 @@ M_MMAP_THRESHOLD = -3
 RIVALS = ("trl", "liger-kernel", "cut-cross-entropy", "triton")
 
 
+@cache
 def header() -> dict:
-    """Hardware, versions and commit: the top of every result file."""
+    """Hardware, versions and commit, as of the first result: the top of every result file."""
     record = provenance()
     return {
         "hardware": record["hardware"] | {"threads": torch.get_num_threads()},
