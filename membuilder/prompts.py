@@ -4,6 +4,7 @@ The dialogue stands where the template puts it. Both sets begin with it, so the 
 longest part of their prompts token for token, which the engine's prefix cache and the learner's packing use.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,12 @@ class PromptConfig:
 @cache
 def _template(template_set: str, name: str) -> Template:
     return Template((TEMPLATES / template_set / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+def template_hashes(template_set: str) -> dict[str, str]:
+    """`set/name` -> SHA-256 of each file of a template set: what a published number must name beside its builder."""
+    files = sorted((TEMPLATES / template_set).glob("*.txt"))
+    return {f"{template_set}/{file.stem}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _shown_turn(number: int, turn: Turn, config: PromptConfig) -> str:
