@@ -47,7 +47,7 @@ def _panel(axes: Axes, systems: Mapping[str, Mapping[str, Block]], groups: list[
                 _dot(axes, *BY_CATEGORY[measure](system[group]), height, colour)
     for row in range(len(groups) - 1):
         axes.axhline(row + 0.5, color="#dddddd", linewidth=0.8)
-    axes.set(xlim=(0, 1.02), xlabel=measure)
+    axes.set(xlim=(0, 1.02), xlabel=measure if "recall" in measure else f"{measure} ({_ALL}: answerable ones)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#eeeeee")
