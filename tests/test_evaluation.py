@@ -297,6 +297,27 @@ def test_a_summary_by_hand():
     assert unjudged_share(records) == pytest.approx(1 / 3)  # of the lenient judge's; the strict one gave all three
 
 
+def test_questions_of_a_locomo_file_count_under_their_own_names(tmp_path):
+    """Known defect 24: the numbers of the file were given each other's names. One question of 1, two of 2, and so on."""
+    asked = [
+        {"question": f"{category}.{n}?", "category": category, "evidence": ["D1:1"], "answer": "a cat"}
+        for category in (1, 2, 3, 4, 5)
+        for n in range(category)
+    ]
+    for question in asked[-5:]:
+        del question["answer"]
+    said = {"session_1": [{"dia_id": "D1:1", "speaker": "Ann", "text": "I have a cat."}]}
+    talk = {"speaker_a": "Ann", "speaker_b": "Ben", "session_1_date_time": "1:05 pm on 3 March, 2023"} | said
+    path = tmp_path / "locomo.json"
+    path.write_text(json.dumps([{"sample_id": "conv-1", "conversation": talk, "qa": asked}]), encoding="utf-8")
+    (whole,) = load(path)
+    records = [record_of("none", whole, question, NOTHING_FOUND, None) for question in whole.questions]
+    summary = summarize(records, seed=0)
+    sizes = {group: block["questions"] for group, block in summary["by_category"].items()}
+    assert sizes == {"multi-hop": 1, "temporal": 2, "open-domain": 3, "single-hop": 4, "adversarial": 5}
+    assert (summary["questions"], summary["questions_set_apart"], summary["answerable"]["questions"]) == (15, 5, 10)
+
+
 def test_questions_of_real_locomo_count_where_they_should():
     path = DATA / "locomo" / "locomo10-dev.json"
     if not path.exists():
@@ -317,7 +338,6 @@ def test_questions_of_real_locomo_count_where_they_should():
 
 
 def test_a_question_without_evidence_counts_in_no_recall_and_abstention_is_a_column_of_its_own():
-    """Known defect 24: categories bore the wrong names; ours come from the loaders and are not mapped again."""
     no_evidence = asked("q4", "Why?", "so", "open-domain", ())
     unknown = replace(no_evidence, id="q5", answerable=False)
     summary = summarize([record(no_evidence), record(unknown)], seed=0)
