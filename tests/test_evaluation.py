@@ -173,6 +173,8 @@ def test_banks_come_back_as_they_were(tmp_path):
     assert folder.has(odd) and not folder.has(dialogue())
     assert BankFolder(tmp_path / "db").load(odd) == bank()
     assert {path.parent for path in tmp_path.rglob("*.json")} == {tmp_path / "db"}
+    folder.save(replace(dialogue(), id="manifest"), bank())
+    assert BankFolder(tmp_path / "db").manifest == {"builder": "rules"}
 
 
 def test_banks_built_otherwise_or_not_at_all_are_refused(tmp_path):

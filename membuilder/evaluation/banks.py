@@ -109,7 +109,7 @@ class BankFolder:
     def path(self, dialogue: Dialogue, suffix: str = ".json") -> Path:
         # An id from a file of the user's own may hold anything, a path upwards too.
         safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in dialogue.id).lstrip(".")
-        if safe != dialogue.id:
+        if safe != dialogue.id or f"{safe}{suffix}" == MANIFEST:
             safe = f"{safe}-{hashlib.sha256(dialogue.id.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
         return self._folder / f"{safe[:150]}{suffix}"
 

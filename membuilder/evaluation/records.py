@@ -5,7 +5,8 @@
      "retrieved": [{"source_turns": ["D1:3"], "score": 0.61}, ...], "core_turns": [],
      "answer": "...", "verdicts": {"strict": {"correct": true, "reason": "..."}}, "scores": {"recall@10": 1.0, ...}}
 
-An item of a bank also has its `entry_id` and `text`; a turn or session of the dialogue is found in the data by its turns.
+An item of a bank also has its `entry_id`, its `text` and the index of the `session` it was written in; a turn or session of
+the dialogue is found in the data by its turns.
 A score that does not apply is null, such as turn recall where nothing that was found knows its turns. An answer or a
 verdict that could not be had is null as well, and counted as unanswered or unjudged.
 """
@@ -110,7 +111,9 @@ def group_of(question: Question) -> str:
 
 def _retrieved(item: Item) -> dict[str, Any]:
     found = {"source_turns": list(item.source_turns), "score": item.score}
-    return found if item.entry_id is None else {"entry_id": item.entry_id, "text": item.text, **found}
+    if item.entry_id is None:
+        return found
+    return {"entry_id": item.entry_id, "text": item.text, "session": item.session, **found}
 
 
 def _scores(
