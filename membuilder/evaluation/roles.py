@@ -72,7 +72,9 @@ async def open_roles(
     async with AsyncExitStack() as stack:
         answering = await stack.enter_async_context(make_chat_model(answerer, "answerer", usage, cache))
         judging = await stack.enter_async_context(make_chat_model(judge, "judge", usage, cache))
-        past_cache = await stack.enter_async_context(make_chat_model(judge, "judge", usage)) if cache else judging
+        past_cache = judging
+        if cache is not None:
+            past_cache = await stack.enter_async_context(make_chat_model(judge, "judge", usage))
         await answering.check()
         await judging.check()
 
