@@ -20,7 +20,6 @@ from tests.fault_server import FaultServer, Request, answering
 from tests.scripted import agent_of
 
 WORDS = "boat tent cat rain lake train film brother kayak piano".split()
-FREE = {"entry": '{"operations": [{"action": "ADD", "memory": "Ann owns a cat, Miso."}]}'}
 
 
 @pytest.fixture
@@ -141,9 +140,9 @@ def in_own_words(request: Request) -> str:
     prompt = request.body["messages"][-1]["content"]
     if "You keep the" not in prompt:
         return reply(request)
-    if agent_of(prompt) is not Agent.SEMANTIC or "Miso" not in prompt:
+    if agent_of(prompt) is not Agent.SEMANTIC or "My cat is called" not in prompt:
         return '{"operation": "SKIP"}' if agent_of(prompt) is Agent.CORE else '{"operations": []}'
-    return FREE["entry"]
+    return '{"operations": [{"action": "ADD", "memory": "Ann owns a cat, Miso."}]}'
 
 
 def test_a_memory_without_quotes_has_no_recall_by_turns_and_the_files_say_so(call, tmp_path):
