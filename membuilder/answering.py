@@ -21,7 +21,7 @@ from typing import Any
 from membuilder.answer_json import without_thoughts
 from membuilder.apply import on_one_line
 from membuilder.chat import ChatModel, Message, read_json
-from membuilder.errors import ChatError
+from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.types import Question
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,6 +34,8 @@ VERDICT_SCHEMA: dict[str, Any] = {
 }
 JUDGE_ATTEMPTS = 3
 """Times a judge is asked before an answer stays unjudged."""
+_ANOTHER_TRY = (ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED)
+"""Failures that another wording may mend. What may mend by itself the client has tried again; the rest stays as it is."""
 
 
 class Strictness(StrEnum):
@@ -73,22 +75,35 @@ async def answer(
     return without_thoughts(await model.complete([_user(prompt)]))
 
 
-async def judge(question: Question, answer_text: str, strictness: Strictness, model: ChatModel) -> Judgement:
-    """Whether the answer is right. A reply that is not the JSON asked for is asked for again, then stays unjudged.
+async def judge(
+    question: Question,
+    answer_text: str,
+    strictness: Strictness,
+    model: ChatModel,
+    again: ChatModel | None = None,
+) -> Judgement:
+    """Whether the answer is right. A reply that is cut short, declines or is not the JSON asked for is asked for again,
+    JUDGE_ATTEMPTS times in all; then the answer stays unjudged.
 
-    So does a call that failed. Raises ChatError only where no call can succeed any more (`fatal`).
+    So does one whose call failed otherwise. `again` is asked from the second time on: the same model past the cache,
+    which would repeat the replies of an earlier run. Raises ChatError only where no call can succeed any more (`fatal`).
     """
     if question.answerable and not (question.answer or "").strip():
         return Judgement(correct=None, reason="the question has no gold answer to compare with")
-    messages = [_user(judge_prompt(question, answer_text, strictness))]
+    prompt = judge_prompt(question, answer_text, strictness)
+    messages = [_user(prompt)]
     problem = ""
-    for _ in range(JUDGE_ATTEMPTS):
+    for asked in [model, *[again or model] * (JUDGE_ATTEMPTS - 1)]:
         try:
-            reply = await model.complete(messages, schema=VERDICT_SCHEMA)
+            reply = await asked.complete(messages, schema=VERDICT_SCHEMA)
         except ChatError as error:
-            if error.fatal:
-                raise
-            return Judgement(correct=None, reason=f"judge failed: {error}")
+            if error.kind not in _ANOTHER_TRY:
+                if error.fatal:
+                    raise
+                return Judgement(correct=None, reason=f"judge failed: {error}")
+            problem = str(error)
+            messages = [_user(f"{prompt}\n{_SHORT}")]  # another request: a temperature of 0 would repeat the same one
+            continue
         try:
             verdict = read_json(reply, VERDICT_SCHEMA)
         except ValueError as error:
@@ -113,10 +128,11 @@ def prompt_hashes() -> Mapping[str, str]:
     return {name: hashlib.sha256(_template(name).template.encode()).hexdigest() for name in PROMPTS}
 
 
+_SHORT = 'Reply with {"correct": true} or {"correct": false} and nothing else.'
+
+
 def _again(problem: str) -> str:
-    return (
-        f'That was not the JSON object asked for ({problem}). Reply with {{"correct": true}} or {{"correct": false}}.'
-    )
+    return f"That was not the JSON object asked for ({problem}). {_SHORT}"
 
 
 def _user(text: str) -> Message:

@@ -1,4 +1,4 @@
-"""A stored memory, opened to be asked: its bank, and an index of its entries.
+"""A memory, opened to be asked: its bank, and an index of its entries, exact or approximate as `IndexConfig` says.
 
 memory = open_memory("memory.db", Embedder())
 memory.retrieve(["Where does Ann live?"], k=10)
@@ -53,5 +53,25 @@ def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | 
     if vectors.shape[1] != embedder.dimension:
         problem = f"its embeddings have {vectors.shape[1]} numbers, this embedder's {embedder.dimension}; name the same"
         raise StoreError(StoreErrorKind.OTHER_BUILD, path, problem)
-    index = open_index(index_path(path), vectors, config or IndexConfig())
+    return _indexed(bank, vectors, embedder, index_path(path), config)
+
+
+def memory_of(
+    bank: Bank, embedder: TextEmbedder, config: IndexConfig | None = None, path: str | Path | None = None
+) -> Memory:
+    """A bank that no store holds, its entries embedded here. An approximate index is kept beside the bank's file `path`,
+    if it has one."""
+    vectors = embedder.embed([entry.text for entry in bank.entries])  # (N, D)
+    return _indexed(bank, vectors, embedder, None if path is None else index_path(path), config)
+
+
+def _indexed(
+    bank: Bank, vectors: np.ndarray, embedder: TextEmbedder, path: Path | None, config: IndexConfig | None
+) -> Memory:
+    config = config or IndexConfig()
+    if path is not None:
+        index = open_index(path, vectors, config)
+    else:
+        index = VectorIndex(vectors.shape[1], config.kind_for(len(vectors)), config)
+        index.add(vectors)
     return Memory(bank=bank, index=index, embedder=embedder)

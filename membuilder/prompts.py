@@ -51,6 +51,12 @@ def _template(template_set: str, name: str) -> Template:
     return Template((TEMPLATES / template_set / f"{name}.txt").read_text(encoding="utf-8"))
 
 
+def template_hashes(template_set: str) -> dict[str, str]:
+    """`set/name` -> SHA-256 of each file of a template set: what a published number must name beside its builder."""
+    files = sorted((TEMPLATES / template_set).glob("*.txt"))
+    return {f"{template_set}/{file.stem}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 def _shown_turn(number: int, turn: Turn, config: PromptConfig) -> str:
     content = " ".join(turn.content.split())
     if len(content) > config.max_turn_chars:

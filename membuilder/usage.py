@@ -1,15 +1,29 @@
-"""What the calls of a run cost, per role: calls, tokens, dollars, latency."""
+"""What the calls of a run cost, per role: calls, tokens, dollars, latency.
 
+    usage = Usage()
+    usage.keep(folder / "usage.jsonl")  # also what earlier processes of this run used, killed ones too
+
+The file has one line per call, written before anything is made of its answer.
+"""
+
+import json
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonschema import Draft202012Validator
 
 from membuilder.chat import Role
 from membuilder.endpoints import PriceConfig
-from membuilder.errors import ChatErrorKind
+from membuilder.errors import ChatErrorKind, DataError
+
+_Event = dict[str, Any]
+"""One call."""
+_ADVICE = "remove the line, and the call it tells of is not counted"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,39 +58,106 @@ class Usage:
     def __init__(self) -> None:
         self._roles: dict[Role, RoleUsage] = {}
         self._lock = threading.Lock()
+        self._unkept: list[_Event] = []
+        self._file: Path | None = None
 
     def add_answer(self, role: Role, seconds: float, tokens: Tokens | None, price: PriceConfig | None) -> None:
-        with self._lock:
-            usage = self._of(role)
-            usage.num_calls += 1
-            usage.latencies.append(seconds)
-            if tokens is None:
-                usage.num_without_tokens += 1
-            else:
-                usage.prompt_tokens += tokens.prompt
-                usage.completion_tokens += tokens.completion
-            if tokens is None or price is None:
-                usage.num_without_price += 1
-            else:
-                dollars = tokens.prompt * price.input_per_million + tokens.completion * price.output_per_million
-                usage.usd += dollars / 1e6
+        dollars = None
+        if tokens is not None and price is not None:
+            dollars = (tokens.prompt * price.input_per_million + tokens.completion * price.output_per_million) / 1e6
+        counts = None if tokens is None else [tokens.prompt, tokens.completion]
+        self._add({"role": role.value, "seconds": seconds, "tokens": counts, "usd": dollars})
 
     def add_cached(self, role: Role) -> None:
-        with self._lock:
-            self._of(role).num_cached += 1
+        self._add({"role": role.value, "cached": True})
 
     def add_failure(self, role: Role, kind: ChatErrorKind) -> None:
-        with self._lock:
-            self._of(role).failures[kind] += 1
+        self._add({"role": role.value, "failure": kind.value})
 
-    def _of(self, role: Role) -> RoleUsage:
-        return self._roles.setdefault(role, RoleUsage())
+    def keep(self, path: Path) -> None:
+        """From here on every call is appended to this file. What stands in it counts as well. Raises DataError."""
+        with self._lock:
+            for event in _read_events(path):
+                _count(event, self._roles)
+            self._file = path
+            self._append(self._unkept)
+
+    def _add(self, event: _Event) -> None:
+        with self._lock:
+            _count(event, self._roles)
+            if self._file is None:
+                self._unkept.append(event)
+            else:
+                self._append([event])
+
+    def _append(self, events: Sequence[_Event]) -> None:
+        with self._file.open("ab") as file:
+            file.write("".join(json.dumps(event) + "\n" for event in events).encode())
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Role -> its totals, ready for JSON. A total that misses a part is None: the cost when any price is unknown,
         the tokens when any server kept silent about them."""
         with self._lock:
             return {role.value: _summary(usage) for role, usage in sorted(self._roles.items())}
+
+
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": [role.value for role in Role]},
+        "seconds": {"type": "number"},
+        "tokens": {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "usd": {"type": ["number", "null"]},
+        "cached": {"const": True},
+        "failure": {"enum": [kind.value for kind in ChatErrorKind]},
+    },
+    "oneOf": [{"required": ["seconds", "tokens", "usd"]}, {"required": ["cached"]}, {"required": ["failure"]}],
+    "additionalProperties": False,
+}
+
+
+def _count(event: _Event, roles: dict[Role, RoleUsage]) -> None:
+    usage = roles.setdefault(Role(event["role"]), RoleUsage())
+    if "cached" in event:
+        usage.num_cached += 1
+        return
+    if "failure" in event:
+        usage.failures[ChatErrorKind(event["failure"])] += 1
+        return
+    usage.num_calls += 1
+    usage.latencies.append(event["seconds"])
+    if event["tokens"] is None:
+        usage.num_without_tokens += 1
+    else:
+        usage.prompt_tokens += event["tokens"][0]
+        usage.completion_tokens += event["tokens"][1]
+    if event["usd"] is None:
+        usage.num_without_price += 1
+    else:
+        usage.usd += event["usd"]
+
+
+def _read_events(path: Path) -> list[_Event]:
+    """A last line cut short by a kill is cut off."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    validator, events = Draft202012Validator(_EVENT), []
+    for number, line in enumerate(content[:end].splitlines(), start=1):
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise DataError(path, f"line {number}", "JSON", f"is damaged ({error}); {_ADVICE}") from error
+        problem = next(iter(validator.iter_errors(event)), None)
+        if problem is not None:
+            raise DataError(path, f"line {number}", problem.json_path, f"{problem.message[:200]}; {_ADVICE}")
+        events.append(event)
+    return events
 
 
 def _summary(usage: RoleUsage) -> dict[str, Any]:

@@ -14,6 +14,12 @@ def in_windows(dialogue: Dialogue, max_turns: int) -> Dialogue:
     return replace(dialogue, sessions=tuple(replace(session, index=index) for index, session in enumerate(cut)))
 
 
+def sessions_of_windows(dialogue: Dialogue, max_turns: int | None) -> list[int]:
+    """Per window the index of the session it is a part of; None: every session is read whole."""
+    sessions = dialogue.sessions
+    return [s.index for s in sessions for _ in ([s] if max_turns is None else _windows(s, max_turns))]
+
+
 def _windows(session: Session, max_turns: int) -> list[Session]:
     num_turns = len(session.turns)
     num_windows = max(1, -(-num_turns // max_turns))

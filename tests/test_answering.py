@@ -154,8 +154,25 @@ def test_asking_again_shows_the_reply_so_that_a_cache_cannot_repeat_it():
 
 @pytest.mark.parametrize("kind", [kind for kind in ChatErrorKind if not ChatError(kind, "").fatal])
 def test_a_judge_that_fails_leaves_the_answer_unjudged_not_wrong(kind):
-    judgement = judged(ChatError(kind, "no luck"))
+    judgement = judged(*[ChatError(kind, "no luck")] * JUDGE_ATTEMPTS)
     assert judgement.correct is None and "no luck" in judgement.reason
+
+
+@pytest.mark.parametrize("kind", [ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED])
+def test_a_judge_cut_short_or_declining_is_asked_again_in_other_words(kind):
+    model = Scripted(ChatError(kind, "cut"), '{"correct": false}')
+    assert asyncio.run(judge(QUESTION, "Miso", STRICT, model)).correct is False
+    (first,), (second,) = model.asked
+    assert first["content"] in second["content"] and first != second  # temperature 0 would fail the same request again
+    failing = Scripted(*[ChatError(kind, "cut")] * 9)
+    judgement = asyncio.run(judge(QUESTION, "Miso", STRICT, failing))
+    assert judgement.correct is None and len(failing.asked) == JUDGE_ATTEMPTS and "cut" in judgement.reason
+
+
+def test_from_the_second_time_on_the_model_past_the_cache_is_asked():
+    cached, fresh = Scripted("Looks fine."), Scripted("Looks fine.", '{"correct": true}')
+    assert asyncio.run(judge(QUESTION, "Miso", STRICT, cached, fresh)).correct is True
+    assert (len(cached.asked), len(fresh.asked)) == (1, 2)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ChatErrorKind if ChatError(kind, "").fatal])

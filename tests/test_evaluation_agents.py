@@ -1,74 +1,30 @@
 """The four-agent builder as a system of the evaluation, its model on a real HTTP server on loopback."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+import membuilder
 from membuilder import eval as command
 from membuilder.config import dump
 from membuilder.errors import ConfigError
-from membuilder.evaluation import run
-from membuilder.evaluation.embedding_cache import CachedEmbedder
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.records import read_records
 from membuilder.prompts import PromptConfig
 from membuilder.schemas import ResponseFormat
 from membuilder.store import reading
+from membuilder.types import Agent
+from tests.evaluating import JUDGED, caller, reply, result
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering, payload, status
-from tests.scripted import agent_of, store_first_turn
 from trainer.rl_config import RLConfig
-
-DIALOGUE = {
-    "id": "d1",
-    "speakers": ["Ann", "Ben"],
-    "sessions": [
-        {
-            "timestamp": "2024-03-15T09:30",
-            "turns": [{"speaker": "Ann", "text": "My cat is called Miso."}, {"speaker": "Ben", "text": "It rains."}],
-        },
-        {"timestamp": "2024-03-16T09:30", "turns": [{"speaker": "Ann", "text": "I moved to Oslo."}]},
-    ],
-    "questions": [
-        {"question": "What is the cat called?", "answer": "Miso", "category": "single-hop", "evidence": ["S1:1"]},
-        {"question": "Does it rain?", "answer": "yes", "category": "single-hop", "evidence": ["S1:2"]},
-    ],
-}
-
-
-def reply(request: Request) -> str:
-    """As builder each session's first turn, as judge a verdict, else an answer."""
-    prompt = request.body["messages"][-1]["content"]
-    if "You keep the" in prompt:
-        return store_first_turn(agent_of(prompt), prompt)
-    return '{"correct": true}' if prompt.startswith("You grade") else "Miso"
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """`python -m membuilder.eval` on the dialogue above; the models are on the server given."""
-
-    def embedder(*_) -> CachedEmbedder:
-        return CachedEmbedder(HashEmbedder, tmp_path / "embeddings.sqlite", "words", HashEmbedder().dimension)
-
-    monkeypatch.setattr(run, "open_embedder", embedder)
-    path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps(DIALOGUE) + "\n", encoding="utf-8")
-
-    def call(server: FaultServer | None, *flags: str, out: str = "out") -> int:
-        fixed = ["--dataset", "custom", "--dataset-path", str(path), "--output-dir", str(tmp_path / out)]
-        address = [] if server is None else ["--provider", "vllm", "--base-url", server.base_url]
-        return command.main([*fixed, *address, *flags])
-
-    return call
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
-JUDGED = ("--judge-model", "judge", "--judge-provider", "vllm")
+    return caller(tmp_path, monkeypatch)
 
 
 def test_a_model_builds_and_answers_under_the_same_questions_as_every_other_system(call, tmp_path):
@@ -81,6 +37,10 @@ def test_a_model_builds_and_answers_under_the_same_questions_as_every_other_syst
     first = read_records(tmp_path / "out" / "answers.jsonl")[0]
     assert first["retrieved"][0]["text"] == "[2024-03-15] Ann: My cat is called Miso." and first["answer"] == "Miso"
     told = found["run"]
+    full = Path(membuilder.__file__).parent / "templates" / "full"
+    for name in ("core", "episodic", "turn"):
+        assert told["prompts"][f"full/{name}"] == hashlib.sha256((full / f"{name}.txt").read_bytes()).hexdigest()
+    assert {"answer", "judge_strict", "judge_lenient"} < told["prompts"].keys()
     assert told["agents"] == {"sessions": 2, "answers": 8, "failed_answers": {}} and told["resumed"] is False
     calls = {role: used["calls"] for role, used in told["usage"].items()}
     assert calls == {"builder": 1 + 8, "answerer": 1 + 4, "judge": 1 + 8}
@@ -130,6 +90,7 @@ def test_a_checkpoint_is_asked_the_way_it_was_trained(call, tmp_path, capsys):
     found = result(tmp_path / "out")
     assert found["systems"]["agents"]["evidence_recall"]["10"] == 1.0  # every turn is kept
     assert found["run"]["build_config"]["max_turns"] == 1
+    assert set(found["run"]["prompts"]) == {f"compact/{name}" for name in (*Agent, "turn")}
     (tmp_path / "config.yaml").write_text("seed: 1\n", encoding="utf-8")
     assert call(None, *flags, out="other") == 2
     assert "name the config.yaml that a training run wrote" in capsys.readouterr().err

@@ -24,6 +24,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from membuilder import eval as command
+from membuilder.answer_json import without_thoughts
 from membuilder.answering import VERDICT_SCHEMA, Judgement, Strictness, answer, judge
 from membuilder.chat import Role, read_json
 from membuilder.client import ChatClient
@@ -210,18 +211,29 @@ def test_the_agents_own_schemas_are_taken(server, agent, response_format, caplog
 
 
 def test_an_answer_and_a_judgement_come_back(server):
+    """What random weights say is chance, but it is said within the schema and is the model's own."""
+    replies = []
+
+    class Watched:
+        def __init__(self, client: ChatClient):
+            self._client = client
+
+        async def complete(self, messages, *, schema=None) -> str:
+            replies.append(await self._client.complete(messages, schema=schema))
+            return replies[-1]
+
     async def use(client):
         text = await answer(
-            QUESTION, core="", memories=["[2023-05-08] Ann: I adopted a cat called Miso."], model=client
+            QUESTION, core="", memories=["[2023-05-08] Ann: I adopted a cat called Miso."], model=Watched(client)
         )
-        return text, await judge(QUESTION, "Miso", Strictness.STRICT, client)
+        return text, await judge(QUESTION, "Miso", Strictness.STRICT, Watched(client))
 
-    try:
-        text, judgement = run(config(server, max_tokens=400), use)
-    except ChatError as error:  # random weights may answer without end
-        assert error.kind is ChatErrorKind.TRUNCATED
-        judgement = run(config(server, max_tokens=400), lambda model: judge(QUESTION, "Miso", Strictness.STRICT, model))
-    assert isinstance(judgement, Judgement) and judgement.reason is not None
+    usage = Usage()
+    text, judgement = run(config(server, max_tokens=200), use, usage)
+    assert replies[0] and text == without_thoughts(replies[0])
+    verdict = read_json(replies[-1], VERDICT_SCHEMA)
+    assert judgement == Judgement(correct=verdict["correct"], reason=verdict.get("reason", ""))
+    assert usage.report()["judge"]["calls"] == len(replies) >= 2
 
 
 def test_an_unknown_model_and_a_refused_key_are_found_by_the_check(server):
@@ -344,8 +356,8 @@ def test_an_agents_prompt_reaches_a_served_checkpoint_as_it_was_trained_on(serve
     assert usage.report()["judge"]["prompt_tokens"] == len(encode_prompt(tokenizer, prompt))
 
 
-def test_an_evaluation_killed_while_it_builds_and_while_it_answers_ends_like_one_never_stopped(whole, evaluate):
-    folder = evaluate.folder / "killed"
+def test_an_evaluation_killed_while_it_builds_and_while_it_answers_ends_like_one_never_stopped(server, whole, evaluate):
+    folder, counted = evaluate.folder / "killed", server_counts(server)
 
     def kill_once(begun: Callable[[], bool]) -> None:
         process = killed.start(command.main, evaluate("killed"))
@@ -378,7 +390,19 @@ def test_an_evaluation_killed_while_it_builds_and_while_it_answers_ends_like_one
         ]
     last = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert last["systems"] == whole["results"]["systems"] and last["run"]["resumed"] is True
-    assert "builder" not in last["run"]["usage"]
+    check_accounts(last["run"]["usage"], counted, server)
+
+
+def check_accounts(usage: dict, before: dict[str, float], server: Server) -> None:
+    """The accounts of three processes, two of them killed, are the server's but for what was in flight at the two kills: at
+    most four agents' requests, and an answer's or its two judges', of 200 tokens each."""
+    after = server_counts(server)
+    assert usage["builder"]["calls"] >= 2 + 16 and usage["answerer"]["calls"] >= 3 + len(ASKED) - 1
+    calls, tokens = (
+        after[theirs] - before[theirs] - sum(role[ours] for role in usage.values())
+        for ours, theirs in (("calls", "request_success"), ("completion_tokens", "generation_tokens"))
+    )
+    assert 0 <= calls <= 4 + 2 and 0 <= tokens <= (4 + 2) * 200
 
 
 def num_sessions(path: Path) -> int:

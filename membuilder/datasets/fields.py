@@ -1,6 +1,6 @@
 """Reading fields of untrusted JSON records: what is wrong is refused with its path, record and field."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -55,3 +55,34 @@ def refuse_repeated_ids(dialogues: Sequence[Dialogue], path: str | Path, field: 
         if first != position:
             problem = f"is also the id of record {first}; remove or rename one of them"
             raise DataError(path, f"record {position} ({dialogue.id})", field, problem)
+
+
+def refuse_half_characters(dialogues: Sequence[Dialogue], path: str | Path) -> None:
+    """JSON may hold half a surrogate pair (`\\ud83d` alone), which no model reads and no file can be written with."""
+    for position, dialogue in enumerate(dialogues):
+        for field, text in _texts(dialogue):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                where = f"record {position} ({ascii(dialogue.id)[1:-1]})"
+                problem = f"{ascii(text):.80} holds half a surrogate pair, which is no text; repair or remove it"
+                raise DataError(path, where, field, problem) from None
+
+
+def _texts(dialogue: Dialogue) -> Iterator[tuple[str, str]]:
+    """(field, text) of everything that is shown, stored or written."""
+    yield "id", dialogue.id
+    for i, speaker in enumerate(dialogue.speakers):
+        yield f"speakers[{i}]", speaker
+    for i, session in enumerate(dialogue.sessions):
+        yield f"sessions[{i}].id", session.id
+        for j, turn in enumerate(session.turns):
+            place = f"sessions[{i}].turns[{j}]"
+            yield f"{place}.id", turn.id
+            yield f"{place}.speaker", turn.speaker
+            yield f"{place}.text", turn.text
+            yield f"{place}.caption", turn.caption or ""
+    for i, question in enumerate(dialogue.questions):
+        for name, text in (("id", question.id), ("question", question.text), ("category", question.category)):
+            yield f"questions[{i}].{name}", text
+        yield f"questions[{i}].answer", question.answer or ""

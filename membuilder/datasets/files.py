@@ -10,15 +10,18 @@ from membuilder.errors import DataError
 FILE = "whole file"
 
 
-def read_json(path: Path) -> object:
-    """The one JSON document of a file."""
-    return _parse(_text(path), path, FILE)
+FETCH_AGAIN = "fetch it again"
+
+
+def read_json(path: Path, advice: str = FETCH_AGAIN) -> object:
+    """The one JSON document of a file; `advice` tells the user what to do about a damaged one."""
+    return _parse(_text(path), path, FILE, advice)
 
 
 def read_lines(path: Path) -> list[tuple[int, object]]:
     """(line number from 1, value) of each line of a JSON Lines file; blank lines are skipped."""
     lines = enumerate(_text(path).split("\n"), start=1)  # not splitlines: JSON strings may hold U+2028
-    return [(number, _parse(line, path, f"line {number}")) for number, line in lines if line.strip()]
+    return [(number, _parse(line, path, f"line {number}", FETCH_AGAIN)) for number, line in lines if line.strip()]
 
 
 def _text(path: Path) -> str:
@@ -50,8 +53,8 @@ def _bytes(path: Path) -> bytes:
         raise DataError(path, FILE, "gzip", problem) from error
 
 
-def _parse(text: str, path: Path, where: str) -> object:
+def _parse(text: str, path: Path, where: str, advice: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # huge ints and deep nesting raise these too
-        raise DataError(path, where, "JSON", f"not one JSON document ({error}); fetch it again") from error
+        raise DataError(path, where, "JSON", f"not one JSON document ({error}); {advice}") from error

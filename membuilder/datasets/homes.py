@@ -1,6 +1,8 @@
 """Where the public benchmarks live: the only file with their addresses, sizes and checksums.
 
-Revisions are pinned, so that a checksum stays true. A size or checksum that is None is not known to us.
+LoCoMo and LongMemEval are pinned to a revision and checked by size and checksum. The file of LongMemEval's splits is
+checked the same way but comes from the newest revision: once that changes, fetching it is refused until the checksum
+here is renewed. PerLTQA comes from the newest revision and is not checked: neither size nor checksum is known to us.
 """
 
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ SPLIT_FILE = "longmemeval_splits.json"
 class RemoteFile:
     url: str
     size: int | None = None
-    """Bytes."""
+    """Bytes; None: not known to us, so not checked."""
     sha256: str | None = None
+    """None: not known to us, so not checked."""
 
     @property
     def name(self) -> str:

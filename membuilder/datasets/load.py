@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from membuilder.datasets import custom, locomo, longmemeval, perltqa
+from membuilder.datasets.fields import refuse_half_characters
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.errors import DataError
 from membuilder.types import Dialogue
@@ -21,6 +22,12 @@ def load(path: str | Path) -> list[Dialogue]:
     Raises DataError naming file, record and field if the file is unreadable or not what its format promises.
     """
     path = Path(path)
+    dialogues = _parsed(path)
+    refuse_half_characters(dialogues, path)
+    return dialogues
+
+
+def _parsed(path: Path) -> list[Dialogue]:
     if (path / perltqa.MEMORY_FILE).is_file():
         return perltqa.load(path)
     if path.name.endswith((".jsonl", ".jsonl.gz")):

@@ -1,4 +1,4 @@
-"""LongMemEval raw files (oracle, S): one user, one assistant, one question per sample; a sample is one dialogue.
+"""LongMemEval raw files (oracle, S, M): one user, one assistant, one question per sample; a sample is one dialogue.
 
 What is kept and what is not:
 - Sessions are sorted by date; those with equal dates stay in the file's order. Session and turn ids are ours (`S3`,
@@ -9,8 +9,6 @@ What is kept and what is not:
   `_abs` are not answerable; their gold answer, a sentence saying what is missing, is kept.
 - Sessions dated after the question stay, evidence too: the benchmark asks once the whole history has been read.
 `report` counts all of this; `parse` logs it.
-
-The first half of the file reads single fields of untrusted JSON; `locomo.py` shares it.
 """
 
 import logging

@@ -142,8 +142,10 @@ def _blocks(name: str, record: object, path: Path, where: str) -> Iterator[_Bloc
         lines = [(name, f"{text} ({told})" if told and _time(told) is None else text)]
         yield _Block(category="events", time=_time(told), lines=lines, records=[key])
     for key, dialogue in _section(record, "dialogues", path, where).items():
-        for told, raw_lines in take(dialogue, "contents", dict, path, f"{where}, dialogues {key}").items():
-            lines = [_line(raw) for raw in raw_lines if str(raw).strip()]
+        place = f"{where}, dialogues {key}"
+        contents = take(dialogue, "contents", dict, path, place)
+        for told in contents:
+            lines = [_line(raw) for raw in _texts(contents, told, path, place) if raw.strip()]
             if lines:
                 yield _Block(category="dialogues", time=_time(told), lines=lines, records=[key] * len(lines))
 
@@ -157,9 +159,19 @@ def _section(record: object, key: str, path: Path, where: str) -> dict:
     return value
 
 
-def _line(raw: object) -> tuple[str, str]:
-    speaker, colon, text = str(raw).partition(":")
-    return (speaker.strip(), text.strip()) if colon and text.strip() else ("narrator", str(raw).strip())
+def _texts(contents: dict, told: str, path: Path, where: str) -> list[str]:
+    """The lines said at one time."""
+    lines = take(contents, told, list, path, f"{where}, contents")
+    for i, line in enumerate(lines):
+        if not isinstance(line, str):
+            problem = f"expected a line such as 'Ann: Hello', found {type(line).__name__}"
+            raise DataError(path, f"{where}, contents", f"{told}[{i}]", problem)
+    return lines
+
+
+def _line(raw: str) -> tuple[str, str]:
+    speaker, colon, text = raw.partition(":")
+    return (speaker.strip(), text.strip()) if colon and text.strip() else ("narrator", raw.strip())
 
 
 def _time(text: str) -> datetime | None:
@@ -181,7 +193,8 @@ def _questions_by_character(asked: object, path: Path) -> dict[str, list[_Asked]
             raise DataError(
                 path, f"record {position}", "character", f"expected an object, found {type(block).__name__}"
             )
-        for name, sections in block.items():
+        for name in block:
+            sections = take(block, name, dict, path, f"record {position}")
             where = f"record {position} ({name})"
             if name in found:
                 raise DataError(path, where, "character", "stands twice in the file; remove or rename one of them")
@@ -193,13 +206,17 @@ def _questions_by_character(asked: object, path: Path) -> dict[str, list[_Asked]
     return found
 
 
-def _flat(sections: object, category: str, path: Path, where: str) -> Iterator[dict]:
+def _flat(sections: dict, category: str, path: Path, where: str) -> Iterator[object]:
     """Profile questions are a list; the others are lists of {record id: questions}."""
-    groups: list[Mapping] = take(sections, category, list, path, where) if category in sections else []
+    groups = take(sections, category, list, path, where) if category in sections else []
     for i, group in enumerate(groups):
         if not isinstance(group, dict):
             raise DataError(path, where, f"{category}[{i}]", f"expected an object, found {type(group).__name__}")
-        yield from [group] if "Question" in group else (raw for raws in group.values() for raw in raws)
+        if "Question" in group:
+            yield group
+        else:
+            for name in group:
+                yield from take(group, name, list, path, f"{where}, {category}[{i}]")
 
 
 def _question(asked: _Asked, question_id: str, turns_of: Mapping, path: Path, report: LoadReport) -> Question:

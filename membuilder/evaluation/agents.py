@@ -4,8 +4,8 @@ A trained checkpoint is one more model: served by vLLM and reached like any othe
 format it was trained with, which `--build-config` takes from the run's own `config.yaml`.
 """
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from membuilder.answer_cache import AnswerCache
 from membuilder.build_cli import BuildConfig, ModelConfig
 from membuilder.build_stores import Job, build_stores, failures
 from membuilder.builder import Builder, chat_agents
-from membuilder.chat import Role
+from membuilder.chat import ChatModel, Role
 from membuilder.config import from_mapping, read
 from membuilder.embed import DEFAULT_PACKAGE, TextEmbedder
 from membuilder.errors import ConfigError
@@ -22,14 +22,11 @@ from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.embedders import Precision
 from membuilder.evaluation.options import Options
 from membuilder.evaluation.roles import make_chat_model
-from membuilder.prompts import PromptConfig
+from membuilder.prompts import PromptConfig, template_hashes
 from membuilder.store import reading
 from membuilder.types import Dialogue
 from membuilder.usage import Usage
 from membuilder.windows import in_windows
-
-MEMORIES = "memories"
-"""Folder of the memories under --output-dir, unless --db-path names another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +56,23 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
         "model": options.builder.model,
         "max_tokens": options.builder.max_tokens,
         "prompts": asdict(how.prompts),
+        "templates": template_hashes(how.prompts.template_set),
         "max_turns": how.max_turns,
         **{key: run[key] for key in BUILT_FROM},
     }
+
+
+@asynccontextmanager
+async def open_writer(
+    options: Options, dialogues: Sequence[Dialogue], folder: BankFolder, usage: Usage, cache: AnswerCache | None
+) -> AsyncIterator[ChatModel | None]:
+    """The model that writes the memories, checked with one small call; None where all of them are there already."""
+    if all(folder.has(dialogue) for dialogue in dialogues):
+        yield None
+        return
+    async with make_chat_model(options.builder, Role.BUILDER, usage, cache) as model:
+        await model.check()
+        yield model
 
 
 async def build_memories(
@@ -69,10 +80,9 @@ async def build_memories(
     dialogues: Sequence[Dialogue],
     folder: BankFolder,
     embedder: TextEmbedder,
-    usage: Usage,
-    cache: AnswerCache | None,
+    model: ChatModel | None,
 ) -> dict[str, Any]:
-    """Every memory of `dialogues` that `folder` does not hold yet; how many sessions and failed answers all of them took.
+    """Every memory of `dialogues` that `folder` lacks, written by `model`; how many sessions and failed answers all took.
 
     Each grows in a store, a session at a time: a kill loses at most the session in flight.
     """
@@ -84,12 +94,10 @@ async def build_memories(
         with reading(path) as store:
             folder.save(of[path], store.bank())
 
-    async with AsyncExitStack() as stack:
-        if todo:
-            model = await stack.enter_async_context(make_chat_model(options.builder, Role.BUILDER, usage, cache))
-            await model.check()
-            builder = Builder(ask=chat_agents(model, how.prompts), embedder=embedder, prompts=how.prompts)
-            stack.callback(builder.close)
+    if model is not None:
+        folder.begin()
+        builder = Builder(ask=chat_agents(model, how.prompts), embedder=embedder, prompts=how.prompts)
+        with closing(builder):
             jobs = [_job(options, how, dialogue, path, embedder.dimension) for path, dialogue in of.items()]
             await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
     return _told([folder.path(dialogue, ".db") for dialogue in dialogues])

@@ -20,22 +20,14 @@ class Case:
 
 
 async def ask_all(
-    cases: Iterable[Case], roles: Roles, concurrency: int, write: Callable[[Case, Answered], None]
-) -> int:
-    """At most `concurrency` questions in flight. How many answers could not be had: they are not written, so that the
-    next run asks them again."""
-    failed = 0
+    cases: Iterable[Case], roles: Roles, concurrency: int, write: Callable[[Case, Answered | None], None]
+) -> None:
+    """At most `concurrency` questions in flight. An answer that could not be had is written as None."""
 
     async def ask(case: Case) -> None:
-        nonlocal failed
-        answered = await _ask(case, roles)
-        if answered is None:
-            failed += 1
-        else:
-            write(case, answered)
+        write(case, await _ask(case, roles))
 
     await for_each(ask, cases, concurrency)
-    return failed
 
 
 async def _ask(case: Case, roles: Roles) -> Answered | None:

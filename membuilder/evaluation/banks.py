@@ -1,87 +1,163 @@
 """Banks on disk between the two steps of an evaluation: built by one model, answered from by another.
 
-DB/manifest.json        who built them out of what; another builder or dataset is refused
+DB/manifest.json        who built them out of what; another builder or dataset is refused, by who writes and who reads
 DB/<dialogue id>.json   one finished bank
 DB/<dialogue id>.db     the store it grew in, where a model wrote it (`membuilder.inspect` shows it)
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from membuilder.errors import EvaluationError
+from membuilder.datasets.fields import take
+from membuilder.datasets.files import FILE, read_json
+from membuilder.errors import DataError, EvaluationError
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry
+from membuilder.windows import sessions_of_windows
 
 MANIFEST = "manifest.json"
 BUILT_FROM = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embedding_precision")
 """Settings of an evaluation that every manifest holds."""
+_SAME_DATA = ("dataset_sha256", "sessions")
+"""Of these, what an evaluation that reads the banks must share. Entries are embedded anew, so another embedder may."""
+_DAMAGED = "it is damaged; build into another --db-path, or remove it and build again"
 
 
 class BankFolder:
     """Finished banks of one builder; `manifest` says which (builder, its settings, the dataset's checksum)."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None):
-        """With a manifest a folder to write to, created or continued; without one a folder to read."""
+        """With a manifest a folder to write to, begun or continued; without one a folder to read. Nothing is written yet.
+
+        Raises EvaluationError where the folder holds other banks than these, or none to read.
+        """
         self._folder, path = folder, folder / MANIFEST
-        if path.exists():
-            self.manifest = json.loads(path.read_text(encoding="utf-8"))
-        elif manifest is None:
-            raise EvaluationError(
-                f"{folder}: no {MANIFEST}; build the banks first with --mode build --db-path {folder}"
-            )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(manifest, indent=2))
+        if not path.exists():
+            if manifest is None:
+                problem = f"no {MANIFEST}; build the banks first with --mode build --db-path {folder}"
+                raise EvaluationError(f"{folder}: {problem}")
             self.manifest = dict(manifest)
-        if manifest is not None and self.manifest != manifest:
-            keys = sorted(
-                key for key in self.manifest.keys() | manifest.keys() if self.manifest.get(key) != manifest.get(key)
-            )
-            raise EvaluationError(f"{folder} holds banks built otherwise ({', '.join(keys)}); choose another --db-path")
+            return
+        self.manifest = read_object(path, _DAMAGED)
+        if manifest is not None:
+            self._refuse_others(manifest, self.manifest.keys() | manifest.keys(), "choose another --db-path")
+
+    def check(self, run: Mapping[str, Any], build_model: str | None) -> None:
+        """Raises EvaluationError unless the banks were built out of the data of `run`, settings of an evaluation, and by
+        `build_model` where one is named."""
+        advice = "name the data and the model they were built with, or another --db-path"
+        wanted = {key: run[key] for key in _SAME_DATA}
+        if build_model is not None:
+            wanted |= {"builder": "agents", "model": build_model}
+        self._refuse_others(wanted, wanted.keys(), advice)
+
+    def begin(self) -> None:
+        """Says whose banks these will be, before the first of them is there."""
+        path = self._folder / MANIFEST
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(self.manifest, indent=2) + "\n")
+
+    def _refuse_others(self, wanted: Mapping[str, Any], keys: Iterable[str], advice: str) -> None:
+        absent = object()
+        other = sorted(key for key in keys if self.manifest.get(key, absent) != wanted.get(key, absent))
+        if other:
+            raise EvaluationError(f"{self._folder} holds banks built otherwise ({', '.join(other)}); {advice}")
 
     def has(self, dialogue: Dialogue) -> bool:
         return self.path(dialogue).exists()
 
     def save(self, dialogue: Dialogue, bank: Bank) -> None:
-        _write(self.path(dialogue), json.dumps(asdict(bank), default=_plain))
+        self.begin()
+        write_text(self.path(dialogue), json.dumps(asdict(bank), default=_plain) + "\n")
 
     def load(self, dialogue: Dialogue) -> Bank:
+        """Raises EvaluationError where there is none, DataError where it is damaged."""
         path = self.path(dialogue)
         if not path.exists():
             raise EvaluationError(
                 f"{path}: the bank of {dialogue.id!r} is not built; run --mode build to its end first"
             )
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return Bank(
-            core=raw["core"],
-            core_quotes=tuple(CoreQuote(**quote) for quote in raw["core_quotes"]),
-            entries=tuple(_entry(entry) for entry in raw["entries"]),
+        raw = read_object(path, _DAMAGED)
+        quotes, entries = (take(raw, key, list, path, FILE) for key in ("core_quotes", "entries"))
+        bank = Bank(
+            core=take(raw, "core", str, path, FILE),
+            core_quotes=tuple(_quote(quote, path, f"core_quotes[{i}]") for i, quote in enumerate(quotes)),
+            entries=tuple(_entry(entry, path, f"entries[{i}]") for i, entry in enumerate(entries)),
         )
+        self._check_provenance(bank, dialogue, path)
+        return bank
+
+    @property
+    def max_turns(self) -> int | None:
+        """Turns the builder read at once; None: whole sessions."""
+        return take(self.manifest, "max_turns", int, self._folder, MANIFEST) if "max_turns" in self.manifest else None
+
+    def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
+        turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.max_turns))
+        for i, entry in enumerate(bank.entries):
+            if not 0 <= entry.session < num_sessions or not turns.keys() >= set(entry.source_turns):
+                problem = f"names a session or turn that {dialogue.id!r} does not have: the bank of other data"
+                raise DataError(path, f"entries[{i}]", "session or source_turns", problem)
+        if not turns.keys() >= set(bank.core_sources):
+            raise DataError(path, FILE, "core_quotes", f"name a turn that {dialogue.id!r} does not have")
 
     def path(self, dialogue: Dialogue, suffix: str = ".json") -> Path:
         # An id from a file of the user's own may hold anything, a path upwards too.
         safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in dialogue.id).lstrip(".")
-        if safe != dialogue.id:
+        if safe != dialogue.id or f"{safe}{suffix}" == MANIFEST:
             safe = f"{safe}-{hashlib.sha256(dialogue.id.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
         return self._folder / f"{safe[:150]}{suffix}"
 
 
-def _entry(raw: dict[str, Any]) -> Entry:
-    times = {"agent": Agent(raw["agent"]), "timestamp": datetime.fromisoformat(raw["timestamp"])}
-    return Entry(**raw | times | {key: tuple(raw[key]) for key in ("source_turns", "supersedes")})
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """A file of our own that holds one JSON object. Raises DataError, with `advice`, where it does not."""
+    raw = read_json(path, advice)
+    if not isinstance(raw, dict):
+        raise DataError(path, FILE, "top level", f"expected an object, found {type(raw).__name__}; {advice}")
+    return raw
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _quote(raw: object, path: Path, where: str) -> CoreQuote:
+    return CoreQuote(turn_id=take(raw, "turn_id", str, path, where), text=take(raw, "text", str, path, where))
+
+
+def _entry(raw: object, path: Path, where: str) -> Entry:
+    try:
+        agent = Agent(take(raw, "agent", str, path, where))
+        timestamp = datetime.fromisoformat(take(raw, "timestamp", str, path, where))
+    except ValueError as error:
+        raise DataError(path, where, "agent or timestamp", f"{error}; {_DAMAGED}") from error
+    return Entry(
+        id=take(raw, "id", str, path, where),
+        agent=agent,
+        text=take(raw, "text", str, path, where),
+        session=take(raw, "session", int, path, where),
+        timestamp=timestamp,
+        source_turns=_ids(raw, "source_turns", path, where),
+        supersedes=_ids(raw, "supersedes", path, where),
+    )
+
+
+def _ids(raw: object, key: str, path: Path, where: str) -> tuple[str, ...]:
+    ids = take(raw, key, list, path, where)
+    if not all(isinstance(each, str) for each in ids):
+        raise DataError(path, where, key, f"expected a list of ids, found {ids!r:.80}; {_DAMAGED}")
+    return tuple(ids)
 
 
 def _plain(value: object) -> str:
     if not isinstance(value, datetime):
         raise TypeError(f"no JSON for {type(value).__name__}")
     return value.isoformat()
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)

@@ -5,8 +5,10 @@
      "retrieved": [{"source_turns": ["D1:3"], "score": 0.61}, ...], "core_turns": [],
      "answer": "...", "verdicts": {"strict": {"correct": true, "reason": "..."}}, "scores": {"recall@10": 1.0, ...}}
 
-An item of a bank also has its `entry_id` and `text`; a turn or session of the dialogue is found in the data by its turns.
-A score that does not apply is null. A verdict that could not be had is null as well and counted as unjudged.
+An item of a bank also has its `entry_id`, its `text` and the index of the `session` it was written in; a turn or session of
+the dialogue is found in the data by its turns.
+A score that does not apply is null, such as turn recall where nothing that was found knows its turns. An answer or a
+verdict that could not be had is null as well, and counted as unanswered or unjudged.
 """
 
 import json
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from membuilder.datasets.fields import take
 from membuilder.errors import DataError
 from membuilder.evaluation.scorers import (
     ADVERSARIAL,
@@ -46,6 +49,18 @@ JUDGE_SCORES = tuple(f"judge_{name}" for name in JUDGES)
 METRICS = (*RECALLS, *ANSWER_SCORES, *JUDGE_SCORES)
 
 Record = dict[str, Any]
+_KEPT: dict[str, type | tuple[type, ...]] = {
+    "system": str,
+    "dialogue": str,
+    "question_id": str,
+    "group": str,
+    "question": str,
+    "evidence": list,
+    "answer": (str, type(None)),
+    "verdicts": dict,
+    "scores": dict,
+}
+"""What reports and comparisons read of a record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +80,7 @@ class Answered:
 def record_of(
     system: str, dialogue: Dialogue, question: Question, ranking: Ranking, answered: Answered | None
 ) -> Record:
+    """`answered` is None where nobody was asked, or no answer could be had: what was found counts all the same."""
     verdicts = {} if answered is None else answered.verdicts
     return {
         "system": system,
@@ -95,7 +111,9 @@ def group_of(question: Question) -> str:
 
 def _retrieved(item: Item) -> dict[str, Any]:
     found = {"source_turns": list(item.source_turns), "score": item.score}
-    return found if item.entry_id is None else {"entry_id": item.entry_id, "text": item.text, **found}
+    if item.entry_id is None:
+        return found
+    return {"entry_id": item.entry_id, "text": item.text, "session": item.session, **found}
 
 
 def _scores(
@@ -124,8 +142,10 @@ def key_of(record: Record) -> tuple[str, str, str]:
     return record["system"], record["dialogue"], record["question_id"]
 
 
-def is_whole(record: Record) -> bool:
-    """Whether no verdict is missing; a record that lacks one is asked for again by the next run."""
+def is_whole(record: Record, is_answered: bool) -> bool:
+    """Whether neither the answer, in a run that has them, nor a verdict is missing; else the next run asks again."""
+    if is_answered and record["answer"] is None:
+        return False
     return all(verdict["correct"] is not None for verdict in record["verdicts"].values())
 
 
@@ -145,5 +165,7 @@ def read_records(path: Path) -> list[Record]:
         except ValueError as error:
             problem = f"is damaged ({error}); remove the line to have its question asked again"
             raise DataError(path, f"line {number}", "JSON", problem) from error
+        for key, kind in _KEPT.items():
+            take(record, key, kind, path, f"line {number}")
         records[key_of(record)] = record
     return list(records.values())

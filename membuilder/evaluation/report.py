@@ -1,4 +1,4 @@
-"""Records of a run -> `results.json` and `table.md`. What counts in which mean is written beside the numbers."""
+"""Records of a run -> `results.json`. What counts in which mean is written beside the numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,17 +6,20 @@ from typing import Any
 import numpy as np
 
 from membuilder.evaluation.intervals import LEVEL, RESAMPLES, bootstrap
-from membuilder.evaluation.records import ABSTENTION, ANSWER_SCORES, JUDGES, METRICS, Record
+from membuilder.evaluation.records import ABSTENTION, ANSWER_SCORES, JUDGES, METRICS, RECALLS, Record
 from membuilder.evaluation.scorers import ADVERSARIAL, CUTOFFS
 
 SET_APART = (ADVERSARIAL, ABSTENTION)
 CATEGORY_POLICY = {
     "evidence_recall": "every question with evidence, adversarial and abstention questions among them "
-    "(`answerable` and `set_apart` give the two apart); questions without evidence count nowhere",
+    "(`answerable` and `set_apart` give the two apart); questions without evidence count nowhere, and neither do, by turns, "
+    "those for which nothing but a model's own words was found, which stand for no turn (`questions_without_turns`); where "
+    "some of what was found quotes turns and some does not, recall by turns is a lower bound",
     "f1, exact, substring, judge, wrongly_abstained": "answerable questions only; adversarial and abstention questions "
     "are in `set_apart` and in columns of their own in `by_category`",
     "abstention": "questions that the dialogue does not answer, in `set_apart` only",
-    "unjudged": "left out of the judge's mean and counted; above 1% the run fails",
+    "unjudged, unanswered": "left out of every mean of verdicts or answers, though not of recall, and counted; the run fails "
+    "where above 1% of one system's are missing",
 }
 _RECALL_BLOCKS = {
     "evidence_recall": "recall",
@@ -28,8 +31,8 @@ _RECALL_BLOCKS = {
 }
 
 
-def summarize(records: Sequence[Record], seed: int) -> dict[str, Any]:
-    """All numbers of one system; intervals are 95% bootstrap over questions."""
+def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> dict[str, Any]:
+    """All numbers of one system; intervals are 95% bootstrap over questions. `is_answered`: answers were asked for."""
     set_apart = [record for record in records if record["group"] in SET_APART]
     answerable = [record for record in records if record["group"] not in SET_APART]
     # categories in the order of the questions, the set-apart ones last
@@ -41,6 +44,7 @@ def summarize(records: Sequence[Record], seed: int) -> dict[str, Any]:
         | {
             "questions": len(records),
             "questions_set_apart": len(set_apart),
+            "unanswered": sum(map(_is_unanswered, records)) if is_answered else None,
             "answerable": _block(answerable, seed),
             "set_apart": _block(set_apart, seed),
             "by_category": {group: _block(members, seed) for group, members in by_group.items()},
@@ -49,9 +53,19 @@ def summarize(records: Sequence[Record], seed: int) -> dict[str, Any]:
 
 
 def unjudged_share(records: Sequence[Record]) -> float:
-    """Of all verdicts asked for, those that could not be had."""
-    verdicts = [verdict for record in records for verdict in record["verdicts"].values()]
-    return sum(verdict["correct"] is None for verdict in verdicts) / len(verdicts) if verdicts else 0.0
+    """Of the verdicts asked of one judge, those that could not be had; the worse of the two judges."""
+    given = [[record["verdicts"][name] for record in records if name in record["verdicts"]] for name in JUDGES]
+    shares = [sum(each["correct"] is None for each in verdicts) / len(verdicts) for verdicts in given if verdicts]
+    return max(shares, default=0.0)
+
+
+def unanswered_share(records: Sequence[Record]) -> float:
+    """Of the answers asked for, those that could not be had."""
+    return sum(map(_is_unanswered, records)) / len(records) if records else 0.0
+
+
+def _is_unanswered(record: Record) -> bool:
+    return record["answer"] is None
 
 
 def _block(records: Sequence[Record], seed: int) -> dict[str, Any]:
@@ -72,8 +86,12 @@ def _recalls(records: Sequence[Record], seed: int) -> dict[str, Any]:
     means, intervals = _means(records, seed)
     blocks = {block: {str(k): means[f"{metric}@{k}"] for k in CUTOFFS} for block, metric in _RECALL_BLOCKS.items()}
     bounds = {str(k): intervals[f"recall@{k}"] for k in CUTOFFS}
-    with_evidence = sum(bool(record["evidence"]) for record in records)
-    return {"questions_with_evidence": with_evidence, **blocks, "evidence_recall_interval": bounds}
+    with_evidence = [record for record in records if record["evidence"]]
+    counts = {
+        "questions_with_evidence": len(with_evidence),
+        "questions_without_turns": sum(record["scores"][RECALLS[0]] is None for record in with_evidence),
+    }
+    return {**counts, **blocks, "evidence_recall_interval": bounds}
 
 
 def _judge(records: Sequence[Record], name: str, means: Mapping, intervals: Mapping) -> dict[str, Any] | None:
@@ -109,66 +127,10 @@ def _means(records: Sequence[Record], seed: int) -> tuple[dict[str, float | None
 def results(systems: Mapping[str, Sequence[Record]], run: Mapping[str, Any]) -> dict[str, Any]:
     """What `results.json` holds; `run` is how the numbers came about (settings, models, versions, hashes)."""
     return {
-        "systems": {name: summarize(records, run["seed"]) for name, records in systems.items()},
+        "systems": {
+            name: summarize(records, run["seed"], run["answer_model"] is not None) for name, records in systems.items()
+        },
         "category_policy": CATEGORY_POLICY,
         "intervals": f"{LEVEL:.0%} percentile bootstrap over questions, {RESAMPLES} resamples, seed {run['seed']}",
         "run": dict(run),
     }
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """The numbers as Markdown: all systems in one table, then evidence recall at 10 by category."""
-    systems = found["systems"]
-    head = ["system", "questions", *(f"recall@{k}" for k in CUTOFFS), "f1", *(f"judge {name}" for name in JUDGES)]
-    head += ["abstention (set apart)", "unjudged"]
-    rows = [_row(name, system) for name, system in systems.items()]
-    groups = list(dict.fromkeys(group for system in systems.values() for group in system["by_category"]))
-    titles = [f"{group} (set apart)" if group in SET_APART else group for group in groups]
-    by_group = [
-        [
-            name,
-            *(_number(system["by_category"].get(group, {}).get("evidence_recall", {}).get("10")) for group in groups),
-        ]
-        for name, system in systems.items()
-    ]
-    counts = next(iter(systems.values()))["by_category"] if systems else {}
-    sizes = ["questions with evidence", *(str(counts[group]["questions_with_evidence"]) for group in groups)]
-    policy = [f"- {name}: {text}." for name, text in found["category_policy"].items()]
-    return "\n".join(
-        [
-            *_markdown(head, rows),
-            "",
-            "Evidence recall@10 by category:",
-            "",
-            *_markdown(["system", *titles], [*by_group, sizes]),
-            "",
-            f"Intervals: {found['intervals']}. What counts where:",
-            "",
-            *policy,
-            "",
-        ]
-    )
-
-
-def _row(name: str, system: Mapping[str, Any]) -> list[str]:
-    judges = [system["judge"][judge] for judge in JUDGES]
-    return [
-        name,
-        str(system["questions"]),
-        *(_number(system["evidence_recall"][str(k)], system["evidence_recall_interval"][str(k)]) for k in CUTOFFS),
-        _number(system["f1"], system["intervals"]["f1"]),
-        *("" if judge is None else _number(judge["accuracy"], judge["interval"]) for judge in judges),
-        _number(system["set_apart"]["abstention"]),
-        "" if not any(judges) else str(sum(judge["unjudged"] for judge in judges if judge)),
-    ]
-
-
-def _number(value: float | None, interval: Sequence[float] | None = None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

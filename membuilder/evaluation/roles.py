@@ -72,6 +72,9 @@ async def open_roles(
     async with AsyncExitStack() as stack:
         answering = await stack.enter_async_context(make_chat_model(answerer, "answerer", usage, cache))
         judging = await stack.enter_async_context(make_chat_model(judge, "judge", usage, cache))
+        past_cache = judging
+        if cache is not None:
+            past_cache = await stack.enter_async_context(make_chat_model(judge, "judge", usage))
         await answering.check()
         await judging.check()
 
@@ -86,7 +89,7 @@ async def open_roles(
                 return None
 
         async def grade(name: str, question: Question, answer: str) -> Verdict:
-            judgement = await judge_answer(question, answer, Strictness(name), judging)
+            judgement = await judge_answer(question, answer, Strictness(name), judging, past_cache)
             return Verdict(correct=judgement.correct, reason=judgement.reason)
 
         yield Roles(answer=ask, judge=grade, prompts=prompt_hashes())

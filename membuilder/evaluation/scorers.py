@@ -47,12 +47,16 @@ class Recall:
 
 
 def evidence_recall(question: Question, ranking: Ranking, k: int, session_of: dict[str, int] | None) -> Recall | None:
-    """Recall at k; `session_of` (turn id -> session) counts sessions instead of turns. None without evidence."""
-    if not question.evidence:
+    """Recall at k; `session_of` (turn id -> session) counts sessions instead of turns.
+
+    None without evidence, and where nothing that was found could show it: all of it is in a model's own words, which
+    stand for no turn.
+    """
+    if not question.evidence or not (ranking.knows_turns() if session_of is None else ranking.knows_sessions()):
         return None
     wanted, found = set(question.evidence), ranking.sources(k)
     if session_of is not None:
-        wanted, found = ({session_of[turn_id] for turn_id in turns} for turns in (wanted, found))
+        wanted, found = {session_of[turn_id] for turn_id in wanted}, ranking.sessions(k, session_of)
     share = len(wanted & found) / len(wanted)
     return Recall(all=float(share == 1), any=float(share > 0), mean=share)
 

@@ -1,13 +1,13 @@
 """Ways to find what answers a question, all asked alike: per question a ranked list of items with their source turns.
 
 A system is a function of a dialogue. Another one, such as the four-agent builder or a trained checkpoint, joins by
-`from_banks`, given a function from a dialogue to the bank it built.
+`from_memories`, given a function from a dialogue to the memory it built.
 
     turn = rag(dialogue, Retriever(unit=Unit.TURN, method=Method.HYBRID, embedder=embedder), depth=20)
     turn[0].items[0].source_turns  # ("D1:3",)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,10 +17,12 @@ from membuilder.apply import quoted
 from membuilder.build import build
 from membuilder.embed import TextEmbedder
 from membuilder.evaluation import bm25
+from membuilder.memory import Memory
 from membuilder.prompts import PromptConfig
-from membuilder.retrieve import retrieve
+from membuilder.retrieve import Retrieval
 from membuilder.rules import propose
 from membuilder.types import Bank, Dialogue, Session
+from membuilder.windows import sessions_of_windows
 
 RRF_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
@@ -31,6 +33,8 @@ class Item:
     text: str
     source_turns: tuple[str, ...]
     """Turns that stand in it word for word; empty for what a model wrote in its own words."""
+    session: int | None = None
+    """Index of the session it was written in, which is known of every entry of a bank."""
     score: float | None = None
     """None where nothing was ranked."""
     entry_id: str | None = None
@@ -47,8 +51,24 @@ class Ranking:
 
     def sources(self, k: int) -> set[str]:
         """Turns that the first k items and what is always read stand on."""
-        read = [*self.items[:k], *([self.always] if self.always else [])]
-        return {turn_id for item in read for turn_id in item.source_turns}
+        return {turn_id for item in self._read(k) for turn_id in item.source_turns}
+
+    def sessions(self, k: int, session_of: Mapping[str, int]) -> set[int]:
+        """Sessions of those turns, and of those items that know no turn but their session."""
+        own_words = {item.session for item in self._read(k) if not item.source_turns and item.session is not None}
+        return own_words | {session_of[turn_id] for turn_id in self.sources(k)}
+
+    def knows_turns(self) -> bool:
+        """Whether evidence could have been seen in it: False where all that was found is in a model's own words."""
+        read = self._read(len(self.items))
+        return not read or any(item.source_turns for item in read)
+
+    def knows_sessions(self) -> bool:
+        read = self._read(len(self.items))
+        return not read or any(item.source_turns or item.session is not None for item in read)
+
+    def _read(self, k: int) -> list[Item]:
+        return [*self.items[:k], *([self.always] if self.always else [])]
 
 
 System = Callable[[Dialogue, int], list[Ranking]]
@@ -131,25 +151,31 @@ def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
     return [Ranking() for _ in dialogue.questions]
 
 
-def from_banks(bank_of: Callable[[Dialogue], Bank], embedder: TextEmbedder) -> System:
-    """A system out of anything that builds a bank; its core is read with every question."""
+def from_memories(memory_of: Callable[[Dialogue], Memory], max_turns: int | None = None) -> System:
+    """A system out of anything that builds a memory; its core is read with every question.
+
+    `max_turns`: how many turns the builder read at once; None: whole sessions.
+    """
 
     def find(dialogue: Dialogue, depth: int) -> list[Ranking]:
-        bank = bank_of(dialogue)
-        core = Item(text=bank.core, source_turns=bank.core_sources) if bank.core else None
-        found = retrieve(bank, [question.text for question in dialogue.questions], embedder, depth)
-        return [
-            Ranking(
-                items=tuple(
-                    Item(text=entry.text, source_turns=entry.source_turns, score=score, entry_id=entry.id)
-                    for entry, score in zip(retrieval.entries, retrieval.scores, strict=True)
-                ),
-                always=core,
-            )
-            for retrieval in found
-        ]
+        memory = memory_of(dialogue)
+        core, sessions = memory.bank.core, sessions_of_windows(dialogue, max_turns)
+        always = Item(text=core, source_turns=memory.bank.core_sources) if core else None
+        found = memory.retrieve([question.text for question in dialogue.questions], depth)
+        return [Ranking(items=tuple(_entry_items(retrieval, sessions)), always=always) for retrieval in found]
 
     return find
+
+
+def _entry_items(found: Retrieval, sessions: Sequence[int]) -> Iterator[Item]:
+    for entry, score in zip(found.entries, found.scores, strict=True):
+        yield Item(
+            text=entry.text,
+            source_turns=entry.source_turns,
+            session=sessions[entry.session],
+            score=score,
+            entry_id=entry.id,
+        )
 
 
 def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:

@@ -81,13 +81,14 @@ async def questions(base_url: str, cache: AnswerCache | None, repeat: int) -> in
     usage = Usage()
     with tempfile.TemporaryFile("w") as out:
 
-        def write(case: Case, answered: Answered) -> None:
+        def write(case: Case, answered: Answered | None) -> None:
+            assert answered is not None, "the stub answers every question"
             record = record_of(case.system, case.dialogue, case.question, case.ranking, answered)
             out.write(json.dumps(record) + "\n")
             out.flush()
 
         async with open_roles(options.answerer, options.judge, options.top_k, usage, cache) as roles:
-            assert await ask_all(cases, roles, options.concurrency, write) == 0
+            await ask_all(cases, roles, options.concurrency, write)
     return sum(role["calls"] for role in usage.report().values()) - 2  # the checks
 
 

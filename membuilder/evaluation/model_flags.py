@@ -1,0 +1,131 @@
+"""Flags that say which model answers, judges, builds and embeds, and where each is served."""
+
+import argparse
+from pathlib import Path
+
+from membuilder.errors import ConfigError
+from membuilder.evaluation.embedders import CACHE_FILE, Precision
+from membuilder.evaluation.records import JUDGES
+from membuilder.evaluation.roles import ModelOptions
+from membuilder.types import Agent
+
+JUDGE_MODEL = "gpt-4.1"
+"""The published document's."""
+PROVIDERS = ("openai", "vllm")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    flags = parser.add_argument_group("models")
+    flags.add_argument("--model", help="answers the questions; without it retrieval is scored and nothing is asked")
+    flags.add_argument("--judge-model", help=f"grades the answers; {JUDGE_MODEL} unless given")
+    flags.add_argument("--provider", default="openai", choices=PROVIDERS)
+    flags.add_argument("--judge-provider", choices=PROVIDERS, help="openai unless given, also beside vllm")
+    flags.add_argument("--base-url", help="API address; for vllm http://localhost:8000/v1 unless given")
+    flags.add_argument(
+        "--judge-base-url", help="API address of the judge; else --base-url where the provider is the same"
+    )
+    flags.add_argument(
+        "--api-key",
+        help="else OPENAI_API_KEY; vllm needs none. It goes to the address of --model alone: a judge or builder at another "
+        "one has a key of its own",
+    )
+    flags.add_argument("--judge-api-key", help="else --api-key where the address is the same")
+    flags.add_argument("--build-model", help="writes the memories of system agents; else --model")
+    flags.add_argument("--build-provider", choices=PROVIDERS, help="else --provider")
+    flags.add_argument("--build-base-url", help="API address; else --base-url where the provider is the same")
+    flags.add_argument("--build-api-key", help="else --api-key where the address is the same")
+    flags.add_argument(
+        "--build-config",
+        type=Path,
+        metavar="FILE",
+        help="config.yaml of the run that trained the checkpoint: its prompts, answer format and turns read at once",
+    )
+    flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
+    flags.add_argument(
+        "--price",
+        action="append",
+        type=_price,
+        default=[],
+        metavar="MODEL=IN,OUT",
+        help="dollars per million prompt and answered tokens, repeatable; the cost of a model without one stays unknown",
+    )
+    flags.add_argument("--answer-cache", type=Path, metavar="FOLDER", help="answers kept here are not paid for twice")
+    flags.add_argument(
+        "--embedding-model", metavar="MODEL", help="folder of a local sentence-transformers model; else MiniLM"
+    )
+    flags.add_argument("--embedding-provider", choices=PROVIDERS, help="a server embeds, which knows --embedding-model")
+    flags.add_argument("--embedding-base-url", help="else OPENAI_EMBEDDINGS_BASE_URL, else as for chat")
+    flags.add_argument("--embedding-api-key", help="else OPENAI_EMBEDDINGS_API_KEY, else as for chat")
+    flags.add_argument(
+        "--embedding-precision", choices=[str(each) for each in Precision], help="else what is fastest here"
+    )
+    flags.add_argument("--embedding-cache", type=Path, metavar="FILE", help=f"else {CACHE_FILE} in MEMBUILDER_CACHE")
+    flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
+    flags.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below",
+    )
+
+
+def models(given: argparse.Namespace) -> tuple[ModelOptions | None, ModelOptions | None]:
+    """Who answers and who judges."""
+    if given.mode == "build":
+        return None, None
+    if given.model is None:
+        if given.judge_model is not None:
+            raise ConfigError("--judge-model needs --model: without answers there is nothing to judge")
+        return None, None
+    # A self-hosted model does not grade itself unless told to.
+    name, provider = given.judge_model or JUDGE_MODEL, given.judge_provider or "openai"
+    questions = questions_at_once(given)
+    in_flight = questions * len(JUDGES)
+    judge = _model(given, name, provider, given.judge_base_url, given.judge_api_key, in_flight)
+    return _model(given, given.model, given.provider, given.base_url, given.api_key, questions), judge
+
+
+def builder(given: argparse.Namespace) -> ModelOptions | None:
+    name = given.build_model or given.model
+    if name is None:
+        return None
+    provider = given.build_provider or given.provider
+    in_flight = dialogues_at_once(given) * len(Agent)
+    return _model(given, name, provider, given.build_base_url, given.build_api_key, in_flight)
+
+
+def _model(
+    given: argparse.Namespace, name: str, provider: str, base_url: str | None, api_key: str | None, concurrency: int
+) -> ModelOptions:
+    """A model with an address of its own, or that of --model where the provider is the same. The key of --model goes along
+    to the same address only."""
+    base_url = base_url or (given.base_url if provider == given.provider else None)
+    is_same = provider == given.provider and _address(base_url) == _address(given.base_url)
+    return ModelOptions(
+        model=name,
+        provider=provider,
+        base_url=base_url,
+        api_key=api_key or (given.api_key if is_same else None),
+        max_tokens=given.max_tokens,
+        price=dict(given.price).get(name),
+        concurrency=max(1, concurrency),  # a count below 1 is refused with the others
+    )
+
+
+def _address(base_url: str | None) -> str | None:
+    return base_url and base_url.rstrip("/")
+
+
+def _price(text: str) -> tuple[str, tuple[float, float]]:
+    name, _, prices = text.rpartition("=")
+    given, written = prices.split(",")
+    return name, (float(given), float(written))
+
+
+def questions_at_once(given: argparse.Namespace) -> int:
+    return max(given.concurrency, given.workers) if given.parallel else given.concurrency
+
+
+def dialogues_at_once(given: argparse.Namespace) -> int:
+    return given.workers if given.parallel else 1
