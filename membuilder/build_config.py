@@ -9,7 +9,7 @@ from membuilder.embed import DEFAULT_PACKAGE
 from membuilder.embedders import EmbedderOptions
 from membuilder.endpoints import Server
 from membuilder.index import IndexConfig
-from membuilder.prompts import PromptConfig, templates_sha256
+from membuilder.prompts import PromptConfig, template_hashes
 from membuilder.types import Dialogue
 
 RULES = "rules"
@@ -90,7 +90,7 @@ class BuildConfig:
             "extra_body": self.model.extra_body,
             "max_turns": self.max_turns,
             "prompts": asdict(self.prompts),
-            "templates_sha256": templates_sha256(self.prompts.template_set),
+            "templates_sha256": template_hashes(self.prompts.template_set),
             "embedding_model": self.embedding_model or DEFAULT_PACKAGE,
             "embedding_provider": self.embedding_provider,
             "dimension": dimension,

@@ -129,7 +129,7 @@ class Server:
     def other(self, provider: str | None, base_url: str | None, api_key: str | None) -> "Server":
         """Another model's server: this one where nothing else is said. The key stays with the address it was given for."""
         is_same = provider in (None, self.provider)
-        inherits_key = is_same and base_url in (None, self.base_url)
+        inherits_key = is_same and (base_url is None or base_url.rstrip("/") == (self.base_url or "").rstrip("/"))
         return Server(
             provider=provider or self.provider,
             base_url=base_url or (self.base_url if is_same else None),

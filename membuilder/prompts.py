@@ -38,21 +38,13 @@ class PromptConfig:
             raise ValueError("entries_shown must be at least 0, every other number of `prompts` at least 1")
 
 
-def templates_sha256(template_set: str) -> str:
-    """One hash of every file of a template set, by name and content: an edited template makes other prompts."""
-    digest = hashlib.sha256()
-    for path in sorted((TEMPLATES / template_set).glob("*.txt")):
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
 @cache
 def _template(template_set: str, name: str) -> Template:
     return Template((TEMPLATES / template_set / f"{name}.txt").read_text(encoding="utf-8"))
 
 
 def template_hashes(template_set: str) -> dict[str, str]:
-    """`set/name` -> SHA-256 of each file of a template set: what a published number must name beside its builder."""
+    """`set/name` -> SHA-256 of each file of a template set: an edited template makes other prompts."""
     files = sorted((TEMPLATES / template_set).glob("*.txt"))
     return {f"{template_set}/{file.stem}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 

@@ -29,7 +29,7 @@ from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.errors import DataError, StoreError, StoreErrorKind
 from membuilder.index import IndexConfig, IndexKind, VectorIndex
 from membuilder.operations import render
-from membuilder.prompts import PromptConfig, render_prompt, templates_sha256
+from membuilder.prompts import PromptConfig, render_prompt, template_hashes
 from membuilder.schemas import ResponseFormat
 from membuilder.store import Store, reading
 from membuilder.store_rows import Answer
@@ -93,7 +93,7 @@ def read_trajectory(store: Store) -> Trajectory:
     """The building a store holds, session by session. The stored operations are applied once more, and must give the stored bank."""
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
     prompts = msgspec.convert(settings["prompts"], PromptConfig)
-    if settings["templates_sha256"] != templates_sha256(prompts.template_set):
+    if settings["templates_sha256"] != template_hashes(prompts.template_set):
         problem = (
             f"its agents read other templates than today's {prompts.template_set!r}, so its prompts cannot be shown"
         )

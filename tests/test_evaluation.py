@@ -14,12 +14,12 @@ from pydantic import SecretStr
 
 from membuilder import eval as command
 from membuilder.datasets.load import load
+from membuilder.embedders import Precision, _in_bfloat16, open_embedder
 from membuilder.endpoints import Address, EndpointConfig, Provider, chat_address
 from membuilder.errors import ConfigError, DataError, EvaluationError
 from membuilder.evaluation import bm25, run
 from membuilder.evaluation.ask import Case, ask_all
 from membuilder.evaluation.banks import BankFolder
-from membuilder.evaluation.embedders import Precision, _in_bfloat16, open_embedder
 from membuilder.evaluation.embedding_cache import CachedEmbedder, fingerprint_of
 from membuilder.evaluation.options import command_line, parse
 from membuilder.evaluation.records import Answered, Verdict, read_records, record_of

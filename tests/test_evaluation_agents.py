@@ -145,6 +145,22 @@ def test_who_builds_and_how_many_requests_may_be_in_flight():
         parse("--model m --parallel --workers 0".split())
 
 
+def test_embeddings_go_where_chat_goes(call, tmp_path):
+    async def send(request: Request, writer) -> None:
+        rows = [{"index": n, "embedding": [1.0, 2.0]} for n, _ in enumerate(request.body.get("input", []))]
+        await (payload({"data": rows}) if rows else answering(reply))(request, writer)
+
+    flags = "--system agents --build-model m --embedding-provider vllm --embedding-model e --api-key k".split()
+    with FaultServer(send) as server:
+        assert call(server, *flags) == 0
+        asked = {(request.path, request.headers["authorization"]) for request in server.requests}
+    assert asked == {("/v1/chat/completions", "Bearer k"), ("/v1/embeddings", "Bearer k")}
+    (store_path,) = (tmp_path / "out").rglob("*.db")
+    with reading(store_path) as store:
+        settings = store.settings()
+    assert (settings["embedding_provider"], settings["embedding_model"]) == ("vllm", "e")
+
+
 def test_an_endpoint_may_embed_and_prices_give_the_cost(call, tmp_path):
     def vectors(request: Request) -> dict:
         rows = HashEmbedder(64).embed(request.body["input"]).tolist()

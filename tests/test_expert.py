@@ -13,7 +13,7 @@ import pytest
 from membuilder import embedders, expert, prompts
 from membuilder.builder import Builder, chat_agents
 from membuilder.errors import ChatError, ChatErrorKind, DataError, StoreError
-from membuilder.prompts import PromptConfig, templates_sha256
+from membuilder.prompts import PromptConfig, template_hashes
 from membuilder.store import reading, writing
 from membuilder.trajectory import is_whole, publish, read_state, read_trajectory, sample_folder, sample_folders
 from membuilder.types import Agent, Dialogue
@@ -30,7 +30,7 @@ def make(folder: Path, dialogue: Dialogue = THREE, script=store_first_turn) -> P
     """A published trajectory of a scripted model."""
     settings = {"dialogue": dialogue.id, "speakers": list(dialogue.speakers), "model": "scripted", "temperature": 0.0}
     settings |= {"dimension": HashEmbedder().dimension, "prompts": PROMPTS.__dict__}
-    settings |= {"templates_sha256": templates_sha256(PROMPTS.template_set)}
+    settings |= {"templates_sha256": template_hashes(PROMPTS.template_set)}
     builder = Builder(ask=chat_agents(ScriptedModel(script), PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
     with writing(folder / "memory.db", settings) as store:
         asyncio.run(builder.build(dialogue, store))

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.answer_cache import AnswerCache
-from membuilder.build_cli import BuildConfig, ModelConfig
+from membuilder.build_config import BuildConfig, ModelConfig
 from membuilder.build_stores import Job, build_stores, failures
 from membuilder.builder import Builder, chat_agents
 from membuilder.chat import ChatModel, Role
 from membuilder.config import from_mapping, read
 from membuilder.embed import DEFAULT_PACKAGE, TextEmbedder
+from membuilder.embedders import Precision
 from membuilder.errors import ConfigError
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
-from membuilder.evaluation.embedders import Precision
 from membuilder.evaluation.options import Options
 from membuilder.evaluation.roles import make_chat_model
 from membuilder.prompts import PromptConfig, template_hashes
@@ -106,14 +106,16 @@ async def build_memories(
 def _job(options: Options, how: Reading, dialogue: Dialogue, path: Path, dimension: int) -> Job:
     """The store records what one of `python -m membuilder.build` does."""
     embedding = options.embedding_model
-    if options.precision is not Precision.FLOAT32:
+    provider = options.embedding_endpoint[0] if options.embedding_endpoint else None
+    if provider is None and options.precision is not Precision.FLOAT32:
         embedding = f"{embedding or DEFAULT_PACKAGE} in {options.precision}"
     config = BuildConfig(
-        data=options.dataset,
+        dataset=options.dataset,
         out=str(path),
         model=ModelConfig(name=options.builder.model, max_tokens=options.builder.max_tokens),
         max_turns=how.max_turns,
         embedding_model=embedding,
+        embedding_provider=provider,
         prompts=how.prompts,
     )
     windows = replace(in_windows(dialogue, how.max_turns), questions=())

@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
+from membuilder import account, embedders
+from membuilder.embedders import Precision
+from membuilder.endpoints import Server
 from membuilder.errors import ConfigError
-from membuilder.evaluation.embedders import CACHE_FILE, Precision
 from membuilder.evaluation.records import JUDGES
 from membuilder.evaluation.roles import ModelOptions
 from membuilder.types import Agent
@@ -42,24 +44,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
     flags.add_argument(
-        "--price",
-        action="append",
-        type=_price,
-        default=[],
-        metavar="MODEL=IN,OUT",
-        help="dollars per million prompt and answered tokens, repeatable; the cost of a model without one stays unknown",
-    )
-    flags.add_argument("--answer-cache", type=Path, metavar="FOLDER", help="answers kept here are not paid for twice")
-    flags.add_argument(
-        "--embedding-model", metavar="MODEL", help="folder of a local sentence-transformers model; else MiniLM"
-    )
-    flags.add_argument("--embedding-provider", choices=PROVIDERS, help="a server embeds, which knows --embedding-model")
-    flags.add_argument("--embedding-base-url", help="else OPENAI_EMBEDDINGS_BASE_URL, else as for chat")
-    flags.add_argument("--embedding-api-key", help="else OPENAI_EMBEDDINGS_API_KEY, else as for chat")
-    flags.add_argument(
         "--embedding-precision", choices=[str(each) for each in Precision], help="else what is fastest here"
     )
-    flags.add_argument("--embedding-cache", type=Path, metavar="FILE", help=f"else {CACHE_FILE} in MEMBUILDER_CACHE")
     flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
     flags.add_argument(
         "--index",
@@ -68,6 +54,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below",
     )
+    embedders.add_flags(parser)
+    account.add_flags(parser)
 
 
 def models(given: argparse.Namespace) -> tuple[ModelOptions | None, ModelOptions | None]:
@@ -95,32 +83,24 @@ def builder(given: argparse.Namespace) -> ModelOptions | None:
     return _model(given, name, provider, given.build_base_url, given.build_api_key, in_flight)
 
 
+def chat(given: argparse.Namespace) -> Server:
+    return Server(provider=given.provider, base_url=given.base_url, api_key=given.api_key)
+
+
 def _model(
     given: argparse.Namespace, name: str, provider: str, base_url: str | None, api_key: str | None, concurrency: int
 ) -> ModelOptions:
-    """A model with an address of its own, or that of --model where the provider is the same. The key of --model goes along
-    to the same address only."""
-    base_url = base_url or (given.base_url if provider == given.provider else None)
-    is_same = provider == given.provider and _address(base_url) == _address(given.base_url)
+    """A model with an address of its own, or that of --model where the provider is the same."""
+    server = chat(given).other(provider, base_url, api_key)
     return ModelOptions(
         model=name,
-        provider=provider,
-        base_url=base_url,
-        api_key=api_key or (given.api_key if is_same else None),
+        provider=server.provider,
+        base_url=server.base_url,
+        api_key=server.api_key,
         max_tokens=given.max_tokens,
         price=dict(given.price).get(name),
         concurrency=max(1, concurrency),  # a count below 1 is refused with the others
     )
-
-
-def _address(base_url: str | None) -> str | None:
-    return base_url and base_url.rstrip("/")
-
-
-def _price(text: str) -> tuple[str, tuple[float, float]]:
-    name, _, prices = text.rpartition("=")
-    given, written = prices.split(",")
-    return name, (float(given), float(written))
 
 
 def questions_at_once(given: argparse.Namespace) -> int:

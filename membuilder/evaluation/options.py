@@ -8,9 +8,10 @@ from pathlib import Path
 from membuilder.config import describe, load
 from membuilder.data import DATA_FOLDER
 from membuilder.datasets.selection import SPLITS
+from membuilder.embedders import CACHE_FILE, Precision, best_precision, cache_folder
+from membuilder.endpoints import Server
 from membuilder.errors import ConfigError
-from membuilder.evaluation.embedders import CACHE_FILE, Precision, best_precision, cache_folder
-from membuilder.evaluation.model_flags import add_models, builder, dialogues_at_once, models, questions_at_once
+from membuilder.evaluation.model_flags import add_models, builder, chat, dialogues_at_once, models, questions_at_once
 from membuilder.evaluation.roles import ModelOptions
 from membuilder.index import IndexConfig
 
@@ -80,6 +81,8 @@ class Options:
     embedding_model: str | None
     embedding_endpoint: tuple[str, str | None, str | None] | None
     """Provider, address and key of a server that embeds; None: a local model does."""
+    chat: Server
+    """Of --model; holds for embeddings too where the provider is the same and no other address is given."""
     precision: Precision
     embedding_cache: Path
     seed: int
@@ -120,8 +123,9 @@ def parse(argv: Sequence[str]) -> Options:
         embedding_model=given.embedding_model,
         embedding_endpoint=given.embedding_provider
         and (given.embedding_provider, given.embedding_base_url, given.embedding_api_key),
+        chat=chat(given),
         precision=Precision(given.embedding_precision) if given.embedding_precision else best_precision(),
-        embedding_cache=given.embedding_cache or cache_folder() / CACHE_FILE,
+        embedding_cache=Path(given.embedding_cache) if given.embedding_cache else cache_folder() / CACHE_FILE,
         seed=given.seed,
         verbose=given.verbose,
     )

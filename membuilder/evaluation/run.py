@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from membuilder.answer_cache import AnswerCache
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
+from membuilder.embedders import open_embedder, open_remote
 from membuilder.evaluation.agents import build_memories, open_writer, reading_of
 from membuilder.evaluation.ask import Case, ask_all
 from membuilder.evaluation.banks import write_text
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.embedders import open_embedder, open_remote
 from membuilder.evaluation.embedding_cache import CachedEmbedder
 from membuilder.evaluation.open_systems import embeds_turns, memories, open_system
 from membuilder.evaluation.options import AGENTS, Options
@@ -103,7 +103,7 @@ def _dialogues(options: Options) -> tuple[list[Dialogue], Path]:
 def _embedder(options: Options, usage: Usage, cache: AnswerCache | None) -> "CachedEmbedder | EndpointEmbedder":
     if options.embedding_endpoint is None:
         return open_embedder(options.embedding_model, options.precision, options.embedding_cache)
-    return open_remote(options.embedding_model, *options.embedding_endpoint, usage, cache)
+    return open_remote(options.embedding_model, *options.embedding_endpoint, usage, cache, options.chat)
 
 
 async def _ask_models(run: _Run) -> dict[str, Any]:
