@@ -86,7 +86,9 @@ def wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "how"), [("a", "process {} on a"), ("b", "no sign of life from process {} on b")], ids=["here", "elsewhere"]
+    ("host", "how"),
+    [("a", "process {} on a"), ("b", "no sign of life from process {} on b")],
+    ids=["here", "elsewhere"],
 )
 def test_a_process_whose_main_thread_only_waits_is_ended_with_the_name_of_the_other(tmp_path, host, how):
     began = time.monotonic()

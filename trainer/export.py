@@ -46,7 +46,7 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
         (partial / "README.md").write_text(model_card(checkpoint, manifest), encoding="utf-8")
         fsync_tree(partial)
         durable_rename(partial, target)
-    except OSError as error:  # a full disk, a folder we may not write
+    except snapshots.WRITE_ERRORS as error:  # a full disk, a folder we may not write
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"could not write '{target}': {error}") from error
     return target

@@ -197,9 +197,7 @@ def _begin(root: Path, partial: Path, folders: Sequence[str]) -> None:
         (partial / name).mkdir(parents=True)
 
 
-def _finish(
-    root: Path, folder: Path, partial: Path, names: Iterable[str], step: int, meta: Mapping[str, Any]
-) -> None:
+def _finish(root: Path, folder: Path, partial: Path, names: Iterable[str], step: int, meta: Mapping[str, Any]) -> None:
     files = {name: partial / name for name in sorted(names)}
     for name, path in files.items():
         if not path.exists():
