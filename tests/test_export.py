@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -13,6 +14,7 @@ from membuilder.errors import CheckpointError, ConfigError
 from rollout.types import SamplingConfig
 from tests import both_loops, forks
 from tests.forks import embedder  # noqa: F401
+from tests.test_snapshots import small_disk  # noqa: F401
 from trainer import export as exporting
 from trainer import sft
 from trainer.attention import hidden_states
@@ -109,3 +111,10 @@ def test_a_damaged_checkpoint_or_a_folder_that_exists_is_refused(run, exported, 
     with pytest.raises(SystemExit, match="there is no checkpoint folder"), exporting.clear_errors("trainer.export"):
         exporting.main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(run, small_disk):  # noqa: F811
+    """safetensors has an error of its own for it."""
+    with pytest.raises(CheckpointError, match="could not write .*No space left on device") as caught:
+        export(run / "checkpoints/step_6", small_disk / "exported")
+    assert isinstance(caught.value.__cause__, SafetensorError) and list(small_disk.iterdir()) == []
