@@ -34,7 +34,7 @@ def finish(main: Callable, arguments: list[str], out: Path, before: Callable[[],
 
 def killed(main: Callable, arguments: list[str], out: Path, death: Callable[[], None], name: str = "") -> None:
     process = start(main, arguments, out, death)
-    process.join(120)
+    process.join(200)
     assert process.exitcode == -signal.SIGKILL, name or Path(f"{out}.log").read_text()[-3000:]
 
 

@@ -181,6 +181,10 @@ def put_safetensors(folder: Path) -> None:
     save_file({"a": torch.zeros(250_000)}, folder / "a.safetensors")
 
 
+def put_file(folder: Path) -> None:
+    write_file(folder / "progress", bytes(10**6))
+
+
 @pytest.mark.parametrize("put", [put_bytes, put_torch, put_safetensors])
 def test_a_full_disk_keeps_what_stood_there(small_disk, put):
     root = small_disk / "checkpoints"
@@ -193,6 +197,14 @@ def test_a_full_disk_keeps_what_stood_there(small_disk, put):
     assert names(root) == ["step_1"] and is_whole(choose(root, "auto"))
     assert shutil.disk_usage(root).free == free, "the half-written folder is gone"
     alone(root, 2)
+
+
+def test_a_full_disk_that_one_of_our_own_files_meets_leaves_nothing_either(small_disk):
+    root = small_disk / "checkpoints"
+    alone(root, 1)
+    with pytest.raises(CheckpointError, match=r"progress' \(1000000 bytes, \d+ free on its disk\)"):
+        alone(root, 2, put_file)
+    assert names(root) == ["step_1"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

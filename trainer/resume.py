@@ -89,7 +89,6 @@ class Checkpoints:
 
     def save(self, step: int, progress, keep_last: int, metrics: Mapping[str, float], best: Best) -> Path:
         """Write checkpoint `step` (so many steps done) and drop all but the last and the best; all processes call it."""
-
         deepspeed = zero_stage(self.accelerator) is not None
 
         def fill(partial: Path) -> None:

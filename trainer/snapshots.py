@@ -231,6 +231,8 @@ def _attempt(folder: Path, action: Callable[[], Any]) -> tuple[Any, CheckpointEr
     """The action's result, and what went wrong instead."""
     try:
         return action(), None
+    except CheckpointError as error:  # says itself what could not be written
+        return None, error
     except WRITE_ERRORS as error:
         failure = CheckpointError(
             f"could not write checkpoint '{folder}', {free_bytes(folder)} bytes are free on its disk: {error}; earlier "
