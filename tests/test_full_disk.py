@@ -28,8 +28,15 @@ def no_room_to_copy(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def one_of_two(rank: int, port: int, folder: Path, fault: str, faulty_rank: int) -> None:
-    """Saves at a full disk, then at one with room."""
+FAULTS = {  # what fails, and in which rank
+    "weights": (lambda engine: (type(engine.checkpoint_engine), "save", no_room), 0),
+    "moments": (lambda engine: (type(engine.checkpoint_engine), "save", no_room), 1),
+    "recovery script": (lambda engine: (type(engine), "_copy_recovery_script", no_room_to_copy), 0),
+}
+
+
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    """Saves at a disk that is full in one way after the other, then at one with room."""
     as_rank(rank, 2, port)
     os.environ |= {
         "ACCELERATE_USE_DEEPSPEED": "true",
@@ -43,42 +50,36 @@ def one_of_two(rank: int, port: int, folder: Path, fault: str, faulty_rank: int)
     checkpoints = Checkpoints(
         root=folder / "checkpoints", settings={}, config={}, accelerator=accelerator, world=world, model_files={}
     )
-    usual = type(engine.checkpoint_engine).save, type(engine)._copy_recovery_script
-    if rank == faulty_rank:
-        if fault == "weights":
-            type(engine.checkpoint_engine).save = no_room
-        else:
-            type(engine)._copy_recovery_script = no_room_to_copy
-    began = time.monotonic()
+    seen = {"engine": type(engine).__name__}
     with world.watched():
-        try:
-            checkpoints.save(1, {"step": 1}, 1, {}, BEST)
-            said = "saved"
-        except CheckpointError as error:
-            said = str(error)
-        took = time.monotonic() - began
-        left = sorted(path.name for path in (folder / "checkpoints").iterdir())
-        world.meet()
-        type(engine.checkpoint_engine).save, type(engine)._copy_recovery_script = usual
+        for name, (place, faulty_rank) in FAULTS.items():
+            began = time.monotonic()
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(CheckpointError) as caught:
+                if rank == faulty_rank:
+                    patch.setattr(*place(engine))
+                checkpoints.save(1, {"step": 1}, 1, {}, BEST)
+            took = time.monotonic() - began
+            world.meet()
+            left = [path.name for path in (folder / "checkpoints").iterdir()]
+            world.meet()
+            seen[name] = {"said": str(caught.value), "took": took, "left": left}
         checkpoints.save(2, {"step": 2}, 1, {}, BEST)
-    seen = {"said": said, "took": took, "left": left, "engine": type(engine).__name__}
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 
-@pytest.mark.parametrize(("fault", "faulty_rank"), [("weights", 0), ("weights", 1), ("recovery script", 0)])
-def test_all_ranks_say_that_the_disk_is_full_and_can_save_again(tmp_path, fault, faulty_rank):
+def test_all_ranks_say_that_the_disk_is_full_and_can_save_again(tmp_path):
     deepspeed = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 1}
     (tmp_path / "deepspeed.json").write_text(json.dumps(deepspeed))
     port = free_port()
-    ranks = [
-        start(one_of_two, (rank, port, tmp_path, fault, faulty_rank), tmp_path / f"{rank}.log") for rank in range(2)
-    ]
+    ranks = [start(one_of_two, (rank, port, tmp_path), tmp_path / f"{rank}.log") for rank in range(2)]
     for rank, process in enumerate(ranks):
-        process.join(90)
+        process.join(120)
         assert process.exitcode == 0, (tmp_path / f"{rank}.log").read_text()[-3000:]
         seen = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert seen["engine"] == "DeepSpeedEngine" and seen["took"] < PATIENCE.total_seconds() / 2
-        assert "No space left on device" in seen["said"] and "earlier checkpoints are kept" in seen["said"]
-        assert seen["said"].startswith("could not write" if rank == faulty_rank else f"rank {faulty_rank}: could not")
-        assert seen["left"] == []
+        assert seen["engine"] == "DeepSpeedEngine"
+        for name, (_, faulty_rank) in FAULTS.items():
+            said = seen[name]["said"]
+            assert "No space left on device" in said and "earlier checkpoints are kept" in said
+            assert said.startswith("could not write" if rank == faulty_rank else f"rank {faulty_rank}: could not write")
+            assert seen[name]["took"] < PATIENCE.total_seconds() / 2 and seen[name]["left"] == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_2"]
