@@ -244,6 +244,7 @@ def test_a_model_that_does_not_fit_is_a_clear_error(small_disk):
     (small_disk / "model" / "old").write_bytes(b"old")
     with pytest.raises(CheckpointError, match="could not save the model to .*No space left on device"):
         save_model(Accelerator(cpu=True), policy, None, small_disk / "model")
+    assert names(small_disk) == ["model"]
     assert (small_disk / "model" / "old").read_bytes() == b"old"
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel
 
 from membuilder.errors import DivergedError, Interrupted
 from trainer import journal, snapshots
-from trainer.checkpoint import write_file
+from trainer.checkpoint import files_of, write_all, write_file
 from trainer.journal import Experience
 from trainer.sealed import encode, seal, unseal
 from trainer.settings import check_settings, resolved, settings_of
@@ -70,7 +69,7 @@ class Checkpoints:
             config=resolved(config),
             accelerator=accelerator,
             world=world,
-            model_files=_files_of(model.config, model.generation_config, tokenizer),
+            model_files=files_of(model.config, model.generation_config, tokenizer),
         )
 
     def load(self, resume: str, kind: type[Progress]) -> Progress | None:
@@ -99,9 +98,7 @@ class Checkpoints:
             else:
                 self.accelerator.save_state(str(partial / "state"))
             if self.world.rank == 0:
-                for name, content in self.model_files.items():
-                    (partial / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
-                    (partial / MODEL / name).write_bytes(content)
+                write_all(partial / MODEL, self.model_files)
                 write_file(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
 
         meta = {"settings": self.settings, "config": self.config, best.metric: metrics.get(best.metric)}
@@ -137,15 +134,6 @@ def errors_after_the_last_barrier(accelerator: Accelerator) -> Iterator[None]:
             delattr(owner, name)
     if kept:
         raise kept[0]
-
-
-def _files_of(*parts) -> dict[str, bytes]:
-    """What the parts' `save_pretrained` write."""
-    with TemporaryDirectory() as name:
-        for part in parts:
-            part.save_pretrained(name)
-        files = [path for path in Path(name).rglob("*") if path.is_file()]
-        return {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
 
 
 class Diary:
