@@ -10,6 +10,10 @@
 # MASTER_PORT        free port there (29500)
 # GPUS_PER_NODE      processes to start on each node
 # ACCELERATE_CONFIG  configs/accelerate/zero2_multinode.yaml, or another of that folder
+#
+# To stop a run: SIGTERM to this process. The launcher passes it on, every process ends the step in hand and saves; from torch
+# 2.12 on it waits TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (600) before it kills, torch 2.11 always 30. A step may be longer:
+# SIGUSR1 to the training processes themselves stops them the same way, and the launcher lets it pass.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -44,6 +48,9 @@ command=(
     --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT"
     -m "$@"
 )
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+trap '' USR1  # stays ignored through exec; a training process sets its own handler
+
 printf '+'
 printf ' %q' "${command[@]}"
 printf '\n'

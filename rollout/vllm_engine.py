@@ -4,6 +4,7 @@ Weights are swapped by one whole-model `reload_weights`. A bare call would re-re
 per chunk would finalise layers half filled, and the prefix cache survives either: it is reset here, and checked.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -102,12 +103,12 @@ class VLLMEngine:
         weights = checked(named_tensors, self._names)
         with isolated_rng():
             if self._asleep:  # the cache comes back last: weights first need room to load
-                self._llm.wake_up(["weights"])
+                self._wake("weights")
             self._llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True}
             )
             if self._asleep:
-                self._llm.wake_up(["kv_cache"])
+                self._wake("kv_cache")
                 self._asleep = False
         if not self._llm.reset_prefix_cache():
             raise MemBuilderError("vLLM kept cached prefixes of the old weights: a request was still running")
@@ -118,6 +119,12 @@ class VLLMEngine:
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
+
+    def _wake(self, part: str) -> None:
+        """vLLM asks the driver for this memory, and torch still holds what the update used."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        self._llm.wake_up([part])
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()

@@ -1,6 +1,6 @@
 """SFT and RL, the real entry points, small; tests/test_many_processes.py starts this in one process or several.
 
-    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY [resume] [sizes] [vllm]
+    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY [resume] [sizes] [nan] [vllm]
 
 Sessions are few and of different lengths, so that processes get unlike shares and some micro-batches nothing of their own.
 RL starts from POLICY, a model that already answers in the format. The words after it name what to run besides.
@@ -50,6 +50,14 @@ def main(out: Path, policy: Path, *more: str) -> None:
         for stage in (2, 3):
             sizes = distributed_policy.kept_bytes(stage)
             (out / f"sizes_{stage}_{distributed.get_rank()}.json").write_text(json.dumps(sizes), encoding="utf-8")
+
+    if "nan" in more:
+        as_new()
+        seen, weights = distributed_policy.skip_one([0, 1, 2], poisoned=1)
+        as_new()
+        expected = distributed_policy.skip_one([0, 2], poisoned=None)[1]
+        seen["as_without_it"] = all(torch.equal(weights[name], expected[name]) for name in expected)
+        (out / f"nan_{distributed.get_rank()}.json").write_text(json.dumps(seen), encoding="utf-8")
 
     if "vllm" in more:
         as_new()

@@ -2,11 +2,13 @@
 
 `train`: ten optimizer steps on a model whose head is not tied, a step's trees dealt unevenly. In one process with the plain
 head; in several with the fused one, its Triton kernels interpreted (TRITON_INTERPRET=1 before Triton is first imported).
-`kept_bytes`: what DeepSpeed keeps under the published files.
+`skip_one`: a few, one of them with a nan. `kept_bytes`: what DeepSpeed keeps under the published files.
 """
 
 import json
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from trainer.losses import LossConfig, adrpo, cross_entropy
 from trainer.optim import OptimConfig, make_optimizer
 from trainer.packing import Node, TrainSequence, build_tree, pack
 from trainer.policy import Policy
+from trainer.resume import Skips
 from trainer.rows import supervised_rows
 from trainer.updates import loss_rows, make_update, micro_step, named_weights
 from trainer.world import World, start_accelerator, zero_stage
@@ -88,15 +91,7 @@ def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, OptimConfig(lr=0.01)))
     kernels, losses = head.row_kernels(accelerator.device).__name__, []
     for step in range(STEPS):
-        update = make_update(trees_of(step), MAX_TOKENS, world, accelerator.device)
-        total = torch.zeros(())
-        for packed, counts, last in update.weighted():
-            objective = objective_of(loss, packed, update.num_tokens / world.size)
-            objective.rows.scale.mul_(counts)
-            with micro_step(accelerator, policy, last):
-                output = policy(packed, 1.0, objective)
-                accelerator.backward(output.loss)
-            total += counts * output.metrics["loss"].sum() / update.num_tokens
+        total = backward(accelerator, world, policy, loss, step)
         accelerator.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -109,7 +104,46 @@ def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
         "kernels": kernels,
         "losses": losses,
     }
-    return seen, {name: weight.clone() for name, weight in named_weights(accelerator, policy)}
+    return seen, whole(accelerator, policy)
+
+
+def backward(accelerator, world: World, policy, loss, step: int, factor: float = 1.0) -> torch.Tensor:
+    """Gradients of a step, this rank's times `factor`; this rank's part of the mean loss."""
+    update = make_update(trees_of(step), MAX_TOKENS, world, accelerator.device)
+    total = torch.zeros(())
+    for packed, counts, last in update.weighted():
+        objective = objective_of(loss, packed, update.num_tokens / world.size)
+        objective.rows.scale.mul_(counts * factor)
+        with micro_step(accelerator, policy, last):
+            output = policy(packed, 1.0, objective)
+            accelerator.backward(output.loss)
+        total += counts * output.metrics["loss"].sum() / update.num_tokens
+    return total
+
+
+def skip_one(steps: Sequence[int], poisoned: int | None) -> tuple[dict, dict[str, torch.Tensor]]:
+    """These steps as the loops make them, rank 1's gradient nan in step `poisoned`; what was left out, the final weights."""
+    accelerator = start_accelerator(max_grad_norm=1.0)
+    world = World.of(accelerator)
+    policy = make_policy(tied=False, checkpointing=False)
+    policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, OptimConfig(lr=0.01)))
+    skips, left_out, weights = Skips(limit=1), [], [whole(accelerator, policy)]
+    for step in steps:
+        factor = float("nan") if step == poisoned and world.rank == 1 else 1.0
+        backward(accelerator, world, policy, cross_entropy, step, factor)
+        norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)
+        left_out.append(skips.count(float(norm), []))
+        if not left_out[-1]:
+            optimizer.step()
+        optimizer.zero_grad()
+        weights.append(whole(accelerator, policy))
+    moved = [any(not torch.equal(old[name], new[name]) for name in old) for old, new in pairwise(weights)]
+    seen = {"engine": type(policy).__name__, "stage": zero_stage(accelerator), "left_out": left_out, "moved": moved}
+    return seen, weights[-1]
+
+
+def whole(accelerator, policy) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in named_weights(accelerator, policy)}
 
 
 def num_bytes(tensors) -> int:

@@ -3,9 +3,9 @@
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
+from trainer import snapshots
 from trainer.snapshots import choose, prune, write
 
 NUM_FILES = 3
@@ -33,7 +33,7 @@ def is_whole(folder: Path) -> bool:
 
 def alone(root: Path, step: int, put=None, **meta) -> Path:
     """`write` by the only process of a run."""
-    return write(root, step, put or fill(step), meta, True, lambda: None)
+    return write(root, step, put or fill(step), meta, True, lambda value: [value])
 
 
 def write_forever(root: Path) -> None:
@@ -76,20 +76,29 @@ def _die_before(count: int) -> None:
     sys.addaudithook(watch)
 
 
-def one_of_two(root: Path, rank: int, barrier, faulty_rank: int | None, answers) -> None:
-    """One of two processes that write step 1 together."""
+def one_of_two(root: Path, rank: int, barrier, values, fault: tuple[str, int | None], answers) -> None:
+    """One of two processes that write step 1 together. `fault`: what goes wrong, and in which of them."""
+    kind, faulty_rank = fault
+    rounds = iter(range(100))
+
+    def gather(value) -> list:
+        number = next(rounds)
+        values[number, rank] = value
+        barrier.wait(30)
+        return [values[number, other] for other in (0, 1)]
 
     def put(folder: Path) -> None:
-        if rank == faulty_rank:
+        if rank == faulty_rank and kind == "full":
             raise OSError(122, "Disk quota exceeded")
-        if faulty_rank is not None:  # comes late, and makes its folder as save_pretrained does
-            while not (root / "step_1.failed").exists():
-                time.sleep(0.01)
-            folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)  # as save_pretrained does
         (folder / f"rank_{rank}.bin").write_bytes(content(1, rank))
 
+    own = root / "of its own" if rank == faulty_rank and kind == "unshared" else root
+    own.mkdir(exist_ok=True)
+    if rank == faulty_rank and kind == "begin":
+        snapshots.recover = lambda root: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     try:
-        answers.put((rank, write(root, 1, put, {}, rank == 0, lambda: barrier.wait(30)).name))
+        answers.put((rank, write(own, 1, put, {}, rank == 0, gather).name))
     except Exception as error:
         answers.put((rank, f"{type(error).__name__}: {error}"))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.benchmarks import head, learner
+from tests.benchmarks import head, learner, sft
 from tests.benchmarks.common import peak_mb
 
 HEAD = head.Shape(rows=1024, hidden=16, vocab=97, dtype=torch.float32)
@@ -36,6 +36,12 @@ def test_learners_have_the_gradient_of_dense_copies(name):
         found[implementation] = learner.loss_of(forward()).item(), learner.gradient(model)
     assert found[name][0] == pytest.approx(found["dense"][0], abs=1e-5)
     assert (found[name][1] - found["dense"][1]).norm() < 1e-5 * found["dense"][1].norm()
+
+
+def test_the_bare_sft_command_writes_beside_the_other_results():
+    given = sft.options([])
+    assert given.out == sft.Path(sft.__file__).parent / f"results/sft_{sft.device().type}.json"
+    assert given.out.parent.is_dir() and given.impl == list(sft.IMPLEMENTATIONS)
 
 
 def _allocate():

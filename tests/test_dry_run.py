@@ -261,6 +261,7 @@ def test_report_warns_of_what_no_sum_shows(folder_small):
     assert "32 GPUs get no session: raise sessions_per_step" in text
     # 32 sessions x 4 agents x 8 rollouts x 600 tokens
     assert "1,024 sequences" in text and "at most 614,400 tokens" in text
+    assert "trains on at most 128,000 packed tokens, if no session is longer than max_tokens" in text
     small = workload_of(folder_small, rl=True, engine_memory=0.1)
     small_share = report(small, Launch(gpu_memory_gib=16, zero_stage=2))
     assert "vLLM WOULD NOT START" in small_share

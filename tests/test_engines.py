@@ -601,3 +601,37 @@ def test_real_engine_and_sampler_together(engine, tokenizer):
     (group,) = groups[0]
     failures = {one.failure.kind for rollout in group.rollouts for one in rollout.samples.values()}
     assert failures <= {FailureKind.TRUNCATED, FailureKind.NOT_JSON, FailureKind.SCHEMA}
+
+
+class SleepingLLM:
+    """vLLM's side of sleep mode, which its CPU build lacks; tests/gpu/test_sleep.py runs the real one."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    def sleep(self, level: int) -> None:
+        self._calls.append(f"sleep {level}")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self._calls.append(f"wake {tags}")
+
+    def collective_rpc(self, method: str, kwargs: dict) -> None:
+        self._calls.append(f"{method} {[name for name, _ in kwargs['weights_iterator']]}")
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+
+def test_torch_gives_its_memory_back_before_vllm_takes_any(monkeypatch):
+    """Both times: a gigabyte that torch merely keeps is one that vLLM cannot map."""
+    from rollout.vllm_engine import VLLMEngine
+
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
+    engine = object.__new__(VLLMEngine)
+    vars(engine).update(_llm=SleepingLLM(calls), _sleeps=True, _asleep=False, _names={"a"}, _version=0)
+    engine.rest()
+    engine.load_weights([("a", torch.zeros(1))], version=1)
+    engine.load_weights([("a", torch.zeros(1))], version=2)  # awake: nothing to give back
+    loaded = "reload_weights ['a']"
+    assert calls == ["sleep 2", "empty", "wake ['weights']", loaded, "empty", "wake ['kv_cache']", loaded]

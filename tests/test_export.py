@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -13,6 +14,7 @@ from membuilder.errors import CheckpointError, ConfigError
 from rollout.types import SamplingConfig
 from tests import both_loops, forks
 from tests.forks import embedder  # noqa: F401
+from tests.test_snapshots import small_disk  # noqa: F401
 from trainer import export as exporting
 from trainer import sft
 from trainer.attention import hidden_states
@@ -109,3 +111,13 @@ def test_a_damaged_checkpoint_or_a_folder_that_exists_is_refused(run, exported, 
     with pytest.raises(SystemExit, match="there is no checkpoint folder"), exporting.clear_errors("trainer.export"):
         exporting.main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("taken", "kind"), [(0, OSError), (200_000, SafetensorError)], ids=["tokenizer", "weights"])
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(run, small_disk, taken, kind):  # noqa: F811
+    """256 KiB hold the weights and no tokenizer beside them; safetensors has an error of its own."""
+    (small_disk / "other").write_bytes(bytes(taken))
+    with pytest.raises(CheckpointError, match="could not write .*No space left on device") as caught:
+        export(run / "checkpoints/step_6", small_disk / "exported")
+    assert isinstance(caught.value.__cause__, kind)
+    assert [path.name for path in small_disk.iterdir()] == ["other"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from membuilder.errors import CheckpointError
+from membuilder.errors import CheckpointError, ConfigError
 from membuilder.generate.dialogue import generate
 from membuilder.prompts import PromptConfig
 from membuilder.schemas import ResponseFormat
@@ -214,8 +214,23 @@ def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
     journal.forget(tmp_path, before_step=10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step_10.json"]
     journal.forget(tmp_path / "nowhere", before_step=10)
-    journal.empty(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_another_run_sampled_is_neither_used_nor_written_over(tmp_path):
+    settings = {"optim.lr": 1e-6, "loss.name": "adrpo", "data.path": None}
+    journal.begin(tmp_path, settings, anew=True)
+    (tmp_path / "step_0.json.partial").write_bytes(b"[")
+    journal.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)  # nothing was sampled yet
+    put(tmp_path, 0, [])
+    journal.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=False)
+    with pytest.raises(ConfigError, match=r"was written with optim.lr=2e-06, now it is 1e-06 \(1 key\(s\) differ\)"):
+        journal.begin(tmp_path, settings, anew=False)
+    with pytest.raises(ConfigError, match=r"sampled in 1 step\(s\): give resume=auto to go on with it, or another"):
+        journal.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(CheckpointError, match=r"settings.json' is missing .* to sample its steps again"):
+        journal.begin(tmp_path, settings, anew=False)
+    assert (tmp_path / "step_0.json").exists()
 
 
 def test_sampling_a_step_anew_drops_what_followed_it(tmp_path):

@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.launcher.api import LaunchConfig
+from transformers import Qwen3Config
 
 from membuilder.config import load
-from trainer.memory import BUCKET_ELEMENTS, LIVE_ELEMENTS
+from tests.test_dry_run import QWEN3_4B
+from trainer.dry_run import parse
+from trainer.memory import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, estimate
 from trainer.rl import RLConfig
 from trainer.sft import SFTConfig
 
@@ -73,6 +77,20 @@ def test_a_node_of_several_knows_its_rank_and_the_first_node(fake_bin):
         "--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "10.0.0.7", "--main_process_port", "29500",
         "-m", "trainer.rl",
     ]  # fmt: skip
+
+
+def test_the_launcher_waits_for_the_last_save_and_lets_slurms_signal_pass(fake_bin, monkeypatch):
+    """What torch's launcher reads from its environment; torch 2.11 does not, and kills after 30 seconds."""
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    write_program(fake_bin / "accelerate", 'kill -USR1 $$\necho "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT"\n')
+    _, waited = printed_command(start("multinode.sh", "trainer.rl", env=environment(fake_bin, **NODE)))
+    longer = environment(fake_bin, **NODE, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="900")
+    assert waited == ["600"] and printed_command(start("multinode.sh", "trainer.rl", env=longer))[1] == ["900"]
+    assert "#SBATCH --signal=USR1@600\n" in (ROOT / "launch/slurm.sbatch").read_text(encoding="utf-8")
+    if "shutdown_timeout" not in {field.name for field in fields(LaunchConfig)}:
+        pytest.skip("torch 2.11: its launcher always waits 30 seconds")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", waited[0])
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == 600
 
 
 @pytest.mark.parametrize("missing", NODE)
@@ -228,3 +246,30 @@ def test_published_rl_settings():
     assert (config.loss.kl_coef, config.loss.clip, config.reward.alpha) == (0.02, 0.2, 4.0)
     assert (config.max_model_len, config.sampling.max_tokens) == (20_000 + 6_000, 6_000)
     assert (config.sampling.temperature, config.sampling.top_p) == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "launch"),
+    [
+        ("sft_qwen3_4b", {"zero_stage": 2, "offload_optimizer": True}),
+        ("sft_qwen3_4b_8gpu", {"zero_stage": 2, "num_processes": 8}),
+        ("sft_qwen3_4b_32gpu", {"zero_stage": 2, "num_processes": 32}),
+        ("rl_qwen3_4b", {"zero_stage": 2, "offload_optimizer": True}),
+        ("rl_qwen3_4b_8gpu", {"zero_stage": 2, "num_processes": 8}),
+        ("rl_qwen3_4b_32gpu", {"zero_stage": 2, "num_processes": 32}),
+    ],
+)
+def test_the_published_configs_fit_80_gib_as_their_heads_say(name, launch, tmp_path):
+    """With the options of the dry run that each file's head gives; the model's weights are not needed."""
+    Qwen3Config(**QWEN3_4B).save_pretrained(tmp_path)
+    options = ["--zero", str(launch["zero_stage"])]
+    options += ["--offload"] if launch.get("offload_optimizer") else []
+    options += ["--num-processes", str(launch["num_processes"])] if "num_processes" in launch else []
+    stage, path = name.split("_")[0], ROOT / f"configs/{name}.yaml"
+    head = path.read_text(encoding="utf-8").splitlines()
+    assert f"#   python -m trainer.{stage} --dry-run --config configs/{name}.yaml {' '.join(options)}" in head
+    workload, given, _ = parse([stage, "--config", str(path), *options, f"model.path={tmp_path}"])
+    assert given == Launch(**launch) and given.gpu_memory_gib == 80
+    assert estimate(workload, given).fits
+    if "offload_optimizer" in launch:  # "only" so
+        assert not estimate(workload, Launch(zero_stage=2)).fits

@@ -139,16 +139,18 @@ def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, mon
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     ids = []
-    for step in (1, 2):
+    # a run; the same from its checkpoint; the same killed before it had one; another run in its place
+    for step, (checkpoint, anew) in enumerate([(False, True), (True, False), (False, False), (False, True)]):
         log = RunLog(
             tmp_path, wandb_project="membuilder-test", config={"api_key": "sk-1"}, run_name="r", max_table_rows=1
         )
-        ids.append(log.start_wandb(ids[-1] if ids else None))
+        ids.append(log.start_wandb(ids[-1] if checkpoint else None, anew))
         log.log({"kl": math.nan}, step)
         log.log_completions([{"step": step, "completion": "a", "reward": {"qa": 1.0}}, {"step": step}])
         log.close()
-    assert ids[0] is not None and ids[0] == ids[1]
-    assert capsys.readouterr().out.count("logged offline") == 2
+    assert ids[0] is not None and ids[:3] == [ids[0]] * 3 and ids[3] not in (None, ids[0])
+    assert (tmp_path / "wandb_run_id.txt").read_text() == f"{ids[3]}\n"
+    assert capsys.readouterr().out.count("logged offline") == 4
     tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/completions*.json"))
     assert {len(json.loads(table.read_text())["data"]) for table in tables} == {1}
     stored = b"".join(path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb"))

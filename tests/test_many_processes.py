@@ -1,36 +1,30 @@
 """The real loops under real `accelerate launch`: two processes give the numbers of one, and none waits for a dead one.
 
-DDP runs under the committed file for two processes on a CPU. ZeRO-2 runs on two "nodes", a launcher for each, found at a
-loopback address of its own. All are started by launch/multinode.sh.
+DDP runs under the committed file for two processes on a CPU. ZeRO-2 runs on two "nodes": a launcher for each, on a host of
+its own name and loopback address (where this user may make one; tests/launchers.py). All are started by
+launch/multinode.sh.
 """
 
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tests import both_loops, distributed_policy, forks
 from tests.forks import embedder  # noqa: F401
+from tests.launchers import ADDRESSES, NODES, await_steps, launched, namespaces, nodes, process_of_rank, rows
 from trainer import rl
 from trainer.export import export
 from trainer.memory import Launch, state_parts
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
 WRAPPERS = {
     "ddp": ("cpu:0", "DistributedDataParallel", None),
     "zero2": ("cpu", "DeepSpeedEngine", 2),
@@ -41,65 +35,7 @@ MODES = {
     for mode, (device, engine, stage) in WRAPPERS.items()
 }
 # what else runs in those processes
-MORE = {"ddp": [], "zero2": ["resume", "sizes"], "zero3": ["vllm"]}
-NODES = {"ddp": 1, "zero2": 2, "zero3": 1}
-
-
-class Node(NamedTuple):
-    launcher: subprocess.Popen
-    log: Path
-
-
-def accelerate_file(mode: str, folder: Path) -> str:
-    """DeepSpeed as in the committed files, but in float32, because bfloat16 would hide gaps."""
-    if mode == "ddp":
-        return "configs/accelerate/cpu2.yaml"
-    committed = "zero2_multinode" if mode == "zero2" else "zero3"
-    content = yaml.safe_load((ROOT / f"configs/accelerate/{committed}.yaml").read_text(encoding="utf-8"))
-    zero = {"stage": int(mode.removeprefix("zero")), "stage3_param_persistence_threshold": 0}
-    zero["stage3_gather_16bit_weights_on_model_save"] = True
-    deepspeed = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
-    (folder / "deepspeed.json").write_text(json.dumps(deepspeed), encoding="utf-8")
-    content["deepspeed_config"]["deepspeed_config_file"] = str(folder / "deepspeed.json")
-    (folder / "accelerate.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return str(folder / "accelerate.yaml")
-
-
-@contextmanager
-def nodes(mode: str, folder: Path, *module: str) -> Iterator[list[Node]]:
-    """Two processes of a module, by a launcher on each node."""
-    shared = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "NNODES": str(NODES[mode]), "GPUS_PER_NODE": str(2 // NODES[mode]),
-        "MASTER_ADDR": "127.0.0.1" if NODES[mode] == 1 else "127.0.0.2", "MASTER_PORT": str(forks.free_port()),
-        "ACCELERATE_CONFIG": accelerate_file(mode, folder), "TRITON_INTERPRET": "1",
-    }  # fmt: skip
-    started = []
-    try:
-        for rank in range(NODES[mode]):
-            log = folder / f"node{rank}.log"
-            with open(log, "w") as output:
-                launcher = subprocess.Popen(
-                    [str(ROOT / "launch/multinode.sh"), *module], stdout=output, stderr=output,
-                    env=shared | {"NODE_RANK": str(rank)},
-                )  # fmt: skip
-            started.append(Node(launcher, log))
-        yield started
-    finally:
-        for node in started:
-            node.launcher.kill()
-
-
-def launched(mode: str, folder: Path, *arguments: str) -> str:
-    """What the two processes of tests/both_loops.py say."""
-    with nodes(mode, folder, "tests.both_loops", *arguments) as started:
-        for node in started:
-            assert node.launcher.wait(400) == 0, node.log.read_text()[-4000:]
-        return "".join(node.log.read_text() for node in started)
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+MORE = {"ddp": [], "zero2": ["resume", "sizes", "nan"], "zero3": ["vllm", "nan"]}
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +74,16 @@ def together(alone, tmp_path_factory) -> Callable[[str], Path]:
     return run
 
 
+def largest_gap(weights: dict[str, torch.Tensor], same: dict[str, torch.Tensor]) -> float:
+    return max(float((tensor - same[name]).abs().max()) for name, tensor in weights.items())
+
+
 @pytest.mark.parametrize("mode", WRAPPERS)
 def test_two_processes_give_the_numbers_of_one(alone, together, mode):
     run = together(mode)
     for stage, names in (
         ("sft", ("sft/loss",)),
-        ("rl", ("reward/mean", "kl", "entropy", "memory_ratio", "num_tokens")),
+        ("rl", ("loss", "reward/mean", "kl", "entropy", "memory_ratio", "num_tokens")),
     ):
         one, two = rows(alone / "run" / stage), rows(run / stage)
         assert len(one) == len(two) == 10
@@ -156,8 +96,8 @@ def test_two_processes_give_the_numbers_of_one(alone, together, mode):
             assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4, abs=1e-5)
         weights, same = (load_file(out / stage / "model" / "model.safetensors") for out in (alone / "run", run))
         assert weights.keys() == same.keys()
-        for name, tensor in weights.items():
-            assert (tensor - same[name]).abs().max() <= 1e-4, (stage, name)
+        # AdamW makes a step of whole size out of a gradient near zero: gaps of rounding grow in the weights first
+        assert largest_gap(weights, same) <= 3e-5, stage
 
 
 @pytest.mark.parametrize("mode", WRAPPERS)
@@ -172,8 +112,7 @@ def test_the_fused_head_on_two_processes_gives_the_numbers_of_the_plain_one_on_o
     assert abs(one["losses"][-1] - one["losses"][0]) > 0.01
     weights, same = (torch.load(out / f"head_{loss}.pt", weights_only=True) for out in (alone / "run", together(mode)))
     assert weights.keys() == same.keys() and "lm_head.weight" in weights
-    for name, tensor in weights.items():
-        assert (tensor - same[name]).abs().max() <= 1e-4, name
+    assert largest_gap(weights, same) <= 1e-5
 
 
 @pytest.mark.parametrize("mode", WRAPPERS)
@@ -182,6 +121,17 @@ def test_a_checkpoint_of_two_processes_is_exported_whole(together, mode, tmp_pat
     export(run / "checkpoints/step_10", tmp_path / "exported")
     expected, found = (load_file(folder / "model.safetensors") for folder in (run / "model", tmp_path / "exported"))
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("mode", ["zero2", "zero3"])
+def test_deepspeed_leaves_out_an_update_that_is_not_finite(together, mode):
+    """Its step runs inside `backward`: one rank's nan must reach neither weights nor moments, and the norm must tell."""
+    for rank in range(2):
+        seen = json.loads((together(mode) / f"nan_{rank}.json").read_text())
+        assert (seen["engine"], seen["stage"]) == ("DeepSpeedEngine", int(mode[-1]))
+        assert seen["left_out"] == [False, True, False]
+        # of the three updates the second; what follows is the step of a run that never met it
+        assert seen["moved"] == [True, False, True] and seen["as_without_it"]
 
 
 def test_processes_resume_together(together):
@@ -221,23 +171,17 @@ def test_deepspeed_keeps_what_the_dry_run_counts(together, stage):
         }
 
 
-def await_steps(folder: Path, alive: Callable[[], bool], log: Path) -> None:
-    """Until a run has logged two steps."""
-    deadline = time.monotonic() + 200
-    while not (folder / "metrics.jsonl").exists() or len(rows(folder)) < 2:
-        assert time.monotonic() < deadline and alive(), log.read_text()[-3000:]
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_on_one_node_is_named_on_the_other(alone, tmp_path, victim):
     """Two launchers, ZeRO-2; node 0 holds the store through which the processes found each other."""
     run = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "num_steps=10000"]
     with nodes("zero2", tmp_path, "trainer.rl", *run) as started:
         await_steps(tmp_path / "rl", lambda: all(n.launcher.poll() is None for n in started), started[0].log)
-        rank = [process for process in psutil.Process(started[victim].launcher.pid).children(recursive=True)
-                if process.environ().get("RANK") == str(victim)][0]  # fmt: skip
-        rank.kill()
+        if namespaces() is not None:
+            for number, node in enumerate(started):
+                connections = process_of_rank(node, number).net_connections("tcp4")
+                assert ADDRESSES[number] in {connection.laddr.ip for connection in connections}
+        process_of_rank(started[victim], victim).kill()
         survivor = started[1 - victim]
         assert survivor.launcher.wait(60) != 0 and started[victim].launcher.wait(60) != 0
         said = survivor.log.read_text()

@@ -14,46 +14,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from reward import judges
 from rollout.hf_engine import TransformersEngine
-from tests import forks
 from tests.forks import embedder  # noqa: F401
+from tests.lives import (
+    RL,
+    SFT,
+    checkpoint_names,
+    dies_at,
+    dies_between_items,
+    finish,
+    killed,
+    metrics,
+    not_finite_at,
+    same_run,
+    start,
+)
 from trainer import journal, rl, sft, snapshots
-
-SMALL = ["data.num_train=8", "data.num_held_out=1", "data.num_steering=1", "max_tokens=600", "keep_last=2"]
-TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
-SFT = [
-    "--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}" for size in TINY), "data.num_extra=0",
-    "max_steps=40", "sessions_per_step=8", "save_every=6",
-]  # fmt: skip
-RL = [
-    "--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=5", "sessions_per_step=3",
-    "num_rollouts=3", "updates_per_step=2", "save_every=2", "parity_every=3", "eval_every=5", "journal=true",
-]  # fmt: skip
-
-
-def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None):
-    return forks.start(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
-
-
-def finish(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None) -> None:
-    forks.finish(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
-
-
-def metrics(out: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
-
-
-def same_run(one: Path, other: Path) -> None:
-    """Bit for bit: every metric of every step, and the weights."""
-    assert metrics(one) == metrics(other)
-    left, right = (load_file(out / "model" / "model.safetensors") for out in (one, other))
-    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture(scope="module")
@@ -79,42 +59,20 @@ def test_the_runs_train_and_reward_something(whole):
 @pytest.mark.parametrize("kind", ["sft", "rl"])
 def test_killed_ten_times_at_random(whole, tmp_path, kind):
     main, arguments = arguments_of(kind, whole)
-    source, out, killed = random.Random(7), tmp_path / "run", 0
-    while killed < 10:
+    source, out, times = random.Random(7), tmp_path / "run", 0
+    while times < 10:
         process = start(main, [*arguments, "resume=auto"], out)
         process.join(source.uniform(0.3, 2.5))
         if process.exitcode is None:
             process.kill()
             process.join()
-            killed += 1
+            times += 1
         else:  # done before all ten: the next one would find nothing left to do
             assert process.exitcode == 0, Path(f"{out}.log").read_text()[-3000:]
             same_run(out, whole[kind])
             shutil.rmtree(out)
     finish(main, [*arguments, "resume=auto"], out)
     same_run(out, whole[kind])
-
-
-def die(*_: object, **__: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_at(owner: object, name: str, call: int, half: bool = False) -> Callable[[], None]:
-    """Makes the process kill itself at the n-th call of a function; `half`: after the function has done its work."""
-
-    def arm() -> None:
-        original, calls = getattr(owner, name), iter(range(1, 1000))
-
-        def fatal(*args, **kwargs):
-            if next(calls) == call:
-                if half:
-                    original(*args, **kwargs)
-                die()
-            return original(*args, **kwargs)
-
-        setattr(owner, name, fatal)
-
-    return arm
 
 
 WORST_MOMENTS = {
@@ -124,6 +82,7 @@ WORST_MOMENTS = {
     "inside the journal": dies_at(journal, "write_file", 1),
     # the first call gives a resumed run's engine the checkpoint's weights
     "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 2),
+    "between two tensors of the sync": dies_between_items(rl, "named_weights", 2, item=5),
     "after weights reach the engine": dies_at(TransformersEngine, "load_weights", 2, half=True),
 }
 """In the order of a run's life: the first three at its first checkpoint, the others in the step after it."""
@@ -134,36 +93,32 @@ def test_killed_at_the_worst_moments(whole, tmp_path):
     main, arguments = arguments_of("rl", whole)
     left = []
     for moment, death in WORST_MOMENTS.items():
-        process = start(main, [*arguments, "resume=auto"], tmp_path / "run", death)
-        process.join(120)
-        assert process.exitcode == -signal.SIGKILL, moment
+        killed(main, [*arguments, "resume=auto"], tmp_path / "run", death, moment)
         left.append({path.name for path in (tmp_path / "run/checkpoints").glob("*")})
-    assert left == [{"step_2.partial"}, {"step_2.partial"}, {"step_2.whole"}, {"step_2"}, {"step_2"}, {"step_2"}]
+    assert left == [{"step_2.partial"}, {"step_2.partial"}, {"step_2.whole"}] + [{"step_2"}] * 4
     finish(main, [*arguments, "resume=auto"], tmp_path / "run")
     same_run(tmp_path / "run", whole["rl"])
 
 
 def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(whole, tmp_path):
     main, arguments = arguments_of("rl", whole)
-    process = start(main, arguments, tmp_path / "run", dies_at(TransformersEngine, "load_weights", 2))
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "run/checkpoints").exists()
-    assert sorted(path.name for path in (tmp_path / "run/journal").iterdir()) == ["step_0.json", "step_1.json"]
+    killed(main, arguments, tmp_path / "run", dies_at(TransformersEngine, "load_weights", 2))
+    assert not (tmp_path / "run/checkpoints").exists()
+    kept = sorted(path.name for path in (tmp_path / "run/journal").iterdir())
+    assert kept == ["settings.json", "step_0.json", "step_1.json"]
 
     def dies_at_first_sample_or_verdict() -> None:
         dies_at(TransformersEngine, "generate", 1)()
         dies_at(judges, "evidence", 1)()
 
     # two steps are learned again from the journal; the third is the first to generate and to judge
-    process = start(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at_first_sample_or_verdict)
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    killed(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at_first_sample_or_verdict)
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1]
     assert metrics(tmp_path / "run") == metrics(whole["rl"])[:2]
 
 
-@pytest.mark.parametrize("kind", ["sft", "rl"])
-def test_sigterm_saves_first(whole, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "number"), [("sft", signal.SIGTERM), ("rl", signal.SIGUSR1)])
+def test_a_signal_saves_first(whole, tmp_path, kind, number):
     """Under Weights & Biases both lives are one run: its id stands in the checkpoint."""
     main, arguments = arguments_of(kind, whole)
     arguments = [*arguments, "wandb_project=membuilder-test"]
@@ -172,10 +127,10 @@ def test_sigterm_saves_first(whole, tmp_path, kind):
     while not (tmp_path / "run/metrics.jsonl").exists() or not metrics(tmp_path / "run"):
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == 1 and "start again with resume=auto" in Path(f"{tmp_path}/run.log").read_text()
-    assert len(list((tmp_path / "run/checkpoints").glob("step_*"))) == 1
+    assert f"step_{len(metrics(tmp_path / 'run'))}" in checkpoint_names(tmp_path / "run")
     finish(main, [*arguments, "resume=auto"], tmp_path / "run")
     same_run(tmp_path / "run", whole[kind])
     tracked = [folder.name.rsplit("-", 1)[1] for folder in (tmp_path / "run/wandb").glob("offline-run-*")]
@@ -185,7 +140,7 @@ def test_sigterm_saves_first(whole, tmp_path, kind):
 def test_a_damaged_checkpoint_stops_the_run_unless_the_previous_one_is_asked_for(whole, tmp_path):
     main, arguments = arguments_of("sft", whole)
     shutil.copytree(whole["sft"], tmp_path / "run")
-    newest = tmp_path / "run/checkpoints/step_36"
+    newest = list(snapshots.checkpoints(tmp_path / "run/checkpoints").values())[-1]
     weights = newest / "state/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     process = start(main, [*arguments, "resume=auto"], tmp_path / "run")
@@ -194,17 +149,6 @@ def test_a_damaged_checkpoint_stops_the_run_unless_the_previous_one_is_asked_for
     assert process.exitcode == 1 and "model.safetensors" in log and "resume=previous" in log
     finish(main, [*arguments, "resume=previous"], tmp_path / "run")
     same_run(tmp_path / "run", whole["sft"])
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [(["optim.lr=1e-3"], "optim.lr=0.003, now it is 0.001"), (["resume=never"], "resume=auto to go on")],
-)
-def test_a_run_is_not_mixed_with_another(whole, tmp_path, extra, message):
-    shutil.copytree(whole["sft"], tmp_path / "run")
-    process = start(sft.main, [*SFT, "resume=auto", *extra], tmp_path / "run")
-    process.join(60)
-    assert process.exitcode == 1 and message in Path(f"{tmp_path}/run.log").read_text().replace("\n", " ")
 
 
 def judged(*accuracies: float) -> Callable[[], None]:
@@ -217,28 +161,47 @@ def judged(*accuracies: float) -> Callable[[], None]:
     return arm
 
 
-def test_the_last_and_the_best_checkpoint_are_kept(whole, tmp_path):
+@pytest.mark.parametrize(
+    ("every", "accuracies", "kept"),
+    [
+        # the best falls on a step that is saved anyway
+        ({"save": 1, "eval": 1}, (0.5, 0.9, 0.2, 0.3), ["step_2", "step_4"]),
+        # measured after steps 2 and 4, saved after step 3; a tie is no better
+        ({"save": 3, "eval": 2}, (0.9, 0.9), ["step_2", "step_3"]),
+        ({"save": 3, "eval": 2}, (0.2, 0.9), ["step_4"]),
+    ],
+)
+def test_the_last_and_the_best_checkpoint_are_kept(whole, tmp_path, every, accuracies, kept):
     main, arguments = arguments_of("rl", whole)
-    every_step = ["num_steps=4", "save_every=1", "eval_every=1", "keep_last=1"]
-    finish(main, [*arguments, *every_step], tmp_path / "run", judged(0.5, 0.9, 0.2, 0.3))
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step_2", "step_4"]
+    steps = ["num_steps=4", f"save_every={every['save']}", f"eval_every={every['eval']}", "keep_last=1"]
+    finish(main, [*arguments, *steps], tmp_path / "run", judged(*accuracies))
+    assert checkpoint_names(tmp_path / "run") == kept
 
 
-def not_finite_at(*steps: int) -> Callable[[], None]:
-    """The gradient norm of these updates is nan."""
+def test_the_best_is_remembered_by_a_run_that_goes_on(whole, tmp_path):
+    main, arguments = arguments_of("rl", whole)
+    steps = ["num_steps=4", "save_every=100", "eval_every=1", "keep_last=1"]
+
+    def dies_after_two_steps() -> None:
+        judged(0.9, 0.5)()
+        dies_at(TransformersEngine, "load_weights", 3)()
+
+    killed(main, [*arguments, *steps], tmp_path / "run", dies_after_two_steps)
+    assert checkpoint_names(tmp_path / "run") == ["step_1"]
+    finish(main, [*arguments, *steps, "resume=auto"], tmp_path / "run", judged(0.5, 0.6, 0.7))
+    assert checkpoint_names(tmp_path / "run") == ["step_1"]
+
+
+def test_sft_keeps_the_checkpoint_of_its_best_validation_too(whole, tmp_path):
+    validated = [row["step"] + 1 for row in metrics(whole["sft"]) if "sft/val_loss" in row]
 
     def arm() -> None:
-        original, calls = Accelerator.clip_grad_norm_, iter(range(1000))
+        losses = iter([0.3, *[0.4] * 100])
+        sft.mean_loss = lambda *_: next(losses)
 
-        def broken(self, parameters, *args):
-            parameters = list(parameters)
-            if next(calls) in steps:
-                parameters[0].grad.fill_(float("nan"))
-            return original(self, parameters, *args)
-
-        Accelerator.clip_grad_norm_ = broken
-
-    return arm
+    assert len(validated) > 1 and validated[0] % 6 != 0 and validated[0] < 36
+    finish(sft.main, [*SFT, "keep_last=1"], tmp_path / "run", arm)
+    assert checkpoint_names(tmp_path / "run") == sorted([f"step_{validated[0]}", "step_36"])
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_written_down(whole, tmp_path):
@@ -254,3 +217,54 @@ def test_too_many_in_a_row_stop_the_run(tmp_path):
     process.join(60)
     log = Path(f"{tmp_path}/run.log").read_text()
     assert process.exitcode == 1 and "2 updates in a row had a gradient that is not finite" in log
+
+
+def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
+    """The first of each step that has several: some have one, because groups without any advantage make no samples."""
+
+    def arm() -> None:
+        shares, clip, first_of_several = rl.shares, Accelerator.clip_grad_norm_, []
+
+        def counted(*args):
+            updates = list(shares(*args))
+            first_of_several[:] = [len(updates) > 1]
+            return updates
+
+        def broken(self, parameters, *args):
+            parameters = list(parameters)
+            if first_of_several and first_of_several.pop():
+                parameters[0].grad.fill_(float("nan"))
+            return clip(self, parameters, *args)
+
+        rl.shares, Accelerator.clip_grad_norm_ = counted, broken
+
+    main, arguments = arguments_of("rl", whole)
+    finish(main, [*arguments, "max_skipped=1"], tmp_path / "run", arm)
+    rows = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    steps = metrics(tmp_path / "run")
+    assert len(steps) == 5 and rows and all(row["sessions"] for row in rows)
+    assert len({row["step"] for row in rows}) == len(rows), "the others of those steps were taken"
+    # the norm that is logged is the last update's
+    assert all("nonfinite" not in row for row in steps) and any(steps[row["step"]]["grad_norm"] > 0 for row in rows)
+    weights = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.slow
+def test_a_run_with_vllm_goes_on_bit_for_bit(whole, tmp_path):
+    """Killed with a sampled step in the journal; the step after it is sampled by a new engine with the weights of that time."""
+    pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
+    main, arguments = arguments_of("rl", whole)
+    arguments = [*arguments, "engine=vllm", "num_steps=4", "eval_every=0", "max_model_len=400"]
+
+    def dies_in_step_2() -> None:
+        from rollout.vllm_engine import VLLMEngine
+
+        dies_at(VLLMEngine, "load_weights", 3)()
+
+    finish(main, arguments, tmp_path / "whole")
+    killed(main, arguments, tmp_path / "run", dies_in_step_2)
+    assert checkpoint_names(tmp_path / "run") == ["step_2"] and (tmp_path / "run/journal/step_2.json").exists()
+    finish(main, [*arguments, "resume=auto"], tmp_path / "run")
+    same_run(tmp_path / "run", tmp_path / "whole")
+    assert any(row["grad_norm"] > 0 for row in metrics(tmp_path / "run")[2:])

@@ -110,34 +110,47 @@ def test_killed_before_any_change_to_a_file_the_newest_is_whole(tmp_path):
     assert seen == {"", ".partial", ".whole", ".discarded"}
 
 
-def run_two(root: Path, faulty_rank: int | None) -> dict[int, str]:
+def run_two(root: Path, kind: str = "none", faulty_rank: int | None = None) -> dict[int, str]:
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(2), context.Queue()
-    processes = [
-        context.Process(target=one_of_two, args=(root, rank, barrier, faulty_rank, answers)) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    said = dict(answers.get(timeout=30) for _ in processes)
-    for process in processes:
-        process.join(timeout=30)
+    with context.Manager() as manager:
+        barrier, answers, values = context.Barrier(2), context.Queue(), manager.dict()
+        processes = [
+            context.Process(target=one_of_two, args=(root, rank, barrier, values, (kind, faulty_rank), answers))
+            for rank in (0, 1)
+        ]
+        for process in processes:
+            process.start()
+        said = dict(answers.get(timeout=30) for _ in processes)
+        for process in processes:
+            process.join(timeout=30)
     return said
 
 
 def test_two_processes_fill_one_checkpoint(tmp_path):
-    assert run_two(tmp_path, None) == {0: "step_1", 1: "step_1"}
+    assert run_two(tmp_path) == {0: "step_1", 1: "step_1"}
     assert list(verify(tmp_path / "step_1").files) == ["rank_0.bin", "rank_1.bin"]
     assert (tmp_path / "step_1" / "rank_1.bin").read_bytes() == content(1, 1)
 
 
-@pytest.mark.parametrize("faulty_rank", [0, 1])
-def test_when_one_of_two_cannot_write_both_say_so_and_nothing_is_left(tmp_path, faulty_rank):
+@pytest.mark.parametrize(
+    ("kind", "faulty_rank", "message"),
+    [("full", 0, "Disk quota exceeded"), ("full", 1, "Disk quota exceeded"), ("begin", 0, "No space left on device")],
+)
+def test_when_one_of_two_cannot_write_both_say_why_and_nothing_is_left(tmp_path, kind, faulty_rank, message):
     alone(tmp_path, 0)
     before = alone(tmp_path, 1).stat().st_ino
-    said = run_two(tmp_path, faulty_rank)
-    assert "Disk quota exceeded; earlier checkpoints are kept" in said[faulty_rank]
-    assert "CheckpointError: " in said[1 - faulty_rank]
+    said = run_two(tmp_path, kind, faulty_rank)
+    assert f"{message}; earlier checkpoints are kept" in said[faulty_rank]
+    assert f"CheckpointError: rank {faulty_rank}: could not write" in said[1 - faulty_rank]
+    assert message in said[1 - faulty_rank]
     assert names(tmp_path) == ["step_0", "step_1"] and (tmp_path / "step_1").stat().st_ino == before
+
+
+def test_processes_that_do_not_share_the_folder_are_told_so(tmp_path):
+    said = run_two(tmp_path, "unshared", 1)
+    for rank in (0, 1):
+        assert "is not on a file system that all processes share (rank_1.bin is not there)" in said[rank]
+    assert not (tmp_path / "step_1").exists()
 
 
 @pytest.fixture
@@ -168,6 +181,10 @@ def put_safetensors(folder: Path) -> None:
     save_file({"a": torch.zeros(250_000)}, folder / "a.safetensors")
 
 
+def put_file(folder: Path) -> None:
+    write_file(folder / "progress", bytes(10**6))
+
+
 @pytest.mark.parametrize("put", [put_bytes, put_torch, put_safetensors])
 def test_a_full_disk_keeps_what_stood_there(small_disk, put):
     root = small_disk / "checkpoints"
@@ -180,6 +197,14 @@ def test_a_full_disk_keeps_what_stood_there(small_disk, put):
     assert names(root) == ["step_1"] and is_whole(choose(root, "auto"))
     assert shutil.disk_usage(root).free == free, "the half-written folder is gone"
     alone(root, 2)
+
+
+def test_a_full_disk_that_one_of_our_own_files_meets_leaves_nothing_either(small_disk):
+    root = small_disk / "checkpoints"
+    alone(root, 1)
+    with pytest.raises(CheckpointError, match=r"progress' \(1000000 bytes, \d+ free on its disk\)"):
+        alone(root, 2, put_file)
+    assert names(root) == ["step_1"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -219,6 +244,7 @@ def test_a_model_that_does_not_fit_is_a_clear_error(small_disk):
     (small_disk / "model" / "old").write_bytes(b"old")
     with pytest.raises(CheckpointError, match="could not save the model to .*No space left on device"):
         save_model(Accelerator(cpu=True), policy, None, small_disk / "model")
+    assert names(small_disk) == ["model"]
     assert (small_disk / "model" / "old").read_bytes() == b"old"
 
 

@@ -3,32 +3,35 @@
 import os
 import signal
 import socket
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.forks import FORK, as_rank, free_port
-from trainer import pulse, world
+from trainer import pulse
 from trainer.runner import clear_errors
 from trainer.world import World, start_accelerator
 
 
 def one_rank(rank: int, hosts: tuple[str, ...], port: int, end: dict, folder: Path) -> None:
-    """Meets the others until a connection breaks, or ends as `end` says."""
+    """Meets the others until a connection breaks, unless `end` says something else."""
     torch.set_num_threads(1)
     socket.gethostname = lambda: hosts[rank]
-    world.LOST_SECONDS, pulse.PERIOD_SECONDS = 2.0, 0.1
+    pulse.LOST_SECONDS, pulse.SILENT_SECONDS, pulse.GRACE_SECONDS, pulse.PERIOD_SECONDS = 2.0, 2.0, 3.0, 0.1
+    sys.stderr = open(folder / f"{rank}.log", "w")
     as_rank(rank, len(hosts), port)
     try:
         with clear_errors("run"):
             together = World.of(start_accelerator(1.0))
             with together.watched():
                 together.meet()
-                if rank in end:
-                    end[rank]()
-                while True:
+                done = end.get(rank, lambda: False)()
+                while not done:
                     together.meet()
+            (folder / str(rank)).write_text("done")
     except SystemExit as stopped:
         (folder / str(rank)).write_text(str(stopped))
     finally:
@@ -75,6 +78,32 @@ def test_a_process_alone_on_its_host_is_named_by_its_silence(tmp_path):
 def test_the_host_that_keeps_the_store_is_named_when_nothing_answers_there(tmp_path):
     said, _ = run(("a", "b"), {0: die}, tmp_path)
     assert "rank 1 of 2 stops, because rank 0 is gone (nothing answers at 127.0.0.1:" in said[1] and " on a)" in said[1]
+
+
+def wait() -> None:
+    """As a collective on CUDA does, whose peer is gone."""
+    time.sleep(100)
+
+
+@pytest.mark.parametrize(
+    ("host", "how"),
+    [("a", "process {} on a"), ("b", "no sign of life from process {} on b")],
+    ids=["here", "elsewhere"],
+)
+def test_a_process_whose_main_thread_only_waits_is_ended_with_the_name_of_the_other(tmp_path, host, how):
+    began = time.monotonic()
+    said, pids = run(("a", host), {0: wait, 1: die}, tmp_path)
+    assert said == ["", ""] and time.monotonic() - began < 30, "the main thread did not wait"
+    log = (tmp_path / "0.log").read_text()
+    assert f"rank 0 of 2 stops, because rank 1 is gone ({how.format(pids[1])})" in log and "resume=auto" in log
+
+
+def test_a_process_that_ended_well_is_not_taken_for_a_dead_one(tmp_path):
+    def learn_on() -> bool:
+        time.sleep(7)  # longer than a silence and the grace after it
+        return True
+
+    assert run(("a", "a", "b"), {0: learn_on, 1: lambda: True, 2: lambda: True}, tmp_path)[0] == ["done"] * 3
 
 
 def test_a_process_that_fails_leaves_its_error_to_the_others(tmp_path):

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -28,14 +30,30 @@ def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> P
         try:
             shutil.rmtree(partial, ignore_errors=True)
             model.save_pretrained(partial, state_dict=weights)
-            tokenizer.save_pretrained(partial)
+            write_all(partial, files_of(tokenizer))
             fsync_tree(partial)
             shutil.rmtree(folder, ignore_errors=True)
             durable_rename(partial, folder)
         except (OSError, SafetensorError) as error:  # a full disk, a folder we may not write
+            shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(f"could not save the model to '{folder}': {error}; earlier files are kept") from error
     accelerator.wait_for_everyone()
     return folder
+
+
+def files_of(*parts) -> dict[str, bytes]:
+    """What the parts' `save_pretrained` write, by path: a tokenizer's writer has no error of its own for a full disk."""
+    with TemporaryDirectory() as name:
+        for part in parts:
+            part.save_pretrained(name)
+        files = [path for path in Path(name).rglob("*") if path.is_file()]
+        return {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+
+
+def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def write_file(path: Path, data: bytes) -> None:

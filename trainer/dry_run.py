@@ -66,14 +66,19 @@ def _tokens(workload: Workload, launch: Launch, lengths: Lengths | None) -> list
     per_rank = -(-sessions // launch.num_processes)
     sequences = sessions * len(Agent) * (rollouts.num_rollouts if rollouts else 1)
     lines = [
-        f"A step: {sessions} sessions ({per_rank} on a GPU at most), {sequences:,} sequences; "
+        f"A step: {sessions} sessions (about {per_rank} on a GPU), {sequences:,} sequences; "
         f"micro-batches of {workload.max_tokens:,} packed tokens (a session is never split)"
     ]
     if sessions < launch.num_processes:
         lines.append(f"  {launch.num_processes - sessions} GPUs get no session: raise sessions_per_step")
     if rollouts:
         lines.append(f"  generates at most {sequences * rollouts.max_completion_tokens:,} tokens")
-    if lengths:
+    if lengths is None:
+        lines.append(
+            f"  trains on at most {sessions * workload.max_tokens:,} packed tokens, if no session is longer than max_tokens; "
+            "--prompt-tokens and --completion-tokens tell of your data"
+        )
+    else:
         packed = session_tokens(workload, lengths.prompt, lengths.completion)
         lines.append(
             f"  at {lengths.prompt:,} + {lengths.completion:,} tokens: {sequences * lengths.completion:,} tokens to learn "

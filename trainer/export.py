@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from membuilder.errors import CheckpointError, ConfigError
 from trainer import snapshots
-from trainer.checkpoint import durable_rename, fsync_tree
+from trainer.checkpoint import durable_rename, files_of, fsync_tree, write_all
 from trainer.log import METRICS_FILE, read_jsonl
 from trainer.resume import MODEL
 from trainer.runner import clear_errors
@@ -42,11 +42,11 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     try:
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial, max_shard_size=shard_size)
-        tokenizer.save_pretrained(partial)
+        write_all(partial, files_of(tokenizer))
         (partial / "README.md").write_text(model_card(checkpoint, manifest), encoding="utf-8")
         fsync_tree(partial)
         durable_rename(partial, target)
-    except OSError as error:  # a full disk, a folder we may not write
+    except snapshots.WRITE_ERRORS as error:  # a full disk, a folder we may not write
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"could not write '{target}': {error}") from error
     return target

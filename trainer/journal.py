@@ -1,5 +1,6 @@
 """What was sampled and scored since the last checkpoint, so that a resumed run neither generates nor judges it again.
 
+    journal.begin(root, settings, anew=False)
     experience = journal.read(root, step)
     if experience is None:
         experience = sample_and_score(step)
@@ -7,19 +8,23 @@
     ...
     journal.forget(root, before_step=41)        once checkpoint 41 is written; step 41 is the first it has not done
 
-One file per step, of all processes' sessions, written by one of them. It holds whatever the policy sampled under the
-configuration of that time: a run with another must start with an empty journal.
+One file per step, of all processes' sessions, written by one of them; beside them the settings they were sampled under,
+because no run with others may learn from them.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from membuilder.errors import CheckpointError
+from membuilder.errors import CheckpointError, ConfigError
 from reward.rollouts import ScoredGroup
 from trainer.checkpoint import write_file
 from trainer.sealed import encode, seal, unseal
+from trainer.settings import check_settings
 
+SETTINGS, SETTINGS_LABEL = "settings.json", "settings of the journal"
 NAME = re.compile(r"step_(\d+)\.json(\.partial)?")
 
 
@@ -32,19 +37,36 @@ class Experience:
     """What the steering of lengths measured and set."""
 
 
+def begin(root: Path, settings: Mapping[str, Any], anew: bool) -> None:
+    """Open the journal for a run with these settings; one process calls it, before any step is read or written.
+
+    Raises ConfigError where steps stand that another run sampled: under other settings, or any at all for one that
+    starts `anew`, which would write over them.
+    """
+    steps = [path for path, _ in _files(root) if path.suffix == ".json"]
+    if not steps:
+        _make(root)
+        write_file(root / SETTINGS, seal(SETTINGS_LABEL, encode(dict(settings), dict[str, Any], SETTINGS_LABEL)))
+        return
+    if anew:
+        raise ConfigError(
+            f"resume=never, but '{root}' holds what an earlier run sampled in {len(steps)} step(s): give resume=auto to go "
+            "on with it, or another `out` to start anew"
+        )
+    remedy = f"remove '{root}' to sample its steps again"
+    check_settings(root, unseal(root / SETTINGS, SETTINGS_LABEL, dict, remedy), settings)
+
+
 def write(root: Path, step: int, experience: Experience) -> Path:
     """Keep a step's experience. Later steps in the journal are of a policy that was left behind: they go.
 
     Raises CheckpointError, naming the group, for a value that would not come back the same (a log-prob that is nan),
     and where the file cannot be written.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for path, of_step in _files(root):
-            if of_step > step:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"the journal in '{root}' cannot be written: {error}") from error
+    _make(root)
+    for path, of_step in _files(root):
+        if of_step > step:
+            path.unlink(missing_ok=True)
     groups = [encode(group, ScoredGroup, f"step {step}, group '{group.group.id}'") for group in experience.scored]
     steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
     path = _path(root, step)
@@ -71,10 +93,11 @@ def forget(root: Path, before_step: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def empty(root: Path) -> None:
-    """Remove every file: a run that starts anew learns from nothing of an earlier one."""
-    for path, _ in _files(root):
-        path.unlink(missing_ok=True)
+def _make(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"the journal in '{root}' cannot be written: {error}") from error
 
 
 def _files(root: Path) -> list[tuple[Path, int]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+WANDB_ID_FILE = "wandb_run_id.txt"
 FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
 
 REDACTED = "[redacted]"
@@ -28,7 +29,7 @@ class RunLog:
     """One run's log, written by one process; with `enabled=False` (every rank but the first) it writes nothing.
 
         log = RunLog("runs/rl", wandb_project="mine", config={"seed": 0}, run_name="rl")
-        run_id = log.start_wandb(None)      or the id of the run to go on with
+        run_id = log.start_wandb(None, anew=True)       or the id that the run's checkpoint holds
         log.log({"reward/mean": 0.4, "kl": 0.01}, step=1)
         log.log_completions([{"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 0.4}, "weight": 1.0}])
         log.close()
@@ -57,11 +58,19 @@ class RunLog:
         self._open_files()
         self._project, self._config, self._run_name = wandb_project, redact(config), run_name
 
-    def start_wandb(self, run_id: str | None) -> str | None:
-        """Start the W&B run of this id, None for a new one; returns its id, or None where no project was named."""
+    def start_wandb(self, run_id: str | None, anew: bool) -> str | None:
+        """Start a W&B run; returns its id, or None where no project was named.
+
+        `run_id` is what a checkpoint holds. Without one, a run that does not start `anew` goes on with the id in
+        WANDB_ID_FILE: it may have been killed before its first checkpoint. Else the run is a new one.
+        """
         if not self.enabled or self._project is None:
             return None
+        kept = self._out_dir / WANDB_ID_FILE
+        if run_id is None and not anew and kept.exists():
+            run_id = kept.read_text(encoding="utf-8").strip()
         self._wandb_run = _start_wandb(self._out_dir, self._project, self._config, self._run_name, run_id)
+        write_file(kept, f"{self._wandb_run.id}\n".encode())
         return self._wandb_run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

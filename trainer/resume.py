@@ -3,36 +3,36 @@
 OUT/checkpoints/step_N/state      Accelerate's: model, optimizer, random states of every process
 OUT/checkpoints/step_N/progress   the loop's own place: a record of its own type, with the id of the W&B run
 OUT/checkpoints/step_N/model      what else a model folder needs (configuration, tokenizer), for trainer.export
-The learning rate is a function of the step. Verdicts need no position: those of finished rollouts stand in the journal,
-and a judge's answers on disk are found by their content. A run goes on only with the settings it began with.
+OUT/checkpoints/step_N/manifest.json      checksums; settings, and the whole configuration as it was resolved
+The learning rate is a function of the step. A judge has no position: the verdicts of a step stand in the journal with its
+rollouts, one file a step. A run goes on only with the settings it began with.
 """
 
 import math
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TypeVar
 
 from accelerate import Accelerator
-from omegaconf import OmegaConf
+from accelerate.utils import MODEL_NAME
 from transformers import PreTrainedModel
 
-from membuilder.config import dump
-from membuilder.errors import ConfigError, DivergedError, Interrupted
+from membuilder.errors import DivergedError, Interrupted
 from trainer import journal, snapshots
-from trainer.checkpoint import write_file
+from trainer.checkpoint import files_of, write_all, write_file
 from trainer.journal import Experience
 from trainer.sealed import encode, seal, unseal
-from trainer.world import World
+from trainer.settings import check_settings, resolved, settings_of
+from trainer.snapshots import WRITE_ERRORS
+from trainer.world import World, zero_stage
 
 Progress = TypeVar("Progress")
 
 MODEL = "model"
-FREE = {"out", "resume", "save_every", "keep_last", "log_completions", "wandb_project", "journal", "max_skipped"}
-"""Keys that may change when a run goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,20 @@ class Best:
     metric: str
     higher_is_better: bool
 
+    def is_beaten(self, best: float | None, value: float | None) -> bool:
+        """By a value measured now. None: not measured; one that is not finite is no better than none."""
+        if value is None or not math.isfinite(value):
+            return False
+        return best is None or (value > best if self.higher_is_better else value < best)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     root: Path
     settings: dict
-    """The run's configuration without the keys of FREE, and its number of processes."""
+    """See trainer/settings.py."""
+    config: dict
+    """All of it, to read; a run goes on by `settings`."""
     accelerator: Accelerator
     world: World
     model_files: dict[str, bytes]
@@ -55,14 +63,13 @@ class Checkpoints:
 
     @classmethod
     def of(cls, config, accelerator: Accelerator, world: World, model: PreTrainedModel, tokenizer) -> "Checkpoints":
-        settings = OmegaConf.to_container(OmegaConf.create(dump(config)))
-        kept = {key: value for key, value in _flat(settings).items() if key not in FREE}
         return cls(
             root=Path(config.out) / "checkpoints",
-            settings=kept | {"processes": world.size},
+            settings=settings_of(config, accelerator),
+            config=resolved(config),
             accelerator=accelerator,
             world=world,
-            model_files=_files_of(model.config, model.generation_config, tokenizer),
+            model_files=files_of(model.config, model.generation_config, tokenizer),
         )
 
     def load(self, resume: str, kind: type[Progress]) -> Progress | None:
@@ -74,61 +81,69 @@ class Checkpoints:
         folder = self.world.gather(folder)[0]
         if folder is None:
             return None
-        self._check_settings(folder, snapshots.read_manifest(folder).meta["settings"])
+        check_settings(folder, snapshots.read_manifest(folder).meta["settings"], self.settings)
         self.accelerator.load_state(str(folder / "state"))
         self.accelerator.print(f"resuming from '{folder}'")
         return unseal(folder / "progress", "progress", kind, "give resume=previous")
 
     def save(self, step: int, progress, keep_last: int, metrics: Mapping[str, float], best: Best) -> Path:
         """Write checkpoint `step` (so many steps done) and drop all but the last and the best; all processes call it."""
+        deepspeed = zero_stage(self.accelerator) is not None
 
         def fill(partial: Path) -> None:
-            self.accelerator.save_state(str(partial / "state"))
+            if deepspeed:
+                with errors_after_the_last_barrier(self.accelerator):
+                    # its file `latest` would be written outside of what is caught, and nothing here reads it
+                    self.accelerator.save_state(str(partial / "state"), save_latest=False)
+            else:
+                self.accelerator.save_state(str(partial / "state"))
             if self.world.rank == 0:
-                for name, content in self.model_files.items():
-                    (partial / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
-                    (partial / MODEL / name).write_bytes(content)
+                write_all(partial / MODEL, self.model_files)
                 write_file(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
 
-        meta = {"settings": self.settings, best.metric: metrics.get(best.metric)}
-        folder = snapshots.write(self.root, step, fill, meta, self.world.rank == 0, self.world.meet)
+        meta = {"settings": self.settings, "config": self.config, best.metric: metrics.get(best.metric)}
+        folders = [f"state/{MODEL_NAME}"] if deepspeed else []
+        folder = snapshots.write(self.root, step, fill, meta, self.world.rank == 0, self.world.gather, folders)
         if self.world.rank == 0:
             snapshots.prune(self.root, keep_last, snapshots.best_step(self.root, best.metric, best.higher_is_better))
         return folder
 
-    def _check_settings(self, folder: Path, then: dict) -> None:
-        changed = [key for key in self.settings | then if self.settings.get(key) != then.get(key)]
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"'{folder}' was written with {key}={then.get(key)}, now it is {self.settings.get(key)} "
-                f"({len(changed)} key(s) differ): give the same settings, or another `out` to start anew"
-            )
 
+@contextmanager
+def errors_after_the_last_barrier(accelerator: Accelerator) -> Iterator[None]:
+    """DeepSpeed's processes meet after each has written: one that could not would leave the others waiting for it."""
+    engine = accelerator.deepspeed_engine_wrapped.engine
+    writers, kept = [(engine.checkpoint_engine, "save"), (engine, "_copy_recovery_script")], []
 
-def _files_of(*parts) -> dict[str, bytes]:
-    """What the parts' `save_pretrained` write."""
-    with TemporaryDirectory() as name:
-        for part in parts:
-            part.save_pretrained(name)
-        files = [path for path in Path(name).rglob("*") if path.is_file()]
-        return {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+    def keeping(write: Callable) -> Callable:
+        def attempt(*args, **kwargs) -> None:
+            try:
+                if not kept:
+                    write(*args, **kwargs)
+            except WRITE_ERRORS as error:
+                kept.append(error)
 
+        return attempt
 
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    for owner, name in writers:
+        setattr(owner, name, keeping(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name in writers:
+            delattr(owner, name)
+    if kept:
+        raise kept[0]
 
 
 class Diary:
     """The journal as a loop uses it: one process reads and writes, all get what it holds."""
 
-    def __init__(self, root: Path, world: World, anew: bool) -> None:
+    def __init__(self, root: Path, world: World, settings: Mapping, anew: bool) -> None:
+        """Made once the checkpoints accepted the run; see `journal.begin`."""
         self._root, self._world = root, world
-        if anew and world.rank == 0:
-            journal.empty(root)
+        if world.rank == 0:
+            journal.begin(root, settings, anew)
 
     def recall(self, step: int, collect: Callable[[int], Experience]) -> Experience:
         """The step's experience: as written down, else collected and written down."""
@@ -146,11 +161,14 @@ class Diary:
 
 
 class Stop:
-    """Remembers a SIGTERM, so that the step in hand can be finished and saved first."""
+    """Remembers a SIGTERM or SIGUSR1, so that the step in hand can be finished and saved first.
+
+    SIGUSR1 is for Slurm (launch/slurm.sbatch): torch's launcher passes a SIGTERM on, but kills soon after it.
+    """
 
     def __init__(self, world: World) -> None:
         self._world, self._asked = world, False
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -161,11 +179,12 @@ class Stop:
         return any(self._world.gather(self._asked))
 
     def close(self) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def interrupted(step: int) -> Interrupted:
-    return Interrupted(f"stopped by SIGTERM after step {step}, which is saved; start again with resume=auto")
+    return Interrupted(f"stopped by a signal after step {step}, which is saved; start again with resume=auto")
 
 
 @dataclass(kw_only=True)

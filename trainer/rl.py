@@ -39,7 +39,7 @@ from trainer.prepared import rl_builds
 from trainer.resume import Best, Checkpoints, Diary, Skips, Stop, interrupted
 from trainer.rl_config import RLConfig
 from trainer.rows import token_scale
-from trainer.runner import clear_errors, frozen_copy, make_collector, make_engine, start_run
+from trainer.runner import clear_errors, describe_run, frozen_copy, make_collector, make_engine, start_run
 from trainer.stream import Position, SessionStream, States
 from trainer.systems import judge_policy
 from trainer.updates import loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
@@ -57,6 +57,8 @@ class Progress:
     steering: Position
     memory_ratio: float | None
     """Smoothed; None while nothing was measured."""
+    best: float | None
+    """The best evaluation so far; its checkpoint is kept."""
     wandb_run_id: str | None
 
 
@@ -104,15 +106,16 @@ def train(
 
     checkpoints = Checkpoints.of(config, accelerator, world, model, collector.tokenizer)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
-    diary = Diary(Path(config.out) / "journal", world, anew=config.resume == "never") if config.journal else None
-    begun = checkpoints.load(config.resume, Progress)
+    begun, anew = checkpoints.load(config.resume, Progress), config.resume == "never"
+    diary = Diary(Path(config.out) / "journal", world, checkpoints.settings, anew) if config.journal else None
+    describe_run(config, accelerator)
     if begun is not None:
         stream.move_to(begun.stream)
         steering.move_to(begun.steering)
         collector.engine.load_weights(named_weights(accelerator, policy), version=begun.step)
-    first, memory_ratio = (0, None) if begun is None else (begun.step, begun.memory_ratio)
+    first, memory_ratio, best = (0, None, None) if begun is None else (begun.step, begun.memory_ratio, begun.best)
     log.drop_from(first)
-    wandb_run_id = log.start_wandb(None if begun is None else begun.wandb_run_id)
+    wandb_run_id = log.start_wandb(None if begun is None else begun.wandb_run_id, anew)
     bar = progress(total=config.num_steps, initial=first, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(first, config.num_steps):
         clock = {"start": time.perf_counter()}
@@ -184,13 +187,15 @@ def train(
             step,
         )
         log.log_completions(completion_rows(scored, batch, step, config.log_completions))
-        stopped = stop.asked
-        if stopped or (step + 1) % config.save_every == 0:
+        stopped, beaten = stop.asked, BEST.is_beaten(best, evaluated.get(BEST.metric))
+        best = evaluated[BEST.metric] if beaten else best
+        if stopped or beaten or (step + 1) % config.save_every == 0:
             here = Progress(
                 step=step + 1,
                 stream=stream.position,
                 steering=steering.position,
                 memory_ratio=memory_ratio,
+                best=best,
                 wandb_run_id=wandb_run_id,
             )
             checkpoints.save(step + 1, here, config.keep_last, evaluated, BEST)

@@ -21,6 +21,7 @@ from reward.judges import load_judge
 from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
+from trainer.checkpoint import write_file
 from trainer.collect import Collector
 from trainer.corpus import ExpertBuild, training_text
 from trainer.log import RunLog
@@ -51,7 +52,7 @@ class Run:
 
 
 def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
-    """Seed, start the log, write the resolved config and where the code comes from into `config.out`."""
+    """Seed and start the log in `config.out`."""
     accelerator = start_accelerator(config.optim.max_grad_norm)
     if config.model.dtype == "bfloat16" and accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise ConfigError(
@@ -61,13 +62,21 @@ def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
         )
     seed_everything(config.seed)
     out = Path(config.out)
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(dump(config), encoding="utf-8")
-        (out / "provenance.json").write_text(json.dumps(provenance(), indent=2), encoding="utf-8")
     log = RunLog(out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
     world = World.of(accelerator)
     return Run(accelerator=accelerator, world=world, log=log, embedder=embedder or Embedder(config.embedding_model))
+
+
+def describe_run(config, accelerator: Accelerator) -> None:
+    """Write the resolved config and where the code comes from into `config.out`.
+
+    Called once the run is accepted: one that is refused must not change what stands there about another.
+    """
+    if accelerator.is_main_process:
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / "config.yaml", dump(config).encode())
+        write_file(out / "provenance.json", json.dumps(provenance(), indent=2).encode())
 
 
 def make_policy_model(

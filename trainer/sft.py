@@ -35,7 +35,7 @@ from trainer.policy import ModelConfig, Policy, load_model
 from trainer.prepared import prepared_trees
 from trainer.resume import Best, Checkpoints, Skips, Stop, interrupted
 from trainer.rows import supervised_rows
-from trainer.runner import Run, clear_errors, make_policy_model, start_run
+from trainer.runner import Run, clear_errors, describe_run, make_policy_model, start_run
 from trainer.sft_trees import sft_trees
 from trainer.updates import make_update, micro_step
 from trainer.world import World, announce
@@ -134,9 +134,10 @@ def train(
     checkpoints = Checkpoints.of(config, accelerator, world, model, tokenizer)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
     begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best_validation_loss=None, wandb_run_id=None)
+    describe_run(config, accelerator)
     best = begun.best_validation_loss
     log.drop_from(begun.step)
-    wandb_run_id = log.start_wandb(begun.wandb_run_id)
+    wandb_run_id = log.start_wandb(begun.wandb_run_id, anew=config.resume == "never")
     loss = validation_loss = float("nan")
     bar = progress(total=num_steps, initial=begun.step, label="SFT", unit="step", enabled=accelerator.is_main_process)
     for step in range(begun.step, num_steps):
@@ -153,16 +154,18 @@ def train(
         else:
             optimizer.step()
         optimizer.zero_grad()
+        beaten = False
         metrics = {"sft/loss": loss, "grad_norm": float(norm), "lr": rate, "time/step": time.perf_counter() - began}
         if position == steps_per_epoch - 1 or step == num_steps - 1:
             validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator, world)
             metrics["sft/val_loss"] = validation_loss
-            if best is None or validation_loss < best:
+            beaten = BEST.is_beaten(best, validation_loss)
+            if beaten:
                 best = validation_loss
                 save_model(accelerator, policy, tokenizer, Path(config.out) / "best")
         log.log(metrics, step)
         stopped = stop.asked
-        if stopped or (step + 1) % config.save_every == 0:
+        if stopped or beaten or (step + 1) % config.save_every == 0:
             here = Progress(step=step + 1, best_validation_loss=best, wandb_run_id=wandb_run_id)
             checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
         if stopped:

@@ -3,19 +3,17 @@
     recover(root)                                           one process, at the start of a run
     folder = choose(root, "auto")                           one process: it reads every byte
     ...
-    write(root, 40, save_my_part, {"val_loss": 1.2}, accelerator.is_main_process, accelerator.wait_for_everyone)
+    write(root, 40, save_my_part, {"val_loss": 1.2}, world.rank == 0, world.gather)
     prune(root, keep_last=2, best=best_step(root, "val_loss", higher_is_better=False))      one process
 
 `step_N` was taken after N steps. The folder must be on a file system that all processes share. Names beside it, of
-which `recover` leaves none: `.partial` is being written, `.failed` could not be, `.whole` only waits for its name,
-`.discarded` is being removed.
+which `recover` leaves none: `.partial` is being written, `.whole` only waits for its name, `.discarded` is being removed.
 """
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -60,9 +58,13 @@ def write(
     fill: Callable[[Path], None],
     meta: Mapping[str, Any],
     is_main: bool,
-    barrier: Callable[[], None],
+    gather: Callable[[Any], list],
+    folders: Sequence[str] = (),
 ) -> Path:
     """Write checkpoint `step_N`; all processes call it, and each one's `fill` puts its files into the same folder.
+
+    `gather` gives everybody's value, in the order of ranks. `folders` are made before any process fills: what meets the
+    others inside `fill` (DeepSpeed's writer does) must not fail before that.
 
     Checkpoints of this step or later are of a line of training that the run has left: the new one replaces them. `meta`
     is JSON, None for what was not measured. Costs a sha256 of every byte in the main process, a few files at a time.
@@ -71,26 +73,24 @@ def write(
     """
     encode(dict(meta), dict[str, Any], f"meta of checkpoint {step}")
     folder = root / f"step_{step}"
-    partial, failed = _beside(folder, ".partial"), _beside(folder, ".failed")
-    before = _inode(folder)
-    failure = _attempt(folder, lambda: _begin(root, partial)) if is_main else None
-    barrier()
-    if failure is None:
-        failure = _attempt(folder, lambda: fill(partial))
-    barrier()
-    if is_main and failure is None and not failed.exists():
-        failure = _attempt(folder, lambda: _finish(root, folder, partial, step, meta))
-    if is_main:
-        for left in (partial, failed):
-            shutil.rmtree(left, ignore_errors=True)
-    barrier()
-    if failure is not None:
-        raise failure
-    if _inode(folder) == before:
-        raise CheckpointError(
-            f"checkpoint '{folder}' was not written: another process failed (see its message), or '{root}' is not on a "
-            "file system that all processes share"
-        )
+    partial = _beside(folder, ".partial")
+
+    def together(action: Callable[[], Any], takes_part: bool = True) -> list:
+        """Everybody's result; where one process fails, all raise its error."""
+        result, failure = _attempt(folder, action) if takes_part else (None, None)
+        answers = gather((result, None if failure is None else str(failure)))
+        failed = [(rank, reason) for rank, (_, reason) in enumerate(answers) if reason is not None]
+        if failed:
+            if is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise failure or CheckpointError(f"rank {failed[0][0]}: {failed[0][1]}")
+        return [result for result, _ in answers]
+
+    together(lambda: _begin(root, partial, folders), is_main)
+    together(lambda: fill(partial))
+    # asked of each process: a network file system may show one of them another's new files late
+    names = {name for seen in together(lambda: sorted(_files(partial))) for name in seen}
+    together(lambda: _finish(root, folder, partial, names, step, meta), is_main)
     return folder
 
 
@@ -98,7 +98,7 @@ def recover(root: Path) -> None:
     """Finish or remove what killed processes left. No other process may be writing there."""
     for whole in root.glob("step_*.whole"):
         _give_name(root, whole)
-    for suffix in (".partial", ".failed", ".discarded"):
+    for suffix in (".partial", ".discarded"):
         for left in root.glob(f"step_*{suffix}"):
             shutil.rmtree(left)
 
@@ -188,15 +188,21 @@ def _newest_whole(root: Path, folders: list[Path]) -> Path:
     raise CheckpointError(f"resume=previous: no checkpoint in '{root}' to go on from: {reason}")
 
 
-def _begin(root: Path, partial: Path) -> None:
+def _begin(root: Path, partial: Path, folders: Sequence[str]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     fsync(root.parent)
     recover(root)
     partial.mkdir()
+    for name in folders:
+        (partial / name).mkdir(parents=True)
 
 
-def _finish(root: Path, folder: Path, partial: Path, step: int, meta: Mapping[str, Any]) -> None:
-    manifest = Manifest(step=step, meta=dict(meta), files=_sums(_files(partial)))
+def _finish(root: Path, folder: Path, partial: Path, names: Iterable[str], step: int, meta: Mapping[str, Any]) -> None:
+    files = {name: partial / name for name in sorted(names)}
+    for name, path in files.items():
+        if not path.exists():
+            raise FileNotFoundError(f"'{root}' is not on a file system that all processes share ({name} is not there)")
+    manifest = Manifest(step=step, meta=dict(meta), files=_sums(files))
     (partial / MANIFEST).write_bytes(seal(LABEL, encode(manifest, Manifest, f"manifest of checkpoint {step}")))
     fsync_tree(partial)
     whole = _beside(folder, ".whole")
@@ -221,11 +227,12 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(discarded)
 
 
-def _attempt(folder: Path, action: Callable[[], None]) -> CheckpointError | None:
-    """What went wrong, after telling the other processes by renaming the folder: a full disk has room for that."""
+def _attempt(folder: Path, action: Callable[[], Any]) -> tuple[Any, CheckpointError | None]:
+    """The action's result, and what went wrong instead."""
     try:
-        action()
-        return None
+        return action(), None
+    except CheckpointError as error:  # says itself what could not be written
+        return None, error
     except WRITE_ERRORS as error:
         failure = CheckpointError(
             f"could not write checkpoint '{folder}', {free_bytes(folder)} bytes are free on its disk: {error}; earlier "
@@ -233,9 +240,7 @@ def _attempt(folder: Path, action: Callable[[], None]) -> CheckpointError | None
         )
         failure.__cause__ = error
         _let_go(error)
-    with suppress(OSError):  # another process was first
-        _beside(folder, ".partial").rename(_beside(folder, ".failed"))
-    return failure
+        return None, failure
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -259,11 +264,6 @@ def _sums(files: Mapping[str, Path]) -> dict[str, FileSum]:
 def _sum(path: Path) -> FileSum:
     with open(path, "rb") as file:
         return FileSum(sha256=file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
-
-
-def _inode(folder: Path) -> int | None:
-    """Tells a folder from another that takes its name."""
-    return folder.stat().st_ino if folder.exists() else None
 
 
 def _beside(folder: Path, suffix: str) -> Path:

@@ -7,8 +7,6 @@ Starting reads what `accelerate launch` put into the environment, and refuses wh
 
 import heapq
 import os
-import socket
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
-import psutil
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs, PartialState
 from accelerate.utils import DistributedType
@@ -24,7 +21,7 @@ from torch import distributed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from membuilder.errors import ConfigError, RankError
-from trainer.pulse import LOST_SECONDS, Pulse, silent
+from trainer.pulse import Home, Pulse
 
 Value = TypeVar("Value")
 
@@ -94,8 +91,7 @@ class World:
     size: int = 1
     group: "distributed.ProcessGroup | None" = None
     """Gloo, also beside NCCL: only gloo can tell which process is missing."""
-    homes: tuple[tuple[str, int], ...] = ()
-    """Host and process id of each rank."""
+    home: Home | None = None
     patience: timedelta = PATIENCE
     pulse: Pulse | None = None
 
@@ -105,9 +101,10 @@ class World:
             return cls()
         group = distributed.new_group(backend="gloo", timeout=patience)
         world = cls(rank=accelerator.process_index, size=accelerator.num_processes, group=group, patience=patience)
-        born = world.gather((socket.gethostname(), os.getpid(), uuid.uuid4().hex))
-        pulse = Pulse(run=born[0][2], rank=world.rank, size=world.size)
-        return replace(world, homes=tuple((host, pid) for host, pid, _ in born), pulse=pulse)
+        born = world.gather((Home.here(), uuid.uuid4().hex))
+        homes = [home for home, _ in born]
+        pulse = Pulse(run=born[0][1], rank=world.rank, homes=homes)
+        return replace(world, home=homes[world.rank], pulse=pulse)
 
     def share(self, costs: Sequence[float]) -> list[int]:
         """This process's items of a list in which item i is estimated to cost costs[i]."""
@@ -137,17 +134,16 @@ class World:
         """Around everything that talks to other processes: RankError names one that is gone, on this host or another."""
         with ExitStack() as stack:
             stack.push(self._leave)
+            if self.pulse is not None:
+                self.pulse.guard()
             try:
                 yield
             except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
-                gone = None if self.pulse is None else self._gone(self.pulse)
+                gone = None if self.pulse is None else self.pulse.find()
                 if gone is None:
                     raise
                 self.pulse.tell(gone)
-                raise RankError(
-                    f"rank {self.rank} of {self.size} stops, because {gone}. Look for that one's error, fix its cause and "
-                    "start again with resume=auto"
-                ) from error
+                raise self.pulse.error(gone) from error
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         """A process that fails by itself lets the others name it."""
@@ -155,47 +151,8 @@ class World:
             return
         if error is not None and not isinstance(error, RankError):
             first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
-            self.pulse.tell(f"rank {self.rank} failed on {self.homes[self.rank][0]} ({first_line})")
+            self.pulse.tell(f"rank {self.rank} failed on {self.home.host} ({first_line})")
         self.pulse.end()
-
-    def _gone(self, pulse: Pulse) -> str | None:
-        """Who ended, or None: looked for until a process that is alive would have given a sign."""
-        deadline, before = time.monotonic() + LOST_SECONDS, pulse.numbers()
-        while time.monotonic() < deadline:
-            found = self._gone_here() or pulse.told()
-            if found is not None:
-                return found
-            if before is None and self.homes[0][0] != socket.gethostname():
-                break
-            time.sleep(0.1)
-        after = pulse.numbers()
-        if before is None or after is None:
-            return self._gone_with_the_store(pulse.home)
-        lost = silent(before, after)
-        return f"rank {lost[0]} is gone (no sign of life from {self._home(lost[0])})" if lost else None
-
-    def _gone_here(self) -> str | None:
-        """A process of this host; it may take a moment to show after its connections closed."""
-        here = socket.gethostname()
-        dead = [rank for rank, (host, pid) in enumerate(self.homes) if host == here and not _alive(pid)]
-        return f"rank {dead[0]} is gone ({self._home(dead[0])})" if dead else None
-
-    def _gone_with_the_store(self, address: str) -> str:
-        """The store stands on rank 0's host, in rank 0 itself or in its launcher, which ends when one of its ranks does."""
-        host = self.homes[0][0]
-        ranks = ", ".join(str(rank) for rank, (other, _) in enumerate(self.homes) if other == host)
-        return f"rank {ranks} is gone (nothing answers at {address} on {host})"
-
-    def _home(self, rank: int) -> str:
-        host, pid = self.homes[rank]
-        return f"process {pid} on {host}"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:

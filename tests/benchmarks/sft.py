@@ -1,6 +1,6 @@
 """SFT steps on sessions like the memory data: ours against TRL's SFTTrainer, on the same weights, samples and order.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.sft --out tests/benchmarks/results/sft_cpu.json
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.sft          writes tests/benchmarks/results/sft_cpu.json
 
 shared            ours: the four agents of a session share their dialogue in one packed tree
 dense             ours without sharing: every sample brings its whole prompt, packed all the same
@@ -249,14 +249,20 @@ def row(run: Run, runs: Sequence[Run], steps: Sequence[Step]) -> dict:
     }
 
 
-def main() -> None:
+def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path)
+    results = Path(__file__).with_name("results") / f"sft_{device().type}.json"
+    parser.add_argument("--out", type=Path, default=results, help="file for the figures (%(default)s)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--impl", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not set(args.impl) & set(STOCK):
         parser.error(f"--impl needs one of {', '.join(STOCK)} to compare with")
+    return args
+
+
+def main() -> None:
+    args = options()
     shape = Shape(num_steps=args.steps)
     steps = sessions_of(shape)
     runs = [IMPLEMENTATIONS[name](shape, steps) for name in args.impl]
