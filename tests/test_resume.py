@@ -192,18 +192,6 @@ def test_the_best_is_remembered_by_a_run_that_goes_on(whole, tmp_path):
     assert checkpoint_names(tmp_path / "run") == ["step_1"]
 
 
-def test_sft_keeps_the_checkpoint_of_its_best_validation_too(whole, tmp_path):
-    validated = [row["step"] + 1 for row in metrics(whole["sft"]) if "sft/val_loss" in row]
-
-    def arm() -> None:
-        losses = iter([0.3, *[0.4] * 100])
-        sft.mean_loss = lambda *_: next(losses)
-
-    assert len(validated) > 1 and validated[0] % 6 != 0 and validated[0] < 36
-    finish(sft.main, [*SFT, "keep_last=1"], tmp_path / "run", arm)
-    assert checkpoint_names(tmp_path / "run") == sorted([f"step_{validated[0]}", "step_36"])
-
-
 def test_an_update_that_is_not_finite_is_left_out_and_written_down(whole, tmp_path):
     finish(sft.main, [*SFT, "max_steps=8"], tmp_path / "run", not_finite_at(2, 5))
     skipped = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]

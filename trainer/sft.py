@@ -154,18 +154,16 @@ def train(
         else:
             optimizer.step()
         optimizer.zero_grad()
-        beaten = False
         metrics = {"sft/loss": loss, "grad_norm": float(norm), "lr": rate, "time/step": time.perf_counter() - began}
         if position == steps_per_epoch - 1 or step == num_steps - 1:
             validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator, world)
             metrics["sft/val_loss"] = validation_loss
-            beaten = BEST.is_beaten(best, validation_loss)
-            if beaten:
+            if BEST.is_beaten(best, validation_loss):
                 best = validation_loss
                 save_model(accelerator, policy, tokenizer, Path(config.out) / "best")
         log.log(metrics, step)
         stopped = stop.asked
-        if stopped or beaten or (step + 1) % config.save_every == 0:
+        if stopped or (step + 1) % config.save_every == 0:
             here = Progress(step=step + 1, best_validation_loss=best, wandb_run_id=wandb_run_id)
             checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
         if stopped:
