@@ -175,7 +175,9 @@ def test_no_entries_are_long_enough_to_outgrow_the_prompt():
     assert len(long) == len(short) + 20 * 49 < 5000
 
 
-@pytest.mark.parametrize("wrong", [{"max_turn_chars": 0}, {"max_entry_chars": 0}, {"core_limit_chars": 0}, {"entries_shown": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_turn_chars": 0}, {"max_entry_chars": 0}, {"core_limit_chars": 0}, {"entries_shown": -1}]
+)
 def test_config_out_of_range(wrong):
     with pytest.raises(ValueError, match="at least"):
         PromptConfig(**wrong)
