@@ -44,6 +44,7 @@ def test_summary_has_every_field_and_system(run):
     assert list(summary["systems"]) == ["empty", "random", "longest", "rules", "all", "sft", "adrpo"]
     for result in summary["systems"].values():
         assert set(result) == {"accuracy", "recall_at_10", "memory_tokens", "format_valid", "questions"}
+    assert summary["prompt_too_long"] == dict.fromkeys(summary["systems"], 0.0)
     assert summary["systems"]["empty"]["accuracy"] == 0.0
     assert summary["systems"]["all"]["accuracy"] > summary["systems"]["rules"]["accuracy"] > 0.0
 
@@ -77,6 +78,8 @@ def test_the_same_seed_gives_the_same_summary(run, tmp_path):
         (["rl.reward.alhpa=2"], "reward.alpha"),
         (["sft.optim.lr=fast"], "optim.lr"),
         (["reward.alpha=2"], "sft. or rl."),
+        (["--eval-data", "locomo10.json"], "give data.path too (quickstart: --data)"),
+        (["rl.reward.include_superseded=false"], "Did you mean 'prompts.include_superseded'?"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, arguments, message):

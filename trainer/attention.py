@@ -34,7 +34,9 @@ def shared_prefix_attention(
     if dropout:
         raise ValueError("shared-prefix attention needs attention_dropout 0")
     if softcap is not None or s_aux is not None:
-        raise ValueError("shared-prefix attention has no soft cap on scores and no attention sinks, which this model uses")
+        raise ValueError(
+            "shared-prefix attention has no soft cap on scores and no attention sinks, which this model uses"
+        )
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (N, H, D)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return merged_attention(query, key, value, plan, scale)[None], None
