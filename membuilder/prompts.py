@@ -26,7 +26,7 @@ class PromptConfig:
     """Entries of its own kind an agent sees, the most related first."""
     max_turn_chars: int = 4000
     """A longer turn is shown cut to this; a quote still stores it whole."""
-    max_entry_chars: int = 2000
+    max_entry_chars: int = 4000
     """A longer entry is shown cut to this; the bank keeps it whole."""
     include_superseded: bool = True
     """Whether entries that a later one updates or merges still count: are shown to agents, and found for questions."""
