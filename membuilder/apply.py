@@ -18,6 +18,8 @@ from membuilder.types import (
 )
 
 CORE_LIMIT_CHARS = 5000
+CUT = "..."
+"""Behind a text that is shown to an agent in part."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,10 +135,12 @@ def resolve(target: str, shown: Sequence[Entry]) -> Entry | Failure:
     if target in labels:
         return labels[target]
     wanted = on_one_line(target)
+    begins = wanted.removesuffix(CUT) or wanted  # a long entry is shown cut, and may be named as it is shown
     for matches in (
         [entry for entry in shown if entry.id == target],
         [entry for entry in shown if on_one_line(entry.text) == wanted],
         [entry for entry in shown if on_one_line(entry.text).startswith(wanted)],
+        [entry for entry in shown if on_one_line(entry.text).startswith(begins)],
     ):
         if len(matches) == 1:
             return matches[0]

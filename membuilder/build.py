@@ -31,7 +31,10 @@ def shown_entries(session: Session, bank: Bank, embedder: TextEmbedder, config: 
     """The entries each agent sees beside a session; core sees its text instead."""
     if config.entries_shown == 0:
         return {agent: () for agent in Agent}
-    found = {agent: related(bank, session, agent, embedder, k=config.entries_shown) for agent in ENTRY_AGENTS}
+    found = {
+        agent: related(bank, session, agent, embedder, config.entries_shown, config.include_superseded)
+        for agent in ENTRY_AGENTS
+    }
     return {Agent.CORE: (), **found}
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from membuilder.apply import CORE_LIMIT_CHARS, on_one_line
+from membuilder.apply import CORE_LIMIT_CHARS, CUT, on_one_line
 from membuilder.schemas import ResponseFormat
 from membuilder.types import Agent, Bank, Entry, Session, Turn
 
@@ -27,6 +27,10 @@ class PromptConfig:
     """Entries of its own kind an agent sees, the most related first."""
     max_turn_chars: int = 4000
     """A longer turn is shown cut to this; a quote still stores it whole."""
+    max_entry_chars: int = 4000
+    """A longer entry is shown cut to this; the bank keeps it whole."""
+    include_superseded: bool = True
+    """Whether entries that a later one updates or merges still count: are shown to agents, and found for questions."""
     core_limit_chars: int = CORE_LIMIT_CHARS
     """An operation that would make the core longer fails."""
 
@@ -34,7 +38,7 @@ class PromptConfig:
         known = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
         if self.template_set not in known:
             raise ValueError(f"template_set {self.template_set!r} is none of {known}")
-        if min(self.max_turn_chars, self.core_limit_chars) < 1 or self.entries_shown < 0:
+        if min(self.max_turn_chars, self.max_entry_chars, self.core_limit_chars) < 1 or self.entries_shown < 0:
             raise ValueError("entries_shown must be at least 0, every other number of `prompts` at least 1")
 
 
@@ -49,10 +53,12 @@ def template_hashes(template_set: str) -> dict[str, str]:
     return {f"{template_set}/{file.stem}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[:max_chars] + CUT
+
+
 def _shown_turn(number: int, turn: Turn, config: PromptConfig) -> str:
-    content = " ".join(turn.content.split())
-    if len(content) > config.max_turn_chars:
-        content = content[: config.max_turn_chars] + "..."
+    content = _cut(on_one_line(turn.content), config.max_turn_chars)
     speaker = " ".join(turn.speaker.split())
     return _template(config.template_set, "turn").substitute(number=number, speaker=speaker, text=content).strip()
 
@@ -62,7 +68,8 @@ def render_prompt(agent: Agent, session: Session, bank: Bank, shown: Sequence[En
     if agent is Agent.CORE:
         memory = bank.core
     else:
-        memory = "\n".join(f"e{position} {on_one_line(entry.text)}" for position, entry in enumerate(shown, start=1))
+        texts = [_cut(on_one_line(entry.text), config.max_entry_chars) for entry in shown]
+        memory = "\n".join(f"e{position} {text}" for position, text in enumerate(texts, start=1))
     turns = "\n".join(_shown_turn(number, turn, config) for number, turn in enumerate(session.turns, start=1))
     return _template(config.template_set, agent.value).substitute(
         date=f"{session.timestamp:%Y-%m-%d %H:%M}",

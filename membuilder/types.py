@@ -160,6 +160,8 @@ class FailureKind(StrEnum):
     ABSENT_TEXT = "absent_text"
     CORE_LIMIT = "core_limit"
     TRUNCATED = "truncated"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    """The agent was not asked: no fault of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from membuilder.types import Agent, Failure
+from membuilder.types import Agent, Failure, FailureKind
 from reward.attribution import attribution_weights
 from reward.length import LengthConfig, length_penalty
 from reward.qa import QAResult
@@ -26,8 +26,6 @@ class RewardConfig:
     """Fill up with questions of earlier sessions where a session has fewer than `num_questions` of its own."""
     top_k: int = 10
     """Entries retrieved per question."""
-    include_superseded: bool = True
-    """Whether entries that a later one updates or merges can still be retrieved."""
     length_weight: float = 0.8
     """Share of the reward that a length penalty of 1 takes away."""
     alpha: float = 4.0
@@ -51,6 +49,8 @@ class RewardStatus(StrEnum):
     """Nothing was asked: reward missing."""
     NOT_JUDGED = "not_judged"
     """No question could be judged: reward missing."""
+    PROMPT_TOO_LONG = "prompt_too_long"
+    """The agent was never asked: reward missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +71,8 @@ class Score:
     reward: dict[Agent, float | None]
     """None is missing: it joins no baseline and carries no weight."""
     status: dict[Agent, RewardStatus]
-    format: dict[Agent, float]
-    """1 for an output that could be used, 0 otherwise."""
+    format: dict[Agent, float | None]
+    """1 for an output that could be used, 0 otherwise; None for an agent that was not asked."""
     qa: float | None
     """Shared by the four agents."""
     length: dict[Agent, float | None]
@@ -85,12 +85,12 @@ class Score:
 def score(outputs: Mapping[Agent, AgentOutput], qa: QAResult, config: RewardConfig) -> Score:
     """Score one rollout from its four outputs and the answers its bank gave; one agent's failure leaves the others."""
     accuracy, counts = qa.accuracy, qa.retrieval_counts
-    valid = {agent: outputs[agent].failure is None for agent in Agent}
+    valid = {agent: _valid(outputs[agent].failure) for agent in Agent}
     length = {agent: _length(agent, outputs[agent], config.length) for agent in Agent}
     return Score(
         reward={agent: _reward(valid[agent], accuracy, length[agent], config.length_weight) for agent in Agent},
         status={agent: _status(valid[agent], qa) for agent in Agent},
-        format={agent: float(valid[agent]) for agent in Agent},
+        format={agent: None if valid[agent] is None else float(valid[agent]) for agent in Agent},
         qa=accuracy,
         length=length,
         weights=attribution_weights(counts, config.alpha),
@@ -99,14 +99,21 @@ def score(outputs: Mapping[Agent, AgentOutput], qa: QAResult, config: RewardConf
     )
 
 
+def _valid(failure: Failure | None) -> bool | None:
+    """Whether the output could be used; None where there is none, because the agent was not asked."""
+    if failure is not None and failure.kind is FailureKind.PROMPT_TOO_LONG:
+        return None
+    return failure is None
+
+
 def _length(agent: Agent, output: AgentOutput, config: LengthConfig) -> float | None:
     if output.failure is not None:
         return None
     return length_penalty(agent, output.model_tokens, output.expert_tokens, config)
 
 
-def _reward(valid: bool, accuracy: float | None, length: float | None, length_weight: float) -> float | None:
-    if accuracy is None:
+def _reward(valid: bool | None, accuracy: float | None, length: float | None, length_weight: float) -> float | None:
+    if accuracy is None or valid is None:
         return None
     if not valid:
         return 0.0
@@ -114,7 +121,9 @@ def _reward(valid: bool, accuracy: float | None, length: float | None, length_we
     return accuracy * (1 - length_weight * length)
 
 
-def _status(valid: bool, qa: QAResult) -> RewardStatus:
+def _status(valid: bool | None, qa: QAResult) -> RewardStatus:
+    if valid is None:
+        return RewardStatus.PROMPT_TOO_LONG
     if not qa.verdicts:
         return RewardStatus.NO_QUESTIONS
     if qa.accuracy is None:

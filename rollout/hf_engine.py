@@ -13,8 +13,18 @@ from rollout.weights import checked
 
 
 class TransformersEngine:
-    def __init__(self, model_dir: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        max_model_len: int | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`max_model_len` None: as many positions as the model was made for."""
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
+        positions = self._model.config.max_position_embeddings
+        self.max_model_len = positions if max_model_len is None else max_model_len
         eos = self._model.config.eos_token_id
         self._eos = torch.tensor([eos] if isinstance(eos, int) else eos, device=device)
         self._version = 0

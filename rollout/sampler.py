@@ -34,7 +34,10 @@ def sample_groups(
     num_rollouts: int,
     seed: int,
 ) -> list[Group]:
-    """One group per task, in order. All prompts go to the engine in one call."""
+    """One group per task, in order. All prompts go to the engine in one call.
+
+    A prompt that leaves the engine no room for `sampling.max_tokens` is not sampled: that agent fails, the others go on.
+    """
     if not tasks:
         return []
     prompt_ids = [
@@ -42,7 +45,10 @@ def sample_groups(
         for task in tasks
         for agent in Agent
     ]
-    drawn = iter(zip(prompt_ids, engine.generate(prompt_ids, num_rollouts, sampling, seed), strict=True))
+    room = engine.max_model_len - sampling.max_tokens
+    fitting = [prompt for prompt in prompt_ids if len(prompt) <= room]
+    sampled = iter(engine.generate(fitting, num_rollouts, sampling, seed) if fitting else [])
+    drawn = ((prompt, next(sampled) if len(prompt) <= room else [None] * num_rollouts) for prompt in prompt_ids)
     groups = []
     for task in tasks:
         answers = {agent: next(drawn) for agent in Agent}
@@ -51,15 +57,17 @@ def sample_groups(
     return groups
 
 
-Drawn = Mapping[Agent, tuple[list[int], list[Completion]]]
-"""Per agent its prompt and the completions of it, one per rollout."""
+Drawn = Mapping[Agent, tuple[list[int], Sequence[Completion | None]]]
+"""Per agent its prompt and the completions of it, one per rollout; None where the prompt is too long."""
 
 
 def _rollout(task: Task, answers: Drawn, k: int, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> Rollout:
-    texts = {agent: decode_completion(tokenizer, drawn[k].token_ids) for agent, (_, drawn) in answers.items()}
+    texts = {agent: _text(drawn[k], tokenizer) for agent, (_, drawn) in answers.items()}
     updates = {
-        agent: _read(drawn[k], texts[agent], agent, len(task.session.turns), prompts)
-        for agent, (_, drawn) in answers.items()
+        agent: _too_long(prompt)
+        if drawn[k] is None
+        else _read(drawn[k], texts[agent], agent, len(task.session.turns), prompts)
+        for agent, (prompt, drawn) in answers.items()
     }
     result = apply_session(task.bank, task.session, updates, task.shown, prompts.core_limit_chars)
     samples = {
@@ -73,6 +81,15 @@ def _rollout(task: Task, answers: Drawn, k: int, tokenizer: PreTrainedTokenizerB
         for agent, (prompt, drawn) in answers.items()
     }
     return Rollout(samples=samples, bank=result.bank)
+
+
+def _text(completion: Completion | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    return None if completion is None else decode_completion(tokenizer, completion.token_ids)
+
+
+def _too_long(prompt: Sequence[int]) -> AgentUpdate:
+    detail = f"the prompt's {len(prompt)} tokens leave no room for an answer within max_model_len"
+    return AgentUpdate(failure=Failure(kind=FailureKind.PROMPT_TOO_LONG, detail=detail))
 
 
 def _read(completion: Completion, text: str, agent: Agent, num_turns: int, prompts: PromptConfig) -> AgentUpdate:

@@ -38,6 +38,9 @@ class Completion:
 class Engine(Protocol):
     """Token ids in, token ids out. Text is never tokenised again on the way to the loss."""
 
+    max_model_len: int
+    """Longest prompt plus completion, in tokens. A prompt without room for `max_tokens` more must not be given."""
+
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         """`n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
         ...
@@ -58,8 +61,10 @@ class AgentSample:
     """One agent's part of a joint rollout."""
 
     prompt_token_ids: tuple[int, ...]
-    completion: Completion
-    text: str
+    completion: Completion | None
+    """None: the prompt is too long for the engine, nothing was sampled."""
+    text: str | None
+    """Of the completion."""
     written: tuple[str, ...]
     """Memory texts it wrote; empty when it failed."""
     failure: Failure | None

@@ -63,6 +63,7 @@ class VLLMEngine:
                 # rollouts of one prompt share whole blocks only; the CPU build's default of 128 is longer than a short prompt
                 **({} if torch.cuda.is_available() else {"block_size": 32}),
             )
+        self.max_model_len = max_model_len
         self._version = 0
         self._rank = torch.distributed.get_rank() if distributed else 0
         hf_config = self._llm.llm_engine.model_config.hf_config

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from membuilder.errors import RewardError
+from membuilder.errors import ConfigError, RewardError
 from membuilder.types import Agent, Bank, Failure, FailureKind, Session, Turn
 from reward.rollouts import ScoredGroup
 from reward.score import RewardStatus, Score
@@ -261,6 +261,49 @@ def test_as_many_as_allowed_go_on(missing, share):
 def test_only_what_could_not_be_judged_counts(status):
     group = group_of({CORE: (None,)}, status=[dict.fromkeys(Agent, status)])
     check_missing([group], max_share=0.0)
+
+
+def not_asked(group: ScoredGroup, *missing: tuple[Agent, int]) -> ScoredGroup:
+    """The group as if these agents' prompts had been too long in these rollouts."""
+    rollouts, scores = list(group.group.rollouts), list(group.scores)
+    for agent, k in missing:
+        failure = Failure(kind=FailureKind.PROMPT_TOO_LONG, detail="30000 tokens")
+        sample = replace(rollouts[k].samples[agent], completion=None, text=None, written=(), failure=failure)
+        rollouts[k] = replace(rollouts[k], samples=rollouts[k].samples | {agent: sample})
+        scores[k] = replace(
+            scores[k],
+            reward=scores[k].reward | {agent: None},
+            status=scores[k].status | {agent: RewardStatus.PROMPT_TOO_LONG},
+            format=scores[k].format | {agent: None},
+            length=scores[k].length | {agent: None},
+        )
+    return replace(group, group=replace(group.group, rollouts=tuple(rollouts)), scores=tuple(scores))
+
+
+def test_prompts_that_are_too_long_do_not_stop_a_run_unless_all_are():
+    group = group_of({CORE: (1.0,)})
+    some = not_asked(group, (EPISODIC, 0), (SEMANTIC, 0), (CORE, 0))
+    check_missing([some], max_share=0.0)
+    every = not_asked(group, *((agent, 0) for agent in Agent))
+    check_missing([every, some], max_share=0.0)
+    with pytest.raises(ConfigError, match="every prompt of this step is too long.*raise max_model_len"):
+        check_missing([every, every], max_share=0.0)
+
+
+def test_what_was_not_sampled_is_neither_trained_on_nor_averaged():
+    """Rollouts of whole dialogues have banks of their own, so a prompt can be too long in one of them only."""
+    group = not_asked(group_of({CORE: (1.0, 0.0, 0.5)}), (CORE, 2), (EPISODIC, 0), (EPISODIC, 1), (EPISODIC, 2))
+    batch = make_batch([group], StdScale.NONE)
+    assert batch.advantages[0][CORE] == [0.5, -0.5, None]
+    assert sorted(map(len, trained(batch))) == [1, 2]
+    metrics = rollout_metrics([group], batch, words)
+    assert metrics["prompt_too_long"] == pytest.approx(4 / 12)
+    assert (metrics["prompt_too_long/core"], metrics["prompt_too_long/semantic"]) == (pytest.approx(1 / 3), 0.0)
+    assert metrics["completions/core/mean_length"] == 1.5 and metrics["memory_tokens/core"] == 3
+    assert metrics["reward/core"] == 0.5
+    assert not {"reward/episodic", "completions/episodic/mean_length", "memory_tokens/episodic"} & set(metrics)
+    rows = completion_rows([group], batch, step=0, num_per_agent=1)
+    assert (rows[1]["completion"], rows[1]["status"], rows[1]["weight_version"]) == (None, "prompt_too_long", None)
 
 
 def test_nothing_scored_is_not_a_fault_of_the_judge():

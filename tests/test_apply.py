@@ -164,6 +164,13 @@ def test_an_entry_that_is_not_shown_is_unknown(target):
     assert refusal(apply(merge), BANK) is FailureKind.UNKNOWN_TARGET
 
 
+def test_an_entry_shown_cut_may_be_named_as_it_is_shown():
+    long, short = entry(1, "Ann swims on Sundays"), entry(2, "Ben...")
+    assert resolve("Ann s...", (long, short)) == long
+    assert resolve("Ben...", (long, short)) == short
+    assert resolve("...", (long, short)).kind is FailureKind.UNKNOWN_TARGET
+
+
 def test_a_prefix_of_two_shown_entries_is_ambiguous():
     update = Operation(kind=UPDATE, text="x", targets=("Ann wants a",))
     assert refusal(apply(update), BANK) is FailureKind.AMBIGUOUS_TARGET

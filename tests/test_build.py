@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -127,6 +128,16 @@ def test_shown_entries_are_the_most_related_ones_up_to_the_limit():
     shown = shown_entries(session, bank, HashEmbedder(), PromptConfig(entries_shown=2))
     assert [e.source_turns for e in shown[EPISODIC]] == [("D2:2",), ("D1:2",)]
     assert (shown[CORE], shown[SEMANTIC], shown[PROCEDURAL]) == ((), (), ())
+
+
+def test_superseded_entries_are_shown_only_where_the_config_includes_them():
+    bank = store_all(TWO_SESSIONS)
+    old = bank.entries[0]
+    bank = replace(bank, entries=(*bank.entries, replace(old, id="new", text="a newer cat", supersedes=(old.id,))))
+    for included in (True, False):
+        config = PromptConfig(include_superseded=included)
+        shown = shown_entries(TWO_SESSIONS.sessions[0], bank, HashEmbedder(), config)[old.agent]
+        assert (old in shown) is included and bank.entries[-1] in shown
 
 
 def test_no_entries_are_shown_or_embedded_when_the_limit_is_zero():

@@ -461,6 +461,8 @@ def task_of(name: str, text: str, entries: tuple[Entry, ...] = ()) -> Task:
 class ScriptedEngine:
     """Answers by what the prompt says: a turn's text -> agent -> one answer per rollout. Records its calls."""
 
+    max_model_len = 10_000
+
     def __init__(self, tokenizer: PreTrainedTokenizerFast, answers: dict[str, dict[Agent, list[str]]], finished=True):
         self.tokenizer, self.answers, self.finished = tokenizer, answers, finished
         self.calls: list[tuple[int, int, SamplingConfig, int]] = []
@@ -635,3 +637,58 @@ def test_torch_gives_its_memory_back_before_vllm_takes_any(monkeypatch):
     engine.load_weights([("a", torch.zeros(1))], version=2)  # awake: nothing to give back
     loaded = "reload_weights ['a']"
     assert calls == ["sleep 2", "empty", "wake ['weights']", loaded, "empty", "wake ['kv_cache']", loaded]
+
+
+# prompts that are too long
+
+
+def test_engines_say_how_much_they_read(started, model_dir):
+    assert started.engine.max_model_len in (400, TINY.max_position)
+    assert TransformersEngine(model_dir, max_model_len=77).max_model_len == 77
+
+
+def test_one_huge_entry_costs_one_agent_the_session_and_nothing_else(engine, tokenizer):
+    """Beside a session that fits, as in any call of a run."""
+    huge = Entry(
+        id="m1", agent=EPISODIC, text="a dog " * 4000, session=0, timestamp=datetime(2023, 5, 1), source_turns=()
+    )
+    tasks = [task_of("S1", "I have a cat.", (huge,)), task_of("S2", "I moved to Oslo.")]
+    whole, sampling = replace(PROMPT_CONFIG, max_entry_chars=30_000), replace(PLAIN, max_tokens=5)
+    first, second = sample_groups(tasks, engine, tokenizer, whole, sampling, 2, seed=11)
+    for rollout in first.rollouts:
+        left_out = rollout.samples[EPISODIC]
+        assert (left_out.completion, left_out.text, left_out.written) == (None, None, ())
+        assert left_out.failure.kind is FailureKind.PROMPT_TOO_LONG
+        assert f"the prompt's {len(left_out.prompt_token_ids)} tokens" in left_out.failure.detail
+        assert len(left_out.prompt_token_ids) > 4000
+        assert rollout.bank.entries[0] == huge
+    asked = [s for rollout in first.rollouts for agent, s in rollout.samples.items() if agent is not EPISODIC]
+    asked += [sample for rollout in second.rollouts for sample in rollout.samples.values()]
+    assert len(asked) == 2 * 3 + 2 * 4
+    for one in asked:
+        assert 1 <= len(one.completion.token_ids) <= 5
+        assert one.failure is None or one.failure.kind is not FailureKind.PROMPT_TOO_LONG
+    # cut as by default it fits, and the bank keeps it whole
+    (cut, _) = sample_groups(tasks, engine, tokenizer, replace(whole, max_entry_chars=200), sampling, 1, seed=11)
+    assert cut.rollouts[0].samples[EPISODIC].completion is not None and cut.rollouts[0].bank.entries[0] == huge
+
+
+def test_a_prompt_may_be_as_long_as_leaves_room_for_the_answer(tokenizer):
+    task = task_of("S1", "I have a cat.")
+    engine = ScriptedEngine(tokenizer, {"cat": all_agents(KEEP_NONE)})
+    (group,) = sample_groups([task], engine, tokenizer, PROMPT_CONFIG, SAMPLING, 1, seed=11)
+    longest = max(len(one.prompt_token_ids) for one in group.rollouts[0].samples.values())
+    for room, num_failures in ((longest, 0), (longest - 1, 1)):
+        engine.max_model_len = room + SAMPLING.max_tokens
+        (group,) = sample_groups([task], engine, tokenizer, PROMPT_CONFIG, SAMPLING, 1, seed=11)
+        failures = [one.failure for one in group.rollouts[0].samples.values() if one.failure is not None]
+        assert len(failures) >= num_failures and bool(failures) == bool(num_failures)
+
+
+def test_where_no_prompt_fits_the_engine_is_not_asked(tokenizer):
+    engine = ScriptedEngine(tokenizer, {"cat": all_agents(KEEP_NONE)})
+    engine.max_model_len = SAMPLING.max_tokens + 1
+    (group,) = sample_groups([task_of("S1", "I have a cat.")], engine, tokenizer, PROMPT_CONFIG, SAMPLING, 2, seed=11)
+    assert engine.calls == []
+    kinds = [one.failure.kind for rollout in group.rollouts for one in rollout.samples.values()]
+    assert kinds == [FailureKind.PROMPT_TOO_LONG] * 8

@@ -36,6 +36,8 @@ ANSWERS = ['{"#1":"add","#2":"add"}', '{"#1":"add"}', "{}", "no JSON at all"]
 class DrawingEngine:
     """Answers each prompt with one of ANSWERS and log-probs drawn from the seed."""
 
+    max_model_len = 10_000
+
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
 
@@ -96,8 +98,8 @@ def odd_group(**completion) -> ScoredGroup:
     )
     score = Score(
         reward=dict.fromkeys(Agent) | {Agent.CORE: 0.1},
-        status={agent: status for agent, status in zip(Agent, RewardStatus, strict=True)},
-        format=dict.fromkeys(reversed(Agent), 1.0),
+        status={agent: status for agent, status in zip(Agent, reversed(RewardStatus), strict=False)},
+        format=dict.fromkeys(reversed(Agent), 1.0) | {Agent.CORE: None},
         qa=None,
         length={Agent.CORE: None, Agent.EPISODIC: 0.30000000000000004},
         weights={},
@@ -105,7 +107,13 @@ def odd_group(**completion) -> ScoredGroup:
         num_missing_verdicts=3,
     )
     session = Session(id="s", index=0, timestamp=noon.replace(tzinfo=UTC), turns=turns)
-    rollouts = (Rollout(samples=dict.fromkeys(reversed(Agent), sample), bank=bank), Rollout(samples={}, bank=Bank()))
+    too_long = replace(
+        sample, completion=None, text=None, failure=Failure(kind=FailureKind.PROMPT_TOO_LONG, detail="30000 tokens")
+    )
+    rollouts = (
+        Rollout(samples=dict.fromkeys(reversed(Agent), sample) | {Agent.SEMANTIC: too_long}, bank=bank),
+        Rollout(samples={}, bank=Bank()),
+    )
     group = Group(id="step 1 / slot 2", dialogue_id="🐈", session=session, rollouts=rollouts)
     return ScoredGroup(group=group, scores=(score, score), expert_tokens=dict.fromkeys(Agent, 12.5))
 

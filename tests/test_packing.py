@@ -8,15 +8,20 @@ import torch
 from torch.distributions import Categorical
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     DeepseekV3Config,
+    Gemma2Config,
     GraniteConfig,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
     PhiConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
+    RwkvConfig,
+    xLSTMConfig,
 )
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
@@ -512,6 +517,30 @@ def test_sliding_window_without_layer_types_is_refused():
 def test_mixture_of_experts_is_refused(config):
     with pytest.raises(ValueError, match="mixture-of-experts"):
         use_shared_prefix(refused(config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=1, n_head=4),
+        MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=1, n_heads=4),
+        RwkvConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1),
+        xLSTMConfig(vocab_size=VOCABULARY, hidden_size=32, num_heads=4, num_hidden_layers=1),  # no attention at all
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_whose_attention_cannot_be_replaced_are_refused(config):
+    with pytest.raises(ValueError, match="cannot replace the attention of .*ForCausalLM"):
+        use_shared_prefix(refused(config))
+
+
+def test_scores_that_are_capped_are_refused():
+    config = Gemma2Config(**TINY, layer_types=["full_attention"] * 2, attn_logit_softcapping=5.0, sliding_window=None)
+    model = AutoModelForCausalLM.from_config(config)
+    use_shared_prefix(model)
+    batch = packed(sequence((1, 2), (3,)))
+    with pytest.raises(ValueError, match="no soft cap"):
+        model.base_model(input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, plan=batch.plan)
 
 
 def test_rotary_embedding_that_depends_on_length_is_refused():

@@ -161,7 +161,23 @@ def test_no_turn_is_long_enough_to_outgrow_the_prompt():
     assert len(long) < 3500 + 3 * (50 + 20)
 
 
-@pytest.mark.parametrize("wrong", [{"max_turn_chars": 0}, {"core_limit_chars": 0}, {"entries_shown": -1}])
+def test_a_long_entry_is_shown_cut_and_one_at_the_limit_whole():
+    shown = (entry(1, "a" * 10), entry(2, "b\n" * 5 + "cc"))
+    text = render_prompt(Agent.EPISODIC, SESSION, BANK, shown, PromptConfig(max_entry_chars=10))
+    assert f":\ne1 {'a' * 10}\ne2 b b b b b ...\n" in text
+
+
+def test_no_entries_are_long_enough_to_outgrow_the_prompt():
+    shown = tuple(entry(number, "x" * 100_000) for number in range(20))
+    short, long = (
+        render_prompt(Agent.SEMANTIC, SESSION, BANK, shown, PromptConfig(max_entry_chars=number)) for number in (1, 50)
+    )
+    assert len(long) == len(short) + 20 * 49 < 5000
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_turn_chars": 0}, {"max_entry_chars": 0}, {"core_limit_chars": 0}, {"entries_shown": -1}]
+)
 def test_config_out_of_range(wrong):
     with pytest.raises(ValueError, match="at least"):
         PromptConfig(**wrong)

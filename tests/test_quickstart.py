@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.quickstart import main
 
@@ -30,7 +31,8 @@ def summary_of(out: Path) -> dict:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     out = tmp_path_factory.mktemp("quickstart")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("OMP_NUM_THREADS", None)  # as many threads as a user gets
     command = [sys.executable, "-m", "trainer.quickstart", "--out", str(out), *SMALL]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -44,6 +46,7 @@ def test_summary_has_every_field_and_system(run):
     assert list(summary["systems"]) == ["empty", "random", "longest", "rules", "all", "sft", "adrpo"]
     for result in summary["systems"].values():
         assert set(result) == {"accuracy", "recall_at_10", "memory_tokens", "format_valid", "questions"}
+    assert summary["prompt_too_long"] == dict.fromkeys(summary["systems"], 0.0)
     assert summary["systems"]["empty"]["accuracy"] == 0.0
     assert summary["systems"]["all"]["accuracy"] > summary["systems"]["rules"]["accuracy"] > 0.0
 
@@ -65,8 +68,13 @@ def test_it_prints_the_table_and_writes_pictures_models_and_logs(run):
 
 
 def test_the_same_seed_gives_the_same_summary(run, tmp_path):
-    """In this process, whatever ran in it before: nothing but the seed counts."""
-    main(["--out", str(tmp_path), *SMALL])
+    """In this process, whatever ran in it before, and on as many threads: nothing but the seed counts."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        main(["--out", str(tmp_path), *SMALL])
+    finally:
+        torch.set_num_threads(num_threads)
     assert summary_of(tmp_path)["systems"] == summary_of(run[0])["systems"]
 
 
@@ -77,6 +85,8 @@ def test_the_same_seed_gives_the_same_summary(run, tmp_path):
         (["rl.reward.alhpa=2"], "reward.alpha"),
         (["sft.optim.lr=fast"], "optim.lr"),
         (["reward.alpha=2"], "sft. or rl."),
+        (["--eval-data", "locomo10.json"], "give data.path too (quickstart: --data)"),
+        (["rl.reward.include_superseded=false"], "Did you mean 'prompts.include_superseded'?"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, arguments, message):

@@ -355,6 +355,19 @@ def test_without_an_accuracy_every_reward_is_missing_however_much_was_written(qa
     assert result.num_missing_verdicts == len(qa.verdicts)
 
 
+@pytest.mark.parametrize("agent", Agent)
+def test_an_agent_that_was_not_asked_has_no_reward_and_the_others_keep_theirs(agent):
+    too_long = Failure(kind=FailureKind.PROMPT_TOO_LONG, detail="30000 tokens")
+    outputs = outputs_of(**{agent.value: AgentOutput(failure=too_long, model_tokens=0, expert_tokens=9)})
+    result = score(outputs, qa_of(1, 0), RewardConfig())
+    others = {other: 0.5 for other in Agent if other is not agent}
+    assert result.reward == others | {agent: None}
+    assert (result.status[agent], result.format[agent], result.length[agent]) == (
+        RewardStatus.PROMPT_TOO_LONG, None, None,
+    )  # fmt: skip
+    assert [result.format[other] for other in others] == [1.0] * 3
+
+
 def test_a_weight_changes_no_reward():
     retrieved = qa_of(1, retrieved=(EPISODIC,))
     plain, boosted = (score(outputs_of(), retrieved, RewardConfig(alpha=alpha)) for alpha in (1.0, 8.0))

@@ -1,5 +1,6 @@
 """Parts of the RL loop with a scripted engine: steering of the length price, greedy memory, updates."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,9 +12,9 @@ from membuilder.errors import ConfigError, ParityError
 from membuilder.generate.dialogue import generate
 from membuilder.prompts import PromptConfig
 from membuilder.schemas import ResponseFormat
-from membuilder.types import Agent
+from membuilder.types import Agent, Bank, Entry
 from membuilder.windows import in_windows
-from reward.judges import evidence
+from reward.judges import Verdict, evidence
 from reward.length import LengthConfig, LengthScope
 from reward.score import RewardConfig
 from rollout.tokens import TokenCounter, encode_completion
@@ -22,12 +23,15 @@ from tests.fakes import HashEmbedder
 from trainer import attention
 from trainer.collect import Collector
 from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, training_text
-from trainer.packing import TrainSequence
+from trainer.evaluate import baseline_built, summarize, tally
+from trainer.packing import TrainSequence, dense_tree, pack
 from trainer.parity import check_engine, check_shared
 from trainer.policy import Policy
+from trainer.quickstart import table
 from trainer.rl import RLConfig, steer
 from trainer.stream import SessionStream, States
 from trainer.tiny import train_tokenizer
+from trainer.world import World
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
 REWARD = RewardConfig(length_weight=0.4, length=LengthConfig(scope=LengthScope.MEAN))
@@ -35,6 +39,8 @@ REWARD = RewardConfig(length_weight=0.4, length=LengthConfig(scope=LengthScope.M
 
 class ScriptedEngine:
     """Answers every prompt alike and remembers how it was asked."""
+
+    max_model_len = 10_000
 
     def __init__(self, tokenizer, answer: str) -> None:
         ids = tuple(encode_completion(tokenizer, answer))
@@ -144,6 +150,59 @@ def test_without_a_target_nothing_is_generated(setting):
     assert collector.engine.asked == []
 
 
+def test_what_is_superseded_is_neither_shown_nor_found_where_the_config_says_so(setting):
+    embedder, builds, _ = setting
+    collector, _ = collector_of(setting, "{}")
+    question = next(question for asked in builds[0].asked() for question in asked)
+    turns = {turn.id: turn for step in builds[0].steps for turn in step.session.turns}
+    when = builds[0].steps[0].session.timestamp
+    old, new = (
+        Entry(
+            id=f"m{number}",
+            agent=Agent.EPISODIC,
+            text=" ".join(turns[each].text for each in question.evidence),
+            session=0,
+            timestamp=when,
+            source_turns=sources,
+            supersedes=supersedes,
+        )
+        for number, sources, supersedes in ((1, question.evidence, ()), (2, (), ("m1",)))
+    )
+    bank = Bank(entries=(old, new))
+    for included, shown, accuracy in ((True, 2, 1.0), (False, 1, 0.0)):
+        prompts = replace(PROMPTS, entries_shown=5, include_superseded=included)
+        here = replace(collector, prompts=prompts)
+        stream = SessionStream(builds, embedder, prompts, 1, States.POLICY, seed=1)
+        stream.move_to(replace(stream.position, slots=(replace(stream.position.slots[0], bank=bank),)))
+        assert len(stream.task(0).shown[Agent.EPISODIC]) == shown
+        (answer,) = here._answer([(bank, [question])])
+        assert answer.accuracy == accuracy
+
+
+def test_accuracy_is_the_mean_of_verdicts_that_may_be_shares(setting):
+    _, builds, _ = setting
+    verdicts = itertools.cycle([Verdict(correct=0.25, reason=""), Verdict(correct=1.0, reason="")])
+    collector = replace(collector_of(setting, "{}")[0], judge=lambda *case: next(verdicts))
+    dialogues = [build.dialogue for build in builds]
+    tallies = tally(dialogues, baseline_built(dialogues, [Bank()] * len(dialogues)), collector)
+    shares = [verdict for each in tallies for verdict in each.verdicts]
+    assert set(shares) == {0.25, 1.0}
+    result = summarize(tallies)
+    assert result.accuracy == pytest.approx(sum(shares) / len(shares)) and result.prompt_too_long == 0.0
+    assert "whose whole evidence is found" in table({"rules": result}, "evidence")
+    assert "as the judge 'coverage' sees them answered" in table({"rules": result}, "coverage")
+    assert "rules: 12.5% of its prompts were too long" in table({"rules": replace(result, prompt_too_long=0.125)}, "")
+
+
+def test_too_few_dialogues_for_whole_ones_are_refused_by_key(setting):
+    _, builds, _ = setting
+    collector, _ = collector_of(setting, "{}")
+    with pytest.raises(
+        ConfigError, match="dense=false.* makes that 4 a step, but there are 3 .*sessions_per_step.*num_train"
+    ):
+        collector.sparse(builds, 4, 0.4, seed=1)
+
+
 def test_a_dense_step_scores_with_the_price_it_is_given(setting):
     """Every agent stores two turns: a higher price takes a larger part of the same qa."""
     rewards = []
@@ -193,11 +252,8 @@ def test_an_epoch_of_sft_repeats_the_file_and_not_the_extra(setting):
     assert sft_builds(builds, [], DataConfig(repeat=2)) == builds
 
 
-def sequence_of(prompt, completion, rollout: float, first_row: int) -> TrainSequence:
-    values = {
-        "rollout_logprobs": (rollout,) * len(completion),
-        "row": tuple(float(first_row + k) for k in range(len(completion))),
-    }
+def sequence_of(prompt, completion, rollout: float) -> TrainSequence:
+    values = {"rollout_logprobs": (rollout,) * len(completion)}
     return TrainSequence(prompt_token_ids=prompt, completion_token_ids=completion, values=values)
 
 
@@ -210,15 +266,17 @@ def policy() -> Policy:
 
 GROUPS = [
     [
-        sequence_of((1, 2, 3), (4, 5), -1.0, 0),
-        sequence_of((1, 2, 3, 9), (6,), -1.0, 2),
-        sequence_of((1, 2, 3), (7,), -1.0, 3),
+        sequence_of((1, 2, 3), (4, 5), -1.0),
+        sequence_of((1, 2, 3, 9), (6,), -1.0),
+        sequence_of((1, 2, 3), (7,), -1.0),
     ]
 ]
+WIDE = 1000
+"""Tokens of a micro-batch: all of GROUPS in one."""
 
 
 def test_shared_prompts_pass_against_dense_copies(policy):
-    assert check_shared(policy, GROUPS, temperature=0.7, bound=1e-5) < 1e-6
+    assert check_shared(policy, GROUPS, temperature=0.7, bound=1e-5, max_tokens=WIDE) < 1e-6
 
 
 def test_a_model_that_must_not_share_prompts_stops_the_run(policy, monkeypatch):
@@ -230,15 +288,71 @@ def test_a_model_that_must_not_share_prompts_stops_the_run(policy, monkeypatch):
 
     monkeypatch.setattr(attention, "merged_attention", forgetful)
     with pytest.raises(ParityError, match="must not share prompts"):
-        check_shared(policy, GROUPS, temperature=1.0, bound=1e-5)
+        check_shared(policy, GROUPS, temperature=1.0, bound=1e-5, max_tokens=WIDE)
 
 
 def test_an_engine_that_disagrees_stops_the_run(policy):
     with pytest.raises(ParityError, match="engine and trainer differ by"):
-        check_engine(policy, GROUPS, temperature=1.0, bound=1e-3)
+        check_engine(policy, GROUPS, temperature=1.0, bound=1e-3, max_tokens=WIDE)
 
 
 def test_a_gap_that_is_not_a_number_stops_the_run(policy):
-    broken = [[sequence_of((1, 2), (4,), float("nan"), 0)]]
+    broken = [[sequence_of((1, 2), (4,), float("nan"))]]
     with pytest.raises(ParityError):
-        check_engine(policy, broken, temperature=1.0, bound=1e9)
+        check_engine(policy, broken, temperature=1.0, bound=1e9, max_tokens=WIDE)
+
+
+@pytest.fixture
+def sizes(policy) -> list[int]:
+    """Packed tokens of every forward of the policy."""
+    seen: list[int] = []
+    policy.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].token_ids.shape[1]))
+    return seen
+
+
+def rolled_out(policy, groups):
+    """The groups with the policy's own log-probs as the engine's, each sequence run alone."""
+    return [
+        [
+            replace(each, values={"rollout_logprobs": tuple(policy(pack([dense_tree(each)])).logprobs.tolist())})
+            for each in group
+        ]
+        for group in groups
+    ]
+
+
+def test_checks_run_in_micro_batches(policy, sizes):
+    """Two sessions of 3 + 1 + 1 packed tokens (shared) and of 4 + 4 + 3 (dense copies), in batches of at most 8."""
+    groups = rolled_out(policy, GROUPS * 2)
+    sizes.clear()
+    assert check_shared(policy, groups, temperature=1.0, bound=1e-5, max_tokens=8) < 1e-6
+    assert sizes == [5, 5, 8, 8, 6]
+    sizes.clear()
+    assert check_engine(policy, groups, temperature=1.0, bound=1e-5, max_tokens=8) < 1e-6
+    assert sizes == [5, 5]
+
+
+def test_what_is_compared_does_not_depend_on_the_micro_batches(policy):
+    """A wrong log-prob is found at the token where it stands, whatever the order of the batches."""
+    groups = rolled_out(policy, [*GROUPS, [sequence_of((8,) * 9, (1, 2, 3), 0.0)]])
+    right = groups[0][2].values["rollout_logprobs"]
+    groups[0][2] = replace(groups[0][2], values={"rollout_logprobs": (right[0] - 0.7,)})
+    for max_tokens in (1, 6, WIDE):
+        # one token of seven is off by 0.7
+        assert check_engine(policy, groups, 1.0, bound=0.11, max_tokens=max_tokens) == pytest.approx(0.1, abs=1e-5)
+        with pytest.raises(ParityError, match="worst 0.7"):
+            check_engine(policy, groups, 1.0, bound=0.09, max_tokens=max_tokens)
+
+
+def test_processes_run_equally_many_batches(policy, sizes):
+    """Another process needs four batches: this one's collectives must meet it four times, also with nothing to check."""
+
+    class OfTwo(World):
+        def gather(self, value):
+            return [value, 4]
+
+    assert check_shared(policy, GROUPS, temperature=1.0, bound=1e-5, max_tokens=WIDE, world=OfTwo()) < 1e-6
+    assert sizes == [5, 1, 1, 1, 11, 1, 1, 1]
+    sizes.clear()
+    assert check_engine(policy, [], temperature=1.0, bound=1e-5, max_tokens=WIDE, world=OfTwo()) is None
+    assert sizes == [1, 1, 1, 1]

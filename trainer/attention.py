@@ -26,11 +26,17 @@ def shared_prefix_attention(
     plan: Sequence[Call],
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Output (1, N, H, D). Dropout is refused: it would differ between the copies of a shared token."""
     if dropout:
         raise ValueError("shared-prefix attention needs attention_dropout 0")
+    if softcap is not None or s_aux is not None:
+        raise ValueError(
+            "shared-prefix attention has no soft cap on scores and no attention sinks, which this model uses"
+        )
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (N, H, D)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return merged_attention(query, key, value, plan, scale)[None], None
@@ -53,6 +59,12 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
     if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
         raise ValueError("shared-prefix packing refuses mixture-of-experts models: routing depends on the whole batch")
     model.set_attn_implementation(NAME)
+    # where it cannot set it, transformers warns and goes on; of a model without attention (xLSTM) it says that it did
+    if config._attn_implementation != NAME or not model.is_backend_compatible():
+        raise ValueError(
+            f"shared-prefix packing cannot replace the attention of {type(model).__name__}: transformers does not give this "
+            "model its AttentionInterface. Choose a decoder that has it, such as Qwen3 or Llama"
+        )
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:

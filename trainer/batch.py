@@ -44,6 +44,7 @@ def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
 def _sequence(group: ScoredGroup, agent: Agent, k: int, advantage: float | None) -> TrainSequence:
     assert advantage is not None, "a missing reward never becomes a sequence"
     sample, weight = group.group.rollouts[k].samples[agent], group.scores[k].weights[agent]
+    assert sample.completion is not None, "what was not sampled has no reward"
     num_tokens = len(sample.completion.token_ids)
     return TrainSequence(
         prompt_token_ids=sample.prompt_token_ids,

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.build import shown_entries
 from membuilder.embed import TextEmbedder
+from membuilder.errors import ConfigError
 from membuilder.prompts import PromptConfig
 from membuilder.types import Agent, Bank
 from reward.judges import Judge
@@ -75,10 +76,11 @@ class Collector:
         lengths = []
         for slot, group in zip(mine, groups, strict=True):
             build, session = stream.expert(slot)
-            samples = group.rollouts[0].samples.values()
-            written = sum(self.count_tokens(sample.written) for sample in samples)
-            experts = build.steps[session].result.written.values()
-            lengths.append((written, sum(map(self.count_tokens, experts))))
+            # an agent whose prompt was too long is left out on both sides
+            asked = {agent: s for agent, s in group.rollouts[0].samples.items() if s.completion is not None}
+            written = sum(self.count_tokens(sample.written) for sample in asked.values())
+            expert = build.steps[session].result.written
+            lengths.append((written, sum(self.count_tokens(expert[agent]) for agent in asked)))
         written, expert = (sum(column) for column in zip(*self.world.together(mine, lengths), strict=True))
         if expert == 0:
             return math.inf if written else 1.0
@@ -88,6 +90,11 @@ class Collector:
         self, builds: Sequence[ExpertBuild], num_dialogues: int, length_weight: float, seed: int
     ) -> list[ScoredGroup]:
         """Whole dialogues, G rollouts each with a bank of its own; every session gets the reward of the end."""
+        if num_dialogues > len(builds):
+            raise ConfigError(
+                f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but there are "
+                f"{len(builds)} to train on: lower sessions_per_step, or give more dialogues (data.num_train, data.path)"
+            )
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
         mine = self.world.share([len(build.steps) for build in chosen])
         reward = replace(self.reward, length_weight=length_weight)
@@ -125,4 +132,4 @@ class Collector:
         return sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.sampling, num_rollouts, seed)
 
     def _answer(self, banks):
-        return answer_banks(banks, self.embedder, self.judge, self.reward.top_k, self.reward.include_superseded)
+        return answer_banks(banks, self.embedder, self.judge, self.reward.top_k, self.prompts.include_superseded)

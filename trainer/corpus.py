@@ -26,7 +26,7 @@ class DataConfig:
     """In place of `path`, a .jsonl or .parquet file that `python -m membuilder.prepare` wrote: with `sft` for trainer.sft,
     with `rl` for trainer.rl (trainer/prepared.py). Its sessions are taken as they are."""
     eval_path: str | None = None
-    """A file of its own for the held-out side; null: `path` is split by dialogue."""
+    """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue."""
     held_out: float = 0.3
     """Share of the dialogues of `path` kept apart for evaluation."""
     num_train: int = 200
@@ -36,7 +36,7 @@ class DataConfig:
     num_extra: int = 0
     """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
     repeat: int = 1
-    """Times that each dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
+    """Times that each training dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
     max_turns: int = 60
     """Turns read at once: a longer session becomes several of the same date (membuilder/windows.py)."""
     num_steering: int = 0
@@ -57,6 +57,11 @@ class DataConfig:
             )
         if self.path is not None and self.prepared is not None:
             raise ValueError("give path or prepared, not both")
+        if self.eval_path is not None and self.path is None and self.prepared is None:
+            raise ValueError(
+                f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: give "
+                "data.path too (quickstart: --data)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -96,6 +96,12 @@ def dense_tree(sequence: TrainSequence) -> Node:
     return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
 
 
+def sequences_of(node: Node) -> list[TrainSequence]:
+    """The sequences at the leaves of a tree."""
+    own = [] if node.sequence is None else [node.sequence]
+    return own + [sequence for child in node.children for sequence in sequences_of(child)]
+
+
 def count_loss_tokens(node: Node) -> int:
     """Completion tokens of a tree."""
     own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0

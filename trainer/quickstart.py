@@ -101,10 +101,11 @@ def run(options: Options) -> dict:
         "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
         "wall_seconds": {"setup": options.setup_seconds, **clock.seconds},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "systems": {name: asdict(result) for name, result in systems.items()},
+        "systems": {name: row(result) for name, result in systems.items()},
+        "prompt_too_long": {name: result.prompt_too_long for name, result in systems.items()},
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(table(systems))
+    print(table(systems, rl_config.reward.judge))
     for folder in (out, out / "sft", out / "rl"):
         for path in plot_run(folder):
             print(f"picture: {path}")
@@ -160,17 +161,31 @@ def describe(corpus: Corpus, options: Options) -> None:
     say(f"  evaluate on {ids(corpus.held_out)}, never trained on")
 
 
-def table(systems: dict[str, SystemResult]) -> str:
+def row(result: SystemResult) -> dict[str, float | None]:
+    """A system's line in the summary."""
+    return {name: value for name, value in asdict(result).items() if name != "prompt_too_long"}
+
+
+def table(systems: dict[str, SystemResult], judge: str) -> str:
     lines = ["", f"{'system':<10}{'accuracy':>10}{'recall@10':>11}{'memory tokens':>15}{'format valid':>14}"]
     for name, result in systems.items():
-        accuracy = "missing" if result.accuracy is None else f"{result.accuracy:.3f}"
         lines.append(
-            f"{name:<10}{accuracy:>10}{result.recall_at_10:>11.3f}{result.memory_tokens:>15.0f}"
-            f"{result.format_valid:>14.3f}"
+            f"{name:<10}{_share(result.accuracy):>10}{result.recall_at_10:>11.3f}{result.memory_tokens:>15.0f}"
+            f"{_share(result.format_valid):>14}"
         )
     questions = next(iter(systems.values())).questions
-    lines.append(f"accuracy: share of {questions} questions about held-out dialogues whose whole evidence is found")
+    measured = "whose whole evidence is found" if judge == "evidence" else f"as the judge '{judge}' sees them answered"
+    lines.append(f"accuracy: share of {questions} questions about held-out dialogues {measured}")
+    lines += [
+        f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
+        for name, result in systems.items()
+        if result.prompt_too_long
+    ]
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.3f}"
 
 
 def say(text: str) -> None:

@@ -81,6 +81,8 @@ def train(
     model = policy.model
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     announce(accelerator, policy)
+    if reference is not None:
+        reference.to(accelerator.device)  # `prepare` moves the policy only
     slots = config.sessions_per_step
     stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
     steering = SessionStream(
@@ -94,8 +96,8 @@ def train(
         if step % config.parity_every == 0:
             tasks = [stream.task(slot) for slot in range(min(2, slots))]
             fresh = sample_sequences(collector, tasks, config.sampling.temperature, seed)
-            check_engine(policy, fresh, config.sampling.temperature, config.parity_bound)
-            check_shared(policy, fresh, config.sampling.temperature, config.shared_bound)
+            for check, bound in ((check_engine, config.parity_bound), (check_shared, config.shared_bound)):
+                check(policy, fresh, config.sampling.temperature, bound, config.max_tokens, world)
         length_weight, steered = steer(collector, steering, config, memory_ratio)
         if config.dense:
             scored = collector.dense(stream, length_weight, seed)

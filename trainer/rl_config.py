@@ -53,7 +53,8 @@ class RLConfig:
     max_tokens: int = 40000
     """Packed tokens of a micro-batch; shared tokens count once."""
     max_model_len: int = 26000
-    """Longest prompt plus completion of the engine."""
+    """Longest prompt plus completion of the engine. A prompt that leaves no room for `sampling.max_tokens` is not answered:
+    its agent has no reward in that session (metric `prompt_too_long`)."""
     parity_every: int = 10
     """Steps between checks that engine and trainer, and shared prompts and dense copies, agree on log-probs."""
     parity_bound: float = 0.02
@@ -61,7 +62,7 @@ class RLConfig:
     shared_bound: float = 0.02
     """Largest mean |shared - dense| log-prob gap; a larger one stops the run."""
     max_missing_share: float = 0.2
-    """Share of a step's rewards that may be missing for reasons other than 'no question'; more stops the run."""
+    """Share of a step's rewards that may be missing because no question could be judged; more stops the run."""
     eval_every: int = 0
     """Steps between evaluations on the held-out dialogues; 0: none."""
     save_every: int = 50
@@ -84,5 +85,9 @@ class RLConfig:
             raise ValueError(f"engine_memory must lie between 0 and 1, got {self.engine_memory}")
         if not 0 <= self.length_smoothing < 1:
             raise ValueError(f"length_smoothing must be at least 0 and below 1, got {self.length_smoothing}")
+        if self.max_model_len <= self.sampling.max_tokens:
+            raise ValueError(
+                f"max_model_len={self.max_model_len} leaves no prompt room beside sampling.max_tokens={self.sampling.max_tokens}"
+            )
         if self.num_rollouts < 2:
             raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")

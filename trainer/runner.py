@@ -107,7 +107,8 @@ def make_engine(config: "RLConfig", model_dir: str | Path) -> Engine:
     from rollout.hf_engine import TransformersEngine
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TransformersEngine(model_dir, device=device, dtype=getattr(torch, config.model.dtype))
+    dtype = getattr(torch, config.model.dtype)
+    return TransformersEngine(model_dir, max_model_len=config.max_model_len, device=device, dtype=dtype)
 
 
 def make_collector(

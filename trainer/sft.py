@@ -31,12 +31,13 @@ from trainer.losses import LossConfig, cross_entropy
 from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from trainer.over_long import LengthCounts, OverLong
 from trainer.packing import Node
+from trainer.parity import check_shared
 from trainer.policy import ModelConfig, Policy, load_model
 from trainer.prepared import prepared_trees
 from trainer.resume import Best, Checkpoints, Skips, Stop, interrupted
 from trainer.rows import supervised_rows
 from trainer.runner import Run, clear_errors, describe_run, make_policy_model, start_run
-from trainer.sft_trees import sft_trees
+from trainer.sft_trees import sft_trees, smallest_group, split_sessions
 from trainer.updates import make_update, micro_step
 from trainer.world import World, announce
 
@@ -67,7 +68,9 @@ class SFTConfig:
     over_long: OverLong = OverLong.DROP
     """What becomes of longer ones; they are counted (trainer/over_long.py)."""
     validation_share: float = 0.05
-    """Share of the training sessions kept for the validation loss."""
+    """Share of the sessions that are not trained on, but kept for the validation loss."""
+    shared_bound: float = 0.02
+    """Largest mean |shared - dense| log-prob gap of one session before the first step; a larger one stops the run."""
     save_every: int = 1000
     """Steps between checkpoints; the last `keep_last` and the best one are kept."""
     keep_last: int = 2
@@ -105,8 +108,9 @@ def _told(config: SFTConfig, accelerator: Accelerator, trees: list[Node], counts
             f"longer than max_length={config.max_length} tokens: {counts.num_dropped} samples dropped, {counts.num_cut} cut by "
             f"{counts.num_cut_tokens} tokens in all; {counts.num_whole} are whole"
         )
-    if len(trees) < 2:
-        raise ConfigError(f"{len(trees)} sessions to train on: at least two are needed, one of them for validation")
+    num_sessions = len({tree.id for tree in trees})
+    if num_sessions < 2:
+        raise ConfigError(f"{num_sessions} sessions to train on: at least two are needed, one of them for validation")
     return trees
 
 
@@ -122,13 +126,12 @@ class Progress:
 def train(
     config: SFTConfig, model, tokenizer, trees: Sequence[Node], log: RunLog, accelerator: Accelerator, world: World
 ) -> SFTResult:
-    """Train `model` in place on the trees (one per session) and save it under `config.out`."""
-    shuffled = random.Random(config.seed).sample(list(trees), len(trees))
-    num_validation = max(1, round(config.validation_share * len(shuffled)))
-    validation, training = shuffled[:num_validation], shuffled[num_validation:]
+    """Train `model` in place on the trees (one per session, again for each time that it counts) and save it."""
+    training, validation = split_sessions(trees, config.validation_share, config.seed)
     policy = Policy(model)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     announce(accelerator, policy)
+    check_shared(policy, smallest_group(training), 1.0, config.shared_bound, config.max_tokens, world)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
     checkpoints = Checkpoints.of(config, accelerator, world, model, tokenizer)

@@ -1,5 +1,7 @@
 """What the expert did, as training samples: one packed tree per session, its four agents sharing the dialogue."""
 
+import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ from membuilder.types import Agent
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.corpus import ExpertBuild
 from trainer.over_long import LengthCounts, OverLong, dialogue_span, fit, length
-from trainer.packing import Node, TrainSequence
+from trainer.packing import Node, TrainSequence, count_sequences, sequences_of
 
 
 def sft_trees(
@@ -38,6 +40,30 @@ def sft_trees(
             trees += fitted.trees()
             counts.append(fitted.counts)
     return trees, LengthCounts.sum(counts)
+
+
+def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) -> tuple[list[Node], list[Node]]:
+    """(training, validation), apart by session: the trees of one session (same `id`) are all on one side.
+
+    A session that counts several times (`data.repeat`) trains as often and is validated once.
+    """
+    sessions: dict[str, list[Node]] = defaultdict(list)
+    for tree in trees:
+        sessions[tree.id].append(tree)
+    order = random.Random(seed).sample(list(sessions.values()), len(sessions))
+    num_validation = max(1, round(validation_share * len(order)))
+    training = [tree for session in order[num_validation:] for tree in session]
+    return training, [tree for session in order[:num_validation] for tree in _distinct(session)]
+
+
+def _distinct(trees: Sequence[Node]) -> list[Node]:
+    return [tree for number, tree in enumerate(trees) if tree not in trees[:number]]
+
+
+def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
+    """The sequences of the smallest tree in which some share a prompt's start; none where nothing is shared."""
+    sharing = [tree for tree in trees if count_sequences(tree) > 1]
+    return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
 
 
 def _sequence(step: Step, agent: Agent, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> TrainSequence:

@@ -1,0 +1,101 @@
+"""SFT and RL in miniature, in this process: the real loops, a tiny model, the transformers engine."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from membuilder.generate.dialogue import generate
+from membuilder.prompts import PromptConfig
+from membuilder.schemas import ResponseFormat
+from membuilder.windows import in_windows
+from reward.score import RewardConfig
+from rollout.types import SamplingConfig
+from tests.fakes import HashEmbedder
+from trainer import rl, sft
+from trainer.collect import Collector
+from trainer.corpus import ExpertBuild, expert_builds, training_text
+from trainer.log import RunLog, read_jsonl
+from trainer.losses import LossConfig
+from trainer.optim import OptimConfig
+from trainer.policy import ModelConfig, Policy, load_model
+from trainer.rl import RLConfig
+from trainer.runner import frozen_copy, make_collector, make_engine
+from trainer.sft import SFTConfig, make_trees
+from trainer.systems import judge_policy
+from trainer.tiny import TinyConfig, build_model, train_tokenizer
+from trainer.world import World, start_accelerator
+
+SIZES = TinyConfig(vocab_size=600, hidden_size=32, num_layers=2, intermediate_size=64)
+
+
+def config_of(out: Path, **changed) -> RLConfig:
+    settings = dict(
+        out=str(out),
+        model=ModelConfig(dtype="float32"),
+        prompts=PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=3),
+        sampling=SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=6),
+        reward=RewardConfig(judge="evidence", earlier_questions=True),
+        loss=LossConfig(kl_coef=0.02),
+        optim=OptimConfig(lr=1e-3),
+        engine="transformers",
+        num_steps=2,
+        sessions_per_step=3,
+        num_rollouts=3,
+        max_tokens=600,
+        max_model_len=1000,
+        parity_every=1,
+        parity_bound=0.001,
+        shared_bound=1e-5,
+    )
+    return RLConfig(**settings | changed)
+
+
+def builds_of(config: RLConfig) -> list[ExpertBuild]:
+    dialogues = [in_windows(dialogue, 3) for dialogue in generate(2, 1, "train", num_sessions=2)]
+    return expert_builds(dialogues, HashEmbedder(), config.prompts, "rules")
+
+
+class Run:
+    """The parts of a run, before it runs."""
+
+    def __init__(self, config: RLConfig, builds: list[ExpertBuild] | None = None) -> None:
+        self.config = config
+        self.builds = builds_of(config) if builds is None else builds
+        self.tokenizer = train_tokenizer(training_text(self.builds, config.prompts), 3, SIZES.vocab_size)
+        folder = Path(config.out) / "start"
+        self.accelerator: Accelerator = start_accelerator(config.optim.max_grad_norm)
+        self._learn_the_format(folder)
+        self.policy = Policy(load_model(folder, config.model))
+        self.reference = frozen_copy(self.policy) if config.loss.kl_coef else None
+        self.engine = make_engine(config, folder)
+        self.collector: Collector = make_collector(config, self.engine, self.tokenizer, HashEmbedder(), World())
+
+    def _learn_the_format(self, folder: Path) -> None:
+        """A model that answers in the format often enough for RL to have something to reward."""
+        config = SFTConfig(
+            out=str(folder.parent / "sft"), optim=OptimConfig(lr=2e-2), max_steps=16, sessions_per_step=8
+        )
+        model = build_model(self.tokenizer, SIZES, seed=1)
+        trees = make_trees(replace(config, prompts=self.config.prompts), self.builds, self.tokenizer, self.accelerator)
+        log = RunLog(config.out, None, {}, "sft")
+        sft.train(config, model, self.tokenizer, trees, log, self.accelerator, World())
+        log.close()
+        model.save_pretrained(folder)
+
+    def train(self) -> list[dict]:
+        """The lines of metrics.jsonl."""
+        log = RunLog(self.config.out, None, {}, "rl")
+
+        def evaluate() -> dict[str, float]:
+            return judge_policy(self.builds, self.collector, "evaluation").metrics()
+
+        parts = (self.policy, self.reference, self.collector, self.builds, [])
+        rl.train(self.config, *parts, log, self.accelerator, evaluate)
+        log.close()
+        return read_jsonl(Path(self.config.out) / "metrics.jsonl")
+
+
+def weights(policy: Policy) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten().cpu() for parameter in policy.parameters()])

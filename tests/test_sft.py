@@ -1,0 +1,97 @@
+"""What SFT trains on and what it is validated on; that it stops where prompts must not be shared."""
+
+from collections import Counter
+
+import pytest
+
+from membuilder.errors import ConfigError, ParityError
+from membuilder.generate.dialogue import generate
+from membuilder.prompts import PromptConfig
+from membuilder.schemas import ResponseFormat
+from membuilder.windows import in_windows
+from tests.fakes import HashEmbedder
+from trainer import attention, sft
+from trainer.corpus import DataConfig, expert_builds, sft_builds, training_text
+from trainer.log import RunLog
+from trainer.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
+from trainer.sft import SFTConfig, make_trees
+from trainer.sft_trees import smallest_group, split_sessions
+from trainer.tiny import TinyConfig, build_model, train_tokenizer
+from trainer.world import World, start_accelerator
+
+PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
+SIZES = TinyConfig(vocab_size=600, hidden_size=32, num_layers=1, intermediate_size=32)
+
+
+def tree_of(session: str, *completions: tuple[int, ...], prompt: tuple[int, ...] = (1, 2, 3)) -> Node:
+    return build_tree(
+        [TrainSequence(prompt_token_ids=prompt, completion_token_ids=each) for each in completions], session
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_session_that_counts_four_times_is_never_trained_on_and_validated(seed):
+    """Ten sessions of the file four times each, ten extra ones once: a fifth of the twenty are validated, once each."""
+    repeated = [tree_of(f"file/{number}", (number, 9)) for number in range(10)]
+    extra = [tree_of(f"extra/{number}", (number, 8)) for number in range(10)]
+    training, validation = split_sessions([*repeated * 4, *extra], 0.2, seed)
+    assert len(validation) == len({tree.id for tree in validation}) == 4
+    times = Counter(tree.id for tree in training)
+    assert not set(times) & {tree.id for tree in validation}
+    assert times.keys() | {tree.id for tree in validation} == {tree.id for tree in (*repeated, *extra)}
+    assert all(count == (4 if name.startswith("file") else 1) for name, count in times.items())
+
+
+def test_the_whole_and_the_cut_tree_of_a_session_are_on_one_side():
+    trees = [tree for number in range(6) for tree in (tree_of(f"d/{number}", (1,)), tree_of(f"d/{number}", (2,)))]
+    training, validation = split_sessions(trees, 0.5, seed=3)
+    assert (len(training), len(validation)) == (6, 6)
+    assert not {tree.id for tree in training} & {tree.id for tree in validation}
+
+
+def test_one_session_at_least_is_validated():
+    training, validation = split_sessions([tree_of(name, (1,)) for name in "ab"], 0.01, seed=1)
+    assert (len(training), len(validation)) == (1, 1)
+
+
+def test_the_same_session_four_times_is_too_little_to_split():
+    config = SFTConfig(prompts=PROMPTS)
+    builds = expert_builds(
+        [in_windows(generate(1, 1, "train", num_sessions=1)[0], 60)], HashEmbedder(), PROMPTS, "rules"
+    )
+    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 60, 600)
+    again = sft_builds(builds, [], DataConfig(path="talk.json", repeat=4))
+    with pytest.raises(ConfigError, match="1 sessions to train on"):
+        make_trees(config, again, tokenizer, start_accelerator(1.0))
+
+
+def test_the_check_takes_the_smallest_session_that_shares_something():
+    alone, small, large = (
+        tree_of("alone", (1,), prompt=(1,)), tree_of("small", (4, 5), (6,)), tree_of("large", (4, 5, 6), (6, 7)),
+    )  # fmt: skip
+    assert [count_sequences(tree) for tree in (alone, small, large)] == [1, 2, 2]
+    assert smallest_group([large, alone, small]) == [sequences_of(small)]
+    assert smallest_group([alone]) == []
+
+
+def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_path, monkeypatch):
+    """As if what stands above a node were never read."""
+    builds = expert_builds([in_windows(d, 3) for d in generate(2, 1, "train", 2)], HashEmbedder(), PROMPTS, "rules")
+    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 3, SIZES.vocab_size)
+    config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5)
+    accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
+    trees = make_trees(config, builds, tokenizer, accelerator)
+
+    def run() -> sft.SFTResult:
+        return sft.train(config, build_model(tokenizer, SIZES, 1), tokenizer, trees, log, accelerator, World())
+
+    assert run().num_steps == 1
+    honest = attention.merged_attention
+
+    def forgetful(query, key, value, plan, scale):
+        return honest(query, key, value, [call for call in plan if call.causal], scale)
+
+    monkeypatch.setattr(attention, "merged_attention", forgetful)
+    with pytest.raises(ParityError, match="must not share prompts"):
+        run()
+    log.close()
