@@ -6,6 +6,7 @@ from datetime import datetime
 
 import pytest
 
+from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.records import RECALLS, read_records
 from membuilder.evaluation.scorers import evidence_recall
 from membuilder.evaluation.systems import Item, Ranking, from_memories
@@ -133,6 +134,21 @@ def test_an_entry_written_in_a_window_counts_for_the_whole_session():
     bank = Bank(entries=(replace(bank_of(["tent five"]).entries[0], session=4),))
     (ranking,) = from_memories(lambda _: memory_of(bank, HashEmbedder()), max_turns=2)(whole, 5)
     assert ranking.items[0].session == 1
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_superseded_entries_are_found_where_the_builders_prompts_include_them(tmp_path, include):
+    prompts = {"include_superseded": include}
+    folder = BankFolder(tmp_path / "banks", {"builder": "agents", "prompts": prompts})
+    bank = bank_of(["a boat", "a red boat"])
+    folder.save(dialogue(), replace(bank, entries=(bank.entries[0], replace(bank.entries[1], supersedes=("m1",)))))
+    found = from_memories(
+        lambda each: memory_of(folder.load(each), HashEmbedder(64), IndexConfig(gpu=False)),
+        include_superseded=BankFolder(tmp_path / "banks").include_superseded,
+    )
+    assert {item.entry_id for ranking in found(dialogue(), 5) for item in ranking.items} == {"m2"} | (
+        {"m1"} if include else set()
+    )
 
 
 def in_own_words(request: Request) -> str:

@@ -97,6 +97,12 @@ class BankFolder:
         """Turns the builder read at once; None: whole sessions."""
         return take(self.manifest, "max_turns", int, self._folder, MANIFEST) if "max_turns" in self.manifest else None
 
+    @property
+    def include_superseded(self) -> bool:
+        """Whether questions find entries that later ones replace: as the builder's prompts say; without prompts they do."""
+        prompts = self.manifest.get("prompts", {"include_superseded": True})
+        return take(prompts, "include_superseded", bool, self._folder, MANIFEST)
+
     def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
         turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.max_turns))
         for i, entry in enumerate(bank.entries):

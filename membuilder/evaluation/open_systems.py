@@ -53,7 +53,7 @@ def _stored(folder: BankFolder, options: Options, embedder: TextEmbedder) -> Sys
     def open_bank(dialogue: Dialogue) -> Memory:
         return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
 
-    return from_memories(open_bank, folder.max_turns)
+    return from_memories(open_bank, folder.max_turns, folder.include_superseded)
 
 
 def _by_rules(options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:

@@ -151,7 +151,9 @@ def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
     return [Ranking() for _ in dialogue.questions]
 
 
-def from_memories(memory_of: Callable[[Dialogue], Memory], max_turns: int | None = None) -> System:
+def from_memories(
+    memory_of: Callable[[Dialogue], Memory], max_turns: int | None = None, include_superseded: bool = True
+) -> System:
     """A system out of anything that builds a memory; its core is read with every question.
 
     `max_turns`: how many turns the builder read at once; None: whole sessions.
@@ -161,7 +163,8 @@ def from_memories(memory_of: Callable[[Dialogue], Memory], max_turns: int | None
         memory = memory_of(dialogue)
         core, sessions = memory.bank.core, sessions_of_windows(dialogue, max_turns)
         always = Item(text=core, source_turns=memory.bank.core_sources) if core else None
-        found = memory.retrieve([question.text for question in dialogue.questions], depth)
+        queries = [question.text for question in dialogue.questions]
+        found = memory.retrieve(queries, depth, include_superseded=include_superseded)
         return [Ranking(items=tuple(_entry_items(retrieval, sessions)), always=always) for retrieval in found]
 
     return find
