@@ -182,8 +182,8 @@ def test_checkpointing_keeps_one_hidden_state_a_layer():
 
 
 def test_head_workspace_is_what_the_head_allocates():
-    """bfloat16 weights, one chunk: float32 gradient, its scaled copy and the cast one dominate, as the formula says."""
-    rows, hidden, vocabulary = 64, 256, 4096
+    """bfloat16 weights, one chunk: the float32 gradient and its cast copy dominate, as the formula says."""
+    rows, hidden, vocabulary = 64, 1024, 4096
     states = torch.randn(rows, hidden, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(rows, dtype=torch.int64)

@@ -95,7 +95,8 @@ def test_a_prompt_with_no_room_beside_the_answer_is_a_setting_not_data():
         RLConfig(max_model_len=6000)
 
 
-def test_where_no_prompt_fits_the_run_says_so(run, monkeypatch):
+def test_where_no_prompt_fits_the_run_says_so(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "config", replace(run.config, out=str(tmp_path)))
     monkeypatch.setattr(run.engine, "max_model_len", 10)
     with pytest.raises(ConfigError, match="every prompt of this step is too long.*raise max_model_len"):
         run.train()

@@ -426,7 +426,7 @@ def test_killing_the_server_ends_the_calls_in_flight_as_unreachable(server):
     endless.extra_body["ignore_eos"] = True
     began = time.monotonic()
     results = run(endless, use)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     errors = [result for result in results if not isinstance(result, str)]
     assert {error.kind for error in errors} <= {ChatErrorKind.UNREACHABLE, ChatErrorKind.TRUNCATED}
     assert any(error.fatal for error in errors)

@@ -208,12 +208,13 @@ def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list
 def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
     """Most that trainer/head.py holds on CUDA: chunk of logits, float32 weight gradient, hidden states and gradient.
 
-    Its backward scales the finished weight gradient: for a moment a second float32 copy and one in the weights' type.
+    Its backward gives the finished weight gradient in the weights' type: a copy, unless that is float32.
     """
     logits = min(rows, default_chunk_rows(torch.device("cuda"))) * vocabulary * item
     weight = 4 * vocabulary * hidden
     states = 2 * rows * hidden * item
-    return states + weight + max(logits, weight + vocabulary * hidden * item + rows * hidden * item)
+    cast = 0 if item >= 4 else vocabulary * hidden * item
+    return states + weight + max(logits, cast)
 
 
 def estimate(workload: Workload, launch: Launch, num_tokens: int | None = None) -> Estimate:
