@@ -27,8 +27,9 @@ from membuilder.errors import RankError
 PERIOD_SECONDS = 1.0
 LOST_SECONDS = 10.0
 """Once a connection broke, a process whose number stood still for so long is gone."""
-SILENT_SECONDS = 60.0
-"""The same where nothing broke: a live process may hold Python's lock for longer than LOST_SECONDS, in one call of C."""
+SILENT_SECONDS = 300.0
+"""The same where nothing broke: a live process may hold Python's lock for long in one call of C, such as writing a large
+file to a slow disk. Only a process of another host is looked for like this; one of this host is seen to be gone."""
 GRACE_SECONDS = 15.0
 """How long a main thread has to find out by itself (LOST_SECONDS at most) and to end."""
 ANSWER = timedelta(seconds=5)
