@@ -204,7 +204,8 @@ def _draw_panel(ax: Axes, panel: Panel, series: Series) -> None:
     ax.set_title(panel.title)
     ax.set_ylabel(panel.unit)
     if panel.floor is not None:
-        ax.set_ylim(bottom=panel.floor)
+        height = ax.dataLim.ymax - panel.floor
+        ax.set_ylim(bottom=panel.floor, top=panel.floor + 1.08 * height if height > 0 else None)
     if len(panel.lines) > 1:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
