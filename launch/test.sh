@@ -3,7 +3,7 @@
 #
 #   launch/test.sh [--all] [arguments of pytest, such as -k config]
 #
-# --all         also the tests marked slow: training launched as several processes (a few minutes more; CI runs them)
+# --all         also the tests marked slow: training as several processes, or killed again and again (minutes more; CI runs them)
 # TEST_WORKERS  files tested side by side (2; 0: one after the other, in this process)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +13,7 @@ if [[ ${1:-} == --all ]]; then
     chosen=()
     shift
 else
-    printf 'Leaving out the tests that launch several training processes; launch/test.sh --all runs them too.\n'
+    printf 'Leaving out the tests that train as several processes or are killed again and again; launch/test.sh --all runs them too.\n'
 fi
 
 launch/setup.sh

@@ -1,6 +1,13 @@
 """Which files are tested first."""
 
-LONGEST = ("test_many_processes.py", "test_quickstart.py", "test_resume.py", "test_vllm_server.py")
+LONGEST = (
+    "test_many_processes.py",
+    "test_quickstart.py",
+    "test_resume.py",
+    "test_vllm_server.py",
+    "test_prompt_too_long.py",
+    "test_evaluation_missing.py",
+)
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -56,6 +56,7 @@ def test_the_runs_train_and_reward_something(whole):
     assert len(losses) == 40 and losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "rl"])
 def test_killed_ten_times_at_random(whole, tmp_path, kind):
     main, arguments = arguments_of(kind, whole)
