@@ -18,6 +18,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 
 from membuilder.chat import Role
+from membuilder.datasets.files import read_appended
 from membuilder.endpoints import PriceConfig
 from membuilder.errors import ChatErrorKind, DataError
 
@@ -139,20 +140,8 @@ def _count(event: _Event, roles: dict[Role, RoleUsage]) -> None:
 
 
 def _read_events(path: Path) -> list[_Event]:
-    """A last line cut short by a kill is cut off."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        with path.open("r+b") as file:
-            file.truncate(end)
     validator, events = Draft202012Validator(_EVENT), []
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise DataError(path, f"line {number}", "JSON", f"is damaged ({error}); {_ADVICE}") from error
+    for number, event in read_appended(path, _ADVICE):
         problem = next(iter(validator.iter_errors(event)), None)
         if problem is not None:
             raise DataError(path, f"line {number}", problem.json_path, f"{problem.message[:200]}; {_ADVICE}")

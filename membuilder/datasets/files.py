@@ -8,8 +8,6 @@ from pathlib import Path
 from membuilder.errors import DataError
 
 FILE = "whole file"
-
-
 FETCH_AGAIN = "fetch it again"
 
 
@@ -22,6 +20,27 @@ def read_lines(path: Path) -> list[tuple[int, object]]:
     """(line number from 1, value) of each line of a JSON Lines file; blank lines are skipped."""
     lines = enumerate(_text(path).split("\n"), start=1)  # not splitlines: JSON strings may hold U+2028
     return [(number, _parse(line, path, f"line {number}", FETCH_AGAIN)) for number, line in lines if line.strip()]
+
+
+def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
+    """(line number from 1, value) of each line of a JSON Lines file that we append to; none where it does not exist yet.
+
+    A last line cut short by a kill is cut off the file. Raises DataError, with `advice`, where another one is damaged.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    values = []
+    for number, line in enumerate(content[:end].splitlines(), start=1):
+        try:
+            values.append((number, json.loads(line)))
+        except ValueError as error:
+            raise DataError(path, f"line {number}", "JSON", f"is damaged ({error}); {advice}") from error
+    return values
 
 
 def _text(path: Path) -> str:

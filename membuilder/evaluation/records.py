@@ -11,14 +11,13 @@ A score that does not apply is null, such as turn recall where nothing that was 
 verdict that could not be had is null as well, and counted as unanswered or unjudged.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from membuilder.datasets.fields import take
-from membuilder.errors import DataError
+from membuilder.datasets.files import read_appended
 from membuilder.evaluation.scorers import (
     ADVERSARIAL,
     CUTOFFS,
@@ -151,20 +150,8 @@ def is_whole(record: Record, is_answered: bool) -> bool:
 
 def read_records(path: Path) -> list[Record]:
     """The records of an answers file, the last one of each question; a last line cut short by a kill is cut off."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        with path.open("r+b") as file:
-            file.truncate(end)
     records = {}
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            problem = f"is damaged ({error}); remove the line to have its question asked again"
-            raise DataError(path, f"line {number}", "JSON", problem) from error
+    for number, record in read_appended(path, "remove the line to have its question asked again"):
         for key, kind in _KEPT.items():
             take(record, key, kind, path, f"line {number}")
         records[key_of(record)] = record
