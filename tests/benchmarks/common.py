@@ -42,7 +42,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def seconds(run: Callable[[], object], repeats: int = 3) -> float:
+def seconds(run: Callable[[], object], repeats: int = 5) -> float:
     """Median seconds of `run` after one warm-up."""
     taken = []
     for attempt in range(repeats + 1):
