@@ -1,7 +1,9 @@
 """What everything that asks a language model needs of it. No client library here; `client.py` holds the real one."""
 
+import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Protocol
 
 from jsonschema import Draft202012Validator
@@ -50,7 +52,13 @@ def read_json(text: str, schema: Mapping) -> Any:
         answer = load_json(text)
     except RecursionError as error:
         raise ValueError("JSON nested too deeply") from error
-    problem = next(iter(Draft202012Validator(schema).iter_errors(answer)), None)
+    problem = next(iter(_validator(json.dumps(schema)).iter_errors(answer)), None)
     if problem is not None:
         raise ValueError(f"{problem.json_path}: {problem.message[:200]}")
     return answer
+
+
+@lru_cache(maxsize=256)
+def _validator(schema: str) -> Draft202012Validator:
+    """Of a schema as JSON: a validator resolves its references anew for every instance, which costs more than a check."""
+    return Draft202012Validator(json.loads(schema))

@@ -197,6 +197,7 @@ class ChatClient:
         self._config, self._role, self._usage, self._cache = config, role, usage, cache
         self._connection = Connection(config.endpoint, address, config.model, role, usage, config.price)
         self._plain = False  # the server takes no schema at all
+        self._formats: dict[str, dict[str, Any]] = {}
         self._refused_schemas: set[str] = set()
 
     async def __aenter__(self) -> Self:
@@ -251,8 +252,10 @@ class ChatClient:
         name = None if schema is None else content_key(schema=schema)
         if name is None or self._plain or name in self._refused_schemas:
             return await self._post(body, max_attempts)
+        if name not in self._formats:
+            self._formats[name] = _response_format(schema)
         try:
-            return await self._post(body | {"response_format": _response_format(schema)}, max_attempts)
+            return await self._post(body | {"response_format": self._formats[name]}, max_attempts)
         except ChatError as error:
             if error.kind is not ChatErrorKind.BAD_REQUEST:
                 raise
