@@ -109,40 +109,25 @@ class Builder:
         embedder = _WithStored(self.embedder, bank, store.vectors()) if bank.entries else self.embedder
         sessions = dialogue.sessions[num_stored:]
         ahead = asyncio.create_task(self._embed_ahead(sessions[1:], embedder))
-        saving = asyncio.create_task(asyncio.sleep(0))
         try:
             for session in sessions:
                 shown = await self._in_thread(shown_entries, session, bank, embedder, self.prompts)
-                replies = await self._ask_beside(saving, session, bank, shown)
+                replies = await self.ask(session, bank, shown) if session.turns else {}  # nobody is asked about nothing
                 updates = {agent: replies[agent].update for agent in replies} or dict.fromkeys(Agent, AgentUpdate())
                 result = apply_session(bank, session, updates, shown, self.prompts.core_limit_chars)
                 new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
                 vectors = await self._in_thread(_embed, embedder, new)
                 bank = result.bank
-                answers = _answers(replies, result, shown)
-                saving = asyncio.create_task(_save(store, session, answers, bank, vectors, on_session))
-            await asyncio.shield(saving)
+                store.append(session, _answers(replies, result, shown), bank, vectors)
+                on_session(session)
         except ChatError as error:
-            await asyncio.shield(saving)  # a store that fails as well is the worse
             raise BuildStopped(store.path, dialogue.id, session.id, session.index, error) from error
         finally:
             ahead.cancel()
-            # What could not be embedded ahead, a session above could not either. A commit is never left half way.
-            await asyncio.wait({ahead, saving})
+            await asyncio.wait({ahead})  # what could not be embedded ahead, a session above could not either
             with suppress(asyncio.CancelledError):
                 ahead.exception()  # seen
         return bank
-
-    async def _ask_beside(
-        self, saving: asyncio.Task, session: Session, bank: Bank, shown: Shown
-    ) -> Mapping[Agent, Reply]:
-        """Asks while the session before is flushed to disk, and answers once it is: at most one session is ever lost."""
-        asking = asyncio.ensure_future(self.ask(session, bank, shown) if session.turns else _nobody())
-        try:
-            await asyncio.shield(saving)
-            return await asking
-        finally:
-            asking.cancel()
 
     def close(self) -> None:
         """Ends the thread, after what runs in it."""
@@ -164,24 +149,6 @@ class Builder:
 
     async def _in_thread(self, function: Callable, *arguments: object):
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-
-async def _nobody() -> dict[Agent, Reply]:
-    """Nobody is asked about nothing."""
-    return {}
-
-
-async def _save(
-    store: Store,
-    session: Session,
-    answers: Mapping[Agent, Answer],
-    bank: Bank,
-    vectors: np.ndarray,
-    on_session: Callable[[Session], object],
-) -> None:
-    """In a thread: the flush to disk takes milliseconds in which the next session can be asked about."""
-    await asyncio.to_thread(store.append, session, answers, bank, vectors)
-    on_session(session)
 
 
 def check_dialogue(dialogue: Dialogue) -> None:

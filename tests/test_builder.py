@@ -218,27 +218,6 @@ def test_new_texts_are_embedded_in_one_call_and_turns_ahead_of_their_session(tmp
     assert calls.index(ahead) < calls.index(["one", "two", "three"])  # the first session was still being written
 
 
-def test_a_session_is_asked_about_while_the_one_before_is_flushed_and_stored_behind_it(tmp_path, monkeypatch):
-    append, events = Store.append, []
-
-    def slow(store: Store, session, *rest) -> None:
-        events.append(f"flushing {session.id}")
-        time.sleep(0.1)  # longer than the model takes
-        append(store, session, *rest)
-        events.append(f"stored {session.id}")
-
-    def script(agent: Agent, prompt: str) -> str:
-        if agent is CORE:
-            events.append("answered")
-        return store_first_turn(agent, prompt)
-
-    monkeypatch.setattr(Store, "append", slow)
-    whole = build_into(tmp_path / "memory.db", THREE, ScriptedModel(script, seconds=0.02))
-    assert events == ["answered", "flushing D1", "answered", "stored D1", "flushing D2", "answered", "stored D2", "flushing D3", "stored D3"]  # fmt: skip
-    with reading(tmp_path / "memory.db") as store:
-        assert store.bank() == whole
-
-
 def test_a_store_that_cannot_be_written_ends_the_build_and_nothing_is_stored_behind_the_gap(tmp_path, monkeypatch):
     append = Store.append
 
