@@ -49,18 +49,22 @@ def model_price(text: str) -> tuple[str, tuple[float, float]]:
     return name, (given, written)
 
 
-@contextmanager
-def open_account(given: argparse.Namespace, usage: Usage) -> Iterator[Account]:
-    """The account of parsed flags; `usage` outlives it, to be told also after a failure. Raises CacheError."""
-    prices = {
+def prices(given: argparse.Namespace) -> dict[str, PriceConfig]:
+    """By a model's name."""
+    return {
         name: PriceConfig(input_per_million=prompt, output_per_million=written)
         for name, (prompt, written) in given.price
     }
+
+
+@contextmanager
+def open_account(given: argparse.Namespace, usage: Usage) -> Iterator[Account]:
+    """The account of parsed flags; `usage` outlives it, to be told also after a failure. Raises CacheError."""
     if given.answer_cache is None:
-        yield Account(usage=usage, prices=prices)
+        yield Account(usage=usage, prices=prices(given))
         return
     with closing(AnswerCache(given.answer_cache)) as answers:
-        yield Account(usage=usage, prices=prices, answers=answers)
+        yield Account(usage=usage, prices=prices(given), answers=answers)
 
 
 def tell_usage(path: Path, command: str, usage: Usage, is_whole: bool) -> None:

@@ -102,12 +102,14 @@ class EmbedderOptions:
     """Whose address and key hold where the provider is the same and no other is given."""
     cache: Path | None = None
     """File of a local model's vectors; None: in `cache_folder()`."""
+    precision: Precision = Precision.FLOAT32
+    """Of a local model. What goes into a store stays in float32: it must not depend on the machine that goes on with it."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     flags = parser.add_argument_group("embeddings")
     flags.add_argument(
-        "--embedding-model", metavar="MODEL", help="folder of a local sentence-transformers model; else MiniLM"
+        "--embedding-model", metavar="MODEL", help="folder or hub name of a sentence-transformers model; else MiniLM"
     )
     providers = [str(each) for each in Provider]
     flags.add_argument("--embedding-provider", choices=providers, help="a server embeds, which knows --embedding-model")
@@ -118,7 +120,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def opened(options: EmbedderOptions, account: Account) -> Iterator[TextEmbedder]:
-    """Local models compute in float32: a store must not depend on which machine goes on with it."""
+    """A hub's model has no cache on disk: nobody can take a fingerprint of its files. Raises ConfigError or ChatError."""
     if options.provider is not None:
         server = (options.provider, options.base_url, options.api_key)
         price = account.prices.get(options.model or "")
@@ -127,10 +129,14 @@ def opened(options: EmbedderOptions, account: Account) -> Iterator[TextEmbedder]
     elif options.base_url or options.api_key:
         raise ConfigError("--embedding-base-url and --embedding-api-key need --embedding-provider: a server embeds")
     elif options.model is not None and not Path(options.model).exists():
-        yield Embedder(options.model)  # a hub name, whose files nobody can take a fingerprint of
+        if options.precision is not Precision.FLOAT32:
+            raise ConfigError(
+                f"--embedding-precision {options.precision} needs a model in a folder, not {options.model!r}"
+            )
+        yield Embedder(options.model)
     else:
         cache = options.cache or cache_folder() / CACHE_FILE
-        with closing(open_embedder(options.model, Precision.FLOAT32, cache)) as embedder:
+        with closing(open_embedder(options.model, options.precision, cache)) as embedder:
             yield embedder
 
 

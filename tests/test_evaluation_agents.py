@@ -171,13 +171,15 @@ def test_an_endpoint_may_embed_and_prices_give_the_cost(call, tmp_path):
         behave = payload(vectors(request)) if request.path.endswith("/embeddings") else answering(reply)
         await behave(request, writer)
 
-    flags = "--system agents --model m --embedding-provider vllm --embedding-model e --price m=1,10".split()
+    flags = "--system agents --model m --embedding-provider vllm --embedding-model e --price m=1,10 --price e=3,0".split()
     with FaultServer(send) as server:
         assert call(server, *flags, *JUDGED, "--embedding-base-url", server.base_url) == 0
     found = result(tmp_path / "out")
     assert found["systems"]["agents"]["evidence_recall"]["10"] == 0.5
     usage = found["run"]["usage"]
-    assert usage["embedder"]["calls"] > 1 and usage["judge"]["usd"] is None
+    embedded = usage["embedder"]
+    assert embedded["calls"] > 1 and embedded["usd"] == pytest.approx(embedded["calls"] * 5 * 3 / 1e6)
+    assert usage["judge"]["usd"] is None
     assert usage["builder"]["usd"] == pytest.approx(
         9 * (7 * 1 + 3 * 10) / 1e6
     )  # the server counts 7 and 3 tokens a call

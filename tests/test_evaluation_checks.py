@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from membuilder import embedders
+from membuilder.embedders import Precision
 from membuilder.errors import ConfigError
-from membuilder.evaluation import run
 from membuilder.evaluation.options import parse
 from tests.evaluating import DIALOGUE, JUDGED, caller, reply, result
 from tests.fakes import HashEmbedder
@@ -32,8 +33,17 @@ def embedded(call, monkeypatch) -> list[str]:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(run, "open_embedder", lambda *_: Watched())
+    monkeypatch.setattr(embedders, "open_embedder", lambda *_: Watched())
     return texts
+
+
+def test_a_model_of_a_hub_has_no_bfloat16_and_one_that_is_unknown_is_named(call, capsys):
+    assert parse(["--embedding-model", "some/hub-model"]).embedder.precision is Precision.FLOAT32
+    flags = ["--system", "rag-turn", "--embedding-model", "some/hub-model"]
+    assert call(None, *flags, "--embedding-precision", "bfloat16") == 2
+    assert "needs a model in a folder" in capsys.readouterr().err
+    assert call(None, *flags) == 2
+    assert "'some/hub-model' cannot be loaded" in capsys.readouterr().err
 
 
 # every model is checked first

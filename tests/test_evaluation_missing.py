@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from membuilder import embedders
 from membuilder import eval as command
 from membuilder.chat import Role
 from membuilder.errors import ChatErrorKind, DataError
-from membuilder.evaluation import run
 from membuilder.evaluation.records import read_records
 from membuilder.usage import Tokens, Usage
 from tests import killed
@@ -178,7 +178,7 @@ def test_a_damaged_line_of_usage_is_refused(tmp_path, line):
 
 
 def evaluate(folder: str, argv: list[str]) -> None:
-    run.open_embedder = hash_embedder(Path(folder))
+    embedders.open_embedder = hash_embedder(Path(folder))
     command.main(argv)
 
 

@@ -105,17 +105,16 @@ async def build_memories(
 
 def _job(options: Options, how: Reading, dialogue: Dialogue, path: Path, dimension: int) -> Job:
     """The store records what one of `python -m membuilder.build` does."""
-    embedding = options.embedding_model
-    provider = options.embedding_endpoint[0] if options.embedding_endpoint else None
-    if provider is None and options.precision is not Precision.FLOAT32:
-        embedding = f"{embedding or DEFAULT_PACKAGE} in {options.precision}"
+    embedding, precision = options.embedder.model, options.embedder.precision
+    if precision is not Precision.FLOAT32:
+        embedding = f"{embedding or DEFAULT_PACKAGE} in {precision}"
     config = BuildConfig(
         dataset=options.dataset,
         out=str(path),
         model=ModelConfig(name=options.builder.model, max_tokens=options.builder.max_tokens),
         max_turns=how.max_turns,
         embedding_model=embedding,
-        embedding_provider=provider,
+        embedding_provider=options.embedder.provider,
         prompts=how.prompts,
     )
     windows = replace(in_windows(dialogue, how.max_turns), questions=())

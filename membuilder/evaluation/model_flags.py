@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from membuilder import account, embedders
-from membuilder.embedders import Precision
+from membuilder.embedders import EmbedderOptions, Precision, best_precision
 from membuilder.endpoints import Server
 from membuilder.errors import ConfigError
 from membuilder.evaluation.records import JUDGES
@@ -87,6 +87,20 @@ def chat(given: argparse.Namespace) -> Server:
     return Server(provider=given.provider, base_url=given.base_url, api_key=given.api_key)
 
 
+def embedder(given: argparse.Namespace) -> EmbedderOptions:
+    is_folder = given.embedding_model is None or Path(given.embedding_model).exists()
+    fastest = best_precision() if is_folder and given.embedding_provider is None else Precision.FLOAT32
+    return EmbedderOptions(
+        model=given.embedding_model,
+        provider=given.embedding_provider,
+        base_url=given.embedding_base_url,
+        api_key=given.embedding_api_key,
+        chat=chat(given),
+        cache=Path(given.embedding_cache) if given.embedding_cache else None,
+        precision=Precision(given.embedding_precision) if given.embedding_precision else fastest,
+    )
+
+
 def _model(
     given: argparse.Namespace, name: str, provider: str, base_url: str | None, api_key: str | None, concurrency: int
 ) -> ModelOptions:
@@ -98,7 +112,7 @@ def _model(
         base_url=server.base_url,
         api_key=server.api_key,
         max_tokens=given.max_tokens,
-        price=dict(given.price).get(name),
+        price=account.prices(given).get(name),
         concurrency=max(1, concurrency),  # a count below 1 is refused with the others
     )
 

@@ -1,17 +1,25 @@
 """Command line of `python -m membuilder.eval`: the published document's flags under their names, and what we add."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from membuilder.account import prices
 from membuilder.config import describe, load
 from membuilder.data import DATA_FOLDER
 from membuilder.datasets.selection import SPLITS
-from membuilder.embedders import CACHE_FILE, Precision, best_precision, cache_folder
-from membuilder.endpoints import Server
+from membuilder.embedders import EmbedderOptions
+from membuilder.endpoints import PriceConfig
 from membuilder.errors import ConfigError
-from membuilder.evaluation.model_flags import add_models, builder, chat, dialogues_at_once, models, questions_at_once
+from membuilder.evaluation.model_flags import (
+    add_models,
+    builder,
+    dialogues_at_once,
+    embedder,
+    models,
+    questions_at_once,
+)
 from membuilder.evaluation.roles import ModelOptions
 from membuilder.index import IndexConfig
 
@@ -78,13 +86,9 @@ class Options:
     concurrency: int
     """Questions in flight at once."""
     output_dir: Path
-    embedding_model: str | None
-    embedding_endpoint: tuple[str, str | None, str | None] | None
-    """Provider, address and key of a server that embeds; None: a local model does."""
-    chat: Server
-    """Of --model; holds for embeddings too where the provider is the same and no other address is given."""
-    precision: Precision
-    embedding_cache: Path
+    embedder: EmbedderOptions
+    prices: Mapping[str, PriceConfig]
+    """By a model's name."""
     seed: int
     verbose: bool
 
@@ -120,12 +124,8 @@ def parse(argv: Sequence[str]) -> Options:
         index=load(IndexConfig, None, given.index),
         concurrency=questions_at_once(given),
         output_dir=given.output_dir,
-        embedding_model=given.embedding_model,
-        embedding_endpoint=given.embedding_provider
-        and (given.embedding_provider, given.embedding_base_url, given.embedding_api_key),
-        chat=chat(given),
-        precision=Precision(given.embedding_precision) if given.embedding_precision else best_precision(),
-        embedding_cache=Path(given.embedding_cache) if given.embedding_cache else cache_folder() / CACHE_FILE,
+        embedder=embedder(given),
+        prices=prices(given),
         seed=given.seed,
         verbose=given.verbose,
     )

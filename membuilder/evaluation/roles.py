@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from membuilder.endpoints import PriceConfig
 from membuilder.errors import ChatError, ConfigError
 from membuilder.evaluation.records import JUDGES, Verdict
 from membuilder.evaluation.systems import Ranking
@@ -39,22 +40,21 @@ class ModelOptions:
     concurrency: int = 16
     """Requests in flight at once."""
     max_tokens: int = 4096
-    price: tuple[float, float] | None = None
-    """US dollars per million prompt and answered tokens; None: unknown."""
+    price: PriceConfig | None = None
+    """None: unknown."""
 
 
 def make_chat_model(options: ModelOptions, role: str, usage: Any, cache: Any = None) -> Any:
     """membuilder's client of one role, an async context manager; see membuilder/client.py."""
     from membuilder.chat import Role
     from membuilder.client import ChatClient
-    from membuilder.endpoints import ChatConfig, EndpointConfig, PriceConfig, Provider
+    from membuilder.endpoints import ChatConfig, EndpointConfig, Provider
 
     try:
         endpoint = EndpointConfig(
             provider=Provider(options.provider), base_url=options.base_url, concurrency=options.concurrency
         )
-        price = options.price and PriceConfig(input_per_million=options.price[0], output_per_million=options.price[1])
-        config = ChatConfig(model=options.model, endpoint=endpoint, max_tokens=options.max_tokens, price=price)
+        config = ChatConfig(model=options.model, endpoint=endpoint, max_tokens=options.max_tokens, price=options.price)
     except ValueError as error:
         raise ConfigError(f"model {options.model!r}: {error}") from error
     return ChatClient(config, Role(role), usage, api_key=options.api_key, cache=cache)

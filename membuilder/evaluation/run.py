@@ -12,16 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from membuilder import embedders
+from membuilder.account import Account
 from membuilder.answer_cache import AnswerCache
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
-from membuilder.embedders import open_embedder, open_remote
+from membuilder.embed import TextEmbedder
 from membuilder.evaluation.agents import build_memories, open_writer, reading_of
 from membuilder.evaluation.ask import Case, ask_all
 from membuilder.evaluation.banks import write_text
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.embedding_cache import CachedEmbedder
 from membuilder.evaluation.open_systems import embeds_turns, memories, open_system
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
@@ -37,9 +38,6 @@ from membuilder.prompts import template_hashes
 from membuilder.types import Dialogue
 from membuilder.usage import Usage
 
-if TYPE_CHECKING:
-    from membuilder.endpoint_embedder import EndpointEmbedder
-
 RESULTS_FILE, TABLE_FILE, PLOT_FILE, USAGE_FILE = "results.json", "table.md", "by_category.png", "usage.jsonl"
 MAX_MISSING = 0.01
 """Share of a system's answers or verdicts that may be missing before its numbers mislead."""
@@ -50,7 +48,7 @@ class _Run:
     options: Options
     dialogues: list[Dialogue]
     settings: dict[str, Any]
-    embedder: "CachedEmbedder | EndpointEmbedder"
+    embedder: TextEmbedder
     systems: dict[str, System]
     usage: Usage
     cache: AnswerCache | None
@@ -66,7 +64,8 @@ def run(options: Options) -> int:
             cache = opened.enter_context(closing(AnswerCache(options.answer_cache)))
         settings = settings_of(options, path, dialogues)
         was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
-        embedder = opened.enter_context(closing(_embedder(options, usage, cache)))
+        account = Account(usage=usage, prices=options.prices, answers=cache)
+        embedder = opened.enter_context(embedders.opened(options.embedder, account))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
         told = asyncio.run(
             _ask_models(
@@ -98,12 +97,6 @@ def _dialogues(options: Options) -> tuple[list[Dialogue], Path]:
     if options.ids:
         dialogues = select(dialogues, options.ids, f"--conv-id, --sample-id or --character-id {options.ids}")
     return shorten(dialogues, options.sessions, options.questions), path
-
-
-def _embedder(options: Options, usage: Usage, cache: AnswerCache | None) -> "CachedEmbedder | EndpointEmbedder":
-    if options.embedding_endpoint is None:
-        return open_embedder(options.embedding_model, options.precision, options.embedding_cache)
-    return open_remote(options.embedding_model, *options.embedding_endpoint, usage, cache, options.chat)
 
 
 async def _ask_models(run: _Run) -> dict[str, Any]:
