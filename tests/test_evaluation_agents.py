@@ -171,7 +171,9 @@ def test_an_endpoint_may_embed_and_prices_give_the_cost(call, tmp_path):
         behave = payload(vectors(request)) if request.path.endswith("/embeddings") else answering(reply)
         await behave(request, writer)
 
-    flags = "--system agents --model m --embedding-provider vllm --embedding-model e --price m=1,10 --price e=3,0".split()
+    flags = (
+        "--system agents --model m --embedding-provider vllm --embedding-model e --price m=1,10 --price e=3,0".split()
+    )
     with FaultServer(send) as server:
         assert call(server, *flags, *JUDGED, "--embedding-base-url", server.base_url) == 0
     found = result(tmp_path / "out")
