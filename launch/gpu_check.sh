@@ -4,6 +4,8 @@
 #   OUT=folder launch/gpu_check.sh
 #
 # PYTHON  interpreter to use (default: .venv's if there is one, else python3)
+#
+# Rivals of the benchmarks (pip install -e ".[bench]") that are not installed are rows that say so.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -181,9 +181,12 @@ def test_checkpointing_keeps_one_hidden_state_a_layer():
     assert kept.peak < activation_bytes(config, checkpointing=False, **settings).peak
 
 
-def test_head_workspace_is_what_the_head_allocates():
-    """bfloat16 weights, one chunk: the float32 gradient and its cast copy dominate, as the formula says."""
-    rows, hidden, vocabulary = 64, 1024, 4096
+@pytest.mark.parametrize("chunk_rows", [64, 16])
+def test_head_workspace_is_what_the_head_allocates(chunk_rows, monkeypatch):
+    """bfloat16 weights: one chunk's logits, and a weight gradient that is float32 where chunks are summed."""
+    rows, hidden, vocabulary = 64, 2048, 4096
+    monkeypatch.setattr("trainer.memory.chunk_rows_within", lambda *_: chunk_rows)
+    monkeypatch.setattr("trainer.head.SLICE", 2**16)
     states = torch.randn(rows, hidden, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(rows, dtype=torch.int64)
@@ -191,7 +194,7 @@ def test_head_workspace_is_what_the_head_allocates():
         loss=cross_entropy, config=LossConfig(kl_coef=0), rows=supervised_rows(torch.zeros_like(targets), rows)
     )
     with Allocated([states, weight, targets]) as memory:
-        head_loss(states, weight, targets, 1.0, objective, chunk_rows=1024).loss.backward()
+        head_loss(states, weight, targets, 1.0, objective, chunk_rows=chunk_rows).loss.backward()
     own = states.nbytes  # counted by the formula, there before here
     assert head_bytes(rows, hidden, vocabulary, 2) == pytest.approx(memory.peak + own, rel=0.03)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from trainer.head import Head, Objective, head_loss, token_logprobs
+from trainer.head import Head, Objective, _scaled_, chunk_rows_within, head_loss, token_logprobs
 from trainer.kernels import plain_rows
 from trainer.losses import LOSSES, Aggregation, KLEstimator, LossConfig, cross_entropy
 from trainer.rows import Rows, supervised_rows
@@ -172,6 +172,28 @@ def test_low_precision_weights_gather_their_gradient_in_float32():
 
 
 # statistics
+
+
+def test_sums_over_chunks_are_rounded_once_where_they_stand(monkeypatch):
+    """The narrow gradient is written over the wide one, slice by slice, and is what rounding a copy would give."""
+    monkeypatch.setattr("trainer.head.SLICE", 5)
+    torch.manual_seed(0)
+    wide = torch.randn(7, 9)
+    expected, storage = (wide * 0.3).bfloat16(), wide.data_ptr()
+    found = _scaled_(wide, torch.tensor(0.3), torch.bfloat16)
+    assert torch.equal(found, expected) and found.data_ptr() == storage
+
+
+def test_rows_of_a_chunk_leave_room_for_the_sums():
+    """On a GPU: 1.5 GiB beyond the gradients in bfloat16, at the vocabulary of Qwen3."""
+    vocabulary, budget = 151_936, 3 * 2**29
+    for hidden in (2560, 4096):
+        assert chunk_rows_within(budget, 4096, vocabulary, hidden, 2) == 4096  # at once: nothing to sum
+        chunk = chunk_rows_within(budget, 32_768, vocabulary, hidden, 2)
+        assert chunk % 256 == 0 and chunk >= 1024
+        assert budget - 256 * vocabulary * 2 < chunk * vocabulary * 2 + vocabulary * hidden * 2 <= budget
+    assert chunk_rows_within(budget, 32_768, vocabulary, 8192, 2) == 256  # the sums alone are over it
+    assert chunk_rows_within(budget, 0, vocabulary, 8, 2) == 1
 
 
 def test_two_way_distribution_by_hand():

@@ -1,7 +1,9 @@
 import copy
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ from membuilder.errors import ConfigError
 from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
 from trainer.head import LossOutput, Objective
 from trainer.losses import LOSSES, Aggregation, LossConfig, cross_entropy
-from trainer.merged_attention import merged_attention
+from trainer.merged_attention import kernels_for, merged_attention
 from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
 from trainer.plans import padded_calls, varlen_calls
 from trainer.policy import ModelConfig, Policy, load_model
@@ -492,6 +494,31 @@ def test_all_rows_zero_is_a_zero_gradient():
 def refused(config) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("tokens", [2, 4])
+def test_flash_calls_are_never_told_of_one_query_at_most(tokens):
+    """Flash attention 2 takes such calls for decoding, and fails where a segment has no query at all."""
+    batch = pack([build_tree([sequence((1, 2, 3), (4,) * tokens), sequence((1, 2, 3), (5,))])], varlen_calls)
+    assert all(call.max_queries >= 2 for call in batch.plan)
+
+
+def test_what_attention_runs_on_depends_on_device_and_type(monkeypatch):
+    (call, *_) = pack([build_tree([sequence((1, 2), (3, 4))])], varlen_calls).plan
+
+    def chosen(device: str, dtype: torch.dtype, installed: Sequence[str] = ()) -> str:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
+        for name in ("flash_package", "flash_varlen"):  # neither imports here
+            module = SimpleNamespace(__name__=name)
+            monkeypatch.setitem(sys.modules, f"trainer.kernels.{name}", module)
+            monkeypatch.setattr(f"trainer.kernels.{name}", module, raising=False)
+        query = SimpleNamespace(device=torch.device(device), dtype=dtype)
+        return kernels_for(call, query).__name__.rpartition(".")[2]
+
+    assert chosen("cpu", torch.bfloat16) == chosen("cuda", torch.float32) == "plain_varlen"
+    assert chosen("cuda", torch.bfloat16) == chosen("cuda", torch.bfloat16, ["flash_attn"]) == "flash_varlen"
+    assert chosen("cuda", torch.float16, ["flash_attn", "flash_attn_2_cuda"]) == "flash_package"
+    assert chosen("cuda", torch.bfloat16, ["flash_attn_2_cuda", "flash_attn_interface"]) == "flash_varlen"
 
 
 def test_sliding_window_is_refused():

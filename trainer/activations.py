@@ -3,7 +3,7 @@
 The model's own code runs on PyTorch's `meta` device, whose tensors have a size and no content; every storage that an
 operator makes is counted until it is freed. So the count follows the real architecture, real autograd and real
 activation checkpointing, not a formula about them. Attention is replaced by a twin of trainer/merged_attention.py that
-keeps and allocates what that file and FlashAttention do, and computes nothing. The head has a formula in dry_run.py.
+keeps and allocates what that file and FlashAttention do, and computes nothing. The head has a formula in memory.py.
 Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
@@ -23,7 +23,7 @@ class ActivationBytes:
     saved: int
     """Alive when the forward ends: what the backward needs."""
     peak: int
-    """Highest over forward and backward. A weight's gradient counts until it is complete: dry_run.py adds it up after."""
+    """Highest over forward and backward. A weight's gradient counts until it is complete: memory.py adds it up after."""
 
 
 def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -55,9 +55,25 @@ def row_kernels(device: torch.device):
     return plain_rows
 
 
-def default_chunk_rows(device: torch.device) -> int:
-    """Enough rows to keep a GPU's matmul busy; on a CPU, few enough that a chunk's logits stay in the cache."""
-    return 1024 if device.type == "cuda" else 128
+WORKSPACE_BYTES = 3 * 2**29
+"""On a GPU: what the head may hold beyond its inputs and their gradients."""
+SLICE = 2**22
+"""Numbers that are rounded to a narrower type at once."""
+
+
+def default_chunk_rows(num_rows: int, weight: torch.Tensor) -> int:
+    """On a CPU few enough that a chunk's logits stay in the cache."""
+    if weight.device.type != "cuda":
+        return 128
+    return chunk_rows_within(WORKSPACE_BYTES, num_rows, *weight.shape, weight.element_size())
+
+
+def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: int, item: int) -> int:
+    """All rows at once if their logits fit; else a chunk that fits beside the float32 sums over chunks."""
+    if num_rows * vocabulary * item <= num_bytes:
+        return max(num_rows, 1)
+    sums = vocabulary * hidden * max(4 - item, 0)
+    return max((num_bytes - sums) // (vocabulary * item) // 256 * 256, 256)
 
 
 class Head(torch.nn.Module):
@@ -87,7 +103,7 @@ def token_logprobs(
     """Log-probs and entropies of the targets; no gradient."""
     kernels = row_kernels(hidden.device)
     found = _empty_output(hidden)
-    for chunk, logits in _logits(hidden, weight, chunk_rows or default_chunk_rows(hidden.device)):
+    for chunk, logits in _logits(hidden, weight, chunk_rows or default_chunk_rows(len(hidden), weight)):
         rows = kernels.statistics(logits, targets[chunk], temperature)
         found.logprobs[chunk], found.entropy[chunk] = rows.logprobs, rows.entropy
     return found
@@ -103,7 +119,7 @@ def head_loss(
 ) -> LossOutput:
     """The objective's loss over all rows, differentiable by `hidden` and `weight` (once: its gradients are made here)."""
     names: list[str] = []
-    chunk_rows = chunk_rows or default_chunk_rows(hidden.device)
+    chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     loss, logprobs, entropy, *metrics = _HeadLoss.apply(
@@ -116,11 +132,11 @@ def head_loss(
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, objective, chunk_rows, names):
-        work = _Work(hidden, weight, targets, temperature, ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        work = _Work(hidden, weight, targets, temperature, chunk_rows, ctx.needs_input_grad[:2])
         if needs_whole_sequences(objective.loss, objective.config):
-            result = work.two_passes(objective, chunk_rows)
+            result = work.two_passes(objective)
         else:
-            result = work.one_pass(objective, chunk_rows)
+            result = work.one_pass(objective)
         names += result.metrics
         ctx.save_for_backward(work.hidden_gradient, work.weight_gradient)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -134,8 +150,8 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx, loss_gradient, *_):
         hidden_gradient, weight_gradient = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        scaled = [  # in place: a second gradient would be as large as the first; autograd refuses to come here again
-            None if gradient is None or loss_gradient is None else gradient.mul_(loss_gradient).to(dtype)
+        scaled = [
+            None if gradient is None or loss_gradient is None else _scaled_(gradient, loss_gradient, dtype)
             for gradient, dtype in ((hidden_gradient, hidden_dtype), (weight_gradient, weight_dtype))
         ]
         return *scaled, None, None, None, None, None
@@ -144,18 +160,21 @@ class _HeadLoss(torch.autograd.Function):
 class _Work:
     """The sweeps over the chunks, and the gradients they leave behind."""
 
-    def __init__(self, hidden, weight, targets, temperature, wants_hidden: bool, wants_weight: bool) -> None:
+    def __init__(
+        self, hidden, weight, targets, temperature, chunk_rows: int, wants_gradient: tuple[bool, bool]
+    ) -> None:
         self.hidden, self.weight, self.targets, self.temperature = hidden, weight, targets, temperature
-        self.kernels = row_kernels(hidden.device)
-        # float32 over all chunks: rounding to bfloat16 after every add costs 1% of the gradient after 64 chunks
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        self.kernels, self.chunk_rows = row_kernels(hidden.device), chunk_rows
+        # float32 over several chunks: rounding to bfloat16 after every add costs 1% of the gradient after 64 chunks
+        wide = weight.dtype if len(hidden) <= chunk_rows else torch.promote_types(weight.dtype, torch.float32)
+        wants_hidden, wants_weight = wants_gradient
         self.hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
         self.weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
 
-    def one_pass(self, objective: Objective, chunk_rows: int) -> LossOutput:
+    def one_pass(self, objective: Objective) -> LossOutput:
         head, metrics = _empty_output(self.hidden), {}
         loss = torch.zeros((), dtype=head.logprobs.dtype, device=self.hidden.device)
-        for chunk, logits in _logits(self.hidden, self.weight, chunk_rows):
+        for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
             rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
             part, coefficients = _evaluate(objective, rows.logprobs, rows.entropy, chunk)
             self._gradients(chunk, logits, rows, coefficients)
@@ -165,11 +184,11 @@ class _Work:
                 metrics.setdefault(name, values.new_empty(len(self.targets)))[chunk] = values
         return LossOutput(loss=loss, head=head, metrics=metrics)
 
-    def two_passes(self, objective: Objective, chunk_rows: int) -> LossOutput:
-        found = token_logprobs(self.hidden, self.weight, self.targets, self.temperature, chunk_rows)
+    def two_passes(self, objective: Objective) -> LossOutput:
+        found = token_logprobs(self.hidden, self.weight, self.targets, self.temperature, self.chunk_rows)
         result, coefficients = _evaluate(objective, found.logprobs, found.entropy, slice(None))
         if self.hidden_gradient is not None or self.weight_gradient is not None:
-            for chunk, logits in _logits(self.hidden, self.weight, chunk_rows):
+            for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
                 rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
                 self._gradients(chunk, logits, rows, _part(coefficients, chunk))
         return result
@@ -219,6 +238,19 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iter
         chunk = slice(start, min(start + chunk_rows, len(hidden)))
         logits = workspace[: chunk.stop - start]
         yield chunk, torch.mm(hidden[chunk], weight.T, out=logits)
+
+
+def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """gradient x factor in `dtype`, written over the gradient itself, which autograd will not ask for again: a second one
+    beside it would be the most that the head ever holds."""
+    if gradient.dtype == dtype:
+        return gradient.mul_(factor)
+    flat = gradient.view(-1)
+    narrow = flat.view(dtype)[: len(flat)]
+    for start in range(0, len(flat), SLICE):
+        part = slice(start, start + SLICE)
+        narrow[part] = flat[part] * factor  # a narrow slice ends before the next wide one begins
+    return narrow.view(gradient.shape)
 
 
 def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 from membuilder.errors import ConfigError
 from membuilder.types import Agent
 from trainer.activations import ActivationBytes, activation_bytes, make_meta_model
-from trainer.head import default_chunk_rows
+from trainer.head import WORKSPACE_BYTES, chunk_rows_within
 
 if TYPE_CHECKING:
     from trainer.rl_config import RLConfig
@@ -206,15 +206,12 @@ def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list
 
 
 def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
-    """Most that trainer/head.py holds on CUDA: chunk of logits, float32 weight gradient, hidden states and gradient.
-
-    Its backward gives the finished weight gradient in the weights' type: a copy, unless that is float32.
-    """
-    logits = min(rows, default_chunk_rows(torch.device("cuda"))) * vocabulary * item
-    weight = 4 * vocabulary * hidden
-    states = 2 * rows * hidden * item
-    cast = 0 if item >= 4 else vocabulary * hidden * item
-    return states + weight + max(logits, cast)
+    """Most that trainer/head.py holds on CUDA: chunk of logits, weight gradient (float32 where there are several chunks),
+    hidden states and gradient."""
+    chunk = chunk_rows_within(WORKSPACE_BYTES, rows, vocabulary, hidden, item)
+    logits = min(rows, chunk) * vocabulary * item
+    weight = (item if rows <= chunk else max(item, 4)) * vocabulary * hidden
+    return 2 * rows * hidden * item + weight + logits
 
 
 def estimate(workload: Workload, launch: Launch, num_tokens: int | None = None) -> Estimate:

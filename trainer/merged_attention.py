@@ -17,14 +17,20 @@ import torch
 from trainer.kernels import plain_varlen, sdpa_padded
 from trainer.plans import Call, PaddedCall
 
+HALF = (torch.bfloat16, torch.float16)
 
-def kernels_for(call: Call, device: torch.device):
-    """The module with `forward` and `backward` for calls of this form on this device."""
+
+def kernels_for(call: Call, query: torch.Tensor):
+    """The module with `forward` and `backward` for calls of this form on such tensors.
+
+    Flash kernels take half precision only: float32 on a GPU holds a segment's scores whole, which suits small models.
+    """
     if isinstance(call, PaddedCall):
         return sdpa_padded
-    if device.type != "cuda":
+    if query.device.type != "cuda" or query.dtype not in HALF:
         return plain_varlen
-    if importlib.util.find_spec("flash_attn"):
+    # By its own module: flash-attn 4 also has a `flash_attn`. Version 3, where it is, is reached through PyTorch.
+    if importlib.util.find_spec("flash_attn_2_cuda") and not importlib.util.find_spec("flash_attn_interface"):
         from trainer.kernels import flash_package
 
         return flash_package
@@ -43,7 +49,7 @@ def merged_attention(
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, calls, scale):
-        kernels = kernels_for(calls[0], query.device)
+        kernels = kernels_for(calls[0], query)
         out, lse = torch.zeros_like(query), None
         for call in calls:
             block = query[call.queries], key[call.keys], value[call.keys]
@@ -63,7 +69,7 @@ class _Merged(torch.autograd.Function):
     def backward(ctx, gradient):
         query, key, value, out, lse = ctx.saved_tensors
         gradient = gradient.contiguous()
-        kernels = kernels_for(ctx.calls[0], query.device)
+        kernels = kernels_for(ctx.calls[0], query)
         # float32 sums: a shared key collects the gradients of all its descendants
         totals = [torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (query, key, value)]
         for call in ctx.calls:

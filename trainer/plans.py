@@ -125,7 +125,7 @@ def varlen_calls(levels: Sequence[Level]) -> list[VarlenCall]:
             keys=_block(pair.keys),
             query_bounds=_bounds(pair.queries),
             key_bounds=_bounds(pair.keys),
-            max_queries=max(map(len, pair.queries)),
+            max_queries=max(2, *map(len, pair.queries)),  # at 1, flash-attn 2 fails on a segment without queries
             max_keys=max(map(len, pair.keys)),
             causal=pair.causal,
         )

@@ -11,11 +11,13 @@ forward and backward.
 """
 
 import argparse
+import gc
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -28,6 +30,7 @@ from trainer.policy import Policy
 from trainer.rows import Rows
 
 GROUP = 8
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Shape:
     response: int
     dtype: torch.dtype = torch.float32
     sizes: str = "small"
+    checkpointed: bool = False
+    """Activations are computed again in the backward."""
 
 
 SIZES = {
@@ -48,8 +53,6 @@ SIZES = {
     "4b": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
                num_key_value_heads=8, head_dim=128, vocab_size=151_936),
 }  # fmt: skip
-CHECKPOINTED = {"4b"}
-"""Sizes whose activations are recomputed in the backward: dense copies do not fit otherwise."""
 CPU_SHAPES = [Shape(512, 128), Shape(2048, 128), Shape(2048, 128, sizes="medium")]
 GPU_SHAPES = [Shape(6144, 512, torch.bfloat16, "4b"), Shape(2048, 512, torch.bfloat16, "4b")]
 PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
@@ -60,8 +63,10 @@ def model_of(shape: Shape) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
     config = Qwen3Config(**SIZES[shape.sizes], tie_word_embeddings=True, max_position_embeddings=32768)
     with torch.device(device()):
-        model = Qwen3ForCausalLM(config).to(shape.dtype)
-    if shape.sizes in CHECKPOINTED:
+        model = Qwen3ForCausalLM(config)
+    for parameter in model.parameters():  # not its buffers: real runs keep the angles of positions in float32
+        parameter.data = parameter.data.to(shape.dtype)
+    if shape.checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
@@ -122,7 +127,7 @@ def trl(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
         beta=0.0,
         bf16=False,
         use_cpu=not on_gpu,
-        gradient_checkpointing=shape.sizes in CHECKPOINTED,
+        gradient_checkpointing=shape.checkpointed,
         report_to=[],
     )
     trainer = GRPOTrainer(
@@ -228,15 +233,39 @@ def row(name: str, shape: Shape, dense: Found | None, exact: Found | None) -> tu
     described |= {key: SIZES[shape.sizes][f"{key}_size"] for key in ("hidden", "vocab")}
     described |= {"dtype": str(shape.dtype).removeprefix("torch.")} | NOTES.get(name, {})
     try:
-        found = find(name, shape)
-        taken = seconds(partial(step, *IMPLEMENTATIONS[name](shape)))
-        memory = peak_mb(partial(prepare_step, name, shape))
-    except ImportError as error:
-        return described | {"note": f"not installed: {error}"}, None
+        measured, found = fitting(name, shape)
     except torch.OutOfMemoryError:
         return described | {"note": "out of memory"}, None
-    measured = {"seconds": taken, "peak_mb": memory, "loss": found.loss} | throughput(name, shape, taken)
+    except Exception as error:  # a rival that cannot run here, for whatever reason, ends nothing
+        if name != "trl":
+            raise
+        return described | {"note": f"does not run here: {type(error).__name__}: {error}"[:300]}, None
     return described | measured | distance(found, dense, "gap") | distance(found, exact, "error"), found
+
+
+def fitting(name: str, shape: Shape) -> tuple[dict, Found]:
+    """Figures without checkpointed activations where they fit, else with them. Raises OutOfMemoryError."""
+    try:
+        return figures(name, shape)
+    except torch.OutOfMemoryError:
+        pass  # outside the handler the error no longer holds on to the tensors
+    return figures(name, replace(shape, checkpointed=True))
+
+
+def figures(name: str, shape: Shape) -> tuple[dict, Found]:
+    found = cleanly(partial(find, name, shape))
+    taken = cleanly(lambda: seconds(partial(step, *IMPLEMENTATIONS[name](shape))))
+    memory = cleanly(lambda: peak_mb(partial(prepare_step, name, shape)))
+    measured = {"seconds": taken, "peak_mb": memory, "loss": found.loss, "checkpointed": shape.checkpointed}
+    return measured | throughput(name, shape, taken), found
+
+
+def cleanly(run: Callable[[], Result]) -> Result:
+    """TRL's trainers hold themselves in cycles: without a collection their models would still stand beside this one's."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return run()
 
 
 def main() -> None:
