@@ -1,9 +1,9 @@
 """How much a build takes beyond waiting for its model: 30 sessions, an endpoint of 50 ms, real embeddings, a real store.
 
-    taskset -c 0 env OMP_NUM_THREADS=1 python -m tests.benchmarks.builder [--data locomo10.json --conv-id conv-41]
+    python -m tests.benchmarks.builder [--data locomo10.json --conv-id conv-41]
 
 The builder asks through its own client over HTTP; the endpoint is a process of its own on loopback and shares the builder's
-cores, if they are pinned. The ideal is 30 x 50 ms: the four agents of a session answer at once, a session needs the one before
+cores. The ideal is 30 x 50 ms: the four agents of a session answer at once, a session needs the one before
 it. Two kinds of answers: quotes of turns (whose embeddings are made while the model writes), and texts of the model's own (two
 a session of about ten words, which can only be embedded afterwards). Three embedders:
 
