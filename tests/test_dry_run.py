@@ -181,10 +181,10 @@ def test_checkpointing_keeps_one_hidden_state_a_layer():
     assert kept.peak < activation_bytes(config, checkpointing=False, **settings).peak
 
 
-@pytest.mark.parametrize("chunk_rows", [64, 16])
-def test_head_workspace_is_what_the_head_allocates(chunk_rows, monkeypatch):
+@pytest.mark.parametrize("rows", [16, 64])
+def test_head_workspace_is_what_the_head_allocates(rows, monkeypatch):
     """bfloat16 weights: one chunk's logits, and a weight gradient that is float32 where chunks are summed."""
-    rows, hidden, vocabulary = 64, 2048, 4096
+    chunk_rows, hidden, vocabulary = 16, 4096, 4096
     monkeypatch.setattr("trainer.memory.chunk_rows_within", lambda *_: chunk_rows)
     monkeypatch.setattr("trainer.head.SLICE", 2**16)
     states = torch.randn(rows, hidden, dtype=torch.bfloat16, requires_grad=True)
