@@ -1,10 +1,12 @@
 """What the README shows must work."""
 
+import json
 import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from membuilder.config import known_keys, load
@@ -14,6 +16,8 @@ from trainer.rl_config import RLConfig
 from trainer.sft import SFTConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+RESULTS = Path(__file__).parent / "benchmarks"
+PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_loss_of_the_readme_runs(tmp_path):
@@ -40,7 +44,51 @@ def test_every_path_the_readme_names_exists():
     root = Path(__file__).parent.parent
     for path in re.findall(r"(?:configs|launch|tests)/[\w/.]+\.(?:yaml|sh|json|md)", README):
         assert (root / path).is_file(), path
+    for path in re.findall(r"`(\w+\.json)`", README + PAGE):
+        assert (RESULTS / "results" / path).is_file(), path
     assert "@@" not in README
+
+
+def result(name: str) -> dict:
+    return json.loads((RESULTS / f"results/{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_learner_table_is_that_of_the_result_file():
+    shapes: dict[tuple[int, int], dict] = {}
+    for row in result("learner_cpu")["rows"]:
+        shapes.setdefault((row["hidden"], row["P"]), {})[row["impl"]] = row
+    for (hidden, prompt), each in shapes.items():
+        shared, rivals = each["shared"], (each["dense"], each["trl"])
+        speeds = " | ".join(f"{rival['seconds'] / shared['seconds']:.1f}x" for rival in rivals)
+        gaps = f"{shared['logprob_gap']:.1e} | {shared['gradient_gap']:.1e}"
+        peaks = ", ".join(f"{row['peak_mb']:.0f}" for row in (shared, *rivals))
+        assert f"| {hidden} | {prompt}, {shared['R']} | {speeds} | {gaps} | {peaks} MB |" in README
+
+
+def test_the_head_table_is_that_of_the_result_file():
+    heads: dict[int, dict] = {}
+    for row in result("head_cpu")["rows"]:
+        heads.setdefault(row["rows"], {})[row["impl"]] = row
+    for rows, each in heads.items():
+        memory = " | ".join(f"{each[name]['extra_mb']:.0f} MB" for name in ("fused", "plain", "liger"))
+        speeds = ", ".join(f"{each[name]['seconds'] / each['fused']['seconds']:.1f}x" for name in ("plain", "liger"))
+        assert f"| {rows:,} | {memory} | {speeds} |" in README
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "labels"),
+    [
+        ("locomo", README, ("rules", "turns, MiniLM", "turns, BM25", "turns, both")),
+        ("longmemeval_s", PAGE, ("rules", "turns, MiniLM", "turns, BM25", "sessions, MiniLM", "sessions, BM25")),
+    ],
+)
+def test_evidence_recall_is_that_of_the_result_files(name, page, labels):
+    suffix = {"MiniLM": "", "BM25": "-bm25", "both": "-hybrid"}
+    for label in labels:
+        unit, _, method = label.partition("s, ")
+        system = f"rag-{unit}{suffix[method]}" if method else label
+        recall = result(f"retrieval_{name}")["systems"][system]["figures"]["evidence_recall"]
+        assert f"| {label} | " + " | ".join(f"{recall[k]:.3f}" for k in ("5", "10", "20")) + " |" in page
 
 
 # Known defect 32: a README whose formula, base model and defaults were not the code's
