@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -104,6 +105,23 @@ def test_a_process_that_ended_well_is_not_taken_for_a_dead_one(tmp_path):
         return True
 
     assert run(("a", "a", "b"), {0: learn_on, 1: lambda: True, 2: lambda: True}, tmp_path)[0] == ["done"] * 3
+
+
+def test_a_process_that_never_ended_its_pulse_can_still_exit():
+    """Its thread is inside the store nearly always: without being stopped it would abort most of such processes."""
+    program = """
+import sys
+from torch.distributed import TCPStore
+from trainer import pulse
+store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
+pulse.PERIOD_SECONDS = 0.0
+kept = pulse.Pulse(run="r", rank=0, homes=[pulse.Home.here()])
+pulse.time.sleep(0.1)
+"""
+    for _ in range(3):
+        port = free_port()
+        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        assert subprocess.run([sys.executable, "-c", program, str(port)], env=environment, check=False).returncode == 0
 
 
 def test_a_process_that_fails_leaves_its_error_to_the_others(tmp_path):

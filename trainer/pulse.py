@@ -8,6 +8,7 @@ A collective on CUDA raises nothing when its peer dies: it waits. So the thread 
 ends a process whose main thread does not end by itself.
 """
 
+import atexit
 import os
 import socket
 import sys
@@ -68,6 +69,7 @@ class Pulse:
         self._guarding, self._ended = Event(), Event()
         self._thread = Thread(target=self._live, name="pulse", daemon=True)
         self._thread.start()
+        atexit.register(self._stop)
 
     def guard(self) -> None:
         """From here to `end` this process is stopped when another one is gone."""
@@ -77,6 +79,11 @@ class Pulse:
         """This process needs the others no more. Its number stands still from here on."""
         with suppress(DistError):  # the store went first: nobody is left to be told
             self._store.add(f"ended {self._rank}", 1)
+        atexit.unregister(self._stop)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Also when the interpreter ends: a thread that it finds inside the store takes the whole process down (SIGABRT)."""
         self._ended.set()
         self._thread.join()
 
