@@ -42,6 +42,9 @@ def test_a_model_of_a_hub_has_no_bfloat16_and_one_that_is_unknown_is_named(call,
     flags = ["--system", "rag-turn", "--embedding-model", "some/hub-model"]
     assert call(None, *flags, "--embedding-precision", "bfloat16") == 2
     assert "needs a model in a folder" in capsys.readouterr().err
+    remote = ["--embedding-model", "e", "--embedding-provider", "vllm", "--embedding-precision", "bfloat16"]
+    with pytest.raises(ConfigError, match="that of a local model"):
+        parse(remote)
     assert call(None, *flags) == 2
     assert "'some/hub-model' cannot be loaded" in capsys.readouterr().err
 

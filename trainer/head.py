@@ -242,7 +242,7 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iter
 
 def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """gradient x factor in `dtype`, written over the gradient itself, which autograd will not ask for again: a second one
-    beside it would be the most that the head ever holds."""
+    beside it would be the most that the head ever holds. What is narrowed keeps the wide one's storage."""
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
     flat = gradient.view(-1)

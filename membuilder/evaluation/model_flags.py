@@ -88,6 +88,8 @@ def chat(given: argparse.Namespace) -> Server:
 
 
 def embedder(given: argparse.Namespace) -> EmbedderOptions:
+    if given.embedding_precision and given.embedding_provider:
+        raise ConfigError("--embedding-precision is that of a local model: a server embeds in its own")
     is_folder = given.embedding_model is None or Path(given.embedding_model).exists()
     fastest = best_precision() if is_folder and given.embedding_provider is None else Precision.FLOAT32
     return EmbedderOptions(
