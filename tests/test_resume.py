@@ -89,6 +89,7 @@ WORST_MOMENTS = {
 """In the order of a run's life: the first three at its first checkpoint, the others in the step after it."""
 
 
+@pytest.mark.slow
 def test_killed_at_the_worst_moments(whole, tmp_path):
     """One run that meets all of them, each time going on from what the last one left."""
     main, arguments = arguments_of("rl", whole)
@@ -118,6 +119,7 @@ def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(whole, tmp_p
     assert metrics(tmp_path / "run") == metrics(whole["rl"])[:2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("sft", signal.SIGTERM), ("rl", signal.SIGUSR1)])
 def test_a_signal_saves_first(whole, tmp_path, kind, number):
     """Under Weights & Biases both lives are one run: its id stands in the checkpoint."""
