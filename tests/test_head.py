@@ -171,9 +171,6 @@ def test_low_precision_weights_gather_their_gradient_in_float32():
     assert error <= 1.05 * whole and error < 0.005
 
 
-# statistics
-
-
 def test_sums_over_chunks_are_rounded_once_where_they_stand(monkeypatch):
     """The narrow gradient is written over the wide one, slice by slice, and is what rounding a copy would give."""
     monkeypatch.setattr("trainer.head.SLICE", 5)
@@ -194,6 +191,9 @@ def test_rows_of_a_chunk_leave_room_for_the_sums():
         assert budget - 256 * vocabulary * 2 < chunk * vocabulary * 2 + vocabulary * hidden * 2 <= budget
     assert chunk_rows_within(budget, 32_768, vocabulary, 8192, 2) == 256  # the sums alone are over it
     assert chunk_rows_within(budget, 0, vocabulary, 8, 2) == 1
+
+
+# statistics
 
 
 def test_two_way_distribution_by_hand():

@@ -16,8 +16,8 @@ from trainer.rl_config import RLConfig
 from trainer.sft import SFTConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-RESULTS = Path(__file__).parent / "benchmarks"
-PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
+RESULTS = Path(__file__).parent / "benchmarks/results"
+PAGE = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_loss_of_the_readme_runs(tmp_path):
@@ -45,12 +45,12 @@ def test_every_path_the_readme_names_exists():
     for path in re.findall(r"(?:configs|launch|tests)/[\w/.]+\.(?:yaml|sh|json|md)", README):
         assert (root / path).is_file(), path
     for path in re.findall(r"`(\w+\.json)`", README + PAGE):
-        assert (RESULTS / "results" / path).is_file(), path
+        assert (RESULTS / path).is_file(), path
     assert "@@" not in README
 
 
 def result(name: str) -> dict:
-    return json.loads((RESULTS / f"results/{name}.json").read_text(encoding="utf-8"))
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def test_the_learner_table_is_that_of_the_result_file():
