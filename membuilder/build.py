@@ -1,55 +1,151 @@
-"""Session by session from dialogue to bank, with whoever proposes the operations.
+"""Builds the memories of dialogues into durable stores.
 
-`python -m membuilder.build` builds into a durable store; its command line is in `build_cli.py`.
+    python -m membuilder.build --dataset locomo --conv-id conv-26 --model gpt-4.1-mini --out conv-26.db
+    python -m membuilder.build --dataset-path locomo10.json --model Qwen/Qwen3-4B --provider vllm --out memories/
+    python -m membuilder.build --dataset-path locomo10.json --conv-id conv-26 --model rules --out conv-26.db
+
+The last one asks no model. A name that ends in .db is one store for one dialogue; any other is a folder with one store for
+each. A stopped build goes on where it was when the same command is run again. What the models used is printed at the end,
+and a line of it added to usage.jsonl in the folder, or to NAME.usage.jsonl beside NAME.db.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
 
-from membuilder.apply import SessionResult, apply_session
-from membuilder.embed import TextEmbedder
-from membuilder.prompts import PromptConfig
-from membuilder.retrieve import related
-from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Dialogue, Entry, Session
+from membuilder.bank.indexed_bank import open_memory
+from membuilder.bank.store import reading
+from membuilder.building.config import STORE_SUFFIX, BuildConfig, Keys, ModelConfig
+from membuilder.building.dialogues import build_all
+from membuilder.building.stores import failures
+from membuilder.config import describe, load
+from membuilder.datasets.selection import DATASET_NAMES, load_named
+from membuilder.datasets.windows import in_windows
+from membuilder.embedding import options
+from membuilder.embedding.local import TextEmbedder
+from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.llm import cost_flags as accounts
+from membuilder.llm.chat_model import Role
+from membuilder.llm.cost_flags import Account, open_account, tell_usage
+from membuilder.llm.endpoints import Provider
+from membuilder.llm.usage import Usage
+from membuilder.types import Dialogue
 
-Shown = dict[Agent, tuple[Entry, ...]]
-Propose = Callable[[Session, Bank, Mapping[Agent, tuple[Entry, ...]]], Mapping[Agent, AgentUpdate]]
+__all__ = ["BuildConfig", "ModelConfig", "main", "run"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One session of a build: what stood before it, what was shown and asked for, what came of it."""
-
-    session: Session
-    bank_before: Bank
-    shown: Shown
-    updates: dict[Agent, AgentUpdate]
-    result: SessionResult
-
-
-def shown_entries(session: Session, bank: Bank, embedder: TextEmbedder, config: PromptConfig) -> Shown:
-    """The entries each agent sees beside a session; core sees its text instead."""
-    if config.entries_shown == 0:
-        return {agent: () for agent in Agent}
-    found = {
-        agent: related(bank, session, agent, embedder, config.entries_shown, config.include_superseded)
-        for agent in ENTRY_AGENTS
-    }
-    return {Agent.CORE: (), **found}
-
-
-def build(dialogue: Dialogue, propose: Propose, embedder: TextEmbedder, config: PromptConfig) -> Iterator[Step]:
-    """Walk through a dialogue from an empty bank."""
-    bank = Bank()
-    for session in dialogue.sessions:
-        shown = shown_entries(session, bank, embedder, config)
-        updates = dict(propose(session, bank, shown))
-        result = apply_session(bank, session, updates, shown, config.core_limit_chars)
-        yield Step(session=session, bank_before=bank, shown=shown, updates=updates, result=result)
-        bank = result.bank
+FLAGS = {
+    "--dataset": ("dataset", "its name; default: locomo", DATASET_NAMES),
+    "--dataset-path": ("data", "the raw file; else where `membuilder.data fetch` put it", None),
+    "--data-dir": ("data_dir", "of `membuilder.data fetch`", None),
+    "--conv-id": ("conv_id", "build this dialogue only", None),
+    "--model": ("model.name", "name of the model, or `rules`", None),
+    "--provider": ("model.provider", "default: openai", tuple(map(str, Provider))),
+    "--base-url": ("model.base_url", "address of the API", None),
+    "--sessions": ("sessions", "first sessions only", None),
+    "--parallel": ("parallel", "dialogues at once", None),
+    "--out": ("out", "NAME.db for one dialogue, else a folder", None),
+}
+"""The flags of common use: flag -> the key it sets, what `--help` says of it, what it may be."""
+EMBEDDING_KEYS = ("embedding_model", "embedding_provider", "embedding_base_url", "embedding_cache")
+"""Keys that the shared flags of the same names set."""
 
 
-if __name__ == "__main__":
-    from membuilder.build_cli import main
+async def run(config: BuildConfig, keys: Keys, account: Account) -> list[Path]:
+    """Builds what is asked for; the stores, in the order of the file. The first error stops all, what is stored stays."""
+    stores = _stores(config)
 
-    main()
+    def keep_index(path: Path, embedder: TextEmbedder) -> None:
+        open_memory(path, embedder, config.index)  # leaves an index beside a large store
+
+    await build_all(config, stores, Role.BUILDER, keys, account, keep_index)
+    return [path for path, _ in stores]
+
+
+def summary(path: Path) -> str:
+    """What a build left, in one line."""
+    with reading(path) as store:
+        sessions, bank = store.sessions(), store.bank()
+    failed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures(sessions).items())) or "none"
+    counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
+    return f"{path}: {counts}; failed answers: {failed}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, given = _parse(argv)
+    usage, is_whole = Usage(), False
+    try:
+        with open_account(given, usage) as account:
+            paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), account))
+        is_whole = True
+        print("\n".join(summary(path) for path in paths))
+        print(f"look inside: python -m membuilder.inspect {paths[0]}")
+    except MemBuilderError as error:
+        sys.exit(f"membuilder.build: {error}\nEvery session stored before stays; the same command goes on behind it.")
+    except KeyboardInterrupt:
+        sys.exit(
+            "membuilder.build: stopped; every session stored before stays, and the same command goes on behind it."
+        )
+    finally:
+        tell_usage(_usage_path(config), "membuilder.build", usage, is_whole)
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        prog="python -m membuilder.build",
+        description=__doc__,
+        epilog=describe(BuildConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for flag, (key, text, choices) in FLAGS.items():
+        metavar = None if choices else flag.strip("-").upper()
+        parser.add_argument(flag, dest=key, metavar=metavar, choices=choices, help=text)
+    parser.add_argument("--api-key", help="else the provider's environment variable; never stored")
+    parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set any other key, after the file was read")
+    options.add_flags(parser)
+    accounts.add_flags(parser)
+    given = parser.parse_intermixed_args(argv)
+    try:
+        return load(BuildConfig, given.config, [*_overrides(vars(given)), *given.overrides]), given
+    except ConfigError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _overrides(given: Mapping[str, object]) -> list[str]:
+    """The flags as `key=value`: YAML strings, so that no name is taken for a number or a list; numbers are read back."""
+    keys = [*(key for key, _, _ in FLAGS.values()), *EMBEDDING_KEYS]
+    return [f"{key}={json.dumps(given[key])}" for key in keys if given[key] is not None]
+
+
+def _stores(config: BuildConfig) -> list[tuple[Path, Dialogue]]:
+    """Each store and what to build there."""
+    dialogues, source = load_named(config.dataset, config.data, config.data_dir)
+    if config.conv_id is not None:
+        known = [dialogue.id for dialogue in dialogues]
+        dialogues = [dialogue for dialogue in dialogues if dialogue.id == config.conv_id]
+        if not dialogues:
+            raise ConfigError(f"conv_id: {source} has no dialogue {config.conv_id!r}; it has {', '.join(known[:20])}")
+    if len(dialogues) > 1 and config.out.endswith(STORE_SUFFIX):
+        raise ConfigError(
+            f"out: {config.out} is one store, for {len(dialogues)} dialogues; name a folder, or a conv_id"
+        )
+    cut = [in_windows(dialogue, config.max_turns) for dialogue in dialogues]
+    short = [replace(dialogue, sessions=dialogue.sessions[: config.sessions]) for dialogue in cut]
+    return [(_store_path(config, dialogue), dialogue) for dialogue in short]
+
+
+def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
+    if config.out.endswith(STORE_SUFFIX):
+        return Path(config.out)
+    return Path(config.out) / f"{quote(dialogue.id, safe=' ')}{STORE_SUFFIX}"  # an id is no path
+
+
+def _usage_path(config: BuildConfig) -> Path:
+    if config.out.endswith(STORE_SUFFIX):
+        return Path(config.out).with_suffix(".usage.jsonl")
+    return Path(config.out) / "usage.jsonl"

@@ -1,4 +1,4 @@
-"""Benchmarks from their public homes (membuilder/datasets/homes.py), checked by size and checksum.
+"""Benchmarks from their public homes (membuilder/datasets/sources.py), checked by size and checksum.
 
     python -m membuilder.data fetch locomo
     python -m membuilder.data fetch longmemeval --data-dir /big/disk/data
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import httpx
 
-from membuilder.datasets.homes import DATASETS, PublicDataset, RemoteFile
+from membuilder.datasets.selection import DATA_FOLDER
+from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import FetchError
 from membuilder.progress import progress
 
-DATA_FOLDER = "data"
 _TIMEOUT = httpx.Timeout(60, connect=15)
 
 

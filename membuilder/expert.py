@@ -3,7 +3,7 @@
     python -m membuilder.expert --dataset longmemeval --split sft --expert-model claude-4.5-sonnet --parallel --skip-existing
     python -m membuilder.expert --dataset locomo --dataset-path locomo10.json --expert rules      (no API)
 
-Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectory.py says what is in it). A stopped run goes on where it was when the
+Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectories/trajectory.py says what is in it). A stopped run goes on where it was when the
 same command is run again: it loses at most the session in flight.
 """
 
@@ -15,22 +15,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from membuilder import account as accounts
-from membuilder import embedders
-from membuilder.account import Account, open_account, tell_usage
-from membuilder.build_config import RULES, BuildConfig, Keys, ModelConfig
-from membuilder.build_run import build_all
-from membuilder.chat import Role
-from membuilder.data import DATA_FOLDER
-from membuilder.datasets.selection import SPLITS, load_named, select, split_ids, subset_ids
-from membuilder.embed import TextEmbedder
+from membuilder.bank.store import reading
+from membuilder.building.config import RULES, BuildConfig, Keys, ModelConfig
+from membuilder.building.dialogues import build_all
+from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_named, select, split_ids, subset_ids
+from membuilder.datasets.windows import in_windows
+from membuilder.embedding import options
+from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, MemBuilderError
-from membuilder.evaluation.options import DATASETS
-from membuilder.store import reading
-from membuilder.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
+from membuilder.llm import cost_flags as accounts
+from membuilder.llm.chat_model import Role
+from membuilder.llm.cost_flags import Account, open_account, tell_usage
+from membuilder.llm.usage import Usage
+from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
-from membuilder.usage import Usage
-from membuilder.windows import in_windows
 
 EXPERT_MODEL = "claude-4.5-sonnet"
 """The published document's."""
@@ -132,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--dataset", required=True, choices=DATASETS)
+    add("--dataset", required=True, choices=DATASET_NAMES)
     add("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
     add("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
     add("--conv-id", help="one conversation only")
@@ -148,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
-    embedders.add_flags(parser)
+    options.add_flags(parser)
     accounts.add_flags(parser)
     return parser
 

@@ -21,10 +21,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from membuilder.bank.html_page import TIME_FORM, render_page
+from membuilder.bank.store import reading
+from membuilder.bank.store_rows import Answer, StoredSession
 from membuilder.errors import MemBuilderError
-from membuilder.inspect_page import TIME_FORM, render_page
-from membuilder.store import reading
-from membuilder.store_rows import Answer, StoredSession
 from membuilder.types import ENTRY_AGENTS, Agent, Bank, Entry
 
 COLOURS = {Agent.CORE: "yellow", Agent.EPISODIC: "blue", Agent.SEMANTIC: "green", Agent.PROCEDURAL: "magenta"}

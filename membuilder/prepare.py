@@ -6,8 +6,8 @@
     python -m membuilder.prepare rl  --trajectories-dir DIR --output-file dialogues.jsonl --to dialogues
     python -m membuilder.prepare rl  --input-file memory_rl_train.parquet --from verl --output-file rl.jsonl
 
-`ours` is JSON Lines or Parquet, by the name's ending (membuilder/training_data.py has the fields); `llama-factory`, `verl`
-and `verl-flat` are in membuilder/published.py; `dialogues` is the custom dataset (membuilder/datasets/custom.py) with the
+`ours` is JSON Lines or Parquet, by the name's ending (membuilder/trajectories/records.py has the fields); `llama-factory`, `verl`
+and `verl-flat` are in membuilder/trajectories/published_formats.py; `dialogues` is the custom dataset (membuilder/datasets/custom.py) with the
 written questions, which `trainer.rl` takes as data.path. What is left out is counted by reason, and nothing is left out silently.
 """
 
@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from membuilder.bank.store import reading
 from membuilder.datasets.files import FILE
 from membuilder.errors import ConfigError, DataError, MemBuilderError
-from membuilder.published import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.qa import QA_FILE
-from membuilder.store import reading
-from membuilder.training_data import (
+from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
+from membuilder.trajectories.records import (
     PARQUET,
     QuestionLine,
     RLRecord,
@@ -35,7 +35,7 @@ from membuilder.training_data import (
     sft_records,
     write_records,
 )
-from membuilder.trajectory import STORE_FILE, Trajectory, read_trajectory, sample_folders, write_text
+from membuilder.trajectories.trajectory import STORE_FILE, Trajectory, read_trajectory, sample_folders, write_text
 
 OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl", "verl-flat", "dialogues"
 SOURCES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}

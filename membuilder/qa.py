@@ -25,19 +25,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder import account as accounts
-from membuilder.account import Account, open_account, tell_usage
-from membuilder.build_config import ModelConfig
-from membuilder.build_run import make_chat_model
-from membuilder.chat import ChatModel, Role
-from membuilder.endpoints import Provider, Server
+from membuilder.bank.store import reading
+from membuilder.building.config import ModelConfig
+from membuilder.building.dialogues import make_chat_model
 from membuilder.errors import ConfigError, MemBuilderError
-from membuilder.for_each import for_each
+from membuilder.llm import cost_flags as accounts
+from membuilder.llm.chat_model import ChatModel, Role
+from membuilder.llm.concurrency import for_each
+from membuilder.llm.cost_flags import Account, open_account, tell_usage
+from membuilder.llm.endpoints import Provider, Server
+from membuilder.llm.usage import Usage
 from membuilder.progress import progress
-from membuilder.question_plan import Kind, plan
-from membuilder.questions import Asked, Models, SessionQuestions, write_questions
-from membuilder.store import reading
-from membuilder.trajectory import (
+from membuilder.trajectories.question_plan import Kind, plan
+from membuilder.trajectories.questions import Asked, Models, SessionQuestions, write_questions
+from membuilder.trajectories.trajectory import (
     STORE_FILE,
     Trajectory,
     actions_json,
@@ -48,7 +49,6 @@ from membuilder.trajectory import (
     write_text,
 )
 from membuilder.types import Agent
-from membuilder.usage import Usage
 
 QA_FILE, REPORT_FILE, USAGE_FILE = "rl_training_data.jsonl", "qa_report.json", "qa_usage.jsonl"
 QA_MODEL = "claude-4.5-opus"

@@ -18,9 +18,9 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
+from membuilder.bank.retrieve import Retrieval
 from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
-from membuilder.retrieve import Retrieval
 from membuilder.types import Bank, Question
 
 # English function words. Left out because they can be the answer itself: "no", "not", "may" (May), "will" (Will).

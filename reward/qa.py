@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from membuilder.embed import TextEmbedder
-from membuilder.retrieve import Retrieval, retrieve
+from membuilder.bank.retrieve import Retrieval, retrieve
+from membuilder.embedding.local import TextEmbedder
 from membuilder.types import ENTRY_AGENTS, Agent, Bank, Question
 from reward.judges import Judge, Verdict
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from membuilder.apply import apply_session
-from membuilder.build import Shown
-from membuilder.operations import parse
-from membuilder.prompts import PromptConfig, render_prompt
+from membuilder.schemes.four_agents.apply import apply_session
+from membuilder.schemes.four_agents.operations import parse
+from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
+from membuilder.schemes.four_agents.session import Shown
 from membuilder.types import Agent, AgentUpdate, Bank, Failure, FailureKind, Session
 from rollout.tokens import decode_completion, encode_prompt
 from rollout.types import AgentSample, Completion, Engine, Group, Rollout, SamplingConfig

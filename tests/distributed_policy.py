@@ -15,16 +15,15 @@ import torch
 from torch import distributed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer import head
-from trainer.head import Objective
+from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.packing import Node, TrainSequence, build_tree, pack
+from trainer.distributed.process_group import World, start_accelerator, zero_stage
 from trainer.losses import LossConfig, adrpo, cross_entropy
+from trainer.model import head
+from trainer.model.head import Objective
+from trainer.model.policy import Policy
 from trainer.optim import OptimConfig, make_optimizer
-from trainer.packing import Node, TrainSequence, build_tree, pack
-from trainer.policy import Policy
-from trainer.resume import Skips
-from trainer.rows import supervised_rows
-from trainer.updates import loss_rows, make_update, micro_step, named_weights
-from trainer.world import World, start_accelerator, zero_stage
+from trainer.optimizer_step import Skips, loss_rows, make_update, micro_step, named_weights
 
 STEPS, NUM_TREES, MAX_TOKENS = 10, 3, 12
 LOSSES = {"sft": cross_entropy, "rl": adrpo}

@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from membuilder import embedders
 from membuilder import eval as command
-from membuilder.evaluation.embedding_cache import CachedEmbedder
+from membuilder.embedding import options
+from membuilder.embedding.cache import CachedEmbedder
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request
 from tests.scripted import agent_of, store_first_turn
@@ -55,7 +55,7 @@ def hash_embedder(folder: Path) -> Callable[..., CachedEmbedder]:
 
 def caller(tmp_path: Path, monkeypatch, dialogue: dict = DIALOGUE) -> Callable[..., int]:
     """`call(server, *flags, out=...)`: the exit status of the command on one dialogue."""
-    monkeypatch.setattr(embedders, "open_embedder", hash_embedder(tmp_path))
+    monkeypatch.setattr(options, "open_embedder", hash_embedder(tmp_path))
     (tmp_path / "mine.jsonl").write_text(json.dumps(dialogue) + "\n", encoding="utf-8")
 
     def call(server: FaultServer | None, *more: str, out: str = "out") -> int:

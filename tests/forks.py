@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from membuilder.embed import Embedder
+from membuilder.embedding.local import Embedder
 from tests.both_loops import as_new
-from trainer import runner
+from trainer import run_setup
 
 FORK = multiprocessing.get_context("fork")
 
@@ -22,7 +22,7 @@ def embedder() -> None:
     """One real embedder, loaded before the forks."""
     loaded = Embedder(None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Embedder", lambda name: loaded)
+        patch.setattr(run_setup, "Embedder", lambda name: loaded)
         yield
 
 
@@ -30,7 +30,7 @@ def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: st
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     torch.set_num_threads(1)
     before()
-    with runner.clear_errors("run"):
+    with run_setup.clear_errors("run"):
         main(*arguments)
 
 

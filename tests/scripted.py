@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from membuilder.chat import Message
+from membuilder.llm.chat_model import Message
 from membuilder.types import Agent, Dialogue, Session, Turn
 
 START = datetime(2023, 5, 8, 13, 56)

@@ -6,26 +6,27 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from membuilder.datasets.windows import in_windows
 from membuilder.generate.dialogue import generate
-from membuilder.prompts import PromptConfig
-from membuilder.schemas import ResponseFormat
-from membuilder.windows import in_windows
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from reward.score import RewardConfig
 from rollout.types import SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer import rl, sft
-from trainer.collect import Collector
-from trainer.corpus import ExpertBuild, expert_builds, training_text
-from trainer.log import RunLog, read_jsonl
+from trainer.data.corpus import ExpertBuild, expert_builds, training_text
+from trainer.distributed.process_group import World, start_accelerator
+from trainer.experience.collector import Collector
+from trainer.experience.systems import judge_policy
+from trainer.logs.run_log import RunLog, read_jsonl
 from trainer.losses import LossConfig
+from trainer.model.policy import ModelConfig, Policy, load_model
+from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
 from trainer.optim import OptimConfig
-from trainer.policy import ModelConfig, Policy, load_model
-from trainer.rl import RLConfig
-from trainer.runner import frozen_copy, make_collector, make_engine
-from trainer.sft import SFTConfig, make_trees
-from trainer.systems import judge_policy
-from trainer.tiny import TinyConfig, build_model, train_tokenizer
-from trainer.world import World, start_accelerator
+from trainer.rl_config import RLConfig
+from trainer.run_setup import frozen_copy, make_collector, make_engine
+from trainer.sft import make_trees
+from trainer.sft_config import SFTConfig
 
 SIZES = TinyConfig(vocab_size=600, hidden_size=32, num_layers=2, intermediate_size=64)
 

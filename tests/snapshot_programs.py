@@ -5,8 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-from trainer import snapshots
-from trainer.snapshots import choose, prune, write
+from trainer.checkpoint import folders
+from trainer.checkpoint.folders import choose, prune, write
 
 NUM_FILES = 3
 
@@ -96,7 +96,7 @@ def one_of_two(root: Path, rank: int, barrier, values, fault: tuple[str, int | N
     own = root / "of its own" if rank == faulty_rank and kind == "unshared" else root
     own.mkdir(exist_ok=True)
     if rank == faulty_rank and kind == "begin":
-        snapshots.recover = lambda root: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        folders.recover = lambda root: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     try:
         answers.put((rank, write(own, 1, put, {}, rank == 0, gather).name))
     except Exception as error:

@@ -10,9 +10,9 @@ from reward.rollouts import ScoredGroup
 from reward.score import RewardStatus, Score
 from rollout.types import AgentSample, Completion, Group, Rollout
 from trainer.advantages import StdScale, group_advantages
-from trainer.batch import Batch, make_batch
-from trainer.metrics import check_missing, completion_rows, rollout_metrics
-from trainer.packing import Node, TrainSequence, pack
+from trainer.batching.packing import Node, TrainSequence, pack
+from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
+from trainer.experience.training_batch import Batch, make_batch
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 SESSION = Session(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import membuilder
-from membuilder.answer_cache import AnswerCache
-from membuilder.answering import (
+from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.answer_and_judge import (
     JUDGE_ATTEMPTS,
     VERDICT_SCHEMA,
     Strictness,
@@ -20,12 +20,12 @@ from membuilder.answering import (
     judge_prompt,
     prompt_hashes,
 )
-from membuilder.chat import Message, Role, read_json
-from membuilder.client import ChatClient
-from membuilder.endpoints import ChatConfig, EndpointConfig, Provider
-from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.chat_model import Message, Role, read_json
+from membuilder.llm.client import ChatClient
+from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.usage import Usage
 from membuilder.types import Question
-from membuilder.usage import Usage
 from tests.fault_server import FaultServer, hang, status
 from tests.fault_server import answer as replying
 

@@ -7,9 +7,9 @@ from datetime import datetime
 
 import pytest
 
-from membuilder.apply import CORE_LIMIT_CHARS, Applied, apply_session, apply_update, resolve
-from membuilder.operations import parse, render
-from membuilder.schemas import ResponseFormat
+from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS, Applied, apply_session, apply_update, resolve
+from membuilder.schemes.four_agents.operations import parse, render
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.types import (
     ENTRY_AGENTS,
     Agent,

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from membuilder import embedders, expert, qa
-from membuilder.account import Account, model_price
-from membuilder.build_cli import main as build
-from membuilder.build_config import BuildConfig, Keys, ModelConfig
-from membuilder.embedders import EmbedderOptions, opened
+from membuilder import expert, qa
+from membuilder.bank.store import reading
+from membuilder.build import main as build
+from membuilder.building.config import BuildConfig, Keys, ModelConfig
+from membuilder.embedding import options
+from membuilder.embedding.options import EmbedderOptions, opened
 from membuilder.errors import ConfigError
-from membuilder.store import reading
-from membuilder.usage import Usage
+from membuilder.llm.cost_flags import Account, model_price
+from membuilder.llm.usage import Usage
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering, payload, status
 from tests.scripted import talk
@@ -68,7 +69,7 @@ PLACES = {"build": ("d.db", "d.usage.jsonl", "builder"), "expert": ("out/custom/
 
 @pytest.mark.parametrize("command", PLACES)
 def test_a_server_embeds_and_the_store_knows_which(command, asked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(embedders, "Embedder", None)  # no local model is loaded
+    monkeypatch.setattr(options, "Embedder", None)  # no local model is loaded
     store_path, usage_path, role = PLACES[command]
     with FaultServer(chat_and_embed) as server:
         flags = asked(command, server)

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from membuilder.baselines import longest_turns, random_turns, store_all, store_within
-from membuilder.build import build, shown_entries
-from membuilder.operations import parse
-from membuilder.prompts import PromptConfig
-from membuilder.schemas import ResponseFormat
+from membuilder.building.baselines import longest_turns, random_turns, store_all, store_within
+from membuilder.schemes.four_agents.operations import parse
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.four_agents.session import build, shown_entries
 from membuilder.types import (
     Agent,
     AgentUpdate,

@@ -12,23 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from membuilder import embedders
-from membuilder.account import Account
-from membuilder.build import build
-from membuilder.build_cli import _parse, main
-from membuilder.build_config import BuildConfig, ModelConfig
-from membuilder.build_run import make_chat_model
-from membuilder.builder import Builder, chat_agents, check_dialogue, rule_agents
-from membuilder.chat import Role
+from membuilder.bank.store import Store, reading, writing
+from membuilder.build import _parse, main
+from membuilder.building.builder import Builder, chat_agents, check_dialogue, rule_agents
+from membuilder.building.config import BuildConfig, ModelConfig
+from membuilder.building.dialogues import make_chat_model
 from membuilder.datasets.load import load
-from membuilder.embed import Embedder
+from membuilder.datasets.windows import in_windows
+from membuilder.embedding import options
+from membuilder.embedding.local import Embedder
 from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError, StoreErrorKind
-from membuilder.prompts import PromptConfig
-from membuilder.rules import propose
-from membuilder.store import Store, reading, writing
+from membuilder.llm.chat_model import Role
+from membuilder.llm.cost_flags import Account
+from membuilder.llm.usage import Usage
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.rules import propose
+from membuilder.schemes.four_agents.session import build
 from membuilder.types import Agent, Bank, Dialogue
-from membuilder.usage import Usage
-from membuilder.windows import in_windows
 from tests import killed
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, answering, status
@@ -382,7 +382,7 @@ def locomo_file(path: Path, *names: str) -> Path:
 
 def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
     minilm = Embedder()
-    monkeypatch.setattr(embedders, "opened", lambda options, account: nullcontext(minilm))  # loaded once for both
+    monkeypatch.setattr(options, "opened", lambda options, account: nullcontext(minilm))  # loaded once for both
     data = locomo_file(tmp_path / "data.json", "first", "../second")
     main(["--dataset-path", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
     assert sorted(path.name for path in (tmp_path / "memories").glob("*.db")) == ["..%2Fsecond.db", "first.db"]
@@ -440,7 +440,7 @@ def test_a_model_needs_a_known_provider():
 
 
 def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(embedders, "opened", lambda options, account: nullcontext(HashEmbedder()))
+    monkeypatch.setattr(options, "opened", lambda options, account: nullcontext(HashEmbedder()))
 
     def reply(request) -> str:
         prompt = request.body["messages"][-1]["content"]

@@ -10,12 +10,12 @@ import traceback
 
 import pytest
 
-from membuilder.answer_cache import AnswerCache
-from membuilder.chat import Role
-from membuilder.client import ChatClient
-from membuilder.endpoints import ChatConfig, EndpointConfig, Provider
 from membuilder.errors import CacheError, ChatError, ChatErrorKind
-from membuilder.usage import Usage
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import ChatClient
+from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.usage import Usage
 from tests.fault_server import (
     FaultServer,
     announcing,
@@ -249,7 +249,7 @@ def test_a_server_without_schemas_is_noticed_by_the_check_and_said_once(caplog):
     with FaultServer(refusing_schemas("{}")) as server, caplog.at_level(logging.WARNING):
         assert run(settings(server.base_url), use) == ["{}"] * 3
     assert ["response_format" in request.body for request in server.requests] == [True, False, False, False, False]
-    (warning,) = [record for record in caplog.records if record.name == "membuilder.client"]
+    (warning,) = [record for record in caplog.records if record.name == "membuilder.llm.client"]
     assert "JSON schemas" in warning.getMessage() and "response_format is not supported" in warning.getMessage()
 
 
@@ -261,7 +261,7 @@ def test_one_refused_schema_leaves_the_others(caplog):
     with FaultServer(refusing_schemas("{}", only="cat")) as server, caplog.at_level(logging.WARNING):
         run(settings(server.base_url), use)
     assert ["response_format" in request.body for request in server.requests] == [True, False, True, False]
-    assert len([record for record in caplog.records if record.name == "membuilder.client"]) == 1
+    assert len([record for record in caplog.records if record.name == "membuilder.llm.client"]) == 1
 
 
 def test_a_refusal_of_the_prompt_is_not_blamed_on_the_schema():

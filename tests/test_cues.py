@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from membuilder.cues import Cues, content_words, read, score, words
+from membuilder.schemes.four_agents.cues import Cues, content_words, read, score, words
 from membuilder.types import Turn
 
 

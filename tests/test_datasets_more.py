@@ -13,9 +13,9 @@ import pytest
 
 from membuilder import data
 from membuilder.datasets import custom, longmemeval, perltqa
-from membuilder.datasets.homes import DATASETS, PublicDataset, RemoteFile
 from membuilder.datasets.load import load
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
+from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import ConfigError, DataError, FetchError
 
 DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

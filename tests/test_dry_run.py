@@ -8,16 +8,25 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.errors import ConfigError
 from trainer import rl, sft
-from trainer.activations import Allocated, activation_bytes
-from trainer.advice import advise, largest_micro_batch
-from trainer.attention import use_shared_prefix
-from trainer.dry_run import main, report
-from trainer.head import Objective, head_loss
+from trainer.batching.attention_plan import varlen_calls
+from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.packing import TrainSequence, build_tree, pack
 from trainer.losses import LossConfig, cross_entropy
-from trainer.memory import GIB, Launch, Rollouts, Workload, estimate, head_bytes, parameter_sizes, state_parts
-from trainer.packing import TrainSequence, build_tree, pack
-from trainer.plans import varlen_calls
-from trainer.rows import supervised_rows
+from trainer.memory_estimate.activations import Allocated, activation_bytes
+from trainer.memory_estimate.advice import advise, largest_micro_batch
+from trainer.memory_estimate.dry_run import main, report
+from trainer.memory_estimate.estimate import (
+    GIB,
+    Launch,
+    Rollouts,
+    Workload,
+    estimate,
+    head_bytes,
+    parameter_sizes,
+    state_parts,
+)
+from trainer.model.head import Objective, head_loss
+from trainer.model.shared_prefix import use_shared_prefix
 
 QWEN3_4B = dict(
     hidden_size=2560, num_hidden_layers=36, intermediate_size=9728, num_attention_heads=32, num_key_value_heads=8,
@@ -185,8 +194,8 @@ def test_checkpointing_keeps_one_hidden_state_a_layer():
 def test_head_workspace_is_what_the_head_allocates(rows, monkeypatch):
     """bfloat16 weights: one chunk's logits, and a weight gradient that is float32 where chunks are summed."""
     chunk_rows, hidden, vocabulary = 16, 4096, 4096
-    monkeypatch.setattr("trainer.memory.chunk_rows_within", lambda *_: chunk_rows)
-    monkeypatch.setattr("trainer.head.SLICE", 2**16)
+    monkeypatch.setattr("trainer.memory_estimate.estimate.chunk_rows_within", lambda *_: chunk_rows)
+    monkeypatch.setattr("trainer.model.head.SLICE", 2**16)
     states = torch.randn(rows, hidden, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(rows, dtype=torch.int64)

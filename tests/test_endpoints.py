@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from membuilder.answer_cache import AnswerCache
-from membuilder.answer_json import without_thoughts
-from membuilder.chat import Role, read_json
+from membuilder.bank.retrieve import retrieve
 from membuilder.config import dump, load
-from membuilder.endpoint_embedder import EndpointEmbedder
-from membuilder.endpoints import (
+from membuilder.embedding.remote import EndpointEmbedder
+from membuilder.errors import CacheError, ChatError, ChatErrorKind, ConfigError
+from membuilder.llm.chat_model import Role, read_json
+from membuilder.llm.endpoints import (
     VLLM_BASE_URL,
     ChatConfig,
     EmbeddingConfig,
@@ -23,11 +23,11 @@ from membuilder.endpoints import (
     chat_address,
     embeddings_address,
 )
-from membuilder.errors import CacheError, ChatError, ChatErrorKind, ConfigError
-from membuilder.retries import retry_after
-from membuilder.retrieve import retrieve
+from membuilder.llm.json_output import without_thoughts
+from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.retries import retry_after
+from membuilder.llm.usage import Tokens, Usage
 from membuilder.types import Agent, Bank, Entry
-from membuilder.usage import Tokens, Usage
 from tests.fault_server import FaultServer, Request, payload, raw, status
 
 OPENAI, VLLM = EndpointConfig(provider=Provider.OPENAI), EndpointConfig(provider=Provider.VLLM)

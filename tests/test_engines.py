@@ -13,17 +13,17 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from membuilder.errors import ConfigError, MemBuilderError
-from membuilder.prompts import PromptConfig, render_prompt
-from membuilder.schemas import ResponseFormat
+from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.types import Agent, Bank, Entry, FailureKind, Session, Turn
 from rollout.hf_engine import TransformersEngine
 from rollout.sampler import Task, sample_groups
 from rollout.seeding import isolated_rng, restore_rng, rng_state, seed_everything
 from rollout.tokens import TokenCounter, decode_completion, encode_completion, encode_prompt, load_tokenizer
 from rollout.types import Completion, Engine, SamplingConfig
-from trainer.packing import TrainSequence, build_tree, pack
-from trainer.policy import Policy
-from trainer.tiny import TinyConfig, answer_tokens, build_model, train_tokenizer
+from trainer.batching.packing import TrainSequence, build_tree, pack
+from trainer.model.policy import Policy
+from trainer.model.tiny_model import TinyConfig, answer_tokens, build_model, train_tokenizer
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 TINY = TinyConfig(

@@ -13,18 +13,18 @@ import pytest
 from pydantic import SecretStr
 
 from membuilder import eval as command
+from membuilder.bank.indexed_bank import memory_of
 from membuilder.datasets.load import load
-from membuilder.embedders import Precision, _in_bfloat16, open_embedder
-from membuilder.endpoints import Address, EndpointConfig, Provider, chat_address
+from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
+from membuilder.embedding.options import Precision, _in_bfloat16, open_embedder
 from membuilder.errors import ConfigError, DataError, EvaluationError
 from membuilder.evaluation import bm25, run
-from membuilder.evaluation.ask import Case, ask_all
+from membuilder.evaluation.answer_questions import Case, ask_all
+from membuilder.evaluation.answerer import Roles
 from membuilder.evaluation.banks import BankFolder
-from membuilder.evaluation.embedding_cache import CachedEmbedder, fingerprint_of
 from membuilder.evaluation.options import command_line, parse
 from membuilder.evaluation.records import Answered, Verdict, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
-from membuilder.evaluation.roles import Roles
 from membuilder.evaluation.systems import (
     Item,
     Method,
@@ -38,7 +38,7 @@ from membuilder.evaluation.systems import (
     reciprocal_ranks,
 )
 from membuilder.evaluation.table import table
-from membuilder.memory import memory_of
+from membuilder.llm.endpoints import Address, EndpointConfig, Provider, chat_address
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry, Question, Session, Turn
 from tests.fakes import HashEmbedder
 

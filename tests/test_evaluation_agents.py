@@ -8,13 +8,13 @@ import pytest
 
 import membuilder
 from membuilder import eval as command
+from membuilder.bank.store import reading
 from membuilder.config import dump
 from membuilder.errors import ConfigError
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.records import read_records
-from membuilder.prompts import PromptConfig
-from membuilder.schemas import ResponseFormat
-from membuilder.store import reading
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.types import Agent
 from tests.evaluating import JUDGED, caller, reply, result
 from tests.fakes import HashEmbedder

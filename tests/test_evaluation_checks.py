@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from membuilder import embedders
-from membuilder.embedders import Precision
+from membuilder.embedding import options
+from membuilder.embedding.options import Precision
 from membuilder.errors import ConfigError
 from membuilder.evaluation.options import parse
 from tests.evaluating import DIALOGUE, JUDGED, caller, reply, result
@@ -33,7 +33,7 @@ def embedded(call, monkeypatch) -> list[str]:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(embedders, "open_embedder", lambda *_: Watched())
+    monkeypatch.setattr(options, "open_embedder", lambda *_: Watched())
     return texts
 
 

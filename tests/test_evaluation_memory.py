@@ -6,15 +6,15 @@ from datetime import datetime
 
 import pytest
 
+from membuilder.bank.index import IndexConfig, IndexKind
+from membuilder.bank.indexed_bank import memory_of
+from membuilder.bank.retrieve import retrieve
+from membuilder.datasets.windows import in_windows, sessions_of_windows
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.records import RECALLS, read_records
 from membuilder.evaluation.scorers import evidence_recall
 from membuilder.evaluation.systems import Item, Ranking, from_memories
-from membuilder.index import IndexConfig, IndexKind
-from membuilder.memory import memory_of
-from membuilder.retrieve import retrieve
 from membuilder.types import Agent, Bank, Dialogue, Entry, Question, Session, Turn
-from membuilder.windows import in_windows, sessions_of_windows
 from tests.evaluating import DIALOGUE, caller, reply, result
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from membuilder import embedders
 from membuilder import eval as command
-from membuilder.chat import Role
+from membuilder.embedding import options
 from membuilder.errors import ChatErrorKind, DataError
 from membuilder.evaluation.records import read_records
-from membuilder.usage import Tokens, Usage
+from membuilder.llm.chat_model import Role
+from membuilder.llm.usage import Tokens, Usage
 from tests import killed
 from tests.evaluating import DIALOGUE, JUDGED, caller, flags, hash_embedder, reply, result
 from tests.fault_server import FaultServer, Request, answer, answering, status
@@ -178,7 +178,7 @@ def test_a_damaged_line_of_usage_is_refused(tmp_path, line):
 
 
 def evaluate(folder: str, argv: list[str]) -> None:
-    embedders.open_embedder = hash_embedder(Path(folder))
+    options.open_embedder = hash_embedder(Path(folder))
     command.main(argv)
 
 

@@ -10,12 +10,21 @@ from pathlib import Path
 import faiss
 import pytest
 
-from membuilder import embedders, expert, prompts
-from membuilder.builder import Builder, chat_agents
+from membuilder import expert
+from membuilder.bank.store import reading, writing
+from membuilder.building.builder import Builder, chat_agents
+from membuilder.embedding import options
 from membuilder.errors import ChatError, ChatErrorKind, DataError, StoreError
-from membuilder.prompts import PromptConfig, template_hashes
-from membuilder.store import reading, writing
-from membuilder.trajectory import is_whole, publish, read_state, read_trajectory, sample_folder, sample_folders
+from membuilder.schemes.four_agents import prompts
+from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
+from membuilder.trajectories.trajectory import (
+    is_whole,
+    publish,
+    read_state,
+    read_trajectory,
+    sample_folder,
+    sample_folders,
+)
 from membuilder.types import Agent, Dialogue
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering, status
@@ -212,7 +221,7 @@ def test_samples_are_found_in_one_order_at_any_depth(tmp_path):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs the command on two dialogues against a server, with a small embedder."""
-    monkeypatch.setattr(embedders, "opened", lambda options, account: nullcontext(HashEmbedder()))
+    monkeypatch.setattr(options, "opened", lambda options, account: nullcontext(HashEmbedder()))
     data = custom(tmp_path / "talks.jsonl", THREE, talk(["I bake."], ["Rye bread."], name="e"))
 
     def run(server: FaultServer, *flags: str) -> int:

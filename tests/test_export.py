@@ -17,10 +17,10 @@ from tests.forks import embedder  # noqa: F401
 from tests.test_snapshots import small_disk  # noqa: F401
 from trainer import export as exporting
 from trainer import sft
-from trainer.attention import hidden_states
+from trainer.batching.packing import TrainSequence, dense_tree, pack
 from trainer.export import export
-from trainer.packing import TrainSequence, dense_tree, pack
-from trainer.policy import ModelConfig, Policy, load_model
+from trainer.model.policy import ModelConfig, Policy, load_model
+from trainer.model.shared_prefix import hidden_states
 
 NUM_TOKENS = 12
 PROMPTS = [[5, 6, 7], [7 + i * 13 % 300 for i in range(40)], [9]]

@@ -12,8 +12,8 @@ import torch
 
 from membuilder.errors import CheckpointError
 from tests.forks import as_rank, free_port, start
-from trainer.resume import Best, Checkpoints
-from trainer.world import World, start_accelerator
+from trainer.checkpoint.checkpoints import Best, Checkpoints
+from trainer.distributed.process_group import World, start_accelerator
 
 pytestmark = pytest.mark.slow
 PATIENCE = timedelta(seconds=20)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from trainer.head import Head, Objective, _scaled_, chunk_rows_within, head_loss, token_logprobs
+from trainer.batching.loss_rows import Rows, supervised_rows
 from trainer.kernels import plain_rows
 from trainer.losses import LOSSES, Aggregation, KLEstimator, LossConfig, cross_entropy
-from trainer.rows import Rows, supervised_rows
+from trainer.model.head import Head, Objective, _scaled_, chunk_rows_within, head_loss, token_logprobs
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = (5, 1, 7, 3, 4)
@@ -173,7 +173,7 @@ def test_low_precision_weights_gather_their_gradient_in_float32():
 
 def test_sums_over_chunks_are_rounded_once_where_they_stand(monkeypatch):
     """The narrow gradient is written over the wide one, slice by slice, and is what rounding a copy would give."""
-    monkeypatch.setattr("trainer.head.SLICE", 5)
+    monkeypatch.setattr("trainer.model.head.SLICE", 5)
     torch.manual_seed(0)
     wide = torch.randn(7, 9)
     expected, storage = (wide * 0.3).bfloat16(), wide.data_ptr()

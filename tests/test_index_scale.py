@@ -7,8 +7,8 @@ import faiss
 import numpy as np
 import pytest
 
-from membuilder.index import IndexConfig, IndexKind, VectorIndex, top_k
-from membuilder.index_file import index_path, open_index
+from membuilder.bank.index import IndexConfig, IndexKind, VectorIndex, top_k
+from membuilder.bank.index_file import index_path, open_index
 
 NUM_ROWS, WIDTH = 2500, 16
 RNG = np.random.default_rng(0)

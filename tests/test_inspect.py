@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from membuilder.builder import Builder, chat_agents
+from membuilder.bank.html_page import render_page
+from membuilder.bank.store import writing
+from membuilder.building.builder import Builder, chat_agents
 from membuilder.inspect import history, main, read_contents, show_bank, show_entry, show_session
-from membuilder.inspect_page import render_page
-from membuilder.prompts import PromptConfig
-from membuilder.store import writing
+from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.types import Agent, Bank
 from tests.chromium import Page, find_chromium, open_chromium
 from tests.fakes import HashEmbedder

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from membuilder.datasets.windows import in_windows
 from membuilder.errors import CheckpointError, ConfigError
 from membuilder.generate.dialogue import generate
-from membuilder.prompts import PromptConfig
-from membuilder.schemas import ResponseFormat
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.types import Agent, Bank, CoreQuote, Entry, Failure, FailureKind, Session, Turn
-from membuilder.windows import in_windows
 from reward.judges import evidence
 from reward.rollouts import ScoredGroup
 from reward.score import RewardConfig, RewardStatus, Score
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import AgentSample, Completion, Group, Rollout, SamplingConfig
 from tests.fakes import HashEmbedder
-from trainer import journal
-from trainer.collect import Collector
-from trainer.corpus import expert_builds, training_text
-from trainer.stream import SessionStream, States
-from trainer.tiny import train_tokenizer
+from trainer.data.corpus import States, expert_builds, training_text
+from trainer.experience import rollout_cache
+from trainer.experience.collector import Collector
+from trainer.experience.session_stream import SessionStream
+from trainer.model.tiny_model import train_tokenizer
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
 ANSWERS = ['{"#1":"add","#2":"add"}', '{"#1":"add"}', "{}", "no JSON at all"]
@@ -139,11 +139,11 @@ def whole_numbers_as_floats(group: ScoredGroup) -> ScoredGroup:
 
 
 def put(root: Path, step: int, scored: list) -> Path:
-    return journal.write(root, step, journal.Experience(scored=scored, steered={}))
+    return rollout_cache.write(root, step, rollout_cache.Experience(scored=scored, steered={}))
 
 
 def got(root: Path, step: int) -> list:
-    return journal.read(root, step).scored
+    return rollout_cache.read(root, step).scored
 
 
 def test_real_groups_come_back_exactly(tmp_path, real_groups):
@@ -189,7 +189,7 @@ def test_any_finite_float_comes_back_bit_for_bit(tmp_path):
 def test_what_json_would_change_is_refused_by_name(tmp_path, completion):
     with pytest.raises(CheckpointError, match="step 3, group 'step 1 / slot 2' cannot be kept exactly"):
         put(tmp_path, 3, [odd_group(**completion)])
-    assert journal.read(tmp_path, 3) is None
+    assert rollout_cache.read(tmp_path, 3) is None
 
 
 def test_a_reward_that_is_nan_is_not_taken_for_a_missing_one(tmp_path):
@@ -204,14 +204,14 @@ def test_each_step_has_its_own(tmp_path):
     put(tmp_path, 3, [first])
     put(tmp_path, 4, [second])
     assert (got(tmp_path, 3), got(tmp_path, 4)) == ([first], [second])
-    assert journal.read(tmp_path, 2) is None
-    assert journal.read(tmp_path / "nowhere", 3) is None
+    assert rollout_cache.read(tmp_path, 2) is None
+    assert rollout_cache.read(tmp_path / "nowhere", 3) is None
 
 
 def test_the_steering_is_kept_too(tmp_path):
-    kept = journal.Experience(scored=[], steered={"length_weight": 0.1 + 0.2, "memory_ratio": 1.0})
-    journal.write(tmp_path, 1, kept)
-    assert journal.read(tmp_path, 1) == kept
+    kept = rollout_cache.Experience(scored=[], steered={"length_weight": 0.1 + 0.2, "memory_ratio": 1.0})
+    rollout_cache.write(tmp_path, 1, kept)
+    assert rollout_cache.read(tmp_path, 1) == kept
 
 
 def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
@@ -219,25 +219,25 @@ def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
         put(tmp_path, step, [])
     (tmp_path / "step_7.json.partial").write_bytes(b"[")
     (tmp_path / "notes.txt").write_bytes(b"")
-    journal.forget(tmp_path, before_step=10)
+    rollout_cache.forget(tmp_path, before_step=10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step_10.json"]
-    journal.forget(tmp_path / "nowhere", before_step=10)
+    rollout_cache.forget(tmp_path / "nowhere", before_step=10)
 
 
 def test_what_another_run_sampled_is_neither_used_nor_written_over(tmp_path):
     settings = {"optim.lr": 1e-6, "loss.name": "adrpo", "data.path": None}
-    journal.begin(tmp_path, settings, anew=True)
+    rollout_cache.begin(tmp_path, settings, anew=True)
     (tmp_path / "step_0.json.partial").write_bytes(b"[")
-    journal.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)  # nothing was sampled yet
+    rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)  # nothing was sampled yet
     put(tmp_path, 0, [])
-    journal.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=False)
+    rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=False)
     with pytest.raises(ConfigError, match=r"was written with optim.lr=2e-06, now it is 1e-06 \(1 key\(s\) differ\)"):
-        journal.begin(tmp_path, settings, anew=False)
+        rollout_cache.begin(tmp_path, settings, anew=False)
     with pytest.raises(ConfigError, match=r"sampled in 1 step\(s\): give resume=auto to go on with it, or another"):
-        journal.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)
+        rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(CheckpointError, match=r"settings.json' is missing .* to sample its steps again"):
-        journal.begin(tmp_path, settings, anew=False)
+        rollout_cache.begin(tmp_path, settings, anew=False)
     assert (tmp_path / "step_0.json").exists()
 
 
@@ -245,7 +245,7 @@ def test_sampling_a_step_anew_drops_what_followed_it(tmp_path):
     for step in (3, 4, 5):
         put(tmp_path, step, [])
     put(tmp_path, 4, [odd_group()])
-    assert [journal.read(tmp_path, step) is None for step in (3, 4, 5)] == [False, False, True]
+    assert [rollout_cache.read(tmp_path, step) is None for step in (3, 4, 5)] == [False, False, True]
 
 
 def cut(data: bytes) -> bytes:

@@ -15,10 +15,10 @@ from transformers import Qwen3Config
 
 from membuilder.config import load
 from tests.test_dry_run import QWEN3_4B
-from trainer.dry_run import parse
-from trainer.memory import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, estimate
-from trainer.rl import RLConfig
-from trainer.sft import SFTConfig
+from trainer.memory_estimate.dry_run import parse
+from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, estimate
+from trainer.rl_config import RLConfig
+from trainer.sft_config import SFTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

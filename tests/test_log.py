@@ -6,9 +6,9 @@ import math
 import pytest
 
 from membuilder.errors import DataError
-from trainer.log import RunLog, read_jsonl, redact
+from trainer.logs.provenance import PACKAGES, provenance
+from trainer.logs.run_log import RunLog, read_jsonl, redact
 from trainer.plots import plot_run, read_series
-from trainer.provenance import PACKAGES, provenance
 
 
 def make_log(tmp_path, **kwargs) -> RunLog:

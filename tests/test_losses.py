@@ -7,6 +7,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
+from trainer.batching.loss_rows import token_scale
+from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, pack
 from trainer.losses import (
     LOSSES,
     Aggregation,
@@ -23,10 +25,8 @@ from trainer.losses import (
     reinforce,
     resolve_loss,
 )
-from trainer.packing import TrainSequence, build_tree, count_loss_tokens, pack
-from trainer.policy import Policy
-from trainer.rows import token_scale
-from trainer.updates import Update, loss_rows, remember_behaviour, shares
+from trainer.model.policy import Policy
+from trainer.optimizer_step import Update, loss_rows, remember_behaviour, shares
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
 

@@ -7,8 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from membuilder.operations import parse, render
-from membuilder.schemas import ResponseFormat, schema, validator
+from membuilder.schemes.four_agents.operations import parse, render
+from membuilder.schemes.four_agents.schemas import ResponseFormat, schema, validator
 from membuilder.types import Agent, AgentUpdate, Entry, FailureKind, Operation, OperationKind
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent

@@ -1,8 +1,8 @@
 import pytest
 
 from membuilder.errors import ConfigError
-from trainer.over_long import Fitted, LengthCounts, OverLong, dialogue_span, fit, length
-from trainer.packing import TrainSequence
+from trainer.batching.packing import TrainSequence
+from trainer.data.truncation import Fitted, LengthCounts, OverLong, dialogue_span, fit, length
 
 HEAD, DIALOGUE = (1, 2), (11, 12, 13, 14, 15, 16)
 SPAN = range(2, 8)

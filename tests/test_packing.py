@@ -28,14 +28,14 @@ from transformers import (
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from membuilder.errors import ConfigError
-from trainer.attention import NAME, shared_prefix_attention, use_shared_prefix
-from trainer.head import LossOutput, Objective
+from trainer.batching.attention_plan import padded_calls, varlen_calls
+from trainer.batching.loss_rows import Rows, supervised_rows
+from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
 from trainer.losses import LOSSES, Aggregation, LossConfig, cross_entropy
-from trainer.merged_attention import kernels_for, merged_attention
-from trainer.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
-from trainer.plans import padded_calls, varlen_calls
-from trainer.policy import ModelConfig, Policy, load_model
-from trainer.rows import Rows, supervised_rows
+from trainer.model.head import LossOutput, Objective
+from trainer.model.merged_attention import kernels_for, merged_attention
+from trainer.model.policy import ModelConfig, Policy, load_model
+from trainer.model.shared_prefix import NAME, shared_prefix_attention, use_shared_prefix
 
 VOCABULARY = 48
 TINY = dict(
@@ -344,7 +344,7 @@ def random_tree(source: random.Random, depth: int) -> Node:
 @pytest.mark.parametrize("small", [1, 16])
 @pytest.mark.parametrize("seed", range(6))
 def test_padded_rectangles_attend_as_segments_do_one_by_one(seed, small, monkeypatch):
-    monkeypatch.setattr("trainer.plans.SMALL", small)
+    monkeypatch.setattr("trainer.batching.attention_plan.SMALL", small)
     source = random.Random(seed)
     trees = [random_tree(source, 3) for _ in range(5)]
     padded, plain = (pack(trees, plan).plan for plan in (padded_calls, varlen_calls))
@@ -359,7 +359,7 @@ def test_padded_rectangles_attend_as_segments_do_one_by_one(seed, small, monkeyp
 
 
 def test_a_rectangle_costs_at_most_twice_its_segments(monkeypatch):
-    monkeypatch.setattr("trainer.plans.SMALL", 1)
+    monkeypatch.setattr("trainer.batching.attention_plan.SMALL", 1)
     trees = [Node(token_ids=(1,) * length) for length in (4, 4, 3, 100, 90, 2, 2)]
     blocks = [(call.queries, call.query_rows.rows.shape) for call in pack(trees).plan]
     assert blocks == [(slice(0, 11), (3, 4)), (slice(11, 203), (3, 100)), (slice(203, 205), (1, 2))]

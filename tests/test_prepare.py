@@ -12,15 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from membuilder import prepare
+from membuilder.bank.store import reading
 from membuilder.datasets.load import load
 from membuilder.errors import DataError
-from membuilder.operations import parse
-from membuilder.parquet import read_table, write_table
-from membuilder.published import _GROUPED, read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.qa import QA_FILE
-from membuilder.schemas import ResponseFormat
-from membuilder.store import reading
-from membuilder.training_data import (
+from membuilder.schemes.four_agents.operations import parse
+from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.trajectories.parquet import read_table, write_table
+from membuilder.trajectories.published_formats import (
+    _GROUPED,
+    read_llama_factory,
+    read_verl,
+    write_llama_factory,
+    write_verl,
+)
+from membuilder.trajectories.records import (
     RLRecord,
     SFTRecord,
     read_question_lines,
@@ -29,7 +35,7 @@ from membuilder.training_data import (
     sft_records,
     write_records,
 )
-from membuilder.trajectory import Trajectory, read_trajectory
+from membuilder.trajectories.trajectory import Trajectory, read_trajectory
 from membuilder.types import Agent
 from tests.scripted import store_first_turn, talk
 from tests.test_expert import THREE, make

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from membuilder import prepare
-from membuilder.embed import Embedder
+from membuilder.embedding.local import Embedder
 from membuilder.errors import ConfigError, DataError
-from membuilder.prompts import PromptConfig, render_prompt
-from membuilder.training_data import RLRecord, SFTRecord, read_records
+from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
+from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
 from membuilder.types import Agent
 from reward.rollouts import choose_questions
 from reward.score import RewardConfig
@@ -20,13 +20,13 @@ from tests.scripted import talk
 from tests.test_expert import PROMPTS, THREE, make
 from tests.test_qa_generation import Scripted, keep_all, sample, two_questions
 from trainer import rl, sft
-from trainer.corpus import DataConfig, load_corpus
-from trainer.over_long import OverLong
-from trainer.packing import Node, count_loss_tokens
-from trainer.prepared import prepared_trees, read_builds, rl_builds
+from trainer.batching.packing import Node, count_loss_tokens
+from trainer.data.corpus import DataConfig, States, load_corpus
+from trainer.data.prepared import prepared_trees, read_builds
+from trainer.data.truncation import OverLong
+from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
 from trainer.rl_config import RLConfig
-from trainer.stream import States
-from trainer.tiny import TinyConfig, build_model, train_tokenizer
+from trainer.run_setup import rl_builds
 
 TINY = TinyConfig(vocab_size=700, hidden_size=32, num_layers=2, intermediate_size=64, max_position=2048)
 

@@ -7,12 +7,12 @@ import pytest
 from membuilder.errors import ConfigError
 from membuilder.types import Agent, Bank, Entry
 from tests.small_rl import Run, config_of
-from trainer.corpus import ExpertBuild
-from trainer.evaluate import build_with_policy, summarize, tally
-from trainer.log import read_jsonl
-from trainer.parity import sample_sequences
+from trainer.data.corpus import ExpertBuild, States
+from trainer.experience.evaluate import build_with_policy, summarize, tally
+from trainer.experience.parity import sample_sequences
+from trainer.experience.session_stream import SessionStream
+from trainer.logs.run_log import read_jsonl
 from trainer.rl_config import RLConfig
-from trainer.stream import SessionStream, States
 
 OTHERS = [agent for agent in Agent if agent is not Agent.SEMANTIC]
 

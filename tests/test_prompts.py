@@ -7,10 +7,10 @@ from datetime import datetime
 
 import pytest
 
-from membuilder.apply import CORE_LIMIT_CHARS
-from membuilder.operations import parse
-from membuilder.prompts import TEMPLATES, PromptConfig, render_prompt
-from membuilder.schemas import ResponseFormat
+from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS
+from membuilder.schemes.four_agents.operations import parse
+from membuilder.schemes.four_agents.prompts import TEMPLATES, PromptConfig, render_prompt
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.types import ENTRY_AGENTS, Agent, Bank, Entry, Session, Turn
 
 SETS = ("compact", "full")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from membuilder import qa
-from membuilder.chat import Message
+from membuilder.bank.store import reading
 from membuilder.errors import ChatError, ChatErrorKind, ConfigError
+from membuilder.llm.chat_model import Message
 from membuilder.qa import QAOptions, missing_share, write_sample
-from membuilder.question_plan import Kind, plan
-from membuilder.questions import Asked, Models, write_questions
-from membuilder.store import reading
-from membuilder.trajectory import read_trajectory
+from membuilder.trajectories.question_plan import Kind, plan
+from membuilder.trajectories.questions import Asked, Models, write_questions
+from membuilder.trajectories.trajectory import read_trajectory
 from tests.fault_server import FaultServer, Request, answering
 from tests.scripted import store_first_turn, talk
 from tests.test_expert import THREE, make

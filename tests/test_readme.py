@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from membuilder.config import known_keys, load
-from membuilder.embed import DEFAULT_PACKAGE
+from membuilder.embedding.local import DEFAULT_PACKAGE
 from trainer.losses import LossConfig, LossInputs, resolve_loss
 from trainer.rl_config import RLConfig
-from trainer.sft import SFTConfig
+from trainer.sft_config import SFTConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 RESULTS = Path(__file__).parent / "benchmarks/results"

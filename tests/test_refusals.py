@@ -11,8 +11,9 @@ import yaml
 from rollout.hf_engine import TransformersEngine
 from tests.forks import as_rank, embedder, free_port  # noqa: F401
 from tests.lives import RL, SFT, dies_at, finish, killed, refused
-from trainer import rl, sft, snapshots
-from trainer.resume import Best
+from trainer import rl, sft
+from trainer.checkpoint import folders
+from trainer.checkpoint.checkpoints import Best
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_its_wandb_run(begun, tmp
 
 
 def test_the_checkpoint_holds_the_whole_configuration(begun):
-    meta = snapshots.read_manifest(begun["sft"] / "checkpoints/step_4").meta
+    meta = folders.read_manifest(begun["sft"] / "checkpoints/step_4").meta
     assert meta["config"] == yaml.safe_load((begun["sft"] / "config.yaml").read_text())
     assert meta["config"]["out"] == str(begun["sft"]) and meta["config"]["resume"] == "never"
     assert (meta["settings"]["processes"], meta["settings"]["wrapper"]) == (1, "none") and "out" not in meta["settings"]

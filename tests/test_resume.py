@@ -33,7 +33,9 @@ from tests.lives import (
     same_run,
     start,
 )
-from trainer import journal, rl, sft, snapshots
+from trainer import rl, sft
+from trainer.checkpoint import folders
+from trainer.experience import rollout_cache
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +81,8 @@ def test_killed_ten_times_at_random(whole, tmp_path, kind):
 WORST_MOMENTS = {
     "before the state is written": dies_at(Accelerator, "save_state", 1),
     "inside checkpoint writing": dies_at(Accelerator, "save_state", 1, half=True),
-    "before the checkpoint has its name": dies_at(snapshots, "_give_name", 1),
-    "inside the journal": dies_at(journal, "write_file", 1),
+    "before the checkpoint has its name": dies_at(folders, "_give_name", 1),
+    "inside the journal": dies_at(rollout_cache, "write_file", 1),
     # the first call gives a resumed run's engine the checkpoint's weights
     "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 2),
     "between two tensors of the sync": dies_between_items(rl, "named_weights", 2, item=5),
@@ -143,7 +145,7 @@ def test_a_signal_saves_first(whole, tmp_path, kind, number):
 def test_a_damaged_checkpoint_stops_the_run_unless_the_previous_one_is_asked_for(whole, tmp_path):
     main, arguments = arguments_of("sft", whole)
     shutil.copytree(whole["sft"], tmp_path / "run")
-    newest = list(snapshots.checkpoints(tmp_path / "run/checkpoints").values())[-1]
+    newest = list(folders.checkpoints(tmp_path / "run/checkpoints").values())[-1]
     weights = newest / "state/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     process = start(main, [*arguments, "resume=auto"], tmp_path / "run")

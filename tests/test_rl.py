@@ -8,30 +8,31 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from membuilder.datasets.windows import in_windows
 from membuilder.errors import ConfigError, ParityError
 from membuilder.generate.dialogue import generate
-from membuilder.prompts import PromptConfig
-from membuilder.schemas import ResponseFormat
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.types import Agent, Bank, Entry
-from membuilder.windows import in_windows
 from reward.judges import Verdict, evidence
 from reward.length import LengthConfig, LengthScope
 from reward.score import RewardConfig
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, SamplingConfig
 from tests.fakes import HashEmbedder
-from trainer import attention
-from trainer.collect import Collector
-from trainer.corpus import DataConfig, expert_builds, load_corpus, sft_builds, training_text
-from trainer.evaluate import baseline_built, summarize, tally
-from trainer.packing import TrainSequence, dense_tree, pack
-from trainer.parity import check_engine, check_shared
-from trainer.policy import Policy
+from trainer.batching.packing import TrainSequence, dense_tree, pack
+from trainer.data.corpus import DataConfig, States, expert_builds, load_corpus, sft_builds, training_text
+from trainer.distributed.process_group import World
+from trainer.experience.collector import Collector
+from trainer.experience.evaluate import baseline_built, summarize, tally
+from trainer.experience.parity import check_engine, check_shared
+from trainer.experience.session_stream import SessionStream
+from trainer.model import shared_prefix
+from trainer.model.policy import Policy
+from trainer.model.tiny_model import train_tokenizer
 from trainer.quickstart import table
-from trainer.rl import RLConfig, steer
-from trainer.stream import SessionStream, States
-from trainer.tiny import train_tokenizer
-from trainer.world import World
+from trainer.rl import steer
+from trainer.rl_config import RLConfig
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
 REWARD = RewardConfig(length_weight=0.4, length=LengthConfig(scope=LengthScope.MEAN))
@@ -229,7 +230,7 @@ def test_a_dense_step_scores_with_the_price_it_is_given(setting):
 
 def test_extra_dialogues_stand_beside_those_of_a_file(tmp_path, monkeypatch):
     file = [replace(dialogue, id=f"file {dialogue.id}") for dialogue in generate(4, 7, "heldout")]
-    monkeypatch.setattr("trainer.corpus.load", lambda path: file)
+    monkeypatch.setattr("trainer.data.corpus.load", lambda path: file)
     corpus = load_corpus(DataConfig(path="talk.json", num_extra=3, held_out=0.5))
     assert [dialogue.id.startswith("file") for dialogue in (*corpus.train, *corpus.held_out)] == [True] * 4
     assert len(corpus.extra) == 3 and not any(dialogue.id.startswith("file") for dialogue in corpus.extra)
@@ -238,7 +239,7 @@ def test_extra_dialogues_stand_beside_those_of_a_file(tmp_path, monkeypatch):
 
 def test_of_a_file_the_last_training_dialogues_steer(monkeypatch):
     file = generate(4, 7, "heldout")
-    monkeypatch.setattr("trainer.corpus.load", lambda path: file)
+    monkeypatch.setattr("trainer.data.corpus.load", lambda path: file)
     whole, apart = (load_corpus(DataConfig(path="talk.json", held_out=0.5, num_steering=n)) for n in (0, 1))
     assert (apart.train, apart.steering) == (whole.train[:-1], whole.train[-1:])
     with pytest.raises(ConfigError, match="num_steering=2 of 2 training dialogues leaves none to train on"):
@@ -281,12 +282,12 @@ def test_shared_prompts_pass_against_dense_copies(policy):
 
 def test_a_model_that_must_not_share_prompts_stops_the_run(policy, monkeypatch):
     """As if what stands above a node were never read: its tokens would not see their prompt."""
-    honest = attention.merged_attention
+    honest = shared_prefix.merged_attention
 
     def forgetful(query, key, value, plan, scale):
         return honest(query, key, value, [call for call in plan if call.causal], scale)
 
-    monkeypatch.setattr(attention, "merged_attention", forgetful)
+    monkeypatch.setattr(shared_prefix, "merged_attention", forgetful)
     with pytest.raises(ParityError, match="must not share prompts"):
         check_shared(policy, GROUPS, temperature=1.0, bound=1e-5, max_tokens=WIDE)
 

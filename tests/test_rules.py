@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from membuilder.apply import apply_session
-from membuilder.rules import propose
+from membuilder.schemes.four_agents.apply import apply_session
+from membuilder.schemes.four_agents.rules import propose
 from membuilder.types import Agent, AgentUpdate, Bank, Entry, Operation, OperationKind, Session, Turn
 
 DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -4,20 +4,22 @@ from collections import Counter
 
 import pytest
 
+from membuilder.datasets.windows import in_windows
 from membuilder.errors import ConfigError, ParityError
 from membuilder.generate.dialogue import generate
-from membuilder.prompts import PromptConfig
-from membuilder.schemas import ResponseFormat
-from membuilder.windows import in_windows
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.schemas import ResponseFormat
 from tests.fakes import HashEmbedder
-from trainer import attention, sft
-from trainer.corpus import DataConfig, expert_builds, sft_builds, training_text
-from trainer.log import RunLog
-from trainer.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
-from trainer.sft import SFTConfig, make_trees
-from trainer.sft_trees import smallest_group, split_sessions
-from trainer.tiny import TinyConfig, build_model, train_tokenizer
-from trainer.world import World, start_accelerator
+from trainer import sft
+from trainer.batching.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
+from trainer.data.corpus import DataConfig, expert_builds, sft_builds, training_text
+from trainer.data.sft_examples import smallest_group, split_sessions
+from trainer.distributed.process_group import World, start_accelerator
+from trainer.logs.run_log import RunLog
+from trainer.model import shared_prefix
+from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
+from trainer.sft import make_trees
+from trainer.sft_config import SFTConfig
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
 SIZES = TinyConfig(vocab_size=600, hidden_size=32, num_layers=1, intermediate_size=32)
@@ -86,12 +88,12 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
         return sft.train(config, build_model(tokenizer, SIZES, 1), tokenizer, trees, log, accelerator, World())
 
     assert run().num_steps == 1
-    honest = attention.merged_attention
+    honest = shared_prefix.merged_attention
 
     def forgetful(query, key, value, plan, scale):
         return honest(query, key, value, [call for call in plan if call.causal], scale)
 
-    monkeypatch.setattr(attention, "merged_attention", forgetful)
+    monkeypatch.setattr(shared_prefix, "merged_attention", forgetful)
     with pytest.raises(ParityError, match="must not share prompts"):
         run()
     log.close()

@@ -17,12 +17,12 @@ from tests.test_packing import (
     packed_copy,
     tokens,
 )
-from trainer.head import LossOutput, Objective
+from trainer.batching.attention_plan import padded_calls, varlen_calls
+from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack
 from trainer.losses import LossConfig, cross_entropy
-from trainer.packing import Node, TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack
-from trainer.plans import padded_calls, varlen_calls
-from trainer.policy import Policy
-from trainer.rows import supervised_rows
+from trainer.model.head import LossOutput, Objective
+from trainer.model.policy import Policy
 
 
 def sample(prompt: tuple[int, ...], completion: tuple[int, ...]) -> TrainSequence:

@@ -15,9 +15,9 @@ import pytest
 
 from membuilder.errors import CheckpointError, ConfigError
 from tests.snapshot_programs import alone, content, is_whole, one_of_two
-from trainer import snapshots
-from trainer.checkpoint import write_file
-from trainer.snapshots import FileSum, best_step, checkpoints, choose, prune, recover, verify
+from trainer.checkpoint import folders
+from trainer.checkpoint.files import write_file
+from trainer.checkpoint.folders import FileSum, best_step, checkpoints, choose, prune, recover, verify
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -215,7 +215,7 @@ def test_a_disk_that_fills_up_while_the_manifest_is_written(tmp_path, monkeypatc
     def full(folder):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(snapshots, "fsync_tree", full)
+    monkeypatch.setattr(folders, "fsync_tree", full)
     with pytest.raises(CheckpointError, match=os.strerror(code)) as caught:
         alone(tmp_path, 2)
     assert caught.value.__cause__.errno == code
@@ -235,7 +235,7 @@ def test_a_model_that_does_not_fit_is_a_clear_error(small_disk):
     from accelerate import Accelerator
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from trainer.checkpoint import save_model
+    from trainer.checkpoint.files import save_model
 
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=8192, hidden_size=16, intermediate_size=16, num_hidden_layers=1))
     policy = torch.nn.Module()

@@ -7,7 +7,8 @@ import pytest
 from tests import both_loops, forks
 from tests.forks import embedder  # noqa: F401
 from tests.launchers import await_steps, nodes, rows
-from trainer import sft, snapshots
+from trainer import sft
+from trainer.checkpoint import folders
 
 pytestmark = pytest.mark.slow
 STEPS = 60
@@ -24,7 +25,7 @@ def test_sigterm_to_the_launcher_saves_before_both_processes_end(tmp_path):
     done = len(rows(out))
     assert done < STEPS and said.count(f"stopped by a signal after step {done - 1}, which is saved") == 2, said[-3000:]
     assert "SIGKILL" not in said
-    assert list(snapshots.checkpoints(out / "checkpoints"))[-1] == done
+    assert list(folders.checkpoints(out / "checkpoints"))[-1] == done
 
     port = forks.free_port()  # the same two processes without a launcher, which would cost its start
     ranks = [

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from membuilder.bank.index import IndexConfig
+from membuilder.bank.indexed_bank import open_memory
+from membuilder.bank.retrieve import retrieve
+from membuilder.bank.store import Store, reading, writing
+from membuilder.bank.store_rows import Answer, Reason
 from membuilder.errors import StoreError, StoreErrorKind
-from membuilder.index import IndexConfig
-from membuilder.memory import open_memory
-from membuilder.retrieve import retrieve
-from membuilder.store import Store, reading, writing
-from membuilder.store_rows import Answer, Reason
 from membuilder.types import Agent, Bank, CoreQuote, Entry, Operation, OperationKind, Session, Turn
 from tests.fakes import HashEmbedder
 from tests.scripted import START
@@ -194,7 +194,7 @@ def test_a_reader_sees_one_state_while_a_build_goes_on(tmp_path):
 
 HOLD = """
 import sys, time
-from membuilder.store import writing
+from membuilder.bank.store import writing
 with writing(sys.argv[1], {"dimension": 2}):
     print("open", flush=True)
     time.sleep(600)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from membuilder.generate.dialogue import generate
-from membuilder.prompts import PromptConfig
+from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.types import Bank
 from rollout.sampler import Task
 from rollout.types import Group, Rollout
 from tests.fakes import HashEmbedder
-from trainer.corpus import expert_builds
-from trainer.stream import SessionStream, States
+from trainer.data.corpus import States, expert_builds
+from trainer.experience.session_stream import SessionStream
 
 PROMPTS = PromptConfig(template_set="compact", entries_shown=2)
 

@@ -24,23 +24,23 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from membuilder import eval as command
-from membuilder.answer_json import without_thoughts
-from membuilder.answering import VERDICT_SCHEMA, Judgement, Strictness, answer, judge
-from membuilder.chat import Role, read_json
-from membuilder.client import ChatClient
-from membuilder.endpoint_embedder import EndpointEmbedder
-from membuilder.endpoints import ChatConfig, EmbeddingConfig, EndpointConfig, Provider
+from membuilder.bank.store import reading
+from membuilder.embedding.remote import EndpointEmbedder
 from membuilder.errors import ChatError, ChatErrorKind, StoreError
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.records import key_of, read_records
-from membuilder.prompts import PromptConfig, render_prompt
-from membuilder.schemas import ResponseFormat, schema
-from membuilder.store import reading
+from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, Judgement, Strictness, answer, judge
+from membuilder.llm.chat_model import Role, read_json
+from membuilder.llm.client import ChatClient
+from membuilder.llm.endpoints import ChatConfig, EmbeddingConfig, EndpointConfig, Provider
+from membuilder.llm.json_output import without_thoughts
+from membuilder.llm.usage import Usage
+from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
+from membuilder.schemes.four_agents.schemas import ResponseFormat, schema
 from membuilder.types import Agent, Bank, Question
-from membuilder.usage import Usage
 from rollout.tokens import encode_prompt, load_tokenizer
 from tests import killed
-from trainer.tiny import END, TinyConfig, build_model, train_tokenizer
+from trainer.model.tiny_model import END, TinyConfig, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
 
@@ -206,7 +206,7 @@ def test_the_agents_own_schemas_are_taken(server, agent, response_format, caplog
             assert error.kind is ChatErrorKind.TRUNCATED, error
 
     text = run(config(server, max_tokens=60), use)
-    refused = [record for record in caplog.records if record.name == "membuilder.client"]
+    refused = [record for record in caplog.records if record.name == "membuilder.llm.client"]
     assert refused == [] and (text is None or isinstance(json.loads(text), dict))
 
 

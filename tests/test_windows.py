@@ -4,8 +4,8 @@ from datetime import datetime
 
 import pytest
 
+from membuilder.datasets.windows import in_windows
 from membuilder.types import Dialogue, Question, Session, Turn
-from membuilder.windows import in_windows
 
 
 def session_of(num_turns: int, index: int = 0) -> Session:

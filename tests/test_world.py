@@ -12,16 +12,21 @@ import pytest
 import torch
 
 from tests.forks import FORK, as_rank, free_port
-from trainer import pulse
-from trainer.runner import clear_errors
-from trainer.world import World, start_accelerator
+from trainer.distributed import heartbeat
+from trainer.distributed.process_group import World, start_accelerator
+from trainer.run_setup import clear_errors
 
 
 def one_rank(rank: int, hosts: tuple[str, ...], port: int, end: dict, folder: Path) -> None:
     """Meets the others until a connection breaks, unless `end` says something else."""
     torch.set_num_threads(1)
     socket.gethostname = lambda: hosts[rank]
-    pulse.LOST_SECONDS, pulse.SILENT_SECONDS, pulse.GRACE_SECONDS, pulse.PERIOD_SECONDS = 2.0, 2.0, 3.0, 0.1
+    heartbeat.LOST_SECONDS, heartbeat.SILENT_SECONDS, heartbeat.GRACE_SECONDS, heartbeat.PERIOD_SECONDS = (
+        2.0,
+        2.0,
+        3.0,
+        0.1,
+    )
     sys.stderr = open(folder / f"{rank}.log", "w")
     as_rank(rank, len(hosts), port)
     try:
@@ -112,11 +117,11 @@ def test_a_process_that_never_ended_its_pulse_can_still_exit():
     program = """
 import sys
 from torch.distributed import TCPStore
-from trainer import pulse
+from trainer.distributed import heartbeat
 store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
-pulse.PERIOD_SECONDS = 0.0
-kept = pulse.Pulse(run="r", rank=0, homes=[pulse.Home.here()])
-pulse.time.sleep(0.1)
+heartbeat.PERIOD_SECONDS = 0.0
+kept = heartbeat.Pulse(run="r", rank=0, homes=[heartbeat.Home.here()])
+heartbeat.time.sleep(0.1)
 """
     for _ in range(3):
         port = free_port()
@@ -131,4 +136,4 @@ def test_a_process_that_fails_leaves_its_error_to_the_others(tmp_path):
 
 @pytest.mark.parametrize(("before", "after", "lost"), [([3, 3, 3], [4, 3, 9], [1]), ([0, 1], [1, 2], [])])
 def test_silent_is_whose_number_stands_still(before, after, lost):
-    assert pulse.silent(before, after) == lost
+    assert heartbeat.silent(before, after) == lost

@@ -18,23 +18,23 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from membuilder.errors import CheckpointError, ConfigError
-from trainer import snapshots
-from trainer.checkpoint import durable_rename, files_of, fsync_tree, write_all
-from trainer.log import METRICS_FILE, read_jsonl
-from trainer.resume import MODEL
-from trainer.runner import clear_errors
-from trainer.snapshots import Manifest
+from trainer.checkpoint import folders
+from trainer.checkpoint.checkpoints import MODEL
+from trainer.checkpoint.files import durable_rename, files_of, fsync_tree, write_all
+from trainer.checkpoint.folders import Manifest
+from trainer.logs.run_log import METRICS_FILE, read_jsonl
+from trainer.run_setup import clear_errors
 
 SHARD_SIZE = "5GB"
 PREFIX = "model."
-"""What trainer/policy.py puts before a weight's Hugging Face name."""
+"""What trainer/model/policy.py puts before a weight's Hugging Face name."""
 
 
 def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path:
     """Verify the checkpoint and write it as a model to `target`, whole or not at all."""
     if target.exists():
         raise ConfigError(f"'{target}' exists: name another folder, or remove it")
-    manifest = snapshots.verify(checkpoint)
+    manifest = folders.verify(checkpoint)
     dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
     model = _model(checkpoint, dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
@@ -46,7 +46,7 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
         (partial / "README.md").write_text(model_card(checkpoint, manifest), encoding="utf-8")
         fsync_tree(partial)
         durable_rename(partial, target)
-    except snapshots.WRITE_ERRORS as error:  # a full disk, a folder we may not write
+    except folders.WRITE_ERRORS as error:  # a full disk, a folder we may not write
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"could not write '{target}': {error}") from error
     return target

@@ -5,15 +5,16 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from membuilder.embed import Embedder
+from membuilder.embedding.local import Embedder
 from trainer import rl, sft
-from trainer.collect import Collector
-from trainer.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_builds
-from trainer.policy import Policy, load_model
-from trainer.rl import RLConfig
-from trainer.runner import frozen_copy, make_policy_model, start_run
-from trainer.sft import SFTConfig, SFTResult
-from trainer.systems import judge_policy
+from trainer.data.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_builds
+from trainer.experience.collector import Collector
+from trainer.experience.systems import judge_policy
+from trainer.model.policy import Policy, load_model
+from trainer.rl_config import RLConfig
+from trainer.run_setup import frozen_copy, make_policy_model, start_run
+from trainer.sft import SFTResult
+from trainer.sft_config import SFTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

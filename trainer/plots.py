@@ -18,7 +18,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from membuilder.types import Agent  # noqa: E402
-from trainer.log import METRICS_FILE, read_jsonl  # noqa: E402
+from trainer.logs.run_log import METRICS_FILE, read_jsonl  # noqa: E402
 
 # Okabe and Ito's colours, told apart by colour-blind readers; an agent has one colour in every figure.
 INK, GREY = "#222222", "#9a9a9a"

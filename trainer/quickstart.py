@@ -15,13 +15,14 @@ from pathlib import Path
 
 from membuilder.config import load
 from membuilder.errors import ConfigError
-from trainer import rl, sft
-from trainer.corpus import Corpus
-from trainer.evaluate import SystemResult
+from trainer.data.corpus import Corpus
+from trainer.experience.evaluate import SystemResult
+from trainer.experience.systems import compare_baselines, judge_policy
 from trainer.pipeline import prepare, run_rl, run_sft
 from trainer.plots import plot_run
-from trainer.runner import clear_errors, make_collector, make_engine
-from trainer.systems import compare_baselines, judge_policy
+from trainer.rl_config import RLConfig
+from trainer.run_setup import clear_errors, make_collector, make_engine
+from trainer.sft_config import SFTConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FOR_A_FILE = (
@@ -126,7 +127,7 @@ class Clock:
         self._last = now
 
 
-def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
+def load_configs(options: Options) -> tuple[SFTConfig, RLConfig]:
     """Both stages' configs with the command line laid over them; what both have is given to both."""
     given = [f"seed={options.seed}", f"data.seed={options.seed}"]
     for_rl = []
@@ -144,10 +145,8 @@ def load_configs(options: Options) -> tuple[sft.SFTConfig, rl.RLConfig]:
         return [text.removeprefix(f"{stage}.") for text in options.overrides if text.startswith(f"{stage}.")]
 
     return (
-        load(sft.SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")]),
-        load(
-            rl.RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *steps, f"out={options.out}/rl", *own("rl")]
-        ),
+        load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")]),
+        load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *steps, f"out={options.out}/rl", *own("rl")]),
     )
 
 

@@ -22,28 +22,28 @@ from membuilder.config import parse_args
 from membuilder.errors import ConfigError
 from membuilder.progress import progress
 from rollout.tokens import load_tokenizer
-from trainer import dry_run
-from trainer.batch import make_batch
-from trainer.checkpoint import save_model
-from trainer.collect import Collector
-from trainer.corpus import ExpertBuild, expert_builds
-from trainer.head import Objective
-from trainer.journal import Experience
-from trainer.log import RunLog
+from trainer.batching.loss_rows import token_scale
+from trainer.checkpoint.checkpoints import Best, Checkpoints
+from trainer.checkpoint.files import save_model
+from trainer.checkpoint.preemption import Stop, interrupted
+from trainer.data.corpus import ExpertBuild, States, expert_builds
+from trainer.distributed.process_group import announce
+from trainer.experience.collector import Collector
+from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
+from trainer.experience.parity import check_engine, check_shared, sample_sequences
+from trainer.experience.rollout_cache import Diary, Experience
+from trainer.experience.session_stream import Position, SessionStream
+from trainer.experience.systems import judge_policy
+from trainer.experience.training_batch import make_batch
+from trainer.logs.run_log import RunLog
 from trainer.losses import resolve_loss
-from trainer.metrics import check_missing, completion_rows, rollout_metrics
+from trainer.memory_estimate import dry_run
+from trainer.model.head import Objective
+from trainer.model.policy import Policy, load_model
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
-from trainer.parity import check_engine, check_shared, sample_sequences
-from trainer.policy import Policy, load_model
-from trainer.prepared import rl_builds
-from trainer.resume import Best, Checkpoints, Diary, Skips, Stop, interrupted
+from trainer.optimizer_step import Skips, loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
 from trainer.rl_config import RLConfig
-from trainer.rows import token_scale
-from trainer.runner import clear_errors, describe_run, frozen_copy, make_collector, make_engine, start_run
-from trainer.stream import Position, SessionStream, States
-from trainer.systems import judge_policy
-from trainer.updates import loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
-from trainer.world import announce
+from trainer.run_setup import clear_errors, describe_run, frozen_copy, make_collector, make_engine, rl_builds, start_run
 
 BEST = Best(metric="eval/accuracy", higher_is_better=True)
 

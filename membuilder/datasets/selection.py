@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from membuilder.datasets.files import FILE, read_json
-from membuilder.datasets.homes import DATASETS, SPLIT_FILE
 from membuilder.datasets.load import load
+from membuilder.datasets.sources import DATASETS, SPLIT_FILE
 from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue
 
 SPLITS = ("sft", "rl", "test")
+
+DATA_FOLDER = "data"
+"""Where `python -m membuilder.data fetch` puts files and the commands look for them."""
+DATASET_NAMES = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
 
 
 def load_named(name: str, path: str | Path | None, data_folder: str | Path) -> tuple[list[Dialogue], Path]:

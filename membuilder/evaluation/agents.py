@@ -10,23 +10,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from membuilder.answer_cache import AnswerCache
-from membuilder.build_config import BuildConfig, ModelConfig
-from membuilder.build_stores import Job, build_stores, failures
-from membuilder.builder import Builder, chat_agents
-from membuilder.chat import ChatModel, Role
+from membuilder.bank.store import reading
+from membuilder.building.builder import Builder, chat_agents
+from membuilder.building.config import BuildConfig, ModelConfig
+from membuilder.building.stores import Job, build_stores, failures
 from membuilder.config import from_mapping, read
-from membuilder.embed import DEFAULT_PACKAGE, TextEmbedder
-from membuilder.embedders import Precision
+from membuilder.datasets.windows import in_windows
+from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
+from membuilder.embedding.options import Precision
 from membuilder.errors import ConfigError
+from membuilder.evaluation.answerer import make_chat_model
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import Options
-from membuilder.evaluation.roles import make_chat_model
-from membuilder.prompts import PromptConfig, template_hashes
-from membuilder.store import reading
+from membuilder.llm.chat_model import ChatModel, Role
+from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.usage import Usage
+from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
 from membuilder.types import Dialogue
-from membuilder.usage import Usage
-from membuilder.windows import in_windows
 
 
 @dataclass(frozen=True, kw_only=True)

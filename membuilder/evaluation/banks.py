@@ -15,9 +15,9 @@ from typing import Any
 
 from membuilder.datasets.fields import take
 from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.windows import sessions_of_windows
 from membuilder.errors import DataError, EvaluationError
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry
-from membuilder.windows import sessions_of_windows
 
 MANIFEST = "manifest.json"
 BUILT_FROM = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embedding_precision")

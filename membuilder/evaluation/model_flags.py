@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
-from membuilder import account, embedders
-from membuilder.embedders import EmbedderOptions, Precision, best_precision
-from membuilder.endpoints import Server
+from membuilder.embedding import options
+from membuilder.embedding.options import EmbedderOptions, Precision, best_precision
 from membuilder.errors import ConfigError
+from membuilder.evaluation.answerer import ModelOptions
 from membuilder.evaluation.records import JUDGES
-from membuilder.evaluation.roles import ModelOptions
+from membuilder.llm import cost_flags
+from membuilder.llm.endpoints import Server
 from membuilder.types import Agent
 
 JUDGE_MODEL = "gpt-4.1"
@@ -54,8 +55,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below",
     )
-    embedders.add_flags(parser)
-    account.add_flags(parser)
+    options.add_flags(parser)
+    cost_flags.add_flags(parser)
 
 
 def models(given: argparse.Namespace) -> tuple[ModelOptions | None, ModelOptions | None]:
@@ -114,7 +115,7 @@ def _model(
         base_url=server.base_url,
         api_key=server.api_key,
         max_tokens=given.max_tokens,
-        price=account.prices(given).get(name),
+        price=cost_flags.prices(given).get(name),
         concurrency=max(1, concurrency),  # a count below 1 is refused with the others
     )
 

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from membuilder.account import prices
+from membuilder.bank.index import IndexConfig
 from membuilder.config import describe, load
-from membuilder.data import DATA_FOLDER
-from membuilder.datasets.selection import SPLITS
-from membuilder.embedders import EmbedderOptions
-from membuilder.endpoints import PriceConfig
+from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS
+from membuilder.embedding.options import EmbedderOptions
 from membuilder.errors import ConfigError
+from membuilder.evaluation.answerer import ModelOptions
 from membuilder.evaluation.model_flags import (
     add_models,
     builder,
@@ -20,8 +19,8 @@ from membuilder.evaluation.model_flags import (
     models,
     questions_at_once,
 )
-from membuilder.evaluation.roles import ModelOptions
-from membuilder.index import IndexConfig
+from membuilder.llm.cost_flags import prices
+from membuilder.llm.endpoints import PriceConfig
 
 RETRIEVERS = tuple(f"rag-{unit}{method}" for unit in ("turn", "session") for method in ("", "-bm25", "-hybrid"))
 """Dense unless named otherwise."""
@@ -34,7 +33,6 @@ STORED = "bank"
 AUTO, MEMORIES = "auto", "memories"
 """Default of --db-path, and the folder under --output-dir that it means."""
 SYSTEMS = (*BUILDERS, "full-context", *RETRIEVERS, "none", STORED)
-DATASETS = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
 EPILOG = """`python -m membuilder.eval compare A B` tests two runs on the same questions.
 
 System agents is the four-agent builder with any model, a trained checkpoint among them. Serve the checkpoint with vLLM
@@ -181,7 +179,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     flags = parser.add_argument_group("data")
-    flags.add_argument("--dataset", default="locomo", choices=DATASETS)
+    flags.add_argument("--dataset", default="locomo", choices=DATASET_NAMES)
     flags.add_argument("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
     flags.add_argument("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
     flags.add_argument("--conv-id", help="one conversation (locomo)")

@@ -14,29 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder import embedders
-from membuilder.account import Account
-from membuilder.answer_cache import AnswerCache
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
-from membuilder.embed import TextEmbedder
+from membuilder.embedding.local import TextEmbedder
 from membuilder.evaluation.agents import build_memories, open_writer, reading_of
-from membuilder.evaluation.ask import Case, ask_all
+from membuilder.evaluation.answer_questions import Case, ask_all
+from membuilder.evaluation.answerer import Roles, open_roles
 from membuilder.evaluation.banks import write_text
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.open_systems import embeds_turns, memories, open_system
+from membuilder.evaluation.make_system import embeds_turns, memories, open_system
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Answered, Record, is_whole, key_of, read_records, record_of
 from membuilder.evaluation.report import results, unanswered_share, unjudged_share
-from membuilder.evaluation.roles import Roles, open_roles
+from membuilder.evaluation.run_settings import is_begun, keep_settings, settings_of
 from membuilder.evaluation.scorers import CUTOFFS
-from membuilder.evaluation.settings import is_begun, keep_settings, settings_of
 from membuilder.evaluation.systems import System, turn_texts
 from membuilder.evaluation.table import table
+from membuilder.llm.cost_flags import Account
+from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.usage import Usage
 from membuilder.progress import progress
-from membuilder.prompts import template_hashes
+from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.types import Dialogue
-from membuilder.usage import Usage
 
 RESULTS_FILE, TABLE_FILE, PLOT_FILE, USAGE_FILE = "results.json", "table.md", "by_category.png", "usage.jsonl"
 MAX_MISSING = 0.01
@@ -65,7 +64,7 @@ def run(options: Options) -> int:
         settings = settings_of(options, path, dialogues)
         was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
         account = Account(usage=usage, prices=options.prices, answers=cache)
-        embedder = opened.enter_context(embedders.opened(options.embedder, account))
+        embedder = opened.enter_context(options.opened(options.embedder, account))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
         told = asyncio.run(
             _ask_models(

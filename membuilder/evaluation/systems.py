@@ -13,16 +13,16 @@ from enum import StrEnum
 
 import numpy as np
 
-from membuilder.apply import quoted
-from membuilder.build import build
-from membuilder.embed import TextEmbedder
+from membuilder.bank.indexed_bank import Memory
+from membuilder.bank.retrieve import Retrieval
+from membuilder.datasets.windows import sessions_of_windows
+from membuilder.embedding.local import TextEmbedder
 from membuilder.evaluation import bm25
-from membuilder.memory import Memory
-from membuilder.prompts import PromptConfig
-from membuilder.retrieve import Retrieval
-from membuilder.rules import propose
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.rules import propose
+from membuilder.schemes.four_agents.session import build
+from membuilder.text import quoted
 from membuilder.types import Bank, Dialogue, Session
-from membuilder.windows import sessions_of_windows
 
 RRF_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""

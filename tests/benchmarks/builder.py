@@ -27,18 +27,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from membuilder.apply import quoted
-from membuilder.builder import Builder, chat_agents
-from membuilder.chat import Role
-from membuilder.client import ChatClient
+from membuilder.bank.store import reading, writing
+from membuilder.building.builder import Builder, chat_agents
 from membuilder.datasets.load import load
-from membuilder.embed import Embedder, TextEmbedder
-from membuilder.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.generate.dialogue import generate
-from membuilder.prompts import PromptConfig
-from membuilder.store import reading, writing
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import ChatClient
+from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.usage import Usage
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.text import quoted
 from membuilder.types import Agent, Dialogue
-from membuilder.usage import Usage
 from tests.benchmarks.common import write
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering

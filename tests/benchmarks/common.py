@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.provenance import provenance
+from trainer.logs.provenance import provenance
 
 M_MMAP_THRESHOLD = -3
 """Of glibc's malloc.h."""

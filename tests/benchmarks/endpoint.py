@@ -26,17 +26,17 @@ from pathlib import Path
 
 import aiohttp
 
-from membuilder.answer_cache import AnswerCache
-from membuilder.chat import Role
-from membuilder.client import ChatClient
-from membuilder.endpoints import ChatConfig, EndpointConfig, Provider
-from membuilder.evaluation.ask import Case, ask_all
+from membuilder.evaluation.answer_questions import Case, ask_all
+from membuilder.evaluation.answerer import open_roles
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.records import Answered, record_of
-from membuilder.evaluation.roles import open_roles
 from membuilder.evaluation.systems import Item, Ranking
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import ChatClient
+from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.usage import Usage
 from membuilder.types import Dialogue, Question, Session, Turn
-from membuilder.usage import Usage
 from tests.benchmarks.common import write
 
 COUNT, CONCURRENCY, LATENCY = 1000, 64, 0.05

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.head --out tests/benchmarks/results/head_cpu.json
 
-fused   trainer/head.py: chunks, three matmuls, kernels of the device
+fused   trainer/model/head.py: chunks, three matmuls, kernels of the device
 plain   all logits at once, autograd
 liger   Liger-Kernel's LigerFusedLinearGRPOLoss (advantages per sequence, no per-token weight), CUDA or CPU
 cce     cut-cross-entropy's per-token loss, weighted outside; CUDA. By default it leaves out gradients that it takes for
@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
-from trainer.head import Objective, head_loss
+from trainer.batching.loss_rows import supervised_rows
 from trainer.losses import LossConfig, reinforce
-from trainer.rows import supervised_rows
+from trainer.model.head import Objective, head_loss
 
 SEQUENCE = 512
 """Tokens of a completion."""

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from membuilder.embed import Embedder
-from membuilder.index import IndexConfig, IndexKind, top_k
-from membuilder.memory import open_memory
-from membuilder.store import writing
+from membuilder.bank.index import IndexConfig, IndexKind, top_k
+from membuilder.bank.indexed_bank import open_memory
+from membuilder.bank.store import writing
+from membuilder.embedding.local import Embedder
 from membuilder.types import ENTRY_AGENTS, Bank, Entry, Session
 
 NUM_ENTRIES, PER_SESSION, K = 100_000, 1000, 10

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.learner --out tests/benchmarks/results/learner_cpu.json
 
-shared  ours: the prompt runs once (trainer/packing.py, trainer/attention.py), head fused
+shared  ours: the prompt runs once (trainer/batching/packing.py, trainer/model/shared_prefix.py), head fused
 dense   ours, but every completion brings its own copy of the prompt, head fused
 trl     `GRPOTrainer.compute_loss` of TRL with its own defaults
 All compute GRPO's loss at ratio one, mean over tokens, KL off. Gaps are against `dense`, errors (on a CPU) against the
@@ -23,11 +23,11 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
-from trainer.head import LossOutput, Objective
+from trainer.batching.loss_rows import Rows
+from trainer.batching.packing import TrainSequence, build_tree, dense_tree, pack_on
 from trainer.losses import LossConfig, grpo
-from trainer.packing import TrainSequence, build_tree, dense_tree, pack_on
-from trainer.policy import Policy
-from trainer.rows import Rows
+from trainer.model.head import LossOutput, Objective
+from trainer.model.policy import Policy
 
 GROUP = 8
 Result = TypeVar("Result")

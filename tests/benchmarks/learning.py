@@ -17,16 +17,16 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from membuilder.embed import Embedder
+from membuilder.embedding.local import Embedder
 from rollout.tokens import load_tokenizer
-from trainer.collect import Collector
+from trainer.experience.collector import Collector
+from trainer.experience.systems import compare_baselines, judge_policy
+from trainer.logs.provenance import provenance
+from trainer.model.policy import ModelConfig, load_model
 from trainer.pipeline import Prepared, prepare, run_rl, run_sft
-from trainer.policy import ModelConfig, load_model
-from trainer.provenance import provenance
 from trainer.quickstart import Options, load_configs
-from trainer.rl import RLConfig
-from trainer.runner import make_collector, make_engine
-from trainer.systems import compare_baselines, judge_policy
+from trainer.rl_config import RLConfig
+from trainer.run_setup import make_collector, make_engine
 
 VARIANTS = {
     "adrpo": (),

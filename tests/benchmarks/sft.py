@@ -35,12 +35,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device, write
 from tests.benchmarks.sft_data import Session, Shape, num_completion_tokens, num_real_tokens, sessions_of
-from trainer.head import Objective
+from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack_on
 from trainer.losses import LossConfig, cross_entropy
+from trainer.model.head import Objective
+from trainer.model.policy import Policy
 from trainer.optim import OptimConfig, make_optimizer
-from trainer.packing import TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack_on
-from trainer.policy import Policy
-from trainer.rows import supervised_rows
 
 OPTIM = OptimConfig(lr=1e-3, beta2=0.999, max_grad_norm=1.0)
 STOCK = ("trl_packed", "trl_padding_free", "trl_padded", "trl_single")

@@ -8,7 +8,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from trainer.packing import TrainSequence
+from trainer.batching.packing import TrainSequence
 
 NUM_AGENTS = 4
 Session = list[TrainSequence]
@@ -17,7 +17,7 @@ Session = list[TrainSequence]
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     hidden: int = 128
-    """Width, layers and vocabulary are those of the project's tiny model (trainer/tiny.py)."""
+    """Width, layers and vocabulary are those of the project's tiny model (trainer/model/tiny_model.py)."""
     num_layers: int = 4
     vocab: int = 4096
     num_steps: int = 20

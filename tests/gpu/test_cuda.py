@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.head import Objective, head_loss
+from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.kernels import plain_rows, plain_varlen
 from trainer.losses import LossConfig, cross_entropy, reinforce
-from trainer.merged_attention import merged_attention
-from trainer.packing import TrainSequence, build_tree, pack_on
-from trainer.policy import Policy
-from trainer.rows import supervised_rows
+from trainer.model.head import Objective, head_loss
+from trainer.model.merged_attention import merged_attention
+from trainer.model.policy import Policy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")
@@ -89,7 +89,7 @@ def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels):
     if kernels == "flash_package":
         pytest.importorskip("flash_attn.flash_attn_interface", reason="version 2 of flash-attn is not installed")
     module = importlib.import_module(f"trainer.kernels.{kernels}")
-    monkeypatch.setattr("trainer.merged_attention.kernels_for", lambda call, query: module)
+    monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda call, query: module)
     calls = pack_on(forest(), CUDA).plan
     total = max(call.queries.stop for call in calls)
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels):
     seed = torch.randn(total, 8, 64, device=CUDA)
     out = merged_attention(query, key, value, calls, 0.125)
     found = torch.autograd.grad((out.float() * seed).sum(), (query, key, value))
-    monkeypatch.setattr("trainer.merged_attention.kernels_for", lambda call, query: plain_varlen)
+    monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda call, query: plain_varlen)
     exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
     true_out = merged_attention(*exact, calls, 0.125)
     truth = torch.autograd.grad((true_out * seed).sum(), exact)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rollout.types import SamplingConfig
-from trainer.tiny import TinyConfig, build_model, train_tokenizer
+from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh cuda)")

@@ -6,7 +6,7 @@ Used on CUDA where the package is installed; else flash_varlen.py. Written again
 import torch
 from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
 
-from trainer.plans import VarlenCall
+from trainer.batching.attention_plan import VarlenCall
 
 
 def forward(

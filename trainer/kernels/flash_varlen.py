@@ -9,7 +9,7 @@ import importlib.util
 import torch
 from torch.nn import attention
 
-from trainer.plans import VarlenCall
+from trainer.batching.attention_plan import VarlenCall
 
 # PyTorch's own kernels are FlashAttention 2. Where flash-attn 3 is installed (Hopper), PyTorch can route the same two
 # operators to it.

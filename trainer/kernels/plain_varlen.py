@@ -9,7 +9,7 @@ so the gradients of a softmax over several blocks of keys are those of its block
 
 import torch
 
-from trainer.plans import VarlenCall
+from trainer.batching.attention_plan import VarlenCall
 
 
 def forward(

@@ -6,7 +6,7 @@ log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13. Letters: S
 
 import torch
 
-from trainer.plans import PaddedCall, Rectangle
+from trainer.batching.attention_plan import PaddedCall, Rectangle
 
 
 def forward(

@@ -1,0 +1,77 @@
+"""A memory, opened to be asked: its bank, and an index of its entries, exact or approximate as `IndexConfig` says.
+
+memory = open_memory("memory.db", Embedder())
+memory.retrieve(["Where does Ann live?"], k=10)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from membuilder.bank.index import IndexConfig, VectorIndex
+from membuilder.bank.index_file import index_path, open_index
+from membuilder.bank.retrieve import Retrieval
+from membuilder.bank.store import reading
+from membuilder.embedding.local import TextEmbedder
+from membuilder.errors import StoreError, StoreErrorKind
+from membuilder.types import Agent, Bank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    bank: Bank
+    index: VectorIndex
+    """Of the bank's entries, in its order."""
+    embedder: TextEmbedder
+
+    def retrieve(
+        self, queries: Sequence[str], k: int = 10, agent: Agent | None = None, include_superseded: bool = True
+    ) -> list[Retrieval]:
+        """What `membuilder.retrieve.retrieve` gives for this bank: the same where the index is exact."""
+        ids, scores = self.index.search(self.embedder.embed(queries), k, self._candidates(agent, include_superseded))
+        entries = self.bank.entries
+        return [
+            Retrieval(entries=tuple(entries[row] for row in found), scores=tuple(similarities))
+            for found, similarities in zip(ids.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _candidates(self, agent: Agent | None, include_superseded: bool) -> np.ndarray | None:
+        """None: every entry."""
+        if agent is None and include_superseded:
+            return None
+        dropped = frozenset() if include_superseded else self.bank.superseded_ids()
+        allowed = (agent in (None, entry.agent) and entry.id not in dropped for entry in self.bank.entries)
+        return np.fromiter(allowed, dtype=bool, count=len(self.bank.entries))
+
+
+def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> Memory:
+    """The store at `path` as it stands now. Raises StoreError, also where the embedder cannot be the one it was built with."""
+    with reading(path) as store:
+        bank, vectors = store.bank(), store.vectors()
+    if vectors.shape[1] != embedder.dimension:
+        problem = f"its embeddings have {vectors.shape[1]} numbers, this embedder's {embedder.dimension}; name the same"
+        raise StoreError(StoreErrorKind.OTHER_BUILD, path, problem)
+    return _indexed(bank, vectors, embedder, index_path(path), config)
+
+
+def memory_of(
+    bank: Bank, embedder: TextEmbedder, config: IndexConfig | None = None, path: str | Path | None = None
+) -> Memory:
+    """A bank that no store holds, its entries embedded here. An approximate index is kept beside the bank's file `path`,
+    if it has one."""
+    vectors = embedder.embed([entry.text for entry in bank.entries])  # (N, D)
+    return _indexed(bank, vectors, embedder, None if path is None else index_path(path), config)
+
+
+def _indexed(
+    bank: Bank, vectors: np.ndarray, embedder: TextEmbedder, path: Path | None, config: IndexConfig | None
+) -> Memory:
+    config = config or IndexConfig()
+    if path is not None:
+        index = open_index(path, vectors, config)
+    else:
+        index = VectorIndex(vectors.shape[1], config.kind_for(len(vectors)), config)
+        index.add(vectors)
+    return Memory(bank=bank, index=index, embedder=embedder)

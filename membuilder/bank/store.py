@@ -1,0 +1,244 @@
+"""The memory of one dialogue as a SQLite file: what was read, what the agents answered, what came of it.
+
+    with writing("memory.db", settings) as store:      # one process at a time
+        store.append(session, answers, bank, vectors)  # all of a session or nothing
+
+    with reading("memory.db") as store:                # also while another process writes
+        store.bank()
+
+A session is one transaction in a write-ahead log, flushed to disk: a kill, a power failure or a full disk loses at most the
+session in flight. The lock is a `flock` on `<file>.lock`, which the system releases when its process ends, however it ends.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from membuilder.bank.store_rows import (
+    Answer,
+    StoredSession,
+    answer_row,
+    entry_row,
+    read_entries,
+    read_sessions,
+    session_row,
+    turn_rows,
+)
+from membuilder.errors import StoreError, StoreErrorKind
+from membuilder.types import Agent, Bank, Session
+
+SCHEMA_VERSION = 2
+APPLICATION_ID = 0x4D424C44  # "MBLD"
+VECTOR = np.dtype("<f4")
+
+_TABLES = (
+    "CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    """CREATE TABLE session (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, timestamp TEXT NOT NULL,
+        core TEXT NOT NULL, core_quotes TEXT NOT NULL) STRICT""",
+    """CREATE TABLE turn (id TEXT PRIMARY KEY, session INTEGER NOT NULL REFERENCES session, number INTEGER NOT NULL,
+        speaker TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, caption TEXT, UNIQUE (session, number)) STRICT""",
+    """CREATE TABLE answer (session INTEGER NOT NULL REFERENCES session,
+        agent TEXT NOT NULL CHECK (agent IN ('core', 'episodic', 'semantic', 'procedural')), shown TEXT NOT NULL, text TEXT,
+        operations TEXT NOT NULL, failure_kind TEXT, failure_detail TEXT, seconds REAL NOT NULL,
+        asked_at TEXT, PRIMARY KEY (session, agent)) STRICT""",
+    """CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+        agent TEXT NOT NULL CHECK (agent IN ('episodic', 'semantic', 'procedural')),
+        session INTEGER NOT NULL REFERENCES session, text TEXT NOT NULL, source_turns TEXT NOT NULL,
+        supersedes TEXT NOT NULL) STRICT""",
+    # Apart from the entries, which are then read without their vectors.
+    "CREATE TABLE embedding (entry INTEGER PRIMARY KEY REFERENCES entry, vector BLOB NOT NULL) STRICT",
+)
+
+
+class Store:
+    """An open store. Every method raises StoreError."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection):
+        self.path, self.connection = path, connection
+
+    def settings(self) -> dict[str, Any]:
+        """What the store was begun with."""
+        return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM setting")}
+
+    def num_sessions(self) -> int:
+        return self._rows("SELECT count(*) FROM session")[0][0]
+
+    def sessions(self) -> tuple[StoredSession, ...]:
+        """In the order read."""
+        return read_sessions(
+            self._rows("SELECT number, id, timestamp, core, core_quotes FROM session ORDER BY number"),
+            self._rows("SELECT session, id, speaker, role, text, caption FROM turn ORDER BY session, number"),
+            self._rows(
+                "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
+                " FROM answer"
+            ),
+        )
+
+    def bank(self) -> Bank:
+        """The bank after the last session."""
+        sessions = self.sessions()
+        rows = self._rows("SELECT id, agent, session, text, source_turns, supersedes FROM entry ORDER BY number")
+        if not sessions:
+            return Bank()
+        last = sessions[-1]
+        return Bank(core=last.core, core_quotes=last.core_quotes, entries=read_entries(rows, sessions))
+
+    def vectors(self) -> np.ndarray:
+        """Embeddings of the bank's entries, in its order, float32. # (N, D)"""
+        rows = self._rows("SELECT vector FROM embedding ORDER BY entry")
+        num_entries = self._rows("SELECT count(*) FROM entry")[0][0]
+        dimension = self.settings()["dimension"]
+        if len(rows) != num_entries or any(len(vector) != dimension * VECTOR.itemsize for (vector,) in rows):
+            problem = (
+                f"{num_entries} entries, but {len(rows)} embeddings or some not of {dimension} numbers; build anew"
+            )
+            raise StoreError(StoreErrorKind.DAMAGED, self.path, problem)
+        stacked = np.frombuffer(b"".join(vector for (vector,) in rows), dtype=VECTOR)
+        return stacked.astype(np.float32, copy=False).reshape(num_entries, dimension)
+
+    def append(self, session: Session, answers: Mapping[Agent, Answer], bank: Bank, vectors: np.ndarray) -> None:
+        """Stores a session, `bank` after it and the embeddings of the entries new in it (M, D), or nothing of it."""
+        first = len(bank.entries) - len(vectors) + 1
+        new = list(enumerate(bank.entries[first - 1 :], start=first))
+        blobs = [vector.tobytes() for vector in vectors.astype(VECTOR, copy=False)]
+        with _typed(self.path), self.connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", session_row(session, bank))
+            connection.executemany("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, ?)", turn_rows(session))
+            rows = [answer_row(session, agent, answer) for agent, answer in answers.items()]
+            connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            rows = [entry_row(number, entry) for number, entry in new]
+            connection.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            rows = [(number, blob) for (number, _), blob in zip(new, blobs, strict=True)]
+            connection.executemany("INSERT INTO embedding VALUES (?, ?)", rows)
+
+    def _rows(self, query: str) -> list[tuple]:
+        with _typed(self.path):
+            return self.connection.execute(query).fetchall()
+
+
+@contextmanager
+def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
+    """The store at `path`, begun if there is none; refused while another process writes to it.
+
+    `settings` (JSON values, among them `dimension`) must equal those it was begun with.
+    """
+    path = Path(path)
+    with _locked(path), _connected(path, "rwc") as connection:
+        store = Store(path, connection)
+        with _typed(path):
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            _begin(connection, settings)
+        _check_version(store)
+        with _typed(path):  # not before: it would change a file that is no store of ours
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            problem = f"its file system allows no write-ahead log (got {mode!r}); put the store on a local disk"
+            raise StoreError(StoreErrorKind.UNUSABLE, path, problem)
+        _check_settings(store, settings)
+        yield store
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[Store]:
+    """The store at `path` as it stands at this moment, whoever goes on writing to it."""
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(StoreErrorKind.MISSING, path, "no such store; `python -m membuilder.build` makes one")
+    with _connected(path, "ro") as connection:
+        store = Store(path, connection)
+        with _typed(path):
+            connection.execute("BEGIN")
+        _check_version(store)
+        yield store
+
+
+def _begin(connection: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for table in _TABLES:
+            connection.execute(table)
+        rows = [(name, json.dumps(value, sort_keys=True)) for name, value in settings.items()]
+        connection.executemany("INSERT INTO setting VALUES (?, ?)", rows)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _check_version(store: Store) -> None:
+    if store._rows("PRAGMA application_id")[0][0] != APPLICATION_ID:
+        problem = "not a memory store, or one in which nothing was begun; name the file given to --out of a build"
+        raise StoreError(StoreErrorKind.NOT_A_STORE, store.path, problem)
+    version = store._rows("PRAGMA user_version")[0][0]
+    if version != SCHEMA_VERSION:
+        problem = f"has schema version {version}, this program reads {SCHEMA_VERSION}; use the version that built it"
+        raise StoreError(StoreErrorKind.VERSION, store.path, problem)
+
+
+def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
+    stored, wanted = store.settings(), json.loads(json.dumps(settings))
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            was = f"was begun with {name}={stored.get(name)!r}, not {wanted.get(name)!r}"
+            problem = f"{was}; build with that, or into a new file"
+            raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+
+
+@contextmanager
+def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    with _typed(path):
+        # handed from thread to thread, never used by two at once
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    with closing(connection):
+        yield connection
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}; name a file in a folder you may write to"
+        raise StoreError(StoreErrorKind.UNUSABLE, path, problem) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            problem = f"process {holder} is writing to it; wait for that build to end, or stop it"
+            raise StoreError(StoreErrorKind.BUSY, path, problem) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(lock)  # releases it
+
+
+@contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    """SQLite's errors as StoreError, told apart by SQLite's own codes."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = vars(error).get("sqlite_errorname", "")  # absent where Python itself refuses
+        if name == "SQLITE_FULL":
+            problem = (
+                "no room left on the disk; everything stored before stays. Make room and run the same command again"
+            )
+            raise StoreError(StoreErrorKind.FULL, path, problem) from error
+        if name == "SQLITE_NOTADB":
+            raise StoreError(StoreErrorKind.NOT_A_STORE, path, "not a SQLite file, so not a memory store") from error
+        kind = StoreErrorKind.DAMAGED if name.startswith("SQLITE_CORRUPT") else StoreErrorKind.UNUSABLE
+        raise StoreError(kind, path, f"{error} ({name or type(error).__name__})") from error

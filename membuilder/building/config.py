@@ -1,0 +1,110 @@
+"""What a build is asked for, and what its store records of that."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from membuilder.bank.index import IndexConfig
+from membuilder.datasets.selection import DATA_FOLDER
+from membuilder.embedding.local import DEFAULT_PACKAGE
+from membuilder.embedding.options import EmbedderOptions
+from membuilder.llm.endpoints import Server
+from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
+from membuilder.types import Dialogue
+
+RULES = "rules"
+STORE_SUFFIX = ".db"
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    name: str
+    """As its server knows it; `rules` is the offline expert, which needs no server."""
+    provider: str = "openai"
+    """`openai` or `vllm`."""
+    base_url: str | None = None
+    """Address of the API; null: the provider's own."""
+    concurrency: int = 16
+    """Requests in flight at once."""
+    timeout_seconds: float = 120.0
+    """For one answer."""
+    temperature: float | None = 0.0
+    """null leaves it to the server."""
+    max_tokens: int = 4096
+    """Longest answer; a longer one fails."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Sent with each request as is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """What a configuration must never hold."""
+
+    chat: str | None = field(default=None, repr=False)
+    embedding: str | None = field(default=None, repr=False)
+
+
+@dataclass(kw_only=True)
+class BuildConfig:
+    out: str
+    """A store (NAME.db) for one dialogue, or a folder for a store of each."""
+    model: ModelConfig
+    dataset: str = "locomo"
+    """Its name; where `data` is given it may be any dataset's, which is told by the file."""
+    data: str | None = None
+    """Its raw file (LoCoMo, LongMemEval, custom .jsonl, gz or not) or folder (PerLTQA); null: where `membuilder.data fetch`
+    put it."""
+    data_dir: str = DATA_FOLDER
+    """Folder of `membuilder.data fetch`."""
+    conv_id: str | None = None
+    """Id of the one dialogue to build; null: every dialogue of the file."""
+    sessions: int | None = None
+    """First sessions of each dialogue only; null: all. A later run with more goes on from there."""
+    max_turns: int = 60
+    """Turns read at once: a longer session becomes several of the same date."""
+    parallel: int = 4
+    """Dialogues built at once."""
+    embedding_model: str | None = None
+    """sentence-transformers folder or model, null: the MiniLM that comes with this program; its name on a server that embeds."""
+    embedding_provider: str | None = None
+    """`openai` or `vllm`: a server embeds; null: a local model does."""
+    embedding_base_url: str | None = None
+    """Address of that server; null: OPENAI_EMBEDDINGS_BASE_URL, else as for chat."""
+    embedding_cache: str | None = None
+    """File of a local model's vectors; null: in MEMBUILDER_CACHE."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.max_turns, self.parallel) < 1 or (self.sessions is not None and self.sessions < 1):
+            raise ValueError("max_turns, parallel and sessions must be at least 1")
+
+    def settings(self, dialogue: Dialogue, dimension: int) -> dict[str, Any]:
+        """What a store records, and a build that goes on must share."""
+        return {
+            "dialogue": dialogue.id,
+            "speakers": list(dialogue.speakers),
+            "model": self.model.name,
+            "temperature": self.model.temperature,
+            "max_tokens": self.model.max_tokens,
+            "extra_body": self.model.extra_body,
+            "max_turns": self.max_turns,
+            "prompts": asdict(self.prompts),
+            "templates_sha256": template_hashes(self.prompts.template_set),
+            "embedding_model": self.embedding_model or DEFAULT_PACKAGE,
+            "embedding_provider": self.embedding_provider,
+            "dimension": dimension,
+        }
+
+    def chat_server(self, keys: Keys) -> Server:
+        return Server(provider=self.model.provider, base_url=self.model.base_url, api_key=keys.chat)
+
+    def embedder(self, keys: Keys) -> EmbedderOptions:
+        return EmbedderOptions(
+            model=self.embedding_model,
+            provider=self.embedding_provider,
+            base_url=self.embedding_base_url,
+            api_key=keys.embedding,
+            chat=self.chat_server(keys),
+            cache=None if self.embedding_cache is None else Path(self.embedding_cache),
+        )

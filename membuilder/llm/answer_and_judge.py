@@ -1,0 +1,144 @@
+"""Answers from memories, and judges of those answers.
+
+    text = await answer(question, core=bank.core, memories=[entry.text for entry in found], model=answerer)
+    verdict = await judge(question, text, Strictness.STRICT, judge_model)
+    verdict.correct  # True, False, or None: it could not be judged, which is not the same as wrong
+
+The prompts are the files answer.txt and judge_*.txt under templates/. A question that has no answer in the dialogue is
+judged by a prompt of its own, under both strictnesses alike: the right reply is that it is not known.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.chat_model import ChatModel, Message, read_json
+from membuilder.llm.json_output import without_thoughts
+from membuilder.text import on_one_line
+from membuilder.types import Question
+
+TEMPLATES = Path(__file__).parent / "templates"
+PROMPTS = ("answer", "judge_strict", "judge_lenient", "judge_unanswerable")
+VERDICT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"reason": {"type": "string"}, "correct": {"type": "boolean"}},
+    "required": ["correct"],
+    "additionalProperties": False,
+}
+JUDGE_ATTEMPTS = 3
+"""Times a judge is asked before an answer stays unjudged."""
+_ANOTHER_TRY = (ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED)
+"""Failures that another wording may mend. What may mend by itself the client has tried again; the rest stays as it is."""
+
+
+class Strictness(StrEnum):
+    STRICT = "strict"
+    """Every fact of the gold answer is needed."""
+    LENIENT = "lenient"
+    """The same meaning counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    correct: bool | None
+    """None: unjudged. It belongs in no mean."""
+    reason: str
+
+
+async def answer(
+    question: Question,
+    *,
+    core: str,
+    memories: Sequence[str],
+    model: ChatModel,
+    now: datetime | None = None,
+) -> str:
+    """The model's answer from these memories alone, most related first; it is not shown the gold answer.
+
+    `now` is the date it is asked at where the question has none of its own, usually that of the last session. Raises
+    ChatError: a call that failed is no answer, least of all a wrong one.
+    """
+    asked_at = question.asked_at or now
+    prompt = _template("answer").substitute(
+        core=core.strip() or "(empty)",
+        memories="\n".join(f"- {on_one_line(memory)}" for memory in memories) or "(none found)",
+        now=f"Today is {asked_at:%A, %Y-%m-%d}." if asked_at else "",
+        question=question.text,
+    )
+    return without_thoughts(await model.complete([_user(prompt)]))
+
+
+async def judge(
+    question: Question,
+    answer_text: str,
+    strictness: Strictness,
+    model: ChatModel,
+    again: ChatModel | None = None,
+) -> Judgement:
+    """Whether the answer is right. A reply that is cut short, declines or is not the JSON asked for is asked for again,
+    JUDGE_ATTEMPTS times in all; then the answer stays unjudged.
+
+    So does one whose call failed otherwise. `again` is asked from the second time on: the same model past the cache,
+    which would repeat the replies of an earlier run. Raises ChatError only where no call can succeed any more (`fatal`).
+    """
+    if question.answerable and not (question.answer or "").strip():
+        return Judgement(correct=None, reason="the question has no gold answer to compare with")
+    prompt = judge_prompt(question, answer_text, strictness)
+    messages = [_user(prompt)]
+    problem = ""
+    for asked in [model, *[again or model] * (JUDGE_ATTEMPTS - 1)]:
+        try:
+            reply = await asked.complete(messages, schema=VERDICT_SCHEMA)
+        except ChatError as error:
+            if error.kind not in _ANOTHER_TRY:
+                if error.fatal:
+                    raise
+                return Judgement(correct=None, reason=f"judge failed: {error}")
+            problem = str(error)
+            messages = [_user(f"{prompt}\n{_SHORT}")]  # another request: a temperature of 0 would repeat the same one
+            continue
+        try:
+            verdict = read_json(reply, VERDICT_SCHEMA)
+        except ValueError as error:
+            problem = str(error)
+            # the longer conversation is another request, so neither a cache nor a temperature of 0 repeats the reply
+            messages += [{"role": "assistant", "content": reply}, _user(_again(problem))]
+            continue
+        return Judgement(correct=verdict["correct"], reason=verdict.get("reason", ""))
+    return Judgement(correct=None, reason=f"no verdict in {JUDGE_ATTEMPTS} replies: {problem}")
+
+
+def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -> str:
+    name = f"judge_{strictness}" if question.answerable else "judge_unanswerable"
+    gold = question.answer or "nothing in the conversation tells"
+    return _template(name).substitute(
+        question=on_one_line(question.text), gold=on_one_line(gold), answer=on_one_line(answer_text) or "(no answer)"
+    )
+
+
+def prompt_hashes() -> Mapping[str, str]:
+    """SHA-256 of each prompt file: what a published number must name beside its judge."""
+    return {name: hashlib.sha256(_template(name).template.encode()).hexdigest() for name in PROMPTS}
+
+
+_SHORT = 'Reply with {"correct": true} or {"correct": false} and nothing else.'
+
+
+def _again(problem: str) -> str:
+    return f"That was not the JSON object asked for ({problem}). {_SHORT}"
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+@cache
+def _template(name: str) -> Template:
+    return Template((TEMPLATES / f"{name}.txt").read_text(encoding="utf-8"))

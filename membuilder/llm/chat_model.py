@@ -1,0 +1,64 @@
+"""What everything that asks a language model needs of it. No client library here; `client.py` holds the real one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Protocol
+
+from jsonschema import Draft202012Validator
+
+from membuilder.llm.json_output import load_json
+
+Message = dict[str, str]  # {"role": "system"|"user"|"assistant", "content": text}
+
+
+class Role(StrEnum):
+    """Whom a call serves; usage is counted per role."""
+
+    BUILDER = "builder"
+    ANSWERER = "answerer"
+    JUDGE = "judge"
+    EXPERT = "expert"
+    QUESTIONER = "questioner"
+    EMBEDDER = "embedder"
+
+
+class ChatModel(Protocol):
+    """Raises `membuilder.errors.ChatError`; its `fatal` tells a run that must stop from one call that failed."""
+
+    async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str: ...
+
+
+def sendable(schema: Any) -> Any:
+    """A schema as servers take it: without `uniqueItems`, for which vLLM's grammars refuse the whole schema. What comes back
+    is checked against all of it."""
+    match schema:
+        case {}:
+            kept = {key: value for key, value in schema.items() if key != "uniqueItems" or not isinstance(value, bool)}
+            return {key: sendable(value) for key, value in kept.items()}
+        case [*items]:
+            return [sendable(item) for item in items]
+    return schema
+
+
+def read_json(text: str, schema: Mapping) -> Any:
+    """The JSON of an answer that fits `schema`; a think-block and a code fence around it are allowed, nothing else.
+
+    A schema sent with a request binds only servers that honour it, so the answer is checked all the same. Raises
+    ValueError saying what is wrong.
+    """
+    try:
+        answer = load_json(text)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+    problem = next(iter(_validator(json.dumps(schema)).iter_errors(answer)), None)
+    if problem is not None:
+        raise ValueError(f"{problem.json_path}: {problem.message[:200]}")
+    return answer
+
+
+@lru_cache(maxsize=256)
+def _validator(schema: str) -> Draft202012Validator:
+    """Of a schema as JSON: a validator resolves its references anew for every instance, which costs more than a check."""
+    return Draft202012Validator(json.loads(schema))

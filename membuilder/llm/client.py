@@ -1,0 +1,299 @@
+"""Chat over the OpenAI protocol: retries, time limits, schemas, cache, accounting. The only file that imports openai.
+
+    async with ChatClient(ChatConfig(model="gpt-4.1-mini"), Role.JUDGE, usage) as judge:
+        await judge.check()  # a refused key, an unknown model or a dead server shows here
+        text = await judge.complete([{"role": "user", "content": "..."}], schema=VERDICT_SCHEMA)
+
+Nothing the openai package does about retries or time limits is used: its time limit is per read, so that a server which
+drips a byte now and then is never late.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self, TypeVar
+
+import aiohttp
+import openai
+
+from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.chat_model import Message, Role, sendable
+from membuilder.llm.endpoints import NO_KEY, Address, ChatConfig, EndpointConfig, PriceConfig, Provider, chat_address
+from membuilder.llm.response_cache import AnswerCache, content_key
+from membuilder.llm.responses import Reply, read_chat, read_model_names, read_tokens
+from membuilder.llm.retries import retrying, status_error
+from membuilder.llm.usage import Usage
+
+MAX_BODY_BYTES = 256 * 2**20
+"""An answer announced as longer is not read: no model writes it, and it would fill the memory."""
+CHECK_SCHEMA = {
+    "type": "object",
+    "properties": {"ready": {"type": "boolean"}},
+    "required": ["ready"],
+    "additionalProperties": False,
+}
+CHECK_MESSAGES = [{"role": "user", "content": 'Answer with this JSON object and nothing else: {"ready": true}'}]
+CHECK_ATTEMPTS = 2
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """One request and how to read its answer. `read` raises ChatError for an answer that is none."""
+
+    path: str
+    body: Mapping[str, Any]
+    read: Callable[[object], Any]
+
+
+class Connection:
+    """One server on behalf of one role. Lives in the event loop that first awaits it.
+
+    Nothing but the authorization header of a request ever holds the key: every text a server sends is searched for it
+    before it enters a message.
+    """
+
+    def __init__(
+        self, config: EndpointConfig, address: Address, model: str, role: Role, usage: Usage, price: PriceConfig | None
+    ):
+        self._config, self._address = config, address
+        self._model, self._role, self._usage, self._price = model, role, usage, price
+        self._free = asyncio.Semaphore(config.concurrency)
+        # aiohttp under httpx: at 64 requests in flight httpx's own pool takes more CPU than all the rest together
+        http = openai.DefaultAioHttpClient(
+            timeout=None, follow_redirects=False, event_hooks={"response": [self._refuse_endless]}
+        )
+        self._openai = openai.AsyncOpenAI(
+            api_key=address.api_key.get_secret_value(),
+            base_url=address.base_url,
+            max_retries=0,
+            timeout=None,
+            http_client=http,
+        )
+        self.base_url = str(self._openai.base_url)
+
+    async def close(self) -> None:
+        await self._openai.close()
+
+    async def post(self, path: str, body: Mapping[str, Any], read: Callable[[object], T], max_attempts: int) -> T:
+        """The answer as `read` gives it, after as many attempts as it takes and the policy allows."""
+        call = _Call(path=path, body=body, read=read)
+        try:
+            return await self._counted(call)
+        except ChatError as error:
+            failures = [error]
+
+        async def attempt() -> T:
+            if failures:
+                raise failures.pop()
+            return await self._counted(call)
+
+        # the first attempt stands outside the policy, whose machinery would cost a good call a tenth of its time
+        return await retrying(self._config, max_attempts)(attempt)
+
+    async def model_names(self) -> list[str]:
+        """The models the server lists; empty when it has no such list."""
+        try:
+            payload = await self._within_time(self._openai.get("/models", cast_to=object))
+        except ChatError:  # the list only improves a message about another error
+            return []
+        return read_model_names(payload)
+
+    async def _counted(self, call: _Call) -> Any:
+        try:
+            return await self._once(call)
+        except ChatError as error:
+            self._usage.add_failure(self._role, error.kind)
+            raise
+
+    async def _once(self, call: _Call) -> Any:
+        async with self._free:
+            began = time.perf_counter()
+            # `object` keeps openai from building typed records, which costs more than the request; read_* check more
+            payload = await self._within_time(self._openai.post(call.path, cast_to=object, body=call.body))
+            seconds = time.perf_counter() - began
+        failure, tokens = None, read_tokens(payload)
+        try:
+            result = call.read(payload)
+        except ChatError as error:
+            failure = ChatError(error.kind, f"{self.base_url}: {self._without_key(str(error))}")
+        if failure is None or tokens is not None:  # a useless answer that names its tokens is paid for too
+            self._usage.add_answer(self._role, seconds, tokens, self._price)
+        if failure is not None:
+            raise failure
+        return result
+
+    async def _within_time(self, request: Any) -> object:
+        """Awaits a request of the openai package; everything that can go wrong in it becomes a ChatError."""
+        try:
+            async with asyncio.timeout(self._config.timeout_seconds):
+                return await request
+        except TimeoutError:
+            seconds = self._config.timeout_seconds
+            message = (
+                f"{self.base_url}: no whole answer within {seconds:g} s; raise timeout_seconds or lower concurrency"
+            )
+            failure = ChatError(ChatErrorKind.TIMEOUT, message)
+        except openai.APIStatusError as error:
+            failure = self._status_error(error)
+        except openai.APIConnectionError as error:
+            cause = self._without_key(f"{type(error.__cause__).__name__}: {error.__cause__}")
+            message = f"{self.base_url}: no connection, or it broke; is the server running at this address? ({cause})"
+            failure = ChatError(ChatErrorKind.UNREACHABLE, message)
+        except aiohttp.ClientError as error:  # openai's transport does not translate all of its own
+            message = f"{self.base_url}: what answers there does not speak HTTP ({type(error).__name__})"
+            failure = ChatError(ChatErrorKind.UNREACHABLE, message)
+        except UnicodeEncodeError:
+            message = "the request holds half a surrogate pair, which is no text; repair the data it comes from"
+            failure = ChatError(ChatErrorKind.BAD_REQUEST, message)
+        except (ValueError, RecursionError) as error:  # from the JSON reader
+            message = f"{self.base_url}: the answer is not JSON or was cut short ({type(error).__name__})"
+            failure = ChatError(ChatErrorKind.BAD_RESPONSE, message)
+        raise failure  # outside the handlers: the library's error, which knows the request, is not chained to it
+
+    def _status_error(self, error: openai.APIStatusError) -> ChatError:
+        match error.body:
+            case {"message": str(said)}:
+                pass
+            case _:
+                said = error.message
+        return status_error(
+            error.status_code,
+            error.response.headers,
+            self._without_key(said),
+            error.code,
+            server=self.base_url,
+            model=self._model,
+            key_hint=self._address.key_hint,
+        )
+
+    def _without_key(self, text: str) -> str:
+        key = self._address.api_key.get_secret_value()
+        return " ".join((text if key == NO_KEY else text.replace(key, "[key]")).split())[:400]
+
+    async def _refuse_endless(self, response: Any) -> None:
+        length = response.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            raise ChatError(ChatErrorKind.BAD_RESPONSE, f"{self.base_url} announces an answer of {length} bytes")
+
+
+class ChatClient:
+    """A `ChatModel` on a server. `async with` closes its connections; use one within one event loop."""
+
+    def __init__(
+        self,
+        config: ChatConfig,
+        role: Role,
+        usage: Usage,
+        *,
+        api_key: str | None = None,
+        cache: AnswerCache | None = None,
+    ):
+        address = chat_address(config.endpoint, api_key)
+        self._config, self._role, self._usage, self._cache = config, role, usage, cache
+        self._connection = Connection(config.endpoint, address, config.model, role, usage, config.price)
+        self._plain = False  # the server takes no schema at all
+        self._formats: dict[str, dict[str, Any]] = {}
+        self._refused_schemas: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+    async def check(self) -> None:
+        """One small answer, never from the cache: proves address, key, model and settings before a run begins.
+
+        Raises ChatError within `check_timeout_seconds`, saying what to do.
+        """
+        seconds = self._config.endpoint.check_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._check()
+        except TimeoutError:
+            message = (
+                f"{self._connection.base_url}: no answer within {seconds:g} s of starting; is the server up and idle"
+                " enough? Raise check_timeout_seconds for a slow one."
+            )
+            raise ChatError(ChatErrorKind.TIMEOUT, message) from None
+
+    async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str:
+        """The model's answer. With a schema the server is asked to hold to it; check the answer all the same.
+
+        Raises ChatError.
+        """
+        if self._cache is None:
+            return (await self._ask(messages, schema, self._config.endpoint.max_attempts)).text
+        key = self._key(messages, schema)
+        stored = self._cache.get(key)
+        if stored is not None:
+            self._usage.add_cached(self._role)
+            return Reply(**stored).text
+        reply = await self._ask(messages, schema, self._config.endpoint.max_attempts)
+        self._cache.put(key, asdict(reply))
+        return reply.text
+
+    async def _check(self) -> None:
+        try:
+            await self._ask(CHECK_MESSAGES, CHECK_SCHEMA, CHECK_ATTEMPTS)
+        except ChatError as error:
+            if error.kind is ChatErrorKind.UNKNOWN_MODEL and (names := await self._connection.model_names()):
+                raise ChatError(error.kind, f"{error} It lists: {', '.join(names[:20])}") from None
+            if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
+                raise
+
+    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> Reply:
+        body = self._body(messages)
+        name = None if schema is None else content_key(schema=schema)
+        if name is None or self._plain or name in self._refused_schemas:
+            return await self._post(body, max_attempts)
+        if name not in self._formats:
+            self._formats[name] = _response_format(schema)
+        try:
+            return await self._post(body | {"response_format": self._formats[name]}, max_attempts)
+        except ChatError as error:
+            if error.kind is not ChatErrorKind.BAD_REQUEST:
+                raise
+            refusal = str(error)
+        # Was it the schema? Only the same request without it can tell; a refusal of that one is about the rest.
+        reply = await self._post(body, max_attempts)
+        self._note_refusal(name, schema, refusal)
+        return reply
+
+    def _note_refusal(self, name: str, schema: Mapping, refusal: str) -> None:
+        """Remembers and says once what this server cannot do; a server that refuses the simplest schema refuses all."""
+        already_known = self._plain or name in self._refused_schemas
+        self._refused_schemas.add(name)
+        self._plain = self._plain or schema == CHECK_SCHEMA
+        if not already_known:
+            what = "JSON schemas" if self._plain else "one of the JSON schemas"
+            _log.warning("%s refuses %s; asking without, and answers may not parse: %s", self._role, what, refusal)
+
+    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> Reply:
+        return await self._connection.post("/chat/completions", body, read_chat, max_attempts)
+
+    def _body(self, messages: Sequence[Message]) -> dict[str, Any]:
+        config = self._config
+        limit = "max_completion_tokens" if config.endpoint.provider is Provider.OPENAI else "max_tokens"
+        settings = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return {
+            "model": config.model,
+            "messages": list(messages),
+            limit: config.max_tokens,
+            **given,
+            **config.extra_body,
+        }
+
+    def _key(self, messages: Sequence[Message], schema: Mapping | None) -> str:
+        return content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
+
+
+def _response_format(schema: Mapping) -> dict[str, Any]:
+    # not `strict`: OpenAI's strict mode takes no optional property and no oneOf
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable(schema), "strict": False}}

@@ -1,0 +1,88 @@
+"""What a server's JSON must hold to be an answer. Untrusted: every shape is checked, and a wrong one is a ChatError."""
+
+import json
+from dataclasses import dataclass
+
+from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.usage import Tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    text: str
+    model: str | None
+    """The model the server says has answered, such as a dated version of the one asked for."""
+
+
+def read_chat(payload: object) -> Reply:
+    """The text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT."""
+    match payload:
+        case {"choices": [{"message": {} as message, **choice}, *_]}:
+            content, finish = message.get("content"), choice.get("finish_reason")
+        case _:
+            raise _bad(payload, "the answer holds no choice")
+    if finish == "length":
+        message = "the answer reached the token limit and lacks its end; raise max_tokens"
+        raise ChatError(ChatErrorKind.TRUNCATED, message)
+    if finish == "content_filter" or message.get("refusal"):
+        raise ChatError(ChatErrorKind.DECLINED, f"the model declined to answer: {message.get('refusal') or finish}")
+    if content is not None and not isinstance(content, str):
+        raise _bad(payload, "the answer is no text")
+    if content is None or not content.strip():
+        raise ChatError(ChatErrorKind.NO_TEXT, "the model answered without a text")
+    if not _encodes(content):
+        raise ChatError(ChatErrorKind.NO_TEXT, f"the answer holds half a surrogate pair: {content[:200]!r}")
+    model = payload.get("model")
+    return Reply(text=content, model=model if isinstance(model, str) else None)
+
+
+def read_tokens(payload: object) -> Tokens | None:
+    """What the server says it used; None when it does not say."""
+    match payload:
+        case {"usage": {"prompt_tokens": int(prompt), "completion_tokens": int(completion)}}:
+            return Tokens(prompt=prompt, completion=completion)
+        case {"usage": {"prompt_tokens": int(prompt)}, "data": list()}:  # embeddings write nothing
+            return Tokens(prompt=prompt, completion=0)
+    return None
+
+
+def read_embeddings(payload: object, num_texts: int) -> list[list[float]]:
+    """One vector per text in the order asked, all of one length. Raises ChatError (BAD_RESPONSE)."""
+    match payload:
+        case {"data": [*rows]} if len(rows) == num_texts:
+            pass
+        case _:
+            raise _bad(payload, f"the answer does not hold {num_texts} embeddings")
+    vectors: dict[int, list[float]] = {}
+    for row in rows:
+        match row:
+            case {"index": int(index), "embedding": [_, *_] as vector} if all(type(x) in (float, int) for x in vector):
+                vectors[index] = vector
+            case _:
+                raise _bad(payload, "an embedding is not a list of numbers with an index")
+    lengths = {len(vector) for vector in vectors.values()}
+    if sorted(vectors) != list(range(num_texts)) or len(lengths) != 1:
+        raise _bad(payload, "embeddings are missing, twice, or of different lengths")
+    return [vectors[index] for index in range(num_texts)]
+
+
+def read_model_names(payload: object) -> list[str]:
+    match payload:
+        case {"data": [*rows]}:
+            return [name for row in rows if isinstance(row, dict) and isinstance(name := row.get("id"), str)]
+    return []
+
+
+def _bad(payload: object, problem: str) -> ChatError:
+    if isinstance(payload, str):  # openai hands on as text what is not declared as JSON
+        problem = "the answer is not declared as JSON; is the base URL the root of an OpenAI-compatible API?"
+    start = payload if isinstance(payload, str) else json.dumps(payload)
+    return ChatError(ChatErrorKind.BAD_RESPONSE, f"{problem}: {start[:200]!r}")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,266 @@
+"""The published shapes of training data: LLaMA-Factory's Alpaca records and veRL's grouped rows.
+
+Alpaca: a JSON list of {"instruction": prompt, "input": "", "output": fenced JSON}. Where our records know more (agent,
+dialogue, session), that lies in NAME.sources.jsonl beside it, a line for each record.
+
+veRL: a Parquet row for each agent of a session, `meta.session_group_id` naming the session. The row that the published
+example shows has `reward_model` as a string and two fields in `meta`; `flat` writes that. Our whole record travels as JSON
+in `extra_info.record`, or, in flat rows, in `reward_model`.
+
+Reading accepts what other programs wrote: what they do not tell is None, and answers that do not parse are left out.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from membuilder.datasets.files import FILE, read_json, read_lines
+from membuilder.errors import DataError
+from membuilder.schemes.four_agents.operations import parse
+from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.trajectories.parquet import Column, read_table, write_table
+from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord
+from membuilder.trajectories.trajectory import write_text
+from membuilder.types import Agent, Question
+
+ALPACA_KEYS = {"instruction", "input", "output"}
+_FENCED = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
+_MANY_TURNS = 10**6
+_AGENTS = list(Agent)
+_QUESTION: Column = {"question": str, "answer": str, "type": str, "source": str}
+_GROUPED: dict[str, Column] = {
+    "prompt": [{"content": str, "role": str}],
+    "ability": str,
+    "reward_model": {
+        "style": str,
+        "conversation_id": str,
+        "session_index": int,
+        "agent_type": str,
+        "expert_output": str,
+        "ground_truth": str,
+        "qa_questions": [_QUESTION],
+        "state_before_path": str,
+    },
+    "data_source": str,
+    "meta": {
+        "conversation_id": str,
+        "session_index": int,
+        "agent_type": str,
+        "agent_index": int,
+        "session_group_id": str,
+        "call_id": str,
+        "is_grouped_training": bool,
+    },
+    "extra_info": {"record": str},
+}
+_FLAT: dict[str, Column] = {
+    "prompt": [{"content": str, "role": str}],
+    "ability": str,
+    "reward_model": str,
+    "data_source": str,
+    "meta": {"conversation_id": str, "session_index": int},
+}
+
+
+def write_llama_factory(path: Path, records: Sequence[SFTRecord]) -> None:
+    """The list, and beside it where each record comes from."""
+    rows = [{"instruction": each.prompt, "input": "", "output": f"```json\n{each.completion}\n```"} for each in records]
+    sources = [
+        {"sha256": _sha256(row), "agent": each.agent, "dialogue": each.dialogue, "session": each.session}
+        for row, each in zip(rows, records, strict=True)
+    ]
+    write_text(_sources_path(path), "".join(json.dumps(source, ensure_ascii=False) + "\n" for source in sources))
+    write_text(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_llama_factory(path: Path) -> tuple[list[SFTRecord], Counter[str]]:
+    """Records, and how many answers were left out because they are no operations. DataError for another shape."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(path, FILE, "top level", f"expected a list of records, found {type(rows).__name__}")
+    sources = _sources(path, rows)
+    records, left_out = [], Counter()
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or set(row) != ALPACA_KEYS or not all(isinstance(v, str) for v in row.values()):
+            raise DataError(
+                path, f"record {number}", "keys", f"expected strings {sorted(ALPACA_KEYS)} and nothing else"
+            )
+        if row["input"]:
+            raise DataError(path, f"record {number}", "input", "is not empty; the prompt belongs into instruction")
+        agent = Agent(sources[number]["agent"]) if sources and sources[number]["agent"] else None
+        completion, problem = _completion(row["output"], agent)
+        if completion is None:
+            left_out[problem] += 1
+            continue
+        known = {name: sources[number][name] for name in ("dialogue", "session")} if sources else {}
+        agent = agent or (Agent.CORE if '"operation"' in completion else None)
+        records.append(SFTRecord(prompt=row["instruction"], completion=completion, agent=agent, **known))
+    return records, left_out
+
+
+def write_verl(path: Path, records: Sequence[RLRecord], flat: bool = False) -> None:
+    """Four rows a session, in the agents' order."""
+    write_table(path, [_row(each, call, flat) for each in records for call in each.calls], _FLAT if flat else _GROUPED)
+
+
+def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
+    """Rows joined to sessions by what they say of themselves, whatever their order; and how many answers were left out
+    because they are no operations (their prompts stay: the policy may be asked all the same). DataError for another shape.
+    """
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for number, row in enumerate(read_table(path), start=1):
+        match row:
+            case {"prompt": [{"content": str()}], "meta": {"conversation_id": str(name), "session_index": int(index)}}:
+                groups.setdefault((name, index), []).append(row)
+            case _:
+                problem = "expected prompt, and meta with conversation_id and session_index"
+                raise DataError(path, f"row {number}", "prompt or meta", problem)
+    records, left_out = [], Counter()
+    for name, index in sorted(groups):
+        try:
+            record, reasons = _record(path, name, index, groups[name, index])
+        except (KeyError, TypeError, ValueError) as error:  # nested fields of another shape
+            problem = f"reward_model, meta or extra_info is of another shape: {type(error).__name__}: {error}"
+            raise DataError(path, f"{name} session {index}", "reward_model", problem) from error
+        records.append(record)
+        left_out.update(reasons)
+    return records, left_out
+
+
+def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
+    """The operations in an output, without the published second copy of every text; or None and why there are none."""
+    fenced = _FENCED.fullmatch(output.strip())
+    text = fenced.group(1) if fenced else output
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return None, "not_json"
+    if isinstance(answer, dict) and "memories_added" in answer:
+        if answer.pop("memories_added") and not answer.get("operations"):
+            return None, "memories_without_operations"  # so the published program records a reply it could not parse
+        text = json.dumps(answer, ensure_ascii=False)
+    # How many turns the session had is not known here: as many as the answer itself names.
+    if isinstance(answer, dict) and all(re.fullmatch("#[1-9][0-9]{0,2}", key) for key in answer):
+        fmt, num_turns = ResponseFormat.TURNS, max((int(key[1:]) for key in answer), default=0)
+    else:
+        fmt, num_turns = ResponseFormat.OPERATIONS, _MANY_TURNS
+    agents = _AGENTS if agent is None else [agent]
+    if all(parse(text, each, num_turns, fmt).failure is not None for each in agents):
+        return None, "schema"
+    return text, ""
+
+
+def _sources_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.sources.jsonl")
+
+
+def _sources(path: Path, rows: list[Any]) -> list[dict[str, Any]] | None:
+    """None where there is no such file; DataError where it is of other records."""
+    if not _sources_path(path).is_file():
+        return None
+    sources: list[Any] = [source for _, source in read_lines(_sources_path(path))]
+    if [isinstance(source, dict) and source.get("sha256") for source in sources] != [_sha256(row) for row in rows]:
+        raise DataError(_sources_path(path), FILE, "sha256", f"is not of the records in {path}; export them anew")
+    return sources
+
+
+def _sha256(row: object) -> str:
+    return hashlib.sha256(json.dumps(row, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def _row(record: RLRecord, call: ExpertCall, flat: bool) -> dict[str, Any]:
+    if call.agent is None:
+        raise DataError(record.dialogue, f"session {record.session_index}", "agent", "is not known; cannot be exported")
+    whole, group = msgspec.json.encode(record).decode(), f"{record.dialogue}_session-{record.session_index}"
+    meta = {"conversation_id": record.dialogue, "session_index": record.session_index}
+    row = {"prompt": [{"role": "user", "content": call.prompt}]}
+    if flat:
+        model = json.dumps({"agent_type": call.agent.value, "record": whole}, ensure_ascii=False)
+        return row | {
+            "ability": "memory_construction",
+            "data_source": "membuilder",
+            "reward_model": model,
+            "meta": meta,
+        }
+    ground_truth = {each.agent.value: each.completion for each in record.calls if each.agent is not None}
+    questions = [{"question": q.text, "answer": q.answer, "type": q.category, "source": ""} for q in record.questions]
+    reward_model = {
+        "style": "memory_management",
+        **meta,
+        "agent_type": call.agent.value,
+        "expert_output": call.completion,
+        "ground_truth": json.dumps(ground_truth, ensure_ascii=False),
+        "qa_questions": questions,
+        "state_before_path": record.state_before,
+    }
+    more = {
+        "agent_type": call.agent.value,
+        "agent_index": _AGENTS.index(call.agent),
+        "session_group_id": group,
+        "call_id": f"{group}_{call.agent}",
+        "is_grouped_training": True,
+    }
+    return row | {
+        "ability": "memory_management",
+        "data_source": "memory_management_grouped",
+        "reward_model": reward_model,
+        "meta": meta | more,
+        "extra_info": {"record": whole},
+    }
+
+
+def _record(path: Path, name: str, index: int, rows: list[dict[str, Any]]) -> tuple[RLRecord, list[str]]:
+    """A session, and why answers of it were left out."""
+    wholes = {_whole(row) for row in rows}
+    where = f"{name} session {index}"
+    if wholes != {None}:
+        if len(wholes) > 1:
+            raise DataError(path, where, "record", "its rows disagree; export them anew")
+        try:
+            return msgspec.json.decode(wholes.pop() or "", type=RLRecord), []
+        except msgspec.MsgspecError as error:
+            raise DataError(path, where, "record", f"is no RLRecord: {error}") from error
+    models = [row["reward_model"] if isinstance(row.get("reward_model"), dict) else {} for row in rows]
+    agents = [row["meta"].get("agent_type") for row in rows]
+    if any(count > 1 for agent, count in Counter(agents).items() if agent is not None):
+        raise DataError(path, where, "meta.agent_type", "an agent has two rows; each session has one row an agent")
+    calls, left_out = [], []
+    for row, model, name_of_agent in zip(rows, models, agents, strict=True):
+        agent = Agent(name_of_agent) if name_of_agent else None
+        output, completion = model.get("expert_output"), None
+        if output is not None and not isinstance(output, str):
+            raise TypeError("expert_output is no text")
+        if output is not None:
+            completion, problem = _completion(output, agent)
+            left_out += [problem] if completion is None else []
+        calls.append(ExpertCall(prompt=row["prompt"][0]["content"], agent=agent, completion=completion))
+    calls.sort(key=lambda call: _AGENTS.index(call.agent) if call.agent else len(_AGENTS))
+    asked = next((model["qa_questions"] for model in models if model.get("qa_questions")), [])
+    questions = [
+        Question(id=f"{index}-{n}", text=raw["question"], answer=raw["answer"], category=raw["type"], evidence=())
+        for n, raw in enumerate(asked)
+    ]
+    state_before = next((model["state_before_path"] for model in models if model.get("state_before_path")), None)
+    record = RLRecord(
+        dialogue=name,
+        session_index=index,
+        questions=tuple(questions),
+        calls=tuple(calls),
+        state_before=state_before,
+    )
+    return record, left_out
+
+
+def _whole(row: dict[str, Any]) -> str | None:
+    extra, model = row.get("extra_info"), row.get("reward_model")
+    if isinstance(extra, dict) and extra.get("record"):
+        return extra["record"]
+    if isinstance(model, str) and model.startswith('{"agent_type"'):
+        return json.loads(model)["record"]
+    return None

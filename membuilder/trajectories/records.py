@@ -1,0 +1,270 @@
+"""Training records, and how our trainers' files hold them: JSON Lines, or Parquet with nested fields as JSON strings.
+
+records = sft_records(trajectory)
+write_records(Path("sft.jsonl"), records, SFTRecord)
+read_records(Path("sft.jsonl"), SFTRecord) == records
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from membuilder.datasets.files import FILE, read_lines
+from membuilder.errors import DataError
+from membuilder.text import quoted
+from membuilder.trajectories.parquet import Column, read_table, write_table
+from membuilder.trajectories.trajectory import STATES, Trajectory, write_text
+from membuilder.types import Agent, Bank, Question, Session
+
+PARQUET = ".parquet"
+CHARS_PER_TOKEN = 4
+"""The published estimate, for the published limit; training counts real tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTRecord:
+    """One agent's prompt and the expert's operations. Fields that a published file does not tell are None."""
+
+    prompt: str
+    completion: str
+    """JSON of the operations alone: for a core APPEND what is appended, and no text twice."""
+    agent: Agent | None = None
+    dialogue: str | None = None
+    session: int | None = None
+
+    @property
+    def estimated_tokens(self) -> int:
+        return (len(self.prompt) + len(self.completion)) // CHARS_PER_TOKEN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertCall:
+    prompt: str
+    agent: Agent | None = None
+    completion: str | None = None
+    """None: the expert's answer was not usable, so there is no length to compare with."""
+    shown: tuple[str, ...] = ()
+    """Ids of the entries shown: label e1 is the first."""
+    written: tuple[str, ...] = ()
+    """The memory texts the expert wrote: what a length penalty compares with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLRecord:
+    """One session to sample: the memory before it, the questions after it, and what the expert did.
+
+    `session` and `bank_before` are None where a published file tells the prompts only.
+    """
+
+    dialogue: str
+    session_index: int
+    questions: tuple[Question, ...]
+    calls: tuple[ExpertCall, ...]
+    session: Session | None = None
+    bank_before: Bank | None = None
+    state_before: str | None = None
+    """The published state folder, relative to the folder of all trajectories."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenQuestion:
+    """A question in rl_training_data.jsonl; the published program writes no `source_turns`."""
+
+    question: str
+    answer: str
+    type: str
+    source_turns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionLine:
+    """What training takes from a line of rl_training_data.jsonl."""
+
+    conversation_id: str
+    session_index: int
+    questions: tuple[WrittenQuestion, ...]
+
+
+Record = TypeVar("Record", SFTRecord, RLRecord)
+
+
+def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[SFTRecord], Counter[str]]:
+    """A record for each usable answer, and why the others are none: an answer that failed teaches nothing.
+
+    `write_out` puts the quoted turns' text in place of `quote`, which is our extension, for programs that do not know it.
+    """
+    records, left_out = [], Counter()
+    for number, each in enumerate(trajectory.steps):
+        for agent, answer in each.answers.items():
+            if answer.failure is not None:
+                left_out[answer.failure.kind] += 1
+                continue
+            target = trajectory.target(number, agent)
+            record = SFTRecord(
+                prompt=trajectory.prompt(number, agent),
+                completion=_written_out(target, each.step.session) if write_out else target,
+                agent=agent,
+                dialogue=trajectory.dialogue,
+                session=number,
+            )
+            records.append(record)
+    return records, left_out
+
+
+def rl_records(
+    trajectory: Trajectory, lines: Sequence[QuestionLine], folder: str
+) -> tuple[list[RLRecord], Counter[str]]:
+    """A record for each session that has questions; without any there is no reward, so it is left out and counted.
+
+    `lines` are those of the trajectory's rl_training_data.jsonl, one for each session.
+    """
+    records, left_out = [], Counter()
+    for number, (each, line) in enumerate(zip(trajectory.steps, lines, strict=True)):
+        if not line.questions or not each.answers:
+            left_out["no_questions" if each.answers else "no_turns"] += 1
+            continue
+        step = each.step
+        calls = tuple(
+            ExpertCall(
+                prompt=trajectory.prompt(number, agent),
+                agent=agent,
+                completion=trajectory.target(number, agent) if agent in each.usable else None,
+                shown=tuple(entry.id for entry in step.shown[agent]),
+                written=step.result.written[agent],
+            )
+            for agent in each.answers
+        )
+        record = RLRecord(
+            dialogue=trajectory.dialogue,
+            session_index=number,
+            questions=tuple(_question(raw, step.session, f"{number}-{n}") for n, raw in enumerate(line.questions)),
+            calls=calls,
+            session=step.session,
+            bank_before=step.bank_before,
+            state_before=f"{folder}/{STATES}/state_{number}",
+        )
+        records.append(record)
+    return records, left_out
+
+
+def dialogue_line(trajectory: Trajectory, lines: Sequence[QuestionLine]) -> tuple[dict[str, Any], int]:
+    """A line of the custom dataset with the written questions, and how many questions it cannot hold.
+
+    These are the ones whose evidence is an entry that does not say which turns it was made of: nobody could tell after
+    which session to ask them.
+    """
+    sessions = [each.step.session for each in trajectory.steps if each.step.session.turns]
+    asked = [
+        _question(raw, each.step.session, f"{trajectory.dialogue}_q{number}-{n}")
+        for number, (each, found) in enumerate(zip(trajectory.steps, lines, strict=True))
+        for n, raw in enumerate(found.questions)
+    ]
+    placed = [question for question in asked if question.evidence]
+    line = {
+        "id": trajectory.dialogue,
+        "speakers": list(trajectory.speakers),
+        "sessions": [
+            {
+                "id": session.id,
+                "timestamp": session.timestamp.isoformat(),
+                "turns": [msgspec.to_builtins(turn) for turn in session.turns],
+            }
+            for session in sessions
+        ],
+        "questions": [
+            {
+                "id": question.id,
+                "question": question.text,
+                "answer": question.answer,
+                "category": question.category,
+                "evidence": question.evidence,
+                "asked_at": question.asked_at.isoformat() if question.asked_at else None,
+            }
+            for question in placed
+        ],
+    }
+    return line, len(asked) - len(placed)
+
+
+def write_records(path: Path, records: Sequence[Record], kind: type[Record]) -> None:
+    """To a .parquet or .jsonl file, whole or not at all."""
+    if path.suffix != PARQUET:
+        write_text(path, "".join(msgspec.json.encode(record).decode() + "\n" for record in records))
+        return
+    columns = {field.name: _column(field.type) for field in fields(kind)}
+    rows = [{name: _cell(value) for name, value in msgspec.to_builtins(record).items()} for record in records]
+    write_table(path, rows, columns)
+
+
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
+    """What `write_records` wrote; DataError names file, line and problem of anything else."""
+    if path.suffix == PARQUET:
+        numbered = [(number, _opened(row, kind)) for number, row in enumerate(read_table(path), start=1)]
+    else:
+        numbered = read_lines(path)
+    records = []
+    for number, raw in numbered:
+        try:
+            records.append(msgspec.convert(raw, kind))
+        except msgspec.ValidationError as error:
+            raise DataError(path, f"line {number}", FILE, f"is no {kind.__name__}: {error}") from error
+    return records
+
+
+def read_question_lines(path: Path, trajectory: Trajectory) -> list[QuestionLine]:
+    """One line for each session of the trajectory; DataError for anything else."""
+    lines = []
+    for number, raw in read_lines(path):
+        try:
+            lines.append(msgspec.convert(raw, QuestionLine))
+        except msgspec.ValidationError as error:
+            raise DataError(path, f"line {number}", FILE, str(error)) from error
+    wanted = [(trajectory.dialogue, number) for number in range(len(trajectory.steps))]
+    if [(line.conversation_id, line.session_index) for line in lines] != wanted:
+        problem = f"is not one line for each of {len(wanted)} sessions; move it away and run membuilder.qa again"
+        raise DataError(path, FILE, "session_index", problem)
+    return lines
+
+
+def _question(raw: WrittenQuestion, session: Session, number: str) -> Question:
+    return Question(
+        id=number,
+        text=raw.question,
+        answer=raw.answer,
+        category=raw.type,
+        evidence=raw.source_turns or (),
+        asked_at=session.timestamp,
+    )
+
+
+def _written_out(target: str, session: Session) -> str:
+    """`quote` replaced by the text that is stored for it."""
+    answer = json.loads(target)
+    for operation in answer.get("operations", [answer]):
+        if "quote" not in operation:
+            continue
+        turns = [session.turns[number - 1] for number in operation.pop("quote")]
+        key = {"APPEND": "content", "ADD": "memory"}.get(operation.get("operation", operation.get("action")))
+        operation[key or "new_memory"] = "\n".join(quoted(session, turn) for turn in turns)
+    return json.dumps(answer, ensure_ascii=False)
+
+
+def _column(hint: Any) -> Column:
+    return int if hint in (int, int | None) else str
+
+
+def _cell(value: Any) -> str | int | None:
+    return value if value is None or isinstance(value, str | int) else msgspec.json.encode(value).decode()
+
+
+def _opened(row: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Nested fields of a Parquet row, read back from their JSON."""
+    plain = {field.name for field in fields(kind) if field.type in (str, int, str | None, int | None, Agent | None)}
+    return {
+        name: value if name in plain or value is None else msgspec.json.decode(value) for name, value in row.items()
+    }

@@ -1,0 +1,285 @@
+"""An expert's building of one dialogue as a folder, in the published layout, beside the store it was built in.
+
+    SAMPLE/memory.db                  the durable store: what a stopped build goes on from, and what everything here is read from
+    SAMPLE/states/state_0 ... state_N the memory before session 0, ..., after the last: core_memory.json and vector_store/
+    SAMPLE/agent_calls.jsonl          a line for each agent and session
+    SAMPLE/metadata.json              written last: a folder without it is not whole
+
+Paths inside are relative to SAMPLE. Fields beyond the published ones: `content` and its like in a core answer (what the
+operation says; `new_core_memory` is the whole core after it), `failure`, and ids of entries and turns. Entries are embedded
+without the `[EPISODIC]` that the published payload puts before their text. Fields we have no value for are null.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from membuilder.bank.index import IndexConfig, IndexKind, VectorIndex
+from membuilder.bank.store import Store, reading
+from membuilder.bank.store_rows import Answer
+from membuilder.datasets.files import FILE, read_json, read_lines
+from membuilder.errors import DataError, StoreError, StoreErrorKind
+from membuilder.schemes.four_agents.apply import apply_session
+from membuilder.schemes.four_agents.operations import render
+from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt, template_hashes
+from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.four_agents.session import Step
+from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
+
+STORE_FILE, CALLS_FILE, METADATA_FILE, STATES = "memory.db", "agent_calls.jsonl", "metadata.json", "states"
+INDEX_FILE = Path("vector_store") / "index.faiss"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertStep:
+    """One session of an expert's building."""
+
+    step: Step
+    """An agent whose answer failed has no operations here."""
+    answers: Mapping[Agent, Answer]
+    """Empty for a session without turns, about which nobody is asked."""
+
+    @property
+    def usable(self) -> tuple[Agent, ...]:
+        """The agents whose answer was parsed and applied: all that is training data."""
+        return tuple(agent for agent, answer in self.answers.items() if answer.failure is None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trajectory:
+    dialogue: str
+    speakers: tuple[str, ...]
+    expert: str
+    temperature: float | None
+    prompts: PromptConfig
+    steps: tuple[ExpertStep, ...]
+
+    def prompt(self, number: int, agent: Agent) -> str:
+        """What the agent was asked about session `number`."""
+        step = self.steps[number].step
+        return render_prompt(agent, step.session, step.bank_before, step.shown[agent], self.prompts)
+
+    def target(self, number: int, agent: Agent, response_format: ResponseFormat | None = None) -> str:
+        """The operations the agent answered, as text: for the core what is appended, never the core after it."""
+        step = self.steps[number].step
+        fmt = response_format or self.prompts.response_format
+        return render(step.updates[agent], agent, len(step.session.turns), step.shown[agent], fmt)
+
+
+def sample_folder(output: Path, dialogue_id: str) -> Path:
+    name = quote(dialogue_id, safe=" ")  # an id is no path
+    return output / (name if name.strip(".") else name.replace(".", "%2E"))
+
+
+def sample_folders(folder: Path) -> list[Path]:
+    """Whole trajectories at `folder`, `folder`/SAMPLE or `folder`/DATASET/SAMPLE, sorted; DataError if there is none."""
+    found = sorted({path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(depth + METADATA_FILE)})
+    if not found:
+        problem = "holds no whole trajectory; make one with `python -m membuilder.expert`"
+        raise DataError(folder, FILE, METADATA_FILE, problem)
+    return found
+
+
+def read_trajectory(store: Store) -> Trajectory:
+    """The building a store holds, session by session. The stored operations are applied once more, and must give the stored bank."""
+    settings, sessions, last = store.settings(), store.sessions(), store.bank()
+    prompts = msgspec.convert(settings["prompts"], PromptConfig)
+    if settings["templates_sha256"] != template_hashes(prompts.template_set):
+        problem = (
+            f"its agents read other templates than today's {prompts.template_set!r}, so its prompts cannot be shown"
+        )
+        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; take those back, or build anew")
+    entries = {entry.id: entry for entry in last.entries}
+    bank, steps = Bank(), []
+    for stored in sessions:
+        updates, shown = dict.fromkeys(Agent, AgentUpdate()), dict.fromkeys(Agent, ())
+        for agent, answer in stored.answers.items():
+            shown[agent] = tuple(entries[each] for each in answer.shown)
+            if answer.failure is None:
+                updates[agent] = AgentUpdate(operations=answer.operations)
+        result = apply_session(bank, stored.session, updates, shown, prompts.core_limit_chars)
+        if result.failures or result.bank.core != stored.core:
+            problem = f"the answers about session {stored.session.id} do not give the bank stored for it; build anew"
+            raise StoreError(StoreErrorKind.DAMAGED, store.path, problem)
+        step = Step(session=stored.session, bank_before=bank, shown=shown, updates=updates, result=result)
+        steps.append(ExpertStep(step=step, answers=stored.answers))
+        bank = result.bank
+    if bank != last:
+        raise StoreError(
+            StoreErrorKind.DAMAGED, store.path, "its answers do not give the bank stored with them; build anew"
+        )
+    return Trajectory(
+        dialogue=settings["dialogue"],
+        speakers=tuple(settings["speakers"]),
+        expert=settings["model"],
+        temperature=settings["temperature"],
+        prompts=prompts,
+        steps=tuple(steps),
+    )
+
+
+def publish(folder: Path, store: Store) -> None:
+    """Writes the published files beside the store. Until the last of them is there, the folder does not pass for whole."""
+    trajectory, vectors = read_trajectory(store), store.vectors()
+    (folder / METADATA_FILE).unlink(missing_ok=True)
+    partial = folder / f"{STATES}.part"
+    for old in (partial, folder / STATES):
+        if old.exists():
+            shutil.rmtree(old)
+    banks = [Bank(), *(each.step.result.bank for each in trajectory.steps)]
+    for number, bank in enumerate(banks):
+        _write_state(partial / f"state_{number}", bank, vectors[: len(bank.entries)], trajectory)
+    partial.rename(folder / STATES)
+    calls = [_call(trajectory, n, agent) for n, each in enumerate(trajectory.steps) for agent in each.answers]
+    write_text(folder / CALLS_FILE, "".join(json.dumps(call, ensure_ascii=False) + "\n" for call in calls))
+    failures = Counter(call["failure"]["kind"] for call in calls if call["failure"] is not None)
+    metadata = {
+        "conv_id": trajectory.dialogue,
+        "num_sessions": len(trajectory.steps),
+        "expert_model": trajectory.expert,
+        "total_agent_calls": len(calls),
+        "failed_agent_calls": dict(sorted(failures.items())),
+    }
+    write_text(folder / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
+
+
+def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether `folder` holds all that `publish` writes for so many sessions, each file readable, from a store that was begun
+    with these settings."""
+    try:
+        metadata = read_json(folder / METADATA_FILE)
+        num_calls = len(read_lines(folder / CALLS_FILE))
+        with reading(folder / STORE_FILE) as store:
+            begun_with = store.settings()
+        states = [folder / STATES / f"state_{number}" for number in range(num_sessions + 1)]
+        num_memories = [len(read_state(state)[1]) for state in states]
+    except (DataError, StoreError):  # missing or damaged: to be written anew
+        return False
+    sizes = [_index_bytes(number, begun_with["dimension"]) for number in num_memories]
+    is_indexed = all(
+        (state / INDEX_FILE).is_file() and (state / INDEX_FILE).stat().st_size == size
+        for state, size in zip(states, sizes, strict=True)
+    )
+    wanted = json.loads(json.dumps(settings or {}))
+    is_same = all(begun_with.get(name) == value for name, value in wanted.items())
+    said = (num_sessions, num_calls)
+    has_said = isinstance(metadata, dict) and (metadata.get("num_sessions"), metadata.get("total_agent_calls")) == said
+    return has_said and is_indexed and is_same
+
+
+def _index_bytes(num_rows: int, dimension: int) -> int:
+    """Size of an exact index: its head and 4 bytes a number. It is not loaded, since FAISS trusts what it reads."""
+    empty = VectorIndex(dimension, IndexKind.EXACT, IndexConfig(gpu=False)).to_bytes()
+    return len(empty) + 4 * num_rows * dimension
+
+
+def read_state(folder: Path) -> tuple[str, list[str]]:
+    """(core, memories with their `[EPISODIC]` and the like) of one state folder, ours or the published program's.
+
+    Raises DataError where a file is missing or no such state: a missing memory must not pass for an empty one.
+    """
+    core_path, payload_path = folder / "core_memory.json", folder / "vector_store" / "payload.json"
+    core, payload = read_json(core_path), read_json(payload_path)
+    if not isinstance(core, dict) or not isinstance(core.get("human"), str):
+        raise DataError(core_path, FILE, "human", "expected the core as a string; write the trajectory anew")
+    memories = payload.get("memories") if isinstance(payload, dict) else None
+    if not isinstance(memories, list) or not all(isinstance(memory, str) for memory in memories):
+        raise DataError(payload_path, FILE, "memories", "expected a list of strings; write the trajectory anew")
+    return core["human"], memories
+
+
+def session_json(session: Session) -> dict[str, Any]:
+    messages = [{"role": turn.role, "content": turn.content} for turn in session.turns]
+    return {"messages": messages, "timestamp": session.timestamp.isoformat()}
+
+
+def bank_json(bank: Bank) -> dict[str, Any]:
+    """The published view of a bank: the core, and the texts of each other agent."""
+    texts = {agent.value: [entry.text for entry in bank.entries if entry.agent is agent] for agent in ENTRY_AGENTS}
+    return {"core_memory": bank.core, **texts}
+
+
+def actions_json(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any] | None:
+    """What the agent answered as published operations; None where nothing usable came."""
+    if agent not in trajectory.steps[number].usable:
+        return None
+    return json.loads(trajectory.target(number, agent, ResponseFormat.OPERATIONS))
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file is whole or, whatever happens meanwhile, as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _usage_percent(bank: Bank, prompts: PromptConfig) -> float:
+    return round(100 * len(bank.core) / prompts.core_limit_chars, 1)
+
+
+def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Trajectory) -> None:
+    (folder / INDEX_FILE).parent.mkdir(parents=True)
+    index = VectorIndex(vectors.shape[1], IndexKind.EXACT, IndexConfig(gpu=False))
+    index.add(vectors)
+    index.to_bytes().tofile(folder / INDEX_FILE)
+    metadata = [
+        {
+            "id": entry.id,
+            "user_id": trajectory.dialogue,
+            "agent": entry.agent.value,
+            "session_index": entry.session,
+            "timestamp": entry.timestamp.isoformat(),
+            "source_turns": list(entry.source_turns),
+            "supersedes": list(entry.supersedes),
+        }
+        for entry in bank.entries
+    ]
+    memories = [f"[{entry.agent.upper()}] {entry.text}" for entry in bank.entries]
+    payload = {"dimension": vectors.shape[1], "memories": memories, "metadata": metadata}
+    (folder / INDEX_FILE).with_name("payload.json").write_text(
+        json.dumps(payload, ensure_ascii=False), encoding="utf-8"
+    )
+    core = {"human": bank.core, "usage": _usage_percent(bank, trajectory.prompts)}
+    (folder / "core_memory.json").write_text(json.dumps(core, ensure_ascii=False), encoding="utf-8")
+
+
+def _call(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any]:
+    each = trajectory.steps[number]
+    step, answer, prompt = each.step, each.answers[agent], trajectory.prompt(number, agent)
+    if agent is Agent.CORE:
+        usage = _usage_percent(step.bank_before, trajectory.prompts)
+        seen: dict[str, Any] = {"core_memory": step.bank_before.core, "usage_percent": usage}
+        after: dict[str, Any] = {"new_core_memory": step.result.bank.core}
+    else:
+        seen = {"retrieved_memories": [entry.text for entry in step.shown[agent]]}
+        after = {"memories_added": [f"[{agent.upper()}] {text}" for text in step.result.written[agent]]}
+    actions = actions_json(trajectory, number, agent)
+    return {
+        "conversation_id": trajectory.dialogue,
+        "session_index": number,
+        "agent_type": agent.value,
+        "call_id": f"{trajectory.dialogue}_session-{number}_{agent}",
+        "state_before_path": f"{STATES}/state_{number}",
+        "input": {"system_prompt": None, **seen, "new_session": session_json(step.session), "full_prompt": prompt},
+        "expert_output": None if actions is None else actions | after,
+        "failure": None if answer.failure is None else {"kind": answer.failure.kind, "detail": answer.failure.detail},
+        "metadata": {
+            "expert_model": trajectory.expert,
+            "temperature": trajectory.temperature,
+            "call_time_ms": round(1000 * answer.seconds, 3),
+            "timestamp": None if answer.asked_at is None else answer.asked_at.isoformat(timespec="milliseconds"),
+        },
+    }

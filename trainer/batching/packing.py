@@ -1,0 +1,203 @@
+"""Many sequences that share prompts -> one packed row of tokens in which every shared token stands once.
+
+A session's four agents read the same dialogue and each agent's rollouts share a whole prompt, so the sequences form a
+tree: dialogue -> agent prompt -> completions. Position ids restart below each node. This file is the only place where
+the next-token shift is made. Letters: N packed tokens, M rows that carry loss, L siblings, R longest sibling, P tokens
+above them.
+
+    sequences with prompt (1 2 3) and completions (7 8 9) and (4 9):
+    token_ids 1 2 3 | 7 8 | 4        the last token of a completion is a target only
+    positions 0 1 2 | 3 4 | 3
+    rows      2 3 4 | 2 5            hidden states to predict from: the prompt's last row serves both completions
+    targets   7 8 9 | 4 9
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from trainer.batching.attention_plan import Level, PaddedCall, Plan, VarlenCall, padded_calls, varlen_calls
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSequence:
+    """A prompt and one completion of it; `values` holds per-token numbers aligned with the completion."""
+
+    prompt_token_ids: tuple[int, ...]
+    completion_token_ids: tuple[int, ...]
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Node:
+    """Tokens shared by everything below."""
+
+    token_ids: tuple[int, ...]
+    children: list["Node"] = field(default_factory=list)
+    sequence: TrainSequence | None = None
+    """Set on leaves: `token_ids` is then the rest of its prompt and its completion without the last token."""
+    id: str = ""
+    """Set on roots: the session, for messages."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + sum(child.num_tokens for child in self.children)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    token_ids: torch.Tensor  # (1, N) int64
+    position_ids: torch.Tensor  # (1, N) int64
+    plan: list[PaddedCall] | list[VarlenCall]
+    predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
+    targets: torch.Tensor  # (M,) int64
+    sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
+    num_sequences: int
+    values: dict[str, torch.Tensor]  # name -> (M,) float32
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        return PackedBatch(
+            token_ids=self.token_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            plan=[part.to(device) for part in self.plan],
+            predict_from=self.predict_from.to(device),
+            targets=self.targets.to(device),
+            sequence=self.sequence.to(device),
+            num_sequences=self.num_sequences,
+            values={name: value.to(device) for name, value in self.values.items()},
+        )
+
+
+def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
+    """The tree of sequences that belong together (one session): common prompt start, distinct prompts, completions."""
+    by_prompt: dict[tuple[int, ...], list[TrainSequence]] = defaultdict(list)
+    for sequence in sequences:
+        if not sequence.completion_token_ids or not sequence.prompt_token_ids:
+            raise ValueError("a training sequence needs at least one prompt token and one completion token")
+        by_prompt[sequence.prompt_token_ids].append(sequence)
+    shared = _common_prefix(list(by_prompt))
+    root = Node(token_ids=shared, id=id)
+    for prompt, members in by_prompt.items():
+        rest = prompt[len(shared) :]
+        parent = root
+        if rest and len(members) > 1:
+            parent = Node(token_ids=rest)
+            root.children.append(parent)
+            rest = ()
+        for member in members:
+            parent.children.append(Node(token_ids=(*rest, *member.completion_token_ids[:-1]), sequence=member))
+    return root
+
+
+def dense_tree(sequence: TrainSequence) -> Node:
+    """A sequence with a prompt of its own, as trainers without shared prompts run it: for comparisons."""
+    return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
+
+
+def sequences_of(node: Node) -> list[TrainSequence]:
+    """The sequences at the leaves of a tree."""
+    own = [] if node.sequence is None else [node.sequence]
+    return own + [sequence for child in node.children for sequence in sequences_of(child)]
+
+
+def count_loss_tokens(node: Node) -> int:
+    """Completion tokens of a tree."""
+    own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0
+    return own + sum(count_loss_tokens(child) for child in node.children)
+
+
+def count_sequences(node: Node) -> int:
+    return (node.sequence is not None) + sum(map(count_sequences, node.children))
+
+
+def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
+    """Batches of at most `max_tokens` (shared tokens count once); no tree is split, so a longer one stands alone.
+
+    First-fit-decreasing: the longest first, each into the first batch with room. A step's gradient is a sum over its
+    trees, so only speed depends on who shares a batch.
+    """
+    batches: list[list[Node]] = []
+    rooms: list[int] = []
+    for tree in sorted(trees, key=lambda tree: -tree.num_tokens):
+        place = next((number for number, room in enumerate(rooms) if tree.num_tokens <= room), len(batches))
+        if place == len(batches):
+            batches.append([])
+            rooms.append(max_tokens)
+        batches[place].append(tree)
+        rooms[place] -= tree.num_tokens
+    return batches
+
+
+def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:
+    """`pack` with the attention plan that the device runs best, on the device."""
+    return pack(trees, varlen_calls if device.type == "cuda" else padded_calls).to(device)
+
+
+def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
+    """Trees laid out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
+    layout = _Layout()
+    level: list[tuple[Node, int]] = [(tree, 0) for tree in trees]
+    while level:
+        level = layout.add_level(level)
+    return layout.tensors(plan)
+
+
+class _Layout:
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.position_ids: list[int] = []
+        self.levels: list[Level] = []
+        self.predict_from: list[int] = []
+        self.targets: list[int] = []
+        self.sequence: list[int] = []
+        self.num_sequences = 0
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    def add_level(self, level: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
+        """Place nodes of one depth, each with the number of its parent one depth above; returns the next depth."""
+        above = self.levels[-1] if self.levels else None
+        spans = [self._place(node, above.depth_below(parent) if above else 0) for node, parent in level]
+        self.levels.append(Level(above=above, parents=[parent for _, parent in level], spans=spans))
+        for number, (node, _) in enumerate(level):
+            if node.sequence is not None:
+                self._add_rows(node.sequence, self.levels[-1].path(number) + list(spans[number]))
+        return [(child, number) for number, (node, _) in enumerate(level) for child in node.children]
+
+    def _place(self, node: Node, depth: int) -> range:
+        start = len(self.token_ids)
+        self.token_ids += node.token_ids
+        self.position_ids += range(depth, depth + len(node.token_ids))
+        return range(start, len(self.token_ids))
+
+    def _add_rows(self, sequence: TrainSequence, path: list[int]) -> None:
+        count = len(sequence.completion_token_ids)
+        if self.targets and set(sequence.values) != set(self.values):
+            raise ValueError(f"sequences carry different values: {sorted(sequence.values)}, {sorted(self.values)}")
+        for name, values in sequence.values.items():
+            if len(values) != count:
+                raise ValueError(f"{name} has {len(values)} values for {count} completion tokens")
+            self.values[name] += values
+        self.predict_from += path[-count:]
+        self.targets += sequence.completion_token_ids
+        self.sequence += [self.num_sequences] * count
+        self.num_sequences += 1
+
+    def tensors(self, plan: Plan) -> PackedBatch:
+        return PackedBatch(
+            token_ids=torch.tensor([self.token_ids]),
+            position_ids=torch.tensor([self.position_ids]),
+            plan=plan(self.levels),
+            predict_from=torch.tensor(self.predict_from),
+            targets=torch.tensor(self.targets),
+            sequence=torch.tensor(self.sequence),
+            num_sequences=self.num_sequences,
+            values={name: torch.tensor(values, dtype=torch.float32) for name, values in self.values.items()},
+        )
+
+
+def _common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    first, last = min(prompts), max(prompts)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:length]

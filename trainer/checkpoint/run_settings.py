@@ -1,0 +1,56 @@
+"""The settings a run began with: it goes on with no others, and nothing sampled under others is learned from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from omegaconf import OmegaConf
+
+from membuilder.config import dump
+from membuilder.errors import ConfigError
+from trainer.distributed.process_group import zero_stage
+
+FREE = {"out", "resume", "save_every", "keep_last", "log_completions", "wandb_project", "journal", "max_skipped"}
+"""Keys that may change when a run goes on."""
+LAUNCH = ("processes", "wrapper")
+
+
+def resolved(config) -> dict[str, Any]:
+    """The whole configuration as plain data."""
+    return OmegaConf.to_container(OmegaConf.create(dump(config)))
+
+
+def settings_of(config, accelerator: Accelerator) -> dict[str, Any]:
+    """By dotted key, without the keys of FREE; and what the run was launched as, which its optimizer state depends on."""
+    kept = {key: value for key, value in _flat(resolved(config)).items() if key not in FREE}
+    return kept | {"processes": accelerator.num_processes, "wrapper": _wrapper(accelerator)}
+
+
+def check_settings(where: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ConfigError naming the first key in which what stands at `where` differs from this run."""
+    changed = [key for key in now | then if now.get(key) != then.get(key)]
+    if not changed:
+        return
+    key = changed[0]
+    same_launch = "start it on as many processes, with the same file of configs/accelerate"
+    remedy = same_launch if key in LAUNCH else "give the same settings"
+    raise ConfigError(
+        f"'{where}' was written with {key}={then.get(key)}, now it is {now.get(key)} ({len(changed)} key(s) differ): "
+        f"{remedy}, or another `out` to start anew"
+    )
+
+
+def _wrapper(accelerator: Accelerator) -> str:
+    stage = zero_stage(accelerator)
+    if stage is not None:
+        return f"DeepSpeed ZeRO-{stage}"
+    return "none" if accelerator.distributed_type is DistributedType.NO else "DDP"
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

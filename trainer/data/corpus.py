@@ -1,0 +1,151 @@
+"""The dialogues of a run, and what the offline expert makes of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from membuilder.datasets.load import load, split
+from membuilder.datasets.windows import in_windows
+from membuilder.embedding.local import TextEmbedder
+from membuilder.errors import ConfigError
+from membuilder.generate.dialogue import generate
+from membuilder.progress import progress
+from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
+from membuilder.schemes.four_agents.rules import propose
+from membuilder.schemes.four_agents.session import Step, build
+from membuilder.types import Agent, Dialogue, Question
+
+Item = TypeVar("Item")
+
+
+class States(StrEnum):
+    EXPERT = "expert"
+    POLICY = "policy"
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    path: str | None = None
+    """LoCoMo or LongMemEval JSON file (gz or not); null: the generated corpus."""
+    prepared: str | None = None
+    """In place of `path`, a .jsonl or .parquet file that `python -m membuilder.prepare` wrote: with `sft` for trainer.sft,
+    with `rl` for trainer.rl (trainer/data/prepared.py). Its sessions are taken as they are."""
+    eval_path: str | None = None
+    """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue."""
+    held_out: float = 0.3
+    """Share of the dialogues of `path` kept apart for evaluation."""
+    num_train: int = 200
+    """Dialogues to generate for training."""
+    num_held_out: int = 20
+    """Dialogues to generate for evaluation, about other people."""
+    num_extra: int = 0
+    """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
+    repeat: int = 1
+    """Times that each training dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
+    max_turns: int = 60
+    """Turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py)."""
+    num_steering: int = 0
+    """Dialogues besides those of training and evaluation, on which the RL loop measures how much greedy decoding writes
+    (`length_target`): generated ones share their pool of names with the held-out ones, of a file they are the last of the
+    training side. 0: it measures where it trains."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if (
+            not 0 < self.held_out < 1
+            or min(self.num_train, self.num_held_out, self.max_turns, self.repeat) < 1
+            or min(self.num_extra, self.num_steering) < 0
+        ):
+            raise ValueError(
+                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least one "
+                "dialogue on each side"
+            )
+        if self.path is not None and self.prepared is not None:
+            raise ValueError("give path or prepared, not both")
+        if self.eval_path is not None and self.path is None and self.prepared is None:
+            raise ValueError(
+                f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: give "
+                "data.path too (quickstart: --data)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    train: list[Dialogue]
+    extra: list[Dialogue]
+    """For SFT only."""
+    steering: list[Dialogue]
+    """Kept apart from SFT and RL; empty: lengths are steered on RL's own."""
+    held_out: list[Dialogue]
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """Train and held-out dialogues; no dialogue (in the generated corpus: no person) is on both sides."""
+    if config.prepared is not None:
+        raise ConfigError("data.prepared holds no dialogues: trainer.sft and trainer.rl read it, each its own kind")
+    if config.path is None:
+        train = generate(config.num_train, config.seed, "train")
+        held_out = generate(config.num_held_out + config.num_steering, config.seed, "heldout")
+        held_out, steering = held_out[: config.num_held_out], held_out[config.num_held_out :]
+    elif config.eval_path is not None:
+        train, held_out = load(config.path), load(config.eval_path)
+    else:
+        train, held_out = split(load(config.path), config.held_out, config.seed)
+    from_file = config.path is not None
+    if from_file:
+        train, steering = apart(train, config.num_steering)
+    extra = generate(config.num_extra, config.seed, "train") if from_file and config.num_extra else []
+    return Corpus(
+        train=[in_windows(dialogue, config.max_turns) for dialogue in train],
+        extra=[in_windows(dialogue, config.max_turns) for dialogue in extra],
+        steering=[in_windows(dialogue, config.max_turns) for dialogue in steering],
+        held_out=[in_windows(dialogue, config.max_turns) for dialogue in held_out],
+    )
+
+
+def apart(dialogues: list[Item], number: int) -> tuple[list[Item], list[Item]]:
+    """The last `number` dialogues apart from the others."""
+    if number >= len(dialogues):
+        raise ConfigError(f"data.num_steering={number} of {len(dialogues)} training dialogues leaves none to train on")
+    return dialogues[: len(dialogues) - number], dialogues[len(dialogues) - number :]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertBuild:
+    """What the expert did with one dialogue: one step a session."""
+
+    dialogue: Dialogue
+    steps: tuple[Step, ...]
+    questions: tuple[tuple[Question, ...], ...] | None = None
+    """What is asked after each step, where the data says so; None: the dialogue's questions, by where their evidence lies."""
+
+    def asked(self) -> Sequence[Sequence[Question]]:
+        """Per step."""
+        return self.dialogue.questions_by_session() if self.questions is None else self.questions
+
+    def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[Agent, int]]:
+        """Per session, the memory tokens each agent wrote."""
+        return [{agent: count_tokens(step.result.written[agent]) for agent in Agent} for step in self.steps]
+
+
+def sft_builds(train: Sequence[ExpertBuild], extra: Sequence[ExpertBuild], config: DataConfig) -> list[ExpertBuild]:
+    """What an epoch of SFT goes through."""
+    return [*(list(train) * (config.repeat if config.path is not None else 1)), *extra]
+
+
+def expert_builds(
+    dialogues: Sequence[Dialogue], embedder: TextEmbedder, prompts: PromptConfig, label: str
+) -> list[ExpertBuild]:
+    bar = progress(dialogues, label=label, unit="dialogue", enabled=bool(dialogues))
+    return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
+
+
+def training_text(builds: Sequence[ExpertBuild], prompts: PromptConfig) -> list[str]:
+    """Every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
+    return [
+        render_prompt(agent, step.session, step.bank_before, step.shown[agent], prompts)
+        for expert in builds
+        for step in expert.steps
+        for agent in Agent
+    ]

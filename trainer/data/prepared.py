@@ -1,0 +1,122 @@
+"""Files that `python -m membuilder.prepare sft|rl` wrote, as the loops take them (`data.prepared`).
+
+SFT: pairs of prompt and completion; those of one session share a packed tree. RL: single sessions, each with the expert's
+memory before it, the questions after it and what the expert wrote; sessions without questions are not in such a file, so
+every session starts from the expert's memory (`states: expert`).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from membuilder.errors import ConfigError, DataError
+from membuilder.schemes.four_agents.apply import apply_session
+from membuilder.schemes.four_agents.operations import parse
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.session import Step
+from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, read_records
+from membuilder.types import Agent, AgentUpdate, Dialogue
+from rollout.tokens import encode_completion, encode_prompt
+from trainer.batching.packing import Node, TrainSequence
+from trainer.data.corpus import ExpertBuild
+from trainer.data.truncation import LengthCounts, OverLong, fit
+
+if TYPE_CHECKING:
+    pass
+
+
+def prepared_trees(
+    path: str, tokenizer: PreTrainedTokenizerBase, max_length: int, over_long: OverLong
+) -> tuple[list[Node], LengthCounts]:
+    """A tree for each session of an SFT file, in the file's order; a pair that names no session has a tree of its own."""
+    if over_long is OverLong.CUT:
+        raise ConfigError(
+            "over_long=cut takes tokens out of the dialogue, and a prepared file does not say where in a prompt that is: "
+            "set over_long=drop or over_long=error"
+        )
+    sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
+    for number, record in enumerate(_read(path, SFTRecord, "sft")):
+        alone = record.dialogue is None or record.session is None
+        sessions[("line", number) if alone else (record.dialogue, record.session)].append(
+            TrainSequence(
+                prompt_token_ids=tuple(encode_prompt(tokenizer, record.prompt)),
+                completion_token_ids=tuple(encode_completion(tokenizer, record.completion)),
+            )
+        )
+    fitted = [
+        fit(sequences, range(0), max_length, over_long, session=f"{name}/{number}")
+        for (name, number), sequences in sessions.items()
+    ]
+    return [tree for each in fitted for tree in each.trees()], LengthCounts.sum(each.counts for each in fitted)
+
+
+def read_builds(path: str, prompts: PromptConfig) -> list[ExpertBuild]:
+    """The sessions of an RL file, those of a dialogue together; positions count the sessions that are there."""
+    dialogues: dict[str, list[RLRecord]] = defaultdict(list)
+    for record in _read(path, RLRecord, "rl"):
+        dialogues[record.dialogue].append(record)
+    return [_build(path, name, records, prompts) for name, records in dialogues.items()]
+
+
+def _build(path: str, name: str, records: list[RLRecord], prompts: PromptConfig) -> ExpertBuild:
+    ordered = sorted(records, key=lambda record: record.session_index)
+    steps = tuple(_step(path, record, prompts) for record in ordered)
+    speakers = dict.fromkeys(turn.speaker for step in steps for turn in step.session.turns)
+    questions = tuple(tuple(question for question in record.questions if question.answerable) for record in ordered)
+    return ExpertBuild(
+        dialogue=Dialogue(
+            id=name,
+            speakers=tuple(speakers),
+            sessions=tuple(step.session for step in steps),
+            questions=tuple(question for asked in questions for question in asked),
+        ),
+        steps=steps,
+        questions=questions,
+    )
+
+
+def _step(path: str, record: RLRecord, prompts: PromptConfig) -> Step:
+    """What the expert did, its operations applied once more: they must write what the file says they wrote."""
+    where = f"dialogue '{record.dialogue}', session {record.session_index}"
+    if record.session is None or record.bank_before is None:
+        problem = "is missing: a file of prompts alone cannot be sampled from; prepare it with --trajectories-dir"
+        raise DataError(path, where, "session, bank_before", problem)
+    calls = {call.agent: call for call in record.calls}
+    if set(calls) != set(Agent):
+        raise DataError(path, where, "calls", f"need one of each agent, found {sorted(map(str, calls))}")
+    entries = {entry.id: entry for entry in record.bank_before.entries}
+    shown = {agent: tuple(entries[each] for each in calls[agent].shown) for agent in Agent}
+    updates = {agent: _update(calls[agent], agent, len(record.session.turns), prompts) for agent in Agent}
+    result = apply_session(record.bank_before, record.session, updates, shown, prompts.core_limit_chars)
+    for agent in Agent:
+        if result.written[agent] != calls[agent].written:
+            problem = (
+                f"the {agent} agent's operations do not write what stands in `written`: give the settings the expert had "
+                f"(prompts.response_format={prompts.response_format}, prompts.core_limit_chars={prompts.core_limit_chars})"
+            )
+            raise DataError(path, where, "calls", problem)
+    return Step(session=record.session, bank_before=record.bank_before, shown=shown, updates=updates, result=result)
+
+
+def _update(call: ExpertCall, agent: Agent, num_turns: int, prompts: PromptConfig) -> AgentUpdate:
+    if call.completion is None:
+        return AgentUpdate()
+    return parse(call.completion, agent, num_turns, prompts.response_format)
+
+
+def _read(path: str, kind: type, stage: str) -> Sequence:
+    try:
+        records = read_records(Path(path), kind)
+    except DataError as error:
+        problem = (
+            f"{error.problem}; data.prepared of trainer.{stage} is a file of `python -m membuilder.prepare {stage}`"
+        )
+        raise DataError(error.path, error.record, error.field, problem) from error
+    if not records:
+        raise DataError(
+            path, "whole file", "records", f"there is none; make some: python -m membuilder.prepare {stage}"
+        )
+    return records

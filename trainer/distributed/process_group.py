@@ -1,0 +1,166 @@
+"""The processes of a run: started, given their share of work, and told when one of them is gone.
+
+Every process holds the same list of sessions, samples and scores its own share, and gathers everybody's results: what is
+computed from them (advantages, updates, lengths of a step) is then the same on all, without further communication.
+Starting reads what `accelerate launch` put into the environment, and refuses what would quietly train alone.
+"""
+
+import heapq
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs, PartialState
+from accelerate.utils import DistributedType
+from torch import distributed
+from transformers.integrations import unset_hf_deepspeed_config
+
+from membuilder.errors import ConfigError, RankError
+from trainer.distributed.heartbeat import Home, Pulse
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one that still runs; a dead one is noticed at once, because its connection closes."""
+
+
+def start_accelerator(max_grad_norm: float, patience: timedelta = PATIENCE) -> Accelerator:
+    """One process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself."""
+    on_cpu, launched = not torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        accelerator = _start_deepspeed(on_cpu, max_grad_norm, patience)
+    else:
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"launched as {launched} processes but Accelerate made {accelerator.num_processes} of them: every one would train "
+            "alone. Start with one of configs/accelerate/*.yaml"
+        )
+    return accelerator
+
+
+def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) -> Accelerator:
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        # gloo is enough: DeepSpeed would compile its shared-memory kernels first, and wait forever for the lock of a
+        # compilation that was killed
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="gloo", timeout=patience)
+        state = PartialState()  # without CUDA Accelerate leaves this at one process
+        state.num_processes = distributed.get_world_size()
+        state.process_index = distributed.get_rank()
+        state.local_process_index = int(os.environ["LOCAL_RANK"])
+    plugin = DeepSpeedPlugin()
+    plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # ours are packed by tokens; DeepSpeed wants a number
+    plugin.deepspeed_config["gradient_accumulation_steps"] = 1  # the loop says itself which backward is the last
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+    # else, under ZeRO-3, transformers would partition whatever it loads from now on, the engine's and the reference's too
+    unset_hf_deepspeed_config()
+    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
+        raise ConfigError(f"DeepSpeed was asked for, Accelerate made {accelerator.distributed_type}")
+    return accelerator
+
+
+def zero_stage(accelerator: Accelerator) -> int | None:
+    """DeepSpeed's ZeRO stage; None without DeepSpeed."""
+    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
+        return None
+    return accelerator.state.deepspeed_plugin.zero_stage
+
+
+def announce(accelerator: Accelerator, policy) -> None:
+    """Say what a prepared policy really runs on: launchers are known to start one process and say nothing."""
+    stage = zero_stage(accelerator)
+    if accelerator.num_processes == 1 and stage is None:
+        return  # as one expects
+    zero = "" if stage is None else f", ZeRO stage {stage}"
+    accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device}, {type(policy).__name__}{zero}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    rank: int = 0
+    size: int = 1
+    group: "distributed.ProcessGroup | None" = None
+    """Gloo, also beside NCCL: only gloo can tell which process is missing."""
+    home: Home | None = None
+    patience: timedelta = PATIENCE
+    pulse: Pulse | None = None
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, patience: timedelta = PATIENCE) -> "World":
+        if accelerator.num_processes == 1:
+            return cls()
+        group = distributed.new_group(backend="gloo", timeout=patience)
+        world = cls(rank=accelerator.process_index, size=accelerator.num_processes, group=group, patience=patience)
+        born = world.gather((Home.here(), uuid.uuid4().hex))
+        homes = [home for home, _ in born]
+        pulse = Pulse(run=born[0][1], rank=world.rank, homes=homes)
+        return replace(world, home=homes[world.rank], pulse=pulse)
+
+    def share(self, costs: Sequence[float]) -> list[int]:
+        """This process's items of a list in which item i is estimated to cost costs[i]."""
+        return deal(costs, self.size)[self.rank]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Everybody's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        self.meet()
+        values: list = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def together(self, mine: Sequence[int], values: Sequence[Value]) -> list[Value]:
+        """Results of dealt items, everybody's, in the order of the items. `mine`: what `share` gave."""
+        gathered = [pair for pairs in self.gather(list(zip(mine, values, strict=True))) for pair in pairs]
+        return [value for _, value in sorted(gathered, key=lambda pair: pair[0])]
+
+    def meet(self) -> None:
+        """Wait for everybody."""
+        if self.size > 1:
+            distributed.monitored_barrier(self.group, timeout=self.patience, wait_all_ranks=True)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around everything that talks to other processes: RankError names one that is gone, on this host or another."""
+        with ExitStack() as stack:
+            stack.push(self._leave)
+            if self.pulse is not None:
+                self.pulse.guard()
+            try:
+                yield
+            except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
+                gone = None if self.pulse is None else self.pulse.find()
+                if gone is None:
+                    raise
+                self.pulse.tell(gone)
+                raise self.pulse.error(gone) from error
+
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """A process that fails by itself lets the others name it."""
+        if self.pulse is None:
+            return
+        if error is not None and not isinstance(error, RankError):
+            first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
+            self.pulse.tell(f"rank {self.rank} failed on {self.home.host} ({first_line})")
+        self.pulse.end()
+
+
+def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Indices dealt so that ranks cost about the same: the costliest first, each to the rank with the least so far."""
+    ranks = [(0.0, rank) for rank in range(num_ranks)]
+    dealt: list[list[int]] = [[] for _ in range(num_ranks)]
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        total, rank = heapq.heappop(ranks)
+        dealt[rank].append(index)
+        heapq.heappush(ranks, (total + costs[index], rank))
+    return [sorted(indices) for indices in dealt]

@@ -1,0 +1,135 @@
+"""Experience for one step: sample, apply, ask, score. Dense: right after each session. Sparse: at the dialogue's end."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from membuilder.embedding.local import TextEmbedder
+from membuilder.errors import ConfigError
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.session import shown_entries
+from membuilder.types import Agent, Bank
+from reward.judges import Judge
+from reward.length import expert_lengths
+from reward.qa import answer_banks
+from reward.rollouts import ScoredGroup, choose_questions, score_group
+from reward.score import RewardConfig
+from rollout.sampler import Task, sample_groups
+from rollout.types import Engine, Group, SamplingConfig
+from trainer.data.corpus import ExpertBuild
+from trainer.distributed.process_group import World
+from trainer.experience.session_stream import SessionStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collector:
+    """Everything sampling and scoring need besides the sessions of the step."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    embedder: TextEmbedder
+    judge: Judge
+    prompts: PromptConfig
+    sampling: SamplingConfig
+    reward: RewardConfig
+    num_rollouts: int
+    count_tokens: Callable[[Sequence[str]], int]
+    world: World = World()
+    """Sessions are dealt to its processes; every one gets all results."""
+
+    @property
+    def greedy(self) -> SamplingConfig:
+        """How the policy answers outside training."""
+        return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
+
+    def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
+        """Each session of the stream's slots: G rollouts from one bank, asked the session's questions."""
+        mine = self.world.share(stream.costs())
+        groups = self._sample([stream.task(slot) for slot in mine], self.num_rollouts, seed)
+        banks, expert_tokens = [], []
+        for slot, group in zip(mine, groups, strict=True):
+            build, session = stream.expert(slot)
+            questions = choose_questions(build.asked(), session, self.reward, f"{seed}-{group.id}")
+            banks += [(rollout.bank, questions) for rollout in group.rollouts]
+            expert_tokens.append(self._expert_tokens(build)[session])
+        answers = iter(self._answer(banks))
+        reward = replace(self.reward, length_weight=length_weight)
+        scored = [
+            score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, reward)
+            for group, expert in zip(groups, expert_tokens, strict=True)
+        ]
+        return self.world.together(mine, scored)
+
+    def greedy_memory_ratio(self, stream: SessionStream) -> float:
+        """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's in the same ones.
+
+        Where the expert wrote nothing it is 1 for writing nothing too, else infinite. The same sessions on both sides
+        (and not the mean a length is priced by) take a quarter off the noise: both write more where more is told.
+        """
+        mine = self.world.share(stream.costs())
+        groups = sample_groups(
+            [stream.task(slot) for slot in mine], self.engine, self.tokenizer, self.prompts, self.greedy, 1, seed=0
+        )
+        lengths = []
+        for slot, group in zip(mine, groups, strict=True):
+            build, session = stream.expert(slot)
+            # an agent whose prompt was too long is left out on both sides
+            asked = {agent: s for agent, s in group.rollouts[0].samples.items() if s.completion is not None}
+            written = sum(self.count_tokens(sample.written) for sample in asked.values())
+            expert = build.steps[session].result.written
+            lengths.append((written, sum(self.count_tokens(expert[agent]) for agent in asked)))
+        written, expert = (sum(column) for column in zip(*self.world.together(mine, lengths), strict=True))
+        if expert == 0:
+            return math.inf if written else 1.0
+        return written / expert
+
+    def sparse(
+        self, builds: Sequence[ExpertBuild], num_dialogues: int, length_weight: float, seed: int
+    ) -> list[ScoredGroup]:
+        """Whole dialogues, G rollouts each with a bank of its own; every session gets the reward of the end."""
+        if num_dialogues > len(builds):
+            raise ConfigError(
+                f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but there are "
+                f"{len(builds)} to train on: lower sessions_per_step, or give more dialogues (data.num_train, data.path)"
+            )
+        chosen = random.Random(seed).sample(list(builds), num_dialogues)
+        mine = self.world.share([len(build.steps) for build in chosen])
+        reward = replace(self.reward, length_weight=length_weight)
+        scored = self.world.together(mine, [self._dialogue(chosen[k], reward, seed + k) for k in mine])
+        return [group for groups in scored for group in groups]
+
+    def _dialogue(self, build: ExpertBuild, reward: RewardConfig, seed: int) -> list[ScoredGroup]:
+        banks, groups = [Bank()] * self.num_rollouts, []
+        for step in build.steps:
+            session = step.session
+            tasks = [
+                Task(
+                    id=f"{build.dialogue.id}/{session.index}",
+                    dialogue_id=build.dialogue.id,
+                    session=session,
+                    bank=bank,
+                    shown=shown_entries(session, bank, self.embedder, self.prompts),
+                )
+                for bank in banks
+            ]
+            rollouts = tuple(group.rollouts[0] for group in self._sample(tasks, 1, seed * 1000 + session.index))
+            groups.append(Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts))
+            banks = [rollout.bank for rollout in rollouts]
+        questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
+        answers = self._answer([(bank, questions) for bank in banks])
+        return [
+            score_group(group, answers, expert, self.count_tokens, reward)
+            for group, expert in zip(groups, self._expert_tokens(build), strict=True)
+        ]
+
+    def _expert_tokens(self, build: ExpertBuild) -> list[dict[Agent, float]]:
+        return expert_lengths(build.tokens_written(self.count_tokens), self.reward.length.scope)
+
+    def _sample(self, tasks: Sequence[Task], num_rollouts: int, seed: int) -> list[Group]:
+        return sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.sampling, num_rollouts, seed)
+
+    def _answer(self, banks):
+        return answer_banks(banks, self.embedder, self.judge, self.reward.top_k, self.prompts.include_superseded)

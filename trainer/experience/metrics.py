@@ -1,0 +1,111 @@
+"""Numbers of a step under the names TRL and veRL users know, split per agent."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, pstdev
+
+from membuilder.errors import ConfigError, RewardError
+from membuilder.types import Agent
+from reward.rollouts import ScoredGroup
+from reward.score import RewardStatus
+from rollout.types import AgentSample, Completion
+from trainer.experience.training_batch import Batch
+
+
+def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
+    """Stop when too many rewards could not be judged: what is left would no longer be the objective.
+
+    A prompt that is too long costs its own reward only, unless all are: that is no long session but a setting.
+    """
+    statuses = [status for group in scored for score in group.scores for status in score.status.values()]
+    missing = sum(status is RewardStatus.NOT_JUDGED for status in statuses)
+    if missing > max_share * len(statuses):
+        raise RewardError(
+            f"{missing} of {len(statuses)} rewards of this step could not be judged (allowed: {max_share:.0%}). "
+            "Is the judge reachable? Nothing was trained on this step."
+        )
+    if statuses and all(status is RewardStatus.PROMPT_TOO_LONG for status in statuses):
+        raise ConfigError(
+            "every prompt of this step is too long, so there is nothing to learn: raise max_model_len, or lower "
+            "sampling.max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or prompts.max_entry_chars"
+        )
+
+
+def rollout_metrics(
+    scored: Sequence[ScoredGroup], batch: Batch, count_tokens: Callable[[Sequence[str]], int]
+) -> dict[str, float]:
+    """Means over the step's rollouts; a mean over nothing is left out."""
+    scores = [score for group in scored for score in group.scores]
+    rollouts = [rollout for group in scored for rollout in group.group.rollouts]
+    metrics = {
+        "reward/mean": _mean(value for score in scores for value in score.reward.values()),
+        "reward/std": _mean(
+            _std([score.reward[agent] for score in group.scores]) for group in scored for agent in Agent
+        ),
+        "qa/accuracy": _mean(score.qa for score in scores),
+        "frac_reward_zero_std": batch.zero_std_share,
+        "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
+        "num_tokens": float(batch.num_tokens),
+        "prompt_too_long": _mean(
+            sample.completion is None for rollout in rollouts for sample in rollout.samples.values()
+        ),
+        "completions/mean_length": _mean(
+            len(completion.token_ids) for rollout in rollouts for completion in _completions(rollout.samples.values())
+        ),
+    }
+    for agent in Agent:
+        samples = [rollout.samples[agent] for rollout in rollouts]
+        completions = _completions(samples)
+        metrics |= {
+            f"reward/{agent}": _mean(score.reward[agent] for score in scores),
+            f"format/{agent}": _mean(score.format[agent] for score in scores),
+            f"length_penalty/{agent}": _mean(score.length[agent] for score in scores),
+            f"attribution_weight/{agent}": _mean(score.weights[agent] for score in scores),
+            f"memory_tokens/{agent}": _mean(
+                count_tokens(sample.written) for sample in samples if sample.completion is not None
+            ),
+            f"expert_tokens/{agent}": _mean(group.expert_tokens[agent] for group in scored),
+            f"prompt_too_long/{agent}": _mean(sample.completion is None for sample in samples),
+            f"completions/{agent}/mean_length": _mean(len(completion.token_ids) for completion in completions),
+            f"completions/{agent}/clipped_ratio": _mean(not completion.finished for completion in completions),
+        }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_agent: int) -> list[dict]:
+    """The first rollout of the first groups, one row per agent, every reward part beside its completion."""
+    rows = []
+    for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_agent]:
+        score, rollout = group.scores[0], group.group.rollouts[0]
+        for agent, sample in rollout.samples.items():
+            rows.append(
+                {
+                    "step": step,
+                    "session": group.group.id,
+                    "agent": agent.value,
+                    "completion": sample.text,
+                    "stored": list(sample.written),
+                    "status": score.status[agent].value,
+                    "failure": sample.failure.detail if sample.failure else None,
+                    "reward": score.reward[agent],
+                    "qa": score.qa,
+                    "length_penalty": score.length[agent],
+                    "weight": score.weights[agent],
+                    "advantage": advantages[agent][0],
+                    "weight_version": None if sample.completion is None else sample.completion.weight_version,
+                }
+            )
+    return rows
+
+
+def _completions(samples: Iterable[AgentSample]) -> list[Completion]:
+    return [sample.completion for sample in samples if sample.completion is not None]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None
+
+
+def _std(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return pstdev(present) if present else None

@@ -1,0 +1,125 @@
+"""Which session is sampled next, and from which bank.
+
+`expert`: sessions in random order, each from the bank the expert had built before it (the published way; at test time
+the policy meets banks of its own making instead). `policy`: dialogues are walked in order, several at a time, and each
+session starts from the bank that one of the policy's own rollouts left behind.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from membuilder.embedding.local import TextEmbedder
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.session import shown_entries
+from membuilder.types import Bank
+from rollout.sampler import Task
+from rollout.types import Group
+from trainer.data.corpus import ExpertBuild, States
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """One dialogue being walked through."""
+
+    dialogue: int
+    session: int
+    bank: Bank
+    """Before the session."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a stream stands."""
+
+    taken: int
+    """Dialogues begun so far."""
+    slots: tuple[Slot, ...]
+
+
+class SessionStream:
+    """Endless tasks, a function of (builds, seed, what was advanced): `position` is all a checkpoint needs.
+
+    Every process of a run holds the same stream and samples its share of the slots.
+    """
+
+    def __init__(
+        self,
+        builds: Sequence[ExpertBuild],
+        embedder: TextEmbedder,
+        prompts: PromptConfig,
+        num_slots: int,
+        states: States,
+        seed: int,
+    ) -> None:
+        self._builds, self._embedder, self._prompts = builds, embedder, prompts
+        self._states, self._seed = states, seed
+        self._taken = 0
+        self._slots = [self._start(spread=True) for _ in range(num_slots)]
+        self._tasks: dict[int, Task] = {}  # of the current slots, made once: related entries are searched for each
+
+    def _start(self, spread: bool) -> Slot:
+        """The next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
+        epoch, position = divmod(self._taken, len(self._builds))
+        rng = random.Random(f"{self._seed}-{epoch}")
+        dialogue = rng.sample(range(len(self._builds)), len(self._builds))[position]
+        steps = self._builds[dialogue].steps
+        session = random.Random(f"{self._seed}-start-{self._taken}").randrange(len(steps)) if spread else 0
+        self._taken += 1
+        return Slot(dialogue=dialogue, session=session, bank=steps[session].bank_before)
+
+    @property
+    def position(self) -> Position:
+        return Position(taken=self._taken, slots=tuple(self._slots))
+
+    def move_to(self, position: Position) -> None:
+        """Go on from where a stream of the same builds and seed stood."""
+        self._taken, self._slots, self._tasks = position.taken, list(position.slots), {}
+
+    def task(self, slot: int) -> Task:
+        """The session of a slot, to be sampled."""
+        if slot not in self._tasks:
+            self._tasks[slot] = self._task(self._slots[slot])
+        return self._tasks[slot]
+
+    def costs(self) -> list[float]:
+        """Per slot about how much its session costs to sample: the characters its prompts hold."""
+        return [float(self._cost(slot)) for slot in self._slots]
+
+    def _cost(self, slot: Slot) -> int:
+        session = self._builds[slot.dialogue].steps[slot.session].session
+        return sum(len(turn.text) for turn in session.turns) + len(slot.bank.core)
+
+    def expert(self, slot: int) -> tuple[ExpertBuild, int]:
+        """The expert's build and the session index behind task number `slot`."""
+        return self._builds[self._slots[slot].dialogue], self._slots[slot].session
+
+    def _task(self, slot: Slot) -> Task:
+        build = self._builds[slot.dialogue]
+        session = build.steps[slot.session].session
+        return Task(
+            id=f"{build.dialogue.id}/{session.index}",
+            dialogue_id=build.dialogue.id,
+            session=session,
+            bank=slot.bank,
+            shown=shown_entries(session, slot.bank, self._embedder, self._prompts),
+        )
+
+    def skip(self) -> None:
+        """Move every slot to another session, whatever came of this one."""
+        self._tasks = {}
+        self._slots = [self._start(spread=True) for _ in self._slots]
+
+    def advance(self, groups: Sequence[Group]) -> None:
+        """Move every slot past the session just sampled; `groups` are in the order of `tasks()`."""
+        if self._states is States.EXPERT:
+            self.skip()
+            return
+        self._tasks = {}
+        for index, (slot, group) in enumerate(zip(self._slots, groups, strict=True)):
+            steps = self._builds[slot.dialogue].steps
+            if slot.session + 1 < len(steps):
+                # rollouts are exchangeable, so the first is as good a random choice as any
+                self._slots[index] = Slot(dialogue=slot.dialogue, session=slot.session + 1, bank=group.rollouts[0].bank)
+            else:
+                self._slots[index] = self._start(spread=False)

@@ -1,0 +1,199 @@
+"""What a run writes down: metrics.jsonl and completions.jsonl always, Weights & Biases when a project is named."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from membuilder.errors import DataError
+from trainer.checkpoint.files import write_file
+
+if TYPE_CHECKING:
+    import wandb
+
+METRICS_FILE = "metrics.jsonl"
+COMPLETIONS_FILE = "completions.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
+WANDB_ID_FILE = "wandb_run_id.txt"
+FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
+
+REDACTED = "[redacted]"
+# Whole words, so that `max_prompt_tokens` and `tokenizer` stay; `..._env` holds the name of a variable, not its value.
+SECRET_WORD = re.compile(r"(key|token|secret|secrets|password|passwords|passwd|credentials)$", re.IGNORECASE)
+
+
+class RunLog:
+    """One run's log, written by one process; with `enabled=False` (every rank but the first) it writes nothing.
+
+        log = RunLog("runs/rl", wandb_project="mine", config={"seed": 0}, run_name="rl")
+        run_id = log.start_wandb(None, anew=True)       or the id that the run's checkpoint holds
+        log.log({"reward/mean": 0.4, "kl": 0.01}, step=1)
+        log.log_completions([{"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 0.4}, "weight": 1.0}])
+        log.close()
+
+    In an existing folder it appends; a resumed run first calls `drop_from`.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path,
+        wandb_project: str | None,
+        config: Mapping[str, Any],
+        run_name: str,
+        *,
+        enabled: bool = True,
+        max_table_rows: int = 16,
+    ):
+        self.enabled = enabled
+        self.max_table_rows = max_table_rows
+        self._files: dict[str, IO[str]] = {}
+        self._wandb_run = None
+        if not enabled:
+            return
+        self._out_dir = Path(out_dir)
+        self._out_dir.mkdir(parents=True, exist_ok=True)
+        self._open_files()
+        self._project, self._config, self._run_name = wandb_project, redact(config), run_name
+
+    def start_wandb(self, run_id: str | None, anew: bool) -> str | None:
+        """Start a W&B run; returns its id, or None where no project was named.
+
+        `run_id` is what a checkpoint holds. Without one, a run that does not start `anew` goes on with the id in
+        WANDB_ID_FILE: it may have been killed before its first checkpoint. Else the run is a new one.
+        """
+        if not self.enabled or self._project is None:
+            return None
+        kept = self._out_dir / WANDB_ID_FILE
+        if run_id is None and not anew and kept.exists():
+            run_id = kept.read_text(encoding="utf-8").strip()
+        self._wandb_run = _start_wandb(self._out_dir, self._project, self._config, self._run_name, run_id)
+        write_file(kept, f"{self._wandb_run.id}\n".encode())
+        return self._wandb_run.id
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """One line of metrics.jsonl. NaN and infinities become null there, and `nonfinite` lists their names."""
+        if not self.enabled:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
+        line = {"step": step} | {name: None if name in nonfinite else value for name, value in values.items()}
+        self._write(METRICS_FILE, [line | ({"nonfinite": nonfinite} if nonfinite else {})])
+        if self._wandb_run is not None:
+            self._wandb_run.log(values | {"step": step})
+
+    def log_completions(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One line of completions.jsonl per row (each with its `step`); the first few also as a W&B table."""
+        if not self.enabled or not rows:
+            return
+        self._write(COMPLETIONS_FILE, rows)
+        if self._wandb_run is not None:
+            table = _wandb_table(rows[: self.max_table_rows])
+            self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
+
+    def log_skipped(self, step: int, sessions: Sequence[str]) -> None:
+        """The sessions of an update that was left out, one line of skipped.jsonl."""
+        if self.enabled:
+            self._write(SKIPPED_FILE, [{"step": step, "sessions": list(sessions)}])
+
+    def drop_from(self, step: int) -> None:
+        """Drop every row of `step` and later, and half a last line: the run resumed at `step` writes them again.
+
+        Each file is replaced as a whole or left as it was. Weights & Biases keeps the dropped rows of its run.
+        """
+        if not self.enabled:
+            return
+        self._close_files()
+        for name in FILES:
+            path = self._out_dir / name
+            write_file(path, "".join(line for line, row in _rows(path) if row["step"] < step).encode())
+        self._open_files()
+
+    def close(self) -> None:
+        self._close_files()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+            self._wandb_run = None
+
+    def _open_files(self) -> None:
+        for name in FILES:
+            self._files[name] = open(self._out_dir / name, "a", encoding="utf-8")
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        # allow_nan=False: a NaN in a completion row must fail here, not in whatever reads the file later.
+        self._files[name].writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        self._files[name].flush()
+        # A checkpoint outlives a power cut; the rows before it must too.
+        os.fsync(self._files[name].fileno())
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a log file. A last line that a killed run left half-written is dropped."""
+    return [record for _, record in _rows(Path(path))]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line with its end, record) of every whole line."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                yield line, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
+
+
+def redact(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without the text of any key that is named like a secret."""
+    return {name: REDACTED if _is_secret(name, value) else _redact_inside(value) for name, value in config.items()}
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    words = re.split(r"[^A-Za-z0-9]+", str(name))
+    return isinstance(value, str) and words[-1].lower() != "env" and any(map(SECRET_WORD.search, words))
+
+
+def _redact_inside(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return redact(value)
+    return [_redact_inside(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: str, run_id: str | None) -> "wandb.Run":
+    import wandb
+
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None and wandb.api.api_key is None:
+        mode = "offline"
+        print(
+            "Weights & Biases: no API key (WANDB_API_KEY), so this run is logged offline; "
+            f"upload it later with: wandb sync {out_dir / 'wandb'}/offline-run-*",
+            flush=True,
+        )
+    run = wandb.init(
+        project=project, name=run_name, config=config, dir=out_dir, id=run_id, mode=mode,
+        resume="allow", settings=wandb.Settings(silent=True),
+    )  # fmt: skip
+    # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return wandb.Table(columns=columns, data=[[_cell(row.get(name)) for name in columns] for row in rows])
+
+
+def _cell(value: Any) -> Any:
+    """Parts of a reward and the like as text: a W&B column holds one type."""
+    return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value

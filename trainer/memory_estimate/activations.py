@@ -1,0 +1,116 @@
+"""Memory of a model's forward and backward, counted without a GPU, weights or numbers.
+
+The model's own code runs on PyTorch's `meta` device, whose tensors have a size and no content; every storage that an
+operator makes is counted until it is freed. So the count follows the real architecture, real autograd and real
+activation checkpointing, not a formula about them. Attention is replaced by a twin of trainer/model/merged_attention.py that
+keeps and allocates what that file and FlashAttention do, and computes nothing. The head has a formula in memory.py.
+Letters: N packed tokens, H heads, Hkv key heads, D head width.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+NAME = "shared_prefix_memory"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActivationBytes:
+    saved: int
+    """Alive when the forward ends: what the backward needs."""
+    peak: int
+    """Highest over forward and backward. A weight's gradient counts until it is complete: memory.py adds it up after."""
+
+
+def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def activation_bytes(
+    config: PretrainedConfig, *, num_tokens: int, dtype: torch.dtype, checkpointing: bool
+) -> ActivationBytes:
+    """Of the layers of a model, embedding included, on one packed row of `num_tokens`."""
+    model = make_meta_model(config, dtype)
+    model.set_attn_implementation(NAME)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    token_ids = torch.zeros(1, num_tokens, dtype=torch.int64, device="meta")
+    with Allocated([*model.parameters(), *model.buffers(), token_ids]) as memory:
+        hidden = model.base_model(input_ids=token_ids, position_ids=token_ids, use_cache=False).last_hidden_state
+        saved = memory.now
+        hidden.backward(torch.empty_like(hidden))
+    return ActivationBytes(saved=saved, peak=memory.peak)
+
+
+def _drop_gradient(parameter: torch.nn.Parameter) -> None:
+    parameter.grad = None
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the storages that operators made and nobody freed yet; those of `before` do not count."""
+
+    def __init__(self, before: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:  # a view shares its storage
+            self._known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, storage.nbytes())
+
+    def _free(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.now -= num_bytes
+
+
+class _MergedMemory(torch.autograd.Function):
+    """What `merged_attention` keeps and allocates for two levels of a tree (siblings below a shared prompt)."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out, part = torch.zeros_like(query), torch.empty_like(query)
+        lse = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+        del part
+        _ = out.float() + out.float()  # folding the prompt's part in
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        query, key, value, _out, _lse = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        totals = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in (query, key, value)]
+        # FlashAttention-2: float32 sums for the queries, and keys and values with a copy for every query head
+        workspace = [torch.empty_like(query, dtype=torch.float32), torch.empty_like(query), torch.empty_like(query)]
+        found = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        del workspace, found
+        return tuple(total.to(tensor.dtype) for total, tensor in zip(totals, (query, key, value), strict=True))
+
+
+def _attention_memory(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+    """Of query (1, H, N, D), key and value (1, Hkv, N, D): an output (1, N, H, D) without content."""
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, H, D)
+    return _MergedMemory.apply(query, key, value)[None], None
+
+
+AttentionInterface.register(NAME, _attention_memory)

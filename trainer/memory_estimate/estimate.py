@@ -1,0 +1,264 @@
+"""Memory that a run needs on each GPU, part by part, in the three phases of a step.
+
+Parameters are counted on the real architecture (its config.json), activations on its real forward and backward
+(activations.py), optimizer and gradients as AdamW and DeepSpeed keep them, the head as trainer/model/head.py works. What is
+assumed instead of counted carries that word in its name. Letters: P parameters, R ranks, V vocabulary, H hidden width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from membuilder.errors import ConfigError
+from membuilder.types import Agent
+from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
+from trainer.model.head import WORKSPACE_BYTES, chunk_rows_within
+
+if TYPE_CHECKING:
+    from trainer.rl_config import RLConfig
+    from trainer.sft_config import SFTConfig
+
+GIB = 2**30
+# configs/deepspeed/*.json say the same; a test holds both together
+BUCKET_ELEMENTS = 200_000_000
+LIVE_ELEMENTS = 1_000_000_000
+# Assumptions: nothing here can be counted without the machine.
+CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, cuBLAS, NCCL
+FRAGMENTATION = 0.05  # of what comes and goes
+ENGINE_WORKSPACE_BYTES = 3 * GIB  # vLLM's own activations and CUDA graphs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """The generating half of an RL step."""
+
+    num_rollouts: int
+    max_completion_tokens: int
+    max_model_len: int
+    engine: str
+    engine_memory: float
+    engine_sleep: bool
+    has_reference: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a run's configuration says about memory; made by `of_sft` and `of_rl`."""
+
+    model_path: str
+    dtype: torch.dtype
+    checkpointing: bool
+    max_tokens: int
+    sessions_per_step: int
+    rollouts: Rollouts | None
+
+
+def of_sft(config: "SFTConfig") -> Workload:
+    return _workload(config, None)
+
+
+def of_rl(config: "RLConfig") -> Workload:
+    rollouts = Rollouts(
+        num_rollouts=config.num_rollouts,
+        max_completion_tokens=config.sampling.max_tokens,
+        max_model_len=config.max_model_len,
+        engine=config.engine,
+        engine_memory=config.engine_memory,
+        engine_sleep=config.engine_sleep,
+        has_reference=config.loss.kl_coef != 0,
+    )
+    return _workload(config, rollouts)
+
+
+def _workload(config: "SFTConfig | RLConfig", rollouts: Rollouts | None) -> Workload:
+    if config.model.path is None:
+        raise ConfigError("model.path: a dry run needs a Hugging Face folder or model name; its config.json is enough")
+    return Workload(
+        model_path=config.model.path,
+        dtype=getattr(torch, config.model.dtype),
+        checkpointing=config.model.gradient_checkpointing,
+        max_tokens=config.max_tokens,
+        sessions_per_step=config.sessions_per_step,
+        rollouts=rollouts,
+    )
+
+
+def session_tokens(workload: Workload, prompt: int, completion: int) -> int:
+    """Packed tokens of a session at most: as if its agents shared nothing of their prompts."""
+    copies = workload.rollouts.num_rollouts if workload.rollouts else 1
+    return len(Agent) * (prompt + copies * completion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What the accelerate and DeepSpeed files say."""
+
+    num_processes: int = 1
+    gpu_memory_gib: float = 80.0
+    zero_stage: int = 0
+    """0: no DeepSpeed (DDP, or one plain process)."""
+    offload_optimizer: bool = False
+    """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
+
+    def __post_init__(self) -> None:
+        if self.num_processes < 1 or self.gpu_memory_gib <= 0:
+            raise ConfigError("need num_processes >= 1 and gpu_memory_gib > 0")
+        if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
+            raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Bytes of one thing on one GPU, in the three phases of a step."""
+
+    name: str
+    generate: float = 0
+    update: float = 0
+    step: float = 0
+
+    @classmethod
+    def always(cls, name: str, num_bytes: float) -> "Part":
+        return cls(name=name, generate=num_bytes, update=num_bytes, step=num_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    parts: tuple[Part, ...]
+    gpu_bytes: float
+    kv_bytes: float | None
+    """vLLM's room for keys and values; None without vLLM."""
+    kv_bytes_per_token: int
+
+    @property
+    def phases(self) -> dict[str, float]:
+        return {
+            "generate": sum(part.generate for part in self.parts),
+            "update": sum(part.update for part in self.parts),
+            "step": sum(part.step for part in self.parts),
+        }
+
+    @property
+    def peak(self) -> float:
+        return max(self.phases.values())
+
+    @property
+    def excess(self) -> float:
+        """Bytes too many, over the phases."""
+        return sum(max(0.0, size - self.gpu_bytes) for size in self.phases.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.excess == 0
+
+
+@cache
+def model_config(path: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.path: no config.json at '{path}' ({str(error).splitlines()[0]}). Name a folder that has one, or the "
+            "model the run starts from: model.path=DIR"
+        ) from error
+
+
+@cache
+def parameter_sizes(path: str) -> tuple[int, ...]:
+    """Elements of each parameter; a tied head counts once."""
+    return tuple(parameter.numel() for parameter in make_meta_model(model_config(path), torch.bfloat16).parameters())
+
+
+@cache
+def _activations(path: str, num_tokens: int, dtype: torch.dtype, checkpointing: bool) -> ActivationBytes:
+    return activation_bytes(model_config(path), num_tokens=num_tokens, dtype=dtype, checkpointing=checkpointing)
+
+
+def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list[Part]:
+    """Weights, gradients, optimizer and communication, as plain AdamW or DeepSpeed keep them."""
+    count, ranks, stage, item = num_parameters, launch.num_processes, launch.zero_stage, dtype.itemsize
+    if stage == 0:
+        copies = 2 if ranks > 1 else 1  # DDP reduces in buckets that are a second copy of the gradients
+        return [
+            Part.always("weights", count * item),
+            Part(name="gradients", update=count * item * copies, step=count * item * copies),
+            Part.always("AdamW moments", 2 * count * item),
+            Part(name="AdamW temporaries", step=count * item),
+        ]
+    # bfloat16 weights; float32 master, moments and summed gradients, each rank its share (grad_accum_dtype fp32)
+    share, on_gpu = 1 / ranks, 0 if launch.offload_optimizer else 1
+    gradients = 2 * count if stage == 1 else 4 * count * share * on_gpu
+    bucket = 2 * BUCKET_ELEMENTS * (1 if stage == 3 else 2)  # stages 1 and 2 fill one while the other travels
+    parts = [
+        Part.always("weights", 2 * count * (share if stage == 3 else 1)),
+        Part(name="gradients", update=gradients, step=4 * count * share * on_gpu + (gradients if stage == 1 else 0)),
+        Part.always("float32 master weights", 4 * count * share * on_gpu),
+        Part.always("AdamW moments", 8 * count * share * on_gpu),
+        Part(name="AdamW temporaries", step=4 * count * share * on_gpu),
+        Part(name="communication buckets", update=min(bucket, 2 * 2 * count)),
+    ]
+    if stage == 3:
+        parts.append(Part(name="gathered layers", update=2 * min(count, LIVE_ELEMENTS)))
+    return parts
+
+
+def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
+    """Most that trainer/model/head.py holds on CUDA: chunk of logits, weight gradient (float32 where there are several chunks),
+    hidden states and gradient."""
+    chunk = chunk_rows_within(WORKSPACE_BYTES, rows, vocabulary, hidden, item)
+    logits = min(rows, chunk) * vocabulary * item
+    weight = (item if rows <= chunk else max(item, 4)) * vocabulary * hidden
+    return 2 * rows * hidden * item + weight + logits
+
+
+def estimate(workload: Workload, launch: Launch, num_tokens: int | None = None) -> Estimate:
+    """Memory of one GPU; `num_tokens` packed tokens of a micro-batch instead of `max_tokens`."""
+    num_tokens = num_tokens or workload.max_tokens
+    config, sizes = model_config(workload.model_path), parameter_sizes(workload.model_path)
+    dtype = torch.bfloat16 if launch.zero_stage else workload.dtype  # configs/deepspeed: bf16
+    active = _activations(workload.model_path, num_tokens, dtype, workload.checkpointing)
+    head = head_bytes(num_tokens, config.hidden_size, config.vocab_size, dtype.itemsize)
+    passing = max(active.saved + head, active.peak)
+    parts = state_parts(sum(sizes), dtype, launch)
+    parts += [
+        Part(name="activations kept for backward", update=active.saved),
+        Part(name="head workspace", update=head),
+        Part(name="backward temporaries", update=passing - active.saved - head),
+        Part(name="fragmentation (assumed)", update=FRAGMENTATION * passing),
+        Part.always("CUDA, NCCL (assumed)", CONTEXT_BYTES),
+    ]
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize
+    gpu_bytes, kv_bytes = launch.gpu_memory_gib * GIB, None
+    if workload.rollouts is not None:
+        engine, kv_bytes = _engine_parts(workload.rollouts, sizes, dtype.itemsize, per_token, launch)
+        parts += engine
+    return Estimate(parts=tuple(parts), gpu_bytes=gpu_bytes, kv_bytes=kv_bytes, kv_bytes_per_token=per_token)
+
+
+def _engine_parts(
+    rollouts: Rollouts, sizes: Sequence[int], item: int, kv_per_token: int, launch: Launch
+) -> tuple[list[Part], float | None]:
+    """The engine in the same process, the reference, and vLLM's room for keys and values."""
+    weights = item * sum(sizes)
+    parts = [Part.always("reference policy (KL)", weights)] if rollouts.has_reference else []
+    # the largest weight stands in the trainer's form and the engine's; under ZeRO-3 it is gathered first
+    parts.append(Part(name="weight sync", generate=item * max(sizes) * (2 if launch.zero_stage == 3 else 1)))
+    if rollouts.engine != "vllm":
+        cache_bytes = rollouts.num_rollouts * rollouts.max_model_len * kv_per_token
+        return [
+            *parts,
+            Part.always("engine weights", weights),
+            Part(name="KV cache, one group", generate=cache_bytes),
+        ], None
+    kv_bytes = rollouts.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
+    for name, size in (
+        ("engine weights", weights),
+        ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES),
+        ("KV cache", max(0.0, kv_bytes)),
+    ):
+        parts.append(Part(name=name, generate=size) if rollouts.engine_sleep else Part.always(name, size))
+    return parts, kv_bytes

@@ -1,0 +1,263 @@
+"""Hidden states and head weight -> log-probs, entropies and the loss, without ever holding (rows, vocabulary).
+
+The vocabulary is 100 times wider than a hidden state, so logits are made a chunk of rows at a time in one reused
+workspace. For a loss in which tokens do not depend on each other the gradients are made in the same pass:
+
+    logits = hidden W^T / statistics of each row / the loss on those few numbers, its gradient by autograd
+    logits <- gradient by logits, in place / d hidden = that W / d W += that^T hidden, in float32
+
+Three matmuls, nothing recomputed, no host sync: the loss scale stands inside the coefficients. A loss that mixes the
+tokens of a completion (`losses.needs_whole_sequences`) first gets all log-probs and costs a fourth matmul.
+Arithmetic as in Liger-Kernel's fused cross-entropy (arXiv 2410.10989), for a per-token weighted policy gradient.
+Letters: M rows, n rows of a chunk, H hidden width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from trainer.batching.loss_rows import Rows
+from trainer.kernels import plain_rows
+from trainer.losses import Loss, LossConfig, Metrics, needs_whole_sequences
+
+
+# Outputs of modules are named tuples, not dataclasses: ZeRO-3 hangs its backward hooks on tensors it finds in tuples.
+class HeadOutput(NamedTuple):
+    logprobs: torch.Tensor  # (M,) at least float32, no gradient
+    entropy: torch.Tensor  # (M,)
+
+
+class LossOutput(NamedTuple):
+    loss: torch.Tensor
+    """Scalar: the scaled sum over the rows; its backward hands out gradients that are already made."""
+    head: HeadOutput
+    metrics: Metrics
+    """name -> (M,)"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What to make of the rows."""
+
+    loss: Loss
+    config: LossConfig
+    rows: Rows
+
+
+def row_kernels(device: torch.device):
+    """The module with `statistics` and `write_gradient_` for tensors of this device."""
+    if device.type == "cuda":
+        from trainer.kernels import triton_rows
+
+        return triton_rows
+    return plain_rows
+
+
+WORKSPACE_BYTES = 3 * 2**29
+"""On a GPU: what the head may hold beyond its inputs and their gradients."""
+SLICE = 2**22
+"""Numbers that are rounded to a narrower type at once."""
+
+
+def default_chunk_rows(num_rows: int, weight: torch.Tensor) -> int:
+    """On a CPU few enough that a chunk's logits stay in the cache."""
+    if weight.device.type != "cuda":
+        return 128
+    return chunk_rows_within(WORKSPACE_BYTES, num_rows, *weight.shape, weight.element_size())
+
+
+def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: int, item: int) -> int:
+    """All rows at once if their logits fit; else a chunk that fits beside the float32 sums over chunks."""
+    if num_rows * vocabulary * item <= num_bytes:
+        return max(num_rows, 1)
+    sums = vocabulary * hidden * max(4 - item, 0)
+    return max((num_bytes - sums) // (vocabulary * item) // 256 * 256, 256)
+
+
+class Head(torch.nn.Module):
+    """Takes the place of a model's output layer and owns its weight, so wrappers that gather weights know it."""
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight  # (V, H)
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, objective: Objective | None = None
+    ) -> HeadOutput | LossOutput:
+        """Of hidden states (M, H) and target ids (M,): log-probs under softmax(hidden W^T / T), or the loss on them."""
+        if objective is None:
+            return token_logprobs(hidden, self.weight, targets, temperature)
+        return head_loss(hidden, self.weight, targets, temperature, objective)
+
+
+@torch.no_grad()
+def token_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+) -> HeadOutput:
+    """Log-probs and entropies of the targets; no gradient."""
+    kernels = row_kernels(hidden.device)
+    found = _empty_output(hidden)
+    for chunk, logits in _logits(hidden, weight, chunk_rows or default_chunk_rows(len(hidden), weight)):
+        rows = kernels.statistics(logits, targets[chunk], temperature)
+        found.logprobs[chunk], found.entropy[chunk] = rows.logprobs, rows.entropy
+    return found
+
+
+def head_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    objective: Objective,
+    chunk_rows: int | None = None,
+) -> LossOutput:
+    """The objective's loss over all rows, differentiable by `hidden` and `weight` (once: its gradients are made here)."""
+    names: list[str] = []
+    chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()
+    loss, logprobs, entropy, *metrics = _HeadLoss.apply(
+        hidden, weight, targets, temperature, objective, chunk_rows, names
+    )
+    head = HeadOutput(logprobs=logprobs, entropy=entropy)
+    return LossOutput(loss=loss, head=head, metrics=dict(zip(names, metrics, strict=True)))
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, objective, chunk_rows, names):
+        work = _Work(hidden, weight, targets, temperature, chunk_rows, ctx.needs_input_grad[:2])
+        if needs_whole_sequences(objective.loss, objective.config):
+            result = work.two_passes(objective)
+        else:
+            result = work.one_pass(objective)
+        names += result.metrics
+        ctx.save_for_backward(work.hidden_gradient, work.weight_gradient)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.set_materialize_grads(False)
+        outputs = (result.head.logprobs, result.head.entropy, *result.metrics.values())
+        ctx.mark_non_differentiable(*outputs)
+        return result.loss, *outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, loss_gradient, *_):
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        scaled = [
+            None if gradient is None or loss_gradient is None else _scaled_(gradient, loss_gradient, dtype)
+            for gradient, dtype in ((hidden_gradient, hidden_dtype), (weight_gradient, weight_dtype))
+        ]
+        return *scaled, None, None, None, None, None
+
+
+class _Work:
+    """The sweeps over the chunks, and the gradients they leave behind."""
+
+    def __init__(
+        self, hidden, weight, targets, temperature, chunk_rows: int, wants_gradient: tuple[bool, bool]
+    ) -> None:
+        self.hidden, self.weight, self.targets, self.temperature = hidden, weight, targets, temperature
+        self.kernels, self.chunk_rows = row_kernels(hidden.device), chunk_rows
+        # float32 over several chunks: rounding to bfloat16 after every add costs 1% of the gradient after 64 chunks
+        wide = weight.dtype if len(hidden) <= chunk_rows else torch.promote_types(weight.dtype, torch.float32)
+        wants_hidden, wants_weight = wants_gradient
+        self.hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
+        self.weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+
+    def one_pass(self, objective: Objective) -> LossOutput:
+        head, metrics = _empty_output(self.hidden), {}
+        loss = torch.zeros((), dtype=head.logprobs.dtype, device=self.hidden.device)
+        for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
+            rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
+            part, coefficients = _evaluate(objective, rows.logprobs, rows.entropy, chunk)
+            self._gradients(chunk, logits, rows, coefficients)
+            loss += part.loss
+            head.logprobs[chunk], head.entropy[chunk] = rows.logprobs, rows.entropy
+            for name, values in part.metrics.items():
+                metrics.setdefault(name, values.new_empty(len(self.targets)))[chunk] = values
+        return LossOutput(loss=loss, head=head, metrics=metrics)
+
+    def two_passes(self, objective: Objective) -> LossOutput:
+        found = token_logprobs(self.hidden, self.weight, self.targets, self.temperature, self.chunk_rows)
+        result, coefficients = _evaluate(objective, found.logprobs, found.entropy, slice(None))
+        if self.hidden_gradient is not None or self.weight_gradient is not None:
+            for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
+                rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
+                self._gradients(chunk, logits, rows, _part(coefficients, chunk))
+        return result
+
+    def _gradients(self, chunk: slice, logits: torch.Tensor, rows, coefficients) -> None:
+        if self.hidden_gradient is None and self.weight_gradient is None:
+            return
+        self.kernels.write_gradient_(logits, self.targets[chunk], rows, *coefficients, self.temperature)
+        if self.hidden_gradient is not None:
+            torch.mm(logits, self.weight, out=self.hidden_gradient[chunk])
+        if self.weight_gradient is not None:
+            _add_product_(self.weight_gradient, logits.T, self.hidden[chunk])
+
+
+Gradients = tuple[torch.Tensor, torch.Tensor | None]
+"""(M,) by log-prob and by entropy; None where the loss does not look at entropies."""
+
+
+def _part(gradients: Gradients, chunk: slice) -> Gradients:
+    by_logprob, by_entropy = gradients
+    return by_logprob[chunk], None if by_entropy is None else by_entropy[chunk]
+
+
+def _evaluate(objective: Objective, logprobs, entropy, chunk: slice) -> tuple[LossOutput, Gradients]:
+    """The loss on some rows, and its gradients by their log-probs and entropies."""
+    logprobs, entropy = logprobs.detach().requires_grad_(), entropy.detach().requires_grad_()
+    with torch.enable_grad():
+        per_token, metrics = objective.loss(objective.rows.inputs(logprobs, entropy, chunk), objective.config)
+        loss = (per_token * objective.rows.scale[chunk]).sum()
+    by_logprob, by_entropy = torch.autograd.grad(loss, (logprobs, entropy), allow_unused=True)
+    gradients = (torch.zeros_like(logprobs) if by_logprob is None else by_logprob, by_entropy)
+    metrics = {"loss": per_token.detach()} | {name: value.detach() for name, value in metrics.items()}
+    head = HeadOutput(logprobs=logprobs.detach(), entropy=entropy.detach())
+    return LossOutput(loss=loss.detach(), head=head, metrics=metrics), gradients
+
+
+def _empty_output(hidden: torch.Tensor) -> HeadOutput:
+    """Filled chunk by chunk: small results kept between large ones would cut the heap into pieces that none fits."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return HeadOutput(*(torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2)))
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Chunks of rows and their logits, all in one workspace: whoever gets a chunk is done with it before the next."""
+    workspace = hidden.new_empty(min(chunk_rows, len(hidden)), len(weight))
+    for start in range(0, len(hidden), chunk_rows):
+        chunk = slice(start, min(start + chunk_rows, len(hidden)))
+        logits = workspace[: chunk.stop - start]
+        yield chunk, torch.mm(hidden[chunk], weight.T, out=logits)
+
+
+def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """gradient x factor in `dtype`, written over the gradient itself, which autograd will not ask for again: a second one
+    beside it would be the most that the head ever holds. What is narrowed keeps the wide one's storage."""
+    if gradient.dtype == dtype:
+        return gradient.mul_(factor)
+    flat = gradient.view(-1)
+    narrow = flat.view(dtype)[: len(flat)]
+    for start in range(0, len(flat), SLICE):
+        part = slice(start, start + SLICE)
+        narrow[part] = flat[part] * factor  # a narrow slice ends before the next wide one begins
+    return narrow.view(gradient.shape)
+
+
+def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, accumulated in the type of `total`."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif total.device.type == "cuda":
+        torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
+    else:  # CPU has no mixed-type product
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))

@@ -1,0 +1,93 @@
+"""Attention of a packed forest as a few variable-length calls, merged by their log-sum-exps.
+
+A token's softmax runs over its own node and all nodes above it. Each depth above is one call without a mask, in which
+all descendants of a node read its keys where they stand: nothing is copied. Outputs merge as
+
+    lse = log sum_i exp(lse_i)        out = sum_i exp(lse_i - lse) out_i
+
+and the backward is exact: each call's own backward, given the merged out and lse (as ring attention does, arXiv
+2310.01889). Letters: N packed tokens, H heads, Hkv key heads, D head width.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+from trainer.batching.attention_plan import Call, PaddedCall
+from trainer.kernels import plain_varlen, sdpa_padded
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def kernels_for(call: Call, query: torch.Tensor):
+    """The module with `forward` and `backward` for calls of this form on such tensors.
+
+    Flash kernels take half precision only: float32 on a GPU holds a segment's scores whole, which suits small models.
+    """
+    if isinstance(call, PaddedCall):
+        return sdpa_padded
+    if query.device.type != "cuda" or query.dtype not in HALF:
+        return plain_varlen
+    # By its own module: flash-attn 4 also has a `flash_attn`. Version 3, where it is, is reached through PyTorch.
+    if importlib.util.find_spec("flash_attn_2_cuda") and not importlib.util.find_spec("flash_attn_interface"):
+        from trainer.kernels import flash_package
+
+        return flash_package
+    from trainer.kernels import flash_varlen
+
+    return flash_varlen
+
+
+def merged_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: Sequence[Call], scale: float
+) -> torch.Tensor:
+    """Of query (N, H, D), key and value (N, Hkv, D): output (N, H, D)."""
+    return _Merged.apply(query, key, value, calls, scale)
+
+
+class _Merged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, calls, scale):
+        kernels = kernels_for(calls[0], query)
+        out, lse = torch.zeros_like(query), None
+        for call in calls:
+            block = query[call.queries], key[call.keys], value[call.keys]
+            part, part_lse = kernels.forward(*block, call, scale)
+            if lse is None:
+                lse = part_lse.new_full((query.shape[1], query.shape[0]), float("-inf"))
+            if call.causal:  # the first call of its queries
+                out[call.queries], lse[:, call.queries] = part, part_lse
+            else:
+                _merge_(out[call.queries], lse[:, call.queries], part, part_lse)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.calls, ctx.scale = calls, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        query, key, value, out, lse = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        kernels = kernels_for(ctx.calls[0], query)
+        # float32 sums: a shared key collects the gradients of all its descendants
+        totals = [torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (query, key, value)]
+        for call in ctx.calls:
+            q, k = call.queries, call.keys
+            found = kernels.backward(
+                gradient[q], query[q], key[k], value[k], out[q], lse[:, q].contiguous(), call, ctx.scale
+            )
+            for total, block, part in zip(totals, (q, k, k), found, strict=True):
+                total[block] += part
+        by_query, by_key, by_value = (
+            total.to(tensor.dtype) for total, tensor in zip(totals, (query, key, value), strict=True)
+        )
+        return by_query, by_key, by_value, None, None
+
+
+def _merge_(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
+    """Fold one call's output (Q, H, D) and lse (H, Q) into what earlier calls found for the same queries, in place."""
+    merged = torch.logaddexp(lse, part_lse)
+    kept, added = ((each - merged).exp().T[:, :, None] for each in (lse, part_lse))
+    out.copy_(out * kept + part * added)
+    lse.copy_(merged)

@@ -1,0 +1,75 @@
+"""Attention over packed trees, for any transformers decoder, through `AttentionInterface`.
+
+What siblings share stands once in the packed row and is read there (merged_attention.py), by variable-length flash calls
+on CUDA and by padded calls of SDPA's kernel on CPU. Equal to dense copies of every sequence (a test holds both forms to
+1e-10 in float64).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+
+from trainer.batching.attention_plan import Call
+from trainer.batching.packing import PackedBatch
+from trainer.model.merged_attention import merged_attention
+
+NAME = "shared_prefix"
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (1, H, N, D)
+    key: torch.Tensor,  # (1, Hkv, N, D)
+    value: torch.Tensor,  # (1, Hkv, N, D)
+    attention_mask: torch.Tensor | None,
+    plan: Sequence[Call],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Output (1, N, H, D). Dropout is refused: it would differ between the copies of a shared token."""
+    if dropout:
+        raise ValueError("shared-prefix attention needs attention_dropout 0")
+    if softcap is not None or s_aux is not None:
+        raise ValueError(
+            "shared-prefix attention has no soft cap on scores and no attention sinks, which this model uses"
+        )
+    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (N, H, D)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return merged_attention(query, key, value, plan, scale)[None], None
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+
+
+def use_shared_prefix(model: PreTrainedModel) -> None:
+    """Switch a model to packed trees; refuses architectures where a shared prefix is not exact."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(f"shared-prefix packing needs full attention in every layer, this model has {sorted(kinds)}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ValueError("shared-prefix packing needs full attention, this model has a sliding window")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise ValueError(f"shared-prefix packing refuses {rope} rope: its angles depend on the packed length")
+    if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
+        raise ValueError("shared-prefix packing refuses mixture-of-experts models: routing depends on the whole batch")
+    model.set_attn_implementation(NAME)
+    # where it cannot set it, transformers warns and goes on; of a model without attention (xLSTM) it says that it did
+    if config._attn_implementation != NAME or not model.is_backend_compatible():
+        raise ValueError(
+            f"shared-prefix packing cannot replace the attention of {type(model).__name__}: transformers does not give this "
+            "model its AttentionInterface. Choose a decoder that has it, such as Qwen3 or Llama"
+        )
+
+
+def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    """(M, hidden): the final hidden states that predict the batch's targets; prompt rows never reach the head."""
+    output = model.base_model(
+        input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, plan=batch.plan
+    )
+    return output.last_hidden_state[0, batch.predict_from]
