@@ -26,12 +26,12 @@ from membuilder.building.stores import failures
 from membuilder.config import describe, load
 from membuilder.datasets.selection import DATASET_NAMES, load_named
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding import options
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.options import add_embedder_flags
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import Role
-from membuilder.llm.cost_flags import Account, open_account, tell_usage
+from membuilder.llm.cost_flags import Account, open_account, write_usage
 from membuilder.llm.endpoints import Provider
 from membuilder.llm.usage import Usage
 from membuilder.types import Dialogue
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "membuilder.build: stopped; every session stored before stays, and the same command goes on behind it."
         )
     finally:
-        tell_usage(_usage_path(config), "membuilder.build", usage, is_whole)
+        write_usage(_usage_path(config), "membuilder.build", usage, is_whole)
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
@@ -107,7 +107,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]
     parser.add_argument("--api-key", help="else the provider's environment variable; never stored")
     parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set any other key, after the file was read")
-    options.add_flags(parser)
+    add_embedder_flags(parser)
     accounts.add_flags(parser)
     given = parser.parse_intermixed_args(argv)
     try:

@@ -1,5 +1,7 @@
 """Errors a user can act on. Each message says what is wrong, where, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 
@@ -138,3 +140,12 @@ class FetchError(MemBuilderError):
 
 class EvaluationError(MemBuilderError):
     """An evaluation cannot go on, or its result would mislead."""
+
+
+@contextmanager
+def clear_errors(program: str) -> Iterator[None]:
+    """Ours end a program with their message alone; anything else is a fault of ours and keeps its traceback."""
+    try:
+        yield
+    except MemBuilderError as error:
+        raise SystemExit(f"{program}: {error}") from error

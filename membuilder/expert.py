@@ -20,12 +20,12 @@ from membuilder.building.config import RULES, BuildConfig, Keys, ModelConfig
 from membuilder.building.dialogues import build_all
 from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_named, select, split_ids, subset_ids
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding import options
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.options import add_embedder_flags
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import Role
-from membuilder.llm.cost_flags import Account, open_account, tell_usage
+from membuilder.llm.cost_flags import Account, open_account, write_usage
 from membuilder.llm.usage import Usage
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("membuilder.expert: stopped; the same command goes on behind what is stored.", file=sys.stderr)
         return 130
     finally:
-        tell_usage(given.output_dir / given.dataset / USAGE_FILE, "membuilder.expert", usage, is_finished)
+        write_usage(given.output_dir / given.dataset / USAGE_FILE, "membuilder.expert", usage, is_finished)
     return 0
 
 
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
-    options.add_flags(parser)
+    add_embedder_flags(parser)
     accounts.add_flags(parser)
     return parser
 

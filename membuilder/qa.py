@@ -32,7 +32,7 @@ from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.concurrency import for_each
-from membuilder.llm.cost_flags import Account, open_account, tell_usage
+from membuilder.llm.cost_flags import Account, open_account, write_usage
 from membuilder.llm.endpoints import Provider, Server
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("membuilder.qa: stopped; the same command goes on behind the last session.", file=sys.stderr)
         return 130
     finally:
-        tell_usage(given.trajectories_dir / USAGE_FILE, "membuilder.qa", usage, is_finished)
+        write_usage(given.trajectories_dir / USAGE_FILE, "membuilder.qa", usage, is_finished)
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         print(f"membuilder.qa: {share:.1%} of the questions asked for are missing (--max-missing)", file=sys.stderr)

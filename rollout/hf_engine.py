@@ -71,7 +71,7 @@ class TransformersEngine:
             own[name].copy_(tensor)
         self._version = version
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Its weights stay where they are."""
 
     def close(self) -> None:

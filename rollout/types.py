@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Replace the whole model, drop every cached prefix, stamp later completions with `version`."""
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Give memory back until the next `load_weights`, where the engine can; nothing is generated in between."""
         ...
 

@@ -115,7 +115,7 @@ class VLLMEngine:
             raise MemBuilderError("vLLM kept cached prefixes of the old weights: a request was still running")
         self._version = version
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Level 2: weights are not kept, because new ones are loaded before anything is generated."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=2)

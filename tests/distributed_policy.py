@@ -131,7 +131,7 @@ def skip_one(steps: Sequence[int], poisoned: int | None) -> tuple[dict, dict[str
         factor = float("nan") if step == poisoned and world.rank == 1 else 1.0
         backward(accelerator, world, policy, cross_entropy, step, factor)
         norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)
-        left_out.append(skips.count(float(norm), []))
+        left_out.append(skips.should_skip(float(norm), []))
         if not left_out[-1]:
             optimizer.step()
         optimizer.zero_grad()

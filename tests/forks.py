@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from membuilder.embedding.local import Embedder
+from membuilder.errors import clear_errors
 from tests.both_loops import as_new
 from trainer import run_setup
 
@@ -30,7 +31,7 @@ def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: st
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     torch.set_num_threads(1)
     before()
-    with run_setup.clear_errors("run"):
+    with clear_errors("run"):
         main(*arguments)
 
 

@@ -239,7 +239,7 @@ def test_the_prompts_examples_are_valid_verdicts():
 
 
 def test_prompt_hashes_are_those_of_the_files():
-    folder = Path(membuilder.__file__).parent / "templates"
+    folder = Path(membuilder.__file__).parent / "llm/templates"
     assert set(prompt_hashes()) == {"answer", "judge_strict", "judge_lenient", "judge_unanswerable"}
     for name, digest in prompt_hashes().items():
         assert digest == hashlib.sha256((folder / f"{name}.txt").read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from membuilder.bank.store import reading
 from membuilder.build import main as build
 from membuilder.building.config import BuildConfig, Keys, ModelConfig
 from membuilder.embedding import options
-from membuilder.embedding.options import EmbedderOptions, opened
+from membuilder.embedding.options import EmbedderOptions, embedder_of
 from membuilder.errors import ConfigError
 from membuilder.llm.cost_flags import Account, model_price
 from membuilder.llm.usage import Usage
@@ -150,11 +150,14 @@ def test_a_stopped_build_says_what_it_used(asked, tmp_path, capsys):
 
 def test_a_key_or_address_of_no_server_and_a_price_of_no_shape_are_refused(tmp_path):
     for given in ({"base_url": "http://e/v1"}, {"api_key": "k"}):
-        with pytest.raises(ConfigError, match="need --embedding-provider"), opened(EmbedderOptions(**given), account()):
+        with (
+            pytest.raises(ConfigError, match="need --embedding-provider"),
+            embedder_of(EmbedderOptions(**given), account()),
+        ):
             pass
     with (
         pytest.raises(ConfigError, match="needs --embedding-model"),
-        opened(EmbedderOptions(provider="vllm"), account()),
+        embedder_of(EmbedderOptions(provider="vllm"), account()),
     ):
         pass
     assert model_price("org/m=0.5,2") == ("org/m", (0.5, 2.0))
@@ -169,9 +172,9 @@ def account() -> Account:
 
 def test_a_local_embedder_is_the_default_and_its_vectors_are_kept(tmp_path):
     options = EmbedderOptions(cache=tmp_path / "cache.sqlite")
-    with opened(options, account()) as embedder:
+    with embedder_of(options, account()) as embedder:
         assert embedder.dimension == 384 and embedder.embed(["a cat"]).shape == (1, 384)
-    with opened(options, account()) as again:
+    with embedder_of(options, account()) as again:
         again.embed(["a cat"])
         assert again.num_encoded == 0
 

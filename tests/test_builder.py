@@ -14,12 +14,12 @@ import pytest
 
 from membuilder.bank.store import Store, reading, writing
 from membuilder.build import _parse, main
+from membuilder.building import dialogues
 from membuilder.building.builder import Builder, chat_agents, check_dialogue, rule_agents
 from membuilder.building.config import BuildConfig, ModelConfig
 from membuilder.building.dialogues import make_chat_model
 from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding import options
 from membuilder.embedding.local import Embedder
 from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError, StoreErrorKind
 from membuilder.llm.chat_model import Role
@@ -382,7 +382,7 @@ def locomo_file(path: Path, *names: str) -> Path:
 
 def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
     minilm = Embedder()
-    monkeypatch.setattr(options, "opened", lambda options, account: nullcontext(minilm))  # loaded once for both
+    monkeypatch.setattr(dialogues, "embedder_of", lambda options, account: nullcontext(minilm))  # loaded once for both
     data = locomo_file(tmp_path / "data.json", "first", "../second")
     main(["--dataset-path", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
     assert sorted(path.name for path in (tmp_path / "memories").glob("*.db")) == ["..%2Fsecond.db", "first.db"]
@@ -440,7 +440,7 @@ def test_a_model_needs_a_known_provider():
 
 
 def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(options, "opened", lambda options, account: nullcontext(HashEmbedder()))
+    monkeypatch.setattr(dialogues, "embedder_of", lambda options, account: nullcontext(HashEmbedder()))
 
     def reply(request) -> str:
         prompt = request.body["messages"][-1]["content"]

@@ -632,7 +632,7 @@ def test_torch_gives_its_memory_back_before_vllm_takes_any(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
     engine = object.__new__(VLLMEngine)
     vars(engine).update(_llm=SleepingLLM(calls), _sleeps=True, _asleep=False, _names={"a"}, _version=0)
-    engine.rest()
+    engine.sleep()
     engine.load_weights([("a", torch.zeros(1))], version=1)
     engine.load_weights([("a", torch.zeros(1))], version=2)  # awake: nothing to give back
     loaded = "reload_weights ['a']"

@@ -12,8 +12,8 @@ import pytest
 
 from membuilder import expert
 from membuilder.bank.store import reading, writing
+from membuilder.building import dialogues
 from membuilder.building.builder import Builder, chat_agents
-from membuilder.embedding import options
 from membuilder.errors import ChatError, ChatErrorKind, DataError, StoreError
 from membuilder.schemes.four_agents import prompts
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
@@ -221,7 +221,7 @@ def test_samples_are_found_in_one_order_at_any_depth(tmp_path):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs the command on two dialogues against a server, with a small embedder."""
-    monkeypatch.setattr(options, "opened", lambda options, account: nullcontext(HashEmbedder()))
+    monkeypatch.setattr(dialogues, "embedder_of", lambda options, account: nullcontext(HashEmbedder()))
     data = custom(tmp_path / "talks.jsonl", THREE, talk(["I bake."], ["Rye bread."], name="e"))
 
     def run(server: FaultServer, *flags: str) -> int:

@@ -38,7 +38,7 @@ def case():
     near = token_logprobs(hidden, weight, targets, 0.7).logprobs
     rows = Rows(
         scale=torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64),
-        behaviour_logprobs=near + 0.3 * normal(NUM_ROWS),
+        proximal_logprobs=near + 0.3 * normal(NUM_ROWS),
         rollout_logprobs=near + 0.3 * normal(NUM_ROWS),
         ref_logprobs=near + 0.3 * normal(NUM_ROWS),
         advantage=normal(NUM_ROWS),

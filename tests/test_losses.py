@@ -26,7 +26,7 @@ from trainer.losses import (
     resolve_loss,
 )
 from trainer.model.policy import Policy
-from trainer.optimizer_step import Update, loss_rows, remember_behaviour, shares
+from trainer.optimizer_step import Update, loss_rows, remember_proximal, shares
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
 
@@ -49,7 +49,7 @@ def inputs_of(
     return LossInputs(
         trainer_logprobs=trainer,
         entropy=torch.full_like(ratio, entropy),
-        behaviour_logprobs=behaviour,
+        proximal_logprobs=behaviour,
         rollout_logprobs=behaviour - torch.as_tensor(mismatch, dtype=torch.float64).log(),
         ref_logprobs=None if ref_minus_trainer is None else trainer.detach() + ref_minus_trainer,
         advantage=torch.as_tensor(advantage, dtype=torch.float64).expand_as(ratio),
@@ -107,7 +107,7 @@ def test_first_update_has_ratio_one_and_the_plain_policy_gradient(advantage):
 
 
 def test_a_far_ratio_stays_finite():
-    far = replace(inputs_of(1.0, advantage=-1), behaviour_logprobs=torch.tensor([-500.0], dtype=torch.float64))
+    far = replace(inputs_of(1.0, advantage=-1), proximal_logprobs=torch.tensor([-500.0], dtype=torch.float64))
     assert value(adrpo, far) == pytest.approx(math.exp(20))
 
 
@@ -177,7 +177,7 @@ def test_k3_is_never_negative(dtype, largest):
         entropy=zeros,
         truncated=zeros,
         sequence=torch.arange(2001),
-        behaviour_logprobs=trainer,
+        proximal_logprobs=trainer,
         rollout_logprobs=trainer,
         ref_logprobs=torch.linspace(-largest, largest, 2001, dtype=dtype),
         advantage=zeros,
@@ -373,7 +373,7 @@ def test_rows_of_a_batch_know_everything_but_the_policy():
     logprobs = torch.tensor([-0.5, -0.7], requires_grad=True)
     inputs = rows.inputs(logprobs, torch.zeros(2), slice(0, 2))
     assert inputs.trainer_logprobs is logprobs
-    assert torch.equal(inputs.behaviour_logprobs, logprobs) and not inputs.behaviour_logprobs.requires_grad
+    assert torch.equal(inputs.proximal_logprobs, logprobs) and not inputs.proximal_logprobs.requires_grad
     assert rows.inputs(logprobs[1:], torch.zeros(1), slice(1, 2)).rollout_logprobs.tolist() == [-2]
 
 
@@ -383,11 +383,11 @@ def test_several_updates_share_the_behaviour_of_the_first():
     policy = tiny_policy(0)
     before = policy(packed).logprobs
     update = Update(batches=[packed], num_real=1, num_tokens=2, num_sequences=1, ids=[""])
-    remember_behaviour(policy, [update], temperature=1.0)
+    remember_proximal(policy, [update], temperature=1.0)
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(2)
     rows = loss_rows(packed, torch.ones(2), None, temperature=1.0)
-    assert torch.equal(rows.behaviour_logprobs, before) and not torch.equal(policy(packed).logprobs, before)
+    assert torch.equal(rows.proximal_logprobs, before) and not torch.equal(policy(packed).logprobs, before)
 
 
 def test_shares_deal_every_tree_once():

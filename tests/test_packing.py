@@ -374,7 +374,7 @@ def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
 
     return Rows(
         scale=torch.rand(len(near), generator=source, dtype=torch.float64),
-        behaviour_logprobs=near + 0.3 * normal(),
+        proximal_logprobs=near + 0.3 * normal(),
         rollout_logprobs=near + 0.3 * normal(),
         ref_logprobs=near + 0.3 * normal(),
         advantage=normal() * (torch.rand(len(near), generator=source) > 0.3),

@@ -28,7 +28,7 @@ def test_the_loss_of_the_readme_runs(tmp_path):
     inputs = LossInputs(
         trainer_logprobs=logprobs,
         entropy=torch.zeros(2),
-        behaviour_logprobs=logprobs.detach(),
+        proximal_logprobs=logprobs.detach(),
         rollout_logprobs=logprobs.detach(),
         ref_logprobs=None,
         advantage=torch.tensor([1.0, -0.5]),

@@ -129,10 +129,10 @@ def test_the_price_follows_the_ratio_of_several_steps(setting):
 
 def test_a_stream_skips_to_other_sessions_and_can_be_moved_back(setting):
     _, stream = collector_of(setting, "{}")
-    before, there = [stream.task(slot).id for slot in range(4)], stream.position
+    before, there = [stream.task(slot).id for slot in range(4)], stream.state
     stream.skip()
     assert [stream.task(slot).id for slot in range(4)] != before
-    stream.move_to(there)
+    stream.load_state(there)
     assert [stream.task(slot).id for slot in range(4)] == before
 
 
@@ -174,7 +174,7 @@ def test_what_is_superseded_is_neither_shown_nor_found_where_the_config_says_so(
         prompts = replace(PROMPTS, entries_shown=5, include_superseded=included)
         here = replace(collector, prompts=prompts)
         stream = SessionStream(builds, embedder, prompts, 1, States.POLICY, seed=1)
-        stream.move_to(replace(stream.position, slots=(replace(stream.position.slots[0], bank=bank),)))
+        stream.load_state(replace(stream.state, slots=(replace(stream.state.slots[0], bank=bank),)))
         assert len(stream.task(0).shown[Agent.EPISODIC]) == shown
         (answer,) = here._answer([(bank, [question])])
         assert answer.accuracy == accuracy

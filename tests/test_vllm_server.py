@@ -29,7 +29,7 @@ from membuilder.embedding.remote import EndpointEmbedder
 from membuilder.errors import ChatError, ChatErrorKind, StoreError
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.records import key_of, read_records
-from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, Judgement, Strictness, answer, judge
+from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, AnswerVerdict, Strictness, answer, judge
 from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.client import ChatClient
 from membuilder.llm.endpoints import ChatConfig, EmbeddingConfig, EndpointConfig, Provider
@@ -232,7 +232,7 @@ def test_an_answer_and_a_judgement_come_back(server):
     text, judgement = run(config(server, max_tokens=200), use, usage)
     assert replies[0] and text == without_thoughts(replies[0])
     verdict = read_json(replies[-1], VERDICT_SCHEMA)
-    assert judgement == Judgement(correct=verdict["correct"], reason=verdict.get("reason", ""))
+    assert judgement == AnswerVerdict(correct=verdict["correct"], reason=verdict.get("reason", ""))
     assert usage.report()["judge"]["calls"] == len(replies) >= 2
 
 

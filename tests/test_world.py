@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from membuilder.errors import clear_errors
 from tests.forks import FORK, as_rank, free_port
 from trainer.distributed import heartbeat
 from trainer.distributed.process_group import World, start_accelerator
-from trainer.run_setup import clear_errors
 
 
 def one_rank(rank: int, hosts: tuple[str, ...], port: int, end: dict, folder: Path) -> None:
@@ -33,10 +33,10 @@ def one_rank(rank: int, hosts: tuple[str, ...], port: int, end: dict, folder: Pa
         with clear_errors("run"):
             together = World.of(start_accelerator(1.0))
             with together.watched():
-                together.meet()
+                together.barrier()
                 done = end.get(rank, lambda: False)()
                 while not done:
-                    together.meet()
+                    together.barrier()
             (folder / str(rank)).write_text("done")
     except SystemExit as stopped:
         (folder / str(rank)).write_text(str(stopped))
@@ -120,7 +120,7 @@ from torch.distributed import TCPStore
 from trainer.distributed import heartbeat
 store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
 heartbeat.PERIOD_SECONDS = 0.0
-kept = heartbeat.Pulse(run="r", rank=0, homes=[heartbeat.Home.here()])
+kept = heartbeat.Heartbeat(run="r", rank=0, homes=[heartbeat.Home.here()])
 heartbeat.time.sleep(0.1)
 """
     for _ in range(3):

@@ -17,13 +17,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from membuilder.errors import CheckpointError, ConfigError
+from membuilder.errors import CheckpointError, ConfigError, clear_errors
 from trainer.checkpoint import folders
 from trainer.checkpoint.checkpoints import MODEL
 from trainer.checkpoint.files import durable_rename, files_of, fsync_tree, write_all
 from trainer.checkpoint.folders import Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
-from trainer.run_setup import clear_errors
 
 SHARD_SIZE = "5GB"
 PREFIX = "model."

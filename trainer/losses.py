@@ -4,7 +4,7 @@ Every tensor is (M,): one value per completion token that carries loss, over all
 The caller scales each token by `LossConfig.aggregation` and sums, so a loss never averages by itself. A config names a
 loss by its function name here, or as `path/to/file.py:function`. The fused and the plain head call the same function.
 
-Letters: r = trainer / behaviour, A advantage, w attribution weight, sg() no gradient, T tokens of a completion.
+Letters: r = trainer / proximal, A advantage, w attribution weight, sg() no gradient, T tokens of a completion.
 """
 
 from collections.abc import Callable
@@ -57,9 +57,9 @@ class LossConfig:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     tis_cap: float | None = None
-    """Cap of the truncated importance weight behaviour / rollout of each token; null: no correction."""
+    """Cap of the truncated importance weight proximal / rollout of each token; null: no correction."""
     sequence_mask: list[float] | None = None
-    """[low, high]: completions whose geometric mean of behaviour / rollout lies outside carry no policy term."""
+    """[low, high]: completions whose geometric mean of proximal / rollout lies outside carry no policy term."""
 
     def __post_init__(self) -> None:
         high = self.clip if self.clip_high is None else self.clip_high
@@ -86,7 +86,7 @@ class LossInputs:
     """Under the policy being trained; with a gradient."""
     entropy: torch.Tensor
     """Of the policy being trained, over the whole vocabulary at this token; with a gradient."""
-    behaviour_logprobs: torch.Tensor
+    proximal_logprobs: torch.Tensor
     """Under the policy at the start of this batch's updates, as the trainer computes it."""
     rollout_logprobs: torch.Tensor
     """As the engine reported them when it sampled."""
@@ -163,7 +163,7 @@ def gspo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]
     In the token form s_t = sg(s) trainer / sg(trainer), whose value is s and whose gradient reaches each token.
     Published with `aggregation: sequence` and clips of 3e-4 and 4e-4.
     """
-    log_ratio = inputs.trainer_logprobs - inputs.behaviour_logprobs
+    log_ratio = inputs.trainer_logprobs - inputs.proximal_logprobs
     mean = sequence_mean(log_ratio.detach(), inputs.sequence)
     ratio = (mean + inputs.trainer_logprobs - inputs.trainer_logprobs.detach()).clamp(max=MAX_LOG_RATIO).exp()
     policy, metrics = _clip(ratio, inputs, config)
@@ -206,7 +206,7 @@ def clipped_objective(inputs: LossInputs, config: LossConfig) -> tuple[torch.Ten
 
 
 def _ratio(inputs: LossInputs) -> torch.Tensor:
-    return (inputs.trainer_logprobs - inputs.behaviour_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return (inputs.trainer_logprobs - inputs.proximal_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
@@ -224,10 +224,10 @@ def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[
 def mismatch_correction(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:
     """What a policy term is multiplied by because the engine, not the trainer, sampled its tokens; no gradient.
 
-    `tis_cap`: min(behaviour / rollout, cap) per token (Espeholt et al. 2018, arXiv 1802.01561). `sequence_mask`: 0 for
+    `tis_cap`: min(proximal / rollout, cap) per token (Espeholt et al. 2018, arXiv 1802.01561). `sequence_mask`: 0 for
     a completion whose geometric mean of that ratio leaves the band; a product would die with length.
     """
-    log_mismatch = (inputs.behaviour_logprobs - inputs.rollout_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_mismatch = (inputs.proximal_logprobs - inputs.rollout_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     correction = torch.ones_like(log_mismatch)
     if config.tis_cap is not None:
         metrics["sampling/importance_sampling_ratio/mean"] = log_mismatch.exp()

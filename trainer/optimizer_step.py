@@ -65,12 +65,12 @@ def micro_step(accelerator: Accelerator, policy, last: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def remember_behaviour(policy: Policy, updates: Sequence[Update], temperature: float) -> None:
+def remember_proximal(policy: Policy, updates: Sequence[Update], temperature: float) -> None:
     """Log-probs before the first of several updates, kept beside each batch's other values."""
     policy.eval()
     for update in updates:
         for packed in update.batches:
-            packed.values["behaviour_logprobs"] = policy(packed, temperature).logprobs
+            packed.values["proximal_logprobs"] = policy(packed, temperature).logprobs
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None
     """What the loss of a micro-batch needs besides the policy's own log-probs."""
     return Rows(
         scale=scale,
-        behaviour_logprobs=packed.values.get("behaviour_logprobs"),
+        proximal_logprobs=packed.values.get("proximal_logprobs"),
         rollout_logprobs=packed.values["rollout_logprobs"],
         ref_logprobs=None if reference is None else reference(packed, temperature).logprobs,
         advantage=packed.values["advantage"],

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from membuilder.config import load
-from membuilder.errors import ConfigError
+from membuilder.errors import ConfigError, clear_errors
 from trainer.data.corpus import Corpus
 from trainer.experience.evaluate import SystemResult
 from trainer.experience.systems import compare_baselines, judge_policy
 from trainer.pipeline import prepare, run_rl, run_sft
 from trainer.plots import plot_run
 from trainer.rl_config import RLConfig
-from trainer.run_setup import clear_errors, make_collector, make_engine
+from trainer.run_setup import make_collector, make_engine
 from trainer.sft_config import SFTConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from membuilder.config import parse_args
-from membuilder.errors import ConfigError
+from membuilder.errors import ConfigError, clear_errors
 from membuilder.progress import progress
 from rollout.tokens import load_tokenizer
 from trainer.batching.loss_rows import token_scale
@@ -27,12 +27,12 @@ from trainer.checkpoint.checkpoints import Best, Checkpoints
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.data.corpus import ExpertBuild, States, expert_builds
-from trainer.distributed.process_group import announce
+from trainer.distributed.process_group import log_setup
 from trainer.experience.collector import Collector
 from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.experience.parity import check_engine, check_shared, sample_sequences
-from trainer.experience.rollout_cache import Diary, Experience
-from trainer.experience.session_stream import Position, SessionStream
+from trainer.experience.rollout_cache import Experience, RolloutCache
+from trainer.experience.session_stream import SessionStream, StreamState
 from trainer.experience.systems import judge_policy
 from trainer.experience.training_batch import make_batch
 from trainer.logs.run_log import RunLog
@@ -41,20 +41,20 @@ from trainer.memory_estimate import dry_run
 from trainer.model.head import Objective
 from trainer.model.policy import Policy, load_model
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
-from trainer.optimizer_step import Skips, loss_rows, make_update, micro_step, named_weights, remember_behaviour, shares
+from trainer.optimizer_step import Skips, loss_rows, make_update, micro_step, named_weights, remember_proximal, shares
 from trainer.rl_config import RLConfig
-from trainer.run_setup import clear_errors, describe_run, frozen_copy, make_collector, make_engine, rl_builds, start_run
+from trainer.run_setup import describe_run, frozen_copy, make_collector, make_engine, rl_builds, start_run
 
 BEST = Best(metric="eval/accuracy", higher_is_better=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class RLProgress:
     """Where the loop stands, for a checkpoint."""
 
     step: int
-    stream: Position
-    steering: Position
+    stream: StreamState
+    steering: StreamState
     memory_ratio: float | None
     """Smoothed; None while nothing was measured."""
     best: float | None
@@ -80,7 +80,7 @@ def train(
     loss_function = resolve_loss(config.loss.name)
     model = policy.model
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
-    announce(accelerator, policy)
+    log_setup(accelerator, policy)
     if reference is not None:
         reference.to(accelerator.device)  # `prepare` moves the policy only
     slots = config.sessions_per_step
@@ -108,12 +108,12 @@ def train(
 
     checkpoints = Checkpoints.of(config, accelerator, world, model, collector.tokenizer)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
-    begun, anew = checkpoints.load(config.resume, Progress), config.resume == "never"
-    diary = Diary(Path(config.out) / "journal", world, checkpoints.settings, anew) if config.journal else None
+    begun, anew = checkpoints.load(config.resume, RLProgress), config.resume == "never"
+    cache = RolloutCache(Path(config.out) / "journal", world, checkpoints.settings, anew) if config.journal else None
     describe_run(config, accelerator)
     if begun is not None:
-        stream.move_to(begun.stream)
-        steering.move_to(begun.steering)
+        stream.load_state(begun.stream)
+        steering.load_state(begun.steering)
         collector.engine.load_weights(named_weights(accelerator, policy), version=begun.step)
     first, memory_ratio, best = (0, None, None) if begun is None else (begun.step, begun.memory_ratio, begun.best)
     log.drop_from(first)
@@ -121,8 +121,8 @@ def train(
     bar = progress(total=config.num_steps, initial=first, label="RL", unit="step", enabled=accelerator.is_main_process)
     for step in range(first, config.num_steps):
         clock = {"start": time.perf_counter()}
-        experience = collect(step) if diary is None else diary.recall(step, collect)
-        collector.engine.rest()
+        experience = collect(step) if cache is None else cache.cached_or_collect(step, collect)
+        collector.engine.sleep()
         scored = experience.scored
         memory_ratio = experience.steered.get("memory_ratio/smoothed", memory_ratio)
         if config.dense:
@@ -139,7 +139,7 @@ def train(
             for trees in shares(batch.trees, config.updates_per_step)
         ]
         if len(updates) > 1:
-            remember_behaviour(policy, updates, config.sampling.temperature)
+            remember_proximal(policy, updates, config.sampling.temperature)
         policy.train()
         norm = 0.0
         for update in updates:
@@ -160,10 +160,10 @@ def train(
                 for name, values in output.metrics.items():
                     sums[name] += counts * values.sum()
                 sums["entropy"] += counts * output.head.entropy.sum()
-                behaviour = output.head.logprobs if rows.behaviour_logprobs is None else rows.behaviour_logprobs
-                sums["sampling/logp_difference/mean"] += counts * (behaviour - rows.rollout_logprobs).abs().sum()
+                proximal = output.head.logprobs if rows.proximal_logprobs is None else rows.proximal_logprobs
+                sums["sampling/logp_difference/mean"] += counts * (proximal - rows.rollout_logprobs).abs().sum()
             norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
-            if skips.count(float(norm), update.ids):
+            if skips.should_skip(float(norm), update.ids):
                 log.log_skipped(step, update.ids)
             else:
                 optimizer.step()
@@ -192,17 +192,17 @@ def train(
         stopped, beaten = stop.asked, BEST.is_beaten(best, evaluated.get(BEST.metric))
         best = evaluated[BEST.metric] if beaten else best
         if stopped or beaten or (step + 1) % config.save_every == 0:
-            here = Progress(
+            here = RLProgress(
                 step=step + 1,
-                stream=stream.position,
-                steering=steering.position,
+                stream=stream.state,
+                steering=steering.state,
                 memory_ratio=memory_ratio,
                 best=best,
                 wandb_run_id=wandb_run_id,
             )
             checkpoints.save(step + 1, here, config.keep_last, evaluated, BEST)
-            if diary is not None:
-                diary.forget(step + 1)
+            if cache is not None:
+                cache.forget(step + 1)
         if stopped:
             raise interrupted(step)
         shown = {name: f"{seen[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in seen}

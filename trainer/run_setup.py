@@ -2,8 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from membuilder.config import dump
 from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.types import Dialogue
 from reward.judges import load_judge
@@ -36,15 +35,6 @@ from trainer.model.tiny_model import build_model, train_tokenizer
 
 if TYPE_CHECKING:
     from trainer.rl_config import RLConfig
-
-
-@contextmanager
-def clear_errors(program: str) -> Iterator[None]:
-    """Ours end a program with their message alone; anything else is a fault of ours and keeps its traceback."""
-    try:
-        yield
-    except MemBuilderError as error:
-        raise SystemExit(f"{program}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

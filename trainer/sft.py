@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from membuilder.config import parse_args
-from membuilder.errors import ConfigError
+from membuilder.errors import ConfigError, clear_errors
 from membuilder.progress import progress
 from rollout.tokens import load_tokenizer
 from trainer.batching.loss_rows import supervised_rows
@@ -30,7 +30,7 @@ from trainer.data.corpus import ExpertBuild, expert_builds, load_corpus, sft_bui
 from trainer.data.prepared import prepared_trees
 from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
 from trainer.data.truncation import LengthCounts
-from trainer.distributed.process_group import World, announce
+from trainer.distributed.process_group import World, log_setup
 from trainer.experience.parity import check_shared
 from trainer.logs.run_log import RunLog
 from trainer.losses import LossConfig, cross_entropy
@@ -39,7 +39,7 @@ from trainer.model.head import Objective
 from trainer.model.policy import Policy, load_model
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import Skips, make_update, micro_step
-from trainer.run_setup import Run, clear_errors, describe_run, make_policy_model, start_run
+from trainer.run_setup import Run, describe_run, make_policy_model, start_run
 from trainer.sft_config import SFTConfig
 
 BEST = Best(metric="sft/val_loss", higher_is_better=False)
@@ -76,7 +76,7 @@ def _told(config: SFTConfig, accelerator: Accelerator, trees: list[Node], counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class SFTProgress:
     """Where the loop stands, for a checkpoint."""
 
     step: int
@@ -91,13 +91,15 @@ def train(
     training, validation = split_sessions(trees, config.validation_share, config.seed)
     policy = Policy(model)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
-    announce(accelerator, policy)
+    log_setup(accelerator, policy)
     check_shared(policy, smallest_group(training), 1.0, config.shared_bound, config.max_tokens, world)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
     checkpoints = Checkpoints.of(config, accelerator, world, model, tokenizer)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
-    begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best_validation_loss=None, wandb_run_id=None)
+    begun = checkpoints.load(config.resume, SFTProgress) or SFTProgress(
+        step=0, best_validation_loss=None, wandb_run_id=None
+    )
     describe_run(config, accelerator)
     best = begun.best_validation_loss
     log.drop_from(begun.step)
@@ -113,7 +115,7 @@ def train(
         set_learning_rate(optimizer, rate)
         loss = _backward(config, policy, chosen, accelerator, world)
         norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
-        if skips.count(float(norm), [tree.id for tree in chosen]):
+        if skips.should_skip(float(norm), [tree.id for tree in chosen]):
             log.log_skipped(step, [tree.id for tree in chosen])
         else:
             optimizer.step()
@@ -128,7 +130,7 @@ def train(
         log.log(metrics, step)
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
-            here = Progress(step=step + 1, best_validation_loss=best, wandb_run_id=wandb_run_id)
+            here = SFTProgress(step=step + 1, best_validation_loss=best, wandb_run_id=wandb_run_id)
             checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
         if stopped:
             raise interrupted(step)

@@ -38,7 +38,7 @@ EMBED_AHEAD_TURNS = 48
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class AgentAnswer:
     """One agent's answer, before anything is applied."""
 
     text: str | None
@@ -49,14 +49,14 @@ class Reply:
     asked_at: datetime | None = None
 
 
-Ask = Callable[[Session, Bank, Shown], Awaitable[dict[Agent, Reply]]]
+Ask = Callable[[Session, Bank, Shown], Awaitable[dict[Agent, AgentAnswer]]]
 
 
 def chat_agents(model: ChatModel, prompts: PromptConfig) -> Ask:
     """The four agents as four prompts to one model, asked at once. A ChatError that is not the model's fault is raised, after all
     have ended: an outage must not pass for an answer."""
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, Reply]:
+    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, AgentAnswer]:
         calls = [_ask_agent(model, prompts, agent, session, bank, shown) for agent in Agent]
         replies = await asyncio.gather(*calls, return_exceptions=True)
         for reply in replies:
@@ -70,12 +70,12 @@ def chat_agents(model: ChatModel, prompts: PromptConfig) -> Ask:
 def rule_agents(prompts: PromptConfig) -> Ask:
     """The offline expert in the place of a model; its operations are rendered as a model would have written them."""
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, Reply]:
+    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, AgentAnswer]:
         asked_at, began = datetime.now(UTC), time.perf_counter()
         updates, num_turns = propose(session, bank, shown), len(session.turns)
         seconds = (time.perf_counter() - began) / len(Agent)
         return {
-            agent: Reply(
+            agent: AgentAnswer(
                 text=render(update, agent, num_turns, shown[agent], prompts.response_format),
                 update=update,
                 seconds=seconds,
@@ -199,7 +199,7 @@ class _WithStored:
 
 async def _ask_agent(
     model: ChatModel, prompts: PromptConfig, agent: Agent, session: Session, bank: Bank, shown: Shown
-) -> Reply:
+) -> AgentAnswer:
     asked_at, began = datetime.now(UTC), time.perf_counter()
     prompt = render_prompt(agent, session, bank, shown[agent], prompts)
     num_turns = len(session.turns)
@@ -211,16 +211,16 @@ async def _ask_agent(
         if not error.models_fault:
             raise
         reason = Reason(kind=f"chat_{error.kind}", detail=str(error))
-        return Reply(text=None, chat_failure=reason, seconds=time.perf_counter() - began, asked_at=asked_at)
+        return AgentAnswer(text=None, chat_failure=reason, seconds=time.perf_counter() - began, asked_at=asked_at)
     update = parse(text, agent, num_turns, prompts.response_format)
-    return Reply(text=text, update=update, seconds=time.perf_counter() - began, asked_at=asked_at)
+    return AgentAnswer(text=text, update=update, seconds=time.perf_counter() - began, asked_at=asked_at)
 
 
 def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
     return embedder.embed(texts) if texts else np.empty((0, embedder.dimension), dtype=np.float32)
 
 
-def _answers(replies: Mapping[Agent, Reply], result: SessionResult, shown: Shown) -> dict[Agent, Answer]:
+def _answers(replies: Mapping[Agent, AgentAnswer], result: SessionResult, shown: Shown) -> dict[Agent, Answer]:
     answers = {}
     for agent, reply in replies.items():
         failure = reply.chat_failure

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from membuilder.building.builder import Ask, Builder, chat_agents, rule_agents
 from membuilder.building.config import RULES, BuildConfig, Keys, ModelConfig
 from membuilder.building.stores import Job, build_stores
-from membuilder.embedding import options
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.options import embedder_of
 from membuilder.errors import ConfigError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.cost_flags import Account
@@ -67,7 +67,7 @@ async def build_all(
     thread for each store that is whole."""
     async with AsyncExitStack() as stack:
         ask = await stack.enter_async_context(open_agents(config, role, keys, account))
-        embedder = stack.enter_context(options.opened(config.embedder(keys), account))
+        embedder = stack.enter_context(embedder_of(config.embedder(keys), account))
         builder = Builder(ask=ask, embedder=embedder, prompts=config.prompts)
         stack.callback(builder.close)
         jobs = [

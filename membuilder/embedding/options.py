@@ -106,7 +106,7 @@ class EmbedderOptions:
     """Of a local model. What goes into a store stays in float32: it must not depend on the machine that goes on with it."""
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_embedder_flags(parser: argparse.ArgumentParser) -> None:
     flags = parser.add_argument_group("embeddings")
     flags.add_argument(
         "--embedding-model", metavar="MODEL", help="folder or hub name of a sentence-transformers model; else MiniLM"
@@ -119,7 +119,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def opened(options: EmbedderOptions, account: Account) -> Iterator[TextEmbedder]:
+def embedder_of(options: EmbedderOptions, account: Account) -> Iterator[TextEmbedder]:
     """A hub's model has no cache on disk: nobody can take a fingerprint of its files. Raises ConfigError or ChatError."""
     if options.provider is not None:
         server = (options.provider, options.base_url, options.api_key)

@@ -11,14 +11,14 @@ from datetime import datetime
 from typing import Any
 
 from membuilder.errors import ChatError, ConfigError
-from membuilder.evaluation.records import JUDGES, Verdict
+from membuilder.evaluation.records import JUDGES, StoredVerdict
 from membuilder.evaluation.systems import Ranking
 from membuilder.llm.endpoints import PriceConfig
 from membuilder.types import Question
 
 Answer = Callable[[Question, Ranking, datetime], Awaitable[str | None]]
 """(question, what was found, date of the last session) -> the answer; None: the call failed, which is no answer."""
-Judge = Callable[[str, Question, str], Awaitable[Verdict]]
+Judge = Callable[[str, Question, str], Awaitable[StoredVerdict]]
 """(strict or lenient, question, answer) -> verdict; raises only where no call can succeed any more."""
 
 
@@ -88,8 +88,8 @@ async def open_roles(
                     raise
                 return None
 
-        async def grade(name: str, question: Question, answer: str) -> Verdict:
+        async def grade(name: str, question: Question, answer: str) -> StoredVerdict:
             judgement = await judge_answer(question, answer, Strictness(name), judging, past_cache)
-            return Verdict(correct=judgement.correct, reason=judgement.reason)
+            return StoredVerdict(correct=judgement.correct, reason=judgement.reason)
 
         yield Roles(answer=ask, judge=grade, prompts=prompt_hashes())

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from membuilder.embedding import options
-from membuilder.embedding.options import EmbedderOptions, Precision, best_precision
+from membuilder.embedding.options import EmbedderOptions, Precision, add_embedder_flags, best_precision
 from membuilder.errors import ConfigError
 from membuilder.evaluation.answerer import ModelOptions
 from membuilder.evaluation.records import JUDGES
@@ -55,7 +54,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below",
     )
-    options.add_flags(parser)
+    add_embedder_flags(parser)
     cost_flags.add_flags(parser)
 
 

@@ -63,7 +63,7 @@ _KEPT: dict[str, type | tuple[type, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class StoredVerdict:
     correct: bool | None
     """None: it could not be judged."""
     reason: str
@@ -72,7 +72,7 @@ class Verdict:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
     text: str
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    verdicts: Mapping[str, StoredVerdict] = field(default_factory=dict)
     """By judge, of those that apply to the question."""
 
 

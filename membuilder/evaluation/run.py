@@ -16,6 +16,7 @@ from typing import Any
 
 from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, open_writer, reading_of
 from membuilder.evaluation.answer_questions import Case, ask_all
 from membuilder.evaluation.answerer import Roles, open_roles
@@ -64,7 +65,7 @@ def run(options: Options) -> int:
         settings = settings_of(options, path, dialogues)
         was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
         account = Account(usage=usage, prices=options.prices, answers=cache)
-        embedder = opened.enter_context(options.opened(options.embedder, account))
+        embedder = opened.enter_context(embedder_of(options.embedder, account))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
         told = asyncio.run(
             _ask_models(

@@ -46,7 +46,7 @@ class Strictness(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
+class AnswerVerdict:
     correct: bool | None
     """None: unjudged. It belongs in no mean."""
     reason: str
@@ -81,7 +81,7 @@ async def judge(
     strictness: Strictness,
     model: ChatModel,
     again: ChatModel | None = None,
-) -> Judgement:
+) -> AnswerVerdict:
     """Whether the answer is right. A reply that is cut short, declines or is not the JSON asked for is asked for again,
     JUDGE_ATTEMPTS times in all; then the answer stays unjudged.
 
@@ -89,7 +89,7 @@ async def judge(
     which would repeat the replies of an earlier run. Raises ChatError only where no call can succeed any more (`fatal`).
     """
     if question.answerable and not (question.answer or "").strip():
-        return Judgement(correct=None, reason="the question has no gold answer to compare with")
+        return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")
     prompt = judge_prompt(question, answer_text, strictness)
     messages = [_user(prompt)]
     problem = ""
@@ -100,7 +100,7 @@ async def judge(
             if error.kind not in _ANOTHER_TRY:
                 if error.fatal:
                     raise
-                return Judgement(correct=None, reason=f"judge failed: {error}")
+                return AnswerVerdict(correct=None, reason=f"judge failed: {error}")
             problem = str(error)
             messages = [_user(f"{prompt}\n{_SHORT}")]  # another request: a temperature of 0 would repeat the same one
             continue
@@ -111,8 +111,8 @@ async def judge(
             # the longer conversation is another request, so neither a cache nor a temperature of 0 repeats the reply
             messages += [{"role": "assistant", "content": reply}, _user(_again(problem))]
             continue
-        return Judgement(correct=verdict["correct"], reason=verdict.get("reason", ""))
-    return Judgement(correct=None, reason=f"no verdict in {JUDGE_ATTEMPTS} replies: {problem}")
+        return AnswerVerdict(correct=verdict["correct"], reason=verdict.get("reason", ""))
+    return AnswerVerdict(correct=None, reason=f"no verdict in {JUDGE_ATTEMPTS} replies: {problem}")
 
 
 def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -> str:

@@ -22,7 +22,7 @@ from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Message, Role, sendable
 from membuilder.llm.endpoints import NO_KEY, Address, ChatConfig, EndpointConfig, PriceConfig, Provider, chat_address
 from membuilder.llm.response_cache import AnswerCache, content_key
-from membuilder.llm.responses import Reply, read_chat, read_model_names, read_tokens
+from membuilder.llm.responses import ChatResponse, read_chat, read_model_names, read_tokens
 from membuilder.llm.retries import retrying, status_error
 from membuilder.llm.usage import Usage
 
@@ -233,7 +233,7 @@ class ChatClient:
         stored = self._cache.get(key)
         if stored is not None:
             self._usage.add_cached(self._role)
-            return Reply(**stored).text
+            return ChatResponse(**stored).text
         reply = await self._ask(messages, schema, self._config.endpoint.max_attempts)
         self._cache.put(key, asdict(reply))
         return reply.text
@@ -247,7 +247,7 @@ class ChatClient:
             if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
                 raise
 
-    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> Reply:
+    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> ChatResponse:
         body = self._body(messages)
         name = None if schema is None else content_key(schema=schema)
         if name is None or self._plain or name in self._refused_schemas:
@@ -274,7 +274,7 @@ class ChatClient:
             what = "JSON schemas" if self._plain else "one of the JSON schemas"
             _log.warning("%s refuses %s; asking without, and answers may not parse: %s", self._role, what, refusal)
 
-    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> Reply:
+    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> ChatResponse:
         return await self._connection.post("/chat/completions", body, read_chat, max_attempts)
 
     def _body(self, messages: Sequence[Message]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 usage = Usage()
 with open_account(given, usage) as account:  # given: parsed flags, `add_flags` among them
     ...
-tell_usage(path, "membuilder.build", usage, is_whole=True)
+write_usage(path, "membuilder.build", usage, is_whole=True)
 """
 
 import argparse
@@ -67,7 +67,7 @@ def open_account(given: argparse.Namespace, usage: Usage) -> Iterator[Account]:
         yield Account(usage=usage, prices=prices(given), answers=answers)
 
 
-def tell_usage(path: Path, command: str, usage: Usage, is_whole: bool) -> None:
+def write_usage(path: Path, command: str, usage: Usage, is_whole: bool) -> None:
     """Prints what a run used and adds it to `path` as a line: a build that was stopped has several, and cost their sum.
 
     A run in which nobody answered adds none.

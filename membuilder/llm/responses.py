@@ -8,13 +8,13 @@ from membuilder.llm.usage import Tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class ChatResponse:
     text: str
     model: str | None
     """The model the server says has answered, such as a dated version of the one asked for."""
 
 
-def read_chat(payload: object) -> Reply:
+def read_chat(payload: object) -> ChatResponse:
     """The text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT."""
     match payload:
         case {"choices": [{"message": {} as message, **choice}, *_]}:
@@ -33,7 +33,7 @@ def read_chat(payload: object) -> Reply:
     if not _encodes(content):
         raise ChatError(ChatErrorKind.NO_TEXT, f"the answer holds half a surrogate pair: {content[:200]!r}")
     model = payload.get("model")
-    return Reply(text=content, model=model if isinstance(model, str) else None)
+    return ChatResponse(text=content, model=model if isinstance(model, str) else None)
 
 
 def read_tokens(payload: object) -> Tokens | None:

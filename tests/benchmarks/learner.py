@@ -97,7 +97,7 @@ def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], Loss
     zeros = torch.zeros_like(packed.values["advantage"])
     rows = Rows(
         scale=torch.full_like(zeros, 1 / len(zeros)),
-        behaviour_logprobs=None,
+        proximal_logprobs=None,
         rollout_logprobs=zeros,
         ref_logprobs=None,
         advantage=packed.values["advantage"],

@@ -26,7 +26,7 @@ def test_a_resting_engine_frees_memory_and_wakes_with_the_new_weights(tmp_path):
         greedy = SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=8)
         before = engine.generate([[5, 6, 7]], 1, greedy, seed=0)[0][0].token_ids
         awake = torch.cuda.mem_get_info()[0]
-        engine.rest()
+        engine.sleep()
         assert torch.cuda.mem_get_info()[0] - awake > 0.2 * torch.cuda.mem_get_info()[1]  # most of the share is cache
         with pytest.raises(MemBuilderError, match="asleep"):
             engine.generate([[5, 6, 7]], 1, greedy, seed=0)

@@ -13,8 +13,8 @@ class Rows:
 
     scale: torch.Tensor
     """What the token's loss is multiplied by: `token_scale`, times the number of ranks where their mean is taken."""
-    behaviour_logprobs: torch.Tensor | None
-    """None where one update consumes the samples: the log-probs of this very pass, detached, are the behaviour's."""
+    proximal_logprobs: torch.Tensor | None
+    """None where one update consumes the samples: the log-probs of this very pass, detached, are the proximal's."""
     rollout_logprobs: torch.Tensor
     ref_logprobs: torch.Tensor | None
     advantage: torch.Tensor
@@ -24,11 +24,11 @@ class Rows:
 
     def inputs(self, logprobs: torch.Tensor, entropy: torch.Tensor, chunk: slice) -> LossInputs:
         """What the loss gets for some of the rows, given their log-probs and entropies."""
-        behaviour, reference = self.behaviour_logprobs, self.ref_logprobs
+        proximal, reference = self.proximal_logprobs, self.ref_logprobs
         return LossInputs(
             trainer_logprobs=logprobs,
             entropy=entropy,
-            behaviour_logprobs=logprobs.detach() if behaviour is None else behaviour[chunk],
+            proximal_logprobs=logprobs.detach() if proximal is None else proximal[chunk],
             rollout_logprobs=self.rollout_logprobs[chunk],
             ref_logprobs=None if reference is None else reference[chunk],
             advantage=self.advantage[chunk],
@@ -46,7 +46,7 @@ def supervised_rows(sequence: torch.Tensor, num_tokens: float) -> Rows:
     )
     return Rows(
         scale=ones / num_tokens,
-        behaviour_logprobs=None,
+        proximal_logprobs=None,
         rollout_logprobs=zeros,
         ref_logprobs=None,
         advantage=ones,

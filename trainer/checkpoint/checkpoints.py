@@ -26,7 +26,7 @@ from trainer.checkpoint.folders import WRITE_ERRORS
 from trainer.checkpoint.run_settings import check_settings, resolved, settings_of
 from trainer.distributed.process_group import World, zero_stage
 
-Progress = TypeVar("Progress")
+LoopProgress = TypeVar("LoopProgress")
 
 MODEL = "model"
 
@@ -68,7 +68,7 @@ class Checkpoints:
             model_files=files_of(model.config, model.generation_config, tokenizer),
         )
 
-    def load(self, resume: str, kind: type[Progress]) -> Progress | None:
+    def load(self, resume: str, kind: type[LoopProgress]) -> LoopProgress | None:
         """Put model, optimizer and random states back; returns the loop's place, or None to start anew."""
         folder = None
         if self.world.rank == 0:
@@ -98,8 +98,8 @@ class Checkpoints:
                 write_file(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
 
         meta = {"settings": self.settings, "config": self.config, best.metric: metrics.get(best.metric)}
-        folders = [f"state/{MODEL_NAME}"] if deepspeed else []
-        folder = folders.write(self.root, step, fill, meta, self.world.rank == 0, self.world.gather, folders)
+        whole_folders = [f"state/{MODEL_NAME}"] if deepspeed else []
+        folder = folders.write(self.root, step, fill, meta, self.world.rank == 0, self.world.gather, whole_folders)
         if self.world.rank == 0:
             folders.prune(self.root, keep_last, folders.best_step(self.root, best.metric, best.higher_is_better))
         return folder

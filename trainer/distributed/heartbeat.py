@@ -55,7 +55,7 @@ class Home:
         return f"process {self.pid} on {self.host}"
 
 
-class Pulse:
+class Heartbeat:
     """This process's number in the store, and a look at the others'."""
 
     def __init__(self, run: str, rank: int, homes: Sequence[Home]) -> None:
@@ -64,10 +64,10 @@ class Pulse:
         self._address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         # A connection of its own: the process group's is busy while a collective is being set up.
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=ANSWER)
-        self._store = PrefixStore(f"pulse {run}", store)
+        self._store = PrefixStore(f"heartbeat {run}", store)
         self._reason: str | None = None
         self._guarding, self._ended = Event(), Event()
-        self._thread = Thread(target=self._live, name="pulse", daemon=True)
+        self._thread = Thread(target=self._live, name="heartbeat", daemon=True)
         self._thread.start()
         atexit.register(self._stop)
 
@@ -87,7 +87,7 @@ class Pulse:
         self._ended.set()
         self._thread.join()
 
-    def tell(self, reason: str) -> None:
+    def record_failure(self, reason: str) -> None:
         """Write down for all why the run ends; the first reason stays."""
         try:
             self._store.compare_set("reason", "", reason)

@@ -21,7 +21,7 @@ from torch import distributed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from membuilder.errors import ConfigError, RankError
-from trainer.distributed.heartbeat import Home, Pulse
+from trainer.distributed.heartbeat import Heartbeat, Home
 
 Value = TypeVar("Value")
 
@@ -76,7 +76,7 @@ def zero_stage(accelerator: Accelerator) -> int | None:
     return accelerator.state.deepspeed_plugin.zero_stage
 
 
-def announce(accelerator: Accelerator, policy) -> None:
+def log_setup(accelerator: Accelerator, policy) -> None:
     """Say what a prepared policy really runs on: launchers are known to start one process and say nothing."""
     stage = zero_stage(accelerator)
     if accelerator.num_processes == 1 and stage is None:
@@ -93,7 +93,7 @@ class World:
     """Gloo, also beside NCCL: only gloo can tell which process is missing."""
     home: Home | None = None
     patience: timedelta = PATIENCE
-    pulse: Pulse | None = None
+    heartbeat: Heartbeat | None = None
 
     @classmethod
     def of(cls, accelerator: Accelerator, patience: timedelta = PATIENCE) -> "World":
@@ -103,10 +103,10 @@ class World:
         world = cls(rank=accelerator.process_index, size=accelerator.num_processes, group=group, patience=patience)
         born = world.gather((Home.here(), uuid.uuid4().hex))
         homes = [home for home, _ in born]
-        pulse = Pulse(run=born[0][1], rank=world.rank, homes=homes)
-        return replace(world, home=homes[world.rank], pulse=pulse)
+        heartbeat = Heartbeat(run=born[0][1], rank=world.rank, homes=homes)
+        return replace(world, home=homes[world.rank], heartbeat=heartbeat)
 
-    def share(self, costs: Sequence[float]) -> list[int]:
+    def shard(self, costs: Sequence[float]) -> list[int]:
         """This process's items of a list in which item i is estimated to cost costs[i]."""
         return deal(costs, self.size)[self.rank]
 
@@ -114,17 +114,17 @@ class World:
         """Everybody's value, in the order of ranks."""
         if self.size == 1:
             return [value]
-        self.meet()
+        self.barrier()
         values: list = [None] * self.size
         distributed.all_gather_object(values, value, group=self.group)
         return values
 
-    def together(self, mine: Sequence[int], values: Sequence[Value]) -> list[Value]:
-        """Results of dealt items, everybody's, in the order of the items. `mine`: what `share` gave."""
+    def gather_in_order(self, mine: Sequence[int], values: Sequence[Value]) -> list[Value]:
+        """Results of dealt items, everybody's, in the order of the items. `mine`: what `shard` gave."""
         gathered = [pair for pairs in self.gather(list(zip(mine, values, strict=True))) for pair in pairs]
         return [value for _, value in sorted(gathered, key=lambda pair: pair[0])]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for everybody."""
         if self.size > 1:
             distributed.monitored_barrier(self.group, timeout=self.patience, wait_all_ranks=True)
@@ -134,25 +134,25 @@ class World:
         """Around everything that talks to other processes: RankError names one that is gone, on this host or another."""
         with ExitStack() as stack:
             stack.push(self._leave)
-            if self.pulse is not None:
-                self.pulse.guard()
+            if self.heartbeat is not None:
+                self.heartbeat.guard()
             try:
                 yield
             except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
-                gone = None if self.pulse is None else self.pulse.find()
+                gone = None if self.heartbeat is None else self.heartbeat.find()
                 if gone is None:
                     raise
-                self.pulse.tell(gone)
-                raise self.pulse.error(gone) from error
+                self.heartbeat.record_failure(gone)
+                raise self.heartbeat.error(gone) from error
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         """A process that fails by itself lets the others name it."""
-        if self.pulse is None:
+        if self.heartbeat is None:
             return
         if error is not None and not isinstance(error, RankError):
             first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
-            self.pulse.tell(f"rank {self.rank} failed on {self.home.host} ({first_line})")
-        self.pulse.end()
+            self.heartbeat.record_failure(f"rank {self.rank} failed on {self.home.host} ({first_line})")
+        self.heartbeat.end()
 
 
 def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:

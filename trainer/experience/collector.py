@@ -47,7 +47,7 @@ class Collector:
 
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
         """Each session of the stream's slots: G rollouts from one bank, asked the session's questions."""
-        mine = self.world.share(stream.costs())
+        mine = self.world.shard(stream.costs())
         groups = self._sample([stream.task(slot) for slot in mine], self.num_rollouts, seed)
         banks, expert_tokens = [], []
         for slot, group in zip(mine, groups, strict=True):
@@ -61,7 +61,7 @@ class Collector:
             score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, reward)
             for group, expert in zip(groups, expert_tokens, strict=True)
         ]
-        return self.world.together(mine, scored)
+        return self.world.gather_in_order(mine, scored)
 
     def greedy_memory_ratio(self, stream: SessionStream) -> float:
         """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's in the same ones.
@@ -69,7 +69,7 @@ class Collector:
         Where the expert wrote nothing it is 1 for writing nothing too, else infinite. The same sessions on both sides
         (and not the mean a length is priced by) take a quarter off the noise: both write more where more is told.
         """
-        mine = self.world.share(stream.costs())
+        mine = self.world.shard(stream.costs())
         groups = sample_groups(
             [stream.task(slot) for slot in mine], self.engine, self.tokenizer, self.prompts, self.greedy, 1, seed=0
         )
@@ -81,7 +81,7 @@ class Collector:
             written = sum(self.count_tokens(sample.written) for sample in asked.values())
             expert = build.steps[session].result.written
             lengths.append((written, sum(self.count_tokens(expert[agent]) for agent in asked)))
-        written, expert = (sum(column) for column in zip(*self.world.together(mine, lengths), strict=True))
+        written, expert = (sum(column) for column in zip(*self.world.gather_in_order(mine, lengths), strict=True))
         if expert == 0:
             return math.inf if written else 1.0
         return written / expert
@@ -96,9 +96,9 @@ class Collector:
                 f"{len(builds)} to train on: lower sessions_per_step, or give more dialogues (data.num_train, data.path)"
             )
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
-        mine = self.world.share([len(build.steps) for build in chosen])
+        mine = self.world.shard([len(build.steps) for build in chosen])
         reward = replace(self.reward, length_weight=length_weight)
-        scored = self.world.together(mine, [self._dialogue(chosen[k], reward, seed + k) for k in mine])
+        scored = self.world.gather_in_order(mine, [self._dialogue(chosen[k], reward, seed + k) for k in mine])
         return [group for groups in scored for group in groups]
 
     def _dialogue(self, build: ExpertBuild, reward: RewardConfig, seed: int) -> list[ScoredGroup]:

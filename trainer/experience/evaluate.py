@@ -12,7 +12,7 @@ from trainer.experience.collector import Collector
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Built:
+class BuiltBanks:
     """Per dialogue the final bank of one system, how often it answered, and how many of its answers were usable."""
 
     banks: list[Bank]
@@ -49,7 +49,7 @@ class SystemResult:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> Built:
+def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> BuiltBanks:
     """Greedy decoding, all dialogues side by side, each session from the bank the policy itself built."""
     banks = [Bank()] * len(dialogues)
     num_outputs, num_valid, num_too_long = ([0] * len(dialogues) for _ in range(3))
@@ -67,7 +67,7 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
             num_outputs[position] += len(answered)
             num_valid[position] += sum(sample.failure is None for sample in answered)
             num_too_long[position] += len(rollout.samples) - len(answered)
-    return Built(banks=banks, num_outputs=num_outputs, num_valid=num_valid, num_too_long=num_too_long)
+    return BuiltBanks(banks=banks, num_outputs=num_outputs, num_valid=num_valid, num_too_long=num_too_long)
 
 
 def _task(dialogue: Dialogue, index: int, bank: Bank, collector: Collector) -> Task:
@@ -77,7 +77,7 @@ def _task(dialogue: Dialogue, index: int, bank: Bank, collector: Collector) -> T
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tally:
+class DialogueScores:
     """What the questions found in one dialogue's final bank."""
 
     verdicts: list[float]
@@ -89,7 +89,7 @@ class Tally:
     num_too_long: int
 
 
-def tally(dialogues: Sequence[Dialogue], built: Built, collector: Collector) -> list[Tally]:
+def tally(dialogues: Sequence[Dialogue], built: BuiltBanks, collector: Collector) -> list[DialogueScores]:
     """Put every answerable question with evidence to the final banks."""
     tasks = [
         (bank, [question for question in dialogue.questions if question.answerable and question.evidence])
@@ -99,7 +99,7 @@ def tally(dialogues: Sequence[Dialogue], built: Built, collector: Collector) -> 
         tasks, collector.embedder, collector.judge, collector.reward.top_k, collector.prompts.include_superseded
     )
     return [
-        Tally(
+        DialogueScores(
             verdicts=[verdict.correct for verdict in answer.verdicts if verdict.correct is not None],
             recalls=_recalls(task, answer),
             memory_tokens=collector.count_tokens(task[0].memory_text()),
@@ -113,7 +113,7 @@ def tally(dialogues: Sequence[Dialogue], built: Built, collector: Collector) -> 
     ]
 
 
-def summarize(tallies: Sequence[Tally]) -> SystemResult:
+def summarize(tallies: Sequence[DialogueScores]) -> SystemResult:
     verdicts = [verdict for each in tallies for verdict in each.verdicts]
     recalls = [recall for each in tallies for recall in each.recalls]
     num_outputs = sum(each.num_outputs for each in tallies)
@@ -140,7 +140,7 @@ def _sources(bank: Bank, retrieval) -> set[str]:
     return {turn for entry in retrieval.entries for turn in entry.source_turns}.union(bank.core_sources)
 
 
-def baseline_built(dialogues: Sequence[Dialogue], banks: Sequence[Bank]) -> Built:
+def baseline_built(dialogues: Sequence[Dialogue], banks: Sequence[Bank]) -> BuiltBanks:
     """Banks made without a model: nothing can be ill-formed."""
     counts = [len(dialogue.sessions) * len(Agent) for dialogue in dialogues]
-    return Built(banks=list(banks), num_outputs=counts, num_valid=counts, num_too_long=[0] * len(counts))
+    return BuiltBanks(banks=list(banks), num_outputs=counts, num_valid=counts, num_too_long=[0] * len(counts))

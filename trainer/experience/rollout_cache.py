@@ -115,7 +115,7 @@ def _label(step: int) -> str:
     return f"journal of step {step}"
 
 
-class Diary:
+class RolloutCache:
     """The journal as a loop uses it: one process reads and writes, all get what it holds."""
 
     def __init__(self, root: Path, world: World, settings: Mapping, anew: bool) -> None:
@@ -124,7 +124,7 @@ class Diary:
         if world.rank == 0:
             begin(root, settings, anew)
 
-    def recall(self, step: int, collect: Callable[[int], Experience]) -> Experience:
+    def cached_or_collect(self, step: int, collect: Callable[[int], Experience]) -> Experience:
         """The step's experience: as written down, else collected and written down."""
         main = self._world.rank == 0
         found = self._world.gather(read(self._root, step) if main else None)[0]

@@ -29,7 +29,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
+class StreamState:
     """Where a stream stands."""
 
     taken: int
@@ -38,7 +38,7 @@ class Position:
 
 
 class SessionStream:
-    """Endless tasks, a function of (builds, seed, what was advanced): `position` is all a checkpoint needs.
+    """Endless tasks, a function of (builds, seed, what was advanced): `state` is all a checkpoint needs.
 
     Every process of a run holds the same stream and samples its share of the slots.
     """
@@ -69,10 +69,10 @@ class SessionStream:
         return Slot(dialogue=dialogue, session=session, bank=steps[session].bank_before)
 
     @property
-    def position(self) -> Position:
-        return Position(taken=self._taken, slots=tuple(self._slots))
+    def state(self) -> StreamState:
+        return StreamState(taken=self._taken, slots=tuple(self._slots))
 
-    def move_to(self, position: Position) -> None:
+    def load_state(self, position: StreamState) -> None:
         """Go on from where a stream of the same builds and seed stood."""
         self._taken, self._slots, self._tasks = position.taken, list(position.slots), {}
 

@@ -7,7 +7,7 @@ from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue, Turn
 from trainer.data.corpus import ExpertBuild
 from trainer.experience.collector import Collector
-from trainer.experience.evaluate import Built, SystemResult, baseline_built, build_with_policy, summarize, tally
+from trainer.experience.evaluate import BuiltBanks, SystemResult, baseline_built, build_with_policy, summarize, tally
 
 
 def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> dict[str, SystemResult]:
@@ -45,13 +45,13 @@ def judge_policy(held_out: Sequence[ExpertBuild], collector: Collector, name: st
 
 
 def judge_built(
-    held_out: Sequence[ExpertBuild], make: Callable[[list[ExpertBuild]], Built], collector: Collector
+    held_out: Sequence[ExpertBuild], make: Callable[[list[ExpertBuild]], BuiltBanks], collector: Collector
 ) -> SystemResult:
     """Each process builds and judges its share of the dialogues; all get the result over all."""
-    mine = collector.world.share([len(build.steps) for build in held_out])
+    mine = collector.world.shard([len(build.steps) for build in held_out])
     builds = [held_out[index] for index in mine]
     tallies = tally(_dialogues(builds), make(builds), collector)
-    return summarize(collector.world.together(mine, tallies))
+    return summarize(collector.world.gather_in_order(mine, tallies))
 
 
 def _dialogues(builds: Sequence[ExpertBuild]) -> list[Dialogue]:

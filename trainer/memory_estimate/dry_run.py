@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from membuilder.config import load
+from membuilder.errors import clear_errors
 from membuilder.types import Agent
 from trainer.memory_estimate.advice import advise, largest_micro_batch
 from trainer.memory_estimate.estimate import (
@@ -27,7 +28,6 @@ from trainer.memory_estimate.estimate import (
     parameter_sizes,
     session_tokens,
 )
-from trainer.run_setup import clear_errors
 
 
 @dataclass(frozen=True, kw_only=True)
