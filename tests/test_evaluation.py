@@ -23,7 +23,7 @@ from membuilder.evaluation.answer_questions import Case, ask_all
 from membuilder.evaluation.answerer import Roles
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.options import command_line, parse
-from membuilder.evaluation.records import Answered, Verdict, read_records, record_of
+from membuilder.evaluation.records import Answered, StoredVerdict, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
 from membuilder.evaluation.systems import (
     Item,
@@ -265,7 +265,9 @@ def record(question: Question, ranking: Ranking = NOTHING_FOUND, answered: Answe
 
 def judged(text: str, strict: bool | None, lenient: bool | None) -> Answered:
     verdicts = {"strict": strict, "lenient": lenient}
-    return Answered(text=text, verdicts={name: Verdict(correct=each, reason="") for name, each in verdicts.items()})
+    return Answered(
+        text=text, verdicts={name: StoredVerdict(correct=each, reason="") for name, each in verdicts.items()}
+    )
 
 
 def found(*turns: str) -> Ranking:
@@ -366,7 +368,7 @@ def roles(answer=None, verdict: bool | None = True) -> Roles:
         return answer(question) if answer else "Miso"
 
     async def grade(name, question, text):
-        return Verdict(correct=verdict, reason=name)
+        return StoredVerdict(correct=verdict, reason=name)
 
     return Roles(answer=say, judge=grade)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import membuilder
 from membuilder import eval as command
 from membuilder.bank.store import reading
 from membuilder.config import dump
 from membuilder.errors import ConfigError
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.records import read_records
+from membuilder.schemes.four_agents import prompts
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.types import Agent
@@ -37,7 +37,7 @@ def test_a_model_builds_and_answers_under_the_same_questions_as_every_other_syst
     first = read_records(tmp_path / "out" / "answers.jsonl")[0]
     assert first["retrieved"][0]["text"] == "[2024-03-15] Ann: My cat is called Miso." and first["answer"] == "Miso"
     told = found["run"]
-    full = Path(membuilder.__file__).parent / "templates" / "full"
+    full = Path(prompts.__file__).parent / "templates" / "full"
     for name in ("core", "episodic", "turn"):
         assert told["prompts"][f"full/{name}"] == hashlib.sha256((full / f"{name}.txt").read_bytes()).hexdigest()
     assert {"answer", "judge_strict", "judge_lenient"} < told["prompts"].keys()

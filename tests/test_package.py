@@ -24,7 +24,7 @@ def packed(monkeypatch) -> set[str]:
 
 
 def test_a_wheel_holds_every_template_and_every_module(packed):
-    wanted = [path for path in (ROOT / "membuilder" / "templates").rglob("*") if path.is_file()]
+    wanted = [path for path in (ROOT / "membuilder").glob("**/templates/**/*") if path.is_file()]
     for package in ("membuilder", "rollout", "reward", "trainer"):
         wanted += (ROOT / package).rglob("*.py")
     assert len(wanted) > 100

@@ -112,7 +112,7 @@ class Skips:
     limit: int
     in_a_row: int = 0
 
-    def count(self, norm: float, ids: Sequence[str]) -> bool:
+    def should_skip(self, norm: float, ids: Sequence[str]) -> bool:
         """Whether an update with this gradient norm is left out. DivergedError when more than `limit` were, in a row."""
         if math.isfinite(norm):
             self.in_a_row = 0

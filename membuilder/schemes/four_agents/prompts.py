@@ -22,7 +22,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 @dataclass(kw_only=True)
 class PromptConfig:
     template_set: str = "full"
-    """Folder under membuilder/templates: `full` or `compact`."""
+    """Folder beside this file under templates: `full` or `compact`."""
     response_format: ResponseFormat = ResponseFormat.OPERATIONS
     entries_shown: int = 20
     """Entries of its own kind an agent sees, the most related first."""
