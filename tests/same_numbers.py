@@ -29,7 +29,7 @@ SFT = [
 ]  # fmt: skip
 RL = [
     "trainer.rl", "--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=5",
-    "sessions_per_step=3", "num_rollouts=6", "updates_per_step=2", "parity_every=2", "eval_every=5", "journal=true",
+    "sessions_per_step=3", "num_rollouts=6", "updates_per_step=2", "parity_every=2", "eval_every=4", "journal=true",
     "prompts.entries_shown=3", "sampling.max_tokens=16",
 ]  # fmt: skip
 RUNS = {
