@@ -1,0 +1,4 @@
+"""Sequences that share prompts become prefix trees, packed rows of tokens, and the rows that carry loss.
+
+`packing.py` is the only place that shifts tokens to their targets. Nothing here knows a model.
+"""
