@@ -11,14 +11,15 @@ import pytest
 
 from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
-from membuilder.generate.facts import DATED, TOPICS
+from membuilder.generate.library import load_library
 from membuilder.generate.phrasing import capitalise
 from membuilder.generate.times import FUTURE, PAST, month_name, resolve
 from membuilder.generate.topics import SLOT
-from membuilder.generate.transient import TRANSIENT
-from membuilder.generate.values import COMMON, NAMES, pool
 
 REPO = Path(__file__).parents[1]
+LIBRARY = load_library()
+TOPICS, VALUES = LIBRARY.topics, LIBRARY.values
+NAMES, COMMON, pool = VALUES.names, VALUES.common, VALUES.pool
 TRAIN = generate(50, seed=0, split="train")
 HELDOUT = generate(50, seed=0, split="heldout")
 BOTH = TRAIN + HELDOUT
@@ -147,13 +148,13 @@ def test_pools_outlast_two_people_who_tell_every_topic():
 
 def test_wording_is_varied():
     assert all(len(set(stage)) >= 8 for topic in TOPICS for stage in topic.stages)
-    assert len(set(TRANSIENT)) >= 80
+    assert len(set(LIBRARY.chatter.statements)) >= 80
     words = Counter(re.findall(r"[a-z']+", text_of(BOTH).lower()))
     assert 1500 <= len(words) <= 2800
 
 
 def test_every_dated_template_has_a_time():
-    assert all("{past}" in text or "{future}" in text for topic in DATED for text in topic.stages[0])
+    assert all("{past}" in text or "{future}" in text for topic in LIBRARY.dated for text in topic.stages[0])
 
 
 def test_evidence_exists_and_its_speaker_is_named_in_the_question():

@@ -2,35 +2,37 @@
 
     generate(num_dialogues=2, seed=0, split="train")[1].id == "gen-train-0-1"
 
-About a third of the turns tell something lasting that a question may ask about; the rest is small talk. What a turn is
-shows in its own words. People and other names of the two splits are disjoint; templates are shared.
+About a third of the turns tell something lasting that a question may ask about; the rest is small talk. Only the words
+of a turn show which of the two it is. People and other names of the two splits are disjoint; texts are shared.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from membuilder.errors import ConfigError
 from membuilder.generate.facts import Fact, Room, plan_facts
+from membuilder.generate.library import TEXT_FOLDER, Library, load_library
 from membuilder.generate.questions import (
     UNANSWERABLE_PER_ANSWERABLE,
     answerable_questions,
     finish,
     unanswerable_questions,
 )
-from membuilder.generate.talk import SmallTalk
-from membuilder.generate.values import Split, Supply
+from membuilder.generate.supply import Supply
+from membuilder.generate.talk import NUM_FRIENDS, SmallTalk
+from membuilder.generate.topics import Split
 from membuilder.types import Dialogue, Session, Turn
 
 MAX_SESSIONS = 24
 """Beyond this the subjects two people can talk about run out."""
 MIN_TURNS = 8
 TURNS_SPREAD = 2
-"""A session has up to this many turns more or fewer than asked for."""
+"""A session may have this many turns more or fewer than were asked for."""
 NUM_EDGE_TURNS = 2
-"""Turns of greeting, and turns of goodbye."""
-NUM_FRIENDS = 4
+"""A session begins with this many turns of greeting and ends with as many of goodbye."""
 FIRST_DAY = datetime(2022, 1, 3)
 
 
@@ -47,29 +49,41 @@ class Shape:
         return (self.starter + turn) % 2
 
     def free_turns(self, speaker: int) -> list[int]:
-        """Positions of a speaker's turns between greeting and goodbye."""
+        """The positions of a speaker's turns between greeting and goodbye."""
         return [t for t in range(NUM_EDGE_TURNS, self.num_turns - NUM_EDGE_TURNS) if self.speaker(t) == speaker]
 
 
 def generate(
-    num_dialogues: int, seed: int, split: Split, num_sessions: int = 6, turns_per_session: int = 14
+    num_dialogues: int,
+    seed: int,
+    split: Split,
+    num_sessions: int = 6,
+    turns_per_session: int = 14,
+    text_folder: Path = TEXT_FOLDER,
 ) -> list[Dialogue]:
-    """Dialogue i depends on (seed, split, i) and the two sizes alone; raises ConfigError for sizes out of range."""
+    """Dialogue i depends on (seed, split, i), the two sizes and the texts alone.
+
+    Raises ConfigError for sizes out of range and DataError for a text folder with a fault.
+    """
     if split not in ("train", "heldout"):
         raise ConfigError(f"split is {split!r}; use 'train' or 'heldout'")
     if not 1 <= num_sessions <= MAX_SESSIONS:
         raise ConfigError(f"num_sessions is {num_sessions}; use 1 to {MAX_SESSIONS}")
     if turns_per_session < MIN_TURNS:
         raise ConfigError(f"turns_per_session is {turns_per_session}; use {MIN_TURNS} or more")
-    return [_dialogue(seed, split, index, num_sessions, turns_per_session) for index in range(num_dialogues)]
+    library = load_library(text_folder)
+    return [_dialogue(library, seed, split, index, num_sessions, turns_per_session) for index in range(num_dialogues)]
 
 
-def _dialogue(seed: int, split: Split, index: int, num_sessions: int, turns_per_session: int) -> Dialogue:
+def _dialogue(
+    library: Library, seed: int, split: Split, index: int, num_sessions: int, turns_per_session: int
+) -> Dialogue:
     dialogue_id = f"gen-{split}-{seed}-{index}"
     rng = random.Random(dialogue_id)
-    supply = Supply(rng, split)
+    supply = Supply(rng, library.values, split)
     speakers = supply.draw("first"), supply.draw("first")
-    talk = SmallTalk(rng, [supply.draw("first") for _ in range(NUM_FRIENDS)])
+    friends = [supply.draw("first") for _ in range(NUM_FRIENDS)]
+    talk = SmallTalk(rng, library.chatter, library.domains, friends)
     shapes = _shapes(rng, num_sessions, turns_per_session)
     days = [shape.timestamp.date() for shape in shapes]
 
@@ -79,7 +93,7 @@ def _dialogue(seed: int, split: Split, index: int, num_sessions: int, turns_per_
         num_turns=[shape.num_turns for shape in shapes],
     )
     used_subjects: tuple[set[str], set[str]] = (set(), set())
-    facts = plan_facts(rng, supply, room, days[-1], used_subjects)
+    facts = plan_facts(rng, library, supply, room, days[-1], used_subjects)
 
     sessions = []
     turn_ids: dict[tuple[int, int], tuple[str, ...]] = {}
@@ -93,7 +107,7 @@ def _dialogue(seed: int, split: Split, index: int, num_sessions: int, turns_per_
 
     drafts = answerable_questions(rng, facts, speakers, days, turn_ids)
     count = round(UNANSWERABLE_PER_ANSWERABLE * len(drafts))
-    drafts += unanswerable_questions(rng, supply, speakers, used_subjects, days[-1], count)
+    drafts += unanswerable_questions(rng, library, supply, speakers, used_subjects, days[-1], count)
     asked_at = shapes[-1].timestamp + timedelta(days=rng.randint(2, 20))
     return Dialogue(
         id=dialogue_id,
@@ -121,7 +135,7 @@ def _shapes(rng: random.Random, num_sessions: int, turns_per_session: int) -> li
 def _place(
     rng: random.Random, shape: Shape, facts: Sequence[Fact], session: int
 ) -> dict[tuple[int, int], tuple[int, ...]]:
-    """(fact, stage) -> positions of its turns, for the stages told in this session; parts of a stage stay in a row."""
+    """Maps (fact, stage) to the positions of its turns; two parts of a stage take two turns in a row of one speaker."""
     placed = {}
     for speaker in (0, 1):
         free = shape.free_turns(speaker)

@@ -5,32 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from membuilder.generate.belongings import BELONGINGS
-from membuilder.generate.changes_body import CHANGES_BODY
-from membuilder.generate.changes_home import CHANGES_HOME
-from membuilder.generate.changes_leisure import CHANGES_LEISURE
-from membuilder.generate.events import EVENTS
-from membuilder.generate.family import FAMILY
-from membuilder.generate.lasting import LASTING
+from membuilder.generate.library import Library
 from membuilder.generate.phrasing import tell
-from membuilder.generate.plans import PLANS
-from membuilder.generate.procedures import PROCEDURES
+from membuilder.generate.supply import Supply
 from membuilder.generate.times import draw_phrase, month_name
 from membuilder.generate.topics import SLOT, Topic
-from membuilder.generate.values import Supply
-
-CHANGES = CHANGES_HOME + CHANGES_LEISURE + CHANGES_BODY
-DATED = EVENTS + PLANS
-PLAIN = LASTING + BELONGINGS + FAMILY
-TOPICS = CHANGES + PROCEDURES + DATED + PLAIN
 
 FACT_SHARE = 0.33
-"""Of the turns of a session, those that tell a fact."""
+"""Share of the turns of a session that tell a fact."""
 FIRST_SPEAKER_SHARE = 0.65
+"""Share of the facts that the first speaker tells."""
 CHANGES_PER_FACT_TURN = 0.21
 PROCEDURES_PER_FACT_TURN = 0.075
 DATED_PER_FACT_TURN = 0.19
-"""Facts of a kind, as a share of the turns that tell facts; plain facts fill the rest."""
+"""Facts of a kind for each turn that tells a fact; plain facts fill the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,21 +34,21 @@ class Stage:
 class Fact:
     topic: Topic
     owner: int
-    """Index of the speaker who tells it, about themselves."""
+    """Index of the speaker who tells it; it is about this speaker."""
     values: dict[str, str]
     stages: tuple[Stage, ...]
 
 
 class Room:
-    """Turns of each session still free for facts, in total and per speaker."""
+    """The turns of each session that are still free for facts, in total and per speaker."""
 
     def __init__(self, rng: random.Random, free_turns: Sequence[tuple[int, int]], num_turns: Sequence[int]):
         self._total = [int(FACT_SHARE * count + rng.random()) for count in num_turns]
-        # One turn of each speaker stays for small talk, save in the shortest sessions.
+        # Except in the shortest sessions, one turn of each speaker stays for small talk.
         self._own = [[max(own - 1, 1) for own in pair] for pair in free_turns]
 
     def sessions(self, owner: int, num_turns: int) -> list[int]:
-        """Sessions where this speaker can tell a stage of `num_turns` turns."""
+        """The sessions where this speaker can tell a stage of `num_turns` turns."""
         return [s for s in range(len(self._total)) if min(self._total[s], self._own[s][owner]) >= num_turns]
 
     def take(self, session: int, owner: int, num_turns: int) -> None:
@@ -73,40 +61,48 @@ class Room:
 
 
 def months_after(rng: random.Random, day: date) -> dict[str, str]:
-    """Two months after the dialogue, so that a plan is never overtaken; the second is the later one."""
+    """Two months after the dialogue, the second after the first: a plan of the dialogue always lies in its future."""
     near, far = rng.randint(1, 3), rng.randint(4, 6)
     return {"month": month_name(day, near).split()[0], "month2": month_name(day, far).split()[0]}
 
 
 def draw_values(topic: Topic, supply: Supply, months: dict[str, str]) -> dict[str, str]:
-    reserved = {"past", "future", "date", "name"}
-    slots = [slot for slot in topic.slots() if slot not in reserved]
+    slots = [slot for slot in topic.slots() if slot not in ("past", "future")]
     return {slot: months[slot] if slot in months else supply.draw(slot) for slot in slots}
 
 
 def plan_facts(
-    rng: random.Random, supply: Supply, room: Room, last_day: date, used_subjects: tuple[set[str], set[str]]
+    rng: random.Random,
+    library: Library,
+    supply: Supply,
+    room: Room,
+    last_day: date,
+    used_subjects: tuple[set[str], set[str]],
 ) -> list[Fact]:
     """Facts that fill `room`; the subjects each speaker talks about are added to `used_subjects`."""
     facts: list[Fact] = []
     months = months_after(rng, last_day)
 
     def add(topics: Sequence[Topic], owner: int) -> bool:
-        fact = _tell(rng, supply, room, months, _unused(topics, used_subjects[owner]), owner)
+        unused = [topic for topic in topics if topic.subject not in used_subjects[owner]]
+        fact = _tell(rng, library.chatter.leads, supply, room, months, unused, owner)
         if fact is None:
             return False
-        used_subjects[owner].add(fact.topic.subject_key)
+        used_subjects[owner].add(fact.topic.subject)
         facts.append(fact)
         return True
 
     num_turns = room.num_fact_turns
-    shares = (CHANGES, CHANGES_PER_FACT_TURN), (PROCEDURES, PROCEDURES_PER_FACT_TURN), (DATED, DATED_PER_FACT_TURN)
-    for topics, share in shares:
+    for topics, share in (
+        (library.changes, CHANGES_PER_FACT_TURN),
+        (library.procedures, PROCEDURES_PER_FACT_TURN),
+        (library.dated, DATED_PER_FACT_TURN),
+    ):
         for _ in range(int(share * num_turns + rng.random())):
             add(topics, _draw_owner(rng))
     while room.num_fact_turns:
         owner = _draw_owner(rng)
-        if not add(PLAIN, owner) and not add(PLAIN, 1 - owner):
+        if not add(library.plain, owner) and not add(library.plain, 1 - owner):
             break
     return facts
 
@@ -115,14 +111,16 @@ def _draw_owner(rng: random.Random) -> int:
     return 0 if rng.random() < FIRST_SPEAKER_SHARE else 1
 
 
-def _unused(topics: Sequence[Topic], used: set[str]) -> list[Topic]:
-    return [topic for topic in topics if topic.subject_key not in used]
-
-
 def _tell(
-    rng: random.Random, supply: Supply, room: Room, months: dict[str, str], topics: list[Topic], owner: int
+    rng: random.Random,
+    leads: Sequence[str],
+    supply: Supply,
+    room: Room,
+    months: dict[str, str],
+    topics: list[Topic],
+    owner: int,
 ) -> Fact | None:
-    """One of the topics told by `owner` in sessions with room, or None where there is none."""
+    """One of the topics, told by `owner` in sessions with room for it; None where there is no topic or no room."""
     if not topics:
         return None
     topic = rng.choice(topics)
@@ -134,12 +132,12 @@ def _tell(
     values = draw_values(topic, supply, months)
     stages = []
     for session, template in zip(sorted(rng.sample(sessions, len(templates))), templates, strict=True):
-        stages.append(_stage(rng, template, values, session))
+        stages.append(_stage(rng, leads, template, values, session))
         room.take(session, owner, len(stages[-1].texts))
     return Fact(topic=topic, owner=owner, values=values, stages=tuple(stages))
 
 
-def _stage(rng: random.Random, template: str, values: dict[str, str], session: int) -> Stage:
+def _stage(rng: random.Random, leads: Sequence[str], template: str, values: dict[str, str], session: int) -> Stage:
     times = {slot: draw_phrase(rng, slot) for slot in SLOT.findall(template) if slot in ("past", "future")}
-    texts = tuple(tell(rng, part, values | times) for part in template.split("|"))
+    texts = tuple(tell(rng, part, values | times, leads) for part in template.split("|"))
     return Stage(session=session, texts=texts, phrase=next(iter(times.values()), None))

@@ -1,25 +1,21 @@
-"""A template made into a sentence, the same way for facts and for small talk."""
+"""How a template becomes a sentence, the same way for facts and for small talk."""
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 MAX_WORDS = 18
 LEAD_SHARE = 0.3
-LEADS = (
-    "By the way,", "You know what?", "Oh, and", "Honestly,", "Well,", "So,", "Actually,", "Funny thing,", "Right,",
-    "I meant to say,", "Listen,", "To be fair,", "Oh,", "Let me tell you,", "Anyway,", "Hmm,", "Just so you know,",
-)  # fmt: skip
 
 _SENTENCE_START = re.compile(r"(^|[.?!] )([a-z])")
 
 
-def tell(rng: random.Random, template: str, values: Mapping[str, str]) -> str:
+def tell(rng: random.Random, template: str, values: Mapping[str, str], leads: Sequence[str]) -> str:
     """The filled template, sometimes with a lead in front where the turn stays short."""
     plain = capitalise(template.format_map(values))
     if rng.random() > LEAD_SHARE:
         return plain
-    lead = rng.choice(LEADS)
+    lead = rng.choice(leads)
     led = capitalise(f"{lead} {_mid_sentence(template)}".format_map(values))
     return led if len(led.split()) <= MAX_WORDS else plain
 
@@ -30,6 +26,6 @@ def capitalise(text: str) -> str:
 
 
 def _mid_sentence(template: str) -> str:
-    """Lower-case first word, save where it is a slot (a value has its own case), `I` or a title."""
+    """The template with a lower-case first word, unless that is a slot (a value has its own case), `I` or a title."""
     keeps_case = template.startswith("{") or template.split()[0] in ("I", "Dr")
     return template if keeps_case else template[0].lower() + template[1:]

@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from membuilder.generate.facts import DATED, PLAIN, PROCEDURES, Fact, draw_values, months_after
+from membuilder.generate.facts import Fact, draw_values, months_after
+from membuilder.generate.library import Library
+from membuilder.generate.supply import Supply
 from membuilder.generate.times import resolve
-from membuilder.generate.topics import Ask
-from membuilder.generate.values import Supply
+from membuilder.generate.topics import QuestionTemplate
 from membuilder.types import Question
 
-SECOND_ASK_CHANGE = 0.5
-SECOND_ASK_OTHER = 0.25
+SECOND_QUESTION_CHANGE = 0.5
+SECOND_QUESTION_OTHER = 0.25
+"""Chance that a fact that changed, or another fact, is asked about twice."""
 UNANSWERABLE_PER_ANSWERABLE = 0.11
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """A question before its dialogue numbers and dates it."""
+    """A question that has no id and no date yet."""
 
     text: str
     answer: str | None
@@ -33,17 +35,20 @@ def answerable_questions(
     days: Sequence[date],
     turn_ids: dict[tuple[int, int], tuple[str, ...]],
 ) -> list[Draft]:
-    """Questions with evidence, in the order of its last session; `turn_ids` maps (fact, stage) to the turns told."""
+    """Questions with evidence, in the order of the session that completes it.
+
+    `turn_ids` maps (fact, stage) to the turns that tell it.
+    """
     asked = []
     for index, fact in enumerate(facts):
-        for ask in _choose_asks(rng, fact):
-            told = fact.stages[ask.stages[-1]]
-            when = {"date": resolve(told.phrase, days[told.session])} if ask.needs_date else {}
+        for question in _choose(rng, fact):
+            told = fact.stages[question.stages[-1]]
+            when = {"date": resolve(told.phrase, days[told.session])} if question.needs_date else {}
             draft = Draft(
-                text=rng.choice(ask.texts).format_map(fact.values | {"name": speakers[fact.owner]}),
-                answer=ask.answer.format_map(fact.values | when),
-                category=ask.category,
-                evidence=tuple(turn_id for stage in ask.stages for turn_id in turn_ids[index, stage]),
+                text=rng.choice(question.texts).format_map(fact.values | {"name": speakers[fact.owner]}),
+                answer=question.answer.format_map(fact.values | when),
+                category=question.category,
+                evidence=tuple(turn_id for stage in question.stages for turn_id in turn_ids[index, stage]),
             )
             asked.append((told.session, draft))
     return [draft for _, draft in sorted(asked, key=lambda pair: pair[0])]
@@ -51,38 +56,40 @@ def answerable_questions(
 
 def unanswerable_questions(
     rng: random.Random,
+    library: Library,
     supply: Supply,
     speakers: tuple[str, str],
     used_subjects: tuple[set[str], set[str]],
     last_day: date,
     count: int,
 ) -> list[Draft]:
-    """Questions on subjects that the person asked about never mentions; fewer than `count` once subjects run out."""
+    """Questions on subjects that the person asked about never mentions; fewer than `count` if subjects run out."""
     drafts = []
+    told_once = library.plain + library.dated + library.procedures
     for _ in range(count):
         owner = rng.randrange(2)
-        topics = [t for t in PLAIN + DATED + PROCEDURES if t.subject_key not in used_subjects[owner]]
+        topics = [topic for topic in told_once if topic.subject not in used_subjects[owner]]
         if not topics:
             continue
         topic = rng.choice(topics)
-        used_subjects[owner].add(topic.subject_key)
+        used_subjects[owner].add(topic.subject)
         values = draw_values(topic, supply, months_after(rng, last_day)) | {"name": speakers[owner]}
-        text = rng.choice(rng.choice(topic.asks).texts).format_map(values)
+        text = rng.choice(rng.choice(topic.questions).texts).format_map(values)
         drafts.append(Draft(text=text, answer=None, category="unanswerable", evidence=()))
     return drafts
 
 
-def _choose_asks(rng: random.Random, fact: Fact) -> list[Ask]:
-    """One question on a fact, its defining kind first, and sometimes a second one."""
-    asks = [ask for ask in fact.topic.asks if not ask.needs_date or fact.stages[ask.stages[0]].phrase is not None]
+def _choose(rng: random.Random, fact: Fact) -> list[QuestionTemplate]:
+    """One question of the kind that a fact was told for (its change, its date), and sometimes a second one."""
+    possible = [q for q in fact.topic.questions if not q.needs_date or fact.stages[q.stages[0]].phrase is not None]
     is_change = len(fact.stages) > 1
     if is_change:
-        defining = [ask for ask in asks if ask.category in ("knowledge-update", "multi-session")]
+        defining = [question for question in possible if question.category in ("knowledge-update", "multi-session")]
     else:
-        defining = [ask for ask in asks if ask.needs_date] or asks
+        defining = [question for question in possible if question.needs_date] or possible
     first = rng.choice(defining)
-    rest = [ask for ask in asks if ask is not first]
-    if rest and rng.random() < (SECOND_ASK_CHANGE if is_change else SECOND_ASK_OTHER):
+    rest = [question for question in possible if question is not first]
+    if rest and rng.random() < (SECOND_QUESTION_CHANGE if is_change else SECOND_QUESTION_OTHER):
         return [first, rng.choice(rest)]
     return [first]
 

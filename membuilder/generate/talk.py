@@ -1,13 +1,13 @@
-"""The turns around the facts: small talk that reacts, asks, or tells of things that pass."""
+"""The turns around the facts: small talk reacts, asks, or tells of things that pass."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from membuilder.generate import chatter
 from membuilder.generate.phrasing import MAX_WORDS, capitalise, tell
-from membuilder.generate.replies import PROMPTS, REACTIONS_TO
-from membuilder.generate.topics import SLOT
-from membuilder.generate.transient import TRANSIENT
+from membuilder.generate.topics import SLOT, Chatter, Domain
+
+NUM_FRIENDS = 4
+"""Acquaintances that the small talk of a dialogue may name."""
 
 
 class Deck:
@@ -24,44 +24,45 @@ class Deck:
 
 
 class SmallTalk:
-    """Chatter of one dialogue; `friends` are the acquaintances it may name."""
+    """The small talk of one dialogue; `friends` are the acquaintances it may name."""
 
-    def __init__(self, rng: random.Random, friends: Sequence[str]):
-        self._rng = rng
-        self._slots = chatter.CHATTER_SLOTS | {"friend": friends}
+    def __init__(self, rng: random.Random, chatter: Chatter, domains: Mapping[str, Domain], friends: Sequence[str]):
+        self._rng, self._chatter, self._domains = rng, chatter, domains
+        self._slots = chatter.slots | {"friend": friends}
         self._decks: dict[str, Deck] = {}
         self._statement_last = False
 
     def greeting(self, other: str) -> str:
-        return self._deal("greetings", chatter.GREETINGS, other)
+        return self._deal("greetings", self._chatter.greetings, other)
 
     def reply(self, other: str) -> str:
-        return self._deal("replies", chatter.REPLIES, other)
+        return self._deal("replies", self._chatter.replies, other)
 
     def goodbye(self, other: str) -> str:
-        return self._deal("goodbyes", chatter.GOODBYES, other)
+        return self._deal("goodbyes", self._chatter.goodbyes, other)
 
     def farewell(self, other: str) -> str:
-        return self._deal("farewells", chatter.FAREWELLS, other)
+        return self._deal("farewells", self._chatter.farewells, other)
 
     def filler(self, domain_before: str | None, domain_after: str | None) -> str:
         """A turn between two others; the domains are those of the facts they tell, if they tell one."""
         after_statement, self._statement_last = self._statement_last and domain_before is None, False
         chance = self._rng.random()
         if domain_after is not None and chance < 0.25:
-            return self._deal(f"prompts {domain_after}", PROMPTS[domain_after])
+            return self._deal(f"prompts {domain_after}", self._domains[domain_after].prompts)
         if domain_before is not None and chance < 0.55:
-            return self._and_statement(self._deal(f"reactions {domain_before}", REACTIONS_TO[domain_before]))
+            reaction = self._deal(f"reactions {domain_before}", self._domains[domain_before].reactions)
+            return self._and_statement(reaction)
         if after_statement and chance < 0.4:
-            return self._and_statement(self._deal("reactions", chatter.REACTIONS))
+            return self._and_statement(self._deal("reactions", self._chatter.reactions))
         if chance > 0.9:
-            return self._deal("questions", chatter.QUESTIONS)
+            return self._deal("questions", self._chatter.questions)
         return self._statement()
 
     def _statement(self) -> str:
         self._statement_last = True
-        template = self._template("transient", TRANSIENT)
-        return tell(self._rng, template, self._values(template, ""))
+        template = self._template("statements", self._chatter.statements)
+        return tell(self._rng, template, self._values(template, ""), self._chatter.leads)
 
     def _and_statement(self, reaction: str) -> str:
         if self._rng.random() < 0.6:

@@ -12,7 +12,7 @@ MONTHS = (
 
 
 def day_name(day: date) -> str:
-    """7 May 2023; spelled out here because strftime follows the locale."""
+    """A day as 7 May 2023, spelled out here because strftime follows the locale."""
     return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
 
 

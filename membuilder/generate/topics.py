@@ -1,70 +1,98 @@
-"""What people can talk about, as data: a topic has one or two stages (told in different sessions) and its questions.
+"""The records of the data files: topics with their questions, small talk, and the values that fill slots.
 
-A stage is a set of interchangeable templates. `|` in a template parts it into two turns of the same speaker. Slots name
-a pool of values.py (`{city}`, `{city2}`), a time phrase (`{past}`, `{future}`), or a month after the dialogue
-(`{month}`). In a question `{name}` is the person, in an answer `{date}` is what the stage's time phrase means.
+A slot such as `{city2}` in a text is filled from a pool of values, here `city`; the digit tells two slots of one pool
+apart. The comments on top of the data files say which other slots there are.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Split = Literal["train", "heldout"]
+
+Text = Annotated[str, Meta(pattern=r"\S")]
+Texts = Annotated[tuple[Text, ...], Meta(min_length=1)]
 
 SLOT = re.compile(r"\{(\w+)\}")
+STAGES = ("first", "later")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    category: str
-    stages: tuple[int, ...]
-    """Whose turns are the evidence."""
-    texts: tuple[str, ...]
-    answer: str
+def pool_of(slot: str) -> str:
+    return slot.rstrip("0123456789")
+
+
+def slots_of(texts: Iterable[str]) -> set[str]:
+    return {slot for text in texts for slot in SLOT.findall(text)}
+
+
+class QuestionTemplate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    category: Literal["single-session", "multi-session", "knowledge-update", "temporal", "procedural"]
+    texts: Texts
+    answer: Text
+    evidence: Annotated[tuple[Literal["first", "later"], ...], Meta(min_length=1)] = ("first",)
+    """The stages whose turns prove the answer."""
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return tuple(STAGES.index(stage) for stage in self.evidence)
 
     @property
     def needs_date(self) -> bool:
         return "{date}" in self.answer
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Topic:
-    name: str
-    domain: str
+class Topic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    domain: Text
     """Chooses the other speaker's prompts and reactions."""
-    stages: tuple[tuple[str, ...], ...]
-    asks: tuple[Ask, ...]
-    subject: str | None = None
-    """Topics of one subject would blur each other's questions, so a person gets one of them; None: its own name."""
+    subject: Text
+    """Topics of one subject would blur each other's questions, so a person gets one of them."""
+    first: Texts
+    """Interchangeable texts; `|` parts a text into two turns of the same speaker."""
+    later: Texts | None = None
+    """Texts for a later session, in which the fact has changed."""
+    questions: Annotated[tuple[QuestionTemplate, ...], Meta(min_length=1)]
 
     @property
-    def subject_key(self) -> str:
-        return self.subject or self.name
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        return (self.first,) if self.later is None else (self.first, self.later)
 
     def slots(self) -> tuple[str, ...]:
-        """Every slot of the topic, sorted."""
-        texts = [text for stage in self.stages for text in stage]
-        texts += [text for ask in self.asks for text in (*ask.texts, ask.answer)]
-        return tuple(sorted({slot for text in texts for slot in SLOT.findall(text)}))
+        """Every slot of the stages, sorted; the questions have no others but `{name}` and `{date}`."""
+        return tuple(sorted({slot for stage in self.stages for slot in slots_of(stage)}))
 
 
-def single(*texts: str, answer: str, stage: int = 0) -> Ask:
-    return Ask(category="single-session", stages=(stage,), texts=texts, answer=answer)
+class Domain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    prompts: Texts
+    """What the other speaker says before a fact."""
+    reactions: Texts
+    """What the other speaker says after a fact."""
 
 
-def now(*texts: str, answer: str) -> Ask:
-    return Ask(category="knowledge-update", stages=(1,), texts=texts, answer=answer)
+class Chatter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    greetings: Texts
+    replies: Texts
+    goodbyes: Texts
+    farewells: Texts
+    questions: Texts
+    reactions: Texts
+    """Answers to a statement."""
+    statements: Texts
+    """What passes, told in the words of lasting facts."""
+    leads: Texts
+    """Words that may stand before a sentence."""
+    slots: dict[str, Texts]
 
 
-def total(*texts: str, answer: str) -> Ask:
-    """A present state that only both stages together tell, such as a count."""
-    return Ask(category="knowledge-update", stages=(0, 1), texts=texts, answer=answer)
+class Values(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    names: dict[str, Texts]
+    """Pools that are partitioned between the splits."""
+    common: dict[str, Texts]
+    """Pools that both splits use whole."""
 
-
-def both(*texts: str, answer: str) -> Ask:
-    return Ask(category="multi-session", stages=(0, 1), texts=texts, answer=answer)
-
-
-def when(*texts: str, stage: int = 0) -> Ask:
-    return Ask(category="temporal", stages=(stage,), texts=texts, answer="{date}")
-
-
-def steps(*texts: str, answer: str) -> Ask:
-    return Ask(category="procedural", stages=(0,), texts=texts, answer=answer)
+    def pool(self, name: str, split: Split) -> tuple[str, ...]:
+        """The values a split may use: every third name is held out, common words are open to both."""
+        if name in self.common:
+            return self.common[name]
+        return tuple(value for index, value in enumerate(self.names[name]) if (index % 3 == 2) == (split == "heldout"))
