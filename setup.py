@@ -9,7 +9,7 @@ setup(
     packages=find_packages(
         include=["membuilder", "membuilder.*", "rollout", "rollout.*", "reward", "reward.*", "trainer", "trainer.*"]
     ),
-    package_data={"membuilder": ["**/templates/**/*", "generate/data/**/*.toml"]},
+    package_data={"membuilder": ["**/templates/**/*", "generate/data/**/*"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.16",

@@ -1,9 +1,10 @@
-"""Benchmarks from their public homes (membuilder/datasets/sources.py), checked by size and checksum.
+"""Fetches benchmarks from their public homes (membuilder/datasets/sources.py), checked by size and checksum.
 
     python -m membuilder.data fetch locomo
     python -m membuilder.data fetch longmemeval --data-dir /big/disk/data
 
-A file that is already there and whole is left alone. Nothing half-fetched ever bears a data file's name.
+Commands find a fetched file by its `--dataset` name alone. A file that is there already and whole is left alone, and a
+file that came only in part never gets the name of a data file.
 """
 
 import argparse
@@ -23,7 +24,7 @@ _TIMEOUT = httpx.Timeout(60, connect=15)
 
 
 def fetch(dataset: PublicDataset, data_folder: Path) -> list[Path]:
-    """The dataset's files, each where its loader looks for it; raises FetchError, which says how to do it by hand."""
+    """Puts each file where its loader looks for it and returns the paths; FetchError says how to do it by hand."""
     folder = data_folder / dataset.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def _fetch_file(file: RemoteFile, path: Path) -> Path:
 
 
 def _download(file: RemoteFile, part: Path) -> tuple[int, str]:
-    """Size and checksum of what came."""
+    """Fetches into `part`; the size and checksum of what came."""
     digest, size = hashlib.sha256(), 0
     target = part.with_name(part.name.removesuffix(".part"))
     try:

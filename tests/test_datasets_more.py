@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,11 +15,14 @@ import pytest
 from membuilder import data
 from membuilder.datasets import custom, longmemeval, perltqa
 from membuilder.datasets.load import load
-from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
+from membuilder.datasets.selection import DATA_FOLDER, load_named, select, shorten, split_ids, subset_ids
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import ConfigError, DataError, FetchError
+from membuilder.eval import main as evaluate
 
 DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 # PerLTQA
 
@@ -317,6 +321,17 @@ def test_a_dataset_that_is_not_there_says_how_to_get_it(tmp_path):
 # fetching
 
 CONTENT = b'[{"sample_id": "conv-1"}]' * 1000
+LOCOMO = {
+    "sample_id": "conv-1",
+    "conversation": {
+        "speaker_a": "Ann",
+        "speaker_b": "Ben",
+        "session_1_date_time": "1:05 pm on 3 March, 2023",
+        "session_1": [{"dia_id": "D1:1", "speaker": "Ann", "text": "I adopted a cat called Miso."}],
+    },
+    "qa": [{"question": "What is Ann's cat called?", "answer": "Miso", "category": 4, "evidence": ["D1:1"]}],
+}
+FILES = {"/cut.json": CONTENT[:-100], "/locomo10.json": json.dumps([LOCOMO]).encode()}
 
 
 class Home(BaseHTTPRequestHandler):
@@ -330,9 +345,10 @@ class Home(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        content = FILES.get(self.path, CONTENT)
+        self.send_header("Content-Length", str(len(CONTENT if self.path == "/cut.json" else content)))
         self.end_headers()
-        self.wfile.write(CONTENT[:-100] if self.path == "/cut.json" else CONTENT)
+        self.wfile.write(content)
 
     def log_message(self, *_):
         pass
@@ -396,6 +412,25 @@ def test_the_command_reports_and_fails_by_its_exit_status(home, tmp_path, monkey
     monkeypatch.setitem(DATASETS, "locomo", dataset(f"{home}/absent.json"))
     assert data.main(["fetch", "locomo", "--data-dir", str(tmp_path)]) == 1
     assert "the server answered 404" in capsys.readouterr().err
+
+
+def test_a_fetched_dataset_is_found_by_its_name_alone(home, tmp_path, monkeypatch, capsys):
+    content = FILES["/locomo10.json"]
+    remote = dataset(f"{home}/locomo10.json", len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(DATASETS, "locomo", remote)
+    monkeypatch.chdir(tmp_path)
+    assert data.main(["fetch", "locomo"]) == 0
+    assert (tmp_path / DATA_FOLDER / "locomo" / "locomo10.json").read_bytes() == content
+    assert evaluate(["--dataset", "locomo", "--system", "rag-turn-bm25", "--output-dir", "out"]) == 0
+    assert "| rag-turn-bm25 | 1 | 1.000 " in capsys.readouterr().out
+
+
+def test_configs_name_files_where_fetching_puts_them():
+    fetched = {f"{DATA_FOLDER}/{each.place}" for each in DATASETS.values()}
+    paths = re.findall(
+        r"^data:.*\bpath: ([^,}\s]+)", "\n".join(map(Path.read_text, CONFIGS.glob("*.yaml"))), re.MULTILINE
+    )
+    assert paths and set(paths) <= fetched
 
 
 def test_every_dataset_has_a_place_a_loader_knows():

@@ -1,5 +1,5 @@
-"""Public benchmarks and your own files as dialogues: one file per format, `load.py` tells them apart.
+"""Public benchmarks and your own files as dialogues: each format has a file, and `load.py` tells the formats apart.
 
-To support another format, add a file with a `load_...` function and name it in `load.py`. `sources.py` is the only place
-with addresses and checksums. Every fault of a file is a DataError that names path, record and field.
+To support another format, add a file with a `parse` function and name it in `load.py`. Only `sources.py` holds
+addresses and checksums. Every fault of a data file is a DataError that names path, record and field.
 """

@@ -1,4 +1,4 @@
-"""Reading whole JSON and JSON Lines files, gzip or not; what cannot be read is refused with its path and place."""
+"""Reads whole JSON and JSON Lines files, gzip or not, and refuses what it cannot read with path and place."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ FETCH_AGAIN = "fetch it again"
 
 
 def read_json(path: Path, advice: str = FETCH_AGAIN) -> object:
-    """The one JSON document of a file; `advice` tells the user what to do about a damaged one."""
+    """The JSON document that a file holds; `advice` tells the user what to do about a damaged file."""
     return _parse(_text(path), path, FILE, advice)
 
 
@@ -23,9 +23,10 @@ def read_lines(path: Path) -> list[tuple[int, object]]:
 
 
 def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
-    """(line number from 1, value) of each line of a JSON Lines file that we append to; none where it does not exist yet.
+    """(line number from 1, value) of each line of a JSON Lines file that we append to; nothing if there is no file yet.
 
-    A last line cut short by a kill is cut off the file. Raises DataError, with `advice`, where another one is damaged.
+    A kill may have cut the last line short: the file then loses that line. Raises DataError, with `advice`, if another
+    line is damaged.
     """
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""Benchmark files from disk, and the split into dialogues to train on and dialogues to hold out.
+"""Reads benchmark files, and splits their dialogues into those to train on and those to hold out.
 
 Example:
     train, held_out = split(load("locomo10.json"), held_out=2, seed=0)
@@ -16,10 +16,11 @@ from membuilder.types import Dialogue
 
 
 def load(path: str | Path) -> list[Dialogue]:
-    """Dialogues of a LoCoMo or LongMemEval (oracle, S or M) file, .json or .json.gz, told apart by their records; of a
-    custom .jsonl or .jsonl.gz file (membuilder/datasets/custom.py); of a folder with PerLTQA's two files.
+    """The dialogues of a LoCoMo, LongMemEval or custom file, or of a folder with PerLTQA's two files.
 
-    Raises DataError naming file, record and field if the file is unreadable or not what its format promises.
+    LoCoMo and LongMemEval (oracle, S or M) files are .json or .json.gz and told apart by their records; custom files
+    are .jsonl or .jsonl.gz (membuilder/datasets/custom.py). Raises DataError naming file, record and field if a file
+    is unreadable or not what its format promises.
     """
     path = Path(path)
     dialogues = _parsed(path)
@@ -53,9 +54,8 @@ def _parsed(path: Path) -> list[Dialogue]:
 def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
     """(train, held-out), whole dialogues each, in the order given; `held_out` is a count (int) or a fraction (float).
 
-    Dialogues that share evidence stay on one side, so the held-out side may come out a little smaller than asked for.
-
-    Which side a dialogue falls on depends on seed and ids alone, not on the order of the file.
+    Dialogues that share evidence stay on one side, so the held-out side may be a little smaller than asked for. Which
+    side a dialogue falls on depends on seed and ids alone, not on the order of the file.
     """
     ids = [dialogue.id for dialogue in dialogues]
     repeated = sorted({dialogue_id for dialogue_id in ids if ids.count(dialogue_id) > 1})
@@ -83,7 +83,7 @@ def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tu
 
 
 def _families(dialogues: Sequence[Dialogue]) -> list[list[str]]:
-    """Ids of dialogues that share an evidence turn word for word, together: LongMemEval asks some histories twice."""
+    """Groups the ids of dialogues that share an evidence turn word for word: LongMemEval asks some histories twice."""
     family_of: dict[str, list[str]] = {}
     first_with: dict[str, str] = {}
     for dialogue in dialogues:

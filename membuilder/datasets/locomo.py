@@ -1,10 +1,11 @@
 """LoCoMo raw files (locomo10.json): two people chat over months, many questions per conversation.
 
 What is kept and what is not:
-- Sessions are the `session_<n>` keys, by date and then by number; dates without a session are ignored. A session without turns is skipped.
+- Sessions are the `session_<n>` keys, by date and then by number; dates without a session are ignored. A session
+  without turns is skipped.
 - A turn with neither text nor caption is dropped. A caption stays beside the text: many questions need the picture.
-- Category 5 asks what was never said: no answer, not answerable. The few that carry a gold answer all the same
-  (a plain "No") keep it and count as answerable, because refusing would be the wrong reply.
+- Category 5 asks what was never said: its questions have no answer and are not answerable. The few that carry a gold
+  answer all the same (a plain "No") keep it and count as answerable, because refusing would be the wrong reply.
 - Evidence ids that name no turn are dropped, several ids in one string are split. A question may end up with none.
 - A question asked twice stays twice, so that scores compare with published ones, even where its copies disagree.
 `report` counts all of this; `parse` logs it.
@@ -22,7 +23,7 @@ from membuilder.types import Dialogue, Question, Session, Turn
 
 logger = logging.getLogger(__name__)
 
-# The file does not explain its numbers; the evidence bears these names out.
+# The file does not explain its numbers; what the evidence looks like agrees with these names.
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 _ADVERSARIAL = 5
 _DATE_FORM, _DATE_EXAMPLE = "%I:%M %p on %d %B, %Y", "1:05 pm on 3 March, 2023"
@@ -36,16 +37,16 @@ class Evidence:
     """Ids of turns of the dialogue, each once, in the order given."""
     dropped: tuple[str, ...]
     num_split: int
-    """Strings that held more than one id."""
+    """How many strings held more than one id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
     dropped_evidence: tuple[str, ...]
-    """`<question id>: <what the file says>` for each evidence id that names no turn."""
+    """Each evidence id that names no turn, as `<question id>: <what the file says>`."""
     num_split_evidence: int
     num_without_evidence: int
-    """Answerable questions no dense reward can ask."""
+    """Number of answerable questions that no dense reward can ask."""
     num_repeated_questions: int
     num_empty_turns: int
     num_empty_sessions: int
@@ -62,7 +63,7 @@ def parse(records: Sequence[object], path: str | Path) -> list[Dialogue]:
 
 
 def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
-    """What `parse` repaired or left out on the way from these records to these dialogues."""
+    """Counts what `parse` repaired or left out on the way from these records to these dialogues."""
     dropped, num_split, num_turns, num_sessions = [], 0, 0, 0
     for record, dialogue in zip(records, dialogues, strict=True):
         turn_ids = dialogue.session_of_turn().keys()
@@ -86,7 +87,7 @@ def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport
 
 
 def resolve_evidence(raw: Sequence[str], turn_ids: Set[str]) -> Evidence:
-    """`["D8:6; D9:17", "D"]` -> kept D8:6 and D9:17, dropped D. Zero padding (`D30:05`) is read as the number."""
+    """Of `["D8:6; D9:17", "D"]` it keeps D8:6 and D9:17 and drops D. Zero padding (`D30:05`) is read as the number."""
     kept, dropped, num_split = [], [], 0
     for text in raw:
         names = re.findall(r"[^;,\s]+", text)

@@ -2,12 +2,12 @@
 
 What is kept and what is not:
 - Sessions are sorted by date; those with equal dates stay in the file's order. Session and turn ids are ours (`S3`,
-  `S3:2`): the file's own session ids tell which sessions hold the answer. The question id stays, for scoring; its
-  suffix gives abstention away, so it must not reach a model either.
+  `S3:2`), because the file's own session ids tell which sessions hold the answer. The question id stays, for scoring;
+  its suffix gives abstention away, so no model may see it either.
 - A turn without text is dropped, and so is a session left without turns.
-- Evidence is every turn marked `has_answer`; the mark may be absent (then the turn is none). Questions with the id suffix
+- Evidence is every turn marked `has_answer`; a turn without the mark is no evidence. Questions with the id suffix
   `_abs` are not answerable; their gold answer, a sentence saying what is missing, is kept.
-- Sessions dated after the question stay, evidence too: the benchmark asks once the whole history has been read.
+- Sessions dated after the question stay, as evidence too: the benchmark asks after the whole history has been read.
 `report` counts all of this; `parse` logs it.
 """
 
@@ -38,15 +38,15 @@ _PARALLEL_LISTS = ("haystack_dates", "haystack_session_ids", "haystack_sessions"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
     num_late_evidence: int
-    """Questions with evidence dated after the question itself."""
+    """Number of questions with evidence dated after the question itself."""
     num_without_evidence: int
-    """Answerable questions no dense reward can ask."""
+    """Number of answerable questions that no dense reward can ask."""
     num_empty_turns: int
     num_empty_sessions: int
 
 
 def parse(records: Sequence[object], path: str | Path) -> list[Dialogue]:
-    """Dialogues of a decoded LongMemEval file; raises DataError naming the record (counted from 0) and field at fault."""
+    """Dialogues of a decoded LongMemEval file; DataError names the record (counted from 0) and field at fault."""
     dialogues = [_dialogue(record, path, position) for position, record in enumerate(records)]
     refuse_repeated_ids(dialogues, path, "question_id")
     found = report(records, dialogues)
@@ -56,7 +56,7 @@ def parse(records: Sequence[object], path: str | Path) -> list[Dialogue]:
 
 
 def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
-    """What `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
+    """Counts what `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
     raw_sessions = [turns for record in records for turns in record["haystack_sessions"]]
     sessions = [session for dialogue in dialogues for session in dialogue.sessions]
     questions = [question for dialogue in dialogues for question in dialogue.questions]

@@ -7,8 +7,8 @@ What is kept and what is not:
   with a turn per line. The character is `user`, whoever else speaks `assistant`.
 - Times are free text. Those that name at least a year date their session; the rest ("during an election"), the profile
   and the relationships stand at the earliest date known, and the text of the time stays in the event's turn.
-- Evidence is every turn of the records that `Reference Memory` names. A dialogue question thus names many lines of which
-  few are needed: read its recall by session. References to no record are dropped.
+- Evidence is every turn of the records that `Reference Memory` names. A dialogue question thus names many lines of
+  which few are needed, so recall by session says more here. References to no record are dropped.
 - `profile_description`, which retells the profile, and `Memory Anchors` are left out.
 `LoadReport` counts what was dropped; `load` logs it.
 """
@@ -46,25 +46,25 @@ _TIME_FORMS = (
 @dataclass(kw_only=True, slots=True)
 class LoadReport:
     no_memory: list[str] = field(default_factory=list)
-    """Characters with questions that the memory file does not have."""
+    """Characters with questions whom the memory file does not have."""
     no_questions: int = 0
-    """Characters with memory nobody asks about."""
+    """Number of characters with memory but without questions."""
     undated: int = 0
-    """Events and dialogue blocks whose time names no year."""
+    """Number of events and dialogue blocks whose time names no year."""
     dropped_evidence: list[str] = field(default_factory=list)
-    """`<question id>: <reference>` for each reference to no record."""
+    """Each reference to no record, as `<question id>: <reference>`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Block:
-    """A session to be, before sessions are put in time order."""
+    """A session that has no place in time order yet."""
 
     category: str
     time: datetime | None
     lines: list[tuple[str, str]]
-    """(speaker, text)"""
+    """(speaker, text) of each turn."""
     records: list[str]
-    """Per line, the record it comes from."""
+    """For each line, the record it comes from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +109,7 @@ def load(folder: Path) -> list[Dialogue]:
 def _sessions(
     name: str, blocks: list[_Block], path: Path, where: str
 ) -> tuple[tuple[Session, ...], dict[tuple[str, str], list[str]]]:
-    """The sessions in time order, and (category, record) -> the turns it became."""
+    """The sessions in time order, and for each (category, record) the turns it became."""
     times = [block.time for block in blocks if block.time is not None]
     if not times:
         raise DataError(path, where, "events", "no event or dialogue has a time that names a year; date at least one")

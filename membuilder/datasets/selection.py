@@ -1,4 +1,4 @@
-"""A benchmark by name: where its file lies, and which of its dialogues and questions a run takes."""
+"""Finds a benchmark by its name, and chooses which of its dialogues and questions a run takes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +13,12 @@ from membuilder.types import Dialogue
 SPLITS = ("sft", "rl", "test")
 
 DATA_FOLDER = "data"
-"""Where `python -m membuilder.data fetch` puts files and the commands look for them."""
+"""Folder where `python -m membuilder.data fetch` puts files, and where commands and configs look for them."""
 DATASET_NAMES = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
 
 
 def load_named(name: str, path: str | Path | None, data_folder: str | Path) -> tuple[list[Dialogue], Path]:
-    """The dialogues of a dataset and the file or folder they came from: `path`, or where `membuilder.data` puts it."""
+    """The dialogues of a dataset, and the file or folder they came from: `path`, or where `membuilder.data` puts it."""
     if path is None:
         if name not in DATASETS:
             raise ConfigError(f"dataset {name!r} has no public home; name its file by --dataset-path")
@@ -31,9 +31,9 @@ def load_named(name: str, path: str | Path | None, data_folder: str | Path) -> t
 
 
 def select(dialogues: Sequence[Dialogue], ids: Sequence[str] | None, source: str) -> list[Dialogue]:
-    """The dialogues with these ids, in the file's order; None takes all. ConfigError if none of them is there.
+    """The dialogues with these ids, in the file's order; None takes all. Raises ConfigError if none of them is there.
 
-    Ids that are not in the file are passed over: a split names a whole benchmark, of which the file may be a part.
+    Ids that are not in the file are ignored: a split names a whole benchmark, of which the file may be a part.
     """
     if ids is None:
         return list(dialogues)
@@ -46,7 +46,7 @@ def select(dialogues: Sequence[Dialogue], ids: Sequence[str] | None, source: str
 
 
 def split_ids(split: str, dataset_path: Path) -> list[str]:
-    """Ids of a split from `longmemeval_splits.json` beside the data file: {"sft": [id, ...], "rl": ..., "test": ...}."""
+    """Ids of a split, read from the file of splits beside the data file: {"sft": [id, ...], "rl": ..., "test": ...}."""
     path = dataset_path.parent / SPLIT_FILE
     splits = read_json(path)
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
@@ -66,7 +66,7 @@ def subset_ids(path: Path) -> list[str]:
 def shorten(dialogues: Sequence[Dialogue], sessions: int | None, questions: int | None) -> list[Dialogue]:
     """Each dialogue cut to its first sessions and questions.
 
-    Questions about turns that were cut away go: nothing could answer them.
+    Questions about turns that were cut away are left out, for nothing could answer them.
     """
     short = []
     for dialogue in dialogues:

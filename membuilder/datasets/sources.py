@@ -1,4 +1,4 @@
-"""Where the public benchmarks live: the only file with their addresses, sizes and checksums.
+"""Addresses, sizes and checksums of the public benchmarks; no other file holds any.
 
 LoCoMo and LongMemEval are pinned to a revision and checked by size and checksum. The file of LongMemEval's splits is
 checked the same way but comes from the newest revision: once that changes, fetching it is refused until the checksum
@@ -20,9 +20,9 @@ SPLIT_FILE = "longmemeval_splits.json"
 class RemoteFile:
     url: str
     size: int | None = None
-    """Bytes; None: not known to us, so not checked."""
+    """Size in bytes; None means that it is not known to us, so not checked."""
     sha256: str | None = None
-    """None: not known to us, so not checked."""
+    """None means that it is not known to us, so not checked."""
 
     @property
     def name(self) -> str:
@@ -32,7 +32,7 @@ class RemoteFile:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicDataset:
     folder: str
-    """Under the data folder."""
+    """Folder of its files, under the data folder."""
     files: tuple[RemoteFile, ...]
     license: str
     whole_folder: bool = False
@@ -40,7 +40,7 @@ class PublicDataset:
 
     @property
     def place(self) -> str:
-        """What a loader reads, under the data folder."""
+        """Path that a loader reads, under the data folder."""
         return self.folder if self.whole_folder else f"{self.folder}/{self.files[0].name}"
 
 

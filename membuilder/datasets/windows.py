@@ -1,4 +1,4 @@
-"""Sessions too long to read at once become several sessions of the same date: its windows."""
+"""Cuts a session that is too long to read at once into windows: several sessions of the same date."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ def in_windows(dialogue: Dialogue, max_turns: int) -> Dialogue:
 
 
 def sessions_of_windows(dialogue: Dialogue, max_turns: int | None) -> list[int]:
-    """Per window the index of the session it is a part of; None: every session is read whole."""
+    """For each window the index of its session; with None every session is read whole and is its own window."""
     sessions = dialogue.sessions
     return [s.index for s in sessions for _ in ([s] if max_turns is None else _windows(s, max_turns))]
 
