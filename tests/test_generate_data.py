@@ -41,6 +41,16 @@ def texts(tmp_path) -> Path:
     return shutil.copytree(TEXT_FOLDER, tmp_path / "data")
 
 
+def test_a_file_that_is_not_read_or_not_there_is_refused(texts):
+    (texts / "topics" / "mine.toml").touch()
+    with pytest.raises(DataError, match="mine.toml: whole file: field 'name': is not read; put its topics into one of"):
+        load_library(texts)
+    (texts / "topics" / "mine.toml").unlink()
+    (texts / "topics" / "plans.toml").unlink()
+    with pytest.raises(DataError, match="plans.toml: whole file: field 'path': cannot be read: No such file"):
+        load_library(texts)
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count(old) == 1, (path, old)
@@ -97,10 +107,17 @@ EVENTS = "topics/events.toml"
             "unknown field `text`",
         ),
         (JOB, "[job]\n", "note = 1\n[job]\n", "topic note", "contents", "Expected `object`, got `int`"),
-        (JOB, 'answer = "first {job}, now {job2}"', 'answer = " "', "topic job", "questions[1].answer", "regex"),
+        (
+            JOB,
+            'answer = "first {job}, now {job2}"',
+            'answer = " "',
+            "topic job",
+            "questions[1].answer",
+            "that is not blank",
+        ),
         ("values.toml", "[common]\n", "[common]\nage2 = []\n", "common.age2", "contents", "length >= 1"),
         ("values.toml", 'year = ["2009"', "year = [2009", "common.year", "[0]", "Expected `str`, got `int`"),
-        ("chatter.toml", "[slots]\n", "[slots]\nsnack2 = [' ']\n", "slots.snack2", "[0]", "regex"),
+        ("chatter.toml", "[slots]\n", "[slots]\nsnack2 = [' ']\n", "slots.snack2", "[0]", "that is not blank"),
         ("chatter.toml", "greetings = [", "hellos = [", "whole file", "hellos", "unknown field"),
         # Slots.
         (LASTING, "allergic to {allergen}.", "allergic to {alergen}.", "topic allergy", "first", "closest.*{allergen}"),

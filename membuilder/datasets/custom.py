@@ -1,4 +1,4 @@
-"""Dialogues of your own: JSON Lines, one dialogue a line.
+"""Reads dialogues of your own from JSON Lines, one dialogue a line.
 
     {"id": "ann-bob",
      "speakers": ["Ann", "Bob"],
@@ -18,66 +18,47 @@
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Literal
 
-from jsonschema import Draft202012Validator
+from msgspec import Meta, Struct
 
 from membuilder.datasets.fields import refuse_repeated_ids
 from membuilder.datasets.files import FILE
+from membuilder.datasets.typed import Text, typed
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 
-_TEXT = {"type": "string", "pattern": r"\S"}
+
+# A misspelt key is an error, because what it says would be lost in silence.
+class _Turn(Struct, forbid_unknown_fields=True):
+    speaker: Text
+    text: str
+    id: Text | None = None
+    role: Literal["user", "assistant"] | None = None
+    caption: str | None = None
 
 
-def _object(required: Sequence[str], **properties: dict) -> dict:
-    return {
-        "type": "object",
-        "required": list(required),
-        "properties": properties,
-        "additionalProperties": False,  # a misspelt key is an error, not a silence
-    }
+class _Session(Struct, forbid_unknown_fields=True):
+    timestamp: Text
+    turns: Annotated[list[_Turn], Meta(min_length=1)]
+    id: Text | None = None
 
 
-SCHEMA = _object(
-    ("id", "sessions", "questions"),
-    id=_TEXT,
-    speakers={"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True},
-    sessions={
-        "type": "array",
-        "minItems": 1,
-        "items": _object(
-            ("timestamp", "turns"),
-            id=_TEXT,
-            timestamp=_TEXT,
-            turns={
-                "type": "array",
-                "minItems": 1,
-                "items": _object(
-                    ("speaker", "text"),
-                    id=_TEXT,
-                    speaker=_TEXT,
-                    role={"enum": ["user", "assistant"]},
-                    text={"type": "string"},
-                    caption={"type": ["string", "null"]},
-                ),
-            },
-        ),
-    },
-    questions={
-        "type": "array",
-        "items": _object(
-            ("question", "category"),
-            id=_TEXT,
-            question=_TEXT,
-            answer={"type": ["string", "integer", "null"]},
-            category=_TEXT,
-            evidence={"type": "array", "items": _TEXT, "uniqueItems": True},
-            asked_at=_TEXT,
-            answerable={"type": "boolean"},
-        ),
-    },
-)
-_VALIDATOR = Draft202012Validator(SCHEMA)
+class _Question(Struct, forbid_unknown_fields=True):
+    question: Text
+    category: Text
+    id: Text | None = None
+    answer: str | int | None = None
+    evidence: list[Text] = []
+    asked_at: Text | None = None
+    answerable: bool = True
+
+
+class _Dialogue(Struct, forbid_unknown_fields=True):
+    id: Text
+    sessions: Annotated[list[_Session], Meta(min_length=1)]
+    questions: list[_Question]
+    speakers: Annotated[list[Text], Meta(min_length=1)] | None = None
 
 
 def parse(lines: Sequence[tuple[int, object]], path: str | Path) -> list[Dialogue]:
@@ -90,29 +71,30 @@ def parse(lines: Sequence[tuple[int, object]], path: str | Path) -> list[Dialogu
 
 
 def _dialogue(record: object, path: str | Path, where: str) -> Dialogue:
-    problem = min(_VALIDATOR.iter_errors(record), key=lambda error: list(map(str, error.absolute_path)), default=None)
-    if problem is not None:
-        raise DataError(path, where, problem.json_path.removeprefix("$."), problem.message[:300])
-    where = f"{where} ({record['id']})"
-    spoken = dict.fromkeys(turn["speaker"] for session in record["sessions"] for turn in session["turns"])
-    speakers = tuple(record.get("speakers", spoken))
+    raw = typed(_Dialogue, record, path, where)
+    where = f"{where} ({raw.id})"
+    spoken = dict.fromkeys(turn.speaker for session in raw.sessions for turn in session.turns)
+    speakers = tuple(raw.speakers or spoken)
+    _refuse_repeats(speakers, path, where, "speakers")
     stranger = next((name for name in spoken if name not in speakers), None)
     if stranger is not None:
         raise DataError(path, where, "speakers", f"does not name {stranger!r}, who speaks")
-    sessions = tuple(_sessions(record["sessions"], speakers, path, where))
+    sessions = tuple(_sessions(raw.sessions, speakers, path, where))
     sessions_of = {turn.id: session for session in sessions for turn in session.turns}
     questions = [
-        _question(raw, f"{record['id']}_q{number}", sessions_of, path, f"{where}, questions[{number - 1}]")
-        for number, raw in enumerate(record["questions"], start=1)
+        _question(asked, f"{raw.id}_q{number}", sessions_of, path, f"{where}, questions[{number - 1}]")
+        for number, asked in enumerate(raw.questions, start=1)
     ]
     _refuse_repeats([question.id for question in questions], path, where, "questions[].id")
-    return Dialogue(id=record["id"], speakers=speakers, sessions=sessions, questions=tuple(questions))
+    return Dialogue(id=raw.id, speakers=speakers, sessions=sessions, questions=tuple(questions))
 
 
-def _sessions(raw_sessions: list, speakers: tuple[str, ...], path: str | Path, where: str) -> Iterator[Session]:
-    ids = [raw.get("id", f"S{number}") for number, raw in enumerate(raw_sessions, start=1)]
+def _sessions(
+    raw_sessions: list[_Session], speakers: tuple[str, ...], path: str | Path, where: str
+) -> Iterator[Session]:
+    ids = [raw.id or f"S{number}" for number, raw in enumerate(raw_sessions, start=1)]
     turn_ids = [
-        [turn.get("id", f"{session_id}:{number}") for number, turn in enumerate(raw["turns"], start=1)]
+        [turn.id or f"{session_id}:{number}" for number, turn in enumerate(raw.turns, start=1)]
         for session_id, raw in zip(ids, raw_sessions, strict=True)
     ]
     _refuse_repeats(ids, path, where, "sessions[].id")
@@ -120,48 +102,48 @@ def _sessions(raw_sessions: list, speakers: tuple[str, ...], path: str | Path, w
     before = None
     for index, raw in enumerate(raw_sessions):
         place = f"{where}, sessions[{index}]"
-        time = _time(raw["timestamp"], path, place, "timestamp")
+        time = _time(raw.timestamp, path, place, "timestamp")
         if before is not None and _earlier(time, before, path, place, "timestamp"):
             problem = f"{time} is before the session above it ({before}); put the sessions in time order"
             raise DataError(path, place, "timestamp", problem)
         before = time
         turns = [
             _turn(turn, turn_id, speakers, path, f"{place}.turns[{number}]")
-            for number, (turn, turn_id) in enumerate(zip(raw["turns"], turn_ids[index], strict=True))
+            for number, (turn, turn_id) in enumerate(zip(raw.turns, turn_ids[index], strict=True))
         ]
         yield Session(id=ids[index], index=index, timestamp=time, turns=tuple(turns))
 
 
-def _turn(raw: dict, turn_id: str, speakers: tuple[str, ...], path: str | Path, where: str) -> Turn:
-    caption = raw.get("caption") or None
-    if not raw["text"].strip() and caption is None:
+def _turn(raw: _Turn, turn_id: str, speakers: tuple[str, ...], path: str | Path, where: str) -> Turn:
+    if not raw.text.strip() and not raw.caption:
         raise DataError(path, where, "text", "is empty; fill it in or remove the turn")
-    default = "user" if raw["speaker"] == speakers[0] else "assistant"
-    role = raw.get("role", default)
-    return Turn(id=turn_id, speaker=raw["speaker"], role=role, text=raw["text"], caption=caption)
+    role = raw.role or ("user" if raw.speaker == speakers[0] else "assistant")
+    return Turn(id=turn_id, speaker=raw.speaker, role=role, text=raw.text, caption=raw.caption or None)
 
 
-def _question(raw: dict, question_id: str, sessions_of: dict[str, Session], path: str | Path, where: str) -> Question:
-    evidence, answerable, answer = tuple(raw.get("evidence", ())), raw.get("answerable", True), raw.get("answer")
-    unknown = next((turn_id for turn_id in evidence if turn_id not in sessions_of), None)
+def _question(
+    raw: _Question, question_id: str, sessions_of: dict[str, Session], path: str | Path, where: str
+) -> Question:
+    unknown = next((turn_id for turn_id in raw.evidence if turn_id not in sessions_of), None)
     if unknown is not None:
         raise DataError(path, where, "evidence", f"{unknown!r} is no turn of this dialogue")
-    if answerable and answer is None:
+    _refuse_repeats(raw.evidence, path, where, "evidence")
+    if raw.answerable and raw.answer is None:
         raise DataError(path, where, "answer", 'is missing; give it, or say "answerable": false')
-    asked_at = _time(raw["asked_at"], path, where, "asked_at") if "asked_at" in raw else None
-    for turn_id in evidence if asked_at is not None else ():
+    asked_at = None if raw.asked_at is None else _time(raw.asked_at, path, where, "asked_at")
+    for turn_id in raw.evidence if asked_at is not None else ():
         told = sessions_of[turn_id].timestamp
         if _earlier(asked_at, told, path, where, "asked_at"):
             problem = f"{asked_at} is before its evidence {turn_id!r} was told ({told}); correct one of the two"
             raise DataError(path, where, "asked_at", problem)
     return Question(
-        id=raw.get("id", question_id),
-        text=raw["question"],
-        answer=None if answer is None else str(answer),
-        category=raw["category"],
-        evidence=evidence,
+        id=raw.id or question_id,
+        text=raw.question,
+        answer=None if raw.answer is None else str(raw.answer),
+        category=raw.category,
+        evidence=tuple(raw.evidence),
         asked_at=asked_at,
-        answerable=answerable,
+        answerable=raw.answerable,
     )
 
 
@@ -184,4 +166,4 @@ def _earlier(one: datetime, other: datetime, path: str | Path, where: str, field
 def _refuse_repeats(ids: Sequence[str], path: str | Path, where: str, field: str) -> None:
     repeated = next((name for number, name in enumerate(ids) if name in ids[:number]), None)
     if repeated is not None:
-        raise DataError(path, where, field, f"{repeated!r} is used twice; every id must be its own")
+        raise DataError(path, where, field, f"{repeated!r} stands there twice; each may stand once")

@@ -1,15 +1,13 @@
 """All texts of the generator, read from the TOML files of a folder and checked before the first dialogue is made."""
 
-import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from membuilder.datasets.files import FILE
+from membuilder.datasets.typed import typed
 from membuilder.errors import DataError
 from membuilder.generate.checks import check_chatter, check_domain, check_pools, check_topic, told_slots
 from membuilder.generate.topics import Chatter, Domain, Texts, Topic, Values
@@ -50,10 +48,11 @@ def load_library(folder: Path = TEXT_FOLDER) -> Library:
     values = _with_pools(Values, values_path, "names", "common")
     chatter = _with_pools(Chatter, chatter_path, "slots")
     check_chatter(chatter, chatter_path)
-    domains = {name: _record(Domain, table, replies_path, name) for name, table in _read(replies_path).items()}
+    domains = {name: typed(Domain, table, replies_path, name) for name, table in _read(replies_path).items()}
     for name, domain in domains.items():
         check_domain(domain, chatter, replies_path, name)
     slots = told_slots(values)
+    _refuse_other_files(folder / "topics")
     groups: dict[str, tuple[Topic, ...]] = {}
     for group, names in TOPIC_FILES.items():
         paths = [folder / "topics" / f"{name}.toml" for name in names]
@@ -69,18 +68,26 @@ def _with_pools(kind: type[Record], path: Path, *sections: str) -> Record:
     for section in sections:
         pools = tables.get(section)
         for name, values in pools.items() if isinstance(pools, dict) else ():
-            _record(Texts, values, path, f"{section}.{name}")
-    return _record(kind, tables, path, FILE)
+            typed(Texts, values, path, f"{section}.{name}")
+    return typed(kind, tables, path, FILE)
 
 
 def _topics(path: Path, domains: dict[str, Domain], slots: set[str]) -> list[Topic]:
     topics = []
     for name, table in _read(path).items():
         where = f"topic {name}"
-        topic = _record(Topic, {"subject": name} | table if isinstance(table, dict) else table, path, where)
+        topic = typed(Topic, {"subject": name} | table if isinstance(table, dict) else table, path, where)
         check_topic(topic, domains, slots, path, where)
         topics.append(topic)
     return topics
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """A file that nobody reads is refused: its topics would be missed in silence."""
+    known = [name for names in TOPIC_FILES.values() for name in names]
+    for path in sorted(folder.glob("*.toml")):
+        if path.stem not in known:
+            raise DataError(path, FILE, "name", f"is not read; put its topics into one of {known}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,14 +97,3 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML; the message says where
         raise DataError(path, FILE, "syntax", f"is no TOML: {error}") from error
-
-
-def _record(kind: type[Record], table: object, path: Path, where: str) -> Record:
-    try:
-        return msgspec.convert(table, kind)
-    except msgspec.ValidationError as error:
-        # Such as: Object contains unknown field `text` - at `$.questions[0]`
-        problem, _, place = str(error).partition(" - at `$")
-        field = re.search(r"field `(\w+)`", problem)
-        names = [place.strip(".`"), field[1] if field else ""]
-        raise DataError(path, where, ".".join(filter(None, names)) or "contents", problem) from error

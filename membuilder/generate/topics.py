@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from membuilder.datasets.typed import Text
+
 Split = Literal["train", "heldout"]
 
-Text = Annotated[str, Meta(pattern=r"\S")]
 Texts = Annotated[tuple[Text, ...], Meta(min_length=1)]
 
 SLOT = re.compile(r"\{(\w+)\}")
