@@ -39,6 +39,7 @@ from membuilder.progress import progress
 from membuilder.trajectories.question_plan import Kind, plan
 from membuilder.trajectories.questions import Asked, Models, SessionQuestions, write_questions
 from membuilder.trajectories.trajectory import (
+    QA_FILE,
     STORE_FILE,
     Trajectory,
     actions_json,
@@ -50,7 +51,7 @@ from membuilder.trajectories.trajectory import (
 )
 from membuilder.types import Agent
 
-QA_FILE, REPORT_FILE, USAGE_FILE = "rl_training_data.jsonl", "qa_report.json", "qa_usage.jsonl"
+REPORT_FILE, USAGE_FILE = "qa_report.json", "qa_usage.jsonl"
 QA_MODEL = "claude-4.5-opus"
 """The published document's."""
 

@@ -15,7 +15,6 @@ from membuilder import prepare
 from membuilder.bank.store import reading
 from membuilder.datasets.load import load
 from membuilder.errors import DataError
-from membuilder.qa import QA_FILE
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.trajectories.parquet import read_table, write_table
@@ -35,7 +34,7 @@ from membuilder.trajectories.records import (
     sft_records,
     write_records,
 )
-from membuilder.trajectories.trajectory import Trajectory, read_trajectory
+from membuilder.trajectories.trajectory import QA_FILE, Trajectory, read_trajectory
 from membuilder.types import Agent
 from tests.scripted import store_first_turn, talk
 from tests.test_expert import THREE, make
