@@ -1,15 +1,26 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+INIT = Path(__file__).parent / "membuilder" / "__init__.py"
+PACKAGES = ("membuilder", "rollout", "reward", "trainer")
 
 setup(
     name="membuilder",
-    version="0.1.0",
+    version=re.search('__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1],
     description="Train language models that build long-term memory out of dialogue: SFT and ADRPO in plain PyTorch",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(
-        include=["membuilder", "membuilder.*", "rollout", "rollout.*", "reward", "reward.*", "trainer", "trainer.*"]
-    ),
-    package_data={"membuilder": ["**/templates/**/*"]},
+    packages=find_packages(include=[f"{package}{part}" for package in PACKAGES for part in ("", ".*")]),
+    package_data={"": ["py.typed"], "membuilder": ["**/templates/**/*"]},
+    entry_points={
+        "console_scripts": [
+            "membuilder = membuilder.__main__:main",
+            "membuilder-sft = trainer.console:sft",
+            "membuilder-rl = trainer.console:rl",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.16",

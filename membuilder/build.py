@@ -149,3 +149,7 @@ def _usage_path(config: BuildConfig) -> Path:
     if config.out.endswith(STORE_SUFFIX):
         return Path(config.out).with_suffix(".usage.jsonl")
     return Path(config.out) / "usage.jsonl"
+
+
+if __name__ == "__main__":
+    main()

@@ -122,7 +122,7 @@ def test_every_measure_that_was_taken_is_shown_by_category(tmp_path, monkeypatch
     unanswerable = {"question": "What is the dog called?", "category": "adversarial", "answerable": False}
     other = {"question": "Where did Ann move?", "answer": "Oslo", "category": "temporal", "evidence": ["S2:1"]}
     questions = [*DIALOGUE["questions"], other, unanswerable]
-    call = caller(tmp_path, monkeypatch, DIALOGUE | {"questions": questions})
+    call = caller(tmp_path, monkeypatch, DIALOGUE | {"questions": questions}, draws=True)
 
     def grade(request: Request) -> str:
         prompt = request.body["messages"][0]["content"]

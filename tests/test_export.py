@@ -80,6 +80,7 @@ def test_transformers_answers_as_the_trainer(exported, answers):
     assert len({tuple(answer) for answer in answers}) > 1
 
 
+@pytest.mark.slow
 def test_vllm_answers_as_the_trainer(exported, answers):
     pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
     from rollout.vllm_engine import VLLMEngine

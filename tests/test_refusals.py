@@ -59,6 +59,7 @@ def test_a_run_is_not_mixed_with_another(begun, tmp_path, extra, message):
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_forgetting_resume_costs_neither_the_journal_nor_the_checkpoints(begun, tmp_path):
     """The run is killed in the third step after its checkpoint of the first two."""
     arguments = [*arguments_of(begun), "save_every=2"]

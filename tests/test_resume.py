@@ -166,6 +166,7 @@ def judged(*accuracies: float) -> Callable[[], None]:
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "accuracies", "kept"),
     [
@@ -183,6 +184,7 @@ def test_the_last_and_the_best_checkpoint_are_kept(whole, tmp_path, every, accur
     assert checkpoint_names(tmp_path / "run") == kept
 
 
+@pytest.mark.slow
 def test_the_best_is_remembered_by_a_run_that_goes_on(whole, tmp_path):
     main, arguments = arguments_of("rl", whole)
     steps = ["num_steps=4", "save_every=100", "eval_every=1", "keep_last=1"]
@@ -212,6 +214,7 @@ def test_too_many_in_a_row_stop_the_run(tmp_path):
     assert process.exitcode == 1 and "2 updates in a row had a gradient that is not finite" in log
 
 
+@pytest.mark.slow
 def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
     """The first of each step that has several: some have one, because groups without any advantage make no samples."""
 

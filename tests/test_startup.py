@@ -1,4 +1,4 @@
-"""`--help` and the report of a missing file must not wait for heavy libraries: what each command loads, not how long it takes."""
+"""What each command loads: `--help` and the report of a missing file must not wait for heavy libraries."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ HEAVY = {
 SFT, RL = ["--config", "configs/quickstart_sft.yaml"], ["--config", "configs/quickstart_rl.yaml"]
 # Command -> arguments that name a missing file: NOWHERE for it, OUT for a folder to write to.
 MISSING = {
+    "membuilder": ["inspect", "NOWHERE"],
     "membuilder.build": ["--dataset-path", "NOWHERE", "--model", "rules", "--out", "OUT/memory.db"],
     "membuilder.eval": ["--dataset-path", "NOWHERE", "--system", "rules", "--output-dir", "OUT"],
     "membuilder.expert": [

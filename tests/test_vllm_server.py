@@ -43,6 +43,7 @@ from tests import killed
 from trainer.model.tiny_model import END, TinyConfig, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-tiny-server"
