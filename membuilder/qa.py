@@ -36,6 +36,7 @@ from membuilder.llm.cost_flags import Account, open_account, write_usage
 from membuilder.llm.endpoints import Provider, Server
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
+from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.trajectories.question_plan import Kind, plan
 from membuilder.trajectories.questions import Asked, Models, SessionQuestions, write_questions
 from membuilder.trajectories.trajectory import (
@@ -219,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage, is_finished = Usage(), False
     try:
         _check(given)
+        quiet_libraries(given.trajectories_dir / LOG_FILE)
         with open_account(given, usage) as account:
             reports = asyncio.run(run(given, account))
         is_finished = True

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from membuilder.errors import CheckpointError, ConfigError, clear_errors
+from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
 from trainer.checkpoint.files import durable_rename, files_of, fsync_tree, write_all
 from trainer.checkpoint.folders import MODEL, Manifest
@@ -37,6 +38,7 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     manifest = folders.verify(checkpoint)
     from transformers import AutoTokenizer  # takes seconds to load, and a damaged checkpoint is refused without it
 
+    hide_loading_bars()
     model = _model(checkpoint, manifest.meta["settings"]["model.dtype"])
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
     partial = target.with_name(target.name + ".partial")
