@@ -77,7 +77,7 @@ def summary(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, given = _parse(argv)
+    config, given = parse(argv)
     usage, is_whole = Usage(), False
     quiet_libraries(_beside(config, LOG_FILE))
     try:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_usage(_beside(config, "usage.jsonl"), "membuilder.build", usage, is_whole)
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
+def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="python -m membuilder.build",
         description=__doc__,

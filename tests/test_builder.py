@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from membuilder.bank.store import Store, reading, writing
-from membuilder.build import _parse, main
+from membuilder.build import main, parse
 from membuilder.building import dialogues
 from membuilder.building.builder import Builder, chat_agents, check_dialogue, rule_agents
 from membuilder.building.config import BuildConfig, ModelConfig
@@ -398,10 +398,10 @@ def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
 def test_flags_and_keys_say_the_same():
     flags = """--dataset custom --dataset-path d.json --conv-id 26 --provider vllm --out o.db --sessions 3 --api-key secret
         --embedding-model e --embedding-provider vllm --embedding-base-url http://e/v1 --embedding-api-key hidden"""
-    by_flag, given = _parse([*flags.split(), "--model", "m: x", "prompts.entries_shown=5"])
+    by_flag, given = parse([*flags.split(), "--model", "m: x", "prompts.entries_shown=5"])
     keys = """dataset=custom data=d.json conv_id='26' model.provider=vllm out=o.db sessions=3 prompts.entries_shown=5
         embedding_model=e embedding_provider=vllm embedding_base_url=http://e/v1"""
-    by_key, _ = _parse([*keys.split(), "model.name='m: x'"])
+    by_key, _ = parse([*keys.split(), "model.name='m: x'"])
     assert by_flag == by_key
     assert (by_flag.conv_id, by_flag.sessions, by_flag.model.name) == ("26", 3, "m: x")
     assert (given.api_key, given.embedding_api_key) == ("secret", "hidden")

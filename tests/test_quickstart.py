@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import forks
+from tests.terminal import strange_lines
 from trainer.quickstart import main
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +69,20 @@ def test_it_prints_the_table_and_writes_pictures_models_and_logs(run):
     rows = [json.loads(line) for line in (out / "rl" / "completions.jsonl").read_text().splitlines()]
     assert {row["agent"] for row in rows} == {"core", "episodic", "semantic", "procedural"}
     assert {row["weight_version"] for row in rows if row["step"] == 1} == {1}
+
+
+@pytest.mark.slow
+def test_it_prints_progress_and_results_only(run):
+    out, result = run
+    shapes = [
+        r"data: generated for this run", r"train on \d+ dialogues \(.*\)", r"evaluate on \d+ dialogues \(.*\), never trained on",
+        r"SFT: a small Qwen3 learns to imitate the rules", r"evaluation: the baselines, then vllm with the SFT model",
+        r"RL: 2 steps of adrpo", r"system +accuracy +recall@10 +memory tokens +format valid",
+        r"\w+ +\d\.\d{3} +\d\.\d{3} +\d+ +\d\.\d{3}", r"accuracy: share of \d+ questions .*",
+        rf"(picture|summary): {re.escape(str(out))}/[\w/]+\.(png|json)",
+    ]  # fmt: skip
+    assert strange_lines(result.stdout, *shapes) == [] and strange_lines(result.stderr) == []
+    assert "vllm" in (out / "sft" / "run.log").read_text()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Runs are children forked from this process, which has imported everything, so th
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -33,6 +34,7 @@ from tests.lives import (
     same_run,
     start,
 )
+from tests.terminal import strange_lines
 from trainer import rl, sft
 from trainer.checkpoint import folders
 from trainer.experience import rollout_cache
@@ -56,6 +58,16 @@ def test_the_runs_train_and_reward_something(whole):
     assert len(rows) == 5 and any(row["grad_norm"] > 0 for row in rows) and any(row["reward/mean"] > 0 for row in rows)
     losses = [row["sft/loss"] for row in metrics(whole["sft"])]
     assert len(losses) == 40 and losses[-1] < losses[0] / 2
+
+
+def test_the_runs_print_progress_and_results_only(whole):
+    """Every line of a whole SFT run and a whole RL run, stdout and stderr."""
+    saved = re.escape(str(whole["sft"].parent))
+    shapes = rf"saved {saved}/(sft|rl)/model(; validation loss \d\.\d{{3}} nats per token)?"
+    for folder in whole.values():
+        printed = Path(f"{folder}.log").read_text()
+        assert strange_lines(printed, shapes) == [] and f"saved {folder}/model" in printed
+        assert printed.count("step/s") >= 2
 
 
 @pytest.mark.slow

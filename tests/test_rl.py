@@ -176,7 +176,7 @@ def test_what_is_superseded_is_neither_shown_nor_found_where_the_config_says_so(
         stream = SessionStream(builds, embedder, prompts, 1, States.POLICY, seed=1)
         stream.load_state(replace(stream.state, slots=(replace(stream.state.slots[0], bank=bank),)))
         assert len(stream.task(0).shown[Agent.EPISODIC]) == shown
-        (answer,) = here._answer([(bank, [question])])
+        (answer,) = here.answer([(bank, [question])])
         assert answer.accuracy == accuracy
 
 
