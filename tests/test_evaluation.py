@@ -450,14 +450,8 @@ def lines_of(whole: Dialogue) -> str:
                 for session in whole.sessions
             ],
             "questions": [
-                {
-                    "id": question.id,
-                    "question": question.text,
-                    "answer": question.answer,
-                    "category": question.category,
-                    "evidence": question.evidence,
-                    "answerable": question.answerable,
-                }
+                {"question": question.text}
+                | {name: getattr(question, name) for name in ("id", "answer", "category", "evidence", "answerable")}
                 for question in whole.questions
             ],
         }

@@ -210,14 +210,9 @@ def test_a_dense_step_scores_with_the_price_it_is_given(setting):
     for weight in (0.0, 1.0):
         collector, stream = collector_of(setting, '{"#1":"add","#2":"add"}')
         tight = LengthConfig(
-            scope=LengthScope.MEAN,
-            tolerance_tokens=1,
-            ratio_lowest=0.0,
-            ratio_lower=0.1,
-            ratio_upper=0.1,
-            core_start_tokens=0,
-            core_maximum_tokens=50,
-        )
+            scope=LengthScope.MEAN, tolerance_tokens=1, ratio_lowest=0.0, ratio_lower=0.1, ratio_upper=0.1,
+            core_start_tokens=0, core_maximum_tokens=50,
+        )  # fmt: skip
         collector = replace(collector, reward=replace(REWARD, earlier_questions=True, length=tight))
         scored = collector.dense(stream, weight, seed=1)
         rewards.append([value for group in scored for score in group.scores for value in score.reward.values()])
