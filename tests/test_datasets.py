@@ -1,4 +1,4 @@
-"""Dataset loaders: every known quirk on tiny hand-made files, and the counts of the real files where they are present."""
+"""Dataset loaders: every known quirk on tiny hand-made files; the counts of the real files where they are present."""
 
 import gzip
 import json

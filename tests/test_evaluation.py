@@ -302,7 +302,7 @@ def test_a_summary_by_hand():
 
 
 def test_questions_of_a_locomo_file_count_under_their_own_names(tmp_path):
-    """Known defect 24: the numbers of the file were given each other's names. One question of 1, two of 2, and so on."""
+    """Known defect 24: the numbers of the file were given each other's names. One question of 1, two of 2 and so on."""
     asked = [
         {"question": f"{category}.{n}?", "category": category, "evidence": ["D1:1"], "answer": "a cat"}
         for category in (1, 2, 3, 4, 5)

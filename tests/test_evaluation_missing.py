@@ -1,4 +1,6 @@
-"""What an evaluation could not have: answers and verdicts, per system; what a killed run used; and measures by category."""
+"""What an evaluation could not have: answers and verdicts, per system; what a killed run used; and measures by
+category.
+"""
 
 import json
 import time
@@ -31,8 +33,9 @@ def call(tmp_path, monkeypatch):
 
 
 def failing(text: str, times: int, fault):
-    """A server that fails its first answers to prompts with this text. A request with a schema that it refuses is sent once
-    more without."""
+    """A server that fails its first answers to prompts with this text. A request with a schema that it refuses is sent
+    once more without.
+    """
     left = [times]
 
     async def send(request: Request, writer) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint of a real run as a model folder: trainer, transformers and vLLM answer alike; the card says what it is."""
+"""A checkpoint of a real run as a model folder: trainer, transformers and vLLM answer alike; the card describes it."""
 
 import json
 import shutil

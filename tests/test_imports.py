@@ -18,12 +18,12 @@ PACKAGES = ("membuilder", "rollout", "reward", "trainer")
 # researcher edits first; it stands above all parts, and only the rule against circles holds it.
 ORDER = {
     "membuilder": (
-        "types errors text progress quiet config plugins datasets generate llm embedding bank schemes building trajectories"
-        " evaluation"
+        "types errors text progress quiet config plugins datasets generate llm embedding bank schemes building"
+        " trajectories evaluation"
     ).split(),
     "trainer": (
-        "losses advantages optim batching kernels model data distributed checkpoint logs experience rl_config sft_config"
-        " memory_estimate optimizer_step"
+        "losses advantages optim batching kernels model data distributed checkpoint logs experience rl_config"
+        " sft_config memory_estimate optimizer_step"
     ).split(),
 }
 FILES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))

@@ -1,4 +1,6 @@
-"""The launch scripts and the accelerate and DeepSpeed files: the commands they give. test_many_processes.py starts them."""
+"""The launch scripts and the accelerate and DeepSpeed files: the commands they give. test_many_processes.py starts
+them.
+"""
 
 import json
 import os

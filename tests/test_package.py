@@ -1,4 +1,4 @@
-"""What a wheel carries, by setuptools' own list of it: the files of the source tree, the version, the console scripts."""
+"""What a wheel carries, by setuptools' own list: the files of the source tree, the version, the console scripts."""
 
 import pkgutil
 import re

@@ -1,4 +1,6 @@
-"""Training data: what is in a record and what is not, every shape read back to the same records, the published examples."""
+"""Training data: what is in a record and what is not, every shape read back to the same records, the published
+examples.
+"""
 
 import json
 import os
@@ -93,7 +95,9 @@ def test_an_entry_target_holds_the_operations_and_each_text_once(sft):
     second = next(record for record in sft if record.agent is EPISODIC and record.session == 1)
     assert second.completion == '{"operations": [{"action": "ADD", "quote": [1]}]}'
     assert "memories_added" not in "".join(record.completion for record in sft)
-    assert [(record.dialogue, record.session, record.agent) for record in sft] == [("d", n, a) for n in range(3) for a in Agent]  # fmt: skip
+    assert [(record.dialogue, record.session, record.agent) for record in sft] == [
+        ("d", n, a) for n in range(3) for a in Agent
+    ]
 
 
 @pytest.mark.parametrize(
@@ -268,8 +272,14 @@ def test_answers_in_either_format_are_taken_word_for_word(tmp_path, output):
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", '[{"instruction": "p", "output": "{}"}]', '[{"instruction": 1, "input": "", "output": ""}]', '[{"instruction": "p", "input": "x", "output": "{}"}]']
-)  # fmt: skip
+    "content",
+    [
+        "{}",
+        '[{"instruction": "p", "output": "{}"}]',
+        '[{"instruction": 1, "input": "", "output": ""}]',
+        '[{"instruction": "p", "input": "x", "output": "{}"}]',
+    ],
+)
 def test_another_shape_is_an_error(tmp_path, content):
     (tmp_path / "sft.json").write_text(content)
     with pytest.raises(DataError):

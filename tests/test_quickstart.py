@@ -75,7 +75,8 @@ def test_it_prints_the_table_and_writes_pictures_models_and_logs(run):
 def test_it_prints_progress_and_results_only(run):
     out, result = run
     shapes = [
-        r"data: generated for this run", r"train on \d+ dialogues \(.*\)", r"evaluate on \d+ dialogues \(.*\), never trained on",
+        r"data: generated for this run", r"train on \d+ dialogues \(.*\)",
+        r"evaluate on \d+ dialogues \(.*\), never trained on",
         r"SFT: a small Qwen3 learns to imitate the rules", r"evaluation: the baselines, then vllm with the SFT model",
         r"RL: 2 steps of adrpo", r"system +accuracy +recall@10 +memory tokens +format valid",
         r"\w+ +\d\.\d{3} +\d\.\d{3} +\d+ +\d\.\d{3}", r"accuracy: share of \d+ questions .*",
@@ -89,7 +90,8 @@ def test_it_prints_progress_and_results_only(run):
 def test_the_same_seed_gives_the_same_summary(run, tmp_path):
     """In a process forked from this one, whatever ran here before, and on as many threads: nothing but the seed counts.
 
-    Not in this process: OpenMP's threads would outlive the test, and a process forked later would wait for them for ever.
+    Not in this process: OpenMP's threads would outlive the test, and a process forked later would wait for them for
+    ever.
     """
     threads = len(os.sched_getaffinity(0))
     forks.finish(main, (["--out", str(tmp_path), *SMALL],), tmp_path / "log", lambda: torch.set_num_threads(threads))

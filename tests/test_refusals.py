@@ -1,4 +1,4 @@
-"""What a run may not do to another's folder: a refused one changes nothing there, an accepted one goes on with its own."""
+"""What a run may not do to another's folder: a refused one changes nothing there, an accepted one keeps to its own."""
 
 import json
 import os
