@@ -67,7 +67,7 @@ def test_the_runs_print_progress_and_results_only(whole):
     for folder in whole.values():
         printed = Path(f"{folder}.log").read_text()
         assert strange_lines(printed, shapes) == [] and f"saved {folder}/model" in printed
-        assert printed.count("step/s") >= 2
+        assert "100%" in printed
 
 
 @pytest.mark.slow
