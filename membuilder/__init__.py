@@ -13,3 +13,5 @@ evaluation            the same questions to every system
 
 Start at `types.py`, then `schemes/scheme.py`.
 """
+
+__version__ = "0.1.0"

@@ -34,6 +34,7 @@ from membuilder.llm.chat_model import Role
 from membuilder.llm.cost_flags import Account, open_account, write_usage
 from membuilder.llm.endpoints import Provider
 from membuilder.llm.usage import Usage
+from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.types import Dialogue
 
 __all__ = ["BuildConfig", "ModelConfig", "main", "run"]
@@ -76,8 +77,9 @@ def summary(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, given = _parse(argv)
+    config, given = parse(argv)
     usage, is_whole = Usage(), False
+    quiet_libraries(_beside(config, LOG_FILE))
     try:
         with open_account(given, usage) as account:
             paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), account))
@@ -91,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "membuilder.build: stopped; every session stored before stays, and the same command goes on behind it."
         )
     finally:
-        write_usage(_usage_path(config), "membuilder.build", usage, is_whole)
+        write_usage(_beside(config, "usage.jsonl"), "membuilder.build", usage, is_whole)
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
+def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="python -m membuilder.build",
         description=__doc__,
@@ -145,7 +147,12 @@ def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
     return Path(config.out) / f"{quote(dialogue.id, safe=' ')}{STORE_SUFFIX}"  # an id is no path
 
 
-def _usage_path(config: BuildConfig) -> Path:
+def _beside(config: BuildConfig, name: str) -> Path:
+    """A file in the folder of the stores; NAME.usage.jsonl and the like beside a single store NAME.db."""
     if config.out.endswith(STORE_SUFFIX):
-        return Path(config.out).with_suffix(".usage.jsonl")
-    return Path(config.out) / "usage.jsonl"
+        return Path(config.out).with_suffix(f".{name}")
+    return Path(config.out) / name
+
+
+if __name__ == "__main__":
+    main()

@@ -20,12 +20,17 @@ from membuilder.evaluation.compare import as_text, compare, load_side
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.records import METRICS
 from membuilder.evaluation.run import run
+from membuilder.quiet import LOG_FILE, quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _compare(argv[1:]) if argv[:1] == ["compare"] else run(parse(argv))
+        if argv[:1] == ["compare"]:
+            return _compare(argv[1:])
+        options = parse(argv)
+        quiet_libraries(options.output_dir / LOG_FILE)
+        return run(options)
     except MemBuilderError as error:
         print(f"membuilder.eval: {error}", file=sys.stderr)
         return 2

@@ -27,6 +27,7 @@ from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import Role
 from membuilder.llm.cost_flags import Account, open_account, write_usage
 from membuilder.llm.usage import Usage
+from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
 
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     usage, is_finished = Usage(), False
     try:
+        quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
         config = _config(given)
         dialogues = dialogues_of(given)
         todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]

@@ -61,11 +61,13 @@ def show_bank(contents: Contents) -> RenderableType:
         f"{settings['dialogue']}: {' and '.join(settings['speakers'])}, written by {settings['model']}", "bold"
     )
     counts = ", ".join(f"{sum(entry.agent is agent for entry in bank.entries)} {agent}" for agent in ENTRY_AGENTS)
-    line = f"{len(contents.sessions)} sessions; {len(bank.entries)} entries ({counts}), {len(superseded)} of them superseded"
+    num_entries = f"{len(bank.entries)} entries ({counts}), {len(superseded)} of them superseded"
     core = Panel(
         plain(bank.core or "(empty)"), title=f"core, {len(bank.core)} characters", border_style=COLOURS[Agent.CORE]
     )
-    return Group(head, Text(line), core, _entries(bank.entries, superseded))
+    return Group(
+        head, Text(f"{len(contents.sessions)} sessions; {num_entries}"), core, _entries(bank.entries, superseded)
+    )
 
 
 def history(bank: Bank, entry_id: str) -> list[Entry]:

@@ -1,14 +1,15 @@
-"""Training data out of expert trajectories, and between our files and the published ones.
+"""Makes training data out of expert trajectories, and converts between our files and the published ones.
 
     python -m membuilder.prepare sft --trajectories-dir expert_trajectories/longmemeval_sft --output-file sft.jsonl
-    python -m membuilder.prepare sft --trajectories-dir DIR --output-file memory_building_sft.json --to llama-factory --write-out
+    python -m membuilder.prepare sft --trajectories-dir DIR --output-file sft.json --to llama-factory --write-out
     python -m membuilder.prepare rl  --trajectories-dir DIR --output-file rl.parquet
     python -m membuilder.prepare rl  --trajectories-dir DIR --output-file dialogues.jsonl --to dialogues
     python -m membuilder.prepare rl  --input-file memory_rl_train.parquet --from verl --output-file rl.jsonl
 
-`ours` is JSON Lines or Parquet, by the name's ending (membuilder/trajectories/records.py has the fields); `llama-factory`, `verl`
-and `verl-flat` are in membuilder/trajectories/published_formats.py; `dialogues` is the custom dataset (membuilder/datasets/custom.py) with the
-written questions, which `trainer.rl` takes as data.path. What is left out is counted by reason, and nothing is left out silently.
+`ours` is JSON Lines or Parquet, by the name's ending (membuilder/trajectories/records.py has the fields);
+`llama-factory`, `verl` and `verl-flat` are in membuilder/trajectories/published_formats.py; `dialogues` is the custom
+dataset (membuilder/datasets/custom.py) with the written questions, which `trainer.rl` takes as data.path. What is left
+out is counted by reason, and nothing is left out silently.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from pathlib import Path
 from membuilder.bank.store import reading
 from membuilder.datasets.files import FILE
 from membuilder.errors import ConfigError, DataError, MemBuilderError
-from membuilder.qa import QA_FILE
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.trajectories.records import (
     PARQUET,
@@ -35,7 +35,14 @@ from membuilder.trajectories.records import (
     sft_records,
     write_records,
 )
-from membuilder.trajectories.trajectory import STORE_FILE, Trajectory, read_trajectory, sample_folders, write_text
+from membuilder.trajectories.trajectory import (
+    QA_FILE,
+    STORE_FILE,
+    Trajectory,
+    read_trajectory,
+    sample_folders,
+    write_text,
+)
 
 OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl", "verl-flat", "dialogues"
 SOURCES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}

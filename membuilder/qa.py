@@ -36,9 +36,11 @@ from membuilder.llm.cost_flags import Account, open_account, write_usage
 from membuilder.llm.endpoints import Provider, Server
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
+from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.trajectories.question_plan import Kind, plan
 from membuilder.trajectories.questions import Asked, Models, SessionQuestions, write_questions
 from membuilder.trajectories.trajectory import (
+    QA_FILE,
     STORE_FILE,
     Trajectory,
     actions_json,
@@ -50,7 +52,7 @@ from membuilder.trajectories.trajectory import (
 )
 from membuilder.types import Agent
 
-QA_FILE, REPORT_FILE, USAGE_FILE = "rl_training_data.jsonl", "qa_report.json", "qa_usage.jsonl"
+REPORT_FILE, USAGE_FILE = "qa_report.json", "qa_usage.jsonl"
 QA_MODEL = "claude-4.5-opus"
 """The published document's."""
 
@@ -218,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage, is_finished = Usage(), False
     try:
         _check(given)
+        quiet_libraries(given.trajectories_dir / LOG_FILE)
         with open_account(given, usage) as account:
             reports = asyncio.run(run(given, account))
         is_finished = True

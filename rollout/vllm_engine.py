@@ -59,6 +59,7 @@ class VLLMEngine:
                 enforce_eager=not torch.cuda.is_available(),
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 max_num_seqs=256,
                 # rollouts of one prompt share whole blocks only; the CPU build's default of 128 is longer than a short prompt
                 **({} if torch.cuda.is_available() else {"block_size": 32}),

@@ -1,9 +1,10 @@
 """SFT and RL, the real entry points, small; tests/test_many_processes.py starts this in one process or several.
 
-    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY [resume] [sizes] [nan] [vllm]
+    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY \
+        [resume] [sizes] [nan] [vllm]
 
-Sessions are few and of different lengths, so that processes get unlike shares and some micro-batches nothing of their own.
-RL starts from POLICY, a model that already answers in the format. The words after it name what to run besides.
+Sessions are few and of different lengths, so that processes get unlike shares and some micro-batches nothing of their
+own. RL starts from POLICY, a model that already answers in the format. The words after it name what to run besides.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its debugging pipe: clicks, keys, pictures, and what the page tried to do meanwhile."""
+"""A headless Chromium, driven over its debugging pipe: clicks, keys, pictures, and what the page tried to do."""
 
 import base64
 import json
@@ -67,7 +67,8 @@ class Page:
     def click(self, selector: str) -> None:
         """A real click of the mouse on the middle of what the selector finds first."""
         box = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'});"
             " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
@@ -84,7 +85,8 @@ class Page:
 def open_chromium(profile: Path) -> Iterator[Page]:
     command = (
         f'exec "$0" --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run'
-        f' --disable-background-networking --disable-component-update --remote-debugging-pipe --user-data-dir="{profile}"'
+        " --disable-background-networking --disable-component-update"
+        f' --remote-debugging-pipe --user-data-dir="{profile}"'
     )
     child_reads, to_browser = os.pipe()
     from_browser, child_writes = os.pipe()

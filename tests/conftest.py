@@ -2,11 +2,13 @@
 
 LONGEST = (
     "test_many_processes.py",
-    "test_quickstart.py",
     "test_resume.py",
+    "test_quickstart.py",
     "test_vllm_server.py",
-    "test_prompt_too_long.py",
-    "test_evaluation_missing.py",
+    "test_engines.py",
+    "test_startup.py",
+    "test_dry_run.py",
+    "test_client.py",
 )
 
 

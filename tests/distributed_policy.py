@@ -1,8 +1,8 @@
 """A policy without any loop around it, in one process or several (tests/both_loops.py runs it in both).
 
-`train`: ten optimizer steps on a model whose head is not tied, a step's trees dealt unevenly. In one process with the plain
-head; in several with the fused one, its Triton kernels interpreted (TRITON_INTERPRET=1 before Triton is first imported).
-`skip_one`: a few, one of them with a nan. `kept_bytes`: what DeepSpeed keeps under the published files.
+`train`: ten optimizer steps on a model whose head is not tied, a step's trees dealt unevenly. In one process with the
+plain head; in several with the fused one, its Triton kernels interpreted (TRITON_INTERPRET=1 before Triton is first
+imported). `skip_one`: a few, one of them with a nan. `kept_bytes`: what DeepSpeed keeps under the published files.
 """
 
 import json
@@ -121,7 +121,9 @@ def backward(accelerator, world: World, policy, loss, step: int, factor: float =
 
 
 def skip_one(steps: Sequence[int], poisoned: int | None) -> tuple[dict, dict[str, torch.Tensor]]:
-    """These steps as the loops make them, rank 1's gradient nan in step `poisoned`; what was left out, the final weights."""
+    """These steps as the loops make them, rank 1's gradient nan in step `poisoned`; what was left out, the final
+    weights.
+    """
     accelerator = start_accelerator(max_grad_norm=1.0)
     world = World.of(accelerator)
     policy = make_policy(tied=False, checkpointing=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from membuilder import eval as command
 from membuilder.embedding import options
 from membuilder.embedding.cache import CachedEmbedder
+from membuilder.evaluation import run
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request
 from tests.scripted import agent_of, store_first_turn
@@ -53,9 +54,13 @@ def hash_embedder(folder: Path) -> Callable[..., CachedEmbedder]:
     return opened
 
 
-def caller(tmp_path: Path, monkeypatch, dialogue: dict = DIALOGUE) -> Callable[..., int]:
-    """`call(server, *flags, out=...)`: the exit status of the command on one dialogue."""
+def caller(tmp_path: Path, monkeypatch, dialogue: dict = DIALOGUE, draws: bool = False) -> Callable[..., int]:
+    """`call(server, *flags, out=...)`: the exit status of the command on one dialogue; its picture takes half of the
+    time.
+    """
     monkeypatch.setattr(options, "open_embedder", hash_embedder(tmp_path))
+    if not draws:
+        monkeypatch.setattr(run, "draw", lambda found, path: None)
     (tmp_path / "mine.jsonl").write_text(json.dumps(dialogue) + "\n", encoding="utf-8")
 
     def call(server: FaultServer | None, *more: str, out: str = "out") -> int:

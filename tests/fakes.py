@@ -8,7 +8,9 @@ import numpy as np
 
 
 class HashEmbedder:
-    """Bag of words: a text's vector counts its words, so texts without a common word score 0. Records every text it embeds once."""
+    """Bag of words: a text's vector counts its words, so texts without a common word score 0. Records every text it
+    embeds once.
+    """
 
     def __init__(self, dimension: int = 4096):
         self.dimension = dimension

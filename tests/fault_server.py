@@ -1,4 +1,5 @@
-"""An OpenAI-compatible endpoint on loopback that fails on command. It speaks HTTP byte by byte, so any fault can be sent.
+"""An OpenAI-compatible endpoint on loopback that fails on command. It speaks HTTP byte by byte, so any fault can be
+sent.
 
     with FaultServer(status(429, headers={"retry-after": "1"}), answer("yes")) as server:
         ...  # the first request is refused, each one after it answered with "yes"

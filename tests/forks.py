@@ -30,6 +30,7 @@ def embedder() -> None:
 def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: str) -> None:
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     torch.set_num_threads(1)
+    os.environ.pop("WANDB_SERVICE", None)  # one that a test started in the parent knows the runs of killed children
     before()
     with clear_errors("run"):
         main(*arguments)

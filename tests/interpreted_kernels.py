@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from trainer.kernels import plain_rows, triton_rows
+from tests.kernel_twins import assert_rows_equal_their_plain_twin
+from trainer.kernels import triton_rows
 
 triton_rows.BLOCK = 16  # several blocks to a row even on small vocabularies
 
@@ -13,18 +14,8 @@ triton_rows.BLOCK = 16  # several blocks to a row even on small vocabularies
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 2), (3, 16), (5, 17), (2, 100)], ids=str)
 def test_triton_rows_equal_their_plain_twin(shape, dtype):
-    torch.manual_seed(0)
-    logits = (5 * torch.randn(shape)).to(dtype)
-    targets, by_logprob, by_entropy = torch.randint(shape[1], shape[:1]), torch.randn(shape[0]), torch.randn(shape[0])
-    plain = plain_rows.statistics(logits, targets, 0.7)
-    fused = triton_rows.statistics(logits, targets, 0.7)
-    for name in ("logprobs", "entropy", "logsumexp"):
-        torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-5, atol=1e-5)
-    expected, found = logits.clone(), logits.clone()
-    plain_rows.write_gradient_(expected, targets, plain, by_logprob, by_entropy, 0.7)
-    triton_rows.write_gradient_(found, targets, fused, by_logprob, by_entropy, 0.7)
     rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.02, "atol": 1e-3}
-    torch.testing.assert_close(found, expected, **rounding)
+    assert_rows_equal_their_plain_twin(shape, dtype, torch.device("cpu"), 1e-5, rounding)
 
 
 def test_triton_rows_survive_an_infinite_range():

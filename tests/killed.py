@@ -1,4 +1,5 @@
-"""Processes for tests to kill. All are forked from one server that has imported what they need, so that a start takes a moment.
+"""Processes for tests to kill. All are forked from one server that has imported what they need, so that a start takes a
+moment.
 
 process = start(function_of_a_module, "argument")
 process.kill()

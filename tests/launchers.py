@@ -72,7 +72,8 @@ def nodes(mode: str, folder: Path, *module: str) -> Iterator[list[Node]]:
     several = NODES[mode] > 1
     shared = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "NNODES": str(NODES[mode]), "GPUS_PER_NODE": str(2 // NODES[mode]),
+        "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "NNODES": str(NODES[mode]),
+        "GPUS_PER_NODE": str(2 // NODES[mode]),
         "MASTER_ADDR": ADDRESSES[0] if several else "127.0.0.1", "MASTER_PORT": str(forks.free_port()),
         "ACCELERATE_CONFIG": accelerate_file(mode, folder), "TRITON_INTERPRET": "1",
     }  # fmt: skip

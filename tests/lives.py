@@ -1,4 +1,6 @@
-"""Runs of the real loops that are killed, at a moment of one's choice; test_resume.py and its neighbours go on from them."""
+"""Runs of the real loops that are killed, at a moment of one's choice; test_resume.py and its neighbours go on from
+them.
+"""
 
 import json
 import os

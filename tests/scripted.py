@@ -55,7 +55,9 @@ def num_turns(prompt: str) -> int:
 
 
 def store_first_turn(agent: Agent, prompt: str) -> str:
-    """Episodic quotes the first turn and, once there is an entry, lets it replace the most related; core notes one line."""
+    """Episodic quotes the first turn and, once there is an entry, lets it replace the most related; core notes one
+    line.
+    """
     if agent is Agent.CORE:
         return json.dumps({"operation": "APPEND", "content": f"{num_turns(prompt)} turns"})
     if agent is not Agent.EPISODIC:
@@ -65,8 +67,9 @@ def store_first_turn(agent: Agent, prompt: str) -> str:
     return json.dumps({"operations": [{"action": "ADD", "quote": [1]}]})
 
 
-def talk(*sessions: Sequence[str], name: str = "d") -> Dialogue:
-    """One session a week; turn ids D<session>:<turn>, both from 1; Ann and Ben by turns."""
+def talk(*sessions: Sequence[str], name: str = "d", only_ann: bool = False) -> Dialogue:
+    """One session a week; turn ids D<session>:<turn>, both from 1; Ann and Ben by turns, or Ann alone."""
+    people = 1 if only_ann else 2
     return Dialogue(
         id=name,
         speakers=("Ann", "Ben"),
@@ -78,8 +81,8 @@ def talk(*sessions: Sequence[str], name: str = "d") -> Dialogue:
                 turns=tuple(
                     Turn(
                         id=f"D{number}:{n}",
-                        speaker=("Ann", "Ben")[(n - 1) % 2],
-                        role=("user", "assistant")[(n - 1) % 2],
+                        speaker=("Ann", "Ben")[(n - 1) % people],
+                        role=("user", "assistant")[(n - 1) % people],
                         text=text,
                     )
                     for n, text in enumerate(texts, start=1)

@@ -48,7 +48,7 @@ def write_forever(root: Path) -> None:
 
 
 def die_everywhere(base: Path) -> None:
-    """Child after child rewrites step 2, leaves step 3, prunes step 1 and dies before the k-th thing it does to files."""
+    """Child after child rewrites step 2, leaves step 3, prunes step 1, dies before the k-th thing it does to files."""
     for k in range(1000):
         root = base / str(k)
         for step in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Answering and judging: what the prompts hold, how a verdict is read, and that a failed judge is never a wrong answer."""
+"""Answering and judging: what the prompts hold, how a verdict is read; a failed judge is never a wrong answer."""
 
 import asyncio
 import hashlib
@@ -37,7 +37,9 @@ UNANSWERABLE = replace(
 
 
 class Scripted:
-    """A `ChatModel` that gives prepared replies in order and keeps what it was asked. The real one: test_vllm_server.py."""
+    """A `ChatModel` that gives prepared replies in order and keeps what it was asked. The real one:
+    test_vllm_server.py.
+    """
 
     def __init__(self, *replies: str | ChatError):
         self.replies, self.asked, self.schemas = list(replies), [], []

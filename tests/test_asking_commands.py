@@ -1,4 +1,6 @@
-"""Flags that build, expert and qa share: a server that embeds, prices, the answer cache, what a run used, and whose key goes where."""
+"""Flags that build, expert and qa share: a server that embeds, prices, the answer cache, what a run used, and whose key
+goes where.
+"""
 
 import json
 from pathlib import Path
@@ -64,7 +66,10 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-PLACES = {"build": ("d.db", "d.usage.jsonl", "builder"), "expert": ("out/custom/d/memory.db", "out/custom/usage.jsonl", "expert")}  # fmt: skip
+PLACES = {
+    "build": ("d.db", "d.usage.jsonl", "builder"),
+    "expert": ("out/custom/d/memory.db", "out/custom/usage.jsonl", "expert"),
+}
 
 
 @pytest.mark.parametrize("command", PLACES)
@@ -235,9 +240,12 @@ def test_writer_checker_and_closed_book_model_may_be_on_three_servers(tmp_path, 
         ]
         assert qa.main([*flags, "--price", "checker=1,10", "--answer-cache", str(tmp_path / "answers")]) == 0
         seen = [
-            ({request.body["model"] for request in server.requests}, {request.headers["authorization"] for request in server.requests})
+            (
+                {request.body["model"] for request in server.requests},
+                {request.headers["authorization"] for request in server.requests},
+            )
             for server in (one, two, three)
-        ]  # fmt: skip
+        ]
     assert seen == [({"writer"}, {"Bearer first"}), ({"checker"}, {"Bearer EMPTY"}), ({"closed"}, {"Bearer third"})]
     (line,) = lines(tmp_path / "set" / "qa_usage.jsonl")
     assert line["usage"] == json.loads(capsys.readouterr().out.splitlines()[-1])["usage"]

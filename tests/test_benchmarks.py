@@ -17,6 +17,7 @@ def test_heads_have_the_same_gradient(name):
     assert head.gap(head.step(head.HEADS[name], head.make(HEAD)), head.truth(HEAD)) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_head_needs_room_for_one_chunk_however_many_rows():
     """Beyond the gradients that come out. The plain head needs 4 MB for every 1,024 rows and each of its two copies."""
     shapes = [head.Shape(rows=rows, hidden=256, vocab=1024, dtype=torch.float32) for rows in (1024, 16384)]
@@ -48,5 +49,6 @@ def _allocate():
     return lambda: torch.ones(25_000_000).sum()
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_what_a_run_allocates():
     assert 95 < peak_mb(_allocate) < 130  # 25 million float32

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import pytest
 
@@ -25,6 +25,7 @@ from membuilder.types import (
     Session,
     Turn,
 )
+from tests import scripted
 from tests.fakes import HashEmbedder
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
@@ -33,24 +34,7 @@ CONFIG = PromptConfig()
 
 
 def dialogue(*sessions: list[str], questions: tuple[Question, ...] = ()) -> Dialogue:
-    """One session a week; turn ids D<session>:<turn>, both from 1."""
-    return Dialogue(
-        id="d",
-        speakers=("Ann", "Ben"),
-        sessions=tuple(
-            Session(
-                id=f"D{number}",
-                index=number - 1,
-                timestamp=START + timedelta(weeks=number - 1),
-                turns=tuple(
-                    Turn(id=f"D{number}:{position}", speaker="Ann", role="user", text=text)
-                    for position, text in enumerate(texts, start=1)
-                ),
-            )
-            for number, texts in enumerate(sessions, start=1)
-        ),
-        questions=questions,
-    )
+    return replace(scripted.talk(*sessions, only_ann=True), questions=questions)
 
 
 def add(*numbers: int, agent: Agent = EPISODIC) -> AgentUpdate:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from membuilder.bank.store import Store, reading, writing
-from membuilder.build import _parse, main
+from membuilder.build import main, parse
 from membuilder.building import dialogues
 from membuilder.building.builder import Builder, chat_agents, check_dialogue, rule_agents
 from membuilder.building.config import BuildConfig, ModelConfig
@@ -118,7 +118,12 @@ def test_twenty_entries_are_shown_the_most_related_first(tmp_path):
         (CORE, "I think the core is fine.", "not_json"),
         (SEMANTIC, '{"operations": null}', "schema"),
         (PROCEDURAL, '{"operations": [{"action": "ADD", "quote": [9]}]}', "unknown_turn"),
-        (SEMANTIC, '{"operations": [{"action": "ADD", "memory": "kept?"}, {"action": "UPDATE", "old_memory": "e7", "quote": [1]}]}', "unknown_target"),
+        (
+            SEMANTIC,
+            '{"operations": [{"action": "ADD", "memory": "kept?"},'
+            ' {"action": "UPDATE", "old_memory": "e7", "quote": [1]}]}',
+            "unknown_target",
+        ),
         (SEMANTIC, '{"operations": [{"action": "ADD", "memory": "\\ud83d"}]}', "not_json"),
         (CORE, json.dumps({"operation": "APPEND", "content": "x" * 5001}), "core_limit"),
     ],
@@ -371,7 +376,9 @@ def locomo_file(path: Path, *names: str) -> Path:
     conversation = {
         "speaker_a": "Ann",
         "speaker_b": "Ben",
-        "session_1": said(1, ["I adopted a cat called Miso yesterday.", "I live in Oslo.", "My sister moved to Rome in May."]),
+        "session_1": said(
+            1, ["I adopted a cat called Miso yesterday.", "I live in Oslo.", "My sister moved to Rome in May."]
+        ),
         "session_1_date_time": "1:05 pm on 3 March, 2023",
         "session_2": said(2, ["We went to Lisbon last week with Miso.", "I am still living in Oslo.", "Ok."]),
         "session_2_date_time": "9:00 am on 10 March, 2023",
@@ -396,12 +403,13 @@ def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
 
 
 def test_flags_and_keys_say_the_same():
-    flags = """--dataset custom --dataset-path d.json --conv-id 26 --provider vllm --out o.db --sessions 3 --api-key secret
-        --embedding-model e --embedding-provider vllm --embedding-base-url http://e/v1 --embedding-api-key hidden"""
-    by_flag, given = _parse([*flags.split(), "--model", "m: x", "prompts.entries_shown=5"])
+    flags = """--dataset custom --dataset-path d.json --conv-id 26 --provider vllm --out o.db --sessions 3
+        --api-key secret --embedding-model e --embedding-provider vllm --embedding-base-url http://e/v1
+        --embedding-api-key hidden"""
+    by_flag, given = parse([*flags.split(), "--model", "m: x", "prompts.entries_shown=5"])
     keys = """dataset=custom data=d.json conv_id='26' model.provider=vllm out=o.db sessions=3 prompts.entries_shown=5
         embedding_model=e embedding_provider=vllm embedding_base_url=http://e/v1"""
-    by_key, _ = _parse([*keys.split(), "model.name='m: x'"])
+    by_key, _ = parse([*keys.split(), "model.name='m: x'"])
     assert by_flag == by_key
     assert (by_flag.conv_id, by_flag.sessions, by_flag.model.name) == ("26", 3, "m: x")
     assert (given.api_key, given.embedding_api_key) == ("secret", "hidden")
@@ -447,7 +455,18 @@ def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(t
         return store_first_turn(agent_of(prompt), prompt) if "You keep the" in prompt else '{"ready": true}'
 
     data, store_path = locomo_file(tmp_path / "data.json", "a"), tmp_path / "memory.db"
-    flags = ["--dataset-path", str(data), "--model", "m-1", "--provider", "vllm", "--api-key", "sesame", "--out", str(store_path)]  # fmt: skip
+    flags = [
+        "--dataset-path",
+        str(data),
+        "--model",
+        "m-1",
+        "--provider",
+        "vllm",
+        "--api-key",
+        "sesame",
+        "--out",
+        str(store_path),
+    ]
     with FaultServer(status(401)) as refusing, pytest.raises(SystemExit, match="api-key"):
         main([*flags, "--base-url", refusing.base_url])
     assert not store_path.exists()

@@ -1,4 +1,6 @@
-"""The client against a loopback server that fails in every way we know; test_vllm_server.py runs it against the real thing."""
+"""The client against a loopback server that fails in every way we know; test_vllm_server.py runs it against the real
+thing.
+"""
 
 import asyncio
 import logging

@@ -302,7 +302,7 @@ def test_a_summary_by_hand():
 
 
 def test_questions_of_a_locomo_file_count_under_their_own_names(tmp_path):
-    """Known defect 24: the numbers of the file were given each other's names. One question of 1, two of 2, and so on."""
+    """Known defect 24: the numbers of the file were given each other's names. One question of 1, two of 2 and so on."""
     asked = [
         {"question": f"{category}.{n}?", "category": category, "evidence": ["D1:1"], "answer": "a cat"}
         for category in (1, 2, 3, 4, 5)
@@ -450,14 +450,8 @@ def lines_of(whole: Dialogue) -> str:
                 for session in whole.sessions
             ],
             "questions": [
-                {
-                    "id": question.id,
-                    "question": question.text,
-                    "answer": question.answer,
-                    "category": question.category,
-                    "evidence": question.evidence,
-                    "answerable": question.answerable,
-                }
+                {"question": question.text}
+                | {name: getattr(question, name) for name in ("id", "answer", "category", "evidence", "answerable")}
                 for question in whole.questions
             ],
         }

@@ -1,4 +1,4 @@
-"""What an evaluation refuses, before it costs anything: dead servers, banks of other data, damaged files, others' keys."""
+"""What an evaluation refuses before it costs anything: dead servers, banks of other data, damaged files, other keys."""
 
 import json
 

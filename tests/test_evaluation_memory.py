@@ -1,4 +1,6 @@
-"""Banks as the evaluation searches them: by the index that is configured; and what is known of where their entries come from."""
+"""Banks as the evaluation searches them: by the index that is configured; and what is known of where their entries come
+from.
+"""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,6 @@
-"""What an evaluation could not have: answers and verdicts, per system; what a killed run used; and measures by category."""
+"""What an evaluation could not have: answers and verdicts, per system; what a killed run used; and measures by
+category.
+"""
 
 import json
 import time
@@ -31,8 +33,9 @@ def call(tmp_path, monkeypatch):
 
 
 def failing(text: str, times: int, fault):
-    """A server that fails its first answers to prompts with this text. A request with a schema that it refuses is sent once
-    more without."""
+    """A server that fails its first answers to prompts with this text. A request with a schema that it refuses is sent
+    once more without.
+    """
     left = [times]
 
     async def send(request: Request, writer) -> None:
@@ -122,7 +125,7 @@ def test_every_measure_that_was_taken_is_shown_by_category(tmp_path, monkeypatch
     unanswerable = {"question": "What is the dog called?", "category": "adversarial", "answerable": False}
     other = {"question": "Where did Ann move?", "answer": "Oslo", "category": "temporal", "evidence": ["S2:1"]}
     questions = [*DIALOGUE["questions"], other, unanswerable]
-    call = caller(tmp_path, monkeypatch, DIALOGUE | {"questions": questions})
+    call = caller(tmp_path, monkeypatch, DIALOGUE | {"questions": questions}, draws=True)
 
     def grade(request: Request) -> str:
         prompt = request.body["messages"][0]["content"]

@@ -1,4 +1,6 @@
-"""Expert trajectories: the published layout worked out by hand, whole samples told from half ones, stopped runs gone on with."""
+"""Expert trajectories: the published layout worked out by hand, whole samples told from half ones, stopped runs gone on
+with.
+"""
 
 import asyncio
 import json
@@ -90,7 +92,17 @@ def test_the_layout_is_the_published_one(tmp_path):
     assert sorted(path.name for path in (folder / "states").iterdir()) == ["state_0", "state_1", "state_2", "state_3"]
     first, *_ = lines = calls(folder)
     assert [(line["session_index"], line["agent_type"]) for line in lines] == [(n, a) for n in range(3) for a in Agent]
-    assert set(first) == {"conversation_id", "session_index", "agent_type", "call_id", "state_before_path", "input", "expert_output", "failure", "metadata"}  # fmt: skip
+    assert set(first) == {
+        "conversation_id",
+        "session_index",
+        "agent_type",
+        "call_id",
+        "state_before_path",
+        "input",
+        "expert_output",
+        "failure",
+        "metadata",
+    }
     assert first["call_id"] == "d_session-0_core"
     assert first["metadata"].keys() == {"expert_model", "temperature", "call_time_ms", "timestamp"}
     assert first["input"]["new_session"] == {
@@ -107,13 +119,17 @@ def test_the_layout_is_the_published_one(tmp_path):
     }
     assert agent_of(second["input"]["full_prompt"]) is EPISODIC
     assert json.loads((folder / "metadata.json").read_text()) == {
-        "conv_id": "d", "num_sessions": 3, "expert_model": "scripted", "total_agent_calls": 12, "failed_agent_calls": {},
+        "conv_id": "d", "num_sessions": 3, "expert_model": "scripted", "total_agent_calls": 12,
+        "failed_agent_calls": {},
     }  # fmt: skip
 
 
 def test_each_state_is_the_memory_before_its_session_and_its_index_holds_it(tmp_path):
     folder = make(tmp_path / "d")
-    entries = [f"[EPISODIC] [2023-05-{day}] Ann: {text}" for day, text in (("08", "I adopted a cat."), ("15", "The cat is called Miso."), ("22", "We moved to Oslo."))]  # fmt: skip
+    entries = [
+        f"[EPISODIC] [2023-05-{day}] Ann: {text}"
+        for day, text in (("08", "I adopted a cat."), ("15", "The cat is called Miso."), ("22", "We moved to Oslo."))
+    ]
     cores = ["", "2 turns", "2 turns\n1 turns", "2 turns\n1 turns\n3 turns"]
     for number in range(4):
         state = folder / "states" / f"state_{number}"
@@ -180,12 +196,16 @@ def _settings(folder: Path) -> dict:
 # Whole or not
 
 
+def keep_lines(path: Path, count: int) -> None:
+    path.write_text("\n".join(path.read_text().split("\n")[:count]))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda folder: (folder / "metadata.json").unlink(),
         lambda folder: (folder / "agent_calls.jsonl").write_text((folder / "agent_calls.jsonl").read_text()[:-30]),
-        lambda folder: (folder / "agent_calls.jsonl").write_text("\n".join((folder / "agent_calls.jsonl").read_text().split("\n")[:7])),
+        lambda folder: keep_lines(folder / "agent_calls.jsonl", 7),
         lambda folder: (folder / "states/state_3/core_memory.json").unlink(),
         lambda folder: (folder / "states/state_0/vector_store/payload.json").write_text("{"),
         lambda folder: (folder / "states/state_2/vector_store/index.faiss").unlink(),

@@ -1,4 +1,4 @@
-"""A checkpoint of a real run as a model folder: trainer, transformers and vLLM answer alike; the card says what it is."""
+"""A checkpoint of a real run as a model folder: trainer, transformers and vLLM answer alike; the card describes it."""
 
 import json
 import shutil
@@ -80,6 +80,7 @@ def test_transformers_answers_as_the_trainer(exported, answers):
     assert len({tuple(answer) for answer in answers}) > 1
 
 
+@pytest.mark.slow
 def test_vllm_answers_as_the_trainer(exported, answers):
     pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
     from rollout.vllm_engine import VLLMEngine

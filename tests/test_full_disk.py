@@ -59,9 +59,9 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
                     patch.setattr(*place(engine))
                 checkpoints.save(1, {"step": 1}, 1, {}, BEST)
             took = time.monotonic() - began
-            world.meet()
+            world.barrier()
             left = [path.name for path in (folder / "checkpoints").iterdir()]
-            world.meet()
+            world.barrier()
             seen[name] = {"said": str(caught.value), "took": took, "left": left}
         checkpoints.save(2, {"step": 2}, 1, {}, BEST)
     (folder / f"{rank}.json").write_text(json.dumps(seen))

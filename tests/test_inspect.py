@@ -1,4 +1,6 @@
-"""What a store holds, shown: in the terminal, and as a page in a real browser. Nothing that was said is ever markup or control."""
+"""What a store holds, shown: in the terminal, and as a page in a real browser. Nothing that was said is ever markup or
+control.
+"""
 
 import asyncio
 import io
@@ -38,7 +40,10 @@ def script(agent: Agent, prompt: str) -> str:
             f"I will not. {SCRIPT} {STEERING}",
         )[session]
     added = {
-        Agent.EPISODIC: ({"action": "ADD", "quote": [1]}, *[{"action": "UPDATE", "old_memory": OLD, "quote": [1]} for OLD in ("m1", "m3")])[session],
+        Agent.EPISODIC: (
+            {"action": "ADD", "quote": [1]},
+            *({"action": "UPDATE", "old_memory": old, "quote": [1]} for old in ("m1", "m3")),
+        )[session],
         Agent.SEMANTIC: (None, {"action": "ADD", "quote": [2]}, {"action": "ADD", "memory": STEERING})[session],
         Agent.PROCEDURAL: ({"action": "ADD", "quote": [2]}, None, None)[session],
     }[agent]  # fmt: skip

@@ -1,4 +1,6 @@
-"""The launch scripts and the accelerate and DeepSpeed files: the commands they give. test_many_processes.py starts them."""
+"""The launch scripts and the accelerate and DeepSpeed files: the commands they give. test_many_processes.py starts
+them.
+"""
 
 import json
 import os
@@ -11,10 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from torch.distributed.launcher.api import LaunchConfig
-from transformers import Qwen3Config
 
 from membuilder.config import load
-from tests.test_dry_run import QWEN3_4B
+from tests.test_dry_run import folder_4b  # noqa: F401
 from trainer.memory_estimate.dry_run import parse
 from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, estimate
 from trainer.rl_config import RLConfig
@@ -259,16 +260,15 @@ def test_published_rl_settings():
         ("rl_qwen3_4b_32gpu", {"zero_stage": 2, "num_processes": 32}),
     ],
 )
-def test_the_published_configs_fit_80_gib_as_their_heads_say(name, launch, tmp_path):
+def test_the_published_configs_fit_80_gib_as_their_heads_say(name, launch, folder_4b):  # noqa: F811
     """With the options of the dry run that each file's head gives; the model's weights are not needed."""
-    Qwen3Config(**QWEN3_4B).save_pretrained(tmp_path)
     options = ["--zero", str(launch["zero_stage"])]
     options += ["--offload"] if launch.get("offload_optimizer") else []
     options += ["--num-processes", str(launch["num_processes"])] if "num_processes" in launch else []
     stage, path = name.split("_")[0], ROOT / f"configs/{name}.yaml"
     head = path.read_text(encoding="utf-8").splitlines()
     assert f"#   python -m trainer.{stage} --dry-run --config configs/{name}.yaml {' '.join(options)}" in head
-    workload, given, _ = parse([stage, "--config", str(path), *options, f"model.path={tmp_path}"])
+    workload, given, _ = parse([stage, "--config", str(path), *options, f"model.path={folder_4b}"])
     assert given == Launch(**launch) and given.gpu_memory_gib == 80
     assert estimate(workload, given).fits
     if "offload_optimizer" in launch:  # "only" so

@@ -134,6 +134,7 @@ def test_secrets_are_redacted_and_token_counts_are_not():
     }
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, monkeypatch, capsys):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

@@ -1,7 +1,7 @@
 """The real loops under real `accelerate launch`: two processes give the numbers of one, and none waits for a dead one.
 
-DDP runs under the committed file for two processes on a CPU. ZeRO-2 runs on two "nodes": a launcher for each, on a host of
-its own name and loopback address (where this user may make one; tests/launchers.py). All are started by
+DDP runs under the committed file for two processes on a CPU. ZeRO-2 runs on two "nodes": a launcher for each, on a host
+of its own name and loopback address (where this user may make one; tests/launchers.py). All are started by
 launch/multinode.sh.
 """
 
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_two_processes_is_exported_whole(together, mode, tmp_pat
 
 @pytest.mark.parametrize("mode", ["zero2", "zero3"])
 def test_deepspeed_leaves_out_an_update_that_is_not_finite(together, mode):
-    """Its step runs inside `backward`: one rank's nan must reach neither weights nor moments, and the norm must tell."""
+    """Its step runs inside `backward`: one rank's nan must reach neither weights nor moments; the norm must tell."""
     for rank in range(2):
         seen = json.loads((together(mode) / f"nan_{rank}.json").read_text())
         assert (seen["engine"], seen["stage"]) == ("DeepSpeedEngine", int(mode[-1]))
@@ -219,7 +219,9 @@ def test_bfloat16_without_float32_weights_somewhere_is_refused(alone, tmp_path):
 
 
 def test_every_process_samples_with_a_vllm_engine_of_its_own(together):
-    """Real vLLM in both processes, ZeRO-3: parity is checked on fresh weights at every step, so each sync must be whole."""
+    """Real vLLM in both processes, ZeRO-3: parity is checked on fresh weights at every step, so each sync must be
+    whole.
+    """
     out = together("zero3") / "vllm"
     assert [row["step"] for row in rows(out)] == [0, 1, 2]
     lines = (out / "completions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,6 @@
-"""Training data: what is in a record and what is not, every shape read back to the same records, the published examples."""
+"""Training data: what is in a record and what is not, every shape read back to the same records, the published
+examples.
+"""
 
 import json
 import os
@@ -15,7 +17,6 @@ from membuilder import prepare
 from membuilder.bank.store import reading
 from membuilder.datasets.load import load
 from membuilder.errors import DataError
-from membuilder.qa import QA_FILE
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.trajectories.parquet import read_table, write_table
@@ -35,7 +36,7 @@ from membuilder.trajectories.records import (
     sft_records,
     write_records,
 )
-from membuilder.trajectories.trajectory import Trajectory, read_trajectory
+from membuilder.trajectories.trajectory import QA_FILE, Trajectory, read_trajectory
 from membuilder.types import Agent
 from tests.scripted import store_first_turn, talk
 from tests.test_expert import THREE, make
@@ -94,7 +95,9 @@ def test_an_entry_target_holds_the_operations_and_each_text_once(sft):
     second = next(record for record in sft if record.agent is EPISODIC and record.session == 1)
     assert second.completion == '{"operations": [{"action": "ADD", "quote": [1]}]}'
     assert "memories_added" not in "".join(record.completion for record in sft)
-    assert [(record.dialogue, record.session, record.agent) for record in sft] == [("d", n, a) for n in range(3) for a in Agent]  # fmt: skip
+    assert [(record.dialogue, record.session, record.agent) for record in sft] == [
+        ("d", n, a) for n in range(3) for a in Agent
+    ]
 
 
 @pytest.mark.parametrize(
@@ -269,8 +272,14 @@ def test_answers_in_either_format_are_taken_word_for_word(tmp_path, output):
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", '[{"instruction": "p", "output": "{}"}]', '[{"instruction": 1, "input": "", "output": ""}]', '[{"instruction": "p", "input": "x", "output": "{}"}]']
-)  # fmt: skip
+    "content",
+    [
+        "{}",
+        '[{"instruction": "p", "output": "{}"}]',
+        '[{"instruction": 1, "input": "", "output": ""}]',
+        '[{"instruction": "p", "input": "x", "output": "{}"}]',
+    ],
+)
 def test_another_shape_is_an_error(tmp_path, content):
     (tmp_path / "sft.json").write_text(content)
     with pytest.raises(DataError):

@@ -1,4 +1,4 @@
-"""One long prompt costs one agent one session, and nothing else: in the RL loop and in evaluation, with a real engine."""
+"""One long prompt costs one agent one session and nothing else, in the RL loop and in evaluation, by a real engine."""
 
 from dataclasses import replace
 

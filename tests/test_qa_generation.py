@@ -220,8 +220,8 @@ def test_a_line_for_each_session_in_the_published_shape(tmp_path):
     assert lines[1]["state_before"]["episodic"] == ["[2023-05-08] Ann: I adopted a cat."]
     assert lines[1]["state_after"]["core_memory"] == "2 turns\n1 turns"
     assert lines[0]["questions"][0] == {
-        "question": "Ann: I adopted a cat. 0?", "answer": "Ann: I adopted a cat. 0", "type": "single-session", "source": ["turn:D1:1"],
-        "source_turns": ["D1:1"],
+        "question": "Ann: I adopted a cat. 0?", "answer": "Ann: I adopted a cat. 0", "type": "single-session",
+        "source": ["turn:D1:1"], "source_turns": ["D1:1"],
     }  # fmt: skip
     assert lines[0]["expert_actions"]["core"] == {"operation": "APPEND", "content": "2 turns"}
     assert report["asked_for"] == {"single_session": 3, "temporal": 1, "multi_session": 2}

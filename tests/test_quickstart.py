@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forks
+from tests.terminal import strange_lines
 from trainer.quickstart import main
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +41,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     return out, result
 
 
+@pytest.mark.slow
 def test_summary_has_every_field_and_system(run):
     summary = summary_of(run[0])
     assert summary["data"] == "generated" and summary["seed"] == 1 and summary["engine"] == "vllm"
@@ -51,6 +54,7 @@ def test_summary_has_every_field_and_system(run):
     assert summary["systems"]["all"]["accuracy"] > summary["systems"]["rules"]["accuracy"] > 0.0
 
 
+@pytest.mark.slow
 def test_it_prints_the_table_and_writes_pictures_models_and_logs(run):
     out, result = run
     assert "accuracy" in result.stdout and "adrpo" in result.stdout
@@ -67,14 +71,30 @@ def test_it_prints_the_table_and_writes_pictures_models_and_logs(run):
     assert {row["weight_version"] for row in rows if row["step"] == 1} == {1}
 
 
+@pytest.mark.slow
+def test_it_prints_progress_and_results_only(run):
+    out, result = run
+    shapes = [
+        r"data: generated for this run", r"train on \d+ dialogues \(.*\)",
+        r"evaluate on \d+ dialogues \(.*\), never trained on",
+        r"SFT: a small Qwen3 learns to imitate the rules", r"evaluation: the baselines, then vllm with the SFT model",
+        r"RL: 2 steps of adrpo", r"system +accuracy +recall@10 +memory tokens +format valid",
+        r"\w+ +\d\.\d{3} +\d\.\d{3} +\d+ +\d\.\d{3}", r"accuracy: share of \d+ questions .*",
+        rf"(picture|summary): {re.escape(str(out))}/[\w/]+\.(png|json)",
+    ]  # fmt: skip
+    assert strange_lines(result.stdout, *shapes) == [] and strange_lines(result.stderr) == []
+    assert "vllm" in (out / "sft" / "run.log").read_text()
+
+
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_summary(run, tmp_path):
-    """In this process, whatever ran in it before, and on as many threads: nothing but the seed counts."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        main(["--out", str(tmp_path), *SMALL])
-    finally:
-        torch.set_num_threads(num_threads)
+    """In a process forked from this one, whatever ran here before, and on as many threads: nothing but the seed counts.
+
+    Not in this process: OpenMP's threads would outlive the test, and a process forked later would wait for them for
+    ever.
+    """
+    threads = len(os.sched_getaffinity(0))
+    forks.finish(main, (["--out", str(tmp_path), *SMALL],), tmp_path / "log", lambda: torch.set_num_threads(threads))
     assert summary_of(tmp_path)["systems"] == summary_of(run[0])["systems"]
 
 

@@ -1,4 +1,4 @@
-"""What a run may not do to another's folder: a refused one changes nothing there, an accepted one goes on with its own."""
+"""What a run may not do to another's folder: a refused one changes nothing there, an accepted one keeps to its own."""
 
 import json
 import os
@@ -34,6 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -48,6 +49,7 @@ def test_a_journal_is_neither_lost_nor_learned_from_by_another_run(begun, tmp_pa
     assert contents(out) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "message"),
     [(["resume=auto", "optim.lr=1e-3"], "optim.lr=0.003, now it is 0.001"), ([], "resume=auto to go on from it")],
@@ -59,6 +61,7 @@ def test_a_run_is_not_mixed_with_another(begun, tmp_path, extra, message):
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_forgetting_resume_costs_neither_the_journal_nor_the_checkpoints(begun, tmp_path):
     """The run is killed in the third step after its checkpoint of the first two."""
     arguments = [*arguments_of(begun), "save_every=2"]
@@ -70,6 +73,7 @@ def test_forgetting_resume_costs_neither_the_journal_nor_the_checkpoints(begun, 
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_keeps_its_wandb_run(begun, tmp_path):
     out = shutil.copytree(begun["rl"], tmp_path / "run")
     run_id = (out / "wandb_run_id.txt").read_text().strip()
@@ -79,6 +83,7 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_its_wandb_run(begun, tmp
     assert tracked == [run_id] * 2
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_whole_configuration(begun):
     meta = folders.read_manifest(begun["sft"] / "checkpoints/step_4").meta
     assert meta["config"] == yaml.safe_load((begun["sft"] / "config.yaml").read_text())
@@ -98,6 +103,7 @@ def one_rank_of_zero2(folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_another_wrapper_is_refused(begun, tmp_path):
     out = shutil.copytree(begun["sft"], tmp_path / "run")
     arguments = [*SFT, "max_steps=4", "save_every=4", "resume=auto"]

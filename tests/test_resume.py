@@ -6,6 +6,7 @@ Runs are children forked from this process, which has imported everything, so th
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -33,6 +34,7 @@ from tests.lives import (
     same_run,
     start,
 )
+from tests.terminal import strange_lines
 from trainer import rl, sft
 from trainer.checkpoint import folders
 from trainer.experience import rollout_cache
@@ -56,6 +58,16 @@ def test_the_runs_train_and_reward_something(whole):
     assert len(rows) == 5 and any(row["grad_norm"] > 0 for row in rows) and any(row["reward/mean"] > 0 for row in rows)
     losses = [row["sft/loss"] for row in metrics(whole["sft"])]
     assert len(losses) == 40 and losses[-1] < losses[0] / 2
+
+
+def test_the_runs_print_progress_and_results_only(whole):
+    """Every line of a whole SFT run and a whole RL run, stdout and stderr."""
+    saved = re.escape(str(whole["sft"].parent))
+    shapes = rf"saved {saved}/(sft|rl)/model(; validation loss \d\.\d{{3}} nats per token)?"
+    for folder in whole.values():
+        printed = Path(f"{folder}.log").read_text()
+        assert strange_lines(printed, shapes) == [] and f"saved {folder}/model" in printed
+        assert "100%" in printed
 
 
 @pytest.mark.slow
@@ -166,6 +178,7 @@ def judged(*accuracies: float) -> Callable[[], None]:
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "accuracies", "kept"),
     [
@@ -183,6 +196,7 @@ def test_the_last_and_the_best_checkpoint_are_kept(whole, tmp_path, every, accur
     assert checkpoint_names(tmp_path / "run") == kept
 
 
+@pytest.mark.slow
 def test_the_best_is_remembered_by_a_run_that_goes_on(whole, tmp_path):
     main, arguments = arguments_of("rl", whole)
     steps = ["num_steps=4", "save_every=100", "eval_every=1", "keep_last=1"]
@@ -212,6 +226,7 @@ def test_too_many_in_a_row_stop_the_run(tmp_path):
     assert process.exitcode == 1 and "2 updates in a row had a gradient that is not finite" in log
 
 
+@pytest.mark.slow
 def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
     """The first of each step that has several: some have one, because groups without any advantage make no samples."""
 
@@ -245,7 +260,9 @@ def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_vllm_goes_on_bit_for_bit(whole, tmp_path):
-    """Killed with a sampled step in the journal; the step after it is sampled by a new engine with the weights of that time."""
+    """Killed with a sampled step in the journal; the step after it is sampled by a new engine with the weights of that
+    time.
+    """
     pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
     main, arguments = arguments_of("rl", whole)
     arguments = [*arguments, "engine=vllm", "num_steps=4", "eval_every=0", "max_model_len=400"]

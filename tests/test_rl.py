@@ -176,7 +176,7 @@ def test_what_is_superseded_is_neither_shown_nor_found_where_the_config_says_so(
         stream = SessionStream(builds, embedder, prompts, 1, States.POLICY, seed=1)
         stream.load_state(replace(stream.state, slots=(replace(stream.state.slots[0], bank=bank),)))
         assert len(stream.task(0).shown[Agent.EPISODIC]) == shown
-        (answer,) = here._answer([(bank, [question])])
+        (answer,) = here.answer([(bank, [question])])
         assert answer.accuracy == accuracy
 
 
@@ -210,14 +210,9 @@ def test_a_dense_step_scores_with_the_price_it_is_given(setting):
     for weight in (0.0, 1.0):
         collector, stream = collector_of(setting, '{"#1":"add","#2":"add"}')
         tight = LengthConfig(
-            scope=LengthScope.MEAN,
-            tolerance_tokens=1,
-            ratio_lowest=0.0,
-            ratio_lower=0.1,
-            ratio_upper=0.1,
-            core_start_tokens=0,
-            core_maximum_tokens=50,
-        )
+            scope=LengthScope.MEAN, tolerance_tokens=1, ratio_lowest=0.0, ratio_lower=0.1, ratio_upper=0.1,
+            core_start_tokens=0, core_maximum_tokens=50,
+        )  # fmt: skip
         collector = replace(collector, reward=replace(REWARD, earlier_questions=True, length=tight))
         scored = collector.dense(stream, weight, seed=1)
         rewards.append([value for group in scored for score in group.scores for value in score.reward.values()])
@@ -346,7 +341,7 @@ def test_what_is_compared_does_not_depend_on_the_micro_batches(policy):
 
 
 def test_processes_run_equally_many_batches(policy, sizes):
-    """Another process needs four batches: this one's collectives must meet it four times, also with nothing to check."""
+    """Another process needs four batches: this one's collectives must meet it four times, with nothing to check too."""
 
     class OfTwo(World):
         def gather(self, value):

@@ -70,7 +70,7 @@ def test_many_sequences_are_bound_by_arithmetic():
 
 
 def test_reduction_counts_every_micro_batch_and_slows_down_between_nodes():
-    # 10 bytes, half of them sent by each of two: 0.5 s; three micro-batches and the weights; AdamW on half of the weights
+    # 10 bytes, half of them sent by each of two: 0.5 s; three micro-batches, the weights; AdamW on half of the weights
     assert reduce_seconds(SMALL, 2, 3) == pytest.approx(4 * 0.5 + 28 * 5 / 2 / 10)
     assert reduce_seconds(SMALL, 4, 1) == pytest.approx(2 * 7.5 + 28 * 5 / 4 / 10)
 

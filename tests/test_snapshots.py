@@ -74,6 +74,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(tmp_path, monkeypatch):
     assert events == ["fsync /a.json.partial", "a.json.partial -> a.json", "fsync "]
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_the_newest_is_whole(tmp_path):
     draw, seen, reached = random.Random(0), set(), []
     for _ in range(10):
@@ -94,6 +95,7 @@ def test_killed_at_random_points_the_newest_is_whole(tmp_path):
     assert ".partial" in seen, "none was killed while it wrote"
 
 
+@pytest.mark.slow
 def test_killed_before_any_change_to_a_file_the_newest_is_whole(tmp_path):
     """Steps 1 to 3 stand, step 2 is written anew: after each death the newest is the old 3, the old 2 or the new 2."""
     process = program("die_everywhere", tmp_path)

@@ -1,4 +1,6 @@
-"""SIGTERM to a real launcher: every process ends its step, one checkpoint is saved, both end, and the run goes on from it."""
+"""SIGTERM to a real launcher: every process ends its step, one checkpoint is saved, both end, and the run goes on from
+it.
+"""
 
 import signal
 

@@ -1,4 +1,6 @@
-"""The durable store: what goes in comes out, a session at a time or not at all, one writer, and errors that say what to do."""
+"""The durable store: what goes in comes out, a session at a time or not at all, one writer, and errors that say what to
+do.
+"""
 
 import os
 import signal

@@ -1,7 +1,8 @@
-"""The client against a real vLLM server with a tiny model of random weights, started once for this file by launch/serve.sh.
+"""The client against a real vLLM server with a tiny model of random weights, started once for this file by
+launch/serve.sh.
 
-What the fakes of test_client.py assume of a server is seen here to be so: schemas are kept to, tokens are counted as the
-server counts them, and refused keys, unknown models and a killed server look the way the client expects.
+What the fakes of test_client.py assume of a server is seen here to be so: schemas are kept to, tokens are counted as
+the server counts them, and refused keys, unknown models and a killed server look the way the client expects.
 """
 
 import asyncio
@@ -43,6 +44,7 @@ from tests import killed
 from trainer.model.tiny_model import END, TinyConfig, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-tiny-server"
@@ -86,8 +88,8 @@ def wait_until_healthy(process: subprocess.Popen, port: int, log: Path) -> None:
 def make_brief(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Random weights that end what they begin: no string, list or answer goes on for more than a token or two.
 
-    Two coordinates of the residual stream are kept for this: the first says whether the last token opened something, the
-    second is always the same, so that what the head makes of it is a bias.
+    Two coordinates of the residual stream are kept for this: the first says whether the last token opened something,
+    the second is always the same, so that what the head makes of it is a bias.
     """
     weights = model.model.embed_tokens.weight.detach()
     head = torch.randn(weights.shape, generator=torch.Generator().manual_seed(2)) / weights.shape[1] ** 0.5
@@ -394,8 +396,9 @@ def test_an_evaluation_killed_while_it_builds_and_while_it_answers_ends_like_one
 
 
 def check_accounts(usage: dict, before: dict[str, float], server: Server) -> None:
-    """The accounts of three processes, two of them killed, are the server's but for what was in flight at the two kills: at
-    most four agents' requests, and an answer's or its two judges', of 200 tokens each."""
+    """The accounts of three processes, two of them killed, are the server's but for what was in flight at the two
+    kills: at most four agents' requests, and an answer's or its two judges', of 200 tokens each.
+    """
     after = server_counts(server)
     assert usage["builder"]["calls"] >= 2 + 16 and usage["answerer"]["calls"] >= 3 + len(ASKED) - 1
     calls, tokens = (

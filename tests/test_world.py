@@ -72,6 +72,7 @@ def test_a_process_of_this_host_is_named_here_and_on_other_hosts(tmp_path):
     assert said[2].startswith(f"run: rank 2 of 3 stops, {gone}")
 
 
+@pytest.mark.slow
 def test_a_process_alone_on_its_host_is_named_by_its_silence(tmp_path):
     said, pids = run(("a", "b", "c"), {2: die}, tmp_path)
     for rank in (0, 1):
@@ -91,6 +92,7 @@ def wait() -> None:
     time.sleep(100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "how"),
     [("a", "process {} on a"), ("b", "no sign of life from process {} on b")],
@@ -104,6 +106,7 @@ def test_a_process_whose_main_thread_only_waits_is_ended_with_the_name_of_the_ot
     assert f"rank 0 of 2 stops, because rank 1 is gone ({how.format(pids[1])})" in log and "resume=auto" in log
 
 
+@pytest.mark.slow
 def test_a_process_that_ended_well_is_not_taken_for_a_dead_one(tmp_path):
     def learn_on() -> bool:
         time.sleep(7)  # longer than a silence and the grace after it
@@ -112,6 +115,7 @@ def test_a_process_that_ended_well_is_not_taken_for_a_dead_one(tmp_path):
     assert run(("a", "a", "b"), {0: learn_on, 1: lambda: True, 2: lambda: True}, tmp_path)[0] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_a_process_that_never_ended_its_pulse_can_still_exit():
     """Its thread is inside the store nearly always: without being stopped it would abort most of such processes."""
     program = """

@@ -11,18 +11,20 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 import yaml
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from membuilder.errors import CheckpointError, ConfigError, clear_errors
+from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
-from trainer.checkpoint.checkpoints import MODEL
 from trainer.checkpoint.files import durable_rename, files_of, fsync_tree, write_all
-from trainer.checkpoint.folders import Manifest
+from trainer.checkpoint.folders import MODEL, Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 SHARD_SIZE = "5GB"
 PREFIX = "model."
@@ -34,8 +36,10 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     if target.exists():
         raise ConfigError(f"'{target}' exists: name another folder, or remove it")
     manifest = folders.verify(checkpoint)
-    dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
-    model = _model(checkpoint, dtype)
+    from transformers import AutoTokenizer  # takes seconds to load, and a damaged checkpoint is refused without it
+
+    hide_loading_bars()
+    model = _model(checkpoint, manifest.meta["settings"]["model.dtype"])
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -51,7 +55,11 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     return target
 
 
-def _model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _model(checkpoint: Path, dtype_name: str) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    dtype = getattr(torch, dtype_name)
     config = AutoConfig.from_pretrained(checkpoint / MODEL)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -64,12 +72,14 @@ def _model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _weights(state: Path) -> dict[str, torch.Tensor]:
+def _weights(state: Path) -> "dict[str, torch.Tensor]":
     """The policy's weights as Accelerate or DeepSpeed saved them; float32 from the latter."""
     if (state / "pytorch_model").is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         return get_fp32_state_dict_from_zero_checkpoint(str(state), tag="pytorch_model")
+    from safetensors.torch import load_file
+
     return {
         name: tensor for path in sorted(state.glob("model*.safetensors")) for name, tensor in load_file(path).items()
     }

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from what it wrote: metrics.jsonl and summary.json. A metric that was not logged has no panel.
+"""Draws the figures of a run from its metrics.jsonl and summary.json. A metric that was not logged has no panel.
 
 python -m trainer.plots runs/rl
 """
@@ -8,21 +8,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
+from membuilder.errors import ConfigError, clear_errors
+from membuilder.types import Agent
+from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-from membuilder.types import Agent  # noqa: E402
-from trainer.logs.run_log import METRICS_FILE, read_jsonl  # noqa: E402
-
-# Okabe and Ito's colours, told apart by colour-blind readers; an agent has one colour in every figure.
+# These are Okabe and Ito's colours, which colour-blind readers can tell apart; an agent has one colour in every figure.
 INK, GREY = "#222222", "#9a9a9a"
 COLOURS = {Agent.CORE: "#0072B2", Agent.EPISODIC: "#D55E00", Agent.SEMANTIC: "#009E73", Agent.PROCEDURAL: "#CC79A7"}
+SUMMARY_FILE = "summary.json"
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -139,8 +138,8 @@ def plot_run(run_dir: str | Path) -> list[Path]:
     if (run_dir / METRICS_FILE).is_file():
         series = read_series(run_dir / METRICS_FILE)
         written += [plot_metrics(series, panels, out_dir / f"{name}.png") for name, panels in FIGURES.items()]
-    if (run_dir / "summary.json").is_file():
-        written.append(plot_summary(run_dir / "summary.json", out_dir / "accuracy.png"))
+    if (run_dir / SUMMARY_FILE).is_file():
+        written.append(plot_summary(run_dir / SUMMARY_FILE, out_dir / "accuracy.png"))
     return [path for path in written if path is not None]
 
 
@@ -158,13 +157,16 @@ def read_series(path: str | Path) -> Series:
 
 def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | None:
     """One figure, a panel below the other over the same steps; None when no line of any panel has data."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     present = [panel for panel in panels if any(line.metric in series for line in panel.lines)]
     if not present:
         return None
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(present), 1, sharex=True, squeeze=False, figsize=(8, 0.5 + 2.4 * len(present)), layout="constrained"
-        )
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 0.5 + 2.4 * len(present)), layout="constrained")
+        axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)
         for ax, panel in zip(axes[:, 0], present, strict=True):
             _draw_panel(ax, panel, series)
         figure.align_ylabels()
@@ -175,6 +177,9 @@ def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | N
 
 def plot_summary(path: str | Path, out: Path) -> Path | None:
     """Accuracy per system, best first, with the memory it needed; None when no system has an accuracy."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     systems = json.loads(Path(path).read_text(encoding="utf-8"))["systems"]
     scored = [(name, system) for name, system in systems.items() if system.get("accuracy") is not None]
     if not scored:
@@ -184,17 +189,16 @@ def plot_summary(path: str | Path, out: Path) -> Path | None:
     columns = [("accuracy", "Questions answered", COLOURS[Agent.CORE])]
     if any(system.get("memory_tokens") is not None for _, system in scored):
         columns.append(("memory_tokens", "Memory, tokens per dialogue", GREY))
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(
-            1, len(columns), sharey=True, squeeze=False, figsize=(9, 0.9 + 0.4 * len(names)), layout="constrained"
-        )
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(9, 0.9 + 0.4 * len(names)), layout="constrained")
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)
         for ax, (key, title, colour) in zip(axes[0], columns, strict=True):
             _draw_bars(ax, names, [system.get(key) for _, system in scored], colour, is_share=key == "accuracy")
             ax.set_title(title)
         return _save(figure, out)
 
 
-def _draw_panel(ax: Axes, panel: Panel, series: Series) -> None:
+def _draw_panel(ax: "Axes", panel: Panel, series: Series) -> None:
     for line in panel.lines:
         if line.metric in series:
             steps, values = series[line.metric]
@@ -210,7 +214,7 @@ def _draw_panel(ax: Axes, panel: Panel, series: Series) -> None:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_bars(ax: Axes, names: list[str], values: list[float | None], colour: str, *, is_share: bool) -> None:
+def _draw_bars(ax: "Axes", names: list[str], values: list[float | None], colour: str, *, is_share: bool) -> None:
     present = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
     bars = ax.barh([name for name, _ in present], [value for _, value in present], color=colour, height=0.62)
     ax.bar_label(bars, [f"{value:.1%}" if is_share else f"{value:,.0f}" for _, value in present], padding=4)
@@ -224,15 +228,24 @@ def _draw_bars(ax: Axes, names: list[str], values: list[float | None], colour: s
     ax.tick_params(axis="y", length=0)
 
 
-def _save(figure: Figure, out: Path) -> Path:
+def _save(figure: "Figure", out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
-    plt.close(figure)
     return out
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw the figures of a run into its plots/ folder.")
-    parser.add_argument("run_dir", help="folder with metrics.jsonl, summary.json or both")
-    for written in plot_run(parser.parse_args().run_dir):
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.plots", description="Draw the figures of a run into its plots/ folder."
+    )
+    parser.add_argument("run_dir", type=Path, help=f"folder with {METRICS_FILE}, {SUMMARY_FILE} or both")
+    run_dir = parser.parse_args(argv).run_dir
+    if not any((run_dir / name).is_file() for name in (METRICS_FILE, SUMMARY_FILE)):
+        raise ConfigError(f"'{run_dir}' holds neither {METRICS_FILE} nor {SUMMARY_FILE}: name the folder of a run")
+    for written in plot_run(run_dir):
         print(written)
+
+
+if __name__ == "__main__":
+    with clear_errors("trainer.plots"):
+        main()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from membuilder.config import load
 from membuilder.errors import ConfigError, clear_errors
+from membuilder.quiet import LOG_FILE, quiet_libraries
 from trainer.data.corpus import Corpus
 from trainer.experience.evaluate import SystemResult
 from trainer.experience.systems import compare_baselines, judge_policy
@@ -71,6 +72,7 @@ def run(options: Options) -> dict:
     """Every stage in order; returns what summary.json holds."""
     sft_config, rl_config = load_configs(options)
     out = Path(options.out)
+    quiet_libraries(out / LOG_FILE)
     clock = Clock()
     prepared = prepare(sft_config)
     describe(prepared.corpus, options)

@@ -17,6 +17,7 @@ from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
+from membuilder.quiet import LOG_FILE, quiet_libraries, write_library_log
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.types import Dialogue
 from reward.judges import load_judge
@@ -47,6 +48,7 @@ class Run:
 
 def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
     """Seed and start the log in `config.out`."""
+    quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)
     accelerator = start_accelerator(config.optim.max_grad_norm)
     if config.model.dtype == "bfloat16" and accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise ConfigError(
@@ -71,6 +73,7 @@ def describe_run(config, accelerator: Accelerator) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_file(out / "config.yaml", dump(config).encode())
         write_file(out / "provenance.json", json.dumps(provenance(), indent=2).encode())
+        write_library_log()
 
 
 def make_policy_model(

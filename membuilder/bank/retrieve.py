@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from membuilder.bank.index import top_k
 from membuilder.embedding.local import TextEmbedder
 from membuilder.text import quoted
 from membuilder.types import Agent, Bank, Entry, Session
@@ -32,6 +31,8 @@ def retrieve(
 
     `agent` and `include_superseded` choose the candidates before the search, so k of them come back if there are k.
     """
+    from membuilder.bank.index import top_k  # it loads FAISS, which commands need only once they search
+
     candidates = _candidates(bank, agent, include_superseded)
     ids, scores = top_k(_embed_entries(candidates, embedder), embedder.embed(queries), k)
     return [
@@ -54,6 +55,8 @@ def related(
     an entry ranks by its similarity to the turn it fits best. A turn is embedded as it would be stored, so one that is
     stored later costs nothing again.
     """
+    from membuilder.bank.index import top_k
+
     candidates = _candidates(bank, agent, include_superseded)
     if not candidates or not session.turns:
         return ()

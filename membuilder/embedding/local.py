@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from membuilder.errors import ConfigError
+from membuilder.quiet import hide_loading_bars
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -89,6 +90,7 @@ def default_folder() -> Path:
 def _load(model: str, device: str | None) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # seconds to import, and pulls in torch
 
+    hide_loading_bars()
     try:
         return SentenceTransformer(model, device=device)
     except (OSError, ValueError) as error:  # a name or folder the user gave; both types come from the loader

@@ -17,13 +17,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 import numpy as np
 
-from membuilder.bank.index import IndexConfig, IndexKind, VectorIndex
 from membuilder.bank.store import Store, reading
 from membuilder.bank.store_rows import Answer
 from membuilder.datasets.files import FILE, read_json, read_lines
@@ -35,7 +34,12 @@ from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.session import Step
 from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
 
+if TYPE_CHECKING:
+    from membuilder.bank.index import VectorIndex
+
 STORE_FILE, CALLS_FILE, METADATA_FILE, STATES = "memory.db", "agent_calls.jsonl", "metadata.json", "states"
+QA_FILE = "rl_training_data.jsonl"
+"""The questions that membuilder.qa writes into the folder."""
 INDEX_FILE = Path("vector_store") / "index.faiss"
 
 
@@ -176,9 +180,19 @@ def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None
     return has_said and is_indexed and is_same
 
 
+def _empty_index(dimension: int) -> "VectorIndex":
+    from membuilder.bank.index import (
+        IndexConfig,
+        IndexKind,
+        VectorIndex,
+    )  # FAISS is slow to load, and reading needs none
+
+    return VectorIndex(dimension, IndexKind.EXACT, IndexConfig(gpu=False))
+
+
 def _index_bytes(num_rows: int, dimension: int) -> int:
     """Size of an exact index: its head and 4 bytes a number. It is not loaded, since FAISS trusts what it reads."""
-    empty = VectorIndex(dimension, IndexKind.EXACT, IndexConfig(gpu=False)).to_bytes()
+    empty = _empty_index(dimension).to_bytes()
     return len(empty) + 4 * num_rows * dimension
 
 
@@ -232,7 +246,7 @@ def _usage_percent(bank: Bank, prompts: PromptConfig) -> float:
 
 def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Trajectory) -> None:
     (folder / INDEX_FILE).parent.mkdir(parents=True)
-    index = VectorIndex(vectors.shape[1], IndexKind.EXACT, IndexConfig(gpu=False))
+    index = _empty_index(vectors.shape[1])
     index.add(vectors)
     index.to_bytes().tofile(folder / INDEX_FILE)
     metadata = [

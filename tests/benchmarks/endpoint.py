@@ -1,10 +1,11 @@
-"""What the client costs beside waiting: calls of 50 ms at 64 in flight, against the time the server alone needs for them.
+"""What the client costs beside waiting: calls of 50 ms at 64 in flight, against the time the server alone needs for
+them.
 
     python -m tests.benchmarks.endpoint      # writes results/endpoint.json
 
 `calls` are 1,000 plain calls. `questions` are 1,000 questions answered, and judged strictly and leniently at once, as
-`membuilder.eval --concurrency 64` does it, records written: 3,000 calls, two of them one after the other. `bare` are the 1,000
-calls by aiohttp alone, which the openai package runs on: what no client of this kind can go below.
+`membuilder.eval --concurrency 64` does it, records written: 3,000 calls, two of them one after the other. `bare` are
+the 1,000 calls by aiohttp alone, which the openai package runs on: what no client of this kind can go below.
 
 The stub server is a process of its own. The ratio needs an idle machine: `load_average` says whether it was one.
 `cpu_ms_per_call` is this process's CPU time, which the ratio cannot go below and a busy machine changes little.

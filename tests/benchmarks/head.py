@@ -7,9 +7,9 @@ plain   all logits at once, autograd
 liger   Liger-Kernel's LigerFusedLinearGRPOLoss (advantages per sequence, no per-token weight), CUDA or CPU
 cce     cut-cross-entropy's per-token loss, weighted outside; CUDA. By default it leaves out gradients that it takes for
         too small; `cce-exact` does not (filter_eps=None)
-All minimise a policy gradient at ratio one: -A log p, so their gradients can be compared. Errors are relative L2 gaps of
-the gradients to the plain head in float32 (CPU: float64). `peak_mb` counts the gradients that come out, `extra_mb` does
-not. On CUDA a row `gemm` holds the time of the three matmuls alone.
+All minimise a policy gradient at ratio one: -A log p, so their gradients can be compared. Errors are relative L2 gaps
+of the gradients to the plain head in float32 (CPU: float64). `peak_mb` counts the gradients that come out, `extra_mb`
+does not. On CUDA a row `gemm` holds the time of the three matmuls alone.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
     taskset -c 0 env OMP_NUM_THREADS=1 python -m tests.benchmarks.index --data longmemeval_s_cleaned.json
 
-The vectors are MiniLM embeddings of `--sentences` distinct real sentences, filled up to 100,000 by points between two of them
-with noise of a third of their length; queries are the embeddings of the file's questions, embedded beforehand. Every kind is
-measured in a process of its own, once to build its index and once to open what was stored. Each time stands there twice: as
-the clock has it, and as this thread's processor time, which other programs on the machine lengthen less.
+The vectors are MiniLM embeddings of `--sentences` distinct real sentences, filled up to 100,000 by points between two
+of them with noise of a third of their length; queries are the embeddings of the file's questions, embedded beforehand.
+Every kind is measured in a process of its own, once to build its index and once to open what was stored. Each time
+stands there twice: as the clock has it, and as this thread's processor time, which other programs on the machine
+lengthen less.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""One policy-gradient step on a group: shared prompts against dense copies and against TRL, on the same weights and tokens.
+"""One policy-gradient step on a group: shared prompts against dense copies and against TRL, on the same weights and
+tokens.
 
     python -m tests.benchmarks.learner --out tests/benchmarks/results/learner_cpu.json
 
@@ -210,7 +211,9 @@ def distance(found: Found, other: Found | None, kind: str) -> dict:
 
 
 def throughput(name: str, shape: Shape, taken: float) -> dict:
-    """Response tokens per second, and on a known GPU the share of its peak: FLOPs of the tokens run, not of recomputing."""
+    """Response tokens per second, and on a known GPU the share of its peak: FLOPs of the tokens run, not of
+    recomputing.
+    """
     sizes = SIZES[shape.sizes]
     responses = GROUP * shape.response
     copies = 1 if name == "shared" else GROUP
@@ -261,7 +264,7 @@ def figures(name: str, shape: Shape) -> tuple[dict, Found]:
 
 
 def cleanly(run: Callable[[], Result]) -> Result:
-    """TRL's trainers hold themselves in cycles: without a collection their models would still stand beside this one's."""
+    """TRL's trainers hold themselves in cycles: without a collection their models would stand beside this one's."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,8 +4,8 @@
     python -m tests.benchmarks.retrieval --dataset longmemeval --dataset-path longmemeval_s-dev.json.gz \
         --system rag-turn-bm25 --again --out longmemeval_s_retrieval.json
 
-Each system is one `python -m membuilder.eval` in a process of its own; `--again` runs it twice, the second time with the
-embeddings of the first. The result file holds figures only, no text of the benchmark; systems already in it stay.
+Each system is one `python -m membuilder.eval` in a process of its own; `--again` runs it twice, the second time with
+the embeddings of the first. The result file holds figures only, no text of the benchmark; systems already in it stay.
 """
 
 import argparse

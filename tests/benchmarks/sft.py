@@ -10,13 +10,13 @@ trl_padded        TRL: its default collator, four samples padded to the longest
 trl_single        TRL: one sample at a time, so nothing is padded and nothing is masked
 trl_compact       trl_single with its head on loss tokens alone, as TRL does on CUDA only: patched, not stock TRL
 
-Every implementation trains a model of its own through the same optimizer steps: same samples per step, AdamW,
-clipping and denominator (completion tokens of the step). They take turns step by step, so that other jobs on the machine
-hit all alike; ratios are medians over steps of paired ratios, with quartiles. `cpu_` figures count processor time, which
-other jobs disturb less. TRL's packing over a whole dataset would move samples to other steps, so each step is packed
-by itself, before the clock starts; collating and our packing are inside. TRL runs through `training_step`, whose curve
-tests/test_sft_packing.py holds to that of `train()`. TRL's defaults that would slow it here are off: bf16, recomputation.
-The first step warms up: its time is not counted.
+Every implementation trains a model of its own through the same optimizer steps: same samples per step, AdamW, clipping
+and denominator (completion tokens of the step). They take turns step by step, so that other jobs on the machine hit all
+alike; ratios are medians over steps of paired ratios, with quartiles. `cpu_` figures count processor time, which other
+jobs disturb less. TRL's packing over a whole dataset would move samples to other steps, so each step is packed by
+itself, before the clock starts; collating and our packing are inside. TRL runs through `training_step`, whose curve
+tests/test_sft_packing.py holds to that of `train()`. TRL's defaults that would slow it here are off: bf16,
+recomputation. The first step warms up: its time is not counted.
 """
 
 import argparse

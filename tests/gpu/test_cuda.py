@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tests.kernel_twins import assert_rows_equal_their_plain_twin
 from trainer.batching.loss_rows import supervised_rows
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
-from trainer.kernels import plain_rows, plain_varlen
+from trainer.kernels import plain_varlen
 from trainer.losses import LossConfig, cross_entropy, reinforce
 from trainer.model.head import Objective, head_loss
 from trainer.model.merged_attention import merged_attention
@@ -22,21 +23,8 @@ CUDA = torch.device("cuda")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 2), (5, 17), (64, 4097), (32, 151_936)], ids=str)
 def test_triton_rows_equal_their_plain_twin(shape, dtype):
-    from trainer.kernels import triton_rows
-
-    torch.manual_seed(0)
-    logits = (5 * torch.randn(shape, device=CUDA)).to(dtype)
-    targets = torch.randint(shape[1], shape[:1], device=CUDA)
-    by_logprob, by_entropy = torch.randn(shape[0], device=CUDA), torch.randn(shape[0], device=CUDA)
-    plain = plain_rows.statistics(logits, targets, 0.7)
-    fused = triton_rows.statistics(logits, targets, 0.7)
-    for name in ("logprobs", "entropy", "logsumexp"):
-        torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-4, atol=1e-4)
-    expected, found = logits.clone(), logits.clone()
-    plain_rows.write_gradient_(expected, targets, plain, by_logprob, by_entropy, 0.7)
-    triton_rows.write_gradient_(found, targets, fused, by_logprob, by_entropy, 0.7)
     tolerance = 1e-4 if dtype is torch.float32 else 1e-2
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert_rows_equal_their_plain_twin(shape, dtype, CUDA, 1e-4, {"rtol": tolerance, "atol": tolerance})
 
 
 def gradients(hidden, weight, targets, advantage, dtype: torch.dtype, fused: bool) -> tuple[torch.Tensor, ...]:

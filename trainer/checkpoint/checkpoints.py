@@ -22,13 +22,11 @@ from transformers import PreTrainedModel
 from trainer.checkpoint import folders
 from trainer.checkpoint.checksummed_json import encode, seal, unseal
 from trainer.checkpoint.files import files_of, write_all, write_file
-from trainer.checkpoint.folders import WRITE_ERRORS
+from trainer.checkpoint.folders import MODEL, WRITE_ERRORS
 from trainer.checkpoint.run_settings import check_settings, resolved, settings_of
 from trainer.distributed.process_group import World, zero_stage
 
 LoopProgress = TypeVar("LoopProgress")
-
-MODEL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)

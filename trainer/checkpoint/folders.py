@@ -27,6 +27,8 @@ from trainer.checkpoint.checksummed_json import encode, seal, unseal
 from trainer.checkpoint.files import durable_rename, free_bytes, fsync, fsync_tree
 
 MANIFEST = "manifest.json"
+MODEL = "model"
+"""The folder inside a checkpoint that holds the tokenizer and the model's configuration."""
 LABEL = "checkpoint"
 NAME = re.compile(r"step_(\d+)")
 # A full disk is a RuntimeError to torch.save and an error of its own to safetensors.

@@ -55,7 +55,7 @@ class Collector:
             questions = choose_questions(build.asked(), session, self.reward, f"{seed}-{group.id}")
             banks += [(rollout.bank, questions) for rollout in group.rollouts]
             expert_tokens.append(self._expert_tokens(build)[session])
-        answers = iter(self._answer(banks))
+        answers = iter(self.answer(banks))
         reward = replace(self.reward, length_weight=length_weight)
         scored = [
             score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, reward)
@@ -119,7 +119,7 @@ class Collector:
             groups.append(Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts))
             banks = [rollout.bank for rollout in rollouts]
         questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
-        answers = self._answer([(bank, questions) for bank in banks])
+        answers = self.answer([(bank, questions) for bank in banks])
         return [
             score_group(group, answers, expert, self.count_tokens, reward)
             for group, expert in zip(groups, self._expert_tokens(build), strict=True)
@@ -131,5 +131,5 @@ class Collector:
     def _sample(self, tasks: Sequence[Task], num_rollouts: int, seed: int) -> list[Group]:
         return sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.sampling, num_rollouts, seed)
 
-    def _answer(self, banks):
+    def answer(self, banks):
         return answer_banks(banks, self.embedder, self.judge, self.reward.top_k, self.prompts.include_superseded)

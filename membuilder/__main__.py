@@ -1,0 +1,34 @@
+"""Runs one of the commands that lie in this folder: `membuilder build ...` is `python -m membuilder.build ...`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from membuilder import __version__
+
+COMMANDS = {
+    "data": "fetch public benchmarks",
+    "build": "build the memories of dialogues, by rules or by a model",
+    "inspect": "show what a memory holds and how it came about",
+    "eval": "evaluate ways of remembering on public benchmarks",
+    "expert": "have an expert build memories, as trajectories to train on",
+    "qa": "have a model write questions about each session of a trajectory",
+    "prepare": "make training data out of trajectories",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """The exit status of the command, or None if it has none."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="membuilder", epilog="membuilder COMMAND --help says more about a command.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    command = parser.parse_args(words[:1]).command  # the other words are the command's own
+    return importlib.import_module(f"membuilder.{command}").main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
