@@ -32,7 +32,7 @@ from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import render
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt, template_hashes
 from membuilder.schemes.four_agents.schemas import ResponseFormat
-from membuilder.schemes.four_agents.session import Step
+from membuilder.schemes.scheme import Step
 from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
 
 STORE_FILE, CALLS_FILE, METADATA_FILE, STATES = "memory.db", "agent_calls.jsonl", "metadata.json", "states"
@@ -204,7 +204,7 @@ def session_json(session: Session) -> dict[str, Any]:
 
 def bank_json(bank: Bank) -> dict[str, Any]:
     """The published view of a bank: the core, and the texts of each other agent."""
-    texts = {agent.value: [entry.text for entry in bank.entries if entry.agent is agent] for agent in ENTRY_AGENTS}
+    texts = {agent.value: [entry.text for entry in bank.entries if entry.agent == agent] for agent in ENTRY_AGENTS}
     return {"core_memory": bank.core, **texts}
 
 
@@ -239,7 +239,7 @@ def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Traj
         {
             "id": entry.id,
             "user_id": trajectory.dialogue,
-            "agent": entry.agent.value,
+            "agent": str(entry.agent),
             "session_index": entry.session,
             "timestamp": entry.timestamp.isoformat(),
             "source_turns": list(entry.source_turns),

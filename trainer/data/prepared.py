@@ -16,7 +16,7 @@ from membuilder.errors import ConfigError, DataError
 from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.four_agents.session import Step
+from membuilder.schemes.scheme import Step
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, read_records
 from membuilder.types import Agent, AgentUpdate, Dialogue
 from rollout.tokens import encode_completion, encode_prompt
