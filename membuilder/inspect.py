@@ -60,7 +60,7 @@ def show_bank(contents: Contents) -> RenderableType:
     head = plain(
         f"{settings['dialogue']}: {' and '.join(settings['speakers'])}, written by {settings['model']}", "bold"
     )
-    counts = ", ".join(f"{sum(entry.agent is agent for entry in bank.entries)} {agent}" for agent in ENTRY_AGENTS)
+    counts = ", ".join(f"{sum(entry.agent == agent for entry in bank.entries)} {agent}" for agent in ENTRY_AGENTS)
     num_entries = f"{len(bank.entries)} entries ({counts}), {len(superseded)} of them superseded"
     core = Panel(
         plain(bank.core or "(empty)"), title=f"core, {len(bank.core)} characters", border_style=COLOURS[Agent.CORE]
@@ -147,7 +147,7 @@ def _entries(entries: Sequence[Entry], superseded: frozenset[str]) -> Table:
     for entry in entries:
         table.add_row(
             entry.id,
-            Text(entry.agent.value, style=COLOURS[entry.agent]),
+            Text(str(entry.agent), style=COLOURS[entry.agent]),
             f"{entry.timestamp:%Y-%m-%d}",
             plain(entry.text, "dim strike" if entry.id in superseded else ""),
             ", ".join(entry.supersedes),

@@ -9,10 +9,12 @@ from membuilder.errors import ConfigError
 
 
 def load_function(name: str) -> Callable:
+    """The function of a file, which is run anew. Raises ConfigError where there is no such file or function."""
     path, _, function = name.partition(":")
     if not Path(path).is_file() or not function:
         raise ConfigError(f"'{name}': expected path/to/file.py:function, and no file is at '{path}'")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    # a name of its own, so that a file called reward.py does not take the place of the package
+    spec = importlib.util.spec_from_file_location(f"plugin {Path(path).resolve()}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"'{name}': '{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)

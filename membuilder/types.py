@@ -88,7 +88,8 @@ class Dialogue:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     id: str
-    agent: Agent
+    agent: str
+    """Name of the role that wrote it."""
     text: str
     session: int
     timestamp: datetime

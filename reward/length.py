@@ -62,12 +62,12 @@ def length_penalty(agent: Agent, model_tokens: int, expert_tokens: float, config
     )
 
 
-def expert_lengths(written: Sequence[Mapping[Agent, int]], scope: LengthScope) -> list[dict[Agent, float]]:
-    """Per session what each agent's tokens are compared with, given what the expert wrote in a dialogue's sessions."""
+def expert_lengths(written: Sequence[Mapping[str, int]], scope: LengthScope) -> list[dict[str, float]]:
+    """Per session what each role's tokens are compared with, given what the expert wrote in a dialogue's sessions."""
     if scope is LengthScope.SESSION:
         return [dict(session) for session in written]
     mean = fmean(tokens for session in written for tokens in session.values())
-    return [dict.fromkeys(Agent, mean) for _ in written]
+    return [dict.fromkeys(session, mean) for session in written]
 
 
 def core_penalty(num_tokens: int, start: int = 150, maximum: int = 400) -> float:

@@ -2,12 +2,15 @@
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-from membuilder.bank.retrieve import Retrieval, retrieve
+from membuilder.bank.retrieve import Retrieval
 from membuilder.embedding.local import TextEmbedder
-from membuilder.types import ENTRY_AGENTS, Agent, Bank, Question
+from membuilder.schemes.scheme import Scheme
+from membuilder.types import Bank, Question
 from reward.judges import Judge, Verdict
 
 
@@ -29,48 +32,36 @@ class QAResult:
         return sum(judged) / len(judged) if judged else None
 
     @property
-    def retrieval_counts(self) -> dict[Agent, int]:
-        """Entries retrieved per agent, summed over all questions, judged or not."""
-        agents = [entry.agent for retrieval in self.retrievals for entry in retrieval.entries]
-        return {agent: agents.count(agent) for agent in ENTRY_AGENTS}
-
-
-def answer_questions(
-    bank: Bank,
-    questions: Sequence[Question],
-    embedder: TextEmbedder,
-    judge: Judge,
-    k: int = 10,
-    include_superseded: bool = True,
-) -> QAResult:
-    """Retrieve k entries for each question out of the whole bank and judge what core and entries hold."""
-    return answer_banks([(bank, questions)], embedder, judge, k, include_superseded)[0]
+    def retrieval_counts(self) -> Counter[str]:
+        """Entries found per role that wrote them, summed over all questions, judged or not."""
+        return Counter(entry.agent for retrieval in self.retrievals for entry in retrieval.entries)
 
 
 def answer_banks(
     tasks: Sequence[tuple[Bank, Sequence[Question]]],
+    scheme: Scheme,
     embedder: TextEmbedder,
     judge: Judge,
     k: int = 10,
-    include_superseded: bool = True,
 ) -> list[QAResult]:
-    """`answer_questions` for many banks; an async judge is awaited for all their questions together."""
+    """For each bank, what the scheme finds for each question (k entries) and whether core and entries answer it.
+
+    An async judge is awaited for the questions of all banks together.
+    """
     # one call fills the embedder's cache in full batches; bank by bank the new texts would come a few at a time
     embedder.embed([entry.text for bank, _ in tasks for entry in bank.entries])
     embedder.embed([question.text for _, questions in tasks for question in questions])
-    found = [
-        retrieve(bank, [question.text for question in questions], embedder, k, include_superseded=include_superseded)
-        for bank, questions in tasks
-    ]
+    found = [scheme.find(bank, [question.text for question in questions], embedder, k) for bank, questions in tasks]
     cases = [
         (question, bank, retrieval)
         for (bank, questions), retrievals in zip(tasks, found, strict=True)
         for question, retrieval in zip(questions, retrievals, strict=True)
     ]
-    verdicts = iter(_judge_all(judge, cases))
+    verdicts = _judge_all(judge, cases)
+    ends = list(accumulate(map(len, found), initial=0))
     return [
-        QAResult(retrievals=tuple(retrievals), verdicts=tuple(next(verdicts) for _ in retrievals))
-        for retrievals in found
+        QAResult(retrievals=tuple(retrievals), verdicts=tuple(verdicts[start:end]))
+        for retrievals, (start, end) in zip(found, pairwise(ends), strict=True)
     ]
 
 

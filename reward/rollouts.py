@@ -1,22 +1,28 @@
-"""Scoring groups of rollouts: each bank answers questions, each agent's text is measured against the expert's."""
+"""Scoring groups of rollouts: each bank answers questions, each role's text is measured against the expert's."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from membuilder.types import Agent, Question
+from membuilder.types import Question, Session
 from reward.qa import QAResult
-from reward.score import AgentOutput, RewardConfig, Score, score
+from reward.score import Formula, RewardConfig, RoleOutput, Score
 from rollout.types import Group, Rollout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
-    group: Group
+    """All rollouts of one session, each with its score."""
+
+    id: str
+    """Of the session, as in `Group`."""
+    dialogue_id: str
+    session: Session
+    rollouts: tuple[Rollout, ...]
     scores: tuple[Score, ...]
     """One per rollout."""
-    expert_tokens: Mapping[Agent, float]
-    """What the length penalty compared each agent's memory tokens with."""
+    expert_tokens: Mapping[str, float]
+    """What the length penalty compared each role's memory tokens with; empty where the scheme has no expert."""
 
 
 def choose_questions(
@@ -37,26 +43,32 @@ def choose_questions(
 def score_group(
     group: Group,
     answers: Sequence[QAResult],
-    expert_tokens: Mapping[Agent, float],
+    expert_tokens: Mapping[str, float],
     count_tokens: Callable[[Sequence[str]], int],
+    formula: Formula,
     config: RewardConfig,
 ) -> ScoredGroup:
-    """Put each rollout's answers and its four outputs together; `answers` has one result per rollout."""
+    """Put each rollout's answers and its roles' outputs together; `answers` has one result per rollout."""
     scores = tuple(
-        score(_outputs(rollout, expert_tokens, count_tokens), answer, config)
+        formula(_outputs(rollout, expert_tokens, count_tokens), answer, config)
         for rollout, answer in zip(group.rollouts, answers, strict=True)
     )
-    return ScoredGroup(group=group, scores=scores, expert_tokens=expert_tokens)
+    return ScoredGroup(
+        id=group.id,
+        dialogue_id=group.dialogue_id,
+        session=group.session,
+        rollouts=group.rollouts,
+        scores=scores,
+        expert_tokens=expert_tokens,
+    )
 
 
 def _outputs(
-    rollout: Rollout,
-    expert_tokens: Mapping[Agent, float],
-    count_tokens: Callable[[Sequence[str]], int],
-) -> dict[Agent, AgentOutput]:
+    rollout: Rollout, expert_tokens: Mapping[str, float], count_tokens: Callable[[Sequence[str]], int]
+) -> dict[str, RoleOutput]:
     return {
-        agent: AgentOutput(
-            failure=sample.failure, model_tokens=count_tokens(sample.written), expert_tokens=expert_tokens[agent]
+        role: RoleOutput(
+            failure=sample.failure, model_tokens=count_tokens(sample.written), expert_tokens=expert_tokens.get(role)
         )
-        for agent, sample in rollout.samples.items()
+        for role, sample in rollout.samples.items()
     }

@@ -1,17 +1,15 @@
-"""Joint rollouts of session updates: one answer per agent, applied together, G times per session."""
+"""Joint rollouts of session updates: one answer per role, applied together, G times per session."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from membuilder.schemes.four_agents.apply import apply_session
-from membuilder.schemes.four_agents.operations import parse
-from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
-from membuilder.schemes.four_agents.session import Shown
-from membuilder.types import Agent, AgentUpdate, Bank, Failure, FailureKind, Session
+from membuilder.embedding.local import TextEmbedder
+from membuilder.schemes.scheme import Scheme, Shown
+from membuilder.types import AgentUpdate, Bank, Failure, FailureKind, Session
 from rollout.tokens import decode_completion, encode_prompt
-from rollout.types import AgentSample, Completion, Engine, Group, Rollout, SamplingConfig
+from rollout.types import Completion, Engine, Group, Rollout, Sample, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,75 +23,83 @@ class Task:
     shown: Shown
 
 
+def make_task(dialogue_id: str, session: Session, bank: Bank, scheme: Scheme, embedder: TextEmbedder) -> Task:
+    """The session of a dialogue, to be sampled from this bank; searches what each role is shown of it."""
+    shown = scheme.show(session, bank, embedder)
+    return Task(id=f"{dialogue_id}/{session.index}", dialogue_id=dialogue_id, session=session, bank=bank, shown=shown)
+
+
 def sample_groups(
     tasks: Sequence[Task],
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptConfig,
+    scheme: Scheme,
     sampling: SamplingConfig,
     num_rollouts: int,
     seed: int,
 ) -> list[Group]:
     """One group per task, in order. All prompts go to the engine in one call.
 
-    A prompt that leaves the engine no room for `sampling.max_tokens` is not sampled: that agent fails, the others go on.
+    A prompt that leaves the engine no room for `sampling.max_tokens` is not sampled: that role fails, the others go on.
     """
-    if not tasks:
-        return []
-    prompt_ids = [
-        encode_prompt(tokenizer, render_prompt(agent, task.session, task.bank, task.shown[agent], prompts))
+    prompts = [
+        {role: encode_prompt(tokenizer, scheme.ask(role, task.session, task.bank, task.shown)) for role in scheme.roles}
         for task in tasks
-        for agent in Agent
     ]
     room = engine.max_model_len - sampling.max_tokens
-    fitting = [prompt for prompt in prompt_ids if len(prompt) <= room]
-    sampled = iter(engine.generate(fitting, num_rollouts, sampling, seed) if fitting else [])
-    drawn = ((prompt, next(sampled) if len(prompt) <= room else [None] * num_rollouts) for prompt in prompt_ids)
+    asked = [(number, role) for number, of_task in enumerate(prompts) for role in of_task]
+    fitting = [(number, role) for number, role in asked if len(prompts[number][role]) <= room]
+    sampled = (
+        engine.generate([prompts[n][role] for n, role in fitting], num_rollouts, sampling, seed) if fitting else []
+    )
+    completions = dict(zip(fitting, sampled, strict=True))
     groups = []
-    for task in tasks:
-        answers = {agent: next(drawn) for agent in Agent}
-        rollouts = tuple(_rollout(task, answers, k, tokenizer, prompts) for k in range(num_rollouts))
-        groups.append(Group(id=task.id, dialogue_id=task.dialogue_id, session=task.session, rollouts=rollouts))
+    for number, task in enumerate(tasks):
+        rollouts = []
+        for k in range(num_rollouts):
+            drawn = {role: completions[number, role][k] for role in scheme.roles if (number, role) in completions}
+            rollouts.append(_rollout(task, prompts[number], drawn, tokenizer, scheme))
+        groups.append(Group(id=task.id, dialogue_id=task.dialogue_id, session=task.session, rollouts=tuple(rollouts)))
     return groups
 
 
-Drawn = Mapping[Agent, tuple[list[int], Sequence[Completion | None]]]
-"""Per agent its prompt and the completions of it, one per rollout; None where the prompt is too long."""
-
-
-def _rollout(task: Task, answers: Drawn, k: int, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> Rollout:
-    texts = {agent: _text(drawn[k], tokenizer) for agent, (_, drawn) in answers.items()}
+def _rollout(
+    task: Task,
+    prompts: Mapping[str, list[int]],
+    drawn: Mapping[str, Completion],
+    tokenizer: PreTrainedTokenizerBase,
+    scheme: Scheme,
+) -> Rollout:
+    """`drawn` lacks the roles whose prompts are too long."""
+    texts = {role: decode_completion(tokenizer, completion.token_ids) for role, completion in drawn.items()}
     updates = {
-        agent: _too_long(prompt)
-        if drawn[k] is None
-        else _read(drawn[k], texts[agent], agent, len(task.session.turns), prompts)
-        for agent, (prompt, drawn) in answers.items()
-    }
-    result = apply_session(task.bank, task.session, updates, task.shown, prompts.core_limit_chars)
-    samples = {
-        agent: AgentSample(
-            prompt_token_ids=tuple(prompt),
-            completion=drawn[k],
-            text=texts[agent],
-            written=result.written[agent],
-            failure=result.failures.get(agent),
+        role: _read(drawn[role], texts[role], role, task.session, scheme)
+        if role in drawn
+        else _failed(
+            FailureKind.PROMPT_TOO_LONG,
+            f"the prompt's {len(prompts[role])} tokens leave no room for an answer within max_model_len",
         )
-        for agent, (prompt, drawn) in answers.items()
+        for role in scheme.roles
+    }
+    result = scheme.apply(task.session, task.bank, updates, task.shown)
+    samples = {
+        role: Sample(
+            prompt_token_ids=tuple(prompts[role]),
+            completion=drawn.get(role),
+            text=texts.get(role),
+            written=result.written[role],
+            failure=result.failures.get(role),
+        )
+        for role in scheme.roles
     }
     return Rollout(samples=samples, bank=result.bank)
 
 
-def _text(completion: Completion | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    return None if completion is None else decode_completion(tokenizer, completion.token_ids)
-
-
-def _too_long(prompt: Sequence[int]) -> AgentUpdate:
-    detail = f"the prompt's {len(prompt)} tokens leave no room for an answer within max_model_len"
-    return AgentUpdate(failure=Failure(kind=FailureKind.PROMPT_TOO_LONG, detail=detail))
-
-
-def _read(completion: Completion, text: str, agent: Agent, num_turns: int, prompts: PromptConfig) -> AgentUpdate:
+def _read(completion: Completion, text: str, role: str, session: Session, scheme: Scheme) -> AgentUpdate:
     if not completion.finished:
-        detail = f"no end token within {len(completion.token_ids)} tokens"
-        return AgentUpdate(failure=Failure(kind=FailureKind.TRUNCATED, detail=detail))
-    return parse(text, agent, num_turns, prompts.response_format)
+        return _failed(FailureKind.TRUNCATED, f"no end token within {len(completion.token_ids)} tokens")
+    return scheme.parse(role, text, session)
+
+
+def _failed(kind: FailureKind, detail: str) -> AgentUpdate:
+    return AgentUpdate(failure=Failure(kind=kind, detail=detail))

@@ -6,7 +6,7 @@ completion = Completion(token_ids=[812, 7], rollout_logprobs=[-0.11, -0.02], fin
 from dataclasses import dataclass
 from typing import Protocol
 
-from membuilder.types import Agent, Bank, Failure, Session
+from membuilder.types import Bank, Failure, Session
 
 
 @dataclass(kw_only=True)
@@ -57,8 +57,8 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AgentSample:
-    """One agent's part of a joint rollout."""
+class Sample:
+    """One role's part of a joint rollout."""
 
     prompt_token_ids: tuple[int, ...]
     completion: Completion | None
@@ -72,9 +72,10 @@ class AgentSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """One joint sample of a session update: every agent's answer, applied together."""
+    """One joint sample of a session update: every role's answer, applied together."""
 
-    samples: dict[Agent, AgentSample]
+    samples: dict[str, Sample]
+    """By role."""
     bank: Bank
     """After the session."""
 

@@ -42,7 +42,11 @@ RUNS = {
     "rl_sparse": [*RL, "num_steps=2", "dense=false", "sessions_per_step=60"],
 }  # fmt: skip
 """Name -> module and arguments of a run; RL starts from a model that BEFORE trained for 80 steps."""
-RENAMED: list[tuple[str, str]] = []
+RENAMED: list[tuple[str, str]] = [
+    (r"^(\.scored\[\d+\])\.group\.", r"\1."),
+    (r"^(\.scored\[\d+\]\.scores\[\d+\])\.format\.", r"\1.parts.format."),
+    (r"^(\.scored\[\d+\]\.scores\[\d+\])\.length\.", r"\1.parts.length_penalty."),
+]
 """(pattern, replacement) over the paths of journal values and the names of metrics of BEFORE, as in `re.sub`."""
 
 

@@ -10,6 +10,7 @@ from membuilder.datasets.windows import in_windows
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.load import load_scheme
 from reward.score import RewardConfig
 from rollout.types import SamplingConfig
 from tests.fakes import HashEmbedder
@@ -17,7 +18,7 @@ from trainer import rl, sft
 from trainer.data.corpus import ExpertBuild, expert_builds, training_text
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.experience.collector import Collector
-from trainer.experience.systems import judge_policy
+from trainer.experience.evaluate import judge_policy
 from trainer.logs.run_log import RunLog, read_jsonl
 from trainer.losses import LossConfig
 from trainer.model.policy import ModelConfig, Policy, load_model
@@ -55,7 +56,7 @@ def config_of(out: Path, **changed) -> RLConfig:
 
 def builds_of(config: RLConfig) -> list[ExpertBuild]:
     dialogues = [in_windows(dialogue, 3) for dialogue in generate(2, 1, "train", num_sessions=2)]
-    return expert_builds(dialogues, HashEmbedder(), config.prompts, "rules")
+    return expert_builds(dialogues, HashEmbedder(), load_scheme(config.scheme, config.prompts), "rules")
 
 
 class Run:
@@ -64,7 +65,8 @@ class Run:
     def __init__(self, config: RLConfig, builds: list[ExpertBuild] | None = None) -> None:
         self.config = config
         self.builds = builds_of(config) if builds is None else builds
-        self.tokenizer = train_tokenizer(training_text(self.builds, config.prompts), 3, SIZES.vocab_size)
+        scheme = load_scheme(config.scheme, config.prompts)
+        self.tokenizer = train_tokenizer(training_text(self.builds, scheme), scheme.tiny_tokens(3), SIZES.vocab_size)
         folder = Path(config.out) / "start"
         self.accelerator: Accelerator = start_accelerator(config.optim.max_grad_norm)
         self._learn_the_format(folder)
@@ -79,7 +81,12 @@ class Run:
             out=str(folder.parent / "sft"), optim=OptimConfig(lr=2e-2), max_steps=16, sessions_per_step=8
         )
         model = build_model(self.tokenizer, SIZES, seed=1)
-        trees = make_trees(replace(config, prompts=self.config.prompts), self.builds, self.tokenizer, self.accelerator)
+        trees = make_trees(
+            replace(config, scheme=self.config.scheme, prompts=self.config.prompts),
+            self.builds,
+            self.tokenizer,
+            self.accelerator,
+        )
         log = RunLog(config.out, None, {}, "sft")
         sft.train(config, model, self.tokenizer, trees, log, self.accelerator, World())
         log.close()

@@ -8,23 +8,24 @@ from membuilder.errors import ConfigError, RewardError
 from membuilder.types import Agent, Bank, Failure, FailureKind, Session, Turn
 from reward.rollouts import ScoredGroup
 from reward.score import RewardStatus, Score
-from rollout.types import AgentSample, Completion, Group, Rollout
+from rollout.types import Completion, Rollout, Sample
 from trainer.advantages import StdScale, group_advantages
 from trainer.batching.packing import Node, TrainSequence, pack
 from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.experience.training_batch import Batch, make_batch
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
+ROLES = tuple(Agent)
 SESSION = Session(
     id="S1", index=0, timestamp=datetime(2023, 5, 8), turns=(Turn(id="D1:1", speaker="Ann", role="user", text="Hi."),)
 )
 EQUAL = (0.5, 0.5)
 
 
-def sample_of(agent: Agent, k: int, *, finished: bool = True, failure: Failure | None = None) -> AgentSample:
+def sample_of(agent: Agent, k: int, *, finished: bool = True, failure: Failure | None = None) -> Sample:
     """Rollout k answers with k + 1 tokens, after a prompt of the dialogue (1 2) and the agent's own token."""
     number = list(Agent).index(agent)
-    return AgentSample(
+    return Sample(
         prompt_token_ids=(1, 2, 10 + number),
         completion=Completion(
             token_ids=tuple(100 * (number + 1) + 10 * k + i for i in range(k + 1)),
@@ -55,17 +56,22 @@ def group_of(
         fields = dict(
             reward=reward,
             status={agent: status_of(value) for agent, value in reward.items()},
-            format=dict.fromkeys(agents, 1.0),
             qa=0.5,
-            length=dict.fromkeys(agents, 0.0),
+            parts={"format": dict.fromkeys(agents, 1.0), "length_penalty": dict.fromkeys(agents, 0.0)},
             weights=dict.fromkeys(agents, 1.0),
             retrieval_counts=dict.fromkeys(agents, 0),
             num_missing_verdicts=0,
         )
         scores.append(Score(**fields | {key: values[k] for key, values in parts.items()}))
         rollouts.append(Rollout(samples={agent: sample_of(agent, k) for agent in agents}, bank=Bank()))
-    group = Group(id=name, dialogue_id="d", session=SESSION, rollouts=tuple(rollouts))
-    return ScoredGroup(group=group, scores=tuple(scores), expert_tokens=dict.fromkeys(Agent, 2))
+    return ScoredGroup(
+        id=name,
+        dialogue_id="d",
+        session=SESSION,
+        rollouts=tuple(rollouts),
+        scores=tuple(scores),
+        expert_tokens=dict.fromkeys(Agent, 2),
+    )
 
 
 def leaves(node: Node) -> list[TrainSequence]:
@@ -151,7 +157,7 @@ def test_advantages_of_a_group_sum_to_zero(scale):
 
 def test_sequences_carry_their_own_numbers():
     weights = [{**dict.fromkeys(Agent, 1.0), SEMANTIC: 4.0}, dict.fromkeys(Agent, 1.0)]
-    batch = make_batch([group_of({SEMANTIC: (1.0, 0.0)}, weights=weights)], StdScale.NONE)
+    batch = make_batch([group_of({SEMANTIC: (1.0, 0.0)}, weights=weights)], ROLES, StdScale.NONE)
     first, second = trained(batch)[(300,)], trained(batch)[(310, 311)]
     assert first.prompt_token_ids == second.prompt_token_ids == (1, 2, 12)
     assert first.values == {"advantage": (0.5,), "weight": (4.0,), "truncated": (0.0,), "rollout_logprobs": (-0.5,)}
@@ -164,14 +170,14 @@ def test_sequences_carry_their_own_numbers():
 
 
 def test_agents_are_compared_with_themselves_only():
-    batch = make_batch([group_of({CORE: (1.0, 0.0), EPISODIC: (0.0, 0.2)})], StdScale.NONE)
+    batch = make_batch([group_of({CORE: (1.0, 0.0), EPISODIC: (0.0, 0.2)})], ROLES, StdScale.NONE)
     (advantages,) = batch.advantages
     assert advantages[CORE] == [0.5, -0.5] and advantages[EPISODIC] == pytest.approx([-0.1, 0.1])
     assert advantages[SEMANTIC] == advantages[PROCEDURAL] == [0.0, 0.0]
 
 
 def test_silent_agents_cost_no_forward():
-    batch = make_batch([group_of({CORE: (1.0, 0.0)})], StdScale.GROUP)
+    batch = make_batch([group_of({CORE: (1.0, 0.0)})], ROLES, StdScale.GROUP)
     assert set(trained(batch)) == {(100,), (110, 111)}
     assert batch.num_tokens == 3
     assert batch.zero_std_share == 0.75
@@ -179,13 +185,13 @@ def test_silent_agents_cost_no_forward():
 
 
 def test_members_at_the_mean_cost_no_forward():
-    batch = make_batch([group_of({CORE: (1.0, 0.5, 0.0)})], StdScale.GROUP)
+    batch = make_batch([group_of({CORE: (1.0, 0.5, 0.0)})], ROLES, StdScale.GROUP)
     assert set(trained(batch)) == {(100,), (120, 121, 122)}
     assert batch.num_tokens == 4
 
 
 def test_missing_rewards_cost_no_forward_and_stay_missing():
-    batch = make_batch([group_of({CORE: (1.0, None, 0.0), EPISODIC: (None, None, 0.3)})], StdScale.NONE)
+    batch = make_batch([group_of({CORE: (1.0, None, 0.0), EPISODIC: (None, None, 0.3)})], ROLES, StdScale.NONE)
     assert set(trained(batch)) == {(100,), (120, 121, 122)}
     assert batch.advantages[0][CORE] == [0.5, None, -0.5]
     assert batch.advantages[0][EPISODIC] == [None, None, 0.0]
@@ -194,7 +200,7 @@ def test_missing_rewards_cost_no_forward_and_stay_missing():
 
 def test_denominator_counts_loss_tokens_over_all_groups():
     groups = [group_of({CORE: (1.0, 0.0)}), group_of({CORE: EQUAL}), group_of({CORE: (0.0, 1.0), SEMANTIC: (1.0, 0.0)})]
-    batch = make_batch(groups, StdScale.GROUP)
+    batch = make_batch(groups, ROLES, StdScale.GROUP)
     assert batch.num_tokens == 3 + 0 + 6
     assert len(batch.trees) == 2  # the second session has nothing to learn from
     assert len(pack(batch.trees).targets) == batch.num_tokens
@@ -203,21 +209,21 @@ def test_denominator_counts_loss_tokens_over_all_groups():
 
 
 def test_nothing_to_learn():
-    batch = make_batch([group_of({CORE: EQUAL}), group_of({CORE: (0.7,)})], StdScale.GROUP)
+    batch = make_batch([group_of({CORE: EQUAL}), group_of({CORE: (0.7,)})], ROLES, StdScale.GROUP)
     assert (batch.trees, batch.num_tokens, batch.zero_std_share) == ([], 0, 1.0)
-    assert make_batch([], StdScale.GROUP).num_tokens == 0
+    assert make_batch([], ROLES, StdScale.GROUP).num_tokens == 0
 
 
 def test_batch_scale_spans_groups_and_agents():
     # sixteen centred rewards: +-0.5 and +-0.1, the rest zero; sqrt(0.52 / 16) = 0.180278
     groups = [group_of({CORE: (1.0, 0.0)}), group_of({EPISODIC: (0.4, 0.6)})]
-    batch = make_batch(groups, StdScale.BATCH)
+    batch = make_batch(groups, ROLES, StdScale.BATCH)
     assert batch.advantages[0][CORE] == pytest.approx([2.771968, -2.771968], abs=1e-5)
     assert batch.advantages[1][EPISODIC] == pytest.approx([-0.554394, 0.554394], abs=1e-5)
 
 
 def test_one_tree_per_session_shares_the_dialogue():
-    batch = make_batch([group_of({agent: (1.0, 0.0) for agent in Agent})], StdScale.GROUP)
+    batch = make_batch([group_of({agent: (1.0, 0.0) for agent in Agent})], ROLES, StdScale.GROUP)
     (tree,) = batch.trees
     assert tree.token_ids == (1, 2)
     assert tree.num_tokens == 2 + 4 * (1 + 1)  # per agent its own prompt token and the longer completion's first
@@ -227,8 +233,8 @@ def test_order_of_arrival_never_matters():
     rewards = {agent: (0.1 * i, 0.4, 0.9) for i, agent in enumerate(Agent)}
     forward, backward = group_of(rewards), group_of(rewards, agents=tuple(Agent)[::-1])
     for scale in StdScale:
-        assert make_batch([forward], scale) == make_batch([backward], scale)
-    batch = make_batch([forward], StdScale.GROUP)
+        assert make_batch([forward], ROLES, scale) == make_batch([backward], ROLES, scale)
+    batch = make_batch([forward], ROLES, StdScale.GROUP)
     assert rollout_metrics([forward], batch, len) == rollout_metrics([backward], batch, len)
 
 
@@ -265,7 +271,7 @@ def test_only_what_could_not_be_judged_counts(status):
 
 def not_asked(group: ScoredGroup, *missing: tuple[Agent, int]) -> ScoredGroup:
     """The group as if these agents' prompts had been too long in these rollouts."""
-    rollouts, scores = list(group.group.rollouts), list(group.scores)
+    rollouts, scores = list(group.rollouts), list(group.scores)
     for agent, k in missing:
         failure = Failure(kind=FailureKind.PROMPT_TOO_LONG, detail="30000 tokens")
         sample = replace(rollouts[k].samples[agent], completion=None, text=None, written=(), failure=failure)
@@ -274,10 +280,9 @@ def not_asked(group: ScoredGroup, *missing: tuple[Agent, int]) -> ScoredGroup:
             scores[k],
             reward=scores[k].reward | {agent: None},
             status=scores[k].status | {agent: RewardStatus.PROMPT_TOO_LONG},
-            format=scores[k].format | {agent: None},
-            length=scores[k].length | {agent: None},
+            parts={name: values | {agent: None} for name, values in scores[k].parts.items()},
         )
-    return replace(group, group=replace(group.group, rollouts=tuple(rollouts)), scores=tuple(scores))
+    return replace(group, rollouts=tuple(rollouts), scores=tuple(scores))
 
 
 def test_prompts_that_are_too_long_do_not_stop_a_run_unless_all_are():
@@ -293,7 +298,7 @@ def test_prompts_that_are_too_long_do_not_stop_a_run_unless_all_are():
 def test_what_was_not_sampled_is_neither_trained_on_nor_averaged():
     """Rollouts of whole dialogues have banks of their own, so a prompt can be too long in one of them only."""
     group = not_asked(group_of({CORE: (1.0, 0.0, 0.5)}), (CORE, 2), (EPISODIC, 0), (EPISODIC, 1), (EPISODIC, 2))
-    batch = make_batch([group], StdScale.NONE)
+    batch = make_batch([group], ROLES, StdScale.NONE)
     assert batch.advantages[0][CORE] == [0.5, -0.5, None]
     assert sorted(map(len, trained(batch))) == [1, 2]
     metrics = rollout_metrics([group], batch, words)
@@ -302,7 +307,7 @@ def test_what_was_not_sampled_is_neither_trained_on_nor_averaged():
     assert metrics["completions/core/mean_length"] == 1.5 and metrics["memory_tokens/core"] == 3
     assert metrics["reward/core"] == 0.5
     assert not {"reward/episodic", "completions/episodic/mean_length", "memory_tokens/episodic"} & set(metrics)
-    rows = completion_rows([group], batch, step=0, num_per_agent=1)
+    rows = completion_rows([group], batch, step=0, num_per_role=1)
     assert (rows[1]["completion"], rows[1]["status"], rows[1]["weight_version"]) == (None, "prompt_too_long", None)
 
 
@@ -318,7 +323,7 @@ def words(texts: Sequence[str]) -> int:
 
 
 def metrics_of(*groups: ScoredGroup) -> dict[str, float]:
-    return rollout_metrics(groups, make_batch(groups, StdScale.GROUP), words)
+    return rollout_metrics(groups, make_batch(groups, ROLES, StdScale.GROUP), words)
 
 
 def test_rewards_are_reported_per_agent_and_over_all():
@@ -338,10 +343,13 @@ def test_spread_of_rewards_is_that_of_rewards():
 
 
 def test_parts_are_means_over_rollouts():
+    valid, free = dict.fromkeys(Agent, 1.0), dict.fromkeys(Agent, 0.1)
     parts = {
         "qa": [1.0, None],
-        "format": [dict.fromkeys(Agent, 1.0), {**dict.fromkeys(Agent, 1.0), CORE: 0.0}],
-        "length": [dict.fromkeys(Agent, 0.5), {**dict.fromkeys(Agent, 0.1), CORE: None}],
+        "parts": [
+            {"format": valid, "length_penalty": dict.fromkeys(Agent, 0.5)},
+            {"format": {**valid, CORE: 0.0}, "length_penalty": {**free, CORE: None}},
+        ],
         "weights": [{**dict.fromkeys(Agent, 1.0), SEMANTIC: 4.0}, dict.fromkeys(Agent, 1.0)],
     }
     metrics = metrics_of(group_of({CORE: (1.0, 0.0)}, **parts))
@@ -362,10 +370,8 @@ def test_lengths_are_of_memory_text_and_of_completions():
 def test_clipped_completions_are_counted():
     group = group_of({CORE: (1.0, 0.0)})
     cut = sample_of(CORE, 0, finished=False)
-    rollout = Rollout(samples={**group.group.rollouts[0].samples, CORE: cut}, bank=Bank())
-    rollouts = (rollout, group.group.rollouts[1])
-    changed = Group(id="g", dialogue_id="d", session=SESSION, rollouts=rollouts)
-    metrics = metrics_of(replace(group, group=changed))
+    rollout = Rollout(samples={**group.rollouts[0].samples, CORE: cut}, bank=Bank())
+    metrics = metrics_of(replace(group, rollouts=(rollout, group.rollouts[1])))
     assert metrics["completions/core/clipped_ratio"] == 0.5
     assert metrics["completions/semantic/clipped_ratio"] == 0
 
@@ -383,11 +389,12 @@ def test_a_mean_over_nothing_is_left_out():
 def test_rows_show_every_part_of_the_reward():
     weights = [{**dict.fromkeys(Agent, 1.0), SEMANTIC: 4.0}, dict.fromkeys(Agent, 1.0)]
     group = group_of({SEMANTIC: (1.0, 0.0), CORE: (None, None)}, name="D1/0", weights=weights, qa=[0.75, 0.25])
-    rows = completion_rows([group], make_batch([group], StdScale.NONE), step=7, num_per_agent=1)
+    rows = completion_rows([group], make_batch([group], ROLES, StdScale.NONE), step=7, num_per_role=1)
     assert [row["agent"] for row in rows] == ["core", "episodic", "semantic", "procedural"]
     assert rows[2] == {
         "step": 7,
         "session": "D1/0",
+        "format": 1.0,
         "agent": "semantic",
         "completion": "semantic 0",
         "stored": ["memory 0"],
@@ -406,14 +413,13 @@ def test_rows_show_every_part_of_the_reward():
 def test_rows_name_the_failure():
     group = group_of({CORE: (0.0, 1.0)})
     broken = sample_of(CORE, 0, failure=Failure(kind=FailureKind.NOT_JSON, detail="no JSON"))
-    rollout = Rollout(samples={**group.group.rollouts[0].samples, CORE: broken}, bank=Bank())
-    changed = Group(id="g", dialogue_id="d", session=SESSION, rollouts=(rollout, group.group.rollouts[1]))
-    scored = replace(group, group=changed)
-    rows = completion_rows([scored], make_batch([scored], StdScale.NONE), step=0, num_per_agent=1)
+    rollout = Rollout(samples={**group.rollouts[0].samples, CORE: broken}, bank=Bank())
+    scored = replace(group, rollouts=(rollout, group.rollouts[1]))
+    rows = completion_rows([scored], make_batch([scored], ROLES, StdScale.NONE), step=0, num_per_role=1)
     assert (rows[0]["failure"], rows[0]["stored"]) == ("no JSON", [])
 
 
 def test_rows_come_from_the_first_groups():
     groups = [group_of({CORE: (1.0, 0.0)}, name=name) for name in "abc"]
-    rows = completion_rows(groups, make_batch(groups, StdScale.NONE), step=0, num_per_agent=2)
+    rows = completion_rows(groups, make_batch(groups, ROLES, StdScale.NONE), step=0, num_per_role=2)
     assert [row["session"] for row in rows] == ["a"] * 4 + ["b"] * 4

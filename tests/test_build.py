@@ -11,7 +11,8 @@ from membuilder.building.baselines import longest_turns, random_turns, store_all
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
-from membuilder.schemes.four_agents.session import build, shown_entries
+from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.scheme import build
 from membuilder.types import (
     Agent,
     AgentUpdate,
@@ -63,7 +64,7 @@ def test_a_build_hands_each_session_the_bank_and_entries_before_it():
             episodic=AgentUpdate(operations=(Operation(kind=OperationKind.UPDATE, quote=(1,), targets=("e1",)),))
         )
 
-    first, second = build(TWO_SESSIONS, propose, HashEmbedder(), CONFIG)
+    first, second = build(TWO_SESSIONS, propose, FourAgents(CONFIG), HashEmbedder())
     assert (first.session, second.session) == TWO_SESSIONS.sessions
     assert first.bank_before == Bank()
     assert second.bank_before == first.result.bank
@@ -87,7 +88,7 @@ def test_one_agents_failure_is_on_the_step_and_the_walk_goes_on():
     def propose(session: Session, bank: Bank, shown: object) -> dict[Agent, AgentUpdate]:
         return updates(episodic=add(3), semantic=add(2, agent=SEMANTIC))
 
-    first, second = build(TWO_SESSIONS, propose, HashEmbedder(), CONFIG)
+    first, second = build(TWO_SESSIONS, propose, FourAgents(CONFIG), HashEmbedder())
     assert first.result.failures == {}
     assert {agent: failure.kind for agent, failure in second.result.failures.items()} == {
         EPISODIC: FailureKind.UNKNOWN_TURN
@@ -101,7 +102,7 @@ def test_a_build_keeps_to_the_configured_core_limit():
 
     # "[2023-05-08] Ann: I adopted a cat." has 34 characters
     for limit, num_failures in ((34, 1), (33, 2)):
-        steps = list(build(TWO_SESSIONS, propose, HashEmbedder(), PromptConfig(core_limit_chars=limit)))
+        steps = list(build(TWO_SESSIONS, propose, FourAgents(PromptConfig(core_limit_chars=limit)), HashEmbedder()))
         kinds = [step.result.failures[CORE].kind for step in steps if CORE in step.result.failures]
         assert kinds == [FailureKind.CORE_LIMIT] * num_failures
 
@@ -109,7 +110,7 @@ def test_a_build_keeps_to_the_configured_core_limit():
 def test_shown_entries_are_the_most_related_ones_up_to_the_limit():
     bank = store_all(TWO_SESSIONS)
     session = dialogue(["bread and salt"]).sessions[0]
-    shown = shown_entries(session, bank, HashEmbedder(), PromptConfig(entries_shown=2))
+    shown = FourAgents(PromptConfig(entries_shown=2)).show(session, bank, HashEmbedder())
     assert [e.source_turns for e in shown[EPISODIC]] == [("D2:2",), ("D1:2",)]
     assert (shown[CORE], shown[SEMANTIC], shown[PROCEDURAL]) == ((), (), ())
 
@@ -120,13 +121,13 @@ def test_superseded_entries_are_shown_only_where_the_config_includes_them():
     bank = replace(bank, entries=(*bank.entries, replace(old, id="new", text="a newer cat", supersedes=(old.id,))))
     for included in (True, False):
         config = PromptConfig(include_superseded=included)
-        shown = shown_entries(TWO_SESSIONS.sessions[0], bank, HashEmbedder(), config)[old.agent]
+        shown = FourAgents(config).show(TWO_SESSIONS.sessions[0], bank, HashEmbedder())[old.agent]
         assert (old in shown) is included and bank.entries[-1] in shown
 
 
 def test_no_entries_are_shown_or_embedded_when_the_limit_is_zero():
     embedder = HashEmbedder()
-    shown = shown_entries(TWO_SESSIONS.sessions[1], store_all(TWO_SESSIONS), embedder, PromptConfig(entries_shown=0))
+    shown = FourAgents(PromptConfig(entries_shown=0)).show(TWO_SESSIONS.sessions[1], store_all(TWO_SESSIONS), embedder)
     assert shown == {agent: () for agent in Agent}
     assert embedder.embedded == []
 
@@ -139,7 +140,7 @@ def test_orders_inside_a_turn_change_no_memory():
         return {agent: parse(answer, agent, len(session.turns), ResponseFormat.TURNS) for agent in Agent}
 
     plain, hostile = (
-        list(build(dialogue(["I adopted a cat.", last]), propose, HashEmbedder(), CONFIG))[-1].result
+        list(build(dialogue(["I adopted a cat.", last]), propose, FourAgents(CONFIG), HashEmbedder()))[-1].result
         for last in ("Bye.", orders)
     )
     assert plain == hostile

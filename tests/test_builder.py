@@ -15,7 +15,7 @@ import pytest
 from membuilder.bank.store import Store, reading, writing
 from membuilder.build import main, parse
 from membuilder.building import dialogues
-from membuilder.building.builder import Builder, chat_agents, check_dialogue, rule_agents
+from membuilder.building.builder import Builder, ask_expert, ask_model, check_dialogue
 from membuilder.building.config import BuildConfig, ModelConfig
 from membuilder.building.dialogues import make_chat_model
 from membuilder.datasets.load import load
@@ -27,7 +27,8 @@ from membuilder.llm.cost_flags import Account
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.rules import propose
-from membuilder.schemes.four_agents.session import build
+from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.scheme import build
 from membuilder.types import Agent, Bank, Dialogue
 from tests import killed
 from tests.fakes import HashEmbedder
@@ -36,6 +37,7 @@ from tests.scripted import ScriptedModel, agent_of, store_first_turn, talk
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 PROMPTS = PromptConfig()
+SCHEME = FourAgents(PROMPTS)
 SETTINGS = {"dialogue": "d", "speakers": ["Ann", "Ben"], "model": "scripted", "dimension": HashEmbedder().dimension}
 THREE = talk(["I adopted a cat.", "Nice."], ["The cat is called Miso."], ["We moved to Oslo.", "Far!", "Yes."])
 NOTHING = '{"operations": []}'
@@ -43,7 +45,7 @@ SKIP = '{"operation": "SKIP"}'
 
 
 def build_into(path: Path, dialogue: Dialogue, model: ScriptedModel, embedder: HashEmbedder | None = None) -> Bank:
-    builder = Builder(ask=chat_agents(model, PROMPTS), embedder=embedder or HashEmbedder(), prompts=PROMPTS)
+    builder = Builder(ask=ask_model(model, SCHEME), embedder=embedder or HashEmbedder(), scheme=SCHEME)
     try:
         with writing(path, SETTINGS) as store:
             return asyncio.run(builder.build(dialogue, store))
@@ -247,7 +249,7 @@ LONG = talk(*([f"turn {n} about topic{n % 5}", f"reply {n}"] for n in range(40))
 
 def slow_build(path: Path, told) -> None:
     model = ScriptedModel(store_first_turn, 0.02)
-    builder = Builder(ask=chat_agents(model, PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
+    builder = Builder(ask=ask_model(model, SCHEME), embedder=HashEmbedder(), scheme=SCHEME)
     with writing(path, SETTINGS) as store:
         asyncio.run(builder.build(LONG, store, on_session=lambda session: told.send(session.index)))
 
@@ -394,7 +396,7 @@ def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
     main(["--dataset-path", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
     assert sorted(path.name for path in (tmp_path / "memories").glob("*.db")) == ["..%2Fsecond.db", "first.db"]
     assert "2 sessions" in capsys.readouterr().out
-    *_, last = build(load(data)[0], propose, minilm, PROMPTS)
+    *_, last = build(load(data)[0], propose, SCHEME, minilm)
     with reading(tmp_path / "memories" / "first.db") as store:
         assert store.bank() == last.result.bank
         assert len(store.bank().entries) > 1
@@ -479,13 +481,13 @@ def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(t
     assert not any(b"sesame" in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_rule_agents_answer_as_a_model_would(tmp_path):
-    builder = Builder(ask=rule_agents(PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
+def test_the_expert_answers_as_a_model_would(tmp_path):
+    builder = Builder(ask=ask_expert(SCHEME), embedder=HashEmbedder(), scheme=SCHEME)
     dialogue = talk(["My job is nurse.", "I live in Oslo."], ["We adopted a cat in June."])
     with writing(tmp_path / "memory.db", SETTINGS) as store:
         bank = asyncio.run(builder.build(dialogue, store))
     builder.close()
-    *_, last = build(dialogue, propose, HashEmbedder(), PROMPTS)
+    *_, last = build(dialogue, propose, SCHEME, HashEmbedder())
     assert bank == last.result.bank
     assert bank.core
     assert BuildConfig(out="o", model=ModelConfig(name="rules")).settings(dialogue, 64)["dimension"] == 64

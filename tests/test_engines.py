@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Entry, FailureKind, Session, Turn
 from rollout.hf_engine import TransformersEngine
 from rollout.sampler import Task, sample_groups
@@ -23,7 +24,7 @@ from rollout.tokens import TokenCounter, decode_completion, encode_completion, e
 from rollout.types import Completion, Engine, SamplingConfig
 from trainer.batching.packing import TrainSequence, build_tree, pack
 from trainer.model.policy import Policy
-from trainer.model.tiny_model import TinyConfig, answer_tokens, build_model, train_tokenizer
+from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 TINY = TinyConfig(
@@ -39,7 +40,7 @@ PROMPTS = [[5, 6, 7], [7 + i * 13 % 300 for i in range(290)], [9]]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(TEXTS, 60, TINY.vocab_size)
+    return train_tokenizer(TEXTS, SCHEME.tiny_tokens(60), TINY.vocab_size)
 
 
 def random_model(tokenizer: PreTrainedTokenizerFast, seed: int, *, end_scale: float = 1.0) -> Qwen3ForCausalLM:
@@ -399,8 +400,8 @@ def test_agent_tags_are_one_token(tokenizer):
 
 def test_vocabulary_has_the_configured_size(tokenizer, saved_tokenizer, model):
     many = [f"word{i} thing{i * 7} place{i * 13}" for i in range(400)]
-    assert len(train_tokenizer(many, 60, TINY.vocab_size)) == TINY.vocab_size
-    assert len(set(answer_tokens(60))) == len(answer_tokens(60))
+    assert len(train_tokenizer(many, SCHEME.tiny_tokens(60), TINY.vocab_size)) == TINY.vocab_size
+    assert len(set(SCHEME.tiny_tokens(60))) == len(SCHEME.tiny_tokens(60))
     assert tokenizer.get_vocab() == saved_tokenizer.get_vocab()
     assert len(tokenizer) <= model.config.vocab_size < len(tokenizer) + 64
     assert model.config.tie_word_embeddings and model.config.eos_token_id == tokenizer.eos_token_id
@@ -447,6 +448,7 @@ def test_token_counter(tokenizer):
 
 
 PROMPT_CONFIG = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS)
+SCHEME = FourAgents(PROMPT_CONFIG)
 SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=50)
 KEEP_FIRST, KEEP_NONE = '{"#1":"add"}', "{}"
 
@@ -484,7 +486,7 @@ class ScriptedEngine:
 
 def sample(tokenizer, answers: dict[str, dict[Agent, list[str]]], tasks: list[Task], n: int, finished: bool = True):
     engine = ScriptedEngine(tokenizer, answers, finished)
-    return engine, sample_groups(tasks, engine, tokenizer, PROMPT_CONFIG, SAMPLING, n, seed=11)
+    return engine, sample_groups(tasks, engine, tokenizer, SCHEME, SAMPLING, n, seed=11)
 
 
 def all_agents(*answers: str, **changed: list[str]) -> dict[Agent, list[str]]:
@@ -598,7 +600,7 @@ def test_prompts_of_a_session_share_the_dialogue(tokenizer):
 def test_real_engine_and_sampler_together(engine, tokenizer):
     task = task_of("S1", "I have a cat.")
     sampling = replace(PLAIN, max_tokens=5)
-    groups = [sample_groups([task], engine, tokenizer, PROMPT_CONFIG, sampling, 3, seed=11) for _ in range(2)]
+    groups = [sample_groups([task], engine, tokenizer, SCHEME, sampling, 3, seed=11) for _ in range(2)]
     assert groups[0] == groups[1]
     (group,) = groups[0]
     failures = {one.failure.kind for rollout in group.rollouts for one in rollout.samples.values()}
@@ -654,7 +656,7 @@ def test_one_huge_entry_costs_one_agent_the_session_and_nothing_else(engine, tok
     )
     tasks = [task_of("S1", "I have a cat.", (huge,)), task_of("S2", "I moved to Oslo.")]
     whole, sampling = replace(PROMPT_CONFIG, max_entry_chars=30_000), replace(PLAIN, max_tokens=5)
-    first, second = sample_groups(tasks, engine, tokenizer, whole, sampling, 2, seed=11)
+    first, second = sample_groups(tasks, engine, tokenizer, FourAgents(whole), sampling, 2, seed=11)
     for rollout in first.rollouts:
         left_out = rollout.samples[EPISODIC]
         assert (left_out.completion, left_out.text, left_out.written) == (None, None, ())
@@ -669,18 +671,20 @@ def test_one_huge_entry_costs_one_agent_the_session_and_nothing_else(engine, tok
         assert 1 <= len(one.completion.token_ids) <= 5
         assert one.failure is None or one.failure.kind is not FailureKind.PROMPT_TOO_LONG
     # cut as by default it fits, and the bank keeps it whole
-    (cut, _) = sample_groups(tasks, engine, tokenizer, replace(whole, max_entry_chars=200), sampling, 1, seed=11)
+    (cut, _) = sample_groups(
+        tasks, engine, tokenizer, FourAgents(replace(whole, max_entry_chars=200)), sampling, 1, seed=11
+    )
     assert cut.rollouts[0].samples[EPISODIC].completion is not None and cut.rollouts[0].bank.entries[0] == huge
 
 
 def test_a_prompt_may_be_as_long_as_leaves_room_for_the_answer(tokenizer):
     task = task_of("S1", "I have a cat.")
     engine = ScriptedEngine(tokenizer, {"cat": all_agents(KEEP_NONE)})
-    (group,) = sample_groups([task], engine, tokenizer, PROMPT_CONFIG, SAMPLING, 1, seed=11)
+    (group,) = sample_groups([task], engine, tokenizer, SCHEME, SAMPLING, 1, seed=11)
     longest = max(len(one.prompt_token_ids) for one in group.rollouts[0].samples.values())
     for room, num_failures in ((longest, 0), (longest - 1, 1)):
         engine.max_model_len = room + SAMPLING.max_tokens
-        (group,) = sample_groups([task], engine, tokenizer, PROMPT_CONFIG, SAMPLING, 1, seed=11)
+        (group,) = sample_groups([task], engine, tokenizer, SCHEME, SAMPLING, 1, seed=11)
         failures = [one.failure for one in group.rollouts[0].samples.values() if one.failure is not None]
         assert len(failures) >= num_failures and bool(failures) == bool(num_failures)
 
@@ -688,7 +692,7 @@ def test_a_prompt_may_be_as_long_as_leaves_room_for_the_answer(tokenizer):
 def test_where_no_prompt_fits_the_engine_is_not_asked(tokenizer):
     engine = ScriptedEngine(tokenizer, {"cat": all_agents(KEEP_NONE)})
     engine.max_model_len = SAMPLING.max_tokens + 1
-    (group,) = sample_groups([task_of("S1", "I have a cat.")], engine, tokenizer, PROMPT_CONFIG, SAMPLING, 2, seed=11)
+    (group,) = sample_groups([task_of("S1", "I have a cat.")], engine, tokenizer, SCHEME, SAMPLING, 2, seed=11)
     assert engine.calls == []
     kinds = [one.failure.kind for rollout in group.rollouts for one in rollout.samples.values()]
     assert kinds == [FailureKind.PROMPT_TOO_LONG] * 8

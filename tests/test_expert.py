@@ -15,10 +15,11 @@ import pytest
 from membuilder import expert
 from membuilder.bank.store import reading, writing
 from membuilder.building import dialogues
-from membuilder.building.builder import Builder, chat_agents
+from membuilder.building.builder import Builder, ask_model
 from membuilder.errors import ChatError, ChatErrorKind, DataError, StoreError
 from membuilder.schemes.four_agents import prompts
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.trajectories.trajectory import (
     is_whole,
     publish,
@@ -34,15 +35,16 @@ from tests.scripted import ScriptedModel, agent_of, store_first_turn, talk
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 PROMPTS = PromptConfig()
+SCHEME = FourAgents(PROMPTS)
 THREE = talk(["I adopted a cat.", "Nice."], ["The cat is called Miso."], ["We moved to Oslo.", "Far!", "Yes."])
 
 
 def make(folder: Path, dialogue: Dialogue = THREE, script=store_first_turn) -> Path:
     """A published trajectory of a scripted model."""
     settings = {"dialogue": dialogue.id, "speakers": list(dialogue.speakers), "model": "scripted", "temperature": 0.0}
-    settings |= {"dimension": HashEmbedder().dimension, "prompts": PROMPTS.__dict__}
+    settings |= {"dimension": HashEmbedder().dimension, "scheme": SCHEME.name, "prompts": PROMPTS.__dict__}
     settings |= {"templates_sha256": template_hashes(PROMPTS.template_set)}
-    builder = Builder(ask=chat_agents(ScriptedModel(script), PROMPTS), embedder=HashEmbedder(), prompts=PROMPTS)
+    builder = Builder(ask=ask_model(ScriptedModel(script), SCHEME), embedder=HashEmbedder(), scheme=SCHEME)
     with writing(folder / "memory.db", settings) as store:
         asyncio.run(builder.build(dialogue, store))
         publish(folder, store)

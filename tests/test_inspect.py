@@ -13,9 +13,10 @@ from rich.console import Console
 
 from membuilder.bank.html_page import render_page
 from membuilder.bank.store import writing
-from membuilder.building.builder import Builder, chat_agents
+from membuilder.building.builder import Builder, ask_model
 from membuilder.inspect import history, main, read_contents, show_bank, show_entry, show_session
 from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank
 from tests.chromium import Page, find_chromium, open_chromium
 from tests.fakes import HashEmbedder
@@ -54,7 +55,8 @@ def script(agent: Agent, prompt: str) -> str:
 def store_path(tmp_path_factory) -> Path:
     path, prompts = tmp_path_factory.mktemp("inspect") / "memory.db", PromptConfig()
     dialogue, embedder = talk(*SESSIONS, name="<b>d</b>"), HashEmbedder(8)
-    builder = Builder(ask=chat_agents(ScriptedModel(script), prompts), embedder=embedder, prompts=prompts)
+    scheme = FourAgents(prompts)
+    builder = Builder(ask=ask_model(ScriptedModel(script), scheme), embedder=embedder, scheme=scheme)
     settings = {"dialogue": dialogue.id, "speakers": ["Ann", "Ben"], "model": "scripted", "dimension": 8}
     with writing(path, settings) as store:
         asyncio.run(builder.build(dialogue, store))

@@ -16,12 +16,14 @@ from membuilder.errors import CheckpointError, ConfigError
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, CoreQuote, Entry, Failure, FailureKind, Session, Turn
+from reward import four_agents
 from reward.judges import evidence
 from reward.rollouts import ScoredGroup
 from reward.score import RewardConfig, RewardStatus, Score
 from rollout.tokens import TokenCounter, encode_completion
-from rollout.types import AgentSample, Completion, Group, Rollout, SamplingConfig
+from rollout.types import Completion, Rollout, Sample, SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer.data.corpus import States, expert_builds, training_text
 from trainer.experience import rollout_cache
@@ -30,6 +32,7 @@ from trainer.experience.session_stream import SessionStream
 from trainer.model.tiny_model import train_tokenizer
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
+SCHEME = FourAgents(PROMPTS)
 ANSWERS = ['{"#1":"add","#2":"add"}', '{"#1":"add"}', "{}", "no JSON at all"]
 
 
@@ -55,20 +58,21 @@ class DrawingEngine:
 def real_groups() -> list[ScoredGroup]:
     """Two steps of sampling and scoring, the second from the banks of the first."""
     embedder = HashEmbedder()
-    builds = expert_builds([in_windows(d, 3) for d in generate(3, 1, "train")], embedder, PROMPTS, "rules")
-    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 3, 600)
+    builds = expert_builds([in_windows(d, 3) for d in generate(3, 1, "train")], embedder, SCHEME, "rules")
+    tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), 600)
     collector = Collector(
         engine=DrawingEngine(tokenizer),
         tokenizer=tokenizer,
         embedder=embedder,
         judge=evidence,
-        prompts=PROMPTS,
+        scheme=SCHEME,
+        formula=four_agents.score,
         sampling=SamplingConfig(max_tokens=40),
         reward=RewardConfig(earlier_questions=True),
         num_rollouts=3,
         count_tokens=TokenCounter(tokenizer),
     )
-    stream = SessionStream(builds, embedder, PROMPTS, 4, States.POLICY, seed=1)
+    stream = SessionStream(builds, embedder, SCHEME, 4, States.POLICY, seed=1)
     return [group for seed in (1, 2, 3) for group in collector.dense(stream, 0.4, seed)]
 
 
@@ -81,7 +85,7 @@ def odd_group(**completion) -> ScoredGroup:
         Turn(id="D1:2", speaker="Ann", role="assistant", text="", caption=None),
     )
     logprobs = (-0.0, 0.0, 5e-324, -1.7976931348623157e308, 0.1 + 0.2, -1 / 3)
-    sample = AgentSample(
+    sample = Sample(
         prompt_token_ids=(0, 2**31, 2**53 + 1),
         completion=Completion(
             **dict(token_ids=(1,) * 6, rollout_logprobs=logprobs, finished=False, weight_version=0) | completion
@@ -99,9 +103,11 @@ def odd_group(**completion) -> ScoredGroup:
     score = Score(
         reward=dict.fromkeys(Agent) | {Agent.CORE: 0.1},
         status={agent: status for agent, status in zip(Agent, reversed(RewardStatus), strict=False)},
-        format=dict.fromkeys(reversed(Agent), 1.0) | {Agent.CORE: None},
         qa=None,
-        length={Agent.CORE: None, Agent.EPISODIC: 0.30000000000000004},
+        parts={
+            "format": dict.fromkeys(reversed(Agent), 1.0) | {Agent.CORE: None},
+            "length_penalty": {Agent.CORE: None, Agent.EPISODIC: 0.30000000000000004},
+        },
         weights={},
         retrieval_counts={Agent.PROCEDURAL: 0},
         num_missing_verdicts=3,
@@ -114,8 +120,14 @@ def odd_group(**completion) -> ScoredGroup:
         Rollout(samples=dict.fromkeys(reversed(Agent), sample) | {Agent.SEMANTIC: too_long}, bank=bank),
         Rollout(samples={}, bank=Bank()),
     )
-    group = Group(id="step 1 / slot 2", dialogue_id="🐈", session=session, rollouts=rollouts)
-    return ScoredGroup(group=group, scores=(score, score), expert_tokens=dict.fromkeys(Agent, 12.5))
+    return ScoredGroup(
+        id="step 1 / slot 2",
+        dialogue_id="🐈",
+        session=session,
+        rollouts=rollouts,
+        scores=(score, score),
+        expert_tokens=dict.fromkeys(Agent, 12.5),
+    )
 
 
 def exact(value):
@@ -128,6 +140,8 @@ def exact(value):
         return type(value), [exact(item) for item in value]
     if isinstance(value, float):
         return float, struct.pack("<d", value)
+    if isinstance(value, Agent):  # to records a role is its name
+        return str, str(value)
     if isinstance(value, Enum):
         return type(value), value.name
     return type(value), value.isoformat() if isinstance(value, datetime) else value
@@ -147,9 +161,9 @@ def got(root: Path, step: int) -> list:
 
 
 def test_real_groups_come_back_exactly(tmp_path, real_groups):
-    samples = [sample for g in real_groups for rollout in g.group.rollouts for sample in rollout.samples.values()]
+    samples = [sample for g in real_groups for rollout in g.rollouts for sample in rollout.samples.values()]
     assert any(sample.failure for sample in samples) and any(sample.written for sample in samples)
-    assert any(entry for g in real_groups for rollout in g.group.rollouts for entry in rollout.bank.entries)
+    assert any(entry for g in real_groups for rollout in g.rollouts for entry in rollout.bank.entries)
     statuses = {status for g in real_groups for score in g.scores for status in score.status.values()}
     assert {RewardStatus.SCORED, RewardStatus.INVALID} <= statuses
     put(tmp_path, 3, real_groups)
@@ -172,7 +186,7 @@ def test_any_finite_float_comes_back_bit_for_bit(tmp_path):
     logprobs = tuple(value for value in drawn if math.isfinite(value))
     put(tmp_path, 0, [odd_group(rollout_logprobs=logprobs)])
     (back,) = got(tmp_path, 0)
-    kept = back.group.rollouts[0].samples[Agent.CORE].completion.rollout_logprobs
+    kept = back.rollouts[0].samples[Agent.CORE].completion.rollout_logprobs
     assert struct.pack(f"<{len(kept)}d", *kept) == struct.pack(f"<{len(logprobs)}d", *logprobs)
 
 

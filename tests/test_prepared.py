@@ -9,6 +9,7 @@ from membuilder import prepare
 from membuilder.embedding.local import Embedder
 from membuilder.errors import ConfigError, DataError
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
 from membuilder.types import Agent
 from reward.rollouts import choose_questions
@@ -53,7 +54,9 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(files) -> Path:
     """A tiny model of random weights."""
-    tokenizer = train_tokenizer([record.prompt for record in records(files)], 60, TINY.vocab_size)
+    tokenizer = train_tokenizer(
+        [record.prompt for record in records(files)], FourAgents(PROMPTS).tiny_tokens(60), TINY.vocab_size
+    )
     build_model(tokenizer, TINY, seed=1).save_pretrained(files / "model")
     tokenizer.save_pretrained(files / "model")
     return files / "model"
@@ -104,7 +107,7 @@ def test_a_pair_that_names_no_session_stands_alone_and_long_ones_are_counted(fil
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_sessions_come_with_memory_questions_and_the_experts_lengths(files, ending):
-    builds = read_builds(str(files / f"rl.{ending}"), PROMPTS)
+    builds = read_builds(str(files / f"rl.{ending}"), FourAgents(PROMPTS))
     written = read_records(files / "rl.jsonl", RLRecord)
     assert [(build.dialogue.id, len(build.steps)) for build in builds] == [("d", 3), ("e", 2)]
     steps = [step for build in builds for step in build.steps]
@@ -157,16 +160,16 @@ def test_other_files_are_refused_by_name(files, tokenizer, other, read, message)
     (files / "empty.jsonl").write_text("")
     path = str(files / other)
     with pytest.raises(DataError, match=f"{other}.*{message}"):
-        read_builds(path, PROMPTS) if read == "rl" else prepared_trees(path, tokenizer, 2000, OverLong.DROP)
+        read_builds(path, FourAgents(PROMPTS)) if read == "rl" else prepared_trees(path, tokenizer, 2000, OverLong.DROP)
 
 
 def test_a_file_of_prompts_alone_or_of_other_operations_is_refused(files, tmp_path):
     lines = [json.loads(line) for line in (files / "rl.jsonl").read_text().splitlines()]
     (tmp_path / "prompts.jsonl").write_text(json.dumps(lines[0] | {"session": None, "bank_before": None}) + "\n")
     with pytest.raises(DataError, match="dialogue 'd', session 0.*prompts alone"):
-        read_builds(str(tmp_path / "prompts.jsonl"), PROMPTS)
+        read_builds(str(tmp_path / "prompts.jsonl"), FourAgents(PROMPTS))
     with pytest.raises(DataError, match="dialogue 'd', session 0.*prompts.core_limit_chars=3"):
-        read_builds(str(files / "rl.jsonl"), PromptConfig(core_limit_chars=3))
+        read_builds(str(files / "rl.jsonl"), FourAgents(PromptConfig(core_limit_chars=3)))
 
 
 def test_settings_that_need_whole_dialogues_are_refused(files):

@@ -63,7 +63,7 @@ def test_a_run_goes_on_past_prompts_that_are_too_long(run):
 
 def test_the_parity_checks_leave_out_what_is_not_sampled(run):
     builds = [with_a_huge_entry(build) for build in run.builds]
-    stream = SessionStream(builds, run.collector.embedder, run.config.prompts, 2, States.EXPERT, seed=1)
+    stream = SessionStream(builds, run.collector.embedder, run.collector.scheme, 2, States.EXPERT, seed=1)
     groups = sample_sequences(run.collector, [stream.task(0), stream.task(1)], 1.0, seed=1)
     assert [len(group) for group in groups] == [2 * 3, 2 * 3]
 

@@ -7,6 +7,8 @@ import pytest
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.errors import ConfigError
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import (
     ENTRY_AGENTS,
     Agent,
@@ -21,11 +23,12 @@ from membuilder.types import (
     Turn,
 )
 from reward.attribution import attribution_weights
+from reward.four_agents import score
 from reward.judges import Verdict, coverage, evidence, load_judge
 from reward.length import LengthConfig, LengthScope, core_penalty, entry_penalty, expert_lengths, length_penalty
-from reward.qa import QAResult, answer_banks, answer_questions
+from reward.qa import QAResult, answer_banks
 from reward.rollouts import choose_questions
-from reward.score import AgentOutput, RewardConfig, RewardStatus, score
+from reward.score import RewardConfig, RewardStatus, RoleOutput
 from tests.fakes import HashEmbedder
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
@@ -52,8 +55,8 @@ def qa_of(*correct: float | None, retrieved=()) -> QAResult:
     return QAResult(retrievals=retrievals, verdicts=tuple(Verdict(correct=c, reason="") for c in correct))
 
 
-def outputs_of(**changed: AgentOutput) -> dict[Agent, AgentOutput]:
-    fine = AgentOutput(failure=None, model_tokens=100, expert_tokens=100)
+def outputs_of(**changed: RoleOutput) -> dict[Agent, RoleOutput]:
+    fine = RoleOutput(failure=None, model_tokens=100, expert_tokens=100)
     return {agent: changed.get(agent.value, fine) for agent in Agent}
 
 
@@ -179,6 +182,14 @@ def test_a_verdict_lies_between_0_and_1(correct):
 # question answering
 
 
+SCHEME = FourAgents(PromptConfig())
+
+
+def answered(bank, questions, embedder, judge, k=10, scheme=SCHEME) -> QAResult:
+    """What one bank answers."""
+    return answer_banks([(bank, questions)], scheme, embedder, judge, k)[0]
+
+
 def test_memories_of_earlier_sessions_answer_and_count():
     bank = Bank(
         entries=(
@@ -186,9 +197,9 @@ def test_memories_of_earlier_sessions_answer_and_count():
             entry(2, "bike", SEMANTIC, session=5, sources=("D6:1",)),
         )
     )
-    result = answer_questions(bank, [question("cat miso")], HashEmbedder(), evidence, k=1)
+    result = answered(bank, [question("cat miso")], HashEmbedder(), evidence, k=1)
     assert result.accuracy == 1
-    assert result.retrieval_counts == {EPISODIC: 1, SEMANTIC: 0, PROCEDURAL: 0}
+    assert result.retrieval_counts == {EPISODIC: 1}
 
 
 def test_accuracy_and_counts_over_all_questions():
@@ -198,21 +209,21 @@ def test_accuracy_and_counts_over_all_questions():
         question("bike", evidence=("D1:9",)),
         question("bike", evidence=()),
     ]
-    result = answer_questions(bank, questions, HashEmbedder(), evidence, k=1)
+    result = answered(bank, questions, HashEmbedder(), evidence, k=1)
     assert [verdict.correct for verdict in result.verdicts] == [1, 0, None]
     assert result.accuracy == 0.5  # the third could not be judged: it is missing, not wrong
     assert result.num_missing == 1
-    assert result.retrieval_counts == {EPISODIC: 1, SEMANTIC: 2, PROCEDURAL: 0}
+    assert result.retrieval_counts == {EPISODIC: 1, SEMANTIC: 2}
 
 
 def test_no_question_and_no_verdict_leave_the_accuracy_missing():
-    assert answer_questions(Bank(), [], HashEmbedder(), evidence).accuracy is None
-    assert answer_questions(Bank(), [question(evidence=())], HashEmbedder(), evidence).accuracy is None
+    assert answered(Bank(), [], HashEmbedder(), evidence).accuracy is None
+    assert answered(Bank(), [question(evidence=())], HashEmbedder(), evidence).accuracy is None
 
 
 def test_each_question_is_embedded_once():
     embedder = HashEmbedder()
-    answer_questions(Bank(entries=(entry(1, "cat"),)), [question("where?"), question("when?")], embedder, evidence)
+    answered(Bank(entries=(entry(1, "cat"),)), [question("where?"), question("when?")], embedder, evidence)
     assert sorted(embedder.embedded) == ["cat", "when?", "where?"]
 
 
@@ -220,8 +231,13 @@ def test_superseded_entries_can_be_left_out():
     old = entry(1, "cat miso", sources=("D1:1",))
     bank = Bank(entries=(old, replace(entry(2, "dog"), supersedes=("m1",))))
     asked = [question("cat miso")]
-    assert answer_questions(bank, asked, HashEmbedder(), evidence).accuracy == 1
-    assert answer_questions(bank, asked, HashEmbedder(), evidence, include_superseded=False).accuracy == 0
+    assert answered(bank, asked, HashEmbedder(), evidence).accuracy == 1
+    assert (
+        answered(
+            bank, asked, HashEmbedder(), evidence, scheme=FourAgents(PromptConfig(include_superseded=False))
+        ).accuracy
+        == 0
+    )
 
 
 @pytest.mark.parametrize("error", [TimeoutError("80 s"), ConnectionRefusedError("port 8000")])
@@ -236,7 +252,7 @@ def test_an_unreachable_judge_is_missing_and_says_why(error, is_async):
         return judge(asked, bank, retrieval)
 
     chosen = async_judge if is_async else judge
-    result = answer_questions(Bank(), [question("cat"), question("dog")], HashEmbedder(), chosen)
+    result = answered(Bank(), [question("cat"), question("dog")], HashEmbedder(), chosen)
     assert [verdict.correct for verdict in result.verdicts] == [None, 0.25]
     assert result.verdicts[0].reason == f"judge unreachable: {type(error).__name__}: {error}"
     assert result.accuracy == 0.25
@@ -247,9 +263,9 @@ def test_a_faulty_judge_ends_the_run():
         raise KeyError("grade")
 
     with pytest.raises(KeyError, match="grade"):
-        answer_questions(Bank(), [question()], HashEmbedder(), raises)
+        answered(Bank(), [question()], HashEmbedder(), raises)
     with pytest.raises(TypeError, match="must return a reward.judges.Verdict, got True"):
-        answer_questions(Bank(), [question()], HashEmbedder(), lambda *case: True)
+        answered(Bank(), [question()], HashEmbedder(), lambda *case: True)
 
 
 def test_an_async_judge_sees_all_banks_questions_together_and_answers_stay_in_place():
@@ -269,7 +285,7 @@ def test_an_async_judge_sees_all_banks_questions_together_and_answers_stay_in_pl
         (Bank(core="-"), []),
         (Bank(core="b"), [question("3"), question("4"), question("5")]),
     ]
-    results = answer_banks(tasks, HashEmbedder(), judge)
+    results = answer_banks(tasks, SCHEME, HashEmbedder(), judge)
     assert [[verdict.reason for verdict in result.verdicts] for result in results] == [["1", "2"], [], ["3", "4", "5"]]
     assert [result.accuracy for result in results] == [1.0, None, 0.5]
 
@@ -305,14 +321,14 @@ def test_the_order_of_agents_never_matters_and_the_core_is_never_boosted():
 
 def test_score_worked_by_hand():
     outputs = outputs_of(
-        core=AgentOutput(failure=None, model_tokens=275, expert_tokens=50),  # halfway from 150 to 400
-        semantic=AgentOutput(failure=None, model_tokens=1650, expert_tokens=1000),  # (1.65 - 1.3) / 0.7
-        procedural=AgentOutput(failure=BROKEN, model_tokens=0, expert_tokens=500),
+        core=RoleOutput(failure=None, model_tokens=275, expert_tokens=50),  # halfway from 150 to 400
+        semantic=RoleOutput(failure=None, model_tokens=1650, expert_tokens=1000),  # (1.65 - 1.3) / 0.7
+        procedural=RoleOutput(failure=BROKEN, model_tokens=0, expert_tokens=500),
     )
     result = score(outputs, qa_of(1, 0, 1, 1, 1, retrieved=(EPISODIC, SEMANTIC, SEMANTIC)), RewardConfig())
     assert result.qa == 0.8
-    assert result.format == {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 1.0, PROCEDURAL: 0.0}
-    assert result.length == pytest.approx({CORE: 0.5, EPISODIC: 0.0, SEMANTIC: 0.5, PROCEDURAL: None})
+    assert result.parts["format"] == {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 1.0, PROCEDURAL: 0.0}
+    assert result.parts["length_penalty"] == pytest.approx({CORE: 0.5, EPISODIC: 0.0, SEMANTIC: 0.5, PROCEDURAL: None})
     # 0.8 * (1 - 0.8 * 0.5) = 0.48
     assert result.reward == pytest.approx({CORE: 0.48, EPISODIC: 0.8, SEMANTIC: 0.48, PROCEDURAL: 0.0})
     assert result.weights == {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 4.0, PROCEDURAL: 1.0}
@@ -325,7 +341,7 @@ def test_score_worked_by_hand():
 def test_one_invalid_agent_leaves_the_others_untouched(agent):
     qa = qa_of(1, 0.5, retrieved=(SEMANTIC,))
     fine = score(outputs_of(), qa, RewardConfig())
-    failed = AgentOutput(failure=BROKEN, model_tokens=0, expert_tokens=100)
+    failed = RoleOutput(failure=BROKEN, model_tokens=0, expert_tokens=100)
     broken = score(outputs_of(**{agent.value: failed}), qa, RewardConfig())
     assert (broken.reward[agent], broken.status[agent]) == (0.0, RewardStatus.INVALID)
     assert broken.weights == fine.weights
@@ -335,7 +351,7 @@ def test_one_invalid_agent_leaves_the_others_untouched(agent):
 
 
 def test_the_order_of_outputs_never_matters():
-    outputs = outputs_of(core=AgentOutput(failure=None, model_tokens=300, expert_tokens=0))
+    outputs = outputs_of(core=RoleOutput(failure=None, model_tokens=300, expert_tokens=0))
     qa = qa_of(1, retrieved=(PROCEDURAL,))
     expected = score(outputs, qa, RewardConfig())
     for order in itertools.permutations(Agent):
@@ -346,8 +362,8 @@ def test_the_order_of_outputs_never_matters():
     "qa, status", [(qa_of(), RewardStatus.NO_QUESTIONS), (qa_of(None, None), RewardStatus.NOT_JUDGED)]
 )
 def test_without_an_accuracy_every_reward_is_missing_however_much_was_written(qa, status):
-    spam = AgentOutput(failure=None, model_tokens=100_000, expert_tokens=0)
-    failed = AgentOutput(failure=BROKEN, model_tokens=0, expert_tokens=0)
+    spam = RoleOutput(failure=None, model_tokens=100_000, expert_tokens=0)
+    failed = RoleOutput(failure=BROKEN, model_tokens=0, expert_tokens=0)
     result = score(outputs_of(episodic=spam, semantic=failed), qa, RewardConfig())
     assert result.qa is None
     assert result.reward == dict.fromkeys(Agent)
@@ -358,14 +374,14 @@ def test_without_an_accuracy_every_reward_is_missing_however_much_was_written(qa
 @pytest.mark.parametrize("agent", Agent)
 def test_an_agent_that_was_not_asked_has_no_reward_and_the_others_keep_theirs(agent):
     too_long = Failure(kind=FailureKind.PROMPT_TOO_LONG, detail="30000 tokens")
-    outputs = outputs_of(**{agent.value: AgentOutput(failure=too_long, model_tokens=0, expert_tokens=9)})
+    outputs = outputs_of(**{agent.value: RoleOutput(failure=too_long, model_tokens=0, expert_tokens=9)})
     result = score(outputs, qa_of(1, 0), RewardConfig())
     others = {other: 0.5 for other in Agent if other is not agent}
     assert result.reward == others | {agent: None}
-    assert (result.status[agent], result.format[agent], result.length[agent]) == (
+    assert (result.status[agent], result.parts["format"][agent], result.parts["length_penalty"][agent]) == (
         RewardStatus.PROMPT_TOO_LONG, None, None,
     )  # fmt: skip
-    assert [result.format[other] for other in others] == [1.0] * 3
+    assert [result.parts["format"][other] for other in others] == [1.0] * 3
 
 
 def test_a_weight_changes_no_reward():
@@ -376,7 +392,7 @@ def test_a_weight_changes_no_reward():
 
 
 def test_the_length_weight_is_the_share_a_full_penalty_takes():
-    long = AgentOutput(failure=None, model_tokens=2000, expert_tokens=1000)
+    long = RoleOutput(failure=None, model_tokens=2000, expert_tokens=1000)
     rewards = [
         score(outputs_of(semantic=long), qa_of(1), RewardConfig(length_weight=weight)).reward[SEMANTIC]
         for weight in (0.0, 0.8, 1.0)

@@ -13,7 +13,9 @@ from membuilder.errors import ConfigError, ParityError
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Entry
+from reward import four_agents
 from reward.judges import Verdict, evidence
 from reward.length import LengthConfig, LengthScope
 from reward.score import RewardConfig
@@ -35,6 +37,7 @@ from trainer.rl import steer
 from trainer.rl_config import RLConfig
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
+SCHEME = FourAgents(PROMPTS)
 REWARD = RewardConfig(length_weight=0.4, length=LengthConfig(scope=LengthScope.MEAN))
 
 
@@ -58,8 +61,8 @@ class ScriptedEngine:
 @pytest.fixture(scope="module")
 def setting():
     embedder = HashEmbedder()
-    builds = expert_builds([in_windows(d, 3) for d in generate(3, 1, "train")], embedder, PROMPTS, "rules")
-    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 3, 600)
+    builds = expert_builds([in_windows(d, 3) for d in generate(3, 1, "train")], embedder, SCHEME, "rules")
+    tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), 600)
     return embedder, builds, tokenizer
 
 
@@ -70,13 +73,14 @@ def collector_of(setting, answer: str) -> tuple[Collector, SessionStream]:
         tokenizer=tokenizer,
         embedder=embedder,
         judge=evidence,
-        prompts=PROMPTS,
+        scheme=SCHEME,
+        formula=four_agents.score,
         sampling=SamplingConfig(temperature=1.25, top_p=1.0, max_tokens=12),
         reward=REWARD,
         num_rollouts=2,
         count_tokens=TokenCounter(tokenizer),
     )
-    return collector, SessionStream(builds, embedder, PROMPTS, 4, States.POLICY, seed=1)
+    return collector, SessionStream(builds, embedder, SCHEME, 4, States.POLICY, seed=1)
 
 
 def test_greedy_memory_is_measured_greedily_against_the_expert(setting):
@@ -172,8 +176,9 @@ def test_what_is_superseded_is_neither_shown_nor_found_where_the_config_says_so(
     bank = Bank(entries=(old, new))
     for included, shown, accuracy in ((True, 2, 1.0), (False, 1, 0.0)):
         prompts = replace(PROMPTS, entries_shown=5, include_superseded=included)
-        here = replace(collector, prompts=prompts)
-        stream = SessionStream(builds, embedder, prompts, 1, States.POLICY, seed=1)
+        scheme = FourAgents(prompts)
+        here = replace(collector, scheme=scheme)
+        stream = SessionStream(builds, embedder, scheme, 1, States.POLICY, seed=1)
         stream.load_state(replace(stream.state, slots=(replace(stream.state.slots[0], bank=bank),)))
         assert len(stream.task(0).shown[Agent.EPISODIC]) == shown
         (answer,) = here.answer([(bank, [question])])
@@ -185,7 +190,7 @@ def test_accuracy_is_the_mean_of_verdicts_that_may_be_shares(setting):
     verdicts = itertools.cycle([Verdict(correct=0.25, reason=""), Verdict(correct=1.0, reason="")])
     collector = replace(collector_of(setting, "{}")[0], judge=lambda *case: next(verdicts))
     dialogues = [build.dialogue for build in builds]
-    tallies = tally(dialogues, baseline_built(dialogues, [Bank()] * len(dialogues)), collector)
+    tallies = tally(dialogues, baseline_built(dialogues, [Bank()] * len(dialogues), num_roles=4), collector)
     shares = [verdict for each in tallies for verdict in each.verdicts]
     assert set(shares) == {0.25, 1.0}
     result = summarize(tallies)

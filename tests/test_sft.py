@@ -9,6 +9,7 @@ from membuilder.errors import ConfigError, ParityError
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.four_agents.scheme import FourAgents
 from tests.fakes import HashEmbedder
 from trainer import sft
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
@@ -22,6 +23,7 @@ from trainer.sft import make_trees
 from trainer.sft_config import SFTConfig
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
+SCHEME = FourAgents(PROMPTS)
 SIZES = TinyConfig(vocab_size=600, hidden_size=32, num_layers=1, intermediate_size=32)
 
 
@@ -59,9 +61,9 @@ def test_one_session_at_least_is_validated():
 def test_the_same_session_four_times_is_too_little_to_split():
     config = SFTConfig(prompts=PROMPTS)
     builds = expert_builds(
-        [in_windows(generate(1, 1, "train", num_sessions=1)[0], 60)], HashEmbedder(), PROMPTS, "rules"
+        [in_windows(generate(1, 1, "train", num_sessions=1)[0], 60)], HashEmbedder(), SCHEME, "rules"
     )
-    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 60, 600)
+    tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(60), 600)
     again = sft_builds(builds, [], DataConfig(path="talk.json", repeat=4))
     with pytest.raises(ConfigError, match="1 sessions to train on"):
         make_trees(config, again, tokenizer, start_accelerator(1.0))
@@ -78,8 +80,8 @@ def test_the_check_takes_the_smallest_session_that_shares_something():
 
 def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_path, monkeypatch):
     """As if what stands above a node were never read."""
-    builds = expert_builds([in_windows(d, 3) for d in generate(2, 1, "train", 2)], HashEmbedder(), PROMPTS, "rules")
-    tokenizer = train_tokenizer(training_text(builds, PROMPTS), 3, SIZES.vocab_size)
+    builds = expert_builds([in_windows(d, 3) for d in generate(2, 1, "train", 2)], HashEmbedder(), SCHEME, "rules")
+    tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), SIZES.vocab_size)
     config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5)
     accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
     trees = make_trees(config, builds, tokenizer, accelerator)

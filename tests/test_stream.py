@@ -6,6 +6,7 @@ import pytest
 
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Bank
 from rollout.sampler import Task
 from rollout.types import Group, Rollout
@@ -14,6 +15,7 @@ from trainer.data.corpus import States, expert_builds
 from trainer.experience.session_stream import SessionStream
 
 PROMPTS = PromptConfig(template_set="compact", entries_shown=2)
+SCHEME = FourAgents(PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def embedder() -> HashEmbedder:
 
 @pytest.fixture(scope="module")
 def builds(embedder):
-    return expert_builds(generate(3, 1, "train", num_sessions=3), embedder, PROMPTS, "rules")
+    return expert_builds(generate(3, 1, "train", num_sessions=3), embedder, SCHEME, "rules")
 
 
 def tasks_of(stream: SessionStream) -> list[Task]:
@@ -37,7 +39,7 @@ def groups_for(tasks, bank: Bank) -> list[Group]:
 
 
 def test_the_next_session_starts_from_the_policys_own_bank(builds, embedder):
-    stream = SessionStream(builds, embedder, PROMPTS, 2, States.POLICY, seed=1)
+    stream = SessionStream(builds, embedder, SCHEME, 2, States.POLICY, seed=1)
     own = Bank(core="written by the policy")
     for _ in range(6):
         before = tasks_of(stream)
@@ -51,7 +53,7 @@ def test_the_next_session_starts_from_the_policys_own_bank(builds, embedder):
 
 
 def test_expert_states_are_the_experts(builds, embedder):
-    stream = SessionStream(builds, embedder, PROMPTS, 2, States.EXPERT, seed=1)
+    stream = SessionStream(builds, embedder, SCHEME, 2, States.EXPERT, seed=1)
     for _ in range(4):
         tasks = tasks_of(stream)
         for slot, task in enumerate(tasks):
@@ -61,14 +63,14 @@ def test_expert_states_are_the_experts(builds, embedder):
 
 
 def test_every_dialogue_comes_once_before_any_comes_twice(builds, embedder):
-    stream = SessionStream(builds, embedder, PROMPTS, 3, States.POLICY, seed=5)
+    stream = SessionStream(builds, embedder, SCHEME, 3, States.POLICY, seed=5)
     assert len({task.dialogue_id for task in tasks_of(stream)}) == 3
 
 
 def test_the_same_seed_gives_the_same_tasks(builds, embedder):
-    first, second = (SessionStream(builds, embedder, PROMPTS, 3, States.POLICY, seed=7) for _ in range(2))
+    first, second = (SessionStream(builds, embedder, SCHEME, 3, States.POLICY, seed=7) for _ in range(2))
     assert tasks_of(first) == tasks_of(second)
-    other = SessionStream(builds, embedder, PROMPTS, 3, States.POLICY, seed=8)
+    other = SessionStream(builds, embedder, SCHEME, 3, States.POLICY, seed=8)
     assert [task.id for task in tasks_of(other)] != [task.id for task in tasks_of(first)]
 
 

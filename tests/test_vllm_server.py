@@ -38,6 +38,7 @@ from membuilder.llm.json_output import without_thoughts
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.schemas import ResponseFormat, schema
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Question
 from rollout.tokens import encode_prompt, load_tokenizer
 from tests import killed
@@ -109,7 +110,7 @@ def make_brief(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> N
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    tokenizer = train_tokenizer(TEXTS, 60, TINY.vocab_size)
+    tokenizer = train_tokenizer(TEXTS, FourAgents(PromptConfig()).tiny_tokens(60), TINY.vocab_size)
     tokenizer.chat_template = TEMPLATE
     model = build_model(tokenizer, TINY, seed=1)
     make_brief(model, tokenizer)

@@ -6,10 +6,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.embedding.local import Embedder
+from membuilder.schemes.load import load_scheme
 from trainer import rl, sft
 from trainer.data.corpus import Corpus, ExpertBuild, expert_builds, load_corpus, sft_builds
 from trainer.experience.collector import Collector
-from trainer.experience.systems import judge_policy
+from trainer.experience.evaluate import judge_policy
 from trainer.model.policy import Policy, load_model
 from trainer.rl_config import RLConfig
 from trainer.run_setup import frozen_copy, make_policy_model, start_run
@@ -29,23 +30,26 @@ class Prepared:
 
 def prepare(config: SFTConfig, embedder: Embedder | None = None) -> Prepared:
     """`embedder`: one that stands already; its texts are then not embedded again."""
+    scheme = load_scheme(config.scheme, config.prompts)
     corpus = load_corpus(config.data)  # first, because a wrong path should not cost the wait for a model
     embedder = embedder or Embedder(config.embedding_model)
-    train = expert_builds(corpus.train, embedder, config.prompts, "rules build the training banks")
-    extra = expert_builds(corpus.extra, embedder, config.prompts, "rules build extra banks") if corpus.extra else []
+    train = expert_builds(corpus.train, embedder, scheme, "rules build the training banks")
+    extra = expert_builds(corpus.extra, embedder, scheme, "rules build extra banks") if corpus.extra else []
     return Prepared(
         corpus=corpus,
         train=train,
         for_sft=sft_builds(train, extra, config.data),
-        steering=expert_builds(corpus.steering, embedder, config.prompts, "rules build the steering banks"),
-        held_out=expert_builds(corpus.held_out, embedder, config.prompts, "rules build the held-out banks"),
+        steering=expert_builds(corpus.steering, embedder, scheme, "rules build the steering banks"),
+        held_out=expert_builds(corpus.held_out, embedder, scheme, "rules build the held-out banks"),
         embedder=embedder,
     )
 
 
 def run_sft(config: SFTConfig, prepared: Prepared) -> tuple[SFTResult, PreTrainedTokenizerBase]:
     run = start_run(config, "sft", prepared.embedder)
-    model, tokenizer = make_policy_model(config.model, prepared.for_sft, config.prompts, config.seed)
+    model, tokenizer = make_policy_model(
+        config.model, prepared.for_sft, load_scheme(config.scheme, config.prompts), config.seed
+    )
     trees = sft.make_trees(config, prepared.for_sft, tokenizer, run.accelerator)
     result = sft.train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
     run.log.close()

@@ -17,8 +17,7 @@ from membuilder.config import load
 from membuilder.errors import ConfigError, clear_errors
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from trainer.data.corpus import Corpus
-from trainer.experience.evaluate import SystemResult
-from trainer.experience.systems import compare_baselines, judge_policy
+from trainer.experience.evaluate import SystemResult, compare_baselines, judge_policy
 from trainer.pipeline import prepare, run_rl, run_sft
 from trainer.plots import plot_run
 from trainer.rl_config import RLConfig

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from membuilder.config import parse_args
 from membuilder.errors import ConfigError, clear_errors
 from membuilder.progress import progress
+from membuilder.schemes.load import load_scheme
 from rollout.tokens import load_tokenizer
 from trainer.batching.loss_rows import token_scale
 from trainer.checkpoint.checkpoints import Best, Checkpoints
@@ -29,11 +30,11 @@ from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.data.corpus import ExpertBuild, States, expert_builds
 from trainer.distributed.process_group import log_setup
 from trainer.experience.collector import Collector
+from trainer.experience.evaluate import judge_policy
 from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.experience.parity import check_engine, check_shared, sample_sequences
 from trainer.experience.rollout_cache import Experience, RolloutCache
 from trainer.experience.session_stream import SessionStream, StreamState
-from trainer.experience.systems import judge_policy
 from trainer.experience.training_batch import make_batch
 from trainer.logs.run_log import RunLog
 from trainer.losses import resolve_loss
@@ -84,9 +85,9 @@ def train(
     if reference is not None:
         reference.to(accelerator.device)  # `prepare` moves the policy only
     slots = config.sessions_per_step
-    stream = SessionStream(builds, collector.embedder, config.prompts, slots, config.states, config.seed)
+    stream = SessionStream(builds, collector.embedder, collector.scheme, slots, config.states, config.seed)
     steering = SessionStream(
-        steering_builds or builds, collector.embedder, config.prompts, slots, States.EXPERT, config.seed
+        steering_builds or builds, collector.embedder, collector.scheme, slots, States.EXPERT, config.seed
     )
     world = collector.world
     num_dialogues = max(1, slots // max(len(build.steps) for build in builds))
@@ -126,11 +127,11 @@ def train(
         scored = experience.scored
         memory_ratio = experience.steered.get("memory_ratio/smoothed", memory_ratio)
         if config.dense:
-            stream.advance([group.group for group in scored])
+            stream.advance(scored)
         steering.skip()
         clock["collected"] = time.perf_counter()
 
-        batch = make_batch(scored, config.advantage_std)
+        batch = make_batch(scored, collector.scheme.roles, config.advantage_std)
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         rate = learning_rate(step, config.num_steps, config.optim)
         set_learning_rate(optimizer, rate)
@@ -238,7 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl")
     builds, steering, dialogues = rl_builds(config, run.embedder)
-    held_out = expert_builds(dialogues, run.embedder, config.prompts, "rules build the held-out banks")
+    held_out = expert_builds(
+        dialogues, run.embedder, load_scheme(config.scheme, config.prompts), "rules build the held-out banks"
+    )
     policy, tokenizer = Policy(load_model(config.model.path, config.model)), load_tokenizer(config.model.path)
     reference = frozen_copy(policy) if config.loss.kl_coef else None
     engine = make_engine(config, config.model.path)

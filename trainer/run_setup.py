@@ -18,8 +18,10 @@ from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.quiet import LOG_FILE, quiet_libraries, write_library_log
-from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.load import load_scheme
+from membuilder.schemes.scheme import Scheme
 from membuilder.types import Dialogue
+from reward.formula import load_formula
 from reward.judges import load_judge
 from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter, load_tokenizer
@@ -77,13 +79,13 @@ def describe_run(config, accelerator: Accelerator) -> None:
 
 
 def make_policy_model(
-    config: ModelConfig, builds: Sequence[ExpertBuild], prompts: PromptConfig, seed: int
+    config: ModelConfig, builds: Sequence[ExpertBuild], scheme: Scheme, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of `config.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
     if config.path is not None:
         return load_model(config.path, config), load_tokenizer(config.path)
     max_turns = max(len(step.session.turns) for build in builds for step in build.steps)
-    tokenizer = train_tokenizer(training_text(builds, prompts), max_turns, config.tiny.vocab_size)
+    tokenizer = train_tokenizer(training_text(builds, scheme), scheme.tiny_tokens(max_turns), config.tiny.vocab_size)
     return build_model(tokenizer, config.tiny, seed), tokenizer
 
 
@@ -120,7 +122,8 @@ def make_collector(
         tokenizer=tokenizer,
         embedder=embedder,
         judge=load_judge(config.reward.judge),
-        prompts=config.prompts,
+        scheme=load_scheme(config.scheme, config.prompts),
+        formula=load_formula(config.scheme),
         sampling=config.sampling,
         reward=config.reward,
         num_rollouts=config.num_rollouts,
@@ -138,11 +141,11 @@ def rl_builds(
     config: "RLConfig", embedder: TextEmbedder
 ) -> tuple[list[ExpertBuild], list[ExpertBuild], list[Dialogue]]:
     """To train on, to steer lengths on, and dialogues to evaluate on: from dialogues or from a prepared file."""
-    data = config.data
+    data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
         corpus = load_corpus(data)
         builds, steering = (
-            expert_builds(dialogues, embedder, config.prompts, f"rules build the {name} banks")
+            expert_builds(dialogues, embedder, scheme, f"rules build the {name} banks")
             for dialogues, name in ((corpus.train, "training"), (corpus.steering, "steering"))
         )
         return builds, steering, corpus.held_out
@@ -155,6 +158,6 @@ def rl_builds(
         raise ConfigError(
             "eval_every evaluates whole dialogues, which data.prepared has not: name some in data.eval_path"
         )
-    builds, steering = apart(read_builds(data.prepared, config.prompts), data.num_steering)
+    builds, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
     held_out = [] if data.eval_path is None else load(data.eval_path)
     return builds, steering, [in_windows(dialogue, data.max_turns) for dialogue in held_out]

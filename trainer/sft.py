@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from membuilder.config import parse_args
 from membuilder.errors import ConfigError, clear_errors
 from membuilder.progress import progress
+from membuilder.schemes.load import load_scheme
 from rollout.tokens import load_tokenizer
 from trainer.batching.loss_rows import supervised_rows
 from trainer.batching.packing import Node
@@ -58,9 +59,8 @@ class SFTResult:
 
 def make_trees(config: SFTConfig, builds: Sequence[ExpertBuild], tokenizer, accelerator: Accelerator) -> list[Node]:
     """The sessions' training trees; says how many samples were too long."""
-    return _told(
-        config, accelerator, *sft_trees(builds, tokenizer, config.prompts, config.max_length, config.over_long)
-    )
+    scheme = load_scheme(config.scheme, config.prompts)
+    return _told(config, accelerator, *sft_trees(builds, tokenizer, scheme, config.max_length, config.over_long))
 
 
 def _told(config: SFTConfig, accelerator: Accelerator, trees: list[Node], counts: LengthCounts) -> list[Node]:
@@ -196,13 +196,13 @@ def _prepared(config: SFTConfig, run: Run):
 
 def _from_dialogues(config: SFTConfig, run: Run):
     """Model, tokenizer and trees."""
-    corpus = load_corpus(config.data)
+    corpus, scheme = load_corpus(config.data), load_scheme(config.scheme, config.prompts)
     train_builds, extra = (
-        expert_builds(dialogues, run.embedder, config.prompts, "rules build the training banks")
+        expert_builds(dialogues, run.embedder, scheme, "rules build the training banks")
         for dialogues in (corpus.train, corpus.extra)
     )
     builds = sft_builds(train_builds, extra, config.data)
-    model, tokenizer = make_policy_model(config.model, builds, config.prompts, config.seed)
+    model, tokenizer = make_policy_model(config.model, builds, scheme, config.seed)
     return model, tokenizer, make_trees(config, builds, tokenizer, run.accelerator)
 
 

@@ -43,7 +43,7 @@ def _content(settings: Mapping[str, Any], sessions: Sequence[StoredSession], ban
         "entries": [
             {
                 "id": entry.id,
-                "agent": entry.agent.value,
+                "agent": str(entry.agent),
                 "text": entry.text,
                 "session": entry.session,
                 "sources": entry.source_turns,
@@ -64,7 +64,7 @@ def _session(stored: StoredSession) -> dict[str, Any]:
         "turns": [{"id": turn.id, "speaker": turn.speaker, "text": turn.content} for turn in session.turns],
         "answers": [
             {
-                "agent": agent.value,
+                "agent": str(agent),
                 "text": answer.text,
                 "seconds": answer.seconds,
                 "failure": answer.failure and {"kind": answer.failure.kind, "detail": answer.failure.detail},

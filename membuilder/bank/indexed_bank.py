@@ -16,7 +16,7 @@ from membuilder.bank.retrieve import Retrieval
 from membuilder.bank.store import reading
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import StoreError, StoreErrorKind
-from membuilder.types import Agent, Bank
+from membuilder.types import Bank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class Memory:
     embedder: TextEmbedder
 
     def retrieve(
-        self, queries: Sequence[str], k: int = 10, agent: Agent | None = None, include_superseded: bool = True
+        self, queries: Sequence[str], k: int = 10, agent: str | None = None, include_superseded: bool = True
     ) -> list[Retrieval]:
         """What `membuilder.retrieve.retrieve` gives for this bank: the same where the index is exact."""
         ids, scores = self.index.search(self.embedder.embed(queries), k, self._candidates(agent, include_superseded))
@@ -37,7 +37,7 @@ class Memory:
             for found, similarities in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _candidates(self, agent: Agent | None, include_superseded: bool) -> np.ndarray | None:
+    def _candidates(self, agent: str | None, include_superseded: bool) -> np.ndarray | None:
         """None: every entry."""
         if agent is None and include_superseded:
             return None

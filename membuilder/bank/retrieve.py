@@ -7,7 +7,7 @@ import numpy as np
 
 from membuilder.embedding.local import TextEmbedder
 from membuilder.text import quoted
-from membuilder.types import Agent, Bank, Entry, Session
+from membuilder.types import Bank, Entry, Session
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ def retrieve(
     queries: Sequence[str],
     embedder: TextEmbedder,
     k: int = 10,
-    agent: Agent | None = None,
+    agent: str | None = None,
     include_superseded: bool = True,
 ) -> list[Retrieval]:
     """The k entries most similar to each query, out of the whole bank: entries of every session compete alike.
@@ -44,7 +44,7 @@ def retrieve(
 def related(
     bank: Bank,
     session: Session,
-    agent: Agent,
+    agent: str,
     embedder: TextEmbedder,
     k: int = 20,
     include_superseded: bool = True,
@@ -66,7 +66,7 @@ def related(
     return tuple(candidates[row] for row in order)
 
 
-def _candidates(bank: Bank, agent: Agent | None, include_superseded: bool) -> list[Entry]:
+def _candidates(bank: Bank, agent: str | None, include_superseded: bool) -> list[Entry]:
     dropped = frozenset() if include_superseded else bank.superseded_ids()
     return [entry for entry in bank.entries if agent in (None, entry.agent) and entry.id not in dropped]
 

@@ -32,7 +32,7 @@ from membuilder.bank.store_rows import (
     turn_rows,
 )
 from membuilder.errors import StoreError, StoreErrorKind
-from membuilder.types import Agent, Bank, Session
+from membuilder.types import Bank, Session
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4D424C44  # "MBLD"
@@ -45,12 +45,11 @@ _TABLES = (
     """CREATE TABLE turn (id TEXT PRIMARY KEY, session INTEGER NOT NULL REFERENCES session, number INTEGER NOT NULL,
         speaker TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, caption TEXT, UNIQUE (session, number)) STRICT""",
     """CREATE TABLE answer (session INTEGER NOT NULL REFERENCES session,
-        agent TEXT NOT NULL CHECK (agent IN ('core', 'episodic', 'semantic', 'procedural')), shown TEXT NOT NULL, text TEXT,
+        agent TEXT NOT NULL, shown TEXT NOT NULL, text TEXT,
         operations TEXT NOT NULL, failure_kind TEXT, failure_detail TEXT, seconds REAL NOT NULL,
         asked_at TEXT, PRIMARY KEY (session, agent)) STRICT""",
     """CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
-        agent TEXT NOT NULL CHECK (agent IN ('episodic', 'semantic', 'procedural')),
-        session INTEGER NOT NULL REFERENCES session, text TEXT NOT NULL, source_turns TEXT NOT NULL,
+        agent TEXT NOT NULL, session INTEGER NOT NULL REFERENCES session, text TEXT NOT NULL, source_turns TEXT NOT NULL,
         supersedes TEXT NOT NULL) STRICT""",
     # Apart from the entries, which are then read without their vectors.
     "CREATE TABLE embedding (entry INTEGER PRIMARY KEY REFERENCES entry, vector BLOB NOT NULL) STRICT",
@@ -77,7 +76,7 @@ class Store:
             self._rows("SELECT session, id, speaker, role, text, caption FROM turn ORDER BY session, number"),
             self._rows(
                 "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
-                " FROM answer"
+                " FROM answer ORDER BY rowid"
             ),
         )
 
@@ -103,7 +102,7 @@ class Store:
         stacked = np.frombuffer(b"".join(vector for (vector,) in rows), dtype=VECTOR)
         return stacked.astype(np.float32, copy=False).reshape(num_entries, dimension)
 
-    def append(self, session: Session, answers: Mapping[Agent, Answer], bank: Bank, vectors: np.ndarray) -> None:
+    def append(self, session: Session, answers: Mapping[str, Answer], bank: Bank, vectors: np.ndarray) -> None:
         """Stores a session, `bank` after it and the embeddings of the entries new in it (M, D), or nothing of it."""
         first = len(bank.entries) - len(vectors) + 1
         new = list(enumerate(bank.entries[first - 1 :], start=first))

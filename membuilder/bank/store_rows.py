@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from membuilder.types import Agent, Bank, CoreQuote, Entry, Operation, OperationKind, Session, Turn
+from membuilder.types import Bank, CoreQuote, Entry, Operation, OperationKind, Session, Turn
 
 Row = Sequence[Any]
 
@@ -41,8 +41,8 @@ class StoredSession:
     """One session as it was read, what the agents answered, and the core after it."""
 
     session: Session
-    answers: Mapping[Agent, Answer]
-    """Empty for a session without turns, about which nobody is asked."""
+    answers: Mapping[str, Answer]
+    """By role; empty for a session without turns, which no role reads."""
     core: str
     core_quotes: tuple[CoreQuote, ...]
 
@@ -59,19 +59,19 @@ def turn_rows(session: Session) -> list[Row]:
     ]
 
 
-def answer_row(session: Session, agent: Agent, answer: Answer) -> Row:
+def answer_row(session: Session, role: str, answer: Answer) -> Row:
     failure = (None, None) if answer.failure is None else (answer.failure.kind, storable(answer.failure.detail))
     text = None if answer.text is None else storable(answer.text)
     operations = _dump([_operation(operation) for operation in answer.operations])
     asked_at = None if answer.asked_at is None else answer.asked_at.isoformat()
-    return session.index, agent.value, _dump(answer.shown), text, operations, *failure, answer.seconds, asked_at
+    return session.index, str(role), _dump(answer.shown), text, operations, *failure, answer.seconds, asked_at
 
 
 def entry_row(number: int, entry: Entry) -> Row:
     return (
         number,
         entry.id,
-        entry.agent.value,
+        str(entry.agent),
         entry.session,
         entry.text,
         _dump(entry.source_turns),
@@ -88,7 +88,7 @@ def read_entries(rows: Iterable[Row], sessions: Sequence[StoredSession]) -> tupl
     return tuple(
         Entry(
             id=entry_id,
-            agent=Agent(agent),
+            agent=agent,
             text=text,
             session=session,
             timestamp=sessions[session].session.timestamp,
@@ -104,9 +104,9 @@ def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterab
     for session, turn_id, speaker, role, text, caption in turns:
         turn = Turn(id=turn_id, speaker=speaker, role=role, text=text, caption=caption)
         turns_of.setdefault(session, []).append(turn)
-    answers_of: dict[int, dict[Agent, Answer]] = {}
-    for session, agent, *rest in answers:
-        answers_of.setdefault(session, {})[Agent(agent)] = _answer(*rest)
+    answers_of: dict[int, dict[str, Answer]] = {}
+    for session, role, *rest in answers:
+        answers_of.setdefault(session, {})[role] = _answer(*rest)
     return tuple(
         StoredSession(
             session=Session(
@@ -115,7 +115,7 @@ def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterab
                 timestamp=datetime.fromisoformat(timestamp),
                 turns=tuple(turns_of.get(number, ())),
             ),
-            answers={agent: answers_of[number][agent] for agent in Agent} if number in answers_of else {},
+            answers=answers_of.get(number, {}),
             core=core,
             core_quotes=tuple(CoreQuote(turn_id=turn_id, text=text) for turn_id, text in json.loads(quotes)),
         )

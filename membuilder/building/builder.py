@@ -1,12 +1,12 @@
-"""Memory built by a language model: four agents at once on each session, session after session, into a store.
+"""Memory built by a language model: every role of a scheme at once on each session, into a store.
 
-    builder = Builder(ask=chat_agents(model, prompts), embedder=Embedder(), prompts=prompts)
+    builder = Builder(ask=ask_model(model, scheme), embedder=Embedder(), scheme=scheme)
     with writing("memory.db", settings) as store:
         await builder.build(dialogue, store)  # goes on behind the last session stored
 
-Each agent sees its most related entries, the core agent the core; answers are parsed by `operations.py` and applied by
-`apply.py` in one fixed order, as in training. An answer that is no operations, through the model's fault, changes nothing and is
-stored with its reason. A server that fails ends the build: its outage is nothing the model remembers.
+The scheme says what each role sees, reads its answer and applies it, as in training. An answer that cannot be used, through
+the model's fault, changes nothing and is stored with its reason. A server that fails ends the build: its outage is nothing
+the model remembers.
 """
 
 import asyncio
@@ -22,24 +22,18 @@ import numpy as np
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import BuildStopped, ChatError, DataError, StoreError, StoreErrorKind
+from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError, StoreErrorKind
 from membuilder.llm.chat_model import ChatModel
-from membuilder.schemes.four_agents.apply import SessionResult, apply_session
-from membuilder.schemes.four_agents.operations import parse, render
-from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
-from membuilder.schemes.four_agents.rules import propose
-from membuilder.schemes.four_agents.schemas import schema
-from membuilder.schemes.four_agents.session import Shown, shown_entries
-from membuilder.text import quoted
-from membuilder.types import Agent, AgentUpdate, Bank, Dialogue, Session
+from membuilder.schemes.scheme import Scheme, SessionResult, Shown
+from membuilder.types import AgentUpdate, Bank, Dialogue, Session
 
 EMBED_AHEAD_TURNS = 48
 """Turns of one job of embedding ahead: enough for batches, and done in less than a second on one core."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AgentAnswer:
-    """One agent's answer, before anything is applied."""
+class RoleAnswer:
+    """One role's answer, before anything is applied."""
 
     text: str | None
     """None when none came."""
@@ -49,39 +43,41 @@ class AgentAnswer:
     asked_at: datetime | None = None
 
 
-Ask = Callable[[Session, Bank, Shown], Awaitable[dict[Agent, AgentAnswer]]]
+Ask = Callable[[Session, Bank, Shown], Awaitable[dict[str, RoleAnswer]]]
 
 
-def chat_agents(model: ChatModel, prompts: PromptConfig) -> Ask:
-    """The four agents as four prompts to one model, asked at once. A ChatError that is not the model's fault is raised, after all
-    have ended: an outage must not pass for an answer."""
+def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
+    """One model in all roles of a scheme, which are asked at once.
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, AgentAnswer]:
-        calls = [_ask_agent(model, prompts, agent, session, bank, shown) for agent in Agent]
-        replies = await asyncio.gather(*calls, return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
-        return dict(zip(Agent, replies, strict=True))
+    Raises a ChatError that is not the model's fault, after all calls have ended: an outage must not pass for an answer.
+    """
+
+    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[str, RoleAnswer]:
+        calls = [_ask_role(model, scheme, role, session, bank, shown) for role in scheme.roles]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return dict(zip(scheme.roles, answers, strict=True))
 
     return ask
 
 
-def rule_agents(prompts: PromptConfig) -> Ask:
-    """The offline expert in the place of a model; its operations are rendered as a model would have written them."""
+def ask_expert(scheme: Scheme) -> Ask:
+    """The scheme's offline expert in the place of a model; its updates are written as a model would have written them."""
+    propose = scheme.expert
+    if propose is None:
+        raise ConfigError(f"scheme '{scheme.name}' has no offline expert: name a model to build with")
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[Agent, AgentAnswer]:
+    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[str, RoleAnswer]:
         asked_at, began = datetime.now(UTC), time.perf_counter()
-        updates, num_turns = propose(session, bank, shown), len(session.turns)
-        seconds = (time.perf_counter() - began) / len(Agent)
+        updates = propose(session, bank, shown)
+        seconds = (time.perf_counter() - began) / len(scheme.roles)
         return {
-            agent: AgentAnswer(
-                text=render(update, agent, num_turns, shown[agent], prompts.response_format),
-                update=update,
-                seconds=seconds,
-                asked_at=asked_at,
+            role: RoleAnswer(
+                text=scheme.write(role, update, session, shown), update=update, seconds=seconds, asked_at=asked_at
             )
-            for agent, update in updates.items()
+            for role, update in updates.items()
         }
 
     return ask
@@ -93,7 +89,7 @@ class Builder:
 
     ask: Ask
     embedder: TextEmbedder
-    prompts: PromptConfig
+    scheme: Scheme
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "embed"), init=False)
 
     async def build(
@@ -112,14 +108,15 @@ class Builder:
         ahead = asyncio.create_task(self._embed_ahead(sessions[1:], embedder))
         try:
             for session in sessions:
-                shown = await self._in_thread(shown_entries, session, bank, embedder, self.prompts)
-                replies = await self.ask(session, bank, shown) if session.turns else {}  # nobody is asked about nothing
-                updates = {agent: replies[agent].update for agent in replies} or dict.fromkeys(Agent, AgentUpdate())
-                result = apply_session(bank, session, updates, shown, self.prompts.core_limit_chars)
+                shown = await self._in_thread(self.scheme.show, session, bank, embedder)
+                answers = await self.ask(session, bank, shown) if session.turns else {}  # an empty session is not read
+                updates = {role: AgentUpdate() for role in self.scheme.roles}
+                updates |= {role: answer.update for role, answer in answers.items()}
+                result = self.scheme.apply(session, bank, updates, shown)
                 new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
                 vectors = await self._in_thread(_embed, embedder, new)
                 bank = result.bank
-                store.append(session, _answers(replies, result, shown), bank, vectors)
+                store.append(session, _stored_answers(answers, result, shown), bank, vectors)
                 on_session(session)
         except ChatError as error:
             raise BuildStopped(store.path, dialogue.id, session.id, session.index, error) from error
@@ -127,7 +124,7 @@ class Builder:
             ahead.cancel()
             await asyncio.wait({ahead})  # what could not be embedded ahead, a session above could not either
             with suppress(asyncio.CancelledError):
-                ahead.exception()  # seen
+                ahead.exception()  # asked for, so that asyncio does not report it as never retrieved
         return bank
 
     def close(self) -> None:
@@ -140,8 +137,8 @@ class Builder:
         In small jobs, so that one of these is all that what is needed now may have to wait for.
         """
         texts: list[str] = []
-        for session in sessions if self.prompts.entries_shown else ():
-            texts += [quoted(session, turn) for turn in session.turns]  # the queries of `related`
+        for session in sessions:
+            texts += self.scheme.show_queries(session)
             if len(texts) >= EMBED_AHEAD_TURNS:
                 await self._in_thread(embedder.embed, texts)
                 texts = []
@@ -197,44 +194,41 @@ class _WithStored:
         return vectors
 
 
-async def _ask_agent(
-    model: ChatModel, prompts: PromptConfig, agent: Agent, session: Session, bank: Bank, shown: Shown
-) -> AgentAnswer:
+async def _ask_role(
+    model: ChatModel, scheme: Scheme, role: str, session: Session, bank: Bank, shown: Shown
+) -> RoleAnswer:
     asked_at, began = datetime.now(UTC), time.perf_counter()
-    prompt = render_prompt(agent, session, bank, shown[agent], prompts)
-    num_turns = len(session.turns)
+    prompt = scheme.ask(role, session, bank, shown)
     try:
-        text = await model.complete(
-            [{"role": "user", "content": prompt}], schema=schema(agent, prompts.response_format, num_turns)
-        )
+        text = await model.complete([{"role": "user", "content": prompt}], schema=scheme.schema(role, session))
     except ChatError as error:
         if not error.models_fault:
             raise
         reason = Reason(kind=f"chat_{error.kind}", detail=str(error))
-        return AgentAnswer(text=None, chat_failure=reason, seconds=time.perf_counter() - began, asked_at=asked_at)
-    update = parse(text, agent, num_turns, prompts.response_format)
-    return AgentAnswer(text=text, update=update, seconds=time.perf_counter() - began, asked_at=asked_at)
+        return RoleAnswer(text=None, chat_failure=reason, seconds=time.perf_counter() - began, asked_at=asked_at)
+    update = scheme.parse(role, text, session)
+    return RoleAnswer(text=text, update=update, seconds=time.perf_counter() - began, asked_at=asked_at)
 
 
 def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
     return embedder.embed(texts) if texts else np.empty((0, embedder.dimension), dtype=np.float32)
 
 
-def _answers(replies: Mapping[Agent, AgentAnswer], result: SessionResult, shown: Shown) -> dict[Agent, Answer]:
-    answers = {}
-    for agent, reply in replies.items():
-        failure = reply.chat_failure
-        if agent in result.failures:
-            failure = Reason(kind=result.failures[agent].kind.value, detail=result.failures[agent].detail)
-        answers[agent] = Answer(
-            text=reply.text,
-            operations=reply.update.operations,
+def _stored_answers(answers: Mapping[str, RoleAnswer], result: SessionResult, shown: Shown) -> dict[str, Answer]:
+    stored = {}
+    for role, answer in answers.items():
+        failure = answer.chat_failure
+        if role in result.failures:
+            failure = Reason(kind=result.failures[role].kind.value, detail=result.failures[role].detail)
+        stored[role] = Answer(
+            text=answer.text,
+            operations=answer.update.operations,
             failure=failure,
-            shown=tuple(entry.id for entry in shown[agent]),
-            seconds=reply.seconds,
-            asked_at=reply.asked_at,
+            shown=tuple(entry.id for entry in shown[role]),
+            seconds=answer.seconds,
+            asked_at=answer.asked_at,
         )
-    return answers
+    return stored
 
 
 def _check_same(dialogue: Dialogue, store: Store) -> int:

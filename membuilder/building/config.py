@@ -10,6 +10,7 @@ from membuilder.embedding.local import DEFAULT_PACKAGE
 from membuilder.embedding.options import EmbedderOptions
 from membuilder.llm.endpoints import Server
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
+from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.types import Dialogue
 
 RULES = "rules"
@@ -72,6 +73,8 @@ class BuildConfig:
     """Address of that server; null: OPENAI_EMBEDDINGS_BASE_URL, else as for chat."""
     embedding_cache: str | None = None
     """File of a local model's vectors; null: in MEMBUILDER_CACHE."""
+    scheme: str = FOUR_AGENTS
+    """How the model writes memory: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
 
@@ -89,6 +92,7 @@ class BuildConfig:
             "max_tokens": self.model.max_tokens,
             "extra_body": self.model.extra_body,
             "max_turns": self.max_turns,
+            "scheme": self.scheme,
             "prompts": asdict(self.prompts),
             "templates_sha256": template_hashes(self.prompts.template_set),
             "embedding_model": self.embedding_model or DEFAULT_PACKAGE,

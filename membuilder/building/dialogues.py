@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from membuilder.building.builder import Ask, Builder, chat_agents, rule_agents
+from membuilder.building.builder import Ask, Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys, ModelConfig
 from membuilder.building.stores import Job, build_stores
 from membuilder.embedding.local import TextEmbedder
@@ -14,6 +14,8 @@ from membuilder.errors import ConfigError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.cost_flags import Account
 from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.schemes.load import load_scheme
+from membuilder.schemes.scheme import Scheme
 from membuilder.types import Dialogue
 
 if TYPE_CHECKING:
@@ -45,14 +47,16 @@ def make_chat_model(config: ModelConfig, role: Role, api_key: str | None, accoun
 
 
 @asynccontextmanager
-async def open_agents(config: BuildConfig, role: Role, keys: Keys, account: Account) -> AsyncIterator[Ask]:
+async def open_roles(
+    config: BuildConfig, scheme: Scheme, role: Role, keys: Keys, account: Account
+) -> AsyncIterator[Ask]:
     """Who proposes the operations; a model is checked with one small call before anything else begins."""
     if config.model.name == RULES:
-        yield rule_agents(config.prompts)
+        yield ask_expert(scheme)
         return
     async with make_chat_model(config.model, role, keys.chat, account) as model:
         await model.check()
-        yield chat_agents(model, config.prompts)
+        yield ask_model(model, scheme)
 
 
 async def build_all(
@@ -65,10 +69,11 @@ async def build_all(
 ) -> None:
     """Each dialogue into the store at the path beside it. The first error stops all, what is stored stays; `on_built` runs in a
     thread for each store that is whole."""
+    scheme = load_scheme(config.scheme, config.prompts)
     async with AsyncExitStack() as stack:
-        ask = await stack.enter_async_context(open_agents(config, role, keys, account))
+        ask = await stack.enter_async_context(open_roles(config, scheme, role, keys, account))
         embedder = stack.enter_context(embedder_of(config.embedder(keys), account))
-        builder = Builder(ask=ask, embedder=embedder, prompts=config.prompts)
+        builder = Builder(ask=ask, embedder=embedder, scheme=scheme)
         stack.callback(builder.close)
         jobs = [
             Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, embedder.dimension))

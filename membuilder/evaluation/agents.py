@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
-from membuilder.building.builder import Builder, chat_agents
+from membuilder.building.builder import Builder, ask_model
 from membuilder.building.config import BuildConfig, ModelConfig
 from membuilder.building.stores import Job, build_stores, failures
 from membuilder.config import from_mapping, read
@@ -26,6 +26,7 @@ from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
+from membuilder.schemes.load import FOUR_AGENTS, load_scheme
 from membuilder.types import Dialogue
 
 
@@ -33,6 +34,7 @@ from membuilder.types import Dialogue
 class Reading:
     """How the builder's model reads and writes."""
 
+    scheme: str = FOUR_AGENTS
     prompts: PromptConfig = field(default_factory=PromptConfig)
     max_turns: int = 60
     """Turns read at once: a longer session becomes several of the same date."""
@@ -43,9 +45,13 @@ def reading_of(path: Path | None) -> Reading:
     if path is None:
         return Reading()
     match read(path):
-        case {"prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
-            return Reading(prompts=from_mapping(PromptConfig, prompts, f"{path}: prompts"), max_turns=max_turns)
-    raise ConfigError(f"{path}: no keys `prompts` and `data.max_turns`; name the config.yaml that a training run wrote")
+        case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
+            return Reading(
+                scheme=scheme, prompts=from_mapping(PromptConfig, prompts, f"{path}: prompts"), max_turns=max_turns
+            )
+    raise ConfigError(
+        f"{path}: no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
+    )
 
 
 def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +61,7 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
         "builder": "agents",
         "model": options.builder.model,
         "max_tokens": options.builder.max_tokens,
+        "scheme": how.scheme,
         "prompts": asdict(how.prompts),
         "templates": template_hashes(how.prompts.template_set),
         "max_turns": how.max_turns,
@@ -96,7 +103,8 @@ async def build_memories(
 
     if model is not None:
         folder.begin()
-        builder = Builder(ask=chat_agents(model, how.prompts), embedder=embedder, prompts=how.prompts)
+        scheme = load_scheme(how.scheme, how.prompts)
+        builder = Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)
         with closing(builder):
             jobs = [_job(options, how, dialogue, path, embedder.dimension) for path, dialogue in of.items()]
             await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
@@ -115,6 +123,7 @@ def _job(options: Options, how: Reading, dialogue: Dialogue, path: Path, dimensi
         max_turns=how.max_turns,
         embedding_model=embedding,
         embedding_provider=options.embedder.provider,
+        scheme=how.scheme,
         prompts=how.prompts,
     )
     windows = replace(in_windows(dialogue, how.max_turns), questions=())

@@ -19,8 +19,8 @@ from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.evaluation import bm25
 from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.four_agents.rules import propose
-from membuilder.schemes.four_agents.session import build
+from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.scheme import build
 from membuilder.text import quoted
 from membuilder.types import Bank, Dialogue, Session
 
@@ -184,7 +184,8 @@ def _entry_items(found: Retrieval, sessions: Sequence[int]) -> Iterator[Item]:
 def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
     # The turns as they are stored and searched, in one go: session by session they would come a few at a time.
     embedder.embed(turn_texts(dialogue))
-    *_, last = build(dialogue, propose, embedder, PromptConfig())
+    scheme = FourAgents(PromptConfig())
+    *_, last = build(dialogue, scheme.expert, scheme, embedder)
     return last.result.bank
 
 

@@ -23,7 +23,7 @@ from membuilder.errors import ChatError
 from membuilder.llm.answer_and_judge import Strictness, answer, judge
 from membuilder.llm.chat_model import ChatModel, Message, read_json
 from membuilder.llm.json_output import without_thoughts
-from membuilder.schemes.four_agents.session import Step
+from membuilder.schemes.scheme import Step
 from membuilder.text import on_one_line, quoted
 from membuilder.trajectories.question_plan import Kind
 from membuilder.types import ENTRY_AGENTS, Entry, Question, Turn

@@ -31,7 +31,8 @@ from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import render
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt, template_hashes
 from membuilder.schemes.four_agents.schemas import ResponseFormat
-from membuilder.schemes.four_agents.session import Step
+from membuilder.schemes.load import FOUR_AGENTS
+from membuilder.schemes.scheme import Step
 from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def sample_folders(folder: Path) -> list[Path]:
 def read_trajectory(store: Store) -> Trajectory:
     """The building a store holds, session by session. The stored operations are applied once more, and must give the stored bank."""
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
+    if settings["scheme"] != FOUR_AGENTS:
+        problem = f"was built by scheme {settings['scheme']!r}, and trajectories are published for {FOUR_AGENTS} only"
+        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
     prompts = msgspec.convert(settings["prompts"], PromptConfig)
     if settings["templates_sha256"] != template_hashes(prompts.template_set):
         problem = (
@@ -106,7 +110,8 @@ def read_trajectory(store: Store) -> Trajectory:
     bank, steps = Bank(), []
     for stored in sessions:
         updates, shown = dict.fromkeys(Agent, AgentUpdate()), dict.fromkeys(Agent, ())
-        for agent, answer in stored.answers.items():
+        answers = {Agent(role): answer for role, answer in stored.answers.items()}
+        for agent, answer in answers.items():
             shown[agent] = tuple(entries[each] for each in answer.shown)
             if answer.failure is None:
                 updates[agent] = AgentUpdate(operations=answer.operations)
@@ -115,7 +120,7 @@ def read_trajectory(store: Store) -> Trajectory:
             problem = f"the answers about session {stored.session.id} do not give the bank stored for it; build anew"
             raise StoreError(StoreErrorKind.DAMAGED, store.path, problem)
         step = Step(session=stored.session, bank_before=bank, shown=shown, updates=updates, result=result)
-        steps.append(ExpertStep(step=step, answers=stored.answers))
+        steps.append(ExpertStep(step=step, answers=answers))
         bank = result.bank
     if bank != last:
         raise StoreError(
@@ -218,7 +223,7 @@ def session_json(session: Session) -> dict[str, Any]:
 
 def bank_json(bank: Bank) -> dict[str, Any]:
     """The published view of a bank: the core, and the texts of each other agent."""
-    texts = {agent.value: [entry.text for entry in bank.entries if entry.agent is agent] for agent in ENTRY_AGENTS}
+    texts = {agent.value: [entry.text for entry in bank.entries if entry.agent == agent] for agent in ENTRY_AGENTS}
     return {"core_memory": bank.core, **texts}
 
 
@@ -253,7 +258,7 @@ def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Traj
         {
             "id": entry.id,
             "user_id": trajectory.dialogue,
-            "agent": entry.agent.value,
+            "agent": str(entry.agent),
             "session_index": entry.session,
             "timestamp": entry.timestamp.isoformat(),
             "source_turns": list(entry.source_turns),

@@ -30,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from membuilder.bank.store import reading, writing
-from membuilder.building.builder import Builder, chat_agents
+from membuilder.building.builder import Builder, ask_model
 from membuilder.datasets.load import load
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.generate.dialogue import generate
@@ -39,6 +39,7 @@ from membuilder.llm.client import ChatClient
 from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.text import quoted
 from membuilder.types import Agent, Dialogue
 from tests.benchmarks.common import write
@@ -84,11 +85,11 @@ def serve() -> None:
 
 
 async def build(dialogue: Dialogue, writes: str, embedder: TextEmbedder, path: Path, base_url: str) -> dict:
-    endpoint, prompts = EndpointConfig(provider=Provider.VLLM, base_url=base_url), PromptConfig()
+    endpoint, scheme = EndpointConfig(provider=Provider.VLLM, base_url=base_url), FourAgents(PromptConfig())
     usage = Usage()
     async with ChatClient(ChatConfig(model=writes, endpoint=endpoint), Role.BUILDER, usage) as model:
         await model.check()
-        builder = Builder(ask=chat_agents(model, prompts), embedder=embedder, prompts=prompts)
+        builder = Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)
         with writing(path, {"dimension": embedder.dimension}) as store:
             began, cpu = time.perf_counter(), time.process_time()
             await builder.build(dialogue, store)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.embedding.local import Embedder
 from rollout.tokens import load_tokenizer
 from trainer.experience.collector import Collector
-from trainer.experience.systems import compare_baselines, judge_policy
+from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
 from trainer.model.policy import ModelConfig, load_model
 from trainer.pipeline import Prepared, prepare, run_rl, run_sft

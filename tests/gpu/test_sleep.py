@@ -17,7 +17,7 @@ def test_a_resting_engine_frees_memory_and_wakes_with_the_new_weights(tmp_path):
     sizes = TinyConfig(
         vocab_size=600, hidden_size=256, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=512
     )
-    tokenizer = train_tokenizer(["Ann: I adopted a cat called Miso. #1"] * 5, 60, sizes.vocab_size)
+    tokenizer = train_tokenizer(["Ann: I adopted a cat called Miso. #1"] * 5, ["#1"], sizes.vocab_size)
     model = build_model(tokenizer, sizes, seed=1)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -11,10 +11,8 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
 from membuilder.progress import progress
-from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
-from membuilder.schemes.four_agents.rules import propose
-from membuilder.schemes.four_agents.session import Step, build
-from membuilder.types import Agent, Dialogue, Question
+from membuilder.schemes.scheme import Scheme, Step, build
+from membuilder.types import Dialogue, Question
 
 Item = TypeVar("Item")
 
@@ -124,9 +122,9 @@ class ExpertBuild:
         """Per step."""
         return self.dialogue.questions_by_session() if self.questions is None else self.questions
 
-    def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[Agent, int]]:
-        """Per session, the memory tokens each agent wrote."""
-        return [{agent: count_tokens(step.result.written[agent]) for agent in Agent} for step in self.steps]
+    def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[str, int]]:
+        """Per session, the memory tokens each role wrote."""
+        return [{role: count_tokens(texts) for role, texts in step.result.written.items()} for step in self.steps]
 
 
 def sft_builds(train: Sequence[ExpertBuild], extra: Sequence[ExpertBuild], config: DataConfig) -> list[ExpertBuild]:
@@ -135,17 +133,23 @@ def sft_builds(train: Sequence[ExpertBuild], extra: Sequence[ExpertBuild], confi
 
 
 def expert_builds(
-    dialogues: Sequence[Dialogue], embedder: TextEmbedder, prompts: PromptConfig, label: str
+    dialogues: Sequence[Dialogue], embedder: TextEmbedder, scheme: Scheme, label: str
 ) -> list[ExpertBuild]:
+    """What the scheme's offline expert makes of each dialogue. Raises ConfigError for a scheme without one."""
+    propose = scheme.expert
+    if propose is None:
+        raise ConfigError(
+            f"scheme '{scheme.name}' has no offline expert, which SFT imitates and RL starts sessions from: give data.prepared"
+        )
     bar = progress(dialogues, label=label, unit="dialogue", enabled=bool(dialogues))
-    return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, embedder, prompts))) for d in bar]
+    return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, scheme, embedder))) for d in bar]
 
 
-def training_text(builds: Sequence[ExpertBuild], prompts: PromptConfig) -> list[str]:
+def training_text(builds: Sequence[ExpertBuild], scheme: Scheme) -> list[str]:
     """Every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
     return [
-        render_prompt(agent, step.session, step.bank_before, step.shown[agent], prompts)
+        scheme.ask(role, step.session, step.bank_before, step.shown)
         for expert in builds
         for step in expert.steps
-        for agent in Agent
+        for role in scheme.roles
     ]

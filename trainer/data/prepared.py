@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError, DataError
-from membuilder.schemes.four_agents.apply import apply_session
-from membuilder.schemes.four_agents.operations import parse
-from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.four_agents.session import Step
+from membuilder.schemes.scheme import Scheme, Step
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, read_records
-from membuilder.types import Agent, AgentUpdate, Dialogue
+from membuilder.types import AgentUpdate, Dialogue, Session
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence
 from trainer.data.corpus import ExpertBuild
@@ -53,17 +50,17 @@ def prepared_trees(
     return [tree for each in fitted for tree in each.trees()], LengthCounts.sum(each.counts for each in fitted)
 
 
-def read_builds(path: str, prompts: PromptConfig) -> list[ExpertBuild]:
+def read_builds(path: str, scheme: Scheme) -> list[ExpertBuild]:
     """The sessions of an RL file, those of a dialogue together; positions count the sessions that are there."""
     dialogues: dict[str, list[RLRecord]] = defaultdict(list)
     for record in _read(path, RLRecord, "rl"):
         dialogues[record.dialogue].append(record)
-    return [_build(path, name, records, prompts) for name, records in dialogues.items()]
+    return [_build(path, name, records, scheme) for name, records in dialogues.items()]
 
 
-def _build(path: str, name: str, records: list[RLRecord], prompts: PromptConfig) -> ExpertBuild:
+def _build(path: str, name: str, records: list[RLRecord], scheme: Scheme) -> ExpertBuild:
     ordered = sorted(records, key=lambda record: record.session_index)
-    steps = tuple(_step(path, record, prompts) for record in ordered)
+    steps = tuple(_step(path, record, scheme) for record in ordered)
     speakers = dict.fromkeys(turn.speaker for step in steps for turn in step.session.turns)
     questions = tuple(tuple(question for question in record.questions if question.answerable) for record in ordered)
     return ExpertBuild(
@@ -78,33 +75,34 @@ def _build(path: str, name: str, records: list[RLRecord], prompts: PromptConfig)
     )
 
 
-def _step(path: str, record: RLRecord, prompts: PromptConfig) -> Step:
+def _step(path: str, record: RLRecord, scheme: Scheme) -> Step:
     """What the expert did, its operations applied once more: they must write what the file says they wrote."""
     where = f"dialogue '{record.dialogue}', session {record.session_index}"
     if record.session is None or record.bank_before is None:
         problem = "is missing: a file of prompts alone cannot be sampled from; prepare it with --trajectories-dir"
         raise DataError(path, where, "session, bank_before", problem)
     calls = {call.agent: call for call in record.calls}
-    if set(calls) != set(Agent):
-        raise DataError(path, where, "calls", f"need one of each agent, found {sorted(map(str, calls))}")
+    if set(calls) != set(scheme.roles):
+        problem = f"need one of each role ({', '.join(scheme.roles)}), found {sorted(map(str, calls))}"
+        raise DataError(path, where, "calls", problem)
     entries = {entry.id: entry for entry in record.bank_before.entries}
-    shown = {agent: tuple(entries[each] for each in calls[agent].shown) for agent in Agent}
-    updates = {agent: _update(calls[agent], agent, len(record.session.turns), prompts) for agent in Agent}
-    result = apply_session(record.bank_before, record.session, updates, shown, prompts.core_limit_chars)
-    for agent in Agent:
-        if result.written[agent] != calls[agent].written:
+    shown = {role: tuple(entries[each] for each in calls[role].shown) for role in scheme.roles}
+    updates = {role: _update(calls[role], role, record.session, scheme) for role in scheme.roles}
+    result = scheme.apply(record.session, record.bank_before, updates, shown)
+    for role in scheme.roles:
+        if result.written[role] != calls[role].written:
             problem = (
-                f"the {agent} agent's operations do not write what stands in `written`: give the settings the expert had "
-                f"(prompts.response_format={prompts.response_format}, prompts.core_limit_chars={prompts.core_limit_chars})"
+                f"the operations of role {role} do not write what stands in `written`: give the settings the expert had "
+                "(scheme, prompts.response_format, prompts.core_limit_chars)"
             )
             raise DataError(path, where, "calls", problem)
     return Step(session=record.session, bank_before=record.bank_before, shown=shown, updates=updates, result=result)
 
 
-def _update(call: ExpertCall, agent: Agent, num_turns: int, prompts: PromptConfig) -> AgentUpdate:
+def _update(call: ExpertCall, role: str, session: Session, scheme: Scheme) -> AgentUpdate:
     if call.completion is None:
         return AgentUpdate()
-    return parse(call.completion, agent, num_turns, prompts.response_format)
+    return scheme.parse(role, call.completion, session)
 
 
 def _read(path: str, kind: type, stage: str) -> Sequence:

@@ -1,4 +1,4 @@
-"""What the expert did, as training samples: one packed tree per session, its four agents sharing the dialogue."""
+"""What the expert did, as training samples: one packed tree per session, its roles sharing the dialogue."""
 
 import random
 from collections import defaultdict
@@ -7,10 +7,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from membuilder.schemes.four_agents.operations import render
-from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
-from membuilder.schemes.four_agents.session import Step
-from membuilder.types import Agent
+from membuilder.schemes.scheme import Scheme, Step
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence, count_sequences, sequences_of
 from trainer.data.corpus import ExpertBuild
@@ -20,21 +17,21 @@ from trainer.data.truncation import LengthCounts, OverLong, dialogue_span, fit, 
 def sft_trees(
     builds: Sequence[ExpertBuild],
     tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptConfig,
+    scheme: Scheme,
     max_length: int,
     over_long: OverLong,
 ) -> tuple[list[Node], LengthCounts]:
     """The trees of all sessions, and what was done to samples longer than `max_length` tokens.
 
-    An agent whose operations failed is not training data.
+    A role whose update failed is not training data.
     """
     trees, counts = [], []
     for build in builds:
         for step in build.steps:
-            agents = [agent for agent in Agent if agent not in step.result.failures]
-            sequences = [_sequence(step, agent, tokenizer, prompts) for agent in agents]
+            roles = [role for role in scheme.roles if role not in step.result.failures]
+            sequences = [_sequence(step, role, tokenizer, scheme) for role in roles]
             long = any(length(sequence) > max_length for sequence in sequences)
-            span = _dialogue(step, tokenizer, prompts) if long else range(0)
+            span = _dialogue(step, tokenizer, scheme) if long else range(0)
             session = f"{build.dialogue.id}/{step.session.index}"
             fitted = fit(sequences, span, max_length, over_long, session=session)
             trees += fitted.trees()
@@ -66,21 +63,20 @@ def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
 
 
-def _sequence(step: Step, agent: Agent, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> TrainSequence:
-    shown, num_turns = step.shown[agent], len(step.session.turns)
-    answer = render(step.updates[agent], agent, num_turns, shown, prompts.response_format)
+def _sequence(step: Step, role: str, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> TrainSequence:
+    answer = scheme.write(role, step.updates[role], step.session, step.shown)
     return TrainSequence(
-        prompt_token_ids=tuple(_prompt(step, agent, tokenizer, prompts)),
+        prompt_token_ids=tuple(_prompt(step, role, tokenizer, scheme)),
         completion_token_ids=tuple(encode_completion(tokenizer, answer)),
     )
 
 
-def _dialogue(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> range:
-    """Where the turns stand in the session's prompts; the dialogue comes first in all of them."""
+def _dialogue(step: Step, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> range:
+    """Where the turns stand in the session's prompts, which all begin alike up to the dialogue's end."""
     without = replace(step, session=replace(step.session, turns=()))
-    agent = Agent.CORE
-    return dialogue_span(_prompt(step, agent, tokenizer, prompts), _prompt(without, agent, tokenizer, prompts))
+    role = scheme.roles[0]
+    return dialogue_span(_prompt(step, role, tokenizer, scheme), _prompt(without, role, tokenizer, scheme))
 
 
-def _prompt(step: Step, agent: Agent, tokenizer: PreTrainedTokenizerBase, prompts: PromptConfig) -> list[int]:
-    return encode_prompt(tokenizer, render_prompt(agent, step.session, step.bank_before, step.shown[agent], prompts))
+def _prompt(step: Step, role: str, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> list[int]:
+    return encode_prompt(tokenizer, scheme.ask(role, step.session, step.bank_before, step.shown))

@@ -9,15 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError
-from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.four_agents.session import shown_entries
-from membuilder.types import Agent, Bank
+from membuilder.schemes.scheme import Scheme
+from membuilder.types import Bank, Question
 from reward.judges import Judge
 from reward.length import expert_lengths
-from reward.qa import answer_banks
+from reward.qa import QAResult, answer_banks
 from reward.rollouts import ScoredGroup, choose_questions, score_group
-from reward.score import RewardConfig
-from rollout.sampler import Task, sample_groups
+from reward.score import Formula, RewardConfig
+from rollout.sampler import Task, make_task, sample_groups
 from rollout.types import Engine, Group, SamplingConfig
 from trainer.data.corpus import ExpertBuild
 from trainer.distributed.process_group import World
@@ -32,7 +31,8 @@ class Collector:
     tokenizer: PreTrainedTokenizerBase
     embedder: TextEmbedder
     judge: Judge
-    prompts: PromptConfig
+    scheme: Scheme
+    formula: Formula
     sampling: SamplingConfig
     reward: RewardConfig
     num_rollouts: int
@@ -49,18 +49,18 @@ class Collector:
         """Each session of the stream's slots: G rollouts from one bank, asked the session's questions."""
         mine = self.world.shard(stream.costs())
         groups = self._sample([stream.task(slot) for slot in mine], self.num_rollouts, seed)
+        reward = replace(self.reward, length_weight=length_weight)
         banks, expert_tokens = [], []
         for slot, group in zip(mine, groups, strict=True):
             build, session = stream.expert(slot)
             questions = choose_questions(build.asked(), session, self.reward, f"{seed}-{group.id}")
             banks += [(rollout.bank, questions) for rollout in group.rollouts]
             expert_tokens.append(self._expert_tokens(build)[session])
-        answers = iter(self.answer(banks))
-        reward = replace(self.reward, length_weight=length_weight)
-        scored = [
-            score_group(group, [next(answers) for _ in group.rollouts], expert, self.count_tokens, reward)
-            for group, expert in zip(groups, expert_tokens, strict=True)
-        ]
+        answers = self.answer(banks)
+        scored = []
+        for number, group in enumerate(groups):
+            of_group = answers[number * self.num_rollouts : (number + 1) * self.num_rollouts]
+            scored.append(self._score(group, of_group, expert_tokens[number], reward))
         return self.world.gather_in_order(mine, scored)
 
     def greedy_memory_ratio(self, stream: SessionStream) -> float:
@@ -71,16 +71,16 @@ class Collector:
         """
         mine = self.world.shard(stream.costs())
         groups = sample_groups(
-            [stream.task(slot) for slot in mine], self.engine, self.tokenizer, self.prompts, self.greedy, 1, seed=0
+            [stream.task(slot) for slot in mine], self.engine, self.tokenizer, self.scheme, self.greedy, 1, seed=0
         )
         lengths = []
         for slot, group in zip(mine, groups, strict=True):
             build, session = stream.expert(slot)
-            # an agent whose prompt was too long is left out on both sides
-            asked = {agent: s for agent, s in group.rollouts[0].samples.items() if s.completion is not None}
+            # a role whose prompt was too long is left out on both sides
+            asked = {role: s for role, s in group.rollouts[0].samples.items() if s.completion is not None}
             written = sum(self.count_tokens(sample.written) for sample in asked.values())
             expert = build.steps[session].result.written
-            lengths.append((written, sum(self.count_tokens(expert[agent]) for agent in asked)))
+            lengths.append((written, sum(self.count_tokens(expert[role]) for role in asked)))
         written, expert = (sum(column) for column in zip(*self.world.gather_in_order(mine, lengths), strict=True))
         if expert == 0:
             return math.inf if written else 1.0
@@ -105,31 +105,27 @@ class Collector:
         banks, groups = [Bank()] * self.num_rollouts, []
         for step in build.steps:
             session = step.session
-            tasks = [
-                Task(
-                    id=f"{build.dialogue.id}/{session.index}",
-                    dialogue_id=build.dialogue.id,
-                    session=session,
-                    bank=bank,
-                    shown=shown_entries(session, bank, self.embedder, self.prompts),
-                )
-                for bank in banks
-            ]
+            tasks = [make_task(build.dialogue.id, session, bank, self.scheme, self.embedder) for bank in banks]
             rollouts = tuple(group.rollouts[0] for group in self._sample(tasks, 1, seed * 1000 + session.index))
             groups.append(Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts))
             banks = [rollout.bank for rollout in rollouts]
         questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
         answers = self.answer([(bank, questions) for bank in banks])
         return [
-            score_group(group, answers, expert, self.count_tokens, reward)
+            self._score(group, answers, expert, reward)
             for group, expert in zip(groups, self._expert_tokens(build), strict=True)
         ]
 
-    def _expert_tokens(self, build: ExpertBuild) -> list[dict[Agent, float]]:
+    def _score(
+        self, group: Group, answers: Sequence[QAResult], expert_tokens: dict[str, float], reward: RewardConfig
+    ) -> ScoredGroup:
+        return score_group(group, answers, expert_tokens, self.count_tokens, self.formula, reward)
+
+    def _expert_tokens(self, build: ExpertBuild) -> list[dict[str, float]]:
         return expert_lengths(build.tokens_written(self.count_tokens), self.reward.length.scope)
 
     def _sample(self, tasks: Sequence[Task], num_rollouts: int, seed: int) -> list[Group]:
-        return sample_groups(tasks, self.engine, self.tokenizer, self.prompts, self.sampling, num_rollouts, seed)
+        return sample_groups(tasks, self.engine, self.tokenizer, self.scheme, self.sampling, num_rollouts, seed)
 
-    def answer(self, banks):
-        return answer_banks(banks, self.embedder, self.judge, self.reward.top_k, self.prompts.include_superseded)
+    def answer(self, banks: Sequence[tuple[Bank, Sequence[Question]]]) -> list[QAResult]:
+        return answer_banks(banks, self.scheme, self.embedder, self.judge, self.reward.top_k)

@@ -1,13 +1,14 @@
-"""The same questions and the same retrieval for every way of building memory."""
+"""What a run compares its policy with: the same questions and the same retrieval for every way of building memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from membuilder.building.baselines import longest_turns, random_turns, store_all, store_within
 from membuilder.progress import progress
-from membuilder.schemes.four_agents.session import shown_entries
-from membuilder.types import Agent, Bank, Dialogue
+from membuilder.types import Bank, Dialogue, Turn
 from reward.qa import QAResult, answer_banks
-from rollout.sampler import Task, sample_groups
+from rollout.sampler import make_task, sample_groups
+from trainer.data.corpus import ExpertBuild
 from trainer.experience.collector import Collector
 
 
@@ -56,9 +57,12 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
     num_sessions = max((len(dialogue.sessions) for dialogue in dialogues), default=0)
     for index in progress(range(num_sessions), label=label, unit="session", enabled=collector.world.rank == 0):
         active = [position for position, dialogue in enumerate(dialogues) if index < len(dialogue.sessions)]
-        tasks = [_task(dialogues[position], index, banks[position], collector) for position in active]
+        tasks = [
+            make_task(each.id, each.sessions[index], banks[position], collector.scheme, collector.embedder)
+            for position, each in ((position, dialogues[position]) for position in active)
+        ]
         groups = sample_groups(
-            tasks, collector.engine, collector.tokenizer, collector.prompts, collector.greedy, 1, seed=0
+            tasks, collector.engine, collector.tokenizer, collector.scheme, collector.greedy, 1, seed=0
         )
         for position, group in zip(active, groups, strict=True):
             (rollout,) = group.rollouts
@@ -68,12 +72,6 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
             num_valid[position] += sum(sample.failure is None for sample in answered)
             num_too_long[position] += len(rollout.samples) - len(answered)
     return BuiltBanks(banks=banks, num_outputs=num_outputs, num_valid=num_valid, num_too_long=num_too_long)
-
-
-def _task(dialogue: Dialogue, index: int, bank: Bank, collector: Collector) -> Task:
-    session = dialogue.sessions[index]
-    shown = shown_entries(session, bank, collector.embedder, collector.prompts)
-    return Task(id=f"{dialogue.id}/{index}", dialogue_id=dialogue.id, session=session, bank=bank, shown=shown)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +93,7 @@ def tally(dialogues: Sequence[Dialogue], built: BuiltBanks, collector: Collector
         (bank, [question for question in dialogue.questions if question.answerable and question.evidence])
         for dialogue, bank in zip(dialogues, built.banks, strict=True)
     ]
-    answers = answer_banks(
-        tasks, collector.embedder, collector.judge, collector.reward.top_k, collector.prompts.include_superseded
-    )
+    answers = answer_banks(tasks, collector.scheme, collector.embedder, collector.judge, collector.reward.top_k)
     return [
         DialogueScores(
             verdicts=[verdict.correct for verdict in answer.verdicts if verdict.correct is not None],
@@ -140,7 +136,61 @@ def _sources(bank: Bank, retrieval) -> set[str]:
     return {turn for entry in retrieval.entries for turn in entry.source_turns}.union(bank.core_sources)
 
 
-def baseline_built(dialogues: Sequence[Dialogue], banks: Sequence[Bank]) -> BuiltBanks:
+def baseline_built(dialogues: Sequence[Dialogue], banks: Sequence[Bank], num_roles: int) -> BuiltBanks:
     """Banks made without a model: nothing can be ill-formed."""
-    counts = [len(dialogue.sessions) * len(Agent) for dialogue in dialogues]
+    counts = [len(dialogue.sessions) * num_roles for dialogue in dialogues]
     return BuiltBanks(banks=list(banks), num_outputs=counts, num_valid=counts, num_too_long=[0] * len(counts))
+
+
+def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> dict[str, SystemResult]:
+    """Systems without a model: `random` and `longest` keep to what the rules wrote in each dialogue."""
+
+    def within(order: Callable[[Dialogue], list[Turn]]) -> Callable[[ExpertBuild], Bank]:
+        return lambda build: store_within(
+            build.dialogue, order(build.dialogue), _budget(build, collector), collector.count_tokens
+        )
+
+    systems: dict[str, Callable[[ExpertBuild], Bank]] = {
+        "empty": lambda build: Bank(),
+        "random": within(random_turns),
+        "longest": within(longest_turns),
+        "rules": lambda build: build.steps[-1].result.bank,
+        "all": lambda build: store_all(build.dialogue),
+    }
+    bar = progress(
+        systems.items(), label="baselines build and are asked", unit="system", enabled=collector.world.rank == 0
+    )
+    return {
+        name: judge_built(
+            held_out,
+            lambda builds, make=make: baseline_built(
+                _dialogues(builds), [make(build) for build in builds], len(collector.scheme.roles)
+            ),
+            collector,
+        )
+        for name, make in bar
+    }
+
+
+def judge_policy(held_out: Sequence[ExpertBuild], collector: Collector, name: str) -> SystemResult:
+    """Held-out accuracy of whatever model the collector's engine holds."""
+    label = f"{name} builds the held-out banks"
+    return judge_built(held_out, lambda builds: build_with_policy(_dialogues(builds), collector, label), collector)
+
+
+def judge_built(
+    held_out: Sequence[ExpertBuild], make: Callable[[list[ExpertBuild]], BuiltBanks], collector: Collector
+) -> SystemResult:
+    """Each process builds and judges its share of the dialogues; all get the result over all."""
+    mine = collector.world.shard([len(build.steps) for build in held_out])
+    builds = [held_out[index] for index in mine]
+    tallies = tally(_dialogues(builds), make(builds), collector)
+    return summarize(collector.world.gather_in_order(mine, tallies))
+
+
+def _dialogues(builds: Sequence[ExpertBuild]) -> list[Dialogue]:
+    return [build.dialogue for build in builds]
+
+
+def _budget(build: ExpertBuild, collector: Collector) -> int:
+    return collector.count_tokens(build.steps[-1].result.bank.memory_text())

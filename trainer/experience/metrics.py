@@ -1,13 +1,12 @@
-"""Numbers of a step under the names TRL and veRL users know, split per agent."""
+"""Numbers of a step under the names TRL and veRL users know, split per role."""
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, pstdev
 
 from membuilder.errors import ConfigError, RewardError
-from membuilder.types import Agent
 from reward.rollouts import ScoredGroup
 from reward.score import RewardStatus
-from rollout.types import AgentSample, Completion
+from rollout.types import Completion, Sample
 from trainer.experience.training_batch import Batch
 
 
@@ -35,11 +34,13 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Means over the step's rollouts; a mean over nothing is left out."""
     scores = [score for group in scored for score in group.scores]
-    rollouts = [rollout for group in scored for rollout in group.group.rollouts]
+    rollouts = [rollout for group in scored for rollout in group.rollouts]
     metrics = {
         "reward/mean": _mean(value for score in scores for value in score.reward.values()),
         "reward/std": _mean(
-            _std([score.reward[agent] for score in group.scores]) for group in scored for agent in Agent
+            _std([score.reward[role] for score in group.scores])
+            for group, advantages in zip(scored, batch.advantages, strict=True)
+            for role in advantages
         ),
         "qa/accuracy": _mean(score.qa for score in scores),
         "frac_reward_zero_std": batch.zero_std_share,
@@ -52,52 +53,51 @@ def rollout_metrics(
             len(completion.token_ids) for rollout in rollouts for completion in _completions(rollout.samples.values())
         ),
     }
-    for agent in Agent:
-        samples = [rollout.samples[agent] for rollout in rollouts]
+    for role in batch.advantages[0]:
+        samples = [rollout.samples[role] for rollout in rollouts]
         completions = _completions(samples)
         metrics |= {
-            f"reward/{agent}": _mean(score.reward[agent] for score in scores),
-            f"format/{agent}": _mean(score.format[agent] for score in scores),
-            f"length_penalty/{agent}": _mean(score.length[agent] for score in scores),
-            f"attribution_weight/{agent}": _mean(score.weights[agent] for score in scores),
-            f"memory_tokens/{agent}": _mean(
+            f"reward/{role}": _mean(score.reward[role] for score in scores),
+            **{f"{part}/{role}": _mean(score.parts[part][role] for score in scores) for part in scores[0].parts},
+            f"attribution_weight/{role}": _mean(score.weights[role] for score in scores),
+            f"memory_tokens/{role}": _mean(
                 count_tokens(sample.written) for sample in samples if sample.completion is not None
             ),
-            f"expert_tokens/{agent}": _mean(group.expert_tokens[agent] for group in scored),
-            f"prompt_too_long/{agent}": _mean(sample.completion is None for sample in samples),
-            f"completions/{agent}/mean_length": _mean(len(completion.token_ids) for completion in completions),
-            f"completions/{agent}/clipped_ratio": _mean(not completion.finished for completion in completions),
+            f"expert_tokens/{role}": _mean(group.expert_tokens.get(role) for group in scored),
+            f"prompt_too_long/{role}": _mean(sample.completion is None for sample in samples),
+            f"completions/{role}/mean_length": _mean(len(completion.token_ids) for completion in completions),
+            f"completions/{role}/clipped_ratio": _mean(not completion.finished for completion in completions),
         }
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_agent: int) -> list[dict]:
-    """The first rollout of the first groups, one row per agent, every reward part beside its completion."""
+def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_role: int) -> list[dict]:
+    """The first rollout of the first groups, one row per role, every reward part beside its completion."""
     rows = []
-    for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_agent]:
-        score, rollout = group.scores[0], group.group.rollouts[0]
-        for agent, sample in rollout.samples.items():
+    for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_role]:
+        score, rollout = group.scores[0], group.rollouts[0]
+        for role, sample in rollout.samples.items():
             rows.append(
                 {
                     "step": step,
-                    "session": group.group.id,
-                    "agent": agent.value,
+                    "session": group.id,
+                    "agent": str(role),
                     "completion": sample.text,
                     "stored": list(sample.written),
-                    "status": score.status[agent].value,
+                    "status": score.status[role].value,
                     "failure": sample.failure.detail if sample.failure else None,
-                    "reward": score.reward[agent],
+                    "reward": score.reward[role],
                     "qa": score.qa,
-                    "length_penalty": score.length[agent],
-                    "weight": score.weights[agent],
-                    "advantage": advantages[agent][0],
+                    **{part: values[role] for part, values in score.parts.items()},
+                    "weight": score.weights[role],
+                    "advantage": advantages[role][0],
                     "weight_version": None if sample.completion is None else sample.completion.weight_version,
                 }
             )
     return rows
 
 
-def _completions(samples: Iterable[AgentSample]) -> list[Completion]:
+def _completions(samples: Iterable[Sample]) -> list[Completion]:
     return [sample.completion for sample in samples if sample.completion is not None]
 
 

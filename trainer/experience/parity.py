@@ -24,7 +24,7 @@ ALONE = World()
 def sample_sequences(collector: Collector, tasks: list[Task], temperature: float, seed: int) -> Groups:
     """Two uncut rollouts of each task, without the prompts that are too long; `values`: the engine's log-probs."""
     sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
-    groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.prompts, sampling, 2, seed)
+    groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.scheme, sampling, 2, seed)
     sampled = [
         [
             TrainSequence(

@@ -68,7 +68,7 @@ def write(root: Path, step: int, experience: Experience) -> Path:
     for path, of_step in _files(root):
         if of_step > step:
             path.unlink(missing_ok=True)
-    groups = [encode(group, ScoredGroup, f"step {step}, group '{group.group.id}'") for group in experience.scored]
+    groups = [encode(group, ScoredGroup, f"step {step}, group '{group.id}'") for group in experience.scored]
     steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
     path = _path(root, step)
     content = b'{"scored":[' + b",".join(groups) + b'],"steered":' + steered + b"}"

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from membuilder.embedding.local import TextEmbedder
-from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.four_agents.session import shown_entries
+from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank
-from rollout.sampler import Task
-from rollout.types import Group
+from reward.rollouts import ScoredGroup
+from rollout.sampler import Task, make_task
 from trainer.data.corpus import ExpertBuild, States
 
 
@@ -47,12 +46,12 @@ class SessionStream:
         self,
         builds: Sequence[ExpertBuild],
         embedder: TextEmbedder,
-        prompts: PromptConfig,
+        scheme: Scheme,
         num_slots: int,
         states: States,
         seed: int,
     ) -> None:
-        self._builds, self._embedder, self._prompts = builds, embedder, prompts
+        self._builds, self._embedder, self._scheme = builds, embedder, scheme
         self._states, self._seed = states, seed
         self._taken = 0
         self._slots = [self._start(spread=True) for _ in range(num_slots)]
@@ -97,21 +96,15 @@ class SessionStream:
     def _task(self, slot: Slot) -> Task:
         build = self._builds[slot.dialogue]
         session = build.steps[slot.session].session
-        return Task(
-            id=f"{build.dialogue.id}/{session.index}",
-            dialogue_id=build.dialogue.id,
-            session=session,
-            bank=slot.bank,
-            shown=shown_entries(session, slot.bank, self._embedder, self._prompts),
-        )
+        return make_task(build.dialogue.id, session, slot.bank, self._scheme, self._embedder)
 
     def skip(self) -> None:
         """Move every slot to another session, whatever came of this one."""
         self._tasks = {}
         self._slots = [self._start(spread=True) for _ in self._slots]
 
-    def advance(self, groups: Sequence[Group]) -> None:
-        """Move every slot past the session just sampled; `groups` are in the order of `tasks()`."""
+    def advance(self, groups: Sequence[ScoredGroup]) -> None:
+        """Move every slot past the session just sampled; `groups` are in the order of the slots."""
         if self._states is States.EXPERT:
             self.skip()
             return

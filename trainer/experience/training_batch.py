@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from membuilder.types import Agent
 from reward.rollouts import ScoredGroup
 from trainer.advantages import StdScale, group_advantages
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens
@@ -14,25 +13,31 @@ class Batch:
     trees: list[Node]
     num_tokens: int
     """Completion tokens that carry loss: the denominator of the step."""
-    advantages: list[dict[Agent, list[float | None]]]
-    """Per group and agent, one per rollout."""
+    advantages: list[dict[str, list[float | None]]]
+    """Per group and role, one per rollout."""
     zero_std_share: float
-    """Share of (group, agent) pairs whose rewards are all equal; they cost no forward pass."""
+    """Share of (group, role) pairs whose rewards are all equal; they cost no forward pass."""
 
 
-def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
-    rewards = [[score.reward[agent] for score in group.scores] for group in scored for agent in Agent]
-    flat = iter(group_advantages(rewards, scale))
-    advantages = [{agent: next(flat) for agent in Agent} for _ in scored]
-    trees, silent = [], 0
-    for group, by_agent in zip(scored, advantages, strict=True):
+def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdScale) -> Batch:
+    """Training sequences of all groups, a prefix tree a group; `roles` gives their order, whatever arrived first."""
+    rewards = {
+        (number, role): [score.reward[role] for score in group.scores]
+        for number, group in enumerate(scored)
+        for role in roles
+    }
+    found = dict(zip(rewards, group_advantages(list(rewards.values()), scale), strict=True))
+    trees, silent, advantages = [], 0, []
+    for number, group in enumerate(scored):
+        by_role = {role: found[number, role] for role in roles}
+        advantages.append(by_role)
         sequences = []
-        for agent in Agent:
-            carrying = [k for k, advantage in enumerate(by_agent[agent]) if advantage]
-            silent += not carrying and any(advantage is not None for advantage in by_agent[agent])
-            sequences += [_sequence(group, agent, k, by_agent[agent][k]) for k in carrying]
+        for role, values in by_role.items():
+            carrying = [k for k, advantage in enumerate(values) if advantage]
+            silent += not carrying and any(advantage is not None for advantage in values)
+            sequences += [_sequence(group, role, k, values[k]) for k in carrying]
         if sequences:
-            trees.append(build_tree(sequences, group.group.id))
+            trees.append(build_tree(sequences, group.id))
     return Batch(
         trees=trees,
         num_tokens=sum(count_loss_tokens(tree) for tree in trees),
@@ -41,9 +46,9 @@ def make_batch(scored: Sequence[ScoredGroup], scale: StdScale) -> Batch:
     )
 
 
-def _sequence(group: ScoredGroup, agent: Agent, k: int, advantage: float | None) -> TrainSequence:
+def _sequence(group: ScoredGroup, role: str, k: int, advantage: float | None) -> TrainSequence:
     assert advantage is not None, "a missing reward never becomes a sequence"
-    sample, weight = group.group.rollouts[k].samples[agent], group.scores[k].weights[agent]
+    sample, weight = group.rollouts[k].samples[role], group.scores[k].weights[role]
     assert sample.completion is not None, "what was not sampled has no reward"
     num_tokens = len(sample.completion.token_ids)
     return TrainSequence(

@@ -5,14 +5,12 @@ the pieces of the per-turn answer are tokens of their own: the number after a tu
 the answer are the same token, which one attention head can match.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-from membuilder.types import Agent
 
 PAD, END = "<pad>", "<end>"
 
@@ -29,19 +27,11 @@ class TinyConfig:
     max_position: int = 4096
 
 
-def answer_tokens(max_turns: int, max_shown: int = 20) -> list[str]:
-    """Strings that get a token of their own: turn numbers, agent tags and the pieces between numbers in an answer."""
-    decisions = ["add", *(f"e{label}" for label in range(1, max_shown + 1))]
-    pieces = ['{"', "{}", *(f'":"{decision}{end}' for decision in decisions for end in ('","', '"}'))]
-    return [*(f"#{number}" for number in range(1, max_turns + 1)), *(f"[{agent}]\n" for agent in Agent), *pieces]
-
-
-def train_tokenizer(texts: Iterable[str], max_turns: int, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over `texts`; turn numbers up to `max_turns` are one token each."""
+def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts`; each string of `added` is a token of its own (`Scheme.tiny_tokens`)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    added = answer_tokens(max_turns)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(added),
         special_tokens=[PAD, END],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from membuilder.schemes.scheme import SessionResult
 from membuilder.text import on_one_line, quoted
 from membuilder.types import (
     Agent,
@@ -31,20 +32,11 @@ class Applied:
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SessionResult:
-    """A bank after all four agents, and per agent what it wrote or why it wrote nothing."""
-
-    bank: Bank
-    written: dict[Agent, tuple[str, ...]]
-    failures: dict[Agent, Failure]
-
-
 def apply_session(
     bank: Bank,
     session: Session,
-    updates: Mapping[Agent, AgentUpdate],
-    shown: Mapping[Agent, Sequence[Entry]],
+    updates: Mapping[str, AgentUpdate],
+    shown: Mapping[str, Sequence[Entry]],
     core_limit: int = CORE_LIMIT_CHARS,
 ) -> SessionResult:
     """All four agents' updates, in one fixed order whatever the order of `updates`; one failing leaves the others."""

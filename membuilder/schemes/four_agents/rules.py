@@ -149,7 +149,7 @@ def _outdated(cues: Cues, speaker: str, current: Sequence[Entry]) -> Entry | Non
 
 def _same_event(cues: Cues, speaker: str, current: Sequence[Entry]) -> tuple[str, ...]:
     """The two entries on the event a turn continues, or none: both share words with it and with each other."""
-    episodes = [entry for entry in current if entry.agent is Agent.EPISODIC]
+    episodes = [entry for entry in current if entry.agent == Agent.EPISODIC]
     overlaps = {entry.id: _overlap(cues, speaker, entry) for entry in episodes}
     about = sorted(episodes, key=lambda entry: -overlaps[entry.id])[:2]
     if len(about) < 2 or overlaps[about[1].id] < _MIN_MERGE_OVERLAP:

@@ -1,0 +1,106 @@
+"""The seam between a way of writing memory and everything that builds with it, trains it or judges it.
+
+A scheme asks one model in several roles about each session of a dialogue. Per session, in this order:
+
+    shown = scheme.show(session, bank, embedder)                    which entries each role sees
+    prompt = scheme.ask(role, session, bank, shown)                 what each role reads
+    update = scheme.parse(role, text, session)                      what it answered, or why that is no answer
+    result = scheme.apply(session, bank, updates, shown)            the bank after the session
+    found = scheme.find(bank, questions, embedder, k)               what the answerer of a question gets
+
+`four_agents` is built in. A scheme of your own is a folder with two files: `scheme.py`, whose `make_scheme(prompts)` returns
+an object with the members below, and `reward.py`, whose `score` turns measured parts into rewards (reward/score.py).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from membuilder.bank.retrieve import Retrieval
+from membuilder.embedding.local import TextEmbedder
+from membuilder.types import AgentUpdate, Bank, Dialogue, Entry, Failure, Session
+
+Shown = dict[str, tuple[Entry, ...]]
+"""Role -> the entries it sees beside a session, in the order it sees them."""
+Propose = Callable[[Session, Bank, Shown], Mapping[str, AgentUpdate]]
+"""An expert that needs no model: session, bank before it, entries shown -> an update for every role."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionResult:
+    """A bank after all roles have answered, and per role what it wrote or why it wrote nothing."""
+
+    bank: Bank
+    written: dict[str, tuple[str, ...]]
+    """Memory texts; what a length penalty counts."""
+    failures: dict[str, Failure]
+    """Only of the roles that failed."""
+
+
+class Scheme(Protocol):
+    """How a model writes memory. Every method is a pure function of its arguments."""
+
+    name: str
+    """As in the config: `four_agents`, or the folder of a scheme of your own."""
+    roles: tuple[str, ...]
+    """Names of the roles, in the order in which their updates are applied; lower-case letters and `_`."""
+    expert: Propose | None
+    """Proposes updates without a model: for SFT and for lengths to compare with. None: there is no such expert."""
+
+    def show(self, session: Session, bank: Bank, embedder: TextEmbedder) -> Shown:
+        """The entries each role sees beside the session."""
+        ...
+
+    def show_queries(self, session: Session) -> list[str]:
+        """The texts of the session that `show` embeds, so that a builder can embed them ahead."""
+        ...
+
+    def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str:
+        """The prompt of a role. Roles whose prompts begin alike share that part's computation."""
+        ...
+
+    def schema(self, role: str, session: Session) -> dict[str, Any]:
+        """The JSON schema of a role's answer, for endpoints that can hold a model to one."""
+        ...
+
+    def parse(self, role: str, text: str, session: Session) -> AgentUpdate:
+        """What a role answered. A text that is no answer gives an update with a failure; nothing is raised."""
+        ...
+
+    def write(self, role: str, update: AgentUpdate, session: Session, shown: Shown) -> str:
+        """The text a model would have answered for an update; `parse` reads it back."""
+        ...
+
+    def apply(self, session: Session, bank: Bank, updates: Mapping[str, AgentUpdate], shown: Shown) -> SessionResult:
+        """The bank after the session. A role whose update fails changes nothing and leaves the others as they are."""
+        ...
+
+    def find(self, bank: Bank, questions: Sequence[str], embedder: TextEmbedder, k: int) -> list[Retrieval]:
+        """The k entries of the bank that the answerer gets for each question, besides the core text."""
+        ...
+
+    def tiny_tokens(self, max_turns: int) -> list[str]:
+        """Strings that a tokenizer trained for a tiny policy keeps whole, for sessions of at most so many turns."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One session of an expert's build: what stood before it, what was shown and proposed, and what came of it."""
+
+    session: Session
+    bank_before: Bank
+    shown: Shown
+    updates: dict[str, AgentUpdate]
+    result: SessionResult
+
+
+def build(dialogue: Dialogue, propose: Propose, scheme: Scheme, embedder: TextEmbedder) -> Iterator[Step]:
+    """Walk through a dialogue from an empty bank, a step a session, with whoever proposes the updates."""
+    bank = Bank()
+    for session in dialogue.sessions:
+        shown = scheme.show(session, bank, embedder)
+        updates = dict(propose(session, bank, shown))
+        result = scheme.apply(session, bank, updates, shown)
+        yield Step(session=session, bank_before=bank, shown=shown, updates=updates, result=result)
+        bank = result.bank

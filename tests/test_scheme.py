@@ -1,0 +1,155 @@
+"""The seam for schemes: a toy scheme in a folder of its own trains, builds and is judged like `four_agents`."""
+
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from membuilder.building.builder import ask_expert
+from membuilder.errors import ConfigError
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.load import load_scheme
+from reward.formula import load_formula
+from tests.small_rl import Run, config_of
+from trainer.experience.evaluate import compare_baselines, judge_policy
+from trainer.logs.run_log import read_jsonl
+
+SCHEME = '''
+"""One role, `keeper`, names the turn to remember; the expert names the longest."""
+
+import re
+from dataclasses import dataclass
+
+from membuilder.bank.retrieve import retrieve
+from membuilder.schemes.scheme import SessionResult
+from membuilder.text import quoted
+from membuilder.types import AgentUpdate, Bank, Entry, Failure, FailureKind, Operation, OperationKind
+
+
+def longest(session, bank, shown):
+    number = max(range(len(session.turns)), key=lambda n: len(session.turns[n].text)) + 1
+    return {"keeper": AgentUpdate(operations=(Operation(kind=OperationKind.ADD, quote=(number,)),))}
+
+
+@dataclass
+class Keeper:
+    prompts: object
+    name = "keeper"
+    roles = ("keeper",)
+    expert = staticmethod(longest)
+
+    def show(self, session, bank, embedder):
+        return {"keeper": bank.entries[-2:]}
+
+    def show_queries(self, session):
+        return []
+
+    def ask(self, role, session, bank, shown):
+        turns = [f"{turn.text} #{number}" for number, turn in enumerate(session.turns, start=1)]
+        return "\\n".join([*turns, *(entry.text for entry in shown[role]), "keep:"])
+
+    def schema(self, role, session):
+        return {"enum": [f"#{number}" for number in range(1, len(session.turns) + 1)]}
+
+    def parse(self, role, text, session):
+        found = re.fullmatch(r"#(\\d+)", text.strip())
+        if found is None or not 1 <= int(found[1]) <= len(session.turns):
+            return AgentUpdate(failure=Failure(kind=FailureKind.SCHEMA, detail="no line of the session"))
+        return AgentUpdate(operations=(Operation(kind=OperationKind.ADD, quote=(int(found[1]),)),))
+
+    def write(self, role, update, session, shown):
+        return f"#{update.operations[0].quote[0]}"
+
+    def apply(self, session, bank, updates, shown):
+        update = updates["keeper"]
+        if update.failure is not None:
+            return SessionResult(bank=bank, written={"keeper": ()}, failures={"keeper": update.failure})
+        turns = [session.turns[operation.quote[0] - 1] for operation in update.operations]
+        texts = [quoted(session, turn) for turn in turns]
+        entries = tuple(
+            Entry(
+                id=f"m{number}", agent="keeper", text=text, session=session.index, timestamp=session.timestamp,
+                source_turns=(turn.id,),
+            )
+            for number, (turn, text) in enumerate(zip(turns, texts), start=len(bank.entries) + 1)
+        )
+        return SessionResult(bank=Bank(entries=bank.entries + entries), written={"keeper": tuple(texts)}, failures={})
+
+    def find(self, bank, questions, embedder, k):
+        return retrieve(bank, questions, embedder, k)
+
+    def tiny_tokens(self, max_turns):
+        return [f"#{number}" for number in range(1, max_turns + 1)]
+
+
+def make_scheme(prompts):
+    return Keeper(prompts)
+'''
+
+REWARD = '''
+"""Answered questions, nothing else; an answer in no format is worth nothing."""
+
+from reward.score import Score, status_of
+
+
+def score(outputs, qa, config):
+    valid = outputs["keeper"].is_valid
+    value = None if qa.accuracy is None or valid is None else qa.accuracy * valid
+    return Score(
+        reward={"keeper": value}, status={"keeper": status_of(valid, qa)}, qa=qa.accuracy,
+        parts={"format": {"keeper": None if valid is None else float(valid)}}, weights={"keeper": 1.0},
+        retrieval_counts=dict(qa.retrieval_counts), num_missing_verdicts=qa.num_missing,
+    )
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("keeper")
+    (folder / "scheme.py").write_text(SCHEME)
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+def test_a_scheme_of_ones_own_trains_and_is_judged(folder, tmp_path):
+    run = Run(config_of(tmp_path, scheme=str(folder), eval_every=2, advantage_std="batch"))
+    losses = [row["sft/loss"] for row in read_jsonl(tmp_path / "sft" / "metrics.jsonl")]
+    assert len(losses) == 16 and losses[-1] < losses[0] / 2
+    rows = [row for row in run.train() if "reward/mean" in row]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert all("reward/keeper" in row and "format/keeper" in row and "reward/core" not in row for row in rows)
+    assert any(row["grad_norm"] > 0 for row in rows) and 0 <= rows[-1]["eval/accuracy"] <= 1
+    systems = compare_baselines(run.builds, run.collector) | {
+        "policy": judge_policy(run.builds, run.collector, "policy")
+    }
+    assert systems["policy"].format_valid > 0.5
+    assert systems["all"].recall_at_10 >= systems["rules"].recall_at_10 > systems["empty"].recall_at_10 == 0
+
+
+def changed(folder: Path, tmp_path: Path, old: str, new: str) -> str:
+    assert old in SCHEME
+    (tmp_path / "scheme.py").write_text(SCHEME.replace(old, new))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("roles", ["()", '("keeper", "keeper")', '("Keeper",)', '("a/b",)'])
+def test_ill_named_roles_are_refused(folder, tmp_path, roles):
+    name = changed(folder, tmp_path, 'roles = ("keeper",)', f"roles = {roles}")
+    with pytest.raises(ConfigError, match="role"):
+        load_scheme(name, PromptConfig())
+
+
+def test_what_is_no_scheme_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"'four_agent' is neither four_agents nor a folder with a scheme\.py"):
+        load_scheme("four_agent", PromptConfig())
+    (tmp_path / "scheme.py").write_text(dedent("def make(prompts): ..."))
+    with pytest.raises(ConfigError, match="defines no function 'make_scheme'"):
+        load_scheme(str(tmp_path), PromptConfig())
+    with pytest.raises(ConfigError, match=r"has no reward\.py"):
+        load_formula(str(tmp_path))
+
+
+def test_a_scheme_without_an_expert_says_what_it_cannot_do(folder, tmp_path):
+    scheme = load_scheme(changed(folder, tmp_path, "expert = staticmethod(longest)", "expert = None"), PromptConfig())
+    with pytest.raises(ConfigError, match="has no offline expert: name a model"):
+        ask_expert(scheme)
