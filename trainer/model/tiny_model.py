@@ -6,27 +6,15 @@ the answer are the same token, which one attention head can match.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.types import Agent
+from trainer.configs import TinyConfig
 
 PAD, END = "<pad>", "<end>"
-
-
-@dataclass(kw_only=True)
-class TinyConfig:
-    vocab_size: int = 4096
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    intermediate_size: int = 384
-    max_position: int = 4096
 
 
 def answer_tokens(max_turns: int, max_shown: int = 20) -> list[str]:
