@@ -157,15 +157,11 @@ def test_logprobs_from_disk_equal_transformers(started, model):
 def test_logprobs_equal_the_trainers_packed_ones(started, model_dir):
     policy = Policy(Qwen3ForCausalLM.from_pretrained(model_dir))
     sequences = [
-        TrainSequence(
-            prompt_token_ids=tuple(prompt),
-            completion_token_ids=completion.token_ids,
-            values={"rollout_logprobs": completion.rollout_logprobs},
-        )
+        sequence(prompt, completion.token_ids, rollout_logprobs=completion.rollout_logprobs)
         for prompt, completion in flat(started.first)
     ]
     batch = pack([build_tree(sequences)])
-    assert (policy(batch).logprobs - batch.values["rollout_logprobs"]).abs().max() <= TOLERANCE
+    assert (policy(batch).logprobs - batch.values.rollout_logprobs).abs().max() <= TOLERANCE
 
 
 def test_shape_and_order(engine):

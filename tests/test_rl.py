@@ -20,18 +20,20 @@ from reward.score import RewardConfig
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, SamplingConfig
 from tests.fakes import HashEmbedder
+from tests.sequences import sequence
 from trainer.batching.packing import TrainSequence, dense_tree, pack
-from trainer.data.corpus import DataConfig, States, expert_builds, load_corpus, sft_builds, training_text
+from trainer.configs import DataConfig, States
+from trainer.data.corpus import expert_builds, load_corpus, sft_builds, training_text
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
+from trainer.experience.length_controller import LengthController
 from trainer.experience.evaluate import baseline_built, summarize, tally
-from trainer.experience.parity import check_engine, check_shared
+from trainer.experience.parity import check_engine, check_shared, sampled_only
 from trainer.experience.session_stream import SessionStream
 from trainer.model import shared_prefix
 from trainer.model.policy import Policy
 from trainer.model.tiny_model import train_tokenizer
 from trainer.quickstart import table
-from trainer.rl import steer
 from trainer.rl_config import RLConfig
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
@@ -254,8 +256,7 @@ def test_an_epoch_of_sft_repeats_the_file_and_not_the_extra(setting):
 
 
 def sequence_of(prompt, completion, rollout: float) -> TrainSequence:
-    values = {"rollout_logprobs": (rollout,) * len(completion)}
-    return TrainSequence(prompt_token_ids=prompt, completion_token_ids=completion, values=values)
+    return sequence(prompt, completion, rollout_logprobs=(rollout,) * len(completion))
 
 
 @pytest.fixture
@@ -315,7 +316,7 @@ def rolled_out(policy, groups):
     """The groups with the policy's own log-probs as the engine's, each sequence run alone."""
     return [
         [
-            replace(each, values={"rollout_logprobs": tuple(policy(pack([dense_tree(each)])).logprobs.tolist())})
+            replace(each, values=sampled_only(tuple(policy(pack([dense_tree(each)])).logprobs.tolist())))
             for each in group
         ]
         for group in groups
@@ -336,8 +337,8 @@ def test_checks_run_in_micro_batches(policy, sizes):
 def test_what_is_compared_does_not_depend_on_the_micro_batches(policy):
     """A wrong log-prob is found at the token where it stands, whatever the order of the batches."""
     groups = rolled_out(policy, [*GROUPS, [sequence_of((8,) * 9, (1, 2, 3), 0.0)]])
-    right = groups[0][2].values["rollout_logprobs"]
-    groups[0][2] = replace(groups[0][2], values={"rollout_logprobs": (right[0] - 0.7,)})
+    right = groups[0][2].values.rollout_logprobs
+    groups[0][2] = replace(groups[0][2], values=sampled_only((right[0] - 0.7,)))
     for max_tokens in (1, 6, WIDE):
         # one token of seven is off by 0.7
         assert check_engine(policy, groups, 1.0, bound=0.11, max_tokens=max_tokens) == pytest.approx(0.1, abs=1e-5)

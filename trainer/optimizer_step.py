@@ -84,9 +84,7 @@ def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None
     return Rows(scale=scale, values=packed.values, ref_logprobs=ref_logprobs, sequence=packed.sequence)
 
 
-def means_over_tokens(
-    sums: Mapping[str, torch.Tensor], num_tokens: int, accelerator: Accelerator
-) -> dict[str, float]:
+def means_over_tokens(sums: Mapping[str, torch.Tensor], num_tokens: int, accelerator: Accelerator) -> dict[str, float]:
     """The sums of all processes, divided by the tokens of all: one reduction and one transfer to the host."""
     if not sums:
         return {}

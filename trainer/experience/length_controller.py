@@ -29,8 +29,8 @@ class LengthState:
 class LengthController:
     """Measures what greedy decoding writes in sessions of its own, and sets the length weight by it.
 
-        weight, measured = lengths.weight()        before a step is sampled
-        lengths.advance(measured)                  after it, also where `measured` comes from the journal
+    weight, measured = lengths.weight()        before a step is sampled
+    lengths.advance(measured)                  after it, also where `measured` comes from the journal
     """
 
     def __init__(self, config: RLConfig, builds: Sequence[ExpertBuild], collector: Collector) -> None:

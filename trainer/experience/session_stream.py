@@ -15,7 +15,8 @@ from membuilder.schemes.four_agents.session import shown_entries
 from membuilder.types import Bank
 from rollout.sampler import Task
 from rollout.types import Group
-from trainer.data.corpus import ExpertBuild, States
+from trainer.configs import States
+from trainer.data.corpus import ExpertBuild
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from membuilder.types import Agent
 from reward.rollouts import ScoredGroup
 from trainer.advantages import StdScale, group_advantages
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens
+from trainer.losses import TokenValues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +50,10 @@ def _sequence(group: ScoredGroup, agent: Agent, k: int, advantage: float | None)
     return TrainSequence(
         prompt_token_ids=sample.prompt_token_ids,
         completion_token_ids=sample.completion.token_ids,
-        values={
-            "advantage": (advantage,) * num_tokens,
-            "weight": (weight,) * num_tokens,
-            "truncated": (float(not sample.completion.finished),) * num_tokens,
-            "rollout_logprobs": sample.completion.rollout_logprobs,
-        },
+        values=TokenValues(
+            advantage=(advantage,) * num_tokens,
+            weight=(weight,) * num_tokens,
+            truncated=(float(not sample.completion.finished),) * num_tokens,
+            rollout_logprobs=sample.completion.rollout_logprobs,
+        ),
     )

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from trainer.memory_estimate.estimate import GIB, Launch, Workload, estimate
+from trainer.memory_estimate.estimate import GIB, Workload, estimate
+from trainer.memory_estimate.options import Launch
 
 MIN_TOKENS = 4000
 """Smallest `max_tokens` worth proposing."""

@@ -7,39 +7,29 @@ Prints memory per GPU (memory.py says how it is counted) and tokens per step, an
 Ends with exit status 1 in that case.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-from membuilder.config import load
-from membuilder.errors import clear_errors
 from membuilder.types import Agent
+from trainer.configs import TrainConfig
 from trainer.memory_estimate.advice import advise, largest_micro_batch
 from trainer.memory_estimate.estimate import (
     GIB,
     Estimate,
-    Launch,
     Workload,
     estimate,
-    of_rl,
-    of_sft,
     parameter_sizes,
     session_tokens,
+    workload_of,
 )
+from trainer.memory_estimate.options import Launch, Lengths
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Mean tokens of your data; without them the report says only what the caps allow."""
-
-    prompt: int
-    completion: int
+def report(config: TrainConfig, launch: Launch, lengths: Lengths | None = None) -> tuple[str, bool]:
+    """The whole answer, as text for a terminal, and whether the run fits."""
+    workload = workload_of(config)
+    return describe(workload, launch, lengths), estimate(workload, launch).fits
 
 
-def report(workload: Workload, launch: Launch, lengths: Lengths | None = None) -> str:
-    """The whole answer, as text for a terminal."""
+def describe(workload: Workload, launch: Launch, lengths: Lengths | None = None) -> str:
+    """Memory per GPU, tokens per step, and what to change where it does not fit."""
     found = estimate(workload, launch)
     lines = [
         f"{workload.model_path}: {sum(parameter_sizes(workload.model_path)):,} parameters; {launch.num_processes} GPU"
@@ -127,65 +117,3 @@ def _warnings(workload: Workload, launch: Launch, found: Estimate) -> list[str]:
             "if yours come near, lower sampling.max_tokens or num_rollouts."
         )
     return lines
-
-
-def parse(argv: Sequence[str] | None) -> tuple[Workload, Launch, Lengths | None]:
-    parser = argparse.ArgumentParser(description="Memory per GPU and tokens per step of a run, without starting it.")
-    parser.add_argument("stage", choices=("sft", "rl"))
-    parser.add_argument("--config", required=True, metavar="FILE", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for the trainer itself")
-    parser.add_argument("--num-processes", type=int, default=1, help="GPUs over all nodes")
-    parser.add_argument("--gpu-memory-gib", type=float, default=80.0)
-    parser.add_argument("--zero", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage; 0: no DeepSpeed")
-    parser.add_argument("--offload", action="store_true", help="optimizer in host memory")
-    parser.add_argument("--prompt-tokens", type=int, help="mean prompt of your data, for the tokens of a step")
-    parser.add_argument("--completion-tokens", type=int, help="mean completion of your data")
-    given = parser.parse_intermixed_args(argv)
-    if (given.prompt_tokens is None) != (given.completion_tokens is None):
-        parser.error("--prompt-tokens and --completion-tokens go together")
-    launch = Launch(
-        num_processes=given.num_processes,
-        gpu_memory_gib=given.gpu_memory_gib,
-        zero_stage=given.zero,
-        offload_optimizer=given.offload,
-    )
-    lengths = None
-    if given.prompt_tokens is not None:
-        lengths = Lengths(prompt=given.prompt_tokens, completion=given.completion_tokens)
-    return _load(given.stage, given.config, given.overrides), launch, lengths
-
-
-def _load(stage: str, config: Path, overrides: Sequence[str]) -> Workload:
-    """The trainers are imported here because they import this file."""
-    if stage == "sft":
-        from trainer.sft_config import SFTConfig
-
-        return of_sft(load(SFTConfig, config, overrides))
-    from trainer.rl_config import RLConfig
-
-    return of_rl(load(RLConfig, config, overrides))
-
-
-FLAG = "--dry-run"
-
-
-def asked(argv: Sequence[str] | None) -> bool:
-    """Whether a trainer's command line asks for a dry run."""
-    return FLAG in (sys.argv[1:] if argv is None else argv)
-
-
-def arguments(argv: Sequence[str] | None) -> list[str]:
-    """The rest of that command line."""
-    return [text for text in (sys.argv[1:] if argv is None else argv) if text != FLAG]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    workload, launch, lengths = parse(argv)
-    print(report(workload, launch, lengths))
-    if not estimate(workload, launch).fits:
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    with clear_errors("trainer.dry_run"):
-        main()

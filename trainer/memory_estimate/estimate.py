@@ -8,19 +8,17 @@ assumed instead of counted carries that word in its name. Letters: P parameters,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from membuilder.errors import ConfigError
 from membuilder.types import Agent
+from trainer.configs import TrainConfig
 from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
+from trainer.memory_estimate.options import Launch
 from trainer.model.head import WORKSPACE_BYTES, chunk_rows_within
-
-if TYPE_CHECKING:
-    from trainer.rl_config import RLConfig
-    from trainer.sft_config import SFTConfig
+from trainer.rl_config import RLConfig
 
 GIB = 2**30
 # configs/deepspeed/*.json say the same; a test holds both together
@@ -47,7 +45,7 @@ class Rollouts:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a run's configuration says about memory; made by `of_sft` and `of_rl`."""
+    """What a run's configuration says about memory; made by `workload_of`."""
 
     model_path: str
     dtype: torch.dtype
@@ -57,24 +55,8 @@ class Workload:
     rollouts: Rollouts | None
 
 
-def of_sft(config: "SFTConfig") -> Workload:
-    return _workload(config, None)
-
-
-def of_rl(config: "RLConfig") -> Workload:
-    rollouts = Rollouts(
-        num_rollouts=config.num_rollouts,
-        max_completion_tokens=config.sampling.max_tokens,
-        max_model_len=config.max_model_len,
-        engine=config.engine,
-        engine_memory=config.engine_memory,
-        engine_sleep=config.engine_sleep,
-        has_reference=config.loss.kl_coef != 0,
-    )
-    return _workload(config, rollouts)
-
-
-def _workload(config: "SFTConfig | RLConfig", rollouts: Rollouts | None) -> Workload:
+def workload_of(config: TrainConfig) -> Workload:
+    """What the configuration of either loop says."""
     if config.model.path is None:
         raise ConfigError("model.path: a dry run needs a Hugging Face folder or model name; its config.json is enough")
     return Workload(
@@ -83,7 +65,19 @@ def _workload(config: "SFTConfig | RLConfig", rollouts: Rollouts | None) -> Work
         checkpointing=config.model.gradient_checkpointing,
         max_tokens=config.max_tokens,
         sessions_per_step=config.sessions_per_step,
-        rollouts=rollouts,
+        rollouts=_rollouts(config) if isinstance(config, RLConfig) else None,
+    )
+
+
+def _rollouts(config: RLConfig) -> Rollouts:
+    return Rollouts(
+        num_rollouts=config.num_rollouts,
+        max_completion_tokens=config.sampling.max_tokens,
+        max_model_len=config.max_model_len,
+        engine=config.engine,
+        engine_memory=config.engine_memory,
+        engine_sleep=config.engine_sleep,
+        has_reference=config.loss.kl_coef != 0,
     )
 
 
@@ -91,24 +85,6 @@ def session_tokens(workload: Workload, prompt: int, completion: int) -> int:
     """Packed tokens of a session at most: as if its agents shared nothing of their prompts."""
     copies = workload.rollouts.num_rollouts if workload.rollouts else 1
     return len(Agent) * (prompt + copies * completion)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """What the accelerate and DeepSpeed files say."""
-
-    num_processes: int = 1
-    gpu_memory_gib: float = 80.0
-    zero_stage: int = 0
-    """0: no DeepSpeed (DDP, or one plain process)."""
-    offload_optimizer: bool = False
-    """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
-
-    def __post_init__(self) -> None:
-        if self.num_processes < 1 or self.gpu_memory_gib <= 0:
-            raise ConfigError("need num_processes >= 1 and gpu_memory_gib > 0")
-        if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
-            raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
 
 
 @dataclass(frozen=True, kw_only=True)
