@@ -9,23 +9,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from membuilder.errors import ConfigError
 from trainer import rl, sft
 from trainer.batching.attention_plan import varlen_calls
-from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import TrainSequence, build_tree, pack
-from trainer.losses import LossConfig, cross_entropy
 from trainer.memory_estimate.activations import Allocated, activation_bytes
 from trainer.memory_estimate.advice import advise, largest_micro_batch
-from trainer.memory_estimate.dry_run import main, report
-from trainer.memory_estimate.estimate import (
-    GIB,
-    Launch,
-    Rollouts,
-    Workload,
-    estimate,
-    head_bytes,
-    parameter_sizes,
-    state_parts,
-)
-from trainer.model.head import Objective, head_loss
+from trainer.memory_estimate.dry_run import describe
+from trainer.memory_estimate.estimate import GIB, Rollouts, Workload, estimate, head_bytes, parameter_sizes, state_parts
+from trainer.memory_estimate.options import Launch
+from trainer.model.head import head_loss
 from trainer.model.shared_prefix import use_shared_prefix
 
 QWEN3_4B = dict(
@@ -199,11 +190,9 @@ def test_head_workspace_is_what_the_head_allocates(rows, monkeypatch):
     states = torch.randn(rows, hidden, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(rows, dtype=torch.int64)
-    objective = Objective(
-        loss=cross_entropy, config=LossConfig(kl_coef=0), rows=supervised_rows(torch.zeros_like(targets), rows)
-    )
+    loss = cross_entropy(torch.ones(rows) / rows)
     with Allocated([states, weight, targets]) as memory:
-        head_loss(states, weight, targets, 1.0, objective, chunk_rows=chunk_rows).loss.backward()
+        head_loss(states, weight, targets, 1.0, loss, chunk_rows=chunk_rows).loss.backward()
     own = states.nbytes  # counted by the formula, there before here
     assert head_bytes(rows, hidden, vocabulary, 2) == pytest.approx(memory.peak + own, rel=0.03)
 
@@ -268,14 +257,14 @@ def test_hopeless_runs_are_told_so(folder_small):
 
 
 def test_report_warns_of_what_no_sum_shows(folder_small):
-    text = report(workload_of(folder_small, rl=True), Launch(num_processes=64, gpu_memory_gib=16))
+    text = describe(workload_of(folder_small, rl=True), Launch(num_processes=64, gpu_memory_gib=16))
     assert "No float32 master weights" in text
     assert "32 GPUs get no session: raise sessions_per_step" in text
     # 32 sessions x 4 agents x 8 rollouts x 600 tokens
     assert "1,024 sequences" in text and "at most 614,400 tokens" in text
     assert "trains on at most 128,000 packed tokens, if no session is longer than max_tokens" in text
     small = workload_of(folder_small, rl=True, engine_memory=0.1)
-    small_share = report(small, Launch(gpu_memory_gib=16, zero_stage=2))
+    small_share = describe(small, Launch(gpu_memory_gib=16, zero_stage=2))
     assert "vLLM WOULD NOT START" in small_share
 
 
@@ -284,24 +273,30 @@ def write_config(path, folder: str, extra: str = ""):
     return str(path)
 
 
+def dry_run(main, *arguments: str) -> int:
+    """The exit status of a trainer's dry run."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--dry-run", *arguments])
+    return ended.value.code
+
+
 def test_command_line_prints_and_says_by_its_status_whether_it_fits(tmp_path, folder_small, capsys):
     config = write_config(tmp_path / "sft.yaml", folder_small)
-    main(["sft", "--config", config, "--zero", "2", "--prompt-tokens", "900", "--completion-tokens", "100"])
+    options = ["--config", config, "--zero", "2", "--completion-tokens", "100", "--prompt-tokens"]
+    assert dry_run(sft.main, *options, "900") == 0
     text = capsys.readouterr().out
     assert "fits, " in text and "ZeRO-2" in text
     # 16 sessions x 4 agents x (900 + 100)
     assert "at most 4,000 packed tokens a session, 64,000 a step" in text
-    main(["sft", "--config", config, "--zero", "2", "--prompt-tokens", "9000", "--completion-tokens", "100"])
+    assert dry_run(sft.main, *options, "9000") == 0
     assert "36,400 packed tokens a session (over max_tokens: a micro-batch of its own)" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        main(["sft", "--config", config, "--zero", "2", "--gpu-memory-gib", "2.2"])
-    assert stopped.value.code == 1
+    assert dry_run(sft.main, "--config", config, "--zero", "2", "--gpu-memory-gib", "2.2") == 1
     assert "DOES NOT FIT" in (text := capsys.readouterr().out) and "  model.gradient_checkpointing=true" in text
 
 
 def test_command_line_takes_an_rl_run(tmp_path, folder_small, capsys):
     config = write_config(tmp_path / "rl.yaml", folder_small, "max_model_len: 8000\n")
-    main(["rl", "--config", config, "--zero", "2", "--num-processes", "8", "num_rollouts=4"])
+    assert dry_run(rl.main, "--config", config, "--zero", "2", "--num-processes", "8", "num_rollouts=4") == 0
     text = capsys.readouterr().out
     assert "reference policy (KL)" in text and "KV cache: " in text and "8 GPUs of 80 GiB" in text
     assert "512 sequences" in text  # 32 x 4 x 4
@@ -314,8 +309,10 @@ def test_a_folder_without_config_is_named(tmp_path):
 
 def test_the_trainers_offer_it_themselves(folder_small, tmp_path, capsys):
     config = write_config(tmp_path / "rl.yaml", folder_small)
-    rl.main(["--dry-run", "--config", config, "--zero", "2"])
+    assert dry_run(rl.main, "--config", config, "--zero", "2") == 0
     assert "KV cache" in capsys.readouterr().out
-    sft.main(["--config", config, "--zero", "2", "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        sft.main(["--config", config, "--zero", "2", "--dry-run"])
+    assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "GiB on each GPU" in out and "KV cache" not in out

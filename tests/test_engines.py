@@ -21,9 +21,11 @@ from rollout.sampler import Task, sample_groups
 from rollout.seeding import isolated_rng, restore_rng, rng_state, seed_everything
 from rollout.tokens import TokenCounter, decode_completion, encode_completion, encode_prompt, load_tokenizer
 from rollout.types import Completion, Engine, SamplingConfig
-from trainer.batching.packing import TrainSequence, build_tree, pack
+from tests.sequences import sequence
+from trainer.batching.packing import build_tree, pack
+from trainer.configs import TinyConfig
 from trainer.model.policy import Policy
-from trainer.model.tiny_model import TinyConfig, answer_tokens, build_model, train_tokenizer
+from trainer.model.tiny_model import answer_tokens, build_model, train_tokenizer
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 TINY = TinyConfig(

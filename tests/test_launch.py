@@ -15,8 +15,9 @@ from transformers import Qwen3Config
 
 from membuilder.config import load
 from tests.test_dry_run import QWEN3_4B
-from trainer.memory_estimate.dry_run import parse
-from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, estimate
+from trainer.command_line import read
+from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, estimate, workload_of
+from trainer.memory_estimate.options import Launch, dry_run_of
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
@@ -268,7 +269,9 @@ def test_the_published_configs_fit_80_gib_as_their_heads_say(name, launch, tmp_p
     stage, path = name.split("_")[0], ROOT / f"configs/{name}.yaml"
     head = path.read_text(encoding="utf-8").splitlines()
     assert f"#   python -m trainer.{stage} --dry-run --config configs/{name}.yaml {' '.join(options)}" in head
-    workload, given, _ = parse([stage, "--config", str(path), *options, f"model.path={tmp_path}"])
+    kind = {"sft": SFTConfig, "rl": RLConfig}[stage]
+    config, arguments = read(kind, ["--config", str(path), *options, f"model.path={tmp_path}"], "")
+    workload, (given, _) = workload_of(config), dry_run_of(arguments)
     assert given == Launch(**launch) and given.gpu_memory_gib == 80
     assert estimate(workload, given).fits
     if "offload_optimizer" in launch:  # "only" so

@@ -26,8 +26,8 @@ from trainer.configs import DataConfig, States
 from trainer.data.corpus import expert_builds, load_corpus, sft_builds, training_text
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
-from trainer.experience.length_controller import LengthController
 from trainer.experience.evaluate import baseline_built, summarize, tally
+from trainer.experience.length_controller import LengthController
 from trainer.experience.parity import check_engine, check_shared, sampled_only
 from trainer.experience.session_stream import SessionStream
 from trainer.model import shared_prefix
@@ -81,6 +81,11 @@ def collector_of(setting, answer: str) -> tuple[Collector, SessionStream]:
     return collector, SessionStream(builds, embedder, PROMPTS, 4, States.POLICY, seed=1)
 
 
+def controller_of(setting, answer: str, **settings) -> LengthController:
+    collector, _ = collector_of(setting, answer)
+    return LengthController(RLConfig(reward=REWARD, sessions_per_step=4, **settings), setting[1], collector)
+
+
 def test_greedy_memory_is_measured_greedily_against_the_expert(setting):
     silent, stream = collector_of(setting, "{}")
     assert silent.greedy_memory_ratio(stream) == 0
@@ -102,29 +107,30 @@ def test_against_an_expert_that_wrote_nothing_only_silence_is_on_target(setting)
     assert silent.greedy_memory_ratio(stream) == 1.0
     hoarding, stream = collector_of(setting, '{"#1":"add"}')
     assert hoarding.greedy_memory_ratio(stream) == math.inf
-    assert steer(hoarding, stream, RLConfig(reward=REWARD, length_target=1.0), None) == (1.0, {"length_weight": 1.0})
+    lengths = controller_of(setting, '{"#1":"add"}', length_target=1.0)
+    assert lengths.weight() == (1.0, {"length_weight": 1.0})
+    lengths.advance({"length_weight": 1.0})
+    assert lengths.state().memory_ratio is None, "no ratio to remember"
 
 
 @pytest.mark.parametrize("answer, expected", [("{}", 0.0), ('{"#1":"add","#2":"add"}', 1.0)])
 def test_the_price_falls_and_rises_with_what_is_written(setting, answer, expected):
-    collector, stream = collector_of(setting, answer)
-    config = RLConfig(reward=REWARD, length_target=1.1)
-    weight, logged = steer(collector, stream, config, None)
+    weight, logged = controller_of(setting, answer, length_target=1.1).weight()
     assert weight == expected and logged["length_weight"] == expected and logged["memory_ratio"] >= 0
 
 
 def test_at_the_target_the_price_is_the_configured_one(setting):
-    collector, stream = collector_of(setting, '{"#1":"add"}')
-    config = RLConfig(reward=REWARD, length_target=collector.greedy_memory_ratio(stream))
-    assert steer(collector, stream, config, None)[0] == pytest.approx(0.4)
+    ratio = controller_of(setting, '{"#1":"add"}', length_target=1.0).weight()[1]["memory_ratio"]
+    assert controller_of(setting, '{"#1":"add"}', length_target=ratio).weight()[0] == pytest.approx(0.4)
 
 
 def test_the_price_follows_the_ratio_of_several_steps(setting):
     """0.75 of what was known and 0.25 of what is measured now."""
-    collector, stream = collector_of(setting, '{"#1":"add"}')
-    now = collector.greedy_memory_ratio(stream)
-    config = RLConfig(reward=REWARD, length_target=now, length_gain=2.0, length_smoothing=0.75)
-    weight, logged = steer(collector, stream, config, now * 1.4)
+    now = controller_of(setting, '{"#1":"add"}', length_target=1.0).weight()[1]["memory_ratio"]
+    settings = {"length_target": now, "length_gain": 2.0, "length_smoothing": 0.75}
+    lengths = controller_of(setting, '{"#1":"add"}', **settings)
+    lengths.load(replace(lengths.state(), memory_ratio=now * 1.4))
+    weight, logged = lengths.weight()
     assert logged["memory_ratio"] == now and logged["memory_ratio/smoothed"] == pytest.approx(now * 1.3)
     assert weight == pytest.approx(0.4 * 1.3**2)
 
@@ -148,9 +154,24 @@ def test_steering_dialogues_are_neither_trained_on_nor_judged():
 
 
 def test_without_a_target_nothing_is_generated(setting):
-    collector, stream = collector_of(setting, "{}")
-    assert steer(collector, stream, RLConfig(reward=REWARD), 1.0) == (0.4, {})
-    assert collector.engine.asked == []
+    lengths = controller_of(setting, "{}")
+    assert lengths.weight() == (0.4, {})
+    assert lengths._collector.engine.asked == []
+
+
+def test_a_controller_goes_on_from_its_state(setting):
+    """Also where the journal gives what was measured: the two then hold the same state."""
+    settings = {"length_target": 1.1, "length_gain": 2.0}
+    whole, resumed = (controller_of(setting, '{"#1":"add"}', **settings) for _ in range(2))
+    before = whole.state()
+    _, measured = whole.weight()
+    whole.advance(measured)
+    resumed.advance(measured)
+    assert resumed.state() == whole.state() != before
+    anew = controller_of(setting, '{"#1":"add"}', **settings)
+    anew.load(whole.state())
+    assert anew.weight() == whole.weight() == resumed.weight()
+    assert whole.state().memory_ratio == measured["memory_ratio/smoothed"]
 
 
 def test_what_is_superseded_is_neither_shown_nor_found_where_the_config_says_so(setting):

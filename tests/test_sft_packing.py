@@ -1,7 +1,6 @@
 """SFT on packed rows: no sample sees another, whatever the packing, and the benchmark compares like with like."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch

@@ -40,7 +40,8 @@ from membuilder.schemes.four_agents.schemas import ResponseFormat, schema
 from membuilder.types import Agent, Bank, Question
 from rollout.tokens import encode_prompt, load_tokenizer
 from tests import killed
-from trainer.model.tiny_model import END, TinyConfig, build_model, train_tokenizer
+from trainer.configs import TinyConfig
+from trainer.model.tiny_model import END, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
 

@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.embedding.local import Embedder
 from rollout.tokens import load_tokenizer
+from trainer.configs import ModelConfig
 from trainer.experience.collector import Collector
 from trainer.experience.systems import compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
-from trainer.model.policy import ModelConfig, load_model
+from trainer.model.policy import load_model
 from trainer.pipeline import Prepared, prepare, run_rl, run_sft
 from trainer.quickstart import Options, load_configs
 from trainer.rl_config import RLConfig
