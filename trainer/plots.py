@@ -8,17 +8,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
+from membuilder.types import Agent
+from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-
-from membuilder.types import Agent  # noqa: E402
-from trainer.logs.run_log import METRICS_FILE, read_jsonl  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers; an agent has one colour in every figure.
 INK, GREY = "#222222", "#9a9a9a"
@@ -161,10 +158,13 @@ def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | N
     present = [panel for panel in panels if any(line.metric in series for line in panel.lines)]
     if not present:
         return None
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(present), 1, sharex=True, squeeze=False, figsize=(8, 0.5 + 2.4 * len(present)), layout="constrained"
-        )
+    from matplotlib import rc_context  # here and below, because the command's --help must not wait for it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 0.5 + 2.4 * len(present)), layout="constrained")
+        axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)
         for ax, panel in zip(axes[:, 0], present, strict=True):
             _draw_panel(ax, panel, series)
         figure.align_ylabels()
@@ -184,17 +184,19 @@ def plot_summary(path: str | Path, out: Path) -> Path | None:
     columns = [("accuracy", "Questions answered", COLOURS[Agent.CORE])]
     if any(system.get("memory_tokens") is not None for _, system in scored):
         columns.append(("memory_tokens", "Memory, tokens per dialogue", GREY))
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(
-            1, len(columns), sharey=True, squeeze=False, figsize=(9, 0.9 + 0.4 * len(names)), layout="constrained"
-        )
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(9, 0.9 + 0.4 * len(names)), layout="constrained")
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)
         for ax, (key, title, colour) in zip(axes[0], columns, strict=True):
             _draw_bars(ax, names, [system.get(key) for _, system in scored], colour, is_share=key == "accuracy")
             ax.set_title(title)
         return _save(figure, out)
 
 
-def _draw_panel(ax: Axes, panel: Panel, series: Series) -> None:
+def _draw_panel(ax: "Axes", panel: Panel, series: Series) -> None:
     for line in panel.lines:
         if line.metric in series:
             steps, values = series[line.metric]
@@ -210,7 +212,7 @@ def _draw_panel(ax: Axes, panel: Panel, series: Series) -> None:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_bars(ax: Axes, names: list[str], values: list[float | None], colour: str, *, is_share: bool) -> None:
+def _draw_bars(ax: "Axes", names: list[str], values: list[float | None], colour: str, *, is_share: bool) -> None:
     present = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
     bars = ax.barh([name for name, _ in present], [value for _, value in present], color=colour, height=0.62)
     ax.bar_label(bars, [f"{value:.1%}" if is_share else f"{value:,.0f}" for _, value in present], padding=4)
@@ -224,10 +226,9 @@ def _draw_bars(ax: Axes, names: list[str], values: list[float | None], colour: s
     ax.tick_params(axis="y", length=0)
 
 
-def _save(figure: Figure, out: Path) -> Path:
+def _save(figure: "Figure", out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
-    plt.close(figure)
     return out
 
 

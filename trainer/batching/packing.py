@@ -187,7 +187,7 @@ class _Layout:
         self.sequences.append(sequence)
 
     def tensors(self, plan: Plan) -> PackedBatch:
-        lengths = torch.tensor([len(sequence.completion_token_ids) for sequence in self.sequences])
+        lengths = [len(sequence.completion_token_ids) for sequence in self.sequences]
         columns = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
         return PackedBatch(
             token_ids=torch.tensor([self.token_ids]),
@@ -195,7 +195,7 @@ class _Layout:
             plan=plan(self.levels),
             predict_from=torch.tensor(self.predict_from),
             targets=torch.tensor(self.targets),
-            sequence=torch.arange(len(lengths)).repeat_interleave(lengths),
+            sequence=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64)),
             sequences=tuple(self.sequences),
             values=TokenValues(**columns) if columns else None,
         )
