@@ -2,8 +2,9 @@
 
 The model's own code runs on PyTorch's `meta` device, whose tensors have a size and no content; every storage that an
 operator makes is counted until it is freed. So the count follows the real architecture, real autograd and real
-activation checkpointing, not a formula about them. Attention is replaced by a twin of trainer/model/merged_attention.py that
-keeps and allocates what that file and FlashAttention do, and computes nothing. The head has a formula in memory.py.
+activation checkpointing, not a formula about them. Attention is replaced by a twin of
+trainer/model/merged_attention.py that keeps and allocates what that file and FlashAttention do, and computes nothing.
+The head has a formula in estimate.py.
 Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
@@ -23,7 +24,7 @@ class ActivationBytes:
     saved: int
     """Alive when the forward ends: what the backward needs."""
     peak: int
-    """Highest over forward and backward. A weight's gradient counts until it is complete: memory.py adds it up after."""
+    """Highest over forward and backward. A weight's gradient counts until it is complete; estimate.py adds it up."""
 
 
 def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -34,7 +35,7 @@ def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedM
 def activation_bytes(
     config: PretrainedConfig, *, num_tokens: int, dtype: torch.dtype, checkpointing: bool
 ) -> ActivationBytes:
-    """Of the layers of a model, embedding included, on one packed row of `num_tokens`."""
+    """What the layers of a model need, embedding included, on one packed row of `num_tokens`."""
     model = make_meta_model(config, dtype)
     model.set_attn_implementation(NAME)
     if checkpointing:
