@@ -44,7 +44,7 @@ RUNS = {
 }  # fmt: skip
 """Name -> module and arguments of a run; RL starts from a model that BEFORE trained for 80 steps."""
 RENAMED: list[tuple[str, str]] = []
-"""(pattern, replacement) over the paths of journal values and the names of metrics of BEFORE, as `re.sub` takes them."""
+"""(pattern, replacement) over paths of journal values and names of metrics of BEFORE, as `re.sub` takes them."""
 
 
 def run(checkout: Path, out: Path, arguments: list[str], processes: int) -> None:

@@ -28,8 +28,8 @@ QWEN3_4B = dict(
     head_dim=128, vocab_size=151_936, tie_word_embeddings=True,
 )  # fmt: skip
 SMALL = dict(
-    hidden_size=128, num_hidden_layers=4, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-    vocab_size=1000,
+    hidden_size=128, num_hidden_layers=4, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=32, vocab_size=1000,
 )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_huge_logits_stay_finite():
 
 
 def test_low_precision_weights_gather_their_gradient_in_float32():
-    """256 chunks of bfloat16: adding up in bfloat16 loses over 1%, adding up in float32 leaves the products' own error."""
+    """256 chunks of bfloat16: adding up in bfloat16 loses over 1%, in float32 it leaves the products' own error."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(256, 32), torch.randn(64, 32) / 6
     targets, cross = torch.randint(64, (256,)), cross_entropy(torch.ones(256))

@@ -246,7 +246,7 @@ def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_vllm_goes_on_bit_for_bit(whole, tmp_path):
-    """Killed with a sampled step in the journal; the step after it is sampled by a new engine with the weights of that time."""
+    """Killed with a sampled step in the journal; a new engine samples the step after it, with that time's weights."""
     pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
     main, arguments = arguments_of("rl", whole)
     arguments = [*arguments, "engine=vllm", "num_steps=4", "eval_every=0", "max_model_len=400"]

@@ -368,7 +368,7 @@ def test_what_is_compared_does_not_depend_on_the_micro_batches(policy):
 
 
 def test_processes_run_equally_many_batches(policy, sizes):
-    """Another process needs four batches: this one's collectives must meet it four times, also with nothing to check."""
+    """Another process needs four batches: this one must meet it four times, also with nothing to check."""
 
     class OfTwo(World):
         def gather(self, value):

@@ -1,4 +1,7 @@
-"""The sections of a run's configuration, and what the configurations of both loops share. Imports no PyTorch."""
+"""The sections of a run's configuration, and the base that both loops' configurations share.
+
+This file imports no PyTorch, so that a command can check its arguments first.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,7 +27,7 @@ class ModelConfig:
     """Hugging Face folder or model name; null: a tiny model is made from `tiny`."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
     dtype: str = "bfloat16"
-    """Of the trained weights: bfloat16 or float32."""
+    """Type of the trained weights: bfloat16 or float32."""
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -33,6 +36,8 @@ class ModelConfig:
 
 
 class States(StrEnum):
+    """Whose memory banks sessions start from."""
+
     EXPERT = "expert"
     POLICY = "policy"
 
@@ -57,7 +62,7 @@ class DataConfig:
     repeat: int = 1
     """Times that each training dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
     max_turns: int = 60
-    """Turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py)."""
+    """Most turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py)."""
     num_steering: int = 0
     """Dialogues besides those of training and evaluation, on which the RL loop measures how much greedy decoding
     writes (`length_target`): generated ones share their pool of names with the held-out ones, of a file they are the
@@ -71,19 +76,21 @@ class DataConfig:
             or min(self.num_extra, self.num_steering) < 0
         ):
             raise ValueError(
-                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least one "
-                "dialogue on each side"
+                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least "
+                "one dialogue on each side"
             )
         if self.path is not None and self.prepared is not None:
             raise ValueError("give path or prepared, not both")
         if self.eval_path is not None and self.path is None and self.prepared is None:
             raise ValueError(
-                f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: give "
-                "data.path too (quickstart: --data)"
+                f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: "
+                "give data.path too (quickstart: --data)"
             )
 
 
 class OverLong(StrEnum):
+    """What becomes of a training sample that is too long (trainer/data/truncation.py)."""
+
     DROP = "drop"
     CUT = "cut"
     ERROR = "error"
@@ -94,7 +101,7 @@ class OptimConfig:
     lr: float = 1e-6
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """On matrices only; norms, biases and embeddings are never decayed."""
+    """Applied to matrices only; norms, biases and embeddings are never decayed."""
     beta1: float = 0.9
     beta2: float = 0.95
     warmup_ratio: float = 0.05
@@ -118,7 +125,7 @@ class Aggregation(StrEnum):
 
 
 class KLEstimator(StrEnum):
-    """Of KL(trainer || reference) from samples of the trainer, with d = ref - trainer (Schulman 2020)."""
+    """An estimate of KL(trainer || reference) from samples of the trainer; d = ref - trainer (Schulman 2020)."""
 
     K1 = "k1"
     """-d: unbiased, may be negative; its gradient alone has mean zero on policy."""
@@ -139,7 +146,7 @@ class LossConfig:
     clip_high: float | None = None
     """Upper side of the trust region; null: as `clip`. DAPO: 0.28."""
     dual_clip: float | None = None
-    """Largest ratio that a negative advantage is multiplied by, above 1 (Ye et al. 2020, arXiv 1912.09729); null: any."""
+    """Largest ratio that multiplies a negative advantage, above 1 (Ye et al. 2020, arXiv 1912.09729); null: any."""
     kl_coef: float = 0.02
     """Weight of the divergence from the reference; 0 drops the reference pass."""
     kl_estimator: KLEstimator = KLEstimator.K3
@@ -169,7 +176,7 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """What both loops are told."""
+    """The keys that both loops have."""
 
     out: str
     """Folder that the run writes to."""
@@ -185,8 +192,8 @@ class TrainConfig:
     max_tokens: int = 40000
     """Packed tokens of a micro-batch; shared tokens count once."""
     shared_bound: float = 0.02
-    """Largest mean |shared - dense| log-prob gap; a larger one stops the run. RL checks it every `parity_every` steps, SFT
-    on one session before the first step."""
+    """Largest mean |shared - dense| log-prob gap; a larger one stops the run. RL checks it every `parity_every` steps,
+    SFT on one session before the first step."""
     save_every: int
     """Steps between checkpoints; the last `keep_last` and the best one are kept."""
     keep_last: int = 2

@@ -59,8 +59,10 @@ def shares(trees: Sequence[Node], num_shares: int) -> list[list[Node]]:
 
 @contextmanager
 def micro_step(accelerator: Accelerator, policy, last: bool) -> Iterator[None]:
-    """Run forward and backward of a micro-batch inside: gradients are summed over processes, and DeepSpeed steps, in the
-    backward of the last one."""
+    """Forward and backward of a micro-batch run inside.
+
+    Gradients are summed over processes, and DeepSpeed steps, in the backward of the update's last micro-batch.
+    """
     accelerator.sync_gradients = last
     with nullcontext() if last else accelerator.no_sync(policy):
         yield
@@ -68,7 +70,7 @@ def micro_step(accelerator: Accelerator, policy, last: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def with_proximal(policy: Policy, updates: Sequence[Update], temperature: float) -> list[Update]:
-    """The updates with the policy's log-probs as they are before the first of them (`TokenValues.proximal_logprobs`)."""
+    """Fill in `TokenValues.proximal_logprobs`: the policy's log-probs before the first of the updates."""
     policy.eval()
 
     def filled(packed: PackedBatch) -> PackedBatch:
@@ -79,7 +81,7 @@ def with_proximal(policy: Policy, updates: Sequence[Update], temperature: float)
 
 @torch.no_grad()
 def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None, temperature: float) -> Rows:
-    """What the loss of a micro-batch needs besides the policy's own log-probs."""
+    """Gather what the loss of a micro-batch needs besides the policy's own log-probs."""
     ref_logprobs = None if reference is None else reference(packed, temperature).logprobs
     return Rows(scale=scale, values=packed.values, ref_logprobs=ref_logprobs, sequence=packed.sequence)
 
@@ -94,7 +96,7 @@ def means_over_tokens(sums: Mapping[str, torch.Tensor], num_tokens: int, acceler
 
 
 def named_weights(accelerator: Accelerator, policy) -> Iterator[tuple[str, torch.Tensor]]:
-    """The whole model under its Hugging Face names, a tied head included: vLLM on CPU keeps a packed copy of it.
+    """Yield the whole model under its Hugging Face names, a tied head too, of which vLLM on CPU keeps a packed copy.
 
     Under ZeRO-3 all processes must draw it together; one parameter at a time is gathered, and copied because engines
     buffer a layer's tensors until the layer is complete.
@@ -133,5 +135,5 @@ class Skips:
 
 
 def largest_norm(norms: Sequence[float]) -> float:
-    """The largest gradient norm of the updates that were taken; nan where all were left out, 0 where there were none."""
+    """The largest norm of the updates that were taken; nan where all were left out, 0 where there were none."""
     return max(filter(math.isfinite, norms), default=math.nan if norms else 0.0)

@@ -1,6 +1,8 @@
-"""Figures of a run, drawn from what it wrote: metrics.jsonl and summary.json. A metric that was not logged has no panel.
+"""Figures of a run, drawn from what it wrote: metrics.jsonl and summary.json.
 
-python -m trainer.plots runs/rl
+    python -m trainer.plots runs/rl
+
+A metric that was not logged has no panel.
 """
 
 import argparse
@@ -129,7 +131,7 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 
 def plot_run(run_dir: str | Path) -> list[Path]:
-    """Every figure the metrics.jsonl and summary.json of a run have data for, as PNGs in `run_dir`/plots."""
+    """Draw every figure that a run has data for, as PNGs in `run_dir`/plots."""
     run_dir = Path(run_dir)
     out_dir = run_dir / "plots"
     written = []
@@ -154,7 +156,7 @@ def read_series(path: str | Path) -> Series:
 
 
 def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | None:
-    """One figure, a panel below the other over the same steps; None when no line of any panel has data."""
+    """Draw one figure, a panel below the other over the same steps; None when no line of any panel has data."""
     present = [panel for panel in panels if any(line.metric in series for line in panel.lines)]
     if not present:
         return None
@@ -174,7 +176,7 @@ def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | N
 
 
 def plot_summary(path: str | Path, out: Path) -> Path | None:
-    """Accuracy per system, best first, with the memory it needed; None when no system has an accuracy."""
+    """Draw each system's accuracy, best first, and the memory it needed; None when no system has an accuracy."""
     systems = json.loads(Path(path).read_text(encoding="utf-8"))["systems"]
     scored = [(name, system) for name, system in systems.items() if system.get("accuracy") is not None]
     if not scored:

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: Options) -> dict:
-    """Every stage in order; returns what summary.json holds."""
+    """Run every stage in order; returns what summary.json holds."""
     sft_config, rl_config = load_configs(options)
     check_paths(sft_config)
     # after the arguments were checked: PyTorch and its company take seconds to load
@@ -126,7 +126,7 @@ def run(options: Options) -> dict:
 
 
 class Clock:
-    """Seconds per stage, summed where a stage comes twice."""
+    """Measures the seconds of each stage, summed where a stage comes twice."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -4,8 +4,9 @@
     python -m trainer.rl --config configs/quickstart_rl.yaml model.path=DIR          one process, CPU
     python -m trainer.rl --config configs/rl_qwen3_4b.yaml --dry-run                 what it would need; starts nothing
 
-Read `train` from top to bottom. It differs from the published method where that had a fault: rewards are computed in this
-process and never replaced by a fallback, sessions start from banks of the policy's own making, lengths share one unit.
+Read `train` from top to bottom. It differs from the published method where that had a fault: rewards are computed in
+this process and never replaced by a fallback, sessions start from banks of the policy's own making, lengths share one
+unit.
 
 Letters of shapes: S sessions of a step, A agents, G rollouts of a session; M tokens of a micro-batch that carry loss.
 """

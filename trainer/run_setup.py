@@ -215,9 +215,9 @@ def rl_builds(config: RLConfig, embedder: TextEmbedder) -> RLBuilds:
 def _check_prepared(config: RLConfig) -> None:
     if config.states is not States.EXPERT or not config.dense:
         raise ConfigError(
-            "data.prepared holds single sessions with the expert's memory before them, not every session of a dialogue: "
-            "set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to dialogues) for "
-            "data.path"
+            "data.prepared holds single sessions with the expert's memory before them, not every session of a "
+            "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
+            "dialogues) for data.path"
         )
     if config.eval_every and config.data.eval_path is None:
         raise ConfigError(

@@ -56,7 +56,7 @@ def _drop_gradient(parameter: torch.nn.Parameter) -> None:
 
 
 class Allocated(TorchDispatchMode):
-    """Bytes of the storages that operators made and nobody freed yet; those of `before` do not count."""
+    """Counts the bytes of storages that operators made and nobody freed yet; those of `before` do not count."""
 
     def __init__(self, before: list[torch.Tensor]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _MergedMemory(torch.autograd.Function):
 
 
 def _attention_memory(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
-    """Of query (1, H, N, D), key and value (1, Hkv, N, D): an output (1, N, H, D) without content."""
+    """Take query (1, H, N, D), key and value (1, Hkv, N, D); return an output (1, N, H, D) without content."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, H, D)
     return _MergedMemory.apply(query, key, value)[None], None
 

@@ -70,8 +70,8 @@ def _tokens(config: TrainConfig, launch: Launch, lengths: Lengths | None) -> lis
     packed = session_tokens(config, lengths.prompt, lengths.completion)
     over = " (over max_tokens: a micro-batch of its own)" * (packed > config.max_tokens)
     lines.append(
-        f"  at {lengths.prompt:,} + {lengths.completion:,} tokens: {sequences * lengths.completion:,} tokens to learn from, "
-        f"at most {packed:,} packed tokens a session{over}, {sessions * packed:,} a step"
+        f"  at {lengths.prompt:,} + {lengths.completion:,} tokens: {sequences * lengths.completion:,} tokens to learn "
+        f"from, at most {packed:,} packed tokens a session{over}, {sessions * packed:,} a step"
     )
     return lines
 

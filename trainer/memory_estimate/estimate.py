@@ -31,7 +31,7 @@ ENGINE_WORKSPACE_BYTES = 3 * GIB  # vLLM's own activations and CUDA graphs
 
 
 def session_tokens(config: TrainConfig, prompt: int, completion: int) -> int:
-    """Packed tokens of a session at most: as if its agents shared nothing of their prompts."""
+    """How many packed tokens a session has at most: as if its agents shared nothing of their prompts."""
     copies = config.num_rollouts if isinstance(config, RLConfig) else 1
     return len(Agent) * (prompt + copies * completion)
 
@@ -72,7 +72,7 @@ class Estimate:
 
     @property
     def excess(self) -> float:
-        """Bytes too many, over the phases."""
+        """How many bytes are too many, summed over the phases."""
         return sum(max(0.0, size - self.gpu_bytes) for size in self.phases.values())
 
     @property

@@ -53,18 +53,18 @@ def row_kernels(impl: Impl, device: torch.device):
 WORKSPACE_BYTES = 3 * 2**29
 """On a GPU: what the head may hold beyond its inputs and their gradients."""
 SLICE = 2**22
-"""Numbers that are rounded to a narrower type at once."""
+"""How many numbers are rounded to a narrower type at once."""
 
 
 def default_chunk_rows(num_rows: int, weight: torch.Tensor) -> int:
-    """On a CPU few enough that a chunk's logits stay in the cache."""
+    """How many rows a chunk has: on a CPU so few that its logits stay in the cache."""
     if weight.device.type != "cuda":
         return 128
     return chunk_rows_within(WORKSPACE_BYTES, num_rows, *weight.shape, weight.element_size())
 
 
 def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: int, item: int) -> int:
-    """All rows at once if their logits fit; else a chunk that fits beside the float32 sums over chunks."""
+    """Take all rows at once if their logits fit, else a chunk that fits beside the float32 sums over chunks."""
     if num_rows * vocabulary * item <= num_bytes:
         return max(num_rows, 1)
     sums = vocabulary * hidden * max(4 - item, 0)
@@ -87,7 +87,7 @@ class Head(torch.nn.Module):
         loss: LossFunction | None = None,
         whole_sequences: bool = False,
     ) -> HeadOutput | LossOutput:
-        """Of hidden states (M, H) and target ids (M,): log-probs under softmax(hidden W^T / T), or the loss on them."""
+        """Of hidden states (M, H) and target ids (M,) return log-probs under softmax(hidden W^T / T), or the loss."""
         if loss is None:
             return token_logprobs(hidden, self.weight, targets, temperature, impl=self.impl)
         return head_loss(hidden, self.weight, targets, temperature, loss, whole_sequences, impl=self.impl)
@@ -102,7 +102,7 @@ def token_logprobs(
     chunk_rows: int | None = None,
     impl: Impl = "auto",
 ) -> HeadOutput:
-    """Log-probs and entropies of the targets; no gradient."""
+    """Compute log-probs and entropies of the targets, without gradient."""
     kernels = row_kernels(impl, hidden.device)
     found = _empty_output(hidden)
     for chunk, logits in _logits(hidden, weight, chunk_rows or default_chunk_rows(len(hidden), weight)):
@@ -121,7 +121,7 @@ def head_loss(
     chunk_rows: int | None = None,
     impl: Impl = "auto",
 ) -> LossOutput:
-    """The loss summed over all rows, differentiable by `hidden` and `weight` (once: its gradients are made here)."""
+    """Sum the loss over all rows; its one backward hands out gradients by `hidden` and `weight` that are made here."""
     names: list[str] = []
     chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
     if not torch.is_grad_enabled():
@@ -227,13 +227,13 @@ def _evaluate(loss: LossFunction, logprobs, entropy, chunk: slice) -> tuple[Loss
 
 
 def _empty_output(hidden: torch.Tensor) -> HeadOutput:
-    """Filled chunk by chunk: small results kept between large ones would cut the heap into pieces that none fits."""
+    """Room for the results of all chunks: small ones kept between large ones would cut the heap into useless pieces."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     return HeadOutput(*(torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2)))
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Chunks of rows and their logits, all in one workspace: whoever gets a chunk is done with it before the next."""
+    """Yield chunks of rows and their logits, which all stand in one workspace: use one before drawing the next."""
     workspace = hidden.new_empty(min(chunk_rows, len(hidden)), len(weight))
     for start in range(0, len(hidden), chunk_rows):
         chunk = slice(start, min(start + chunk_rows, len(hidden)))
@@ -244,7 +244,7 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iter
 def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """gradient x factor in `dtype`, written over the gradient itself, which autograd will not ask for again.
 
-    A second gradient beside it would be the most that the head ever holds. What is narrowed keeps the wide one's storage.
+    A second gradient beside it would be the most that the head ever holds. A narrowed one keeps the wide one's storage.
     """
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
