@@ -12,7 +12,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -67,8 +67,16 @@ def dump(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
 
 
-def parse_args(cls: type[Config], argv: Sequence[str] | None, description: str) -> Config:
-    """The configuration named on a command line, `--config FILE key=value ...`; ends the program on a bad one."""
+def parse_args(
+    cls: type[Config],
+    argv: Sequence[str] | None,
+    description: str,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> tuple[Config, argparse.Namespace]:
+    """The configuration named on a command line, `--config FILE key=value ...`, and what else was given.
+
+    `add_options` declares further options of the command. A bad configuration ends the program.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         epilog=describe(cls),
@@ -76,9 +84,10 @@ def parse_args(cls: type[Config], argv: Sequence[str] | None, description: str) 
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set one key, after the file was read")
+    add_options(parser)
     arguments = parser.parse_intermixed_args(argv)
     try:
-        return load(cls, arguments.config, arguments.overrides)
+        return load(cls, arguments.config, arguments.overrides), arguments
     except ConfigError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

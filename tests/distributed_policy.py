@@ -15,14 +15,14 @@ import torch
 from torch import distributed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.batching.packing import Node, TrainSequence, build_tree, pack
+from trainer.configs import LossConfig, OptimConfig
 from trainer.distributed.process_group import World, start_accelerator, zero_stage
-from trainer.losses import LossConfig, adrpo, cross_entropy
-from trainer.model import head
-from trainer.model.head import Objective
+from trainer.losses import TokenValues, adrpo
+from trainer.model.head import LossFunction, row_kernels
 from trainer.model.policy import Policy
-from trainer.optim import OptimConfig, make_optimizer
+from trainer.optim import make_optimizer
 from trainer.optimizer_step import Skips, loss_rows, make_update, micro_step, named_weights
 
 STEPS, NUM_TREES, MAX_TOKENS = 10, 3, 12
@@ -33,7 +33,7 @@ def is_first() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def make_policy(tied: bool, checkpointing: bool) -> Policy:
+def make_policy(tied: bool, checkpointing: bool, head_impl: str = "auto") -> Policy:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
@@ -42,7 +42,7 @@ def make_policy(tied: bool, checkpointing: bool) -> Policy:
     model = Qwen3ForCausalLM(config)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model).train()
+    return Policy(model, head_impl).train()
 
 
 def trees_of(step: int) -> list[Node]:
@@ -50,16 +50,16 @@ def trees_of(step: int) -> list[Node]:
     draw = random.Random(step)
 
     def sequence(prompt: tuple[int, ...], size: int) -> TrainSequence:
-        values = {
-            "rollout_logprobs": [draw.uniform(-5, -3) for _ in range(size)],
-            "advantage": [draw.choice([-1.0, 0.5])] * size,
-            "weight": [draw.choice([1.0, 4.0])] * size,
-            "truncated": [0.0] * size,
-        }
+        values = TokenValues(
+            rollout_logprobs=tuple(draw.uniform(-5, -3) for _ in range(size)),
+            advantage=(draw.choice([-1.0, 0.5]),) * size,
+            weight=(draw.choice([1.0, 4.0]),) * size,
+            truncated=(0.0,) * size,
+        )
         return TrainSequence(
             prompt_token_ids=prompt,
             completion_token_ids=tuple(draw.choices(range(37), k=size)),
-            values={name: tuple(numbers) for name, numbers in values.items()},
+            values=values,
         )
 
     trees = []
@@ -69,38 +69,34 @@ def trees_of(step: int) -> list[Node]:
     return trees
 
 
-def objective_of(loss, packed, num_tokens: float) -> Objective:
-    config = LossConfig(kl_coef=0, entropy_coef=0.01)
+def loss_function(loss, packed, scale: float) -> LossFunction:
+    """What the head is given for a micro-batch; every token's loss is multiplied by `scale`."""
+    scales = torch.full(packed.sequence.shape, scale)
     if loss is cross_entropy:
-        return Objective(loss=loss, config=config, rows=supervised_rows(packed.sequence, num_tokens))
-    scale = torch.full(packed.sequence.shape, 1 / num_tokens)
-    return Objective(loss=loss, config=config, rows=loss_rows(packed, scale, None, 1.0))
+        return cross_entropy(scales)
+    config = LossConfig(kl_coef=0, entropy_coef=0.01)
+    return Objective(loss=loss, config=config, rows=loss_rows(packed, scales, None, 1.0))
 
 
 def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
     """What it ran on and the loss of each step; the final weights."""
     accelerator = start_accelerator(max_grad_norm=1.0)
     world = World.of(accelerator)
-    usual = head.row_kernels
-    if world.size > 1:
-        from trainer.kernels import triton_rows
-
-        head.row_kernels = lambda device: triton_rows
-    policy = make_policy(tied=False, checkpointing=world.size > 1)
+    impl = "triton" if world.size > 1 else "plain"
+    policy = make_policy(tied=False, checkpointing=world.size > 1, head_impl=impl)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, OptimConfig(lr=0.01)))
-    kernels, losses = head.row_kernels(accelerator.device).__name__, []
+    losses = []
     for step in range(STEPS):
         total = backward(accelerator, world, policy, loss, step)
         accelerator.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(accelerator.reduce(total)))
-    head.row_kernels = usual
     seen = {
         "ranks": accelerator.num_processes,
         "engine": type(policy).__name__,
         "stage": zero_stage(accelerator),
-        "kernels": kernels,
+        "kernels": row_kernels(impl, accelerator.device).__name__,
         "losses": losses,
     }
     return seen, whole(accelerator, policy)
@@ -110,13 +106,12 @@ def backward(accelerator, world: World, policy, loss, step: int, factor: float =
     """Gradients of a step, this rank's times `factor`; this rank's part of the mean loss."""
     update = make_update(trees_of(step), MAX_TOKENS, world, accelerator.device)
     total = torch.zeros(())
-    for packed, counts, last in update.weighted():
-        objective = objective_of(loss, packed, update.num_tokens / world.size)
-        objective.rows.scale.mul_(counts * factor)
-        with micro_step(accelerator, policy, last):
-            output = policy(packed, 1.0, objective)
+    for packed, is_real, is_last in update.weighted():
+        scale = world.size / update.num_tokens * is_real * factor
+        with micro_step(accelerator, policy, is_last):
+            output = policy(packed, 1.0, loss_function(loss, packed, scale))
             accelerator.backward(output.loss)
-        total += counts * output.metrics["loss"].sum() / update.num_tokens
+        total += is_real * output.metrics["loss"].sum() / update.num_tokens
     return total
 
 
@@ -165,7 +160,7 @@ def kept_bytes(stage: int) -> dict:
         before = weight.detach().clone()
     for number in range(2):
         packed = pack([trees_of(0)[number]])
-        loss = engine(packed, 1.0, objective_of(cross_entropy, packed, 10)).loss
+        loss = engine(packed, 1.0, loss_function(cross_entropy, packed, 0.1)).loss
         engine.set_gradient_accumulation_boundary(number == 1)
         engine.backward(loss)
     keeper = engine.optimizer

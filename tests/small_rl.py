@@ -1,6 +1,6 @@
 """SFT and RL in miniature, in this process: the real loops, a tiny model, the transformers engine."""
 
-from dataclasses import replace
+import copy
 from pathlib import Path
 
 import torch
@@ -15,18 +15,16 @@ from reward.score import RewardConfig
 from rollout.types import SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer import rl, sft
+from trainer.configs import LossConfig, ModelConfig, OptimConfig, TinyConfig
 from trainer.data.corpus import ExpertBuild, expert_builds, training_text
+from trainer.data.sft_examples import sft_trees
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.experience.collector import Collector
-from trainer.experience.evaluate import judge_policy
 from trainer.logs.run_log import RunLog, read_jsonl
-from trainer.losses import LossConfig
-from trainer.model.policy import ModelConfig, Policy, load_model
-from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
-from trainer.optim import OptimConfig
+from trainer.model.policy import Policy, load_model
+from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
-from trainer.run_setup import frozen_copy, make_collector, make_engine
-from trainer.sft import make_trees
+from trainer.run_setup import RLBuilds, RLParts, SFTParts, make_collector, make_engine
 from trainer.sft_config import SFTConfig
 
 SIZES = TinyConfig(vocab_size=600, hidden_size=32, num_layers=2, intermediate_size=64)
@@ -65,13 +63,13 @@ class Run:
     def __init__(self, config: RLConfig, builds: list[ExpertBuild] | None = None) -> None:
         self.config = config
         self.builds = builds_of(config) if builds is None else builds
-        scheme = load_scheme(config.scheme, config.prompts)
+        self.scheme = scheme = load_scheme(config.scheme, config.prompts)
         self.tokenizer = train_tokenizer(training_text(self.builds, scheme), scheme.tiny_tokens(3), SIZES.vocab_size)
         folder = Path(config.out) / "start"
         self.accelerator: Accelerator = start_accelerator(config.optim.max_grad_norm)
         self._learn_the_format(folder)
         self.policy = Policy(load_model(folder, config.model))
-        self.reference = frozen_copy(self.policy) if config.loss.kl_coef else None
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if config.loss.kl_coef else None
         self.engine = make_engine(config, folder)
         self.collector: Collector = make_collector(config, self.engine, self.tokenizer, HashEmbedder(), World())
 
@@ -81,27 +79,31 @@ class Run:
             out=str(folder.parent / "sft"), optim=OptimConfig(lr=2e-2), max_steps=16, sessions_per_step=8
         )
         model = build_model(self.tokenizer, SIZES, seed=1)
-        trees = make_trees(
-            replace(config, scheme=self.config.scheme, prompts=self.config.prompts),
-            self.builds,
-            self.tokenizer,
-            self.accelerator,
+        trees, _ = sft_trees(self.builds, self.tokenizer, self.scheme, config.max_length, config.over_long)
+        parts = SFTParts(
+            model=model,
+            tokenizer=self.tokenizer,
+            trees=trees,
+            accelerator=self.accelerator,
+            world=World(),
+            log=RunLog(config.out, None, {}, "sft"),
         )
-        log = RunLog(config.out, None, {}, "sft")
-        sft.train(config, model, self.tokenizer, trees, log, self.accelerator, World())
-        log.close()
+        sft.train(config, parts)
+        parts.log.close()
         model.save_pretrained(folder)
 
     def train(self) -> list[dict]:
         """The lines of metrics.jsonl."""
-        log = RunLog(self.config.out, None, {}, "rl")
-
-        def evaluate() -> dict[str, float]:
-            return judge_policy(self.builds, self.collector, "evaluation").metrics()
-
-        parts = (self.policy, self.reference, self.collector, self.builds, [])
-        rl.train(self.config, *parts, log, self.accelerator, evaluate)
-        log.close()
+        parts = RLParts(
+            policy=self.policy,
+            reference=self.reference,
+            collector=self.collector,
+            builds=RLBuilds(train=self.builds, steering=[], held_out=self.builds),
+            accelerator=self.accelerator,
+            log=RunLog(self.config.out, None, {}, "rl"),
+        )
+        rl.train(self.config, parts)
+        parts.log.close()
         return read_jsonl(Path(self.config.out) / "metrics.jsonl")
 
 

@@ -13,6 +13,7 @@ from trainer.advantages import StdScale, group_advantages
 from trainer.batching.packing import Node, TrainSequence, pack
 from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
 from trainer.experience.training_batch import Batch, make_batch
+from trainer.losses import TokenValues
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 ROLES = tuple(Agent)
@@ -160,13 +161,10 @@ def test_sequences_carry_their_own_numbers():
     batch = make_batch([group_of({SEMANTIC: (1.0, 0.0)}, weights=weights)], ROLES, StdScale.NONE)
     first, second = trained(batch)[(300,)], trained(batch)[(310, 311)]
     assert first.prompt_token_ids == second.prompt_token_ids == (1, 2, 12)
-    assert first.values == {"advantage": (0.5,), "weight": (4.0,), "truncated": (0.0,), "rollout_logprobs": (-0.5,)}
-    assert second.values == {
-        "advantage": (-0.5, -0.5),
-        "weight": (1.0, 1.0),
-        "truncated": (0.0, 0.0),
-        "rollout_logprobs": (-0.5, -1.0),
-    }
+    assert first.values == TokenValues(advantage=(0.5,), weight=(4.0,), truncated=(0.0,), rollout_logprobs=(-0.5,))
+    assert second.values == TokenValues(
+        advantage=(-0.5, -0.5), weight=(1.0, 1.0), truncated=(0.0, 0.0), rollout_logprobs=(-0.5, -1.0)
+    )
 
 
 def test_agents_are_compared_with_themselves_only():

@@ -192,7 +192,7 @@ def test_help_lists_every_key_with_type_default_and_text():
 
 def test_parse_args_takes_file_and_overrides_in_any_order(tmp_path):
     path = write(tmp_path, "model: m\nseed: 1\n")
-    config = parse_args(RunConfig, ["seed=2", "--config", path, "limit=3"], "test")
+    config, _ = parse_args(RunConfig, ["seed=2", "--config", path, "limit=3"], "test")
     assert (config.model, config.seed, config.limit) == ("m", 2, 3)
 
 

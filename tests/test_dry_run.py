@@ -7,26 +7,21 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.errors import ConfigError
+from rollout.types import SamplingConfig
 from trainer import rl, sft
 from trainer.batching.attention_plan import varlen_calls
-from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import TrainSequence, build_tree, pack
-from trainer.losses import LossConfig, cross_entropy
+from trainer.configs import ModelConfig, TrainConfig
 from trainer.memory_estimate.activations import Allocated, activation_bytes
 from trainer.memory_estimate.advice import advise, largest_micro_batch
-from trainer.memory_estimate.dry_run import main, report
-from trainer.memory_estimate.estimate import (
-    GIB,
-    Launch,
-    Rollouts,
-    Workload,
-    estimate,
-    head_bytes,
-    parameter_sizes,
-    state_parts,
-)
-from trainer.model.head import Objective, head_loss
+from trainer.memory_estimate.dry_run import report
+from trainer.memory_estimate.estimate import GIB, estimate, head_bytes, parameter_sizes, state_parts
+from trainer.memory_estimate.options import Launch
+from trainer.model.head import head_loss
 from trainer.model.shared_prefix import use_shared_prefix
+from trainer.rl_config import RLConfig
+from trainer.sft_config import SFTConfig
 
 QWEN3_4B = dict(
     hidden_size=2560, num_hidden_layers=36, intermediate_size=9728, num_attention_heads=32, num_key_value_heads=8,
@@ -52,20 +47,12 @@ def folder_small(tmp_path) -> str:
     return str(tmp_path)
 
 
-def workload_of(folder: str, rl: bool = False, **changes) -> Workload:
-    engine = {name: changes.pop(name) for name in ("engine_memory", "engine_sleep") if name in changes}
-    rollouts = Rollouts(
-        **dict(
-            num_rollouts=8, max_completion_tokens=600, max_model_len=2600, engine="vllm", engine_memory=0.6,
-            engine_sleep=False, has_reference=True,
-        )
-        | engine
-    )  # fmt: skip
-    settings = dict(
-        model_path=folder, dtype=torch.bfloat16, checkpointing=True, max_tokens=4000, sessions_per_step=32,
-        rollouts=rollouts if rl else None,
-    )  # fmt: skip
-    return Workload(**(settings | changes))
+def config_of(folder: str, rl: bool = False, checkpointing: bool = True, **changes) -> TrainConfig:
+    model = ModelConfig(path=folder, gradient_checkpointing=checkpointing)
+    settings = dict(model=model, max_tokens=4000, sessions_per_step=32) | changes
+    if not rl:
+        return SFTConfig(**settings)
+    return RLConfig(**dict(sampling=SamplingConfig(max_tokens=600), max_model_len=2600, engine_sleep=False) | settings)
 
 
 def part(found, name: str):
@@ -199,25 +186,23 @@ def test_head_workspace_is_what_the_head_allocates(rows, monkeypatch):
     states = torch.randn(rows, hidden, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(rows, dtype=torch.int64)
-    objective = Objective(
-        loss=cross_entropy, config=LossConfig(kl_coef=0), rows=supervised_rows(torch.zeros_like(targets), rows)
-    )
+    loss = cross_entropy(torch.ones(rows) / rows)
     with Allocated([states, weight, targets]) as memory:
-        head_loss(states, weight, targets, 1.0, objective, chunk_rows=chunk_rows).loss.backward()
+        head_loss(states, weight, targets, 1.0, loss, chunk_rows=chunk_rows).loss.backward()
     own = states.nbytes  # counted by the formula, there before here
     assert head_bytes(rows, hidden, vocabulary, 2) == pytest.approx(memory.peak + own, rel=0.03)
 
 
 def test_keys_and_values_of_qwen3_4b(folder_4b):
     # 2 x 36 layers x 8 heads x 128 x 2 bytes; 60% of 80 GiB less the weights and 3 GiB of vLLM's own
-    found = estimate(workload_of(folder_4b, rl=True, max_tokens=64), Launch(zero_stage=2))
+    found = estimate(config_of(folder_4b, rl=True, max_tokens=64), Launch(zero_stage=2))
     assert found.kv_bytes_per_token == 147_456
     assert found.kv_bytes == pytest.approx(0.6 * 80 * GIB - 2 * 4_022_468_096 - 3 * GIB)
 
 
 def test_phases_are_sums_of_their_parts(folder_small):
     awake, asleep = (
-        estimate(workload_of(folder_small, rl=True, engine_sleep=sleep), Launch(zero_stage=2, gpu_memory_gib=16))
+        estimate(config_of(folder_small, rl=True, engine_sleep=sleep), Launch(zero_stage=2, gpu_memory_gib=16))
         for sleep in (False, True)
     )
     assert awake.phases["update"] == sum(each.update for each in awake.parts)
@@ -228,32 +213,32 @@ def test_phases_are_sums_of_their_parts(folder_small):
 
 
 def test_largest_micro_batch_just_fits(folder_small):
-    workload, launch = workload_of(folder_small), Launch(zero_stage=2, gpu_memory_gib=6)
-    largest = largest_micro_batch(workload, launch)
-    assert estimate(workload, launch, largest).fits
-    assert not estimate(workload, launch, largest + 2000).fits
+    config, launch = config_of(folder_small), Launch(zero_stage=2, gpu_memory_gib=6)
+    largest = largest_micro_batch(config, launch)
+    assert estimate(config, launch, largest).fits
+    assert not estimate(config, launch, largest + 2000).fits
 
 
 def test_advice_holds_when_followed(folder_small):
     launch = Launch(zero_stage=2, gpu_memory_gib=6)
-    workload = workload_of(folder_small, checkpointing=False, max_tokens=300_000)
-    assert not estimate(workload, launch).fits
-    heading, *changes = advise(workload, launch)
+    config = config_of(folder_small, checkpointing=False, max_tokens=300_000)
+    assert not estimate(config, launch).fits
+    heading, *changes = advise(config, launch)
     assert heading == "Fits with any one of"
     (tokens,) = (line.strip() for line in changes if "max_tokens=" in line)
-    followed = workload_of(
+    followed = config_of(
         folder_small, checkpointing=False, max_tokens=int(tokens.split(",")[0].removeprefix("max_tokens="))
     )
     assert estimate(followed, launch).fits
     assert "  model.gradient_checkpointing=true" in changes
-    assert estimate(workload_of(folder_small, checkpointing=True, max_tokens=300_000), launch).fits
+    assert estimate(config_of(folder_small, checkpointing=True, max_tokens=300_000), launch).fits
 
 
 def test_several_changes_are_named_together(folder_small):
-    workload = workload_of(
+    config = config_of(
         folder_small, rl=True, checkpointing=False, max_tokens=40_000, engine_memory=0.9, engine_sleep=False
     )
-    heading, *changes = advise(workload, Launch(zero_stage=2, gpu_memory_gib=5.5))
+    heading, *changes = advise(config, Launch(zero_stage=2, gpu_memory_gib=5.5))
     assert heading == "Fits with all of"
     # vLLM leaves too little in generation, and then the activations are too many; sleep would help, but is not needed
     assert [change.split(":")[0].strip() for change in changes] == [
@@ -262,20 +247,20 @@ def test_several_changes_are_named_together(folder_small):
 
 
 def test_hopeless_runs_are_told_so(folder_small):
-    assert advise(workload_of(folder_small), Launch(zero_stage=2, gpu_memory_gib=1)) == [
+    assert advise(config_of(folder_small), Launch(zero_stage=2, gpu_memory_gib=1)) == [
         "Nothing above makes it fit: more or larger GPUs, or a smaller model (model.path)"
     ]
 
 
 def test_report_warns_of_what_no_sum_shows(folder_small):
-    text = report(workload_of(folder_small, rl=True), Launch(num_processes=64, gpu_memory_gib=16))
+    text, _ = report(config_of(folder_small, rl=True), Launch(num_processes=64, gpu_memory_gib=16))
     assert "No float32 master weights" in text
     assert "32 GPUs get no session: raise sessions_per_step" in text
     # 32 sessions x 4 agents x 8 rollouts x 600 tokens
     assert "1,024 sequences" in text and "at most 614,400 tokens" in text
     assert "trains on at most 128,000 packed tokens, if no session is longer than max_tokens" in text
-    small = workload_of(folder_small, rl=True, engine_memory=0.1)
-    small_share = report(small, Launch(gpu_memory_gib=16, zero_stage=2))
+    small = config_of(folder_small, rl=True, engine_memory=0.1)
+    small_share, _ = report(small, Launch(gpu_memory_gib=16, zero_stage=2))
     assert "vLLM WOULD NOT START" in small_share
 
 
@@ -284,24 +269,30 @@ def write_config(path, folder: str, extra: str = ""):
     return str(path)
 
 
+def dry_run(main, *arguments: str) -> int:
+    """The exit status of a trainer's dry run."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--dry-run", *arguments])
+    return ended.value.code
+
+
 def test_command_line_prints_and_says_by_its_status_whether_it_fits(tmp_path, folder_small, capsys):
     config = write_config(tmp_path / "sft.yaml", folder_small)
-    main(["sft", "--config", config, "--zero", "2", "--prompt-tokens", "900", "--completion-tokens", "100"])
+    options = ["--config", config, "--zero", "2", "--completion-tokens", "100", "--prompt-tokens"]
+    assert dry_run(sft.main, *options, "900") == 0
     text = capsys.readouterr().out
     assert "fits, " in text and "ZeRO-2" in text
     # 16 sessions x 4 agents x (900 + 100)
     assert "at most 4,000 packed tokens a session, 64,000 a step" in text
-    main(["sft", "--config", config, "--zero", "2", "--prompt-tokens", "9000", "--completion-tokens", "100"])
+    assert dry_run(sft.main, *options, "9000") == 0
     assert "36,400 packed tokens a session (over max_tokens: a micro-batch of its own)" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        main(["sft", "--config", config, "--zero", "2", "--gpu-memory-gib", "2.2"])
-    assert stopped.value.code == 1
+    assert dry_run(sft.main, "--config", config, "--zero", "2", "--gpu-memory-gib", "2.2") == 1
     assert "DOES NOT FIT" in (text := capsys.readouterr().out) and "  model.gradient_checkpointing=true" in text
 
 
 def test_command_line_takes_an_rl_run(tmp_path, folder_small, capsys):
     config = write_config(tmp_path / "rl.yaml", folder_small, "max_model_len: 8000\n")
-    main(["rl", "--config", config, "--zero", "2", "--num-processes", "8", "num_rollouts=4"])
+    assert dry_run(rl.main, "--config", config, "--zero", "2", "--num-processes", "8", "num_rollouts=4") == 0
     text = capsys.readouterr().out
     assert "reference policy (KL)" in text and "KV cache: " in text and "8 GPUs of 80 GiB" in text
     assert "512 sequences" in text  # 32 x 4 x 4
@@ -309,13 +300,15 @@ def test_command_line_takes_an_rl_run(tmp_path, folder_small, capsys):
 
 def test_a_folder_without_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no config.json at .*nowhere.*model.path=DIR"):
-        estimate(workload_of(str(tmp_path / "nowhere")), Launch())
+        estimate(config_of(str(tmp_path / "nowhere")), Launch())
 
 
 def test_the_trainers_offer_it_themselves(folder_small, tmp_path, capsys):
     config = write_config(tmp_path / "rl.yaml", folder_small)
-    rl.main(["--dry-run", "--config", config, "--zero", "2"])
+    assert dry_run(rl.main, "--config", config, "--zero", "2") == 0
     assert "KV cache" in capsys.readouterr().out
-    sft.main(["--config", config, "--zero", "2", "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        sft.main(["--config", config, "--zero", "2", "--dry-run"])
+    assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "GiB on each GPU" in out and "KV cache" not in out

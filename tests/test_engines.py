@@ -22,9 +22,11 @@ from rollout.sampler import Task, sample_groups
 from rollout.seeding import isolated_rng, restore_rng, rng_state, seed_everything
 from rollout.tokens import TokenCounter, decode_completion, encode_completion, encode_prompt, load_tokenizer
 from rollout.types import Completion, Engine, SamplingConfig
-from trainer.batching.packing import TrainSequence, build_tree, pack
+from tests.sequences import sequence
+from trainer.batching.packing import build_tree, pack
+from trainer.configs import TinyConfig
 from trainer.model.policy import Policy
-from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
+from trainer.model.tiny_model import build_model, train_tokenizer
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 TINY = TinyConfig(
@@ -158,15 +160,11 @@ def test_logprobs_from_disk_equal_transformers(started, model):
 def test_logprobs_equal_the_trainers_packed_ones(started, model_dir):
     policy = Policy(Qwen3ForCausalLM.from_pretrained(model_dir))
     sequences = [
-        TrainSequence(
-            prompt_token_ids=tuple(prompt),
-            completion_token_ids=completion.token_ids,
-            values={"rollout_logprobs": completion.rollout_logprobs},
-        )
+        sequence(prompt, completion.token_ids, rollout_logprobs=completion.rollout_logprobs)
         for prompt, completion in flat(started.first)
     ]
     batch = pack([build_tree(sequences)])
-    assert (policy(batch).logprobs - batch.values["rollout_logprobs"]).abs().max() <= TOLERANCE
+    assert (policy(batch).logprobs - batch.values.rollout_logprobs).abs().max() <= TOLERANCE
 
 
 def test_shape_and_order(engine):

@@ -18,8 +18,9 @@ from tests.test_snapshots import small_disk  # noqa: F401
 from trainer import export as exporting
 from trainer import sft
 from trainer.batching.packing import TrainSequence, dense_tree, pack
+from trainer.configs import ModelConfig
 from trainer.export import export
-from trainer.model.policy import ModelConfig, Policy, load_model
+from trainer.model.policy import Policy, load_model
 from trainer.model.shared_prefix import hidden_states
 
 NUM_TOKENS = 12

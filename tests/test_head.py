@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from trainer.batching.loss_rows import Rows, supervised_rows
+from trainer.batching.loss_rows import Objective, Rows, cross_entropy
+from trainer.configs import KLEstimator, LossConfig
 from trainer.kernels import plain_rows
-from trainer.losses import LOSSES, Aggregation, KLEstimator, LossConfig, cross_entropy
-from trainer.model.head import Head, Objective, _scaled_, chunk_rows_within, head_loss, token_logprobs
+from trainer.losses import LOSSES, TokenValues
+from trainer.model.head import Head, _scaled_, chunk_rows_within, head_loss, token_logprobs
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = (5, 1, 7, 3, 4)
@@ -21,7 +22,7 @@ NUM_ROWS, WIDTH, VOCAB = sum(LENGTHS), 6, 37
 
 
 def config_of(name: str, **changes) -> LossConfig:
-    own = {"dapo": {"clip_high": 0.28}, "dr_grpo": {"aggregation": Aggregation.CONSTANT}}.get(name, {})
+    own = {"dapo": {"clip_high": 0.28}}.get(name, {})
     return LossConfig(name=name, **{"kl_coef": 0.1, "entropy_coef": 0.05, "tis_cap": 1.1} | own | changes)
 
 
@@ -38,24 +39,25 @@ def case():
     near = token_logprobs(hidden, weight, targets, 0.7).logprobs
     rows = Rows(
         scale=torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64),
-        proximal_logprobs=near + 0.3 * normal(NUM_ROWS),
-        rollout_logprobs=near + 0.3 * normal(NUM_ROWS),
+        values=TokenValues(
+            proximal_logprobs=near + 0.3 * normal(NUM_ROWS),
+            rollout_logprobs=near + 0.3 * normal(NUM_ROWS),
+            advantage=normal(NUM_ROWS),
+            weight=1 + 3 * torch.randint(2, (NUM_ROWS,), generator=generator).double(),
+            truncated=torch.tensor([k % 2 for k, length in enumerate(LENGTHS) for _ in range(length)]).double(),
+        ),
         ref_logprobs=near + 0.3 * normal(NUM_ROWS),
-        advantage=normal(NUM_ROWS),
-        weight=1 + 3 * torch.randint(2, (NUM_ROWS,), generator=generator).double(),
-        truncated=torch.tensor([k % 2 for k, length in enumerate(LENGTHS) for _ in range(length)]).double(),
         sequence=torch.tensor([k for k, length in enumerate(LENGTHS) for _ in range(length)]),
     )
     return hidden, weight, targets, rows
 
 
-def by_autograd(hidden, weight, targets, objective: Objective, temperature: float):
+def by_autograd(hidden, weight, targets, loss_function, temperature: float):
     """Loss, metrics and gradients with all logits at once, every step by autograd."""
     z = hidden @ weight.T / temperature
     distribution = Categorical(logits=z)
-    inputs = objective.rows.inputs(distribution.log_prob(targets), distribution.entropy(), slice(None))
-    per_token, metrics = objective.loss(inputs, objective.config)
-    loss = (per_token * objective.rows.scale).sum()
+    per_token, metrics = loss_function(distribution.log_prob(targets), distribution.entropy(), slice(None))
+    loss = per_token.sum()
     return loss, metrics, torch.autograd.grad(loss, (hidden, weight))
 
 
@@ -74,17 +76,17 @@ def test_every_loss_equals_autograd_whatever_the_chunk(case, config, chunk_rows)
     hidden, weight, targets, rows = case
     objective = Objective(loss=LOSSES[config.name], config=config, rows=rows)
     expected, metrics, gradients = by_autograd(hidden, weight, targets, objective, temperature=0.7)
-    output = head_loss(hidden, weight, targets, 0.7, objective, chunk_rows)
+    output = head_loss(hidden, weight, targets, 0.7, objective, objective.whole_sequences, chunk_rows)
     assert_close(output.loss, expected)
     for found, truth in zip(torch.autograd.grad(output.loss, (hidden, weight)), gradients, strict=True):
         assert_close(found, truth)
-    assert set(output.metrics) == {"loss", *metrics}
+    assert set(output.metrics) == set(metrics) >= {"loss", "entropy", "sampling/logp_difference/mean"}
     for name, values in metrics.items():
         torch.testing.assert_close(output.metrics[name], values.detach())
 
 
 def test_a_loss_of_ones_own_that_mixes_tokens_is_never_cut(case):
-    """Without the `per_token` mark the head hands over all rows at once, however small its chunks."""
+    """A loss without the `per_token` mark is given all rows at once, however small the head's chunks."""
     hidden, weight, targets, rows = case
 
     def centred(inputs, config):
@@ -92,7 +94,8 @@ def test_a_loss_of_ones_own_that_mixes_tokens_is_never_cut(case):
 
     objective = Objective(loss=centred, config=LossConfig(), rows=rows)
     expected, _, gradients = by_autograd(hidden, weight, targets, objective, temperature=1.0)
-    output = head_loss(hidden, weight, targets, 1.0, objective, chunk_rows=3)
+    assert objective.whole_sequences
+    output = head_loss(hidden, weight, targets, 1.0, objective, objective.whole_sequences, chunk_rows=3)
     assert_close(output.loss, expected)
     assert_close(torch.autograd.grad(output.loss, hidden)[0], gradients[0])
 
@@ -100,25 +103,24 @@ def test_a_loss_of_ones_own_that_mixes_tokens_is_never_cut(case):
 def test_a_tied_weight_gets_both_gradients(case):
     """The weight also makes the hidden states, as an embedding does."""
     _, weight, targets, rows = case
-    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
+    loss = cross_entropy(rows.scale)
     embedded = weight[targets.roll(1)].tanh()
-    expected = torch.autograd.grad(by_autograd_loss(embedded, weight, targets, objective), weight)[0]
+    expected = torch.autograd.grad(by_autograd_loss(embedded, weight, targets, loss), weight)[0]
     embedded = weight[targets.roll(1)].tanh()
-    output = head_loss(embedded, weight, targets, 1.0, objective, chunk_rows=4)
+    output = head_loss(embedded, weight, targets, 1.0, loss, chunk_rows=4)
     assert_close(torch.autograd.grad(output.loss, weight)[0], expected)
 
 
-def by_autograd_loss(hidden, weight, targets, objective: Objective) -> torch.Tensor:
+def by_autograd_loss(hidden, weight, targets, loss_function) -> torch.Tensor:
     logprobs = (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
-    inputs = objective.rows.inputs(logprobs, torch.zeros_like(logprobs), slice(None))
-    return (objective.loss(inputs, objective.config)[0] * objective.rows.scale).sum()
+    return loss_function(logprobs, torch.zeros_like(logprobs), slice(None))[0].sum()
 
 
 def test_an_outer_factor_reaches_both_gradients(case):
     hidden, weight, targets, rows = case
-    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
-    once = torch.autograd.grad(head_loss(hidden, weight, targets, 1.0, objective).loss, (hidden, weight))
-    thrice = torch.autograd.grad(3 * head_loss(hidden, weight, targets, 1.0, objective).loss, (hidden, weight))
+    loss = cross_entropy(rows.scale)
+    once = torch.autograd.grad(head_loss(hidden, weight, targets, 1.0, loss).loss, (hidden, weight))
+    thrice = torch.autograd.grad(3 * head_loss(hidden, weight, targets, 1.0, loss).loss, (hidden, weight))
     for one, three in zip(once, thrice, strict=True):
         assert_close(three, 3 * one)
 
@@ -126,11 +128,11 @@ def test_an_outer_factor_reaches_both_gradients(case):
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
 def test_a_frozen_side_gets_no_gradient_and_the_other_its_own(case, frozen):
     hidden, weight, targets, rows = case
-    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
-    both = dict(zip(("hidden", "weight"), by_autograd(hidden, weight, targets, objective, 1.0)[2], strict=True))
+    loss = cross_entropy(rows.scale)
+    both = dict(zip(("hidden", "weight"), by_autograd(hidden, weight, targets, loss, 1.0)[2], strict=True))
     tensors = {"hidden": hidden, "weight": weight}
     tensors[frozen] = tensors[frozen].detach()
-    output = head_loss(tensors["hidden"], tensors["weight"], targets, 1.0, objective, chunk_rows=4)
+    output = head_loss(tensors["hidden"], tensors["weight"], targets, 1.0, loss, chunk_rows=4)
     other = "weight" if frozen == "hidden" else "hidden"
     assert_close(torch.autograd.grad(output.loss, tensors[other])[0], both[other])
 
@@ -140,29 +142,27 @@ def test_without_gradients_none_are_made(case, monkeypatch):
     monkeypatch.setattr(plain_rows, "write_gradient_", lambda *_: pytest.fail("a gradient nobody asked for"))
     objective = Objective(loss=LOSSES["gspo"], config=config_of("gspo"), rows=rows)
     with torch.no_grad():
-        assert not head_loss(hidden, weight, targets, 1.0, objective, chunk_rows=4).loss.requires_grad
+        assert not head_loss(hidden, weight, targets, 1.0, objective, True, chunk_rows=4).loss.requires_grad
 
 
 def test_huge_logits_stay_finite():
     hidden = torch.tensor([[200.0, 0.0], [-300.0, 1.0]], requires_grad=True)
     weight = torch.tensor([[100.0, 0.0], [0.0, 100.0], [-100.0, 0.0]], requires_grad=True)
     targets = torch.tensor([0, 1])
-    rows = supervised_rows(torch.tensor([0, 1]), num_tokens=2)
-    output = head_loss(hidden, weight, targets, 1.0, Objective(loss=cross_entropy, config=LossConfig(), rows=rows))
+    output = head_loss(hidden, weight, targets, 1.0, cross_entropy(torch.tensor([0.5, 0.5])))
     assert output.head.logprobs.tolist() == pytest.approx([0.0, -29900.0])
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(output.loss, (hidden, weight)))
 
 
 def test_low_precision_weights_gather_their_gradient_in_float32():
-    """256 chunks of bfloat16: adding up in bfloat16 loses over 1%, in float32 only the products' own error is left."""
+    """256 chunks of bfloat16: adding up in bfloat16 loses over 1%, in float32 it leaves the products' own error."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(256, 32), torch.randn(64, 32) / 6
-    targets, rows = torch.randint(64, (256,)), supervised_rows(torch.arange(256), num_tokens=1)
-    objective = Objective(loss=cross_entropy, config=LossConfig(), rows=rows)
+    targets, cross = torch.randint(64, (256,)), cross_entropy(torch.ones(256))
 
     def weight_gradient(dtype: torch.dtype, chunk_rows: int) -> torch.Tensor:
         own = weight.bfloat16().to(dtype).requires_grad_()
-        loss = head_loss(hidden.bfloat16().to(dtype), own, targets, 1.0, objective, chunk_rows).loss
+        loss = head_loss(hidden.bfloat16().to(dtype), own, targets, 1.0, cross, chunk_rows=chunk_rows).loss
         return torch.autograd.grad(loss, own)[0].float()
 
     truth = weight_gradient(torch.float32, 256)

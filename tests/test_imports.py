@@ -22,8 +22,8 @@ ORDER = {
         " trajectories evaluation"
     ).split(),
     "trainer": (
-        "losses advantages optim batching kernels model data distributed checkpoint logs experience rl_config"
-        " sft_config memory_estimate optimizer_step"
+        "configs advantages rl_config sft_config losses optim batching kernels model data distributed checkpoint logs"
+        " experience memory_estimate optimizer_step"
     ).split(),
 }
 FILES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))

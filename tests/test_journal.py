@@ -25,7 +25,8 @@ from reward.score import RewardConfig, RewardStatus, Score
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, Rollout, Sample, SamplingConfig
 from tests.fakes import HashEmbedder
-from trainer.data.corpus import States, expert_builds, training_text
+from trainer.configs import States
+from trainer.data.corpus import expert_builds, training_text
 from trainer.experience import rollout_cache
 from trainer.experience.collector import Collector
 from trainer.experience.session_stream import SessionStream

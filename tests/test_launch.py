@@ -15,9 +15,9 @@ import yaml
 from torch.distributed.launcher.api import LaunchConfig
 
 from membuilder.config import load
-from tests.test_dry_run import folder_4b  # noqa: F401
-from trainer.memory_estimate.dry_run import parse
-from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, Launch, estimate
+from trainer.command_line import read
+from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, estimate
+from trainer.memory_estimate.options import Launch, dry_run_of
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
@@ -268,8 +268,10 @@ def test_the_published_configs_fit_80_gib_as_their_heads_say(name, launch, folde
     stage, path = name.split("_")[0], ROOT / f"configs/{name}.yaml"
     head = path.read_text(encoding="utf-8").splitlines()
     assert f"#   python -m trainer.{stage} --dry-run --config configs/{name}.yaml {' '.join(options)}" in head
-    workload, given, _ = parse([stage, "--config", str(path), *options, f"model.path={folder_4b}"])
+    kind = {"sft": SFTConfig, "rl": RLConfig}[stage]
+    config, arguments = read(kind, ["--config", str(path), *options, f"model.path={folder_4b}"], "")
+    given, _ = dry_run_of(arguments)
     assert given == Launch(**launch) and given.gpu_memory_gib == 80
-    assert estimate(workload, given).fits
+    assert estimate(config, given).fits
     if "offload_optimizer" in launch:  # "only" so
-        assert not estimate(workload, Launch(zero_stage=2)).fits
+        assert not estimate(config, Launch(zero_stage=2)).fits

@@ -5,28 +5,31 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from membuilder.config import load
 from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
+from tests.sequences import sequence
+from trainer.advantages import StdScale
 from trainer.batching.loss_rows import token_scale
 from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, pack
+from trainer.configs import Aggregation, KLEstimator, LossConfig
 from trainer.losses import (
     LOSSES,
-    Aggregation,
-    KLEstimator,
-    LossConfig,
     LossInputs,
     adrpo,
     cispo,
     dapo,
-    dr_grpo,
     grpo,
     gspo,
+    mismatch_correction,
     needs_whole_sequences,
+    regularizer,
     reinforce,
     resolve_loss,
 )
 from trainer.model.policy import Policy
-from trainer.optimizer_step import Update, loss_rows, remember_proximal, shares
+from trainer.optimizer_step import Update, largest_norm, loss_rows, shares, with_proximal
+from trainer.rl_config import RLConfig
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
 
@@ -244,6 +247,21 @@ def test_a_completion_sampled_by_another_distribution_is_masked_whole():
     assert metrics["sampling/sequence_masked/mean"].tolist() == [1, 1, 0, 0]
 
 
+def test_losses_change_nothing_they_were_given():
+    """Metrics come back from every part; none is written into a dict of the caller's."""
+    inputs = inputs_of([1.1, 0.9], advantage=1, mismatch=1.5, ref_minus_trainer=0.5, sequence=[0, 0])
+    config = LossConfig(kl_coef=0.1, tis_cap=2.0, sequence_mask=[0.5, 2.0])
+    before = inputs.columns()
+    assert set(mismatch_correction(inputs, config)[1]) == {
+        "sampling/importance_sampling_ratio/mean",
+        "sampling/sequence_masked/mean",
+    }
+    assert set(regularizer(inputs, config)[1]) == {"kl"}
+    for loss in LOSSES.values():
+        loss(inputs, config)
+    assert all(inputs.columns()[name] is column for name, column in before.items())
+
+
 # the other losses
 
 
@@ -274,10 +292,14 @@ def test_dapo_masks_cut_completions_and_nothing_else():
     assert metrics["overlong_masked/mean"].tolist() == [1, 0, 0]
 
 
-def test_dr_grpo_is_grpo_under_another_denominator():
-    config = LossConfig(name="dr_grpo", aggregation=Aggregation.CONSTANT, kl_coef=0)
-    inputs = inputs_of([0.9, 1.5], advantage=[1.0, -2.0])
-    assert torch.equal(dr_grpo(inputs, config)[0], grpo(inputs, config)[0])
+def test_dr_grpo_is_a_preset_of_two_keys():
+    config = load(RLConfig, None, ["loss.name=dr_grpo", "loss.kl_coef=0"])
+    assert (config.loss.name, config.loss.aggregation, config.loss.kl_coef) == ("grpo", Aggregation.CONSTANT, 0)
+    assert config.advantage_std is StdScale.NONE
+    assert load(RLConfig, None, ["loss.name=grpo"]).advantage_std is StdScale.GROUP
+    for own in ("loss.aggregation=sequence", "advantage_std=batch"):
+        with pytest.raises(ConfigError, match="dr_grpo sets loss.aggregation=constant and advantage_std=none"):
+            load(RLConfig, None, ["loss.name=dr_grpo", own])
 
 
 def test_gspo_clips_by_the_completions_geometric_mean_and_reaches_every_token():
@@ -357,16 +379,11 @@ def tiny_policy(seed: int) -> Policy:
 
 
 def test_rows_of_a_batch_know_everything_but_the_policy():
-    values = {
-        "rollout_logprobs": (-1.0, -2.0),
-        "advantage": (1.0, 1.0),
-        "weight": (4.0, 4.0),
-        "truncated": (0.0, 0.0),
-    }
-    packed = pack([build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])])
+    values = {"rollout_logprobs": (-1.0, -2.0), "advantage": (1.0, 1.0), "weight": (4.0, 4.0)}
+    packed = pack([build_tree([sequence((1, 2), (3, 4), **values)])])
     reference = tiny_policy(1)
     rows = loss_rows(packed, torch.tensor([0.5, 0.5]), reference, temperature=1.0)
-    assert rows.rollout_logprobs.tolist() == [-1, -2] and rows.weight.tolist() == [4, 4]
+    assert rows.values.rollout_logprobs.tolist() == [-1, -2] and rows.values.weight.tolist() == [4, 4]
     torch.testing.assert_close(rows.ref_logprobs, reference(packed).logprobs)
     assert not rows.ref_logprobs.requires_grad
 
@@ -378,16 +395,22 @@ def test_rows_of_a_batch_know_everything_but_the_policy():
 
 
 def test_several_updates_share_the_behaviour_of_the_first():
-    values = dict.fromkeys(("rollout_logprobs", "advantage", "weight", "truncated"), (0.0, 0.0))
-    packed = pack([build_tree([TrainSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, 4), values=values)])])
+    packed = pack([build_tree([sequence((1, 2), (3, 4), advantage=(0.0, 0.0))])])
     policy = tiny_policy(0)
     before = policy(packed).logprobs
     update = Update(batches=[packed], num_real=1, num_tokens=2, num_sequences=1, ids=[""])
-    remember_proximal(policy, [update], temperature=1.0)
+    (filled,) = with_proximal(policy, [update], temperature=1.0)
+    assert packed.values.proximal_logprobs is None, "what was given is left as it was"
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(2)
-    rows = loss_rows(packed, torch.ones(2), None, temperature=1.0)
-    assert torch.equal(rows.proximal_logprobs, before) and not torch.equal(policy(packed).logprobs, before)
+    rows = loss_rows(filled.batches[0], torch.ones(2), None, temperature=1.0)
+    assert torch.equal(rows.values.proximal_logprobs, before) and not torch.equal(policy(packed).logprobs, before)
+
+
+def test_the_largest_norm_is_that_of_the_updates_that_were_taken():
+    assert largest_norm([0.5, 2.0, 1.0]) == 2.0
+    assert largest_norm([math.nan, 0.5, math.inf]) == 0.5
+    assert math.isnan(largest_norm([math.nan])) and largest_norm([]) == 0.0
 
 
 def test_shares_deal_every_tree_once():
@@ -416,7 +439,6 @@ def test_shares_deal_every_tree_once():
         ({"tis_cap": -1}, "tis_cap > 0"),
         ({"sequence_mask": [0.9]}, "sequence_mask needs"),
         ({"sequence_mask": [1.1, 1.2]}, "sequence_mask needs"),
-        ({"name": "dr_grpo"}, "dr_grpo needs aggregation: constant"),
         ({"name": "dapo"}, "dapo needs clip_high"),
     ],
     ids=str,
@@ -428,7 +450,7 @@ def test_config_out_of_range(wrong, problem):
 
 def test_known_losses():
     assert resolve_loss("adrpo") is adrpo and resolve_loss("gspo") is gspo
-    assert sorted(LOSSES) == ["adrpo", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "reinforce"]
+    assert sorted(LOSSES) == ["adrpo", "cispo", "dapo", "grpo", "gspo", "reinforce"]
 
 
 @pytest.mark.parametrize("name", ["ppo", "clipped_objective", "ADRPO", ""])

@@ -22,7 +22,8 @@ from tests.forks import embedder  # noqa: F401
 from tests.launchers import ADDRESSES, NODES, await_steps, launched, namespaces, nodes, process_of_rank, rows
 from trainer import rl
 from trainer.export import export
-from trainer.memory_estimate.estimate import Launch, state_parts
+from trainer.memory_estimate.estimate import state_parts
+from trainer.memory_estimate.options import Launch
 
 pytestmark = pytest.mark.slow
 WRAPPERS = {

@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+from trainer.configs import OptimConfig
+from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 
 
 def tiny_model(tied: bool) -> Qwen3ForCausalLM:

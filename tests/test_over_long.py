@@ -1,16 +1,18 @@
 import pytest
 
 from membuilder.errors import ConfigError
+from tests.sequences import sequence
 from trainer.batching.packing import TrainSequence
-from trainer.data.truncation import Fitted, LengthCounts, OverLong, dialogue_span, fit, length
+from trainer.configs import OverLong
+from trainer.data.truncation import Fitted, LengthCounts, dialogue_span, fit, length
 
 HEAD, DIALOGUE = (1, 2), (11, 12, 13, 14, 15, 16)
 SPAN = range(2, 8)
 
 
-def sample(tail: tuple[int, ...], completion: tuple[int, ...], **values: tuple[float, ...]) -> TrainSequence:
+def sample(tail: tuple[int, ...], completion: tuple[int, ...], **columns: tuple[float, ...]) -> TrainSequence:
     """A prompt of head, dialogue and `tail`."""
-    return TrainSequence(prompt_token_ids=HEAD + DIALOGUE + tail, completion_token_ids=completion, values=values)
+    return sequence(HEAD + DIALOGUE + tail, completion, **columns)
 
 
 SHORT = sample((21,), (31, 9))  # 8 + 1 + 2 = 11

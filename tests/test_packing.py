@@ -2,7 +2,6 @@ import copy
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -28,13 +27,15 @@ from transformers import (
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from membuilder.errors import ConfigError
+from tests.sequences import sequence
 from trainer.batching.attention_plan import padded_calls, varlen_calls
-from trainer.batching.loss_rows import Rows, supervised_rows
+from trainer.batching.loss_rows import Objective, Rows, cross_entropy
 from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
-from trainer.losses import LOSSES, Aggregation, LossConfig, cross_entropy
-from trainer.model.head import LossOutput, Objective
+from trainer.configs import LossConfig, ModelConfig
+from trainer.losses import LOSSES, TokenValues
+from trainer.model.head import LossOutput
 from trainer.model.merged_attention import kernels_for, merged_attention
-from trainer.model.policy import ModelConfig, Policy, load_model
+from trainer.model.policy import Policy, load_model
 from trainer.model.shared_prefix import NAME, shared_prefix_attention, use_shared_prefix
 
 VOCABULARY = 48
@@ -43,10 +44,6 @@ TINY = dict(
     num_key_value_heads=2, head_dim=8, max_position_embeddings=256,
 )  # fmt: skip
 SMALL = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
-
-
-def sequence(prompt: Sequence[int], completion: Sequence[int], **values: tuple[float, ...]) -> TrainSequence:
-    return TrainSequence(prompt_token_ids=tuple(prompt), completion_token_ids=tuple(completion), values=values)
 
 
 def packed(*sequences: TrainSequence) -> PackedBatch:
@@ -92,7 +89,7 @@ def test_one_sequence_of_five_tokens():
     assert batch.position_ids.tolist() == [[0, 1, 2, 3]]
     assert batch.predict_from.tolist() == [1, 2, 3]
     assert batch.targets.tolist() == [3, 4, 5]
-    assert batch.values["advantage"].tolist() == [0.25, 0.5, 1]
+    assert batch.values.advantage.tolist() == [0.25, 0.5, 1]
 
 
 def test_one_token_completion_adds_no_token():
@@ -120,7 +117,7 @@ def test_trees_share_nothing():
     assert batch.token_ids.tolist() == [[1, 2, 1, 2, 3, 3]]  # roots first, then what hangs below each
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2]]
     assert batch.predict_from.tolist() == [1, 4, 3, 5]
-    assert batch.values["advantage"].tolist() == [1, 2, 1, 2]
+    assert batch.values.advantage.tolist() == [1, 2, 1, 2]
     keys = [(call.keys.start + call.key_rows.rows).tolist() for call in batch.plan if not call.causal]
     assert keys == [[[0, 1], [2, 3]]]  # of the first and of the second completion
 
@@ -144,13 +141,16 @@ def test_values_must_fit_the_completion():
 
 
 def test_sequences_must_carry_the_same_values():
-    with pytest.raises(ValueError, match="weight"):
-        packed(sequence((1,), (2,), advantage=(1.0,)), sequence((1,), (3,), advantage=(1.0,), weight=(1.0,)))
+    own = (sequence((1,), (2,), advantage=(1.0,)), sequence((1,), (3,), advantage=(1.0,), proximal_logprobs=(1.0,)))
+    with pytest.raises(ValueError, match="proximal_logprobs"):
+        packed(*own)
+    with pytest.raises(ValueError, match="advantage"):
+        packed(sequence((1,), (2,)), sequence((1,), (3,), advantage=(1.0,)))
 
 
 def test_batch_moves_as_a_whole():
     batch = packed(sequence((1, 2), (3, 4), advantage=(1.0, 2.0))).to(torch.device("meta"))
-    tensors = [batch.token_ids, batch.position_ids, batch.predict_from, batch.targets, *batch.values.values()]
+    tensors = [batch.token_ids, batch.position_ids, batch.predict_from, batch.targets, *batch.values.columns().values()]
     rectangles = [rectangle for call in batch.plan for rectangle in (call.query_rows, call.key_rows)]
     tensors += [tensor for rectangle in rectangles for tensor in (rectangle.rows, rectangle.places)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
@@ -230,7 +230,8 @@ def tokens(source: random.Random, count: int) -> tuple[int, ...]:
 
 
 def with_ids(groups: list[list[tuple]], source: random.Random) -> list[list[TrainSequence]]:
-    """Every target token gets a number of its own, to find its row by, and a coefficient in the loss."""
+    """Every target token gets a number of its own to find its row by, in `rollout_logprobs`, and a coefficient in the
+    loss, in `advantage`."""
     number, forest = 0, []
     for group in groups:
         sequences = []
@@ -238,7 +239,7 @@ def with_ids(groups: list[list[tuple]], source: random.Random) -> list[list[Trai
             ids = tuple(float(number + i) for i in range(len(completion)))
             number += len(completion)
             coefficients = tuple(source.choice((-4.0, -0.5, 0.25, 1.0, 4.0)) for _ in completion)
-            sequences.append(sequence(prompt, completion, id=ids, coefficient=coefficients))
+            sequences.append(sequence(prompt, completion, rollout_logprobs=ids, advantage=coefficients))
         forest.append(sequences)
     return forest
 
@@ -287,12 +288,11 @@ def dense_rows(model: PreTrainedModel, item: TrainSequence, temperature: float) 
 
 def weighted(policy: Policy, batch: PackedBatch, temperature: float = 1.0) -> LossOutput:
     """The sum over rows of coefficient times log-prob, as a loss."""
-    rows = replace(supervised_rows(batch.sequence, num_tokens=1), weight=-batch.values["coefficient"])
-    return policy(batch, temperature, Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows))
+    return policy(batch, temperature, cross_entropy(-batch.values.advantage))
 
 
 def by_id(batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
-    return rows[batch.values["id"].argsort()]
+    return rows[batch.values.rollout_logprobs.argsort()]
 
 
 def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -318,7 +318,7 @@ def test_packed_trees_equal_dense_copies(forest, plan, tied, double_precision):
     model = make_model(tied=tied)
     sequences = [item for group in forest for item in group]
     dense = [dense_rows(model, item, temperature=0.7) for item in sequences]
-    coefficients = torch.tensor([c for item in sequences for c in item.values["coefficient"]], dtype=torch.float64)
+    coefficients = torch.tensor([c for item in sequences for c in item.values.advantage], dtype=torch.float64)
     dense_gradients = gradients(model, (torch.cat(dense) * coefficients).sum())
 
     policy, batch = packed_copy(model), pack([build_tree(group) for group in forest], plan)
@@ -368,12 +368,14 @@ def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
 
     return Rows(
         scale=torch.rand(len(near), generator=source, dtype=torch.float64),
-        proximal_logprobs=near + 0.3 * normal(),
-        rollout_logprobs=near + 0.3 * normal(),
+        values=TokenValues(
+            proximal_logprobs=near + 0.3 * normal(),
+            rollout_logprobs=near + 0.3 * normal(),
+            advantage=normal() * (torch.rand(len(near), generator=source) > 0.3),
+            weight=1 + 3 * (torch.rand(len(near), generator=source) > 0.5).double(),
+            truncated=(batch.sequence % 2).double(),
+        ),
         ref_logprobs=near + 0.3 * normal(),
-        advantage=normal() * (torch.rand(len(near), generator=source) > 0.3),
-        weight=1 + 3 * (torch.rand(len(near), generator=source) > 0.5).double(),
-        truncated=(batch.sequence % 2).double(),
         sequence=batch.sequence,
     )
 
@@ -381,13 +383,13 @@ def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
 @pytest.mark.parametrize("plan", [padded_calls, varlen_calls])
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_on_trees_equals_autograd_on_dense_copies(name, plan, double_precision):
-    own = {"dapo": {"clip_high": 0.28}, "dr_grpo": {"aggregation": Aggregation.CONSTANT}}.get(name, {})
+    own = {"dapo": {"clip_high": 0.28}}.get(name, {})
     config = LossConfig(name=name, kl_coef=0.1, entropy_coef=0.05, tis_cap=1.1, **own)
     model, forest = make_model(), FORESTS["several trees"]
     policy, batch = packed_copy(model), pack([build_tree(group) for group in forest], plan)
     rows = random_rows(batch, policy(batch).logprobs)
 
-    place = batch.values["id"].argsort().argsort()  # of each packed row among the dense ones
+    place = batch.values.rollout_logprobs.argsort().argsort()  # of each packed row among the dense ones
     logits = torch.cat([dense_logits(model, item) for group in forest for item in group])[place]
     dense = Categorical(logits=logits)
     inputs = rows.inputs(dense.log_prob(batch.targets), dense.entropy(), slice(None))
@@ -395,7 +397,8 @@ def test_every_loss_on_trees_equals_autograd_on_dense_copies(name, plan, double_
     expected_loss = (per_token * rows.scale).sum()
     expected = gradients(model, expected_loss)
 
-    output = policy(batch, 1.0, Objective(loss=LOSSES[name], config=config, rows=rows))
+    objective = Objective(loss=LOSSES[name], config=config, rows=rows)
+    output = policy(batch, 1.0, objective, objective.whole_sequences)
     assert (output.loss - expected_loss).abs() <= 1e-10 * expected_loss.abs()
     assert_same_gradients(gradients(policy, output.loss), expected, relative=1e-10)
 
@@ -464,9 +467,9 @@ def test_any_split_gives_the_same_gradient():
 def test_rows_with_coefficient_zero_have_exactly_no_gradient():
     policy = packed_copy(make_model(tied=False, dtype=torch.float32))
     batch = packed(
-        sequence((1, 2), (3, 4, 5), coefficient=(1.0, 1.0, 1.0)),
-        sequence((1, 2), (6, 7, 8), coefficient=(0.0, 0.0, 0.0)),
-        sequence((1, 2, 9), (3, 4), coefficient=(0.0, 0.0)),
+        sequence((1, 2), (3, 4, 5), advantage=(1.0, 1.0, 1.0)),
+        sequence((1, 2), (6, 7, 8), advantage=(0.0, 0.0, 0.0)),
+        sequence((1, 2, 9), (3, 4), advantage=(0.0, 0.0)),
     )
     weighted(policy, batch).loss.backward()
     embedding = policy.model.get_input_embeddings().weight.grad
@@ -477,7 +480,7 @@ def test_rows_with_coefficient_zero_have_exactly_no_gradient():
 def test_all_rows_zero_is_a_zero_gradient():
     policy = packed_copy(make_model(dtype=torch.float32))
     batch = pack([build_tree(group) for group in FORESTS["several trees"]])
-    batch.values["coefficient"].zero_()
+    batch.values.advantage.zero_()
     weighted(policy, batch).loss.backward()
     assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in policy.parameters())
 

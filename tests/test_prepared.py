@@ -22,10 +22,10 @@ from tests.test_expert import PROMPTS, THREE, make
 from tests.test_qa_generation import Scripted, keep_all, sample, two_questions
 from trainer import rl, sft
 from trainer.batching.packing import Node, count_loss_tokens
-from trainer.data.corpus import DataConfig, States, load_corpus
+from trainer.configs import DataConfig, OverLong, States, TinyConfig
+from trainer.data.corpus import load_corpus
 from trainer.data.prepared import prepared_trees, read_builds
-from trainer.data.truncation import OverLong
-from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
+from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
 from trainer.run_setup import rl_builds
 

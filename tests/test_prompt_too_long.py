@@ -7,7 +7,8 @@ import pytest
 from membuilder.errors import ConfigError
 from membuilder.types import Agent, Bank, Entry
 from tests.small_rl import Run, config_of
-from trainer.data.corpus import ExpertBuild, States
+from trainer.configs import States
+from trainer.data.corpus import ExpertBuild
 from trainer.experience.evaluate import build_with_policy, summarize, tally
 from trainer.experience.parity import sample_sequences
 from trainer.experience.session_stream import SessionStream

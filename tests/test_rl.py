@@ -22,18 +22,20 @@ from reward.score import RewardConfig
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, SamplingConfig
 from tests.fakes import HashEmbedder
+from tests.sequences import sequence
 from trainer.batching.packing import TrainSequence, dense_tree, pack
-from trainer.data.corpus import DataConfig, States, expert_builds, load_corpus, sft_builds, training_text
+from trainer.configs import DataConfig, States
+from trainer.data.corpus import expert_builds, load_corpus, sft_builds, training_text
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
 from trainer.experience.evaluate import baseline_built, summarize, tally
-from trainer.experience.parity import check_engine, check_shared
+from trainer.experience.length_controller import LengthController
+from trainer.experience.parity import check_engine, check_shared, sampled_only
 from trainer.experience.session_stream import SessionStream
 from trainer.model import shared_prefix
 from trainer.model.policy import Policy
 from trainer.model.tiny_model import train_tokenizer
 from trainer.quickstart import table
-from trainer.rl import steer
 from trainer.rl_config import RLConfig
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
@@ -83,6 +85,11 @@ def collector_of(setting, answer: str) -> tuple[Collector, SessionStream]:
     return collector, SessionStream(builds, embedder, SCHEME, 4, States.POLICY, seed=1)
 
 
+def controller_of(setting, answer: str, **settings) -> LengthController:
+    collector, _ = collector_of(setting, answer)
+    return LengthController(RLConfig(reward=REWARD, sessions_per_step=4, **settings), setting[1], collector)
+
+
 def test_greedy_memory_is_measured_greedily_against_the_expert(setting):
     silent, stream = collector_of(setting, "{}")
     assert silent.greedy_memory_ratio(stream) == 0
@@ -104,29 +111,30 @@ def test_against_an_expert_that_wrote_nothing_only_silence_is_on_target(setting)
     assert silent.greedy_memory_ratio(stream) == 1.0
     hoarding, stream = collector_of(setting, '{"#1":"add"}')
     assert hoarding.greedy_memory_ratio(stream) == math.inf
-    assert steer(hoarding, stream, RLConfig(reward=REWARD, length_target=1.0), None) == (1.0, {"length_weight": 1.0})
+    lengths = controller_of(setting, '{"#1":"add"}', length_target=1.0)
+    assert lengths.weight() == (1.0, {"length_weight": 1.0})
+    lengths.advance({"length_weight": 1.0})
+    assert lengths.state().memory_ratio is None, "no ratio to remember"
 
 
 @pytest.mark.parametrize("answer, expected", [("{}", 0.0), ('{"#1":"add","#2":"add"}', 1.0)])
 def test_the_price_falls_and_rises_with_what_is_written(setting, answer, expected):
-    collector, stream = collector_of(setting, answer)
-    config = RLConfig(reward=REWARD, length_target=1.1)
-    weight, logged = steer(collector, stream, config, None)
+    weight, logged = controller_of(setting, answer, length_target=1.1).weight()
     assert weight == expected and logged["length_weight"] == expected and logged["memory_ratio"] >= 0
 
 
 def test_at_the_target_the_price_is_the_configured_one(setting):
-    collector, stream = collector_of(setting, '{"#1":"add"}')
-    config = RLConfig(reward=REWARD, length_target=collector.greedy_memory_ratio(stream))
-    assert steer(collector, stream, config, None)[0] == pytest.approx(0.4)
+    ratio = controller_of(setting, '{"#1":"add"}', length_target=1.0).weight()[1]["memory_ratio"]
+    assert controller_of(setting, '{"#1":"add"}', length_target=ratio).weight()[0] == pytest.approx(0.4)
 
 
 def test_the_price_follows_the_ratio_of_several_steps(setting):
     """0.75 of what was known and 0.25 of what is measured now."""
-    collector, stream = collector_of(setting, '{"#1":"add"}')
-    now = collector.greedy_memory_ratio(stream)
-    config = RLConfig(reward=REWARD, length_target=now, length_gain=2.0, length_smoothing=0.75)
-    weight, logged = steer(collector, stream, config, now * 1.4)
+    now = controller_of(setting, '{"#1":"add"}', length_target=1.0).weight()[1]["memory_ratio"]
+    settings = {"length_target": now, "length_gain": 2.0, "length_smoothing": 0.75}
+    lengths = controller_of(setting, '{"#1":"add"}', **settings)
+    lengths.load(replace(lengths.state(), memory_ratio=now * 1.4))
+    weight, logged = lengths.weight()
     assert logged["memory_ratio"] == now and logged["memory_ratio/smoothed"] == pytest.approx(now * 1.3)
     assert weight == pytest.approx(0.4 * 1.3**2)
 
@@ -150,9 +158,24 @@ def test_steering_dialogues_are_neither_trained_on_nor_judged():
 
 
 def test_without_a_target_nothing_is_generated(setting):
-    collector, stream = collector_of(setting, "{}")
-    assert steer(collector, stream, RLConfig(reward=REWARD), 1.0) == (0.4, {})
-    assert collector.engine.asked == []
+    lengths = controller_of(setting, "{}")
+    assert lengths.weight() == (0.4, {})
+    assert lengths._collector.engine.asked == []
+
+
+def test_a_controller_goes_on_from_its_state(setting):
+    """Also where the journal gives what was measured: the two then hold the same state."""
+    settings = {"length_target": 1.1, "length_gain": 2.0}
+    whole, resumed = (controller_of(setting, '{"#1":"add"}', **settings) for _ in range(2))
+    before = whole.state()
+    _, measured = whole.weight()
+    whole.advance(measured)
+    resumed.advance(measured)
+    assert resumed.state() == whole.state() != before
+    anew = controller_of(setting, '{"#1":"add"}', **settings)
+    anew.load(whole.state())
+    assert anew.weight() == whole.weight() == resumed.weight()
+    assert whole.state().memory_ratio == measured["memory_ratio/smoothed"]
 
 
 def test_what_is_superseded_is_neither_shown_nor_found_where_the_config_says_so(setting):
@@ -254,8 +277,7 @@ def test_an_epoch_of_sft_repeats_the_file_and_not_the_extra(setting):
 
 
 def sequence_of(prompt, completion, rollout: float) -> TrainSequence:
-    values = {"rollout_logprobs": (rollout,) * len(completion)}
-    return TrainSequence(prompt_token_ids=prompt, completion_token_ids=completion, values=values)
+    return sequence(prompt, completion, rollout_logprobs=(rollout,) * len(completion))
 
 
 @pytest.fixture
@@ -315,7 +337,7 @@ def rolled_out(policy, groups):
     """The groups with the policy's own log-probs as the engine's, each sequence run alone."""
     return [
         [
-            replace(each, values={"rollout_logprobs": tuple(policy(pack([dense_tree(each)])).logprobs.tolist())})
+            replace(each, values=sampled_only(tuple(policy(pack([dense_tree(each)])).logprobs.tolist())))
             for each in group
         ]
         for group in groups
@@ -336,8 +358,8 @@ def test_checks_run_in_micro_batches(policy, sizes):
 def test_what_is_compared_does_not_depend_on_the_micro_batches(policy):
     """A wrong log-prob is found at the token where it stands, whatever the order of the batches."""
     groups = rolled_out(policy, [*GROUPS, [sequence_of((8,) * 9, (1, 2, 3), 0.0)]])
-    right = groups[0][2].values["rollout_logprobs"]
-    groups[0][2] = replace(groups[0][2], values={"rollout_logprobs": (right[0] - 0.7,)})
+    right = groups[0][2].values.rollout_logprobs
+    groups[0][2] = replace(groups[0][2], values=sampled_only((right[0] - 0.7,)))
     for max_tokens in (1, 6, WIDE):
         # one token of seven is off by 0.7
         assert check_engine(policy, groups, 1.0, bound=0.11, max_tokens=max_tokens) == pytest.approx(0.1, abs=1e-5)
@@ -346,7 +368,7 @@ def test_what_is_compared_does_not_depend_on_the_micro_batches(policy):
 
 
 def test_processes_run_equally_many_batches(policy, sizes):
-    """Another process needs four batches: this one's collectives must meet it four times, with nothing to check too."""
+    """Another process needs four batches: this one must meet it four times, also with nothing to check."""
 
     class OfTwo(World):
         def gather(self, value):

@@ -13,13 +13,14 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from tests.fakes import HashEmbedder
 from trainer import sft
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
-from trainer.data.corpus import DataConfig, expert_builds, sft_builds, training_text
-from trainer.data.sft_examples import smallest_group, split_sessions
+from trainer.configs import DataConfig, TinyConfig
+from trainer.data.corpus import expert_builds, sft_builds, training_text
+from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.logs.run_log import RunLog
 from trainer.model import shared_prefix
-from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
-from trainer.sft import make_trees
+from trainer.model.tiny_model import build_model, train_tokenizer
+from trainer.run_setup import SFTParts, checked_trees
 from trainer.sft_config import SFTConfig
 
 PROMPTS = PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0)
@@ -65,8 +66,9 @@ def test_the_same_session_four_times_is_too_little_to_split():
     )
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(60), 600)
     again = sft_builds(builds, [], DataConfig(path="talk.json", repeat=4))
+    found = sft_trees(again, tokenizer, SCHEME, config.max_length, config.over_long)
     with pytest.raises(ConfigError, match="1 sessions to train on"):
-        make_trees(config, again, tokenizer, start_accelerator(1.0))
+        checked_trees(config, start_accelerator(1.0), *found)
 
 
 def test_the_check_takes_the_smallest_session_that_shares_something():
@@ -84,10 +86,18 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), SIZES.vocab_size)
     config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5)
     accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
-    trees = make_trees(config, builds, tokenizer, accelerator)
+    trees, _ = sft_trees(builds, tokenizer, SCHEME, config.max_length, config.over_long)
 
     def run() -> sft.SFTResult:
-        return sft.train(config, build_model(tokenizer, SIZES, 1), tokenizer, trees, log, accelerator, World())
+        parts = SFTParts(
+            model=build_model(tokenizer, SIZES, 1),
+            tokenizer=tokenizer,
+            trees=trees,
+            accelerator=accelerator,
+            world=World(),
+            log=log,
+        )
+        return sft.train(config, parts)
 
     assert run().num_steps == 1
     honest = shared_prefix.merged_attention

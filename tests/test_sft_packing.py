@@ -1,7 +1,6 @@
 """SFT on packed rows: no sample sees another, whatever the packing, and the benchmark compares like with like."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,10 +17,9 @@ from tests.test_packing import (
     tokens,
 )
 from trainer.batching.attention_plan import padded_calls, varlen_calls
-from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack
-from trainer.losses import LossConfig, cross_entropy
-from trainer.model.head import LossOutput, Objective
+from trainer.model.head import LossOutput
 from trainer.model.policy import Policy
 
 
@@ -37,8 +35,7 @@ def random_samples(number: int, seed: int = 1) -> list[TrainSequence]:
 def supervised(policy: Policy, trees: list[Node], num_tokens: int, plan=padded_calls) -> LossOutput:
     """The forward of trainer/sft.py: cross-entropy over `num_tokens`, the tokens of the whole step."""
     batch = pack(trees, plan)
-    rows = supervised_rows(batch.sequence, num_tokens)
-    return policy(batch, objective=Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows))
+    return policy(batch, loss=cross_entropy(torch.ones(len(batch.targets)) / num_tokens))
 
 
 def test_position_ids_restart_with_every_sample():
@@ -73,9 +70,8 @@ def test_no_gradient_flows_into_another_sample(plan):
     policy = packed_copy(make_model(tied=False, dtype=torch.float32))
     mine, other = sample((1, 2, 3, 4), (5, 6, 7)), sample((11, 12, 13, 14), (15, 16, 17))
     batch = pack([dense_tree(other), dense_tree(mine), dense_tree(other)], plan)
-    rows = supervised_rows(batch.sequence, num_tokens=3)
-    rows = replace(rows, weight=(batch.sequence == 1).float())  # only the sample in the middle carries loss
-    policy(batch, objective=Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows)).loss.backward()
+    scale = (batch.sequence == 1).float() / 3  # only the sample in the middle carries loss
+    policy(batch, loss=cross_entropy(scale)).loss.backward()
     embedding = policy.model.get_input_embeddings().weight.grad
     assert torch.count_nonzero(embedding[11:18]) == 0
     assert all(torch.count_nonzero(embedding[token]) for token in (1, 2, 3, 4, 5, 6))

@@ -11,7 +11,8 @@ from membuilder.types import Bank
 from rollout.sampler import Task
 from rollout.types import Group, Rollout
 from tests.fakes import HashEmbedder
-from trainer.data.corpus import States, expert_builds
+from trainer.configs import States
+from trainer.data.corpus import expert_builds
 from trainer.experience.session_stream import SessionStream
 
 PROMPTS = PromptConfig(template_set="compact", entries_shown=2)

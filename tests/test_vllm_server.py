@@ -42,7 +42,8 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Question
 from rollout.tokens import encode_prompt, load_tokenizer
 from tests import killed
-from trainer.model.tiny_model import END, TinyConfig, build_model, train_tokenizer
+from trainer.configs import TinyConfig
+from trainer.model.tiny_model import END, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
 pytestmark = pytest.mark.slow

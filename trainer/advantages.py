@@ -1,4 +1,4 @@
-"""Group-relative advantages with missing rewards. Plain numbers; no torch."""
+"""Advantages relative to a group, some of whose rewards may be missing; on plain numbers, without torch."""
 
 import math
 from collections.abc import Sequence

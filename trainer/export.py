@@ -1,10 +1,10 @@
-"""A checkpoint as a Hugging Face folder, which transformers and vLLM load.
+"""Writes a checkpoint as a Hugging Face folder, which transformers and vLLM load.
 
     python -m trainer.export runs/rl/checkpoints/step_40 exported
     launch/serve.sh exported
 
-Writes safetensors in shards, tokenizer, generation config, and a model card with the run's settings and metrics. Takes
-checkpoints of one process, DDP and DeepSpeed, whatever their number of processes, and needs no GPU.
+The folder holds safetensors in shards, tokenizer, generation config, and a model card with the run's settings and
+metrics. Checkpoints of one process, DDP and DeepSpeed are taken, whatever their number of processes; no GPU is needed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from membuilder.errors import CheckpointError, ConfigError, clear_errors
 from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
 from trainer.checkpoint.files import durable_rename, files_of, fsync_tree, write_all
-from trainer.checkpoint.folders import MODEL, Manifest
+from trainer.checkpoint.folders import Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ PREFIX = "model."
 
 def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path:
     """Verify the checkpoint and write it as a model to `target`, whole or not at all."""
+    import torch  # here and below, because the command's --help must not wait for it
+    from transformers import AutoTokenizer
+
+    from trainer.checkpoint.checkpoints import MODEL
+
     if target.exists():
         raise ConfigError(f"'{target}' exists: name another folder, or remove it")
     manifest = folders.verify(checkpoint)
-    from transformers import AutoTokenizer  # takes seconds to load, and a damaged checkpoint is refused without it
-
     hide_loading_bars()
-    model = _model(checkpoint, manifest.meta["settings"]["model.dtype"])
+    dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
+    model = _model(checkpoint / MODEL, checkpoint / "state", dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -55,24 +59,24 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     return target
 
 
-def _model(checkpoint: Path, dtype_name: str) -> "PreTrainedModel":
+def _model(folder: Path, state: Path, dtype: "torch.dtype") -> "PreTrainedModel":
+    """The model whose configuration stands in `folder`, with the weights of `state`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    dtype = getattr(torch, dtype_name)
-    config = AutoConfig.from_pretrained(checkpoint / MODEL)
+    config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    weights = {name.removeprefix(PREFIX): tensor.to(dtype) for name, tensor in _weights(checkpoint / "state").items()}
+    weights = {name.removeprefix(PREFIX): tensor.to(dtype) for name, tensor in _weights(state).items()}
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    model.generation_config = GenerationConfig.from_pretrained(checkpoint / MODEL)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
-def _weights(state: Path) -> "dict[str, torch.Tensor]":
+def _weights(state: Path) -> dict[str, "torch.Tensor"]:
     """The policy's weights as Accelerate or DeepSpeed saved them; float32 from the latter."""
     if (state / "pytorch_model").is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

@@ -8,95 +8,59 @@ Letters: r = trainer / proximal, A advantage, w attribution weight, sg() no grad
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import torch
 
 from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
+from trainer.configs import KLEstimator, LossConfig
+
+Column = TypeVar("Column")
+Other = TypeVar("Other")
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are cut to this before exp, so one stray token cannot overflow a step."""
 
 
-class Aggregation(StrEnum):
-    TOKEN = "token"
-    """Mean over all loss tokens of an update (DAPO, arXiv 2503.14476)."""
-    SEQUENCE = "sequence"
-    """Mean over the tokens of each completion, then over completions (GRPO, arXiv 2402.03300)."""
-    CONSTANT = "constant"
-    """Sum over tokens divided by completions x longest allowed completion (Dr. GRPO, arXiv 2503.20783)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenValues(Generic[Column]):
+    """What is known of sampled tokens before the model runs: a column of numbers under each name.
 
+    A column is a tuple with one float per completion token (of a sequence), or a tensor (M,) (of a packed batch).
+    """
 
-class KLEstimator(StrEnum):
-    """Of KL(trainer || reference) from samples of the trainer, with d = ref - trainer (Schulman 2020)."""
+    advantage: Column
+    weight: Column
+    """Attribution weight of the token's agent in its rollout."""
+    truncated: Column
+    """1 where the token's completion was cut at the length limit, else 0."""
+    rollout_logprobs: Column
+    """As the engine reported them when it sampled."""
+    proximal_logprobs: Column | None = None
+    """Under the policy at the start of this batch's updates, as the trainer computes it. None where one update consumes
+    the samples: the log-probs of its own forward pass, detached, are the proximal's."""
 
-    K1 = "k1"
-    """-d: unbiased, may be negative; its gradient alone has mean zero on policy."""
-    K2 = "k2"
-    """d^2 / 2: low variance, and its gradient is that of the KL."""
-    K3 = "k3"
-    """exp(d) - d - 1: unbiased and never negative."""
+    def columns(self) -> dict[str, Column]:
+        """Those that are there, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(TokenValues)}
+        return {name: column for name, column in found.items() if column is not None}
 
-
-@dataclass(kw_only=True)
-class LossConfig:
-    name: str = "adrpo"
-    """Function in trainer/losses.py, or path/to/file.py:function."""
-    aggregation: Aggregation = Aggregation.TOKEN
-    clip: float = 0.2
-    """Trust region of the probability ratio: [1 - clip, 1 + clip_high]."""
-    clip_high: float | None = None
-    """Upper side of the trust region; null: as `clip`. DAPO: 0.28."""
-    dual_clip: float | None = None
-    """Largest ratio that a negative advantage is multiplied by, above 1 (Ye et al. 2020, arXiv 1912.09729); null: any."""
-    kl_coef: float = 0.02
-    """Weight of the divergence from the reference; 0 drops the reference pass."""
-    kl_estimator: KLEstimator = KLEstimator.K3
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    tis_cap: float | None = None
-    """Cap of the truncated importance weight proximal / rollout of each token; null: no correction."""
-    sequence_mask: list[float] | None = None
-    """[low, high]: completions whose geometric mean of proximal / rollout lies outside carry no policy term."""
-
-    def __post_init__(self) -> None:
-        high = self.clip if self.clip_high is None else self.clip_high
-        if not 0 < self.clip < 1 or high <= 0:
-            raise ValueError("need 0 < clip < 1 and clip_high > 0 or null")
-        if self.dual_clip is not None and self.dual_clip <= 1 + high:
-            raise ValueError(
-                f"dual_clip must lie above the trust region, which ends at {1 + high}; got {self.dual_clip}"
-            )
-        if min(self.kl_coef, self.entropy_coef) < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
-            raise ValueError("need kl_coef >= 0, entropy_coef >= 0, tis_cap > 0 or null")
-        if self.name == "dr_grpo" and self.aggregation is not Aggregation.CONSTANT:
-            raise ValueError("name: dr_grpo needs aggregation: constant (and advantage_std: none beside the loss)")
-        if self.name == "dapo" and self.clip_high is None:
-            raise ValueError("name: dapo needs clip_high (published: 0.28)")
-        band = self.sequence_mask
-        if band is not None and not (len(band) == 2 and 0 < band[0] < 1 < band[1]):
-            raise ValueError(f"sequence_mask needs [low, high] with 0 < low < 1 < high, got {band}")
+    def map(self, change: Callable[[Column], Other]) -> "TokenValues[Other]":
+        return TokenValues(**{name: change(column) for name, column in self.columns().items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossInputs:
+class LossInputs(TokenValues[torch.Tensor]):
+    """`TokenValues`, whose `proximal_logprobs` are always there, and what the models say of the same tokens."""
+
     trainer_logprobs: torch.Tensor
     """Under the policy being trained; with a gradient."""
     entropy: torch.Tensor
     """Of the policy being trained, over the whole vocabulary at this token; with a gradient."""
-    proximal_logprobs: torch.Tensor
-    """Under the policy at the start of this batch's updates, as the trainer computes it."""
-    rollout_logprobs: torch.Tensor
-    """As the engine reported them when it sampled."""
     ref_logprobs: torch.Tensor | None
     """Under the frozen reference; None when kl_coef is 0."""
-    advantage: torch.Tensor
-    weight: torch.Tensor
-    """Attribution weight of the token's agent in its rollout."""
-    truncated: torch.Tensor
-    """1 where the token's completion was cut at the length limit, else 0."""
     sequence: torch.Tensor
     """int64: which completion of the micro-batch the token belongs to, from 0, without gaps."""
 
@@ -121,28 +85,21 @@ def adrpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics
     Objective of MemBuilder (arXiv 2601.05488). Weighting the unclipped side alone would boost only penalties: for
     A > 0 and w > 1 the min then always takes the unweighted side.
     """
-    policy, metrics = clipped_objective(inputs, config)
-    return -inputs.weight * policy + regularizer(inputs, config, metrics), metrics
+    objective, clipping = clipped_objective(inputs, config)
+    penalty, divergence = regularizer(inputs, config)
+    return -inputs.weight * objective + penalty, clipping | divergence
 
 
 @per_token
 def grpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """-min(r A, clip(r) A) + beta KL - eta H (Shao et al. 2024, arXiv 2402.03300); ignores attribution.
 
-    As published with `aggregation: sequence`; the default mean over tokens is what later work uses.
+    As published with `aggregation: sequence`; the default mean over tokens is what later work uses. Dr. GRPO
+    (arXiv 2503.20783) has the same term: `loss.name: dr_grpo` sets the two keys in which it differs.
     """
-    policy, metrics = clipped_objective(inputs, config)
-    return -policy + regularizer(inputs, config, metrics), metrics
-
-
-@per_token
-def dr_grpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """GRPO without its biases to length and difficulty (Liu et al. 2025, arXiv 2503.20783).
-
-    Its term is GRPO's; what makes it Dr. GRPO is `aggregation: constant`, which the config insists on, and
-    `advantage_std: none`.
-    """
-    return grpo(inputs, config)
+    objective, clipping = clipped_objective(inputs, config)
+    penalty, divergence = regularizer(inputs, config)
+    return -objective + penalty, clipping | divergence
 
 
 @per_token
@@ -152,9 +109,10 @@ def dapo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]
     The config insists on `clip_high` (published: 0.28). Masked tokens stay in the denominator, so masking never makes
     the others louder.
     """
-    policy, metrics = clipped_objective(inputs, config)
-    metrics["overlong_masked/mean"] = inputs.truncated
-    return -(1 - inputs.truncated) * policy + regularizer(inputs, config, metrics), metrics
+    objective, clipping = clipped_objective(inputs, config)
+    penalty, divergence = regularizer(inputs, config)
+    metrics = clipping | divergence | {"overlong_masked/mean": inputs.truncated}
+    return -(1 - inputs.truncated) * objective + penalty, metrics
 
 
 def gspo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
@@ -166,33 +124,32 @@ def gspo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]
     log_ratio = inputs.trainer_logprobs - inputs.proximal_logprobs
     mean = sequence_mean(log_ratio.detach(), inputs.sequence)
     ratio = (mean + inputs.trainer_logprobs - inputs.trainer_logprobs.detach()).clamp(max=MAX_LOG_RATIO).exp()
-    policy, metrics = _clip(ratio, inputs, config)
-    return -policy + regularizer(inputs, config, metrics), metrics
+    objective, clipping = _clip(ratio, inputs, config)
+    penalty, divergence = regularizer(inputs, config)
+    return -objective + penalty, clipping | divergence
 
 
 @per_token
 def cispo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """-sg(clip(r)) A log trainer (MiniMax-M1, arXiv 2506.13585): a clipped weight, so every token keeps its gradient."""
+    """-sg(clip(r)) A log trainer (MiniMax-M1, arXiv 2506.13585).
+
+    The clipped ratio is a weight without gradient, so every token keeps the gradient of its log-prob.
+    """
     ratio = _ratio(inputs).detach()
     low, high = bounds(config)
-    metrics = {"clip_ratio/mean": ((ratio < low) | (ratio > high)).float()}
-    policy = ratio.clamp(low, high) * inputs.advantage * inputs.trainer_logprobs
-    policy = policy * mismatch_correction(inputs, config, metrics)
-    return -policy + regularizer(inputs, config, metrics), metrics
+    clipping = {"clip_ratio/mean": ((ratio < low) | (ratio > high)).float()}
+    correction, mismatch = mismatch_correction(inputs, config)
+    penalty, divergence = regularizer(inputs, config)
+    objective = ratio.clamp(low, high) * inputs.advantage * inputs.trainer_logprobs * correction
+    return -objective + penalty, clipping | mismatch | divergence
 
 
 @per_token
 def reinforce(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """-A log trainer (Williams 1992): on policy, for one update per batch of samples."""
-    metrics: Metrics = {}
-    policy = inputs.advantage * inputs.trainer_logprobs * mismatch_correction(inputs, config, metrics)
-    return -policy + regularizer(inputs, config, metrics), metrics
-
-
-@per_token
-def cross_entropy(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """-w log trainer: supervised fine-tuning."""
-    return -inputs.weight * inputs.trainer_logprobs, {}
+    correction, mismatch = mismatch_correction(inputs, config)
+    penalty, divergence = regularizer(inputs, config)
+    return -inputs.advantage * inputs.trainer_logprobs * correction + penalty, mismatch | divergence
 
 
 def bounds(config: LossConfig) -> tuple[float, float]:
@@ -218,17 +175,18 @@ def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[
         capped = (inputs.advantage < 0) & (objective < lowest)
         metrics["clip_ratio/dual"] = capped.float()
         objective = torch.where(capped, lowest, objective)
-    return objective * mismatch_correction(inputs, config, metrics), metrics
+    correction, mismatch = mismatch_correction(inputs, config)
+    return objective * correction, metrics | mismatch
 
 
-def mismatch_correction(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:
+def mismatch_correction(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """What a policy term is multiplied by because the engine, not the trainer, sampled its tokens; no gradient.
 
     `tis_cap`: min(proximal / rollout, cap) per token (Espeholt et al. 2018, arXiv 1802.01561). `sequence_mask`: 0 for
     a completion whose geometric mean of that ratio leaves the band; a product would die with length.
     """
     log_mismatch = (inputs.proximal_logprobs - inputs.rollout_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    correction = torch.ones_like(log_mismatch)
+    correction, metrics = torch.ones_like(log_mismatch), {}
     if config.tis_cap is not None:
         metrics["sampling/importance_sampling_ratio/mean"] = log_mismatch.exp()
         correction = log_mismatch.exp().clamp(max=config.tis_cap)
@@ -238,15 +196,15 @@ def mismatch_correction(inputs: LossInputs, config: LossConfig, metrics: Metrics
         kept = (geometric >= low) & (geometric <= high)
         metrics["sampling/sequence_masked/mean"] = 1 - kept.float()
         correction = correction * kept
-    return correction
+    return correction, metrics
 
 
-def regularizer(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> torch.Tensor:
-    """kl_coef KL(trainer || reference) - entropy_coef H, per token; adds `kl` to the metrics."""
+def regularizer(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """kl_coef KL(trainer || reference) - entropy_coef H, per token; its metric is `kl`."""
     # a coefficient of 0 must not touch the entropies: the head then leaves their gradient out
     bonus = config.entropy_coef * inputs.entropy if config.entropy_coef else torch.zeros_like(inputs.entropy)
     if inputs.ref_logprobs is None:
-        return -bonus
+        return -bonus, {}
     difference = (inputs.ref_logprobs - inputs.trainer_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if config.kl_estimator is KLEstimator.K1:
         divergence = -difference
@@ -254,8 +212,7 @@ def regularizer(inputs: LossInputs, config: LossConfig, metrics: Metrics) -> tor
         divergence = difference.square() / 2
     else:
         divergence = difference.expm1() - difference
-    metrics["kl"] = divergence.detach()
-    return config.kl_coef * divergence - bonus
+    return config.kl_coef * divergence - bonus, {"kl": divergence.detach()}
 
 
 def sequence_mean(values: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
@@ -271,7 +228,7 @@ def sequence_lengths(sequence: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return torch.zeros_like(ones).index_add(0, sequence, ones)[sequence]
 
 
-LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (adrpo, grpo, dr_grpo, dapo, gspo, cispo, reinforce)}
+LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (adrpo, grpo, dapo, gspo, cispo, reinforce)}
 
 
 def resolve_loss(name: str) -> Loss:

@@ -1,9 +1,9 @@
-"""An optimizer update over packed trees, on one process or many: who runs what, in which micro-steps."""
+"""An optimizer update over packed prefix trees, on one process or many: who runs what, in which micro-steps."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -17,26 +17,27 @@ from trainer.model.policy import Policy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """What one process runs of an optimizer step. All processes have the same number of batches."""
+    """What one process runs of an optimizer step. All processes have the same number of micro-batches."""
 
     batches: list[PackedBatch]
     num_real: int
-    """The batches after these belong to others: run without weight, so that collectives meet."""
+    """The micro-batches after these stand in for those that other processes have more: they run without weight, so that
+    collectives meet."""
     num_tokens: int
     """Loss tokens of the whole step, over all processes."""
     num_sequences: int
     """Completions of the whole step, over all processes."""
     ids: list[str]
-    """Of all trees of the step."""
+    """The sessions of all trees of the step, whichever process runs them."""
 
     def weighted(self) -> Iterator[tuple[PackedBatch, float, bool]]:
-        """Every batch with the factor of its loss (1 or 0) and whether it is the last of the step."""
+        """Every micro-batch with the factor of its loss (`is_real`: 1 or 0), and whether it is the update's last."""
         for number, packed in enumerate(self.batches):
             yield packed, float(number < self.num_real), number == len(self.batches) - 1
 
 
 def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: torch.device) -> Update:
-    """Trees dealt to processes by their tokens, a tree never cut, and packed into micro-batches of `max_tokens`."""
+    """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; no tree is cut."""
     dealt = deal([tree.num_tokens for tree in trees], world.size)
     batches = [micro_batches([trees[index] for index in indices], max_tokens) for indices in dealt]
     mine, most = batches[world.rank], max(map(len, batches))
@@ -51,45 +52,51 @@ def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: to
 
 
 def shares(trees: Sequence[Node], num_shares: int) -> list[list[Node]]:
-    """The step's trees dealt to its updates, the longest first, so that each has about as much to learn from."""
+    """Deal the step's trees to its updates, the longest first, so that each has about as much to learn from."""
     dealt = sorted(trees, key=count_loss_tokens, reverse=True)
     return [share for share in (dealt[start::num_shares] for start in range(num_shares)) if share]
 
 
 @contextmanager
 def micro_step(accelerator: Accelerator, policy, last: bool) -> Iterator[None]:
-    """Around forward and backward of a micro-batch: gradients meet, and DeepSpeed steps, in the last one's backward."""
+    """Forward and backward of a micro-batch run inside.
+
+    Gradients are summed over processes, and DeepSpeed steps, in the backward of the update's last micro-batch.
+    """
     accelerator.sync_gradients = last
     with nullcontext() if last else accelerator.no_sync(policy):
         yield
 
 
 @torch.no_grad()
-def remember_proximal(policy: Policy, updates: Sequence[Update], temperature: float) -> None:
-    """Log-probs before the first of several updates, kept beside each batch's other values."""
+def with_proximal(policy: Policy, updates: Sequence[Update], temperature: float) -> list[Update]:
+    """Fill in `TokenValues.proximal_logprobs`: the policy's log-probs before the first of the updates."""
     policy.eval()
-    for update in updates:
-        for packed in update.batches:
-            packed.values["proximal_logprobs"] = policy(packed, temperature).logprobs
+
+    def filled(packed: PackedBatch) -> PackedBatch:
+        return replace(packed, values=replace(packed.values, proximal_logprobs=policy(packed, temperature).logprobs))
+
+    return [replace(update, batches=[filled(packed) for packed in update.batches]) for update in updates]
 
 
 @torch.no_grad()
 def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None, temperature: float) -> Rows:
-    """What the loss of a micro-batch needs besides the policy's own log-probs."""
-    return Rows(
-        scale=scale,
-        proximal_logprobs=packed.values.get("proximal_logprobs"),
-        rollout_logprobs=packed.values["rollout_logprobs"],
-        ref_logprobs=None if reference is None else reference(packed, temperature).logprobs,
-        advantage=packed.values["advantage"],
-        weight=packed.values["weight"],
-        truncated=packed.values["truncated"],
-        sequence=packed.sequence,
-    )
+    """Gather what the loss of a micro-batch needs besides the policy's own log-probs."""
+    ref_logprobs = None if reference is None else reference(packed, temperature).logprobs
+    return Rows(scale=scale, values=packed.values, ref_logprobs=ref_logprobs, sequence=packed.sequence)
+
+
+def means_over_tokens(sums: Mapping[str, torch.Tensor], num_tokens: int, accelerator: Accelerator) -> dict[str, float]:
+    """The sums of all processes, divided by the tokens of all: one reduction and one transfer to the host."""
+    if not sums:
+        return {}
+    names = sorted(sums)
+    totals = accelerator.reduce(torch.stack([sums[name] for name in names])).tolist()
+    return {name: total / max(1, num_tokens) for name, total in zip(names, totals, strict=True)}
 
 
 def named_weights(accelerator: Accelerator, policy) -> Iterator[tuple[str, torch.Tensor]]:
-    """The whole model under its Hugging Face names, a tied head included: vLLM on CPU keeps a packed copy of it.
+    """Yield the whole model under its Hugging Face names, a tied head too, of which vLLM on CPU keeps a packed copy.
 
     Under ZeRO-3 all processes must draw it together; one parameter at a time is gathered, and copied because engines
     buffer a layer's tensors until the layer is complete.
@@ -113,14 +120,20 @@ class Skips:
     in_a_row: int = 0
 
     def should_skip(self, norm: float, ids: Sequence[str]) -> bool:
-        """Whether an update with this gradient norm is left out. DivergedError when more than `limit` were, in a row."""
+        """Whether an update with this gradient norm is left out. DivergedError after more than `limit` in a row."""
         if math.isfinite(norm):
             self.in_a_row = 0
             return False
         self.in_a_row += 1
         if self.in_a_row > self.limit:
             raise DivergedError(
-                f"{self.in_a_row} updates in a row had a gradient that is not finite (allowed: max_skipped={self.limit}), the "
-                f"last on {', '.join(ids[:5])}; their sessions stand in skipped.jsonl. Lower optim.lr, or look at the data"
+                f"{self.in_a_row} updates in a row had a gradient that is not finite (allowed: "
+                f"max_skipped={self.limit}), the last on {', '.join(ids[:5])}; their sessions stand in skipped.jsonl. "
+                "Lower optim.lr, or look at the data"
             )
         return True
+
+
+def largest_norm(norms: Sequence[float]) -> float:
+    """The largest norm of the updates that were taken; nan where all were left out, 0 where there were none."""
+    return max(filter(math.isfinite, norms), default=math.nan if norms else 0.0)

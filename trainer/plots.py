@@ -1,6 +1,8 @@
 """Draws the figures of a run from its metrics.jsonl and summary.json. A metric that was not logged has no panel.
 
-python -m trainer.plots runs/rl
+    python -m trainer.plots runs/rl
+
+A metric that was not logged has no panel.
 """
 
 import argparse
@@ -131,7 +133,7 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 
 def plot_run(run_dir: str | Path) -> list[Path]:
-    """Every figure the metrics.jsonl and summary.json of a run have data for, as PNGs in `run_dir`/plots."""
+    """Draw every figure that a run has data for, as PNGs in `run_dir`/plots."""
     run_dir = Path(run_dir)
     out_dir = run_dir / "plots"
     written = []

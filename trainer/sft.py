@@ -1,51 +1,49 @@
 """Supervised fine-tuning on an expert's memory operations.
 
     accelerate launch --num_processes 1 -m trainer.sft --config configs/sft_qwen3_4b.yaml key=value ...
-    python -m trainer.sft --config configs/quickstart_sft.yaml          one process, CPU
+    python -m trainer.sft --config configs/quickstart_sft.yaml                  one process, CPU
+    python -m trainer.sft --config configs/sft_qwen3_4b.yaml --dry-run          what it would need; starts nothing
 
-Loss on completion tokens and the end token only; the four agents of a session share the dialogue in one packed tree;
-the denominator of a step is the count of its loss tokens over all ranks and micro-batches.
+The loss is taken on completion tokens and the end token only. The four agents of a session share the dialogue in one
+packed prefix tree. The denominator of a step is the count of its loss tokens over all ranks and micro-batches.
+
+Letters of shapes: M tokens of a micro-batch that carry loss.
 """
 
 import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from membuilder.errors import clear_errors
+from trainer.command_line import parse
+from trainer.sft_config import SFTConfig
+
+DESCRIPTION = "Supervised fine-tuning on an expert's memory operations."
+if __name__ == "__main__":  # a mistake in the arguments is answered before PyTorch is loaded
+    with clear_errors("trainer.sft"):
+        parse(SFTConfig, None, DESCRIPTION)
 
 import torch
 from accelerate import Accelerator
 
-from membuilder.config import parse_args
-from membuilder.errors import ConfigError, clear_errors
 from membuilder.progress import progress
-from membuilder.schemes.load import load_scheme
-from rollout.tokens import load_tokenizer
-from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node
 from trainer.checkpoint.checkpoints import Best, Checkpoints
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
-from trainer.data.corpus import ExpertBuild, expert_builds, load_corpus, sft_builds
-from trainer.data.prepared import prepared_trees
-from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
-from trainer.data.truncation import LengthCounts
+from trainer.data.sft_examples import smallest_group, split_sessions
 from trainer.distributed.process_group import World, log_setup
 from trainer.experience.parity import check_shared
-from trainer.logs.run_log import RunLog
-from trainer.losses import LossConfig, cross_entropy
-from trainer.memory_estimate import dry_run
-from trainer.model.head import Objective
-from trainer.model.policy import Policy, load_model
+from trainer.model.policy import Policy
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import Skips, make_update, micro_step
-from trainer.run_setup import Run, describe_run, make_policy_model, start_run
-from trainer.sft_config import SFTConfig
+from trainer.run_setup import SFTParts, describe_run, setup_sft
 
 BEST = Best(metric="sft/val_loss", higher_is_better=False)
-NO_CONFIG = LossConfig(kl_coef=0)
-"""Cross-entropy has nothing to configure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,24 +55,6 @@ class SFTResult:
     validation_loss: float
 
 
-def make_trees(config: SFTConfig, builds: Sequence[ExpertBuild], tokenizer, accelerator: Accelerator) -> list[Node]:
-    """The sessions' training trees; says how many samples were too long."""
-    scheme = load_scheme(config.scheme, config.prompts)
-    return _told(config, accelerator, *sft_trees(builds, tokenizer, scheme, config.max_length, config.over_long))
-
-
-def _told(config: SFTConfig, accelerator: Accelerator, trees: list[Node], counts: LengthCounts) -> list[Node]:
-    if counts.num_cut or counts.num_dropped:
-        accelerator.print(
-            f"longer than max_length={config.max_length} tokens: {counts.num_dropped} samples dropped, {counts.num_cut} cut by "
-            f"{counts.num_cut_tokens} tokens in all; {counts.num_whole} are whole"
-        )
-    num_sessions = len({tree.id for tree in trees})
-    if num_sessions < 2:
-        raise ConfigError(f"{num_sessions} sessions to train on: at least two are needed, one of them for validation")
-    return trees
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTProgress:
     """Where the loop stands, for a checkpoint."""
@@ -84,18 +64,19 @@ class SFTProgress:
     wandb_run_id: str | None
 
 
-def train(
-    config: SFTConfig, model, tokenizer, trees: Sequence[Node], log: RunLog, accelerator: Accelerator, world: World
-) -> SFTResult:
-    """Train `model` in place on the trees (one per session, again for each time that it counts) and save it."""
-    training, validation = split_sessions(trees, config.validation_share, config.seed)
-    policy = Policy(model)
+def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
+    """Train the model in place and save it."""
+    accelerator, world, log, tokenizer = parts.accelerator, parts.world, parts.log, parts.tokenizer
+    training, validation = split_sessions(parts.trees, config.validation_share, config.seed)
+    policy = Policy(parts.model)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     log_setup(accelerator, policy)
     check_shared(policy, smallest_group(training), 1.0, config.shared_bound, config.max_tokens, world)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
-    checkpoints = Checkpoints.of(config, accelerator, world, model, tokenizer)
+
+    # Start anew, or go on from a checkpoint.
+    checkpoints = Checkpoints.of(config, accelerator, world, parts.model, tokenizer)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
     begun = checkpoints.load(config.resume, SFTProgress) or SFTProgress(
         step=0, best_validation_loss=None, wandb_run_id=None
@@ -104,29 +85,49 @@ def train(
     best = begun.best_validation_loss
     log.drop_from(begun.step)
     wandb_run_id = log.start_wandb(begun.wandb_run_id, anew=config.resume == "never")
-    loss = validation_loss = float("nan")
+
+    loss = validation_loss = math.nan
     bar = progress(total=num_steps, initial=begun.step, label="SFT", unit="step", enabled=accelerator.is_main_process)
     for step in range(begun.step, num_steps):
+        # 1. Sessions: every epoch in an order of its own.
         began = time.perf_counter()
         epoch, position = divmod(step, steps_per_epoch)
         order = random.Random(f"{config.seed}-{epoch}").sample(training, len(training))
         chosen = order[position * config.sessions_per_step : (position + 1) * config.sessions_per_step]
+        update = make_update(chosen, config.max_tokens, world, accelerator.device)
+
+        # 2. Update: the loss is a sum over the step's tokens, so micro-batches and ranks may cut it anywhere.
         rate = learning_rate(step, num_steps, config.optim)
         set_learning_rate(optimizer, rate)
-        loss = _backward(config, policy, chosen, accelerator, world)
+        policy.train()
+        total = torch.zeros((), device=accelerator.device)
+        for packed, is_real, is_last in update.weighted():
+            ones = torch.ones(packed.sequence.shape, device=accelerator.device)
+            scale = (
+                ones / (update.num_tokens / world.size) * is_real
+            )  # (M,); wrappers average over ranks, ours is a sum
+            with micro_step(accelerator, policy, is_last):
+                output = policy(packed, loss=cross_entropy(scale))
+                accelerator.backward(output.loss)
+            total -= is_real * output.head.logprobs.sum() / update.num_tokens
         norm = accelerator.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
-        if skips.should_skip(float(norm), [tree.id for tree in chosen]):
-            log.log_skipped(step, [tree.id for tree in chosen])
+        loss, norm = _on_host(accelerator.reduce(total), norm)
+        if skips.should_skip(norm, update.ids):
+            log.log_skipped(step, update.ids)
         else:
             optimizer.step()
         optimizer.zero_grad()
-        metrics = {"sft/loss": loss, "grad_norm": float(norm), "lr": rate, "time/step": time.perf_counter() - began}
+        metrics = {"sft/loss": loss, "grad_norm": norm, "lr": rate, "time/step": time.perf_counter() - began}
+
+        # 3. Validate at the end of every epoch; the best weights are kept as a model.
         if position == steps_per_epoch - 1 or step == num_steps - 1:
             validation_loss = mean_loss(policy, validation, config.max_tokens, accelerator, world)
-            metrics["sft/val_loss"] = validation_loss
+            metrics[BEST.metric] = validation_loss
             if BEST.is_beaten(best, validation_loss):
                 best = validation_loss
                 save_model(accelerator, policy, tokenizer, Path(config.out) / "best")
+
+        # 4. Log and save.
         log.log(metrics, step)
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
@@ -143,20 +144,11 @@ def train(
     return SFTResult(model_dir=model_dir, num_steps=num_steps, final_loss=loss, validation_loss=validation_loss)
 
 
-def _backward(config: SFTConfig, policy, trees: list[Node], accelerator: Accelerator, world: World) -> float:
-    """Gradients of one optimizer step; returns its mean loss per token over all ranks."""
-    policy.train()
-    update = make_update(trees, config.max_tokens, world, accelerator.device)
-    total = torch.zeros((), device=accelerator.device)
-    for packed, counts, last in update.weighted():
-        # wrappers average over ranks; ours is a sum
-        rows = supervised_rows(packed.sequence, update.num_tokens / world.size)
-        rows = replace(rows, scale=rows.scale * counts)
-        with micro_step(accelerator, policy, last):
-            output = policy(packed, objective=Objective(loss=cross_entropy, config=NO_CONFIG, rows=rows))
-            accelerator.backward(output.loss)
-        total -= counts * output.head.logprobs.sum() / update.num_tokens
-    return float(accelerator.reduce(total))  # the one host sync of a step
+def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, float]:
+    """Both in the one transfer of a step; DeepSpeed knows the norm on the host already."""
+    if isinstance(norm, float):
+        return float(loss), norm
+    return tuple(torch.stack([loss, norm.to(loss)]).tolist())
 
 
 @torch.no_grad()
@@ -165,45 +157,18 @@ def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accel
     policy.eval()
     update = make_update(trees, max_tokens, world, accelerator.device)
     total = torch.zeros((), device=accelerator.device)
-    for packed, counts, _ in update.weighted():
-        total -= counts * policy(packed).logprobs.sum() / update.num_tokens
+    for packed, is_real, _ in update.weighted():
+        total -= is_real * policy(packed).logprobs.sum() / update.num_tokens
     return float(accelerator.reduce(total))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    if dry_run.asked(argv):
-        dry_run.main(["sft", *dry_run.arguments(argv)])
-        return
-    config = parse_args(SFTConfig, argv, "Supervised fine-tuning on an expert's memory operations.")
-    if config.data.prepared is not None and config.model.path is None:
-        raise ConfigError(
-            "model.path: name a model; a tiny one is made from dialogues (data.path), not from data.prepared"
-        )
-    run = start_run(config, "sft")
-    model, tokenizer, trees = _prepared(config, run) if config.data.prepared else _from_dialogues(config, run)
-    with run.world.watched():
-        result = train(config, model, tokenizer, trees, run.log, run.accelerator, run.world)
-    run.log.close()
-    run.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
-
-
-def _prepared(config: SFTConfig, run: Run):
-    """Model, tokenizer and trees."""
-    model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
-    found = prepared_trees(config.data.prepared, tokenizer, config.max_length, config.over_long)
-    return model, tokenizer, _told(config, run.accelerator, *found)
-
-
-def _from_dialogues(config: SFTConfig, run: Run):
-    """Model, tokenizer and trees."""
-    corpus, scheme = load_corpus(config.data), load_scheme(config.scheme, config.prompts)
-    train_builds, extra = (
-        expert_builds(dialogues, run.embedder, scheme, "rules build the training banks")
-        for dialogues in (corpus.train, corpus.extra)
-    )
-    builds = sft_builds(train_builds, extra, config.data)
-    model, tokenizer = make_policy_model(config.model, builds, scheme, config.seed)
-    return model, tokenizer, make_trees(config, builds, tokenizer, run.accelerator)
+    config = parse(SFTConfig, argv, DESCRIPTION)
+    parts = setup_sft(config)
+    with parts.world.watched():
+        result = train(config, parts)
+    parts.log.close()
+    parts.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
 
 
 if __name__ == "__main__":

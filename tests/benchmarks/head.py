@@ -21,9 +21,8 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
-from trainer.batching.loss_rows import supervised_rows
-from trainer.losses import LossConfig, reinforce
-from trainer.model.head import Objective, head_loss
+from trainer.batching.loss_rows import cross_entropy
+from trainer.model.head import head_loss
 
 SEQUENCE = 512
 """Tokens of a completion."""
@@ -63,11 +62,8 @@ def make(shape: Shape) -> Case:
 
 
 def fused(case: Case) -> torch.Tensor:
-    num_rows = len(case.targets)
-    sequence = torch.arange(num_rows, device=case.targets.device) // SEQUENCE
-    rows = replace(supervised_rows(sequence, num_rows), advantage=case.advantage)
-    objective = Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=rows)
-    return head_loss(case.hidden, case.weight, case.targets, 1.0, objective).loss
+    scale = case.advantage / len(case.targets)
+    return head_loss(case.hidden, case.weight, case.targets, 1.0, cross_entropy(scale)).loss
 
 
 def plain(case: Case) -> torch.Tensor:

@@ -24,10 +24,12 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
-from trainer.batching.loss_rows import Rows
-from trainer.batching.packing import TrainSequence, build_tree, dense_tree, pack_on
-from trainer.losses import LossConfig, grpo
-from trainer.model.head import LossOutput, Objective
+from tests.sequences import sequence
+from trainer.batching.loss_rows import Objective, Rows
+from trainer.batching.packing import build_tree, dense_tree, pack_on
+from trainer.configs import LossConfig
+from trainer.losses import grpo
+from trainer.model.head import LossOutput
 from trainer.model.policy import Policy
 
 GROUP = 8
@@ -86,26 +88,13 @@ def tokens_of(shape: Shape) -> tuple[list[int], list[list[int]], list[float]]:
 def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], LossOutput]]:
     prompt, responses, advantages = tokens_of(shape)
     sequences = [
-        TrainSequence(
-            prompt_token_ids=tuple(prompt),
-            completion_token_ids=tuple(response),
-            values={"advantage": (advantage,) * len(response)},
-        )
+        sequence(prompt, response, advantage=(advantage,) * len(response), weight=(1.0,) * len(response))
         for response, advantage in zip(responses, advantages, strict=True)
     ]
     trees = [build_tree(sequences)] if shared else [dense_tree(sequence) for sequence in sequences]
     policy, packed = Policy(model_of(shape)).train(), pack_on(trees, device())
-    zeros = torch.zeros_like(packed.values["advantage"])
-    rows = Rows(
-        scale=torch.full_like(zeros, 1 / len(zeros)),
-        proximal_logprobs=None,
-        rollout_logprobs=zeros,
-        ref_logprobs=None,
-        advantage=packed.values["advantage"],
-        weight=zeros + 1,
-        truncated=zeros,
-        sequence=packed.sequence,
-    )
+    scale = torch.full(packed.targets.shape, 1 / len(packed.targets), device=device())
+    rows = Rows(scale=scale, values=packed.values, ref_logprobs=None, sequence=packed.sequence)
     objective = Objective(loss=grpo, config=LossConfig(name="grpo", kl_coef=0), rows=rows)
     return policy, partial(policy, packed, 1.0, objective)
 

@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.embedding.local import Embedder
 from rollout.tokens import load_tokenizer
+from trainer.configs import ModelConfig
 from trainer.experience.collector import Collector
 from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
-from trainer.model.policy import ModelConfig, load_model
+from trainer.model.policy import load_model
 from trainer.pipeline import Prepared, prepare, run_rl, run_sft
 from trainer.quickstart import Options, load_configs
 from trainer.rl_config import RLConfig
@@ -76,8 +77,8 @@ class Benchmark:
         start = self.starts.get(seed) or self._start(seed)
         began = time.perf_counter()
         config, collector = self._collector(seed, name, start)
-        run_rl(config, start.model_dir, collector, start.prepared)
-        result = asdict(judge_policy(start.prepared.held_out, collector, name))
+        run_rl(config, collector, start.prepared)
+        result = asdict(judge_policy(start.prepared.for_rl.held_out, collector, name))
         seconds = round(time.perf_counter() - began)
         self._add(seed, {name: result | {"steps": config.num_steps, "seconds": seconds}})
 
@@ -89,13 +90,14 @@ class Benchmark:
             run_sft(sft_config, prepared)
         start = self.starts[seed] = Start(prepared, model_dir, load_tokenizer(str(model_dir)))
         _, collector = self._collector(seed, "adrpo", start)
-        rows = {name: asdict(row) for name, row in compare_baselines(prepared.held_out, collector).items()}
-        self._add(seed, rows | {"sft": asdict(judge_policy(prepared.held_out, collector, "sft"))})
+        rows = {name: asdict(row) for name, row in compare_baselines(prepared.for_rl.held_out, collector).items()}
+        self._add(seed, rows | {"sft": asdict(judge_policy(prepared.for_rl.held_out, collector, "sft"))})
         return start
 
     def _collector(self, seed: int, name: str, start: Start) -> tuple[RLConfig, Collector]:
         """The variant's config, and an engine that holds the seed's SFT model."""
-        options = Options(seed=seed, out=str(self.folder / f"seed{seed}" / name), overrides=VARIANTS[name])
+        overrides = (*VARIANTS[name], f"rl.model.path={start.model_dir}")
+        options = Options(seed=seed, out=str(self.folder / f"seed{seed}" / name), overrides=overrides)
         _, config = load_configs(options)
         if self.engine is None:
             self.engine = make_engine(config, start.model_dir)

@@ -35,12 +35,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device, write
 from tests.benchmarks.sft_data import Session, Shape, num_completion_tokens, num_real_tokens, sessions_of
-from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack_on
-from trainer.losses import LossConfig, cross_entropy
-from trainer.model.head import Objective
+from trainer.configs import OptimConfig
 from trainer.model.policy import Policy
-from trainer.optim import OptimConfig, make_optimizer
+from trainer.optim import make_optimizer
 
 OPTIM = OptimConfig(lr=1e-3, beta2=0.999, max_grad_norm=1.0)
 STOCK = ("trl_packed", "trl_padding_free", "trl_padded", "trl_single")
@@ -110,9 +109,8 @@ def ours(shape: Shape, steps: Sequence[Step], shared: bool) -> Run:
         total = torch.zeros((), device=device())
         for nodes in micro_batches(trees, shape.max_tokens):
             packed = pack_on(nodes, device())
-            rows = supervised_rows(packed.sequence, num_tokens)
-            objective = Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows)
-            output = policy(packed, objective=objective)
+            scale = torch.ones(packed.targets.shape, device=device()) / num_tokens
+            output = policy(packed, loss=cross_entropy(scale))
             output.loss.backward()
             total -= output.head.logprobs.sum() / num_tokens
         return float(total)

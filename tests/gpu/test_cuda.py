@@ -1,18 +1,18 @@
 """What only a GPU can show: the compiled Triton kernels, flash attention over packed trees, bfloat16 through both."""
 
 import importlib
-from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.kernel_twins import assert_rows_equal_their_plain_twin
-from trainer.batching.loss_rows import supervised_rows
+from trainer.batching.loss_rows import Objective, Rows, cross_entropy
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
+from trainer.configs import LossConfig
 from trainer.kernels import plain_varlen
-from trainer.losses import LossConfig, cross_entropy, reinforce
-from trainer.model.head import Objective, head_loss
+from trainer.losses import TokenValues, reinforce
+from trainer.model.head import head_loss
 from trainer.model.merged_attention import merged_attention
 from trainer.model.policy import Policy
 
@@ -30,8 +30,7 @@ def test_triton_rows_equal_their_plain_twin(shape, dtype):
 def gradients(hidden, weight, targets, advantage, dtype: torch.dtype, fused: bool) -> tuple[torch.Tensor, ...]:
     own = [tensor.to(dtype).requires_grad_() for tensor in (hidden, weight)]
     if fused:
-        rows = replace(supervised_rows(torch.arange(len(targets), device=CUDA), len(targets)), advantage=advantage)
-        loss = head_loss(*own, targets, 1.0, Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=rows)).loss
+        loss = head_loss(*own, targets, 1.0, cross_entropy(advantage / len(targets))).loss
     else:
         logprobs = (own[0] @ own[1].T).float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
         loss = -(advantage * logprobs).mean()
@@ -112,8 +111,8 @@ def test_a_packed_policy_on_the_gpu_equals_the_cpu(checkpointing):
         if checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         batch = pack_on(forest(), device)
-        rows = supervised_rows(batch.sequence, len(batch.targets))
-        output = policy(batch, 1.0, Objective(loss=cross_entropy, config=LossConfig(kl_coef=0), rows=rows))
+        scale = torch.full(batch.targets.shape, 1 / len(batch.targets), device=device)
+        output = policy(batch, 1.0, cross_entropy(scale))
         output.loss.backward()
         flat = torch.cat([parameter.grad.flatten().float().cpu() for parameter in policy.parameters()])
         results.append((output.head.logprobs.float().cpu(), flat))
@@ -126,7 +125,10 @@ def test_a_step_makes_the_host_wait_for_nothing():
     hidden = torch.randn(2000, 64, device=CUDA).bfloat16().requires_grad_()
     weight = torch.randn(5000, 64, device=CUDA).bfloat16().requires_grad_()
     targets, sequence = torch.randint(5000, (2000,), device=CUDA), torch.arange(2000, device=CUDA) // 100
-    objective = Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=supervised_rows(sequence, 2000))
+    ones = torch.ones(2000, device=CUDA)
+    values = TokenValues(advantage=ones, weight=ones, truncated=0 * ones, rollout_logprobs=-ones)
+    rows = Rows(scale=ones / 2000, values=values, ref_logprobs=None, sequence=sequence)
+    objective = Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=rows)
     head_loss(hidden, weight, targets, 1.0, objective).loss.backward()  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")
     try:

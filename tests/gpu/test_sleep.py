@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rollout.types import SamplingConfig
-from trainer.model.tiny_model import TinyConfig, build_model, train_tokenizer
+from trainer.configs import TinyConfig
+from trainer.model.tiny_model import build_model, train_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh cuda)")

@@ -1,4 +1,4 @@
-"""Who attends to whom in a packed forest, in the form that attention runs on.
+"""Who attends to whom in packed prefix trees, in the form that attention runs on.
 
 A node's tokens stand together, nodes of one depth stand together, and so do all descendants of a node at one depth.
 Each depth attends causally to itself and, without a mask, to every depth above it; a call does one such pair, or a part
@@ -19,19 +19,19 @@ class Level:
 
     above: "Level | None"
     parents: list[int]
-    """Per node the number of its parent in `above`; unused for roots."""
+    """The number of each node's parent in `above`; unused for roots."""
     spans: list[range]
-    """Per node its packed indices."""
+    """The packed indices of each node's tokens."""
 
     def path(self, number: int) -> list[int]:
-        """Packed indices above a node, from the root down."""
+        """The packed indices of the tokens above a node, from the root down."""
         if self.above is None:
             return []
         parent = self.parents[number]
         return self.above.path(parent) + list(self.above.spans[parent])
 
     def depth_below(self, number: int) -> int:
-        """Tokens from the root to the end of a node: the position of what follows it."""
+        """How many tokens stand from the root to the end of a node: the position of what follows it."""
         own = len(self.spans[number])
         return own if self.above is None else own + self.above.depth_below(self.parents[number])
 
@@ -75,7 +75,7 @@ class PaddedCall:
     query_rows: Rectangle
     key_rows: Rectangle
     causal: bool
-    """As in VarlenCall."""
+    """Each segment attends to itself, as in VarlenCall."""
 
     def to(self, device: torch.device) -> "PaddedCall":
         return replace(self, query_rows=self.query_rows.to(device), key_rows=self.key_rows.to(device))
@@ -95,7 +95,7 @@ class Pair:
 
 
 def pairs(levels: Sequence[Level]) -> Iterator[Pair]:
-    """Per depth itself first, then the depths above it, the nearest first."""
+    """Yield the pairs of each depth: with itself first, then with the depths above it, the nearest first."""
     for level in levels:
         yield from _pair(level.spans, level.spans, causal=True)
         ancestors, above = level.parents, level.above
@@ -105,7 +105,7 @@ def pairs(levels: Sequence[Level]) -> Iterator[Pair]:
 
 
 def _descendants(level: Level, ancestors: Sequence[int], num_ancestors: int) -> list[range]:
-    """Per ancestor the tokens below it at this depth; ancestors are in the order of their descendants."""
+    """The tokens below each ancestor at this depth; ancestors are in the order of their descendants."""
     counts = [0] * num_ancestors
     for span, ancestor in zip(level.spans, ancestors, strict=True):
         counts[ancestor] += len(span)
@@ -152,7 +152,7 @@ SMALL = 16
 
 
 def _alike(pair: Pair) -> Iterator[Pair]:
-    """Adjoining segments whose rectangle costs at most twice their own: few calls, little waste."""
+    """Cut a pair into runs of adjoining segments whose rectangle costs at most twice what the segments cost."""
     start = cost = longest_queries = longest_keys = 0
     queries, keys = pair.queries, pair.keys
 

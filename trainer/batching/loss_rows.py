@@ -1,10 +1,17 @@
-"""The rows of a micro-batch that carry loss: what is known of them before the model runs, and how much each counts."""
+"""The rows of a micro-batch that carry loss, and the losses on them as the head calls them.
 
+The head knows hidden states and targets. It calls a function of some rows' log-probs and entropies, which knows all
+else about these rows.
+Letters: M rows that carry loss.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from trainer.losses import Aggregation, LossInputs, sequence_lengths
+from trainer.configs import Aggregation, LossConfig
+from trainer.losses import Loss, LossInputs, Metrics, TokenValues, needs_whole_sequences, sequence_lengths
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,47 +20,50 @@ class Rows:
 
     scale: torch.Tensor
     """What the token's loss is multiplied by: `token_scale`, times the number of ranks where their mean is taken."""
-    proximal_logprobs: torch.Tensor | None
-    """None where one update consumes the samples: the log-probs of this very pass, detached, are the proximal's."""
-    rollout_logprobs: torch.Tensor
+    values: TokenValues[torch.Tensor]
     ref_logprobs: torch.Tensor | None
-    advantage: torch.Tensor
-    weight: torch.Tensor
-    truncated: torch.Tensor
     sequence: torch.Tensor
 
     def inputs(self, logprobs: torch.Tensor, entropy: torch.Tensor, chunk: slice) -> LossInputs:
         """What the loss gets for some of the rows, given their log-probs and entropies."""
-        proximal, reference = self.proximal_logprobs, self.ref_logprobs
+        columns = {"proximal_logprobs": logprobs.detach()} | self.values.map(lambda column: column[chunk]).columns()
         return LossInputs(
             trainer_logprobs=logprobs,
             entropy=entropy,
-            proximal_logprobs=logprobs.detach() if proximal is None else proximal[chunk],
-            rollout_logprobs=self.rollout_logprobs[chunk],
-            ref_logprobs=None if reference is None else reference[chunk],
-            advantage=self.advantage[chunk],
-            weight=self.weight[chunk],
-            truncated=self.truncated[chunk],
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[chunk],
             sequence=self.sequence[chunk],
+            **columns,
         )
 
 
-def supervised_rows(sequence: torch.Tensor, num_tokens: float) -> Rows:
-    """Rows of tokens to imitate, for `cross_entropy`: weight one, and nothing that only sampled tokens have."""
-    zeros, ones = (
-        torch.zeros(sequence.shape, device=sequence.device),
-        torch.ones(sequence.shape, device=sequence.device),
-    )
-    return Rows(
-        scale=ones / num_tokens,
-        proximal_logprobs=None,
-        rollout_logprobs=zeros,
-        ref_logprobs=None,
-        advantage=ones,
-        weight=ones,
-        truncated=zeros,
-        sequence=sequence,
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """A policy loss on the rows of one micro-batch, as a function that the head calls chunk by chunk."""
+
+    loss: Loss
+    config: LossConfig
+    rows: Rows
+
+    @property
+    def whole_sequences(self) -> bool:
+        """Whether the head must call it once, with all rows."""
+        return needs_whole_sequences(self.loss, self.config)
+
+    def __call__(self, logprobs: torch.Tensor, entropy: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Metrics]:
+        inputs = self.rows.inputs(logprobs, entropy, rows)
+        per_token, metrics = self.loss(inputs, self.config)
+        gap = (inputs.proximal_logprobs - inputs.rollout_logprobs).abs()
+        always = {"loss": per_token, "entropy": entropy, "sampling/logp_difference/mean": gap}
+        return per_token * self.rows.scale[rows], always | metrics
+
+
+def cross_entropy(scale: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, Metrics]]:
+    """Supervised fine-tuning, for the head: minus the log-prob of each row, times its scale (M,)."""
+
+    def loss(logprobs: torch.Tensor, entropy: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Metrics]:
+        return -logprobs * scale[rows], {"loss": -logprobs}
+
+    return loss
 
 
 def token_scale(

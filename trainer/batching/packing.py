@@ -1,9 +1,8 @@
-"""Many sequences that share prompts -> one packed row of tokens in which every shared token stands once.
+"""Many sequences that share prompts become one packed row of tokens in which every shared token stands once.
 
 A session's four agents read the same dialogue and each agent's rollouts share a whole prompt, so the sequences form a
-tree: dialogue -> agent prompt -> completions. Position ids restart below each node. This file is the only place where
-the next-token shift is made. Letters: N packed tokens, M rows that carry loss, L siblings, R longest sibling, P tokens
-above them.
+prefix tree: dialogue -> agent prompt -> completions. Position ids continue from a node to its children. This file is
+the only place where the next-token shift is made. Letters: N packed tokens, M rows that carry loss.
 
     sequences with prompt (1 2 3) and completions (7 8 9) and (4 9):
     token_ids 1 2 3 | 7 8 | 4        the last token of a completion is a target only
@@ -19,27 +18,29 @@ from dataclasses import dataclass, field
 import torch
 
 from trainer.batching.attention_plan import Level, PaddedCall, Plan, VarlenCall, padded_calls, varlen_calls
+from trainer.losses import TokenValues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSequence:
-    """A prompt and one completion of it; `values` holds per-token numbers aligned with the completion."""
+    """A prompt and one completion of it."""
 
     prompt_token_ids: tuple[int, ...]
     completion_token_ids: tuple[int, ...]
-    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    values: TokenValues[tuple[float, ...]] | None = None
+    """Columns aligned with the completion; None of a sequence to imitate, which was not sampled."""
 
 
 @dataclass(kw_only=True)
 class Node:
-    """Tokens shared by everything below."""
+    """A node of a prefix tree: tokens shared by everything below it."""
 
     token_ids: tuple[int, ...]
     children: list["Node"] = field(default_factory=list)
     sequence: TrainSequence | None = None
     """Set on leaves: `token_ids` is then the rest of its prompt and its completion without the last token."""
     id: str = ""
-    """Set on roots: the session, for messages."""
+    """Set on roots: the session's name, for messages."""
 
     @property
     def num_tokens(self) -> int:
@@ -48,14 +49,16 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBatch:
+    """Prefix trees as one row of tokens, and the rows that carry loss."""
+
     token_ids: torch.Tensor  # (1, N) int64
     position_ids: torch.Tensor  # (1, N) int64
     plan: list[PaddedCall] | list[VarlenCall]
     predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
     targets: torch.Tensor  # (M,) int64
     sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
-    num_sequences: int
-    values: dict[str, torch.Tensor]  # name -> (M,) float32
+    sequences: tuple[TrainSequence, ...]  # in the order of their rows
+    values: TokenValues[torch.Tensor] | None  # columns (M,) float32
 
     def to(self, device: torch.device) -> "PackedBatch":
         return PackedBatch(
@@ -65,13 +68,13 @@ class PackedBatch:
             predict_from=self.predict_from.to(device),
             targets=self.targets.to(device),
             sequence=self.sequence.to(device),
-            num_sequences=self.num_sequences,
-            values={name: value.to(device) for name, value in self.values.items()},
+            sequences=self.sequences,
+            values=None if self.values is None else self.values.map(lambda column: column.to(device)),
         )
 
 
 def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
-    """The tree of sequences that belong together (one session): common prompt start, distinct prompts, completions."""
+    """The prefix tree of one session's sequences: what all prompts start with, the distinct prompts, completions."""
     by_prompt: dict[tuple[int, ...], list[TrainSequence]] = defaultdict(list)
     for sequence in sequences:
         if not sequence.completion_token_ids or not sequence.prompt_token_ids:
@@ -92,18 +95,18 @@ def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
 
 
 def dense_tree(sequence: TrainSequence) -> Node:
-    """A sequence with a prompt of its own, as trainers without shared prompts run it: for comparisons."""
+    """A tree of one sequence that brings its whole prompt, as trainers without shared prompts run it."""
     return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
 
 
 def sequences_of(node: Node) -> list[TrainSequence]:
-    """The sequences at the leaves of a tree."""
+    """The sequences at the leaves of a prefix tree."""
     own = [] if node.sequence is None else [node.sequence]
     return own + [sequence for child in node.children for sequence in sequences_of(child)]
 
 
 def count_loss_tokens(node: Node) -> int:
-    """Completion tokens of a tree."""
+    """How many completion tokens a prefix tree holds."""
     own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0
     return own + sum(count_loss_tokens(child) for child in node.children)
 
@@ -131,12 +134,12 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
 
 
 def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:
-    """`pack` with the attention plan that the device runs best, on the device."""
+    """Pack the trees with the attention plan that the device runs best, and move the batch to the device."""
     return pack(trees, varlen_calls if device.type == "cuda" else padded_calls).to(device)
 
 
 def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
-    """Trees laid out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
+    """Lay the trees out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
     layout = _Layout()
     level: list[tuple[Node, int]] = [(tree, 0) for tree in trees]
     while level:
@@ -151,9 +154,8 @@ class _Layout:
         self.levels: list[Level] = []
         self.predict_from: list[int] = []
         self.targets: list[int] = []
-        self.sequence: list[int] = []
-        self.num_sequences = 0
-        self.values: dict[str, list[float]] = defaultdict(list)
+        self.sequences: list[TrainSequence] = []
+        self.columns: dict[str, list[float]] = defaultdict(list)
 
     def add_level(self, level: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
         """Place nodes of one depth, each with the number of its parent one depth above; returns the next depth."""
@@ -173,27 +175,29 @@ class _Layout:
 
     def _add_rows(self, sequence: TrainSequence, path: list[int]) -> None:
         count = len(sequence.completion_token_ids)
-        if self.targets and set(sequence.values) != set(self.values):
-            raise ValueError(f"sequences carry different values: {sorted(sequence.values)}, {sorted(self.values)}")
-        for name, values in sequence.values.items():
-            if len(values) != count:
-                raise ValueError(f"{name} has {len(values)} values for {count} completion tokens")
-            self.values[name] += values
+        columns = {} if sequence.values is None else sequence.values.columns()
+        if self.sequences and columns.keys() != self.columns.keys():
+            raise ValueError(f"sequences carry different values: {sorted(columns)}, {sorted(self.columns)}")
+        for name, column in columns.items():
+            if len(column) != count:
+                raise ValueError(f"{name} has {len(column)} values for {count} completion tokens")
+            self.columns[name] += column
         self.predict_from += path[-count:]
         self.targets += sequence.completion_token_ids
-        self.sequence += [self.num_sequences] * count
-        self.num_sequences += 1
+        self.sequences.append(sequence)
 
     def tensors(self, plan: Plan) -> PackedBatch:
+        lengths = [len(sequence.completion_token_ids) for sequence in self.sequences]
+        columns = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
         return PackedBatch(
             token_ids=torch.tensor([self.token_ids]),
             position_ids=torch.tensor([self.position_ids]),
             plan=plan(self.levels),
             predict_from=torch.tensor(self.predict_from),
             targets=torch.tensor(self.targets),
-            sequence=torch.tensor(self.sequence),
-            num_sequences=self.num_sequences,
-            values={name: torch.tensor(values, dtype=torch.float32) for name, values in self.values.items()},
+            sequence=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64)),
+            sequences=tuple(self.sequences),
+            values=TokenValues(**columns) if columns else None,
         )
 
 

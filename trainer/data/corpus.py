@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TypeVar
 
 from membuilder.datasets.load import load, split
@@ -13,59 +12,9 @@ from membuilder.generate.dialogue import generate
 from membuilder.progress import progress
 from membuilder.schemes.scheme import Scheme, Step, build
 from membuilder.types import Dialogue, Question
+from trainer.configs import DataConfig
 
 Item = TypeVar("Item")
-
-
-class States(StrEnum):
-    EXPERT = "expert"
-    POLICY = "policy"
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    path: str | None = None
-    """LoCoMo or LongMemEval JSON file (gz or not); null: the generated corpus."""
-    prepared: str | None = None
-    """In place of `path`, a .jsonl or .parquet file that `python -m membuilder.prepare` wrote: with `sft` for trainer.sft,
-    with `rl` for trainer.rl (trainer/data/prepared.py). Its sessions are taken as they are."""
-    eval_path: str | None = None
-    """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue."""
-    held_out: float = 0.3
-    """Share of the dialogues of `path` kept apart for evaluation."""
-    num_train: int = 200
-    """Dialogues to generate for training."""
-    num_held_out: int = 20
-    """Dialogues to generate for evaluation, about other people."""
-    num_extra: int = 0
-    """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
-    repeat: int = 1
-    """Times that each training dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
-    max_turns: int = 60
-    """Turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py)."""
-    num_steering: int = 0
-    """Dialogues besides those of training and evaluation, on which the RL loop measures how much greedy decoding writes
-    (`length_target`): generated ones share their pool of names with the held-out ones, of a file they are the last of the
-    training side. 0: it measures where it trains."""
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if (
-            not 0 < self.held_out < 1
-            or min(self.num_train, self.num_held_out, self.max_turns, self.repeat) < 1
-            or min(self.num_extra, self.num_steering) < 0
-        ):
-            raise ValueError(
-                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least one "
-                "dialogue on each side"
-            )
-        if self.path is not None and self.prepared is not None:
-            raise ValueError("give path or prepared, not both")
-        if self.eval_path is not None and self.path is None and self.prepared is None:
-            raise ValueError(
-                f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: give "
-                "data.path too (quickstart: --data)"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,9 @@ from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, rea
 from membuilder.types import AgentUpdate, Dialogue, Session
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence
+from trainer.configs import OverLong
 from trainer.data.corpus import ExpertBuild
-from trainer.data.truncation import LengthCounts, OverLong, fit
+from trainer.data.truncation import LengthCounts, fit
 
 if TYPE_CHECKING:
     pass

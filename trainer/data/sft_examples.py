@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.schemes.scheme import Scheme, Step
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence, count_sequences, sequences_of
+from trainer.configs import OverLong
 from trainer.data.corpus import ExpertBuild
-from trainer.data.truncation import LengthCounts, OverLong, dialogue_span, fit, length
+from trainer.data.truncation import LengthCounts, dialogue_span, fit, length
 
 
 def sft_trees(

@@ -12,16 +12,10 @@ that fit are left as they are, and belong into a tree of their own.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
-from enum import StrEnum
 
 from membuilder.errors import ConfigError
 from trainer.batching.packing import Node, TrainSequence, build_tree
-
-
-class OverLong(StrEnum):
-    DROP = "drop"
-    CUT = "cut"
-    ERROR = "error"
+from trainer.configs import OverLong
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

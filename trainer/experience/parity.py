@@ -6,7 +6,6 @@ learner's, so a check fits where a step fits.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -16,13 +15,23 @@ from rollout.types import SamplingConfig
 from trainer.batching.packing import Node, TrainSequence, build_tree, dense_tree, micro_batches, pack_on
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
+from trainer.losses import TokenValues
+from trainer.rl_config import RLConfig
 
 Groups = list[list[TrainSequence]]
 ALONE = World()
 
 
+def check_parity(policy, collector: Collector, tasks: list[Task], config: RLConfig, seed: int) -> None:
+    """Sample the tasks and run both checks on what comes; raises ParityError. All processes call it."""
+    temperature, world = config.sampling.temperature, collector.world
+    groups = sample_sequences(collector, tasks, temperature, seed)
+    check_engine(policy, groups, temperature, config.parity_bound, config.max_tokens, world)
+    check_shared(policy, groups, temperature, config.shared_bound, config.max_tokens, world)
+
+
 def sample_sequences(collector: Collector, tasks: list[Task], temperature: float, seed: int) -> Groups:
-    """Two uncut rollouts of each task, without the prompts that are too long; `values`: the engine's log-probs."""
+    """Two rollouts of each task from the uncut distribution, with the engine's log-probs; too long prompts are left out."""
     sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
     groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.scheme, sampling, 2, seed)
     sampled = [
@@ -30,7 +39,7 @@ def sample_sequences(collector: Collector, tasks: list[Task], temperature: float
             TrainSequence(
                 prompt_token_ids=sample.prompt_token_ids,
                 completion_token_ids=sample.completion.token_ids,
-                values={"rollout_logprobs": sample.completion.rollout_logprobs},
+                values=sampled_only(sample.completion.rollout_logprobs),
             )
             for rollout in group.rollouts
             for sample in rollout.samples.values()
@@ -49,9 +58,10 @@ def check_engine(
 
     All processes call it, each with samples of its own.
     """
-    groups = _numbered(groups)
-    expected = torch.tensor([value for group in groups for each in group for value in each.values["rollout_logprobs"]])
-    found = _logprobs(policy, [build_tree(group) for group in groups], temperature, max_tokens, world)
+    sequences = [sequence for group in groups for sequence in group]
+    expected = torch.tensor([value for sequence in sequences for value in sequence.values.rollout_logprobs])
+    trees = [build_tree(group) for group in groups]
+    found = _logprobs(policy, trees, sequences, temperature, max_tokens, world)
     return _within(
         (found - expected).abs(),
         bound,
@@ -69,47 +79,42 @@ def check_shared(
 
     None: there was nothing to compare. All processes call it, each with samples of its own.
     """
-    groups = _numbered(groups)
-    trees = [build_tree(group) for group in groups]
-    copies = [dense_tree(sequence) for group in groups for sequence in group]
-    found, expected = (_logprobs(policy, nodes, temperature, max_tokens, world) for nodes in (trees, copies))
+    sequences = [sequence for group in groups for sequence in group]
+    trees, copies = [build_tree(group) for group in groups], [dense_tree(sequence) for sequence in sequences]
+    found, expected = (_logprobs(policy, nodes, sequences, temperature, max_tokens, world) for nodes in (trees, copies))
     return _within(
         (found - expected).abs(),
         bound,
         "shared prompts give log-probs that differ from dense copies by {mean:.2g} nats a token (bound {bound}, worst "
-        "{worst:.2g}): this model or attention kernel must not share prompts. Nothing was trained on these samples. Raise "
-        "shared_bound only if the gap is the known rounding of a low-precision dtype.",
+        "{worst:.2g}): this model or attention kernel must not share prompts. Nothing was trained on these samples. "
+        "Raise shared_bound only if the gap is the known rounding of a low-precision dtype.",
     )
 
 
-def _numbered(groups: Groups) -> Groups:
-    """With a value `row` that numbers every token, because packing and micro-batches change their order."""
-    numbered, num_rows = [], 0
-    for group in groups:
-        numbered.append([])
-        for sequence in group:
-            length = len(sequence.completion_token_ids)
-            row = tuple(float(number) for number in range(num_rows, num_rows + length))
-            numbered[-1].append(replace(sequence, values=sequence.values | {"row": row}))
-            num_rows += length
-    return numbered
+def sampled_only(rollout_logprobs: tuple[float, ...]) -> TokenValues[tuple[float, ...]]:
+    """The values of tokens that nothing is learned from."""
+    zeros = (0.0,) * len(rollout_logprobs)
+    return TokenValues(advantage=zeros, weight=zeros, truncated=zeros, rollout_logprobs=rollout_logprobs)
 
 
-def _logprobs(policy, trees: Sequence[Node], temperature: float, max_tokens: int, world: World) -> torch.Tensor:
-    """(M,) on the CPU, in the order of `row`. Processes run equally many batches, so that their collectives meet."""
+def _logprobs(
+    policy, trees: Sequence[Node], sequences: Sequence[TrainSequence], temperature: float, max_tokens: int, world: World
+) -> torch.Tensor:
+    """(M,) on the CPU: of the trees' tokens, in the order of `sequences`, which are those of the trees.
+
+    Processes run equally many micro-batches, so that their collectives meet.
+    """
     policy.eval()
     device = next(policy.parameters()).device
     batches = micro_batches(trees, max_tokens)
-    spare = [dense_tree(TrainSequence(prompt_token_ids=(0,), completion_token_ids=(0,), values={"row": (0.0,)}))]
-    rows, logprobs = [torch.empty(0)], [torch.empty(0)]
+    spare = [dense_tree(TrainSequence(prompt_token_ids=(0,), completion_token_ids=(0,)))]
+    found: dict[int, torch.Tensor] = {}  # by identity: packing and micro-batches change the order
     for number in range(max(world.gather(len(batches)))):
-        is_own = number < len(batches)
-        packed = pack_on(batches[number] if is_own else spare, device)
-        output = policy(packed, temperature)
-        if is_own:
-            rows.append(packed.values["row"].cpu())
-            logprobs.append(output.logprobs.cpu())
-    return torch.cat(logprobs)[torch.cat(rows).argsort()]
+        packed = pack_on(batches[number] if number < len(batches) else spare, device)
+        logprobs = policy(packed, temperature).logprobs.cpu()
+        lengths = [len(sequence.completion_token_ids) for sequence in packed.sequences]
+        found |= zip(map(id, packed.sequences), logprobs.split(lengths), strict=True)
+    return torch.cat([torch.empty(0), *(found[id(sequence)] for sequence in sequences)])
 
 
 def _within(gap: torch.Tensor, bound: float, message: str) -> float | None:

@@ -13,7 +13,7 @@ because no run with others may learn from them.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,22 +118,23 @@ def _label(step: int) -> str:
 class RolloutCache:
     """The journal as a loop uses it: one process reads and writes, all get what it holds."""
 
-    def __init__(self, root: Path, world: World, settings: Mapping, anew: bool) -> None:
-        """Made once the checkpoints accepted the run; see `begin`."""
+    def __init__(self, root: Path | None, world: World, settings: Mapping, anew: bool) -> None:
+        """Made once the checkpoints accepted the run; see `begin`. `root` is None where no journal is kept."""
         self._root, self._world = root, world
-        if world.rank == 0:
+        self._writes = root is not None and world.rank == 0
+        if self._writes:
             begin(root, settings, anew)
 
-    def cached_or_collect(self, step: int, collect: Callable[[int], Experience]) -> Experience:
-        """The step's experience: as written down, else collected and written down."""
-        main = self._world.rank == 0
-        found = self._world.gather(read(self._root, step) if main else None)[0]
-        if found is None:
-            found = collect(step)
-            if main:
-                write(self._root, step, found)
-        return found
+    def read(self, step: int) -> Experience | None:
+        """The step's experience as it was written down; None where it was not."""
+        if self._root is None:
+            return None
+        return self._world.gather(read(self._root, step) if self._writes else None)[0]
+
+    def write(self, step: int, experience: Experience) -> None:
+        if self._writes:
+            write(self._root, step, experience)
 
     def forget(self, before_step: int) -> None:
-        if self._world.rank == 0:
+        if self._writes:
             forget(self._root, before_step)

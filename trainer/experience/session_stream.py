@@ -14,7 +14,8 @@ from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank
 from reward.rollouts import ScoredGroup
 from rollout.sampler import Task, make_task
-from trainer.data.corpus import ExpertBuild, States
+from trainer.configs import States
+from trainer.data.corpus import ExpertBuild
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

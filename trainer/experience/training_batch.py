@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from reward.rollouts import ScoredGroup
 from trainer.advantages import StdScale, group_advantages
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens
+from trainer.losses import TokenValues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +55,10 @@ def _sequence(group: ScoredGroup, role: str, k: int, advantage: float | None) ->
     return TrainSequence(
         prompt_token_ids=sample.prompt_token_ids,
         completion_token_ids=sample.completion.token_ids,
-        values={
-            "advantage": (advantage,) * num_tokens,
-            "weight": (weight,) * num_tokens,
-            "truncated": (float(not sample.completion.finished),) * num_tokens,
-            "rollout_logprobs": sample.completion.rollout_logprobs,
-        },
+        values=TokenValues(
+            advantage=(advantage,) * num_tokens,
+            weight=(weight,) * num_tokens,
+            truncated=(float(not sample.completion.finished),) * num_tokens,
+            rollout_logprobs=sample.completion.rollout_logprobs,
+        ),
     )

@@ -1,6 +1,7 @@
-"""Variable-length attention by the flash-attn package, version 2. Same functions as plain_varlen.py.
+"""Variable-length attention by the flash-attn package, version 2. It has the functions of plain_varlen.py.
 
-Used on CUDA where the package is installed; else flash_varlen.py. Written against flash-attn 2.8. Has not run yet.
+It is used on CUDA where the package is installed, else flash_varlen.py is. It is written against flash-attn 2.8 and has
+not run yet.
 """
 
 import torch
@@ -12,7 +13,7 @@ from trainer.batching.attention_plan import VarlenCall
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As plain_varlen.forward, for bfloat16 or float16."""
+    """Do what plain_varlen.forward does, for bfloat16 or float16."""
     out, lse, *_ = _flash_attn_varlen_forward(q=query, k=key, v=value, **_shape(call), **_options(call, scale))
     # the kernels say +inf for a row without keys
     return out, lse.masked_fill(lse == float("inf"), float("-inf"))
@@ -28,7 +29,7 @@ def backward(
     call: VarlenCall,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As plain_varlen.backward."""
+    """Do what plain_varlen.backward does."""
     found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     by_query, by_key, by_value = found
     _flash_attn_varlen_backward(

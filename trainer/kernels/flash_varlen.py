@@ -1,4 +1,4 @@
-"""Variable-length attention by the flash kernels that come with PyTorch (CUDA). Same functions as plain_varlen.py.
+"""Variable-length attention by the flash kernels of PyTorch (CUDA). It has the functions of plain_varlen.py.
 
 `torch.nn.attention.varlen.varlen_attn` calls the same two operators; they are called here without it because a merged
 backward hands them the output and log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13.
@@ -20,7 +20,7 @@ if importlib.util.find_spec("flash_attn_interface") and torch.cuda.get_device_ca
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As plain_varlen.forward, for bfloat16 or float16."""
+    """Do what plain_varlen.forward does, for bfloat16 or float16."""
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         query,
         key,
@@ -48,7 +48,7 @@ def backward(
     call: VarlenCall,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As plain_varlen.backward."""
+    """Do what plain_varlen.backward does."""
     no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
     return torch.ops.aten._flash_attention_backward(
         gradient,

@@ -16,7 +16,7 @@ class RowStatistics:
 
 
 def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
-    """Of logits (n, V) in any float type, computed in at least float32; the logits stay as they are."""
+    """Statistics of logits (n, V) in any float type, computed in at least float32; the logits stay as they are."""
     z = logits.to(_wide(logits)) / temperature
     maximum = z.amax(-1)
     z.sub_(maximum[:, None])

@@ -15,7 +15,7 @@ from trainer.batching.attention_plan import VarlenCall
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of query (Q, H, D), key and value (K, Hkv, D): output (Q, H, D) and lse (H, Q), -inf where there are no keys."""
+    """Take query (Q, H, D), key and value (K, Hkv, D); return out (Q, H, D) and lse (H, Q), -inf where no keys are."""
     out, lse = torch.zeros_like(query), query.new_full(query.shape[:2], float("-inf")).T.contiguous()
     for queries, keys in _segments(call):
         scores = _scores(query[queries], key[keys], call.causal, scale)  # (H, q, k)
@@ -34,7 +34,7 @@ def backward(
     call: VarlenCall,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients by query, key and value; `out` and `lse` may be those of a softmax over more keys than these."""
+    """Return gradients by query, key and value; `out` and `lse` may be of a softmax over more keys than these."""
     by_query, by_key, by_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
     for queries, keys in _segments(call):
         q, g = query[queries].transpose(0, 1), gradient[queries].transpose(0, 1)  # (H, q, D)

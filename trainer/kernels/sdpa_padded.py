@@ -1,4 +1,4 @@
-"""Attention of padded rectangles by SDPA's flash kernel for CPUs, forward and backward. Same functions as plain_varlen.py.
+"""Attention of padded rectangles by SDPA's flash kernel for CPUs. It has the functions of plain_varlen.py.
 
 The two operators are called without `scaled_dot_product_attention` because a merged backward hands them the output and
 log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13. Letters: S segments, R rows, T keys of a segment.
@@ -12,7 +12,7 @@ from trainer.batching.attention_plan import PaddedCall, Rectangle
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: PaddedCall, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As plain_varlen.forward, in any floating dtype; lse in float32 or wider."""
+    """Do what plain_varlen.forward does, in any floating dtype; lse is float32 or wider."""
     num_groups = _groups(call, query, key)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         _fold(_pad(query, call.query_rows), call, num_groups),
@@ -38,7 +38,7 @@ def backward(
     call: PaddedCall,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As plain_varlen.backward."""
+    """Do what plain_varlen.backward does."""
     num_heads, num_groups = query.shape[1], _groups(call, query, key)
     padded_gradient = _pad(gradient, call.query_rows)
     if call.query_rows.valid is not None:  # padding repeats a real row, whose gradient must not count twice
@@ -61,7 +61,10 @@ def backward(
 
 
 def _groups(call: PaddedCall, query: torch.Tensor, key: torch.Tensor) -> int:
-    """Key heads the kernel is shown. Its backward gives a thread each segment's key head: too few are repeated."""
+    """How many key heads the kernel is shown.
+
+    Its backward gives each key head of a segment a thread, so that too few of them are repeated.
+    """
     enough = len(call.key_rows.rows) * key.shape[1] >= torch.get_num_threads()
     return key.shape[1] if enough else query.shape[1]
 
@@ -97,7 +100,7 @@ def _unfold(folded: torch.Tensor, call: PaddedCall, num_heads: int) -> torch.Ten
 
 
 def _mask(call: PaddedCall, dtype: torch.dtype) -> torch.Tensor | None:
-    """(S, 1, 1, T) to add to the scores; None where all keys are real, or causality hides a segment's padding itself."""
+    """(S, 1, 1, T) to add to the scores; None where all keys are real, or where causality hides the padding."""
     if call.causal or call.key_rows.valid is None:
         return None
     bias = torch.zeros(call.key_rows.valid.shape, dtype=dtype, device=call.key_rows.valid.device)

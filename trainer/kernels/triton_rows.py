@@ -1,6 +1,7 @@
-"""The row sweeps of the head as Triton kernels: one read of a row for its statistics, one read and write for its gradient.
+"""The row sweeps of the head as Triton kernels.
 
-Same functions and meaning as plain_rows.py. One program holds one row; a row is read in blocks with a running maximum,
+A row is read once for its statistics, and read and written once for its gradient. The functions are those of
+plain_rows.py. One program holds one row; a row is read in blocks with a running maximum,
 so the sum of exponentials never overflows and nothing of size (n, V) is made besides the logits themselves.
 """
 
@@ -73,7 +74,7 @@ def _gradient_kernel(
 
 
 def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
-    """As plain_rows.statistics, for logits (n, V) whose rows are contiguous."""
+    """Do what plain_rows.statistics does, for logits (n, V) whose rows are contiguous."""
     _check(logits)
     num_rows, vocab_size = logits.shape
     logprobs, entropy, logsumexp = (torch.empty(num_rows, dtype=torch.float32, device=logits.device) for _ in range(3))
@@ -92,7 +93,7 @@ def write_gradient_(
     entropy_gradient: torch.Tensor | None,
     temperature: float,
 ) -> None:
-    """As plain_rows.write_gradient_, for logits (n, V) whose rows are contiguous."""
+    """Do what plain_rows.write_gradient_ does, for logits (n, V) whose rows are contiguous."""
     _check(logits)
     num_rows, vocab_size = logits.shape
     if entropy_gradient is None:

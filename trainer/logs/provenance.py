@@ -25,7 +25,7 @@ PACKAGES = {
 
 
 def provenance() -> dict[str, Any]:
-    """A JSON-ready record; package versions read such as `2.13.0+cpu`, with the distribution's name where several fit."""
+    """A record ready for JSON. Versions read like `2.13.0+cpu`, after the distribution's name where several fit."""
     return {
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": _is_dirty()},
         "python": platform.python_version(),

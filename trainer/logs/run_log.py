@@ -74,7 +74,7 @@ class RunLog:
         return self._wandb_run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """One line of metrics.jsonl. NaN and infinities become null there, and `nonfinite` lists their names."""
+        """Write one line of metrics.jsonl. NaN and infinities become null there, and `nonfinite` lists their names."""
         if not self.enabled:
             return
         values = {name: float(value) for name, value in metrics.items()}
@@ -85,7 +85,7 @@ class RunLog:
             self._wandb_run.log(values | {"step": step})
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One line of completions.jsonl per row (each with its `step`); the first few also as a W&B table."""
+        """Write one line of completions.jsonl per row (each has its `step`); the first few also go into a W&B table."""
         if not self.enabled or not rows:
             return
         self._write(COMPLETIONS_FILE, rows)
@@ -94,7 +94,7 @@ class RunLog:
             self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
 
     def log_skipped(self, step: int, sessions: Sequence[str]) -> None:
-        """The sessions of an update that was left out, one line of skipped.jsonl."""
+        """Write the sessions of an update that was left out as one line of skipped.jsonl."""
         if self.enabled:
             self._write(SKIPPED_FILE, [{"step": step, "sessions": list(sessions)}])
 
@@ -140,7 +140,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line with its end, record) of every whole line."""
+    """Yield (line with its end, record) of every whole line."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
@@ -195,5 +195,5 @@ def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """Parts of a reward and the like as text: a W&B column holds one type."""
+    """Turn parts of a reward and the like into text: a W&B column holds one type."""
     return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value

@@ -2,8 +2,9 @@
 
 The model's own code runs on PyTorch's `meta` device, whose tensors have a size and no content; every storage that an
 operator makes is counted until it is freed. So the count follows the real architecture, real autograd and real
-activation checkpointing, not a formula about them. Attention is replaced by a twin of trainer/model/merged_attention.py that
-keeps and allocates what that file and FlashAttention do, and computes nothing. The head has a formula in memory.py.
+activation checkpointing, not a formula about them. Attention is replaced by a twin of
+trainer/model/merged_attention.py that keeps and allocates what that file and FlashAttention do, and computes nothing.
+The head has a formula in estimate.py.
 Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
@@ -23,7 +24,7 @@ class ActivationBytes:
     saved: int
     """Alive when the forward ends: what the backward needs."""
     peak: int
-    """Highest over forward and backward. A weight's gradient counts until it is complete: memory.py adds it up after."""
+    """Highest over forward and backward. A weight's gradient counts until it is complete; estimate.py adds it up."""
 
 
 def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -34,7 +35,7 @@ def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedM
 def activation_bytes(
     config: PretrainedConfig, *, num_tokens: int, dtype: torch.dtype, checkpointing: bool
 ) -> ActivationBytes:
-    """Of the layers of a model, embedding included, on one packed row of `num_tokens`."""
+    """What the layers of a model need, embedding included, on one packed row of `num_tokens`."""
     model = make_meta_model(config, dtype)
     model.set_attn_implementation(NAME)
     if checkpointing:
@@ -55,7 +56,7 @@ def _drop_gradient(parameter: torch.nn.Parameter) -> None:
 
 
 class Allocated(TorchDispatchMode):
-    """Bytes of the storages that operators made and nobody freed yet; those of `before` do not count."""
+    """Counts the bytes of storages that operators made and nobody freed yet; those of `before` do not count."""
 
     def __init__(self, before: list[torch.Tensor]) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class _MergedMemory(torch.autograd.Function):
 
 
 def _attention_memory(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
-    """Of query (1, H, N, D), key and value (1, Hkv, N, D): an output (1, N, H, D) without content."""
+    """Take query (1, H, N, D), key and value (1, Hkv, N, D); return an output (1, N, H, D) without content."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, H, D)
     return _MergedMemory.apply(query, key, value)[None], None
 

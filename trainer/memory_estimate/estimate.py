@@ -1,26 +1,24 @@
 """Memory that a run needs on each GPU, part by part, in the three phases of a step.
 
 Parameters are counted on the real architecture (its config.json), activations on its real forward and backward
-(activations.py), optimizer and gradients as AdamW and DeepSpeed keep them, the head as trainer/model/head.py works. What is
-assumed instead of counted carries that word in its name. Letters: P parameters, R ranks, V vocabulary, H hidden width.
+(activations.py), optimizer and gradients as AdamW and DeepSpeed keep them, the head as trainer/model/head.py works.
+What is assumed instead of counted carries that word in its name.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from membuilder.errors import ConfigError
 from membuilder.types import Agent
+from trainer.configs import TrainConfig
 from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
+from trainer.memory_estimate.options import Launch
 from trainer.model.head import WORKSPACE_BYTES, chunk_rows_within
-
-if TYPE_CHECKING:
-    from trainer.rl_config import RLConfig
-    from trainer.sft_config import SFTConfig
+from trainer.rl_config import RLConfig
 
 GIB = 2**30
 # configs/deepspeed/*.json say the same; a test holds both together
@@ -32,83 +30,10 @@ FRAGMENTATION = 0.05  # of what comes and goes
 ENGINE_WORKSPACE_BYTES = 3 * GIB  # vLLM's own activations and CUDA graphs
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rollouts:
-    """The generating half of an RL step."""
-
-    num_rollouts: int
-    max_completion_tokens: int
-    max_model_len: int
-    engine: str
-    engine_memory: float
-    engine_sleep: bool
-    has_reference: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What a run's configuration says about memory; made by `of_sft` and `of_rl`."""
-
-    model_path: str
-    dtype: torch.dtype
-    checkpointing: bool
-    max_tokens: int
-    sessions_per_step: int
-    rollouts: Rollouts | None
-
-
-def of_sft(config: "SFTConfig") -> Workload:
-    return _workload(config, None)
-
-
-def of_rl(config: "RLConfig") -> Workload:
-    rollouts = Rollouts(
-        num_rollouts=config.num_rollouts,
-        max_completion_tokens=config.sampling.max_tokens,
-        max_model_len=config.max_model_len,
-        engine=config.engine,
-        engine_memory=config.engine_memory,
-        engine_sleep=config.engine_sleep,
-        has_reference=config.loss.kl_coef != 0,
-    )
-    return _workload(config, rollouts)
-
-
-def _workload(config: "SFTConfig | RLConfig", rollouts: Rollouts | None) -> Workload:
-    if config.model.path is None:
-        raise ConfigError("model.path: a dry run needs a Hugging Face folder or model name; its config.json is enough")
-    return Workload(
-        model_path=config.model.path,
-        dtype=getattr(torch, config.model.dtype),
-        checkpointing=config.model.gradient_checkpointing,
-        max_tokens=config.max_tokens,
-        sessions_per_step=config.sessions_per_step,
-        rollouts=rollouts,
-    )
-
-
-def session_tokens(workload: Workload, prompt: int, completion: int) -> int:
-    """Packed tokens of a session at most: as if its agents shared nothing of their prompts."""
-    copies = workload.rollouts.num_rollouts if workload.rollouts else 1
+def session_tokens(config: TrainConfig, prompt: int, completion: int) -> int:
+    """How many packed tokens a session has at most: as if its agents shared nothing of their prompts."""
+    copies = config.num_rollouts if isinstance(config, RLConfig) else 1
     return len(Agent) * (prompt + copies * completion)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """What the accelerate and DeepSpeed files say."""
-
-    num_processes: int = 1
-    gpu_memory_gib: float = 80.0
-    zero_stage: int = 0
-    """0: no DeepSpeed (DDP, or one plain process)."""
-    offload_optimizer: bool = False
-    """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
-
-    def __post_init__(self) -> None:
-        if self.num_processes < 1 or self.gpu_memory_gib <= 0:
-            raise ConfigError("need num_processes >= 1 and gpu_memory_gib > 0")
-        if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
-            raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +72,7 @@ class Estimate:
 
     @property
     def excess(self) -> float:
-        """Bytes too many, over the phases."""
+        """How many bytes are too many, summed over the phases."""
         return sum(max(0.0, size - self.gpu_bytes) for size in self.phases.values())
 
     @property
@@ -161,8 +86,8 @@ def model_config(path: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model.path: no config.json at '{path}' ({str(error).splitlines()[0]}). Name a folder that has one, or the "
-            "model the run starts from: model.path=DIR"
+            f"model.path: no config.json at '{path}' ({str(error).splitlines()[0]}). Name a folder that has one, or "
+            "the model the run starts from: model.path=DIR"
         ) from error
 
 
@@ -206,21 +131,25 @@ def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list
 
 
 def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
-    """Most that trainer/model/head.py holds on CUDA: chunk of logits, weight gradient (float32 where there are several chunks),
-    hidden states and gradient."""
+    """Most that trainer/model/head.py holds on CUDA: logits of a chunk, hidden states, their gradient and the weight's.
+
+    The weight's gradient is float32 where there are several chunks.
+    """
     chunk = chunk_rows_within(WORKSPACE_BYTES, rows, vocabulary, hidden, item)
     logits = min(rows, chunk) * vocabulary * item
     weight = (item if rows <= chunk else max(item, 4)) * vocabulary * hidden
     return 2 * rows * hidden * item + weight + logits
 
 
-def estimate(workload: Workload, launch: Launch, num_tokens: int | None = None) -> Estimate:
+def estimate(config: TrainConfig, launch: Launch, num_tokens: int | None = None) -> Estimate:
     """Memory of one GPU; `num_tokens` packed tokens of a micro-batch instead of `max_tokens`."""
-    num_tokens = num_tokens or workload.max_tokens
-    config, sizes = model_config(workload.model_path), parameter_sizes(workload.model_path)
-    dtype = torch.bfloat16 if launch.zero_stage else workload.dtype  # configs/deepspeed: bf16
-    active = _activations(workload.model_path, num_tokens, dtype, workload.checkpointing)
-    head = head_bytes(num_tokens, config.hidden_size, config.vocab_size, dtype.itemsize)
+    path, num_tokens = config.model.path, num_tokens or config.max_tokens
+    if path is None:
+        raise ConfigError("model.path: a dry run needs a Hugging Face folder or model name; its config.json is enough")
+    model, sizes = model_config(path), parameter_sizes(path)
+    dtype = torch.bfloat16 if launch.zero_stage else getattr(torch, config.model.dtype)  # configs/deepspeed: bf16
+    active = _activations(path, num_tokens, dtype, config.model.gradient_checkpointing)
+    head = head_bytes(num_tokens, model.hidden_size, model.vocab_size, dtype.itemsize)
     passing = max(active.saved + head, active.peak)
     parts = state_parts(sum(sizes), dtype, launch)
     parts += [
@@ -230,35 +159,33 @@ def estimate(workload: Workload, launch: Launch, num_tokens: int | None = None) 
         Part(name="fragmentation (assumed)", update=FRAGMENTATION * passing),
         Part.always("CUDA, NCCL (assumed)", CONTEXT_BYTES),
     ]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize
-    gpu_bytes, kv_bytes = launch.gpu_memory_gib * GIB, None
-    if workload.rollouts is not None:
-        engine, kv_bytes = _engine_parts(workload.rollouts, sizes, dtype.itemsize, per_token, launch)
+    head_dim = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * head_dim * dtype.itemsize
+    kv_bytes = None
+    if isinstance(config, RLConfig):
+        engine, kv_bytes = _engine_parts(config, sizes, dtype.itemsize, per_token, launch)
         parts += engine
+    gpu_bytes = launch.gpu_memory_gib * GIB
     return Estimate(parts=tuple(parts), gpu_bytes=gpu_bytes, kv_bytes=kv_bytes, kv_bytes_per_token=per_token)
 
 
 def _engine_parts(
-    rollouts: Rollouts, sizes: Sequence[int], item: int, kv_per_token: int, launch: Launch
+    config: RLConfig, sizes: Sequence[int], item: int, kv_per_token: int, launch: Launch
 ) -> tuple[list[Part], float | None]:
     """The engine in the same process, the reference, and vLLM's room for keys and values."""
     weights = item * sum(sizes)
-    parts = [Part.always("reference policy (KL)", weights)] if rollouts.has_reference else []
+    parts = [Part.always("reference policy (KL)", weights)] if config.loss.kl_coef else []
     # the largest weight stands in the trainer's form and the engine's; under ZeRO-3 it is gathered first
     parts.append(Part(name="weight sync", generate=item * max(sizes) * (2 if launch.zero_stage == 3 else 1)))
-    if rollouts.engine != "vllm":
-        cache_bytes = rollouts.num_rollouts * rollouts.max_model_len * kv_per_token
-        return [
-            *parts,
-            Part.always("engine weights", weights),
-            Part(name="KV cache, one group", generate=cache_bytes),
-        ], None
-    kv_bytes = rollouts.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
+    if config.engine != "vllm":
+        cache_bytes = config.num_rollouts * config.max_model_len * kv_per_token
+        cache_part = Part(name="KV cache, one group", generate=cache_bytes)
+        return [*parts, Part.always("engine weights", weights), cache_part], None
+    kv_bytes = config.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
     for name, size in (
         ("engine weights", weights),
         ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES),
         ("KV cache", max(0.0, kv_bytes)),
     ):
-        parts.append(Part(name=name, generate=size) if rollouts.engine_sleep else Part.always(name, size))
+        parts.append(Part(name=name, generate=size) if config.engine_sleep else Part.always(name, size))
     return parts, kv_bytes

@@ -1,26 +1,31 @@
-"""Hidden states and head weight -> log-probs, entropies and the loss, without ever holding (rows, vocabulary).
+"""Hidden states and head weight give log-probs, entropies and a loss, without ever holding (rows, vocabulary).
 
 The vocabulary is 100 times wider than a hidden state, so logits are made a chunk of rows at a time in one reused
-workspace. For a loss in which tokens do not depend on each other the gradients are made in the same pass:
+workspace. The loss is a function that the caller gives. Where its tokens do not depend on each other the gradients
+are made in the same pass:
 
     logits = hidden W^T / statistics of each row / the loss on those few numbers, its gradient by autograd
     logits <- gradient by logits, in place / d hidden = that W / d W += that^T hidden, in float32
 
 Three matmuls, nothing recomputed, no host sync: the loss scale stands inside the coefficients. A loss that mixes the
-tokens of a completion (`losses.needs_whole_sequences`) first gets all log-probs and costs a fourth matmul.
+tokens of a completion is called with `whole_sequences`: it gets all log-probs at once and costs a fourth matmul.
 Arithmetic as in Liger-Kernel's fused cross-entropy (arXiv 2410.10989), for a per-token weighted policy gradient.
 Letters: M rows, n rows of a chunk, H hidden width, V vocabulary.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 
-from trainer.batching.loss_rows import Rows
 from trainer.kernels import plain_rows
-from trainer.losses import Loss, LossConfig, Metrics, needs_whole_sequences
+
+Metrics = dict[str, torch.Tensor]
+"""name -> (M,) or, of some rows, as many values as rows"""
+LossFunction = Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, Metrics]]
+"""(log-probs, entropies, which rows they are of) -> (scaled loss of each row, metrics); the head sums the losses."""
+Impl = Literal["auto", "plain", "triton"]
+"""Kernels of the rows' statistics and gradients; `auto`: Triton on CUDA, else plain PyTorch."""
 
 
 # Outputs of modules are named tuples, not dataclasses: ZeRO-3 hangs its backward hooks on tensors it finds in tuples.
@@ -34,21 +39,11 @@ class LossOutput(NamedTuple):
     """Scalar: the scaled sum over the rows; its backward hands out gradients that are already made."""
     head: HeadOutput
     metrics: Metrics
-    """name -> (M,)"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Objective:
-    """What to make of the rows."""
-
-    loss: Loss
-    config: LossConfig
-    rows: Rows
-
-
-def row_kernels(device: torch.device):
+def row_kernels(impl: Impl, device: torch.device):
     """The module with `statistics` and `write_gradient_` for tensors of this device."""
-    if device.type == "cuda":
+    if impl == "triton" or (impl == "auto" and device.type == "cuda"):
         from trainer.kernels import triton_rows
 
         return triton_rows
@@ -58,18 +53,18 @@ def row_kernels(device: torch.device):
 WORKSPACE_BYTES = 3 * 2**29
 """On a GPU: what the head may hold beyond its inputs and their gradients."""
 SLICE = 2**22
-"""Numbers that are rounded to a narrower type at once."""
+"""How many numbers are rounded to a narrower type at once."""
 
 
 def default_chunk_rows(num_rows: int, weight: torch.Tensor) -> int:
-    """On a CPU few enough that a chunk's logits stay in the cache."""
+    """How many rows a chunk has: on a CPU so few that its logits stay in the cache."""
     if weight.device.type != "cuda":
         return 128
     return chunk_rows_within(WORKSPACE_BYTES, num_rows, *weight.shape, weight.element_size())
 
 
 def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: int, item: int) -> int:
-    """All rows at once if their logits fit; else a chunk that fits beside the float32 sums over chunks."""
+    """Take all rows at once if their logits fit, else a chunk that fits beside the float32 sums over chunks."""
     if num_rows * vocabulary * item <= num_bytes:
         return max(num_rows, 1)
     sums = vocabulary * hidden * max(4 - item, 0)
@@ -79,17 +74,23 @@ def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: in
 class Head(torch.nn.Module):
     """Takes the place of a model's output layer and owns its weight, so wrappers that gather weights know it."""
 
-    def __init__(self, weight: torch.nn.Parameter) -> None:
+    def __init__(self, weight: torch.nn.Parameter, impl: Impl = "auto") -> None:
         super().__init__()
         self.weight = weight  # (V, H)
+        self.impl = impl
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, objective: Objective | None = None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        loss: LossFunction | None = None,
+        whole_sequences: bool = False,
     ) -> HeadOutput | LossOutput:
-        """Of hidden states (M, H) and target ids (M,): log-probs under softmax(hidden W^T / T), or the loss on them."""
-        if objective is None:
-            return token_logprobs(hidden, self.weight, targets, temperature)
-        return head_loss(hidden, self.weight, targets, temperature, objective)
+        """Of hidden states (M, H) and target ids (M,) return log-probs under softmax(hidden W^T / T), or the loss."""
+        if loss is None:
+            return token_logprobs(hidden, self.weight, targets, temperature, impl=self.impl)
+        return head_loss(hidden, self.weight, targets, temperature, loss, whole_sequences, impl=self.impl)
 
 
 @torch.no_grad()
@@ -99,9 +100,10 @@ def token_logprobs(
     targets: torch.Tensor,
     temperature: float = 1.0,
     chunk_rows: int | None = None,
+    impl: Impl = "auto",
 ) -> HeadOutput:
-    """Log-probs and entropies of the targets; no gradient."""
-    kernels = row_kernels(hidden.device)
+    """Compute log-probs and entropies of the targets, without gradient."""
+    kernels = row_kernels(impl, hidden.device)
     found = _empty_output(hidden)
     for chunk, logits in _logits(hidden, weight, chunk_rows or default_chunk_rows(len(hidden), weight)):
         rows = kernels.statistics(logits, targets[chunk], temperature)
@@ -114,29 +116,28 @@ def head_loss(
     weight: torch.Tensor,
     targets: torch.Tensor,
     temperature: float,
-    objective: Objective,
+    loss: LossFunction,
+    whole_sequences: bool = False,
     chunk_rows: int | None = None,
+    impl: Impl = "auto",
 ) -> LossOutput:
-    """The objective's loss over all rows, differentiable by `hidden` and `weight` (once: its gradients are made here)."""
+    """Sum the loss over all rows; its one backward hands out gradients by `hidden` and `weight` that are made here."""
     names: list[str] = []
     chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
-    loss, logprobs, entropy, *metrics = _HeadLoss.apply(
-        hidden, weight, targets, temperature, objective, chunk_rows, names
+    total, logprobs, entropy, *metrics = _HeadLoss.apply(
+        hidden, weight, targets, temperature, loss, whole_sequences, impl, chunk_rows, names
     )
     head = HeadOutput(logprobs=logprobs, entropy=entropy)
-    return LossOutput(loss=loss, head=head, metrics=dict(zip(names, metrics, strict=True)))
+    return LossOutput(loss=total, head=head, metrics=dict(zip(names, metrics, strict=True)))
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, objective, chunk_rows, names):
-        work = _Work(hidden, weight, targets, temperature, chunk_rows, ctx.needs_input_grad[:2])
-        if needs_whole_sequences(objective.loss, objective.config):
-            result = work.two_passes(objective)
-        else:
-            result = work.one_pass(objective)
+    def forward(ctx, hidden, weight, targets, temperature, loss, whole_sequences, impl, chunk_rows, names):
+        work = _Work(hidden, weight, targets, temperature, impl, chunk_rows, ctx.needs_input_grad[:2])
+        result = work.two_passes(loss) if whole_sequences else work.one_pass(loss)
         names += result.metrics
         ctx.save_for_backward(work.hidden_gradient, work.weight_gradient)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -154,39 +155,39 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None or loss_gradient is None else _scaled_(gradient, loss_gradient, dtype)
             for gradient, dtype in ((hidden_gradient, hidden_dtype), (weight_gradient, weight_dtype))
         ]
-        return *scaled, None, None, None, None, None
+        return *scaled, *[None] * 7
 
 
 class _Work:
     """The sweeps over the chunks, and the gradients they leave behind."""
 
     def __init__(
-        self, hidden, weight, targets, temperature, chunk_rows: int, wants_gradient: tuple[bool, bool]
+        self, hidden, weight, targets, temperature, impl: Impl, chunk_rows: int, wants_gradient: tuple[bool, bool]
     ) -> None:
         self.hidden, self.weight, self.targets, self.temperature = hidden, weight, targets, temperature
-        self.kernels, self.chunk_rows = row_kernels(hidden.device), chunk_rows
+        self.impl, self.kernels, self.chunk_rows = impl, row_kernels(impl, hidden.device), chunk_rows
         # float32 over several chunks: rounding to bfloat16 after every add costs 1% of the gradient after 64 chunks
         wide = weight.dtype if len(hidden) <= chunk_rows else torch.promote_types(weight.dtype, torch.float32)
         wants_hidden, wants_weight = wants_gradient
         self.hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
         self.weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
 
-    def one_pass(self, objective: Objective) -> LossOutput:
+    def one_pass(self, loss: LossFunction) -> LossOutput:
         head, metrics = _empty_output(self.hidden), {}
-        loss = torch.zeros((), dtype=head.logprobs.dtype, device=self.hidden.device)
+        total = torch.zeros((), dtype=head.logprobs.dtype, device=self.hidden.device)
         for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
             rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
-            part, coefficients = _evaluate(objective, rows.logprobs, rows.entropy, chunk)
+            part, coefficients = _evaluate(loss, rows.logprobs, rows.entropy, chunk)
             self._gradients(chunk, logits, rows, coefficients)
-            loss += part.loss
+            total += part.loss
             head.logprobs[chunk], head.entropy[chunk] = rows.logprobs, rows.entropy
             for name, values in part.metrics.items():
                 metrics.setdefault(name, values.new_empty(len(self.targets)))[chunk] = values
-        return LossOutput(loss=loss, head=head, metrics=metrics)
+        return LossOutput(loss=total, head=head, metrics=metrics)
 
-    def two_passes(self, objective: Objective) -> LossOutput:
-        found = token_logprobs(self.hidden, self.weight, self.targets, self.temperature, self.chunk_rows)
-        result, coefficients = _evaluate(objective, found.logprobs, found.entropy, slice(None))
+    def two_passes(self, loss: LossFunction) -> LossOutput:
+        found = token_logprobs(self.hidden, self.weight, self.targets, self.temperature, self.chunk_rows, self.impl)
+        result, coefficients = _evaluate(loss, found.logprobs, found.entropy, slice(None))
         if self.hidden_gradient is not None or self.weight_gradient is not None:
             for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
                 rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
@@ -212,27 +213,27 @@ def _part(gradients: Gradients, chunk: slice) -> Gradients:
     return by_logprob[chunk], None if by_entropy is None else by_entropy[chunk]
 
 
-def _evaluate(objective: Objective, logprobs, entropy, chunk: slice) -> tuple[LossOutput, Gradients]:
+def _evaluate(loss: LossFunction, logprobs, entropy, chunk: slice) -> tuple[LossOutput, Gradients]:
     """The loss on some rows, and its gradients by their log-probs and entropies."""
     logprobs, entropy = logprobs.detach().requires_grad_(), entropy.detach().requires_grad_()
     with torch.enable_grad():
-        per_token, metrics = objective.loss(objective.rows.inputs(logprobs, entropy, chunk), objective.config)
-        loss = (per_token * objective.rows.scale[chunk]).sum()
-    by_logprob, by_entropy = torch.autograd.grad(loss, (logprobs, entropy), allow_unused=True)
+        per_token, metrics = loss(logprobs, entropy, chunk)
+        total = per_token.sum()
+    by_logprob, by_entropy = torch.autograd.grad(total, (logprobs, entropy), allow_unused=True)
     gradients = (torch.zeros_like(logprobs) if by_logprob is None else by_logprob, by_entropy)
-    metrics = {"loss": per_token.detach()} | {name: value.detach() for name, value in metrics.items()}
+    metrics = {name: value.detach() for name, value in metrics.items()}
     head = HeadOutput(logprobs=logprobs.detach(), entropy=entropy.detach())
-    return LossOutput(loss=loss.detach(), head=head, metrics=metrics), gradients
+    return LossOutput(loss=total.detach(), head=head, metrics=metrics), gradients
 
 
 def _empty_output(hidden: torch.Tensor) -> HeadOutput:
-    """Filled chunk by chunk: small results kept between large ones would cut the heap into pieces that none fits."""
+    """Room for the results of all chunks: small ones kept between large ones would cut the heap into useless pieces."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     return HeadOutput(*(torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2)))
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Chunks of rows and their logits, all in one workspace: whoever gets a chunk is done with it before the next."""
+    """Yield chunks of rows and their logits, which all stand in one workspace: use one before drawing the next."""
     workspace = hidden.new_empty(min(chunk_rows, len(hidden)), len(weight))
     for start in range(0, len(hidden), chunk_rows):
         chunk = slice(start, min(start + chunk_rows, len(hidden)))
@@ -241,8 +242,10 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iter
 
 
 def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """gradient x factor in `dtype`, written over the gradient itself, which autograd will not ask for again: a second one
-    beside it would be the most that the head ever holds. What is narrowed keeps the wide one's storage."""
+    """gradient x factor in `dtype`, written over the gradient itself, which autograd will not ask for again.
+
+    A second gradient beside it would be the most that the head ever holds. A narrowed one keeps the wide one's storage.
+    """
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
     flat = gradient.view(-1)

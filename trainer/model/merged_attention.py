@@ -1,4 +1,4 @@
-"""Attention of a packed forest as a few variable-length calls, merged by their log-sum-exps.
+"""Attention of packed prefix trees as a few variable-length calls, merged by their log-sum-exps.
 
 A token's softmax runs over its own node and all nodes above it. Each depth above is one call without a mask, in which
 all descendants of a node read its keys where they stand: nothing is copied. Outputs merge as
@@ -42,7 +42,7 @@ def kernels_for(call: Call, query: torch.Tensor):
 def merged_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: Sequence[Call], scale: float
 ) -> torch.Tensor:
-    """Of query (N, H, D), key and value (N, Hkv, D): output (N, H, D)."""
+    """Take query (N, H, D), key and value (N, Hkv, D); return output (N, H, D)."""
     return _Merged.apply(query, key, value, calls, scale)
 
 

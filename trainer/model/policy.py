@@ -3,7 +3,6 @@
 Head and backbone run inside one forward, so a wrapper (DDP, DeepSpeed) sees every parameter it has to gather.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,23 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from membuilder.errors import ConfigError
 from trainer.batching.packing import PackedBatch
-from trainer.model.head import Head, HeadOutput, LossOutput, Objective
+from trainer.configs import ModelConfig
+from trainer.model.head import Head, HeadOutput, Impl, LossFunction, LossOutput
 from trainer.model.shared_prefix import hidden_states, use_shared_prefix
-from trainer.model.tiny_model import TinyConfig
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    path: str | None = None
-    """Hugging Face folder or model name; null: a tiny model is made from `tiny`."""
-    tiny: TinyConfig = field(default_factory=TinyConfig)
-    dtype: str = "bfloat16"
-    """Of the trained weights: bfloat16 or float32."""
-    gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"dtype must be bfloat16 or float32, got '{self.dtype}'")
 
 
 def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
@@ -53,16 +38,20 @@ def _check_plain_head(model: PreTrainedModel) -> None:
 
 
 class Policy(torch.nn.Module):
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, head_impl: Impl = "auto") -> None:
         super().__init__()
         use_shared_prefix(model)
         _check_plain_head(model)
-        model.set_output_embeddings(Head(model.get_output_embeddings().weight))
+        model.set_output_embeddings(Head(model.get_output_embeddings().weight, head_impl))
         self.model = model
 
     def forward(
-        self, batch: PackedBatch, temperature: float = 1.0, objective: Objective | None = None
+        self,
+        batch: PackedBatch,
+        temperature: float = 1.0,
+        loss: LossFunction | None = None,
+        whole_sequences: bool = False,
     ) -> HeadOutput | LossOutput:
         """Log-prob and entropy of every target row (M,) of a packed batch, without gradient; or the loss on them."""
         hidden = hidden_states(self.model, batch)
-        return self.model.get_output_embeddings()(hidden, batch.targets, temperature, objective)
+        return self.model.get_output_embeddings()(hidden, batch.targets, temperature, loss, whole_sequences)

@@ -1,7 +1,7 @@
-"""Attention over packed trees, for any transformers decoder, through `AttentionInterface`.
+"""Attention over packed prefix trees, for any transformers decoder, through `AttentionInterface`.
 
-What siblings share stands once in the packed row and is read there (merged_attention.py), by variable-length flash calls
-on CUDA and by padded calls of SDPA's kernel on CPU. Equal to dense copies of every sequence (a test holds both forms to
+What siblings share stands once in the packed row and is read there (merged_attention.py), by variable-length flash
+calls on CUDA and by padded calls of SDPA's kernel on CPU. It equals dense copies of every sequence (a test holds it to
 1e-10 in float64).
 """
 
@@ -30,7 +30,7 @@ def shared_prefix_attention(
     s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Output (1, N, H, D). Dropout is refused: it would differ between the copies of a shared token."""
+    """Return output (1, N, H, D). Dropout is refused: it would differ between the copies of a shared token."""
     if dropout:
         raise ValueError("shared-prefix attention needs attention_dropout 0")
     if softcap is not None or s_aux is not None:
@@ -46,7 +46,7 @@ AttentionInterface.register(NAME, shared_prefix_attention)
 
 
 def use_shared_prefix(model: PreTrainedModel) -> None:
-    """Switch a model to packed trees; refuses architectures where a shared prefix is not exact."""
+    """Switch a model to packed prefix trees; refuse architectures where a shared prefix is not exact."""
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
@@ -62,13 +62,13 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
     # where it cannot set it, transformers warns and goes on; of a model without attention (xLSTM) it says that it did
     if config._attn_implementation != NAME or not model.is_backend_compatible():
         raise ValueError(
-            f"shared-prefix packing cannot replace the attention of {type(model).__name__}: transformers does not give this "
-            "model its AttentionInterface. Choose a decoder that has it, such as Qwen3 or Llama"
+            f"shared-prefix packing cannot replace the attention of {type(model).__name__}: transformers does not give "
+            "this model its AttentionInterface. Choose a decoder that has it, such as Qwen3 or Llama"
         )
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
-    """(M, hidden): the final hidden states that predict the batch's targets; prompt rows never reach the head."""
+    """Return (M, hidden), the last hidden states that predict the batch's targets; prompt rows never reach the head."""
     output = model.base_model(
         input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, plan=batch.plan
     )

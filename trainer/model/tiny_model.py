@@ -6,25 +6,14 @@ the answer are the same token, which one attention head can match.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from trainer.configs import TinyConfig
+
 PAD, END = "<pad>", "<end>"
-
-
-@dataclass(kw_only=True)
-class TinyConfig:
-    vocab_size: int = 4096
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    intermediate_size: int = 384
-    max_position: int = 4096
 
 
 def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:

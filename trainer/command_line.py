@@ -1,0 +1,44 @@
+"""The command line of the two trainers. It imports no PyTorch, so that a mistake is answered at once."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from membuilder.config import parse_args
+from membuilder.errors import ConfigError
+from trainer.configs import TrainConfig
+from trainer.memory_estimate.options import add_dry_run, dry_run_of
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def parse(cls: type[Config], argv: Sequence[str] | None, description: str) -> Config:
+    """The configuration of a command line. With --dry-run the report is printed and the program ends."""
+    config, given = read(cls, argv, description)
+    if not given.dry_run:
+        check_paths(config)
+        return config
+    launch, lengths = dry_run_of(given)
+    from trainer.memory_estimate.dry_run import report
+
+    text, fits = report(config, launch, lengths)
+    print(text)
+    raise SystemExit(0 if fits else 1)
+
+
+def read(cls: type[Config], argv: Sequence[str] | None, description: str) -> tuple[Config, argparse.Namespace]:
+    return parse_args(cls, argv, description, add_dry_run)
+
+
+def check_paths(config: TrainConfig) -> None:
+    """ConfigError for a file or folder that the configuration names and that is not on this machine."""
+    for key in ("path", "prepared", "eval_path"):
+        path = getattr(config.data, key)
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"data.{key}: no file is at '{path}'")
+    model = config.model.path
+    # a hub name has one slash at most and does not start like a path; whether the hub has it is seen when it is loaded
+    is_path = model is not None and (model.startswith(("/", ".", "~")) or model.count("/") > 1)
+    if is_path and not Path(model).is_dir():
+        raise ConfigError(f"model.path: no model at '{model}': name a Hugging Face folder or model")

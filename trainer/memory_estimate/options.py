@@ -1,0 +1,63 @@
+"""What a dry run is told on the command line besides the configuration."""
+
+import argparse
+from dataclasses import dataclass
+
+from membuilder.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What the accelerate and DeepSpeed files say."""
+
+    num_processes: int = 1
+    gpu_memory_gib: float = 80.0
+    zero_stage: int = 0
+    """0: no DeepSpeed (DDP, or one plain process)."""
+    offload_optimizer: bool = False
+    """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
+
+    def __post_init__(self) -> None:
+        if self.num_processes < 1 or self.gpu_memory_gib <= 0:
+            raise ConfigError("need num_processes >= 1 and gpu_memory_gib > 0")
+        if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
+            raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Mean tokens of your data; without them the report says only what the caps allow."""
+
+    prompt: int
+    completion: int
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Give the command `--dry-run` and the options that only a dry run reads."""
+    group = parser.add_argument_group("dry run")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print memory per GPU and tokens per step, start nothing; exit status 1 if it does not fit",
+    )
+    group.add_argument("--num-processes", type=int, default=1, metavar="N", help="GPUs over all nodes")
+    group.add_argument("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="memory of one GPU")
+    group.add_argument("--zero", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage; 0: no DeepSpeed")
+    group.add_argument("--offload", action="store_true", help="optimizer in host memory")
+    group.add_argument("--prompt-tokens", type=int, metavar="N", help="mean prompt of your data")
+    group.add_argument("--completion-tokens", type=int, metavar="N", help="mean completion of your data")
+
+
+def dry_run_of(given: argparse.Namespace) -> tuple[Launch, Lengths | None]:
+    """The options of `add_dry_run` as they were given."""
+    if (given.prompt_tokens is None) != (given.completion_tokens is None):
+        raise ConfigError("--prompt-tokens and --completion-tokens go together")
+    launch = Launch(
+        num_processes=given.num_processes,
+        gpu_memory_gib=given.gpu_memory_gib,
+        zero_stage=given.zero,
+        offload_optimizer=given.offload,
+    )
+    if given.prompt_tokens is None:
+        return launch, None
+    return launch, Lengths(prompt=given.prompt_tokens, completion=given.completion_tokens)
