@@ -95,7 +95,7 @@ def sample_folders(folder: Path) -> list[Path]:
 
 
 def read_trajectory(store: Store) -> Trajectory:
-    """The building a store holds, session by session. The stored operations are applied once more, and must give the stored bank."""
+    """What a store holds, session by session. The stored operations, applied once more, must give the stored bank."""
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
     if settings["scheme"] != FOUR_AGENTS:
         problem = f"was built by scheme {settings['scheme']!r}, and trajectories are published for {FOUR_AGENTS} only"
@@ -103,9 +103,9 @@ def read_trajectory(store: Store) -> Trajectory:
     prompts = msgspec.convert(settings["prompts"], PromptConfig)
     if settings["templates_sha256"] != template_hashes(prompts.template_set):
         problem = (
-            f"its agents read other templates than today's {prompts.template_set!r}, so its prompts cannot be shown"
+            f"its agents read other templates than today's {prompts.template_set!r}; take those back, or build anew"
         )
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; take those back, or build anew")
+        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
     entries = {entry.id: entry for entry in last.entries}
     bank, steps = Bank(), []
     for stored in sessions:
@@ -123,9 +123,8 @@ def read_trajectory(store: Store) -> Trajectory:
         steps.append(ExpertStep(step=step, answers=answers))
         bank = result.bank
     if bank != last:
-        raise StoreError(
-            StoreErrorKind.DAMAGED, store.path, "its answers do not give the bank stored with them; build anew"
-        )
+        problem = "its answers do not give the bank stored with them; build anew"
+        raise StoreError(StoreErrorKind.DAMAGED, store.path, problem)
     return Trajectory(
         dialogue=settings["dialogue"],
         speakers=tuple(settings["speakers"]),

@@ -7,10 +7,9 @@ The report says memory per GPU (estimate.py says how it is counted), tokens per 
 not fit; the exit status is 1 in that case.
 """
 
-from membuilder.types import Agent
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.advice import advise, largest_micro_batch
-from trainer.memory_estimate.estimate import GIB, Estimate, estimate, parameter_sizes, session_tokens
+from trainer.memory_estimate.estimate import GIB, Estimate, estimate, num_roles, parameter_sizes, session_tokens
 from trainer.memory_estimate.options import Launch, Lengths
 from trainer.rl_config import RLConfig
 
@@ -51,7 +50,7 @@ def _tokens(config: TrainConfig, launch: Launch, lengths: Lengths | None) -> lis
     """What one step generates and trains on."""
     sessions, is_rl = config.sessions_per_step, isinstance(config, RLConfig)
     per_rank = -(-sessions // launch.num_processes)
-    sequences = sessions * len(Agent) * (config.num_rollouts if is_rl else 1)
+    sequences = sessions * num_roles(config) * (config.num_rollouts if is_rl else 1)
     lines = [
         f"A step: {sessions} sessions (about {per_rank} on a GPU), {sequences:,} sequences; "
         f"micro-batches of {config.max_tokens:,} packed tokens (a session is never split)"

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from membuilder.errors import ConfigError
-from membuilder.types import Agent
+from membuilder.schemes.load import load_scheme
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
 from trainer.memory_estimate.options import Launch
@@ -30,10 +30,15 @@ FRAGMENTATION = 0.05  # of what comes and goes
 ENGINE_WORKSPACE_BYTES = 3 * GIB  # vLLM's own activations and CUDA graphs
 
 
+def num_roles(config: TrainConfig) -> int:
+    """How many sequences an answer to one session takes."""
+    return len(load_scheme(config.scheme, config.prompts).roles)
+
+
 def session_tokens(config: TrainConfig, prompt: int, completion: int) -> int:
-    """How many packed tokens a session has at most: as if its agents shared nothing of their prompts."""
+    """How many packed tokens a session has at most: as if its roles shared nothing of their prompts."""
     copies = config.num_rollouts if isinstance(config, RLConfig) else 1
-    return len(Agent) * (prompt + copies * completion)
+    return num_roles(config) * (prompt + copies * completion)
 
 
 @dataclass(frozen=True, kw_only=True)
