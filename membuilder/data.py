@@ -17,7 +17,8 @@ import httpx
 
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
-from membuilder.errors import FetchError
+from membuilder.errors import FetchError, WriteError
+from membuilder.files import atomic
 from membuilder.progress import progress
 
 _TIMEOUT = httpx.Timeout(60, connect=15)
@@ -29,8 +30,8 @@ def fetch(dataset: PublicDataset, data_folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return [_fetch_file(file, folder / file.name) for file in dataset.files]
-    except OSError as error:
-        raise FetchError(f"{folder}: cannot be written: {error.strerror}; choose another --data-dir") from error
+    except (OSError, WriteError) as error:
+        raise FetchError(f"{folder}: cannot be written: {error}; choose another --data-dir") from error
 
 
 def _fetch_file(file: RemoteFile, path: Path) -> Path:
@@ -39,24 +40,22 @@ def _fetch_file(file: RemoteFile, path: Path) -> Path:
         if problem is not None:
             raise FetchError(f"{path} is there already but {problem}; move it away and fetch again")
         return path
-    part = path.with_name(path.name + ".part")
-    try:
-        size, sha256 = _download(file, part)
+    with atomic(path) as partial:
+        size, sha256 = _download(file, partial, path)
         problem = _difference(file, size, sha256)
         if problem is not None:
             raise FetchError(f"{file.url}: what came {problem}; {_by_hand(file, path)}")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
-def _download(file: RemoteFile, part: Path) -> tuple[int, str]:
+def _download(file: RemoteFile, partial: Path, target: Path) -> tuple[int, str]:
     """Fetches into `part`; the size and checksum of what came."""
     digest, size = hashlib.sha256(), 0
-    target = part.with_name(part.name.removesuffix(".part"))
     try:
-        with httpx.stream("GET", file.url, follow_redirects=True, timeout=_TIMEOUT) as response, part.open("wb") as out:
+        with (
+            httpx.stream("GET", file.url, follow_redirects=True, timeout=_TIMEOUT) as response,
+            partial.open("wb") as out,
+        ):
             response.raise_for_status()
             with progress(total=file.size, label=file.name, unit="bytes") as bar:
                 for block in response.iter_bytes(1 << 20):

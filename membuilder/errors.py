@@ -17,6 +17,16 @@ class DataError(MemBuilderError):
         super().__init__(f"{path}: {record}: field '{field}': {problem}")
 
 
+class WriteError(MemBuilderError):
+    """A file could not be written; what stood in its place is kept."""
+
+    def __init__(self, path, error: OSError, free_bytes: int):
+        self.path = str(path)
+        super().__init__(
+            f"could not write '{path}' ({free_bytes:,} bytes free on its disk): {error}; what stood there is kept"
+        )
+
+
 class ConfigError(MemBuilderError):
     """A configuration key is unknown or its value has the wrong type or range."""
 

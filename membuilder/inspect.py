@@ -25,6 +25,7 @@ from membuilder.bank.html_page import TIME_FORM, render_page
 from membuilder.bank.store import reading
 from membuilder.bank.store_rows import Answer, StoredSession
 from membuilder.errors import MemBuilderError
+from membuilder.files import write_atomic
 from membuilder.types import ENTRY_AGENTS, Agent, Bank, Entry
 
 COLOURS = {Agent.CORE: "yellow", Agent.EPISODIC: "blue", Agent.SEMANTIC: "green", Agent.PROCEDURAL: "magenta"}
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         contents = read_contents(given.store)
         if given.html is not None:
             page = render_page(contents.settings, contents.sessions, contents.bank)
-            Path(given.html).write_text(page, encoding="utf-8")
+            write_atomic(Path(given.html), page)
             console.print(plain(f"{given.html}: written, open it in a browser"))
         elif given.entry is not None:
             console.print(show_entry(contents, given.entry))
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(show_session(contents, given.session))
         else:
             console.print(show_bank(contents))
-    except (MemBuilderError, OSError) as error:  # OSError: the page cannot be written
+    except MemBuilderError as error:
         sys.exit(f"membuilder.inspect: {error}")
 
 

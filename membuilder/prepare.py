@@ -22,6 +22,7 @@ from pathlib import Path
 from membuilder.bank.store import reading
 from membuilder.datasets.files import FILE
 from membuilder.errors import ConfigError, DataError, MemBuilderError
+from membuilder.files import write_atomic
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.trajectories.records import (
     PARQUET,
@@ -41,7 +42,6 @@ from membuilder.trajectories.trajectory import (
     Trajectory,
     read_trajectory,
     sample_folders,
-    write_text,
 )
 
 OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl", "verl-flat", "dialogues"
@@ -109,7 +109,7 @@ def _write_dialogues(given: argparse.Namespace) -> tuple[int, Counter[str]]:
         line, num_unplaced = dialogue_line(trajectory, _question_lines(folder, trajectory))
         lines.append(line)
         left_out["question_without_turns"] += num_unplaced
-    write_text(given.output_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomic(given.output_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return len(lines), +left_out
 
 

@@ -29,6 +29,7 @@ from membuilder.bank.store import reading
 from membuilder.building.config import ModelConfig
 from membuilder.building.dialogues import make_chat_model
 from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.files import write_atomic
 from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.concurrency import for_each
@@ -48,7 +49,6 @@ from membuilder.trajectories.trajectory import (
     read_trajectory,
     sample_folders,
     session_json,
-    write_text,
 )
 from membuilder.types import Agent
 
@@ -97,8 +97,8 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
             os.fsync(file.fileno())
             on_session()
     report = _report(lines, options)
-    write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-    write_text(folder / QA_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomic(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+    write_atomic(folder / QA_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     part.unlink()
     return report
 
@@ -106,12 +106,12 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
 def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
     """The whole lines of a stopped run; a line cut off by the stop is taken out of the file."""
     if not part.is_file():
-        write_text(part, json.dumps(options.settings()) + "\n")
+        write_atomic(part, json.dumps(options.settings()) + "\n")
         return []
     whole = part.read_bytes().split(b"\n")[:-1]  # what no newline ends was cut off
     settings, *lines = [json.loads(line) for line in whole]
     _check_settings(part, settings, options)
-    write_text(part, "".join(line.decode() + "\n" for line in whole))
+    write_atomic(part, "".join(line.decode() + "\n" for line in whole))
     return lines
 
 

@@ -169,7 +169,8 @@ def test_an_index_of_another_bank_or_other_settings_is_built_anew(tmp_path, capl
 
 
 def test_where_no_file_can_be_written_it_says_so_and_searches(tmp_path, caplog):
-    index = open_index(tmp_path / "absent" / "i", VECTORS, CONFIG)
+    (tmp_path / "file").touch()  # where a folder is needed
+    index = open_index(tmp_path / "file" / "i", VECTORS, CONFIG)
     assert len(index) == NUM_ROWS
     assert "not stored" in caplog.text
 

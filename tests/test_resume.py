@@ -94,7 +94,7 @@ WORST_MOMENTS = {
     "before the state is written": dies_at(Accelerator, "save_state", 1),
     "inside checkpoint writing": dies_at(Accelerator, "save_state", 1, half=True),
     "before the checkpoint has its name": dies_at(folders, "_give_name", 1),
-    "inside the journal": dies_at(rollout_cache, "write_file", 1),
+    "inside the journal": dies_at(rollout_cache, "write_atomic", 1),
     # the first call gives a resumed run's engine the checkpoint's weights
     "before weights reach the engine": dies_at(TransformersEngine, "load_weights", 2),
     "between two tensors of the sync": dies_between_items(rl, "named_weights", 2, item=5),

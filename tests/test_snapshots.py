@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from membuilder.errors import CheckpointError, ConfigError
+from membuilder.errors import CheckpointError, ConfigError, WriteError
+from membuilder.files import write_atomic
 from tests.snapshot_programs import alone, content, is_whole, one_of_two
 from trainer.checkpoint import folders
-from trainer.checkpoint.files import write_file
 from trainer.checkpoint.folders import FileSum, best_step, checkpoints, choose, prune, recover, verify
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -70,7 +70,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(tmp_path, monkeypatch):
     assert set(events[:first]) == {"fsync "} | {f"fsync /checkpoints/step_1.partial{path}" for path in tree}
     assert events[first + 1 :] == ["fsync /checkpoints", "step_1.whole -> step_1", "fsync /checkpoints"]
     events.clear()
-    write_file(tmp_path / "a.json", b"{}")
+    write_atomic(tmp_path / "a.json", b"{}")
     assert events == ["fsync /a.json.partial", "a.json.partial -> a.json", "fsync "]
 
 
@@ -184,7 +184,7 @@ def put_safetensors(folder: Path) -> None:
 
 
 def put_file(folder: Path) -> None:
-    write_file(folder / "progress", bytes(10**6))
+    write_atomic(folder / "progress", bytes(10**6))
 
 
 @pytest.mark.parametrize("put", [put_bytes, put_torch, put_safetensors])
@@ -204,7 +204,7 @@ def test_a_full_disk_keeps_what_stood_there(small_disk, put):
 def test_a_full_disk_that_one_of_our_own_files_meets_leaves_nothing_either(small_disk):
     root = small_disk / "checkpoints"
     alone(root, 1)
-    with pytest.raises(CheckpointError, match=r"progress' \(1000000 bytes, \d+ free on its disk\)"):
+    with pytest.raises(WriteError, match=r"progress' \([\d,]+ bytes free on its disk\)"):
         alone(root, 2, put_file)
     assert names(root) == ["step_1"]
 
@@ -226,9 +226,9 @@ def test_a_disk_that_fills_up_while_the_manifest_is_written(tmp_path, monkeypatc
 
 def test_a_file_on_a_full_disk_keeps_its_old_content(small_disk):
     path = small_disk / "a.json"
-    write_file(path, b"old")
-    with pytest.raises(CheckpointError, match=r"1000000 bytes, \d+ free on its disk"):
-        write_file(path, bytes(10**6))
+    write_atomic(path, b"old")
+    with pytest.raises(WriteError, match=r"\([\d,]+ bytes free on its disk\).*what stood there is kept"):
+        write_atomic(path, bytes(10**6))
     assert names(small_disk) == ["a.json"] and path.read_bytes() == b"old"
 
 

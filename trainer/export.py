@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from membuilder.errors import CheckpointError, ConfigError, clear_errors
+from membuilder.files import durable_rename, fsync_tree
 from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
-from trainer.checkpoint.files import durable_rename, files_of, fsync_tree, write_all
+from trainer.checkpoint.files import files_of, write_all
 from trainer.checkpoint.folders import Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from membuilder.config import load
 from membuilder.errors import ConfigError, clear_errors
+from membuilder.files import write_atomic
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from trainer.command_line import check_paths
 from trainer.rl_config import RLConfig
@@ -118,7 +119,7 @@ def run(options: Options) -> dict:
         "systems": {name: row(result) for name, result in systems.items()},
         "prompt_too_long": {name: result.prompt_too_long for name, result in systems.items()},
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(table(systems, rl_config.reward.judge))
     for folder in (out, out / "sft", out / "rl"):
         for path in plot_run(folder):

@@ -16,6 +16,7 @@ from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
+from membuilder.files import write_atomic
 from membuilder.quiet import LOG_FILE, quiet_libraries, write_library_log
 from membuilder.schemes.load import load_scheme
 from reward.formula import load_formula
@@ -24,7 +25,6 @@ from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
 from trainer.batching.packing import Node
-from trainer.checkpoint.files import write_file
 from trainer.configs import States, TrainConfig
 from trainer.data.corpus import ExpertBuild, apart, expert_builds, load_corpus, sft_builds, training_text
 from trainer.data.prepared import prepared_trees, read_builds
@@ -75,8 +75,8 @@ def describe_run(config: TrainConfig, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
-        write_file(out / "config.yaml", dump(config).encode())
-        write_file(out / "provenance.json", json.dumps(provenance(), indent=2).encode())
+        write_atomic(out / "config.yaml", dump(config).encode())
+        write_atomic(out / "provenance.json", json.dumps(provenance(), indent=2).encode())
         write_library_log()
 
 

@@ -8,12 +8,13 @@ anything else is built anew.
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 
 from membuilder.bank.index import IndexConfig, IndexKind, VectorIndex
+from membuilder.errors import WriteError
+from membuilder.files import atomic
 
 FORMAT = 1
 MAX_HEADER_BYTES = 4096
@@ -66,15 +67,12 @@ def _read(path: Path, vectors: np.ndarray, kind: IndexKind, config: IndexConfig)
 def _write(path: Path, index: VectorIndex, vectors: np.ndarray, config: IndexConfig) -> None:
     body = index.to_bytes()
     header = _header(index.kind, vectors, hashlib.sha256(body).hexdigest(), config)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("wb") as file:
+        with atomic(path, many_writers=True) as partial, partial.open("wb") as file:
             file.write(json.dumps(header).encode() + b"\n")
             file.write(body)
-        partial.replace(path)  # whole or not at all
-    except OSError as error:
-        _log.warning("%s: not stored, so the next opening takes as long: %s", path, error.strerror)
-        partial.unlink(missing_ok=True)
+    except WriteError as error:
+        _log.warning("the index is not stored, so the next opening takes as long: %s", error)
 
 
 def _header(kind: IndexKind, vectors: np.ndarray, index_sha256: str, config: IndexConfig) -> dict:

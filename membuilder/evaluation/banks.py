@@ -17,6 +17,7 @@ from membuilder.datasets.fields import take
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.errors import DataError, EvaluationError
+from membuilder.files import write_atomic
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry
 
 MANIFEST = "manifest.json"
@@ -60,7 +61,7 @@ class BankFolder:
         path = self._folder / MANIFEST
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(self.manifest, indent=2) + "\n")
+            write_atomic(path, json.dumps(self.manifest, indent=2) + "\n")
 
     def _refuse_others(self, wanted: Mapping[str, Any], keys: Iterable[str], advice: str) -> None:
         absent = object()
@@ -73,7 +74,7 @@ class BankFolder:
 
     def save(self, dialogue: Dialogue, bank: Bank) -> None:
         self.begin()
-        write_text(self.path(dialogue), json.dumps(asdict(bank), default=_plain) + "\n")
+        write_atomic(self.path(dialogue), json.dumps(asdict(bank), default=_plain) + "\n")
 
     def load(self, dialogue: Dialogue) -> Bank:
         """Raises EvaluationError where there is none, DataError where it is damaged."""
@@ -126,13 +127,6 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise DataError(path, FILE, "top level", f"expected an object, found {type(raw).__name__}; {advice}")
     return raw
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _quote(raw: object, path: Path, where: str) -> CoreQuote:

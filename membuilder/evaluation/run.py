@@ -20,7 +20,6 @@ from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, open_writer, reading_of
 from membuilder.evaluation.answer_questions import Case, ask_all
 from membuilder.evaluation.answerer import Roles, open_roles
-from membuilder.evaluation.banks import write_text
 from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.make_system import embeds_turns, memories, open_system
 from membuilder.evaluation.options import AGENTS, Options
@@ -31,6 +30,7 @@ from membuilder.evaluation.run_settings import is_begun, keep_settings, settings
 from membuilder.evaluation.scorers import CUTOFFS
 from membuilder.evaluation.systems import System, turn_texts
 from membuilder.evaluation.table import table
+from membuilder.files import write_atomic
 from membuilder.llm.cost_flags import Account
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
@@ -183,8 +183,8 @@ def _finish(options: Options, about: dict[str, Any]) -> int:
     records = read_records(options.output_dir / ANSWERS_FILE)
     by_system = {name: [record for record in records if record["system"] == name] for name in options.systems}
     found = results(by_system, about)
-    write_text(options.output_dir / RESULTS_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write_text(options.output_dir / TABLE_FILE, table(found))
+    write_atomic(options.output_dir / RESULTS_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(options.output_dir / TABLE_FILE, table(found))
     draw(found, options.output_dir / PLOT_FILE)
     print(table(found))
     misleading = [name for name, records in by_system.items() if _misleads(name, records, about)]

@@ -11,8 +11,9 @@ from typing import Any
 from membuilder.errors import EvaluationError
 from membuilder.evaluation.agents import reading_of
 from membuilder.evaluation.answerer import ModelOptions
-from membuilder.evaluation.banks import BankFolder, read_object, write_text
+from membuilder.evaluation.banks import BankFolder, read_object
 from membuilder.evaluation.options import STORED, Options
+from membuilder.files import write_atomic
 from membuilder.types import Dialogue
 
 RUN_FILE = "run.json"
@@ -61,7 +62,7 @@ def is_begun(folder: Path, settings: dict[str, Any]) -> bool:
 
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RUN_FILE, json.dumps(settings, indent=2) + "\n")
+    write_atomic(folder / RUN_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def _named(model: ModelOptions | None) -> dict[str, str | None] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from membuilder.datasets.files import FILE
 from membuilder.errors import DataError
+from membuilder.files import atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,11 +22,9 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: pa.array([row[name] for row in rows], type=_type(column)) for name, column in columns.items()}
-    partial = path.with_name(f"{path.name}.part")
-    pq.write_table(pa.table(arrays), partial, compression="zstd")
-    partial.replace(path)
+    with atomic(path) as partial:
+        pq.write_table(pa.table(arrays), partial, compression="zstd")
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

@@ -22,11 +22,11 @@ import msgspec
 
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.errors import DataError
+from membuilder.files import write_atomic
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.trajectories.parquet import Column, read_table, write_table
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord
-from membuilder.trajectories.trajectory import write_text
 from membuilder.types import Agent, Question
 
 ALPACA_KEYS = {"instruction", "input", "output"}
@@ -75,8 +75,8 @@ def write_llama_factory(path: Path, records: Sequence[SFTRecord]) -> None:
         {"sha256": _sha256(row), "agent": each.agent, "dialogue": each.dialogue, "session": each.session}
         for row, each in zip(rows, records, strict=True)
     ]
-    write_text(_sources_path(path), "".join(json.dumps(source, ensure_ascii=False) + "\n" for source in sources))
-    write_text(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
+    write_atomic(_sources_path(path), "".join(json.dumps(source, ensure_ascii=False) + "\n" for source in sources))
+    write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_llama_factory(path: Path) -> tuple[list[SFTRecord], Counter[str]]:

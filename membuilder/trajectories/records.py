@@ -16,9 +16,10 @@ import msgspec
 
 from membuilder.datasets.files import FILE, read_lines
 from membuilder.errors import DataError
+from membuilder.files import write_atomic
 from membuilder.text import quoted
 from membuilder.trajectories.parquet import Column, read_table, write_table
-from membuilder.trajectories.trajectory import STATES, Trajectory, write_text
+from membuilder.trajectories.trajectory import STATES, Trajectory
 from membuilder.types import Agent, Bank, Question, Session
 
 PARQUET = ".parquet"
@@ -194,7 +195,7 @@ def dialogue_line(trajectory: Trajectory, lines: Sequence[QuestionLine]) -> tupl
 def write_records(path: Path, records: Sequence[Record], kind: type[Record]) -> None:
     """To a .parquet or .jsonl file, whole or not at all."""
     if path.suffix != PARQUET:
-        write_text(path, "".join(msgspec.json.encode(record).decode() + "\n" for record in records))
+        write_atomic(path, "".join(msgspec.json.encode(record).decode() + "\n" for record in records))
         return
     columns = {field.name: _column(field.type) for field in fields(kind)}
     rows = [{name: _cell(value) for name, value in msgspec.to_builtins(record).items()} for record in records]

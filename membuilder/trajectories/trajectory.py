@@ -11,7 +11,6 @@ without the `[EPISODIC]` that the published payload puts before their text. Fiel
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from membuilder.bank.store import Store, reading
 from membuilder.bank.store_rows import Answer
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.errors import DataError, StoreError, StoreErrorKind
+from membuilder.files import write_atomic
 from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import render
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt, template_hashes
@@ -148,7 +148,7 @@ def publish(folder: Path, store: Store) -> None:
         _write_state(partial / f"state_{number}", bank, vectors[: len(bank.entries)], trajectory)
     partial.rename(folder / STATES)
     calls = [_call(trajectory, n, agent) for n, each in enumerate(trajectory.steps) for agent in each.answers]
-    write_text(folder / CALLS_FILE, "".join(json.dumps(call, ensure_ascii=False) + "\n" for call in calls))
+    write_atomic(folder / CALLS_FILE, "".join(json.dumps(call, ensure_ascii=False) + "\n" for call in calls))
     failures = Counter(call["failure"]["kind"] for call in calls if call["failure"] is not None)
     metadata = {
         "conv_id": trajectory.dialogue,
@@ -157,7 +157,7 @@ def publish(folder: Path, store: Store) -> None:
         "total_agent_calls": len(calls),
         "failed_agent_calls": dict(sorted(failures.items())),
     }
-    write_text(folder / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
+    write_atomic(folder / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
 
 def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None = None) -> bool:
@@ -231,17 +231,6 @@ def actions_json(trajectory: Trajectory, number: int, agent: Agent) -> dict[str,
     if agent not in trajectory.steps[number].usable:
         return None
     return json.loads(trajectory.target(number, agent, ResponseFormat.OPERATIONS))
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file is whole or, whatever happens meanwhile, as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _usage_percent(bank: Bank, prompts: PromptConfig) -> float:

@@ -19,9 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import MODEL_NAME
 from transformers import PreTrainedModel
 
+from membuilder.files import write_atomic
 from trainer.checkpoint import folders
 from trainer.checkpoint.checksummed_json import encode, seal, unseal
-from trainer.checkpoint.files import files_of, write_all, write_file
+from trainer.checkpoint.files import files_of, write_all
 from trainer.checkpoint.folders import MODEL, WRITE_ERRORS
 from trainer.checkpoint.run_settings import check_settings, resolved, settings_of
 from trainer.distributed.process_group import World, zero_stage
@@ -93,7 +94,7 @@ class Checkpoints:
                 self.accelerator.save_state(str(partial / "state"))
             if self.world.rank == 0:
                 write_all(partial / MODEL, self.model_files)
-                write_file(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
+                write_atomic(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
 
         meta = {"settings": self.settings, "config": self.config, best.metric: metrics.get(best.metric)}
         whole_folders = [f"state/{MODEL_NAME}"] if deepspeed else []

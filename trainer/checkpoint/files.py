@@ -1,6 +1,5 @@
-"""Files and models written so that a reader finds either the whole of them or none, also after a power cut."""
+"""Models written so that a reader finds either the whole of them or none, also after a power cut."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from membuilder.errors import CheckpointError
+from membuilder.files import durable_rename, fsync_tree
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -54,46 +54,3 @@ def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a file, or create it. Raises CheckpointError and leaves the old one where that fails."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        durable_rename(partial, path)
-    except OSError as error:
-        free = free_bytes(path.parent)
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"could not write '{path}' ({len(data)} bytes, {free} free on its disk): {error}; what stood there is kept"
-        ) from error
-
-
-def durable_rename(source: Path, target: Path) -> None:
-    """A rename that is on the disk itself once this returns; what is renamed must be there already."""
-    os.replace(source, target)
-    fsync(target.parent)
-
-
-def fsync_tree(folder: Path) -> None:
-    """Every file and folder under `folder`, and itself, is on the disk itself once this returns."""
-    for path in (*folder.rglob("*"), folder):
-        fsync(path)
-
-
-def fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def free_bytes(folder: Path) -> int:
-    """Left on the disk of a folder, which need not exist yet; a user's quota may allow less."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(nearest).free

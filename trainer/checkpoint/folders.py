@@ -22,9 +22,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from membuilder.errors import CheckpointError, ConfigError
+from membuilder.errors import CheckpointError, ConfigError, WriteError
+from membuilder.files import durable_rename, free_bytes, fsync, fsync_tree
 from trainer.checkpoint.checksummed_json import encode, seal, unseal
-from trainer.checkpoint.files import durable_rename, free_bytes, fsync, fsync_tree
 
 MANIFEST = "manifest.json"
 MODEL = "model"
@@ -233,7 +233,7 @@ def _attempt(folder: Path, action: Callable[[], Any]) -> tuple[Any, CheckpointEr
     """The action's result, and what went wrong instead."""
     try:
         return action(), None
-    except CheckpointError as error:  # says itself what could not be written
+    except (CheckpointError, WriteError) as error:  # says itself what could not be written
         return None, error
     except WRITE_ERRORS as error:
         failure = CheckpointError(

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.errors import CheckpointError, ConfigError
+from membuilder.files import write_atomic
 from reward.rollouts import ScoredGroup
 from trainer.checkpoint.checksummed_json import encode, seal, unseal
-from trainer.checkpoint.files import write_file
 from trainer.checkpoint.run_settings import check_settings
 from trainer.distributed.process_group import World
 
@@ -47,7 +47,7 @@ def begin(root: Path, settings: Mapping[str, Any], anew: bool) -> None:
     steps = [path for path, _ in _files(root) if path.suffix == ".json"]
     if not steps:
         _make(root)
-        write_file(root / SETTINGS, seal(SETTINGS_LABEL, encode(dict(settings), dict[str, Any], SETTINGS_LABEL)))
+        write_atomic(root / SETTINGS, seal(SETTINGS_LABEL, encode(dict(settings), dict[str, Any], SETTINGS_LABEL)))
         return
     if anew:
         raise ConfigError(
@@ -72,7 +72,7 @@ def write(root: Path, step: int, experience: Experience) -> Path:
     steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
     path = _path(root, step)
     content = b'{"scored":[' + b",".join(groups) + b'],"steered":' + steered + b"}"
-    write_file(path, seal(_label(step), content))
+    write_atomic(path, seal(_label(step), content))
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from membuilder.errors import DataError
-from trainer.checkpoint.files import write_file
+from membuilder.files import write_atomic
 
 if TYPE_CHECKING:
     import wandb
@@ -70,7 +70,7 @@ class RunLog:
         if run_id is None and not anew and kept.exists():
             run_id = kept.read_text(encoding="utf-8").strip()
         self._wandb_run = _start_wandb(self._out_dir, self._project, self._config, self._run_name, run_id)
-        write_file(kept, f"{self._wandb_run.id}\n".encode())
+        write_atomic(kept, f"{self._wandb_run.id}\n".encode())
         return self._wandb_run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -108,7 +108,7 @@ class RunLog:
         self._close_files()
         for name in FILES:
             path = self._out_dir / name
-            write_file(path, "".join(line for line, row in _rows(path) if row["step"] < step).encode())
+            write_atomic(path, "".join(line for line, row in _rows(path) if row["step"] < step).encode())
         self._open_files()
 
     def close(self) -> None:
