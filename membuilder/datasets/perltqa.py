@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from membuilder.datasets.fields import take, take_text
 from membuilder.datasets.files import FILE, read_json
@@ -27,6 +28,7 @@ from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MEMORY_FILE, QUESTION_FILE = "perltmem_en_v2.json", "perltqa_en_v2.json"
 CATEGORIES = ("profile", "social_relationship", "events", "dialogues")
@@ -78,9 +80,7 @@ def load(folder: Path) -> list[Dialogue]:
     """Dialogues of a folder that holds both files; raises DataError naming file, record and field at fault."""
     memory_path, question_path = folder / MEMORY_FILE, folder / QUESTION_FILE
     memory, asked = read_json(memory_path), read_json(question_path)
-    if not isinstance(memory, dict):
-        problem = f"expected an object of characters (the en_v2 release), found {type(memory).__name__}"
-        raise DataError(memory_path, FILE, "top level", problem)
+    _check(memory, dict, "an object of characters (the en_v2 release)", memory_path, FILE, "top level")
     questions = _questions_by_character(asked, question_path)
     report = LoadReport(no_memory=[name for name in questions if name not in memory])
     dialogues = []
@@ -127,11 +127,11 @@ def _sessions(
 
 
 def _blocks(name: str, record: object, path: Path, where: str) -> Iterator[_Block]:
-    profile = _section(record, "profile", path, where)
-    lines = [(name, f"{field}: {value}") for field, value in profile.items() if str(value).strip()]
-    if lines:
-        fields = [field for field, value in profile.items() if str(value).strip()]
-        yield _Block(category="profile", time=None, lines=lines, records=fields)
+    fields = _section(record, "profile", path, where).items()
+    profile = {field: f"{field}: {value}" for field, value in fields if str(value).strip()}
+    if profile:
+        lines = [(name, text) for text in profile.values()]
+        yield _Block(category="profile", time=None, lines=lines, records=list(profile))
     for key, relation in _section(record, "social_relationship", path, where).items():
         person = take(relation, "Supporting Characters", (str, list), path, f"{where}, social_relationship {key}")
         text = f"{person} ({relation.get('Relationship', '')}): {relation.get('Description', '')}"
@@ -154,19 +154,21 @@ def _section(record: object, key: str, path: Path, where: str) -> dict:
     """A part of a character's memory; some are published as the text of a Python dict."""
     value = take(record, key, (dict, str), path, where) if isinstance(record, dict) and key in record else {}
     value = _literal(value, path, where, key) if isinstance(value, str) else value
-    if not isinstance(value, dict):
-        raise DataError(path, where, key, f"expected an object, found {type(value).__name__}")
-    return value
+    return _check(value, dict, "an object", path, where, key)
 
 
 def _texts(contents: dict, told: str, path: Path, where: str) -> list[str]:
     """The lines said at one time."""
     lines = take(contents, told, list, path, f"{where}, contents")
     for i, line in enumerate(lines):
-        if not isinstance(line, str):
-            problem = f"expected a line such as 'Ann: Hello', found {type(line).__name__}"
-            raise DataError(path, f"{where}, contents", f"{told}[{i}]", problem)
+        _check(line, str, "a line such as 'Ann: Hello'", path, f"{where}, contents", f"{told}[{i}]")
     return lines
+
+
+def _check(value: object, kind: type[T], expected: str, path: Path, where: str, field: str) -> T:
+    if not isinstance(value, kind):
+        raise DataError(path, where, field, f"expected {expected}, found {type(value).__name__}")
+    return value
 
 
 def _line(raw: str) -> tuple[str, str]:
@@ -185,15 +187,9 @@ def _time(text: str) -> datetime | None:
 
 def _questions_by_character(asked: object, path: Path) -> dict[str, list[_Asked]]:
     """Per character the questions in the order of CATEGORIES."""
-    if not isinstance(asked, list):
-        raise DataError(path, FILE, "top level", f"expected a list of characters, found {type(asked).__name__}")
     found: dict[str, list[_Asked]] = {}
-    for position, block in enumerate(asked):
-        if not isinstance(block, dict):
-            raise DataError(
-                path, f"record {position}", "character", f"expected an object, found {type(block).__name__}"
-            )
-        for name in block:
+    for position, block in enumerate(_check(asked, list, "a list of characters", path, FILE, "top level")):
+        for name in _check(block, dict, "an object", path, f"record {position}", "character"):
             sections = take(block, name, dict, path, f"record {position}")
             where = f"record {position} ({name})"
             if name in found:
@@ -210,9 +206,7 @@ def _flat(sections: dict, category: str, path: Path, where: str) -> Iterator[obj
     """Profile questions are a list; the others are lists of {record id: questions}."""
     groups = take(sections, category, list, path, where) if category in sections else []
     for i, group in enumerate(groups):
-        if not isinstance(group, dict):
-            raise DataError(path, where, f"{category}[{i}]", f"expected an object, found {type(group).__name__}")
-        if "Question" in group:
+        if "Question" in _check(group, dict, "an object", path, where, f"{category}[{i}]"):
             yield group
         else:
             for name in group:
