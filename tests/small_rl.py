@@ -86,6 +86,7 @@ class Run:
             trees=trees,
             accelerator=self.accelerator,
             world=World(),
+            embedder=HashEmbedder(),
             log=RunLog(config.out, None, {}, "sft"),
         )
         sft.train(config, parts)
@@ -100,6 +101,8 @@ class Run:
             collector=self.collector,
             builds=RLBuilds(train=self.builds, steering=[], held_out=self.builds),
             accelerator=self.accelerator,
+            world=World(),
+            embedder=HashEmbedder(),
             log=RunLog(self.config.out, None, {}, "rl"),
         )
         rl.train(self.config, parts)

@@ -95,6 +95,7 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
             trees=trees,
             accelerator=accelerator,
             world=World(),
+            embedder=HashEmbedder(),
             log=log,
         )
         return sft.train(config, parts)

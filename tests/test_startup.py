@@ -40,8 +40,7 @@ MISSING = {
 }
 
 STILL_HEAVY = {
-    "membuilder.build", "membuilder.eval", "membuilder.expert", "membuilder.qa", "trainer.sft", "trainer.rl",
-    "trainer.quickstart",
+    "membuilder.build", "membuilder.eval", "membuilder.expert", "membuilder.qa",
 }  # fmt: skip
 COMMANDS = [
     pytest.param(command, marks=pytest.mark.xfail(strict=True)) if command in STILL_HEAVY else command

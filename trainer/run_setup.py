@@ -124,16 +124,13 @@ def make_collector(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTParts:
+class SFTParts(Run):
     """What SFT needs besides its settings."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trees: list[Node]
     """One prefix tree per session, again for each time that it counts."""
-    accelerator: Accelerator
-    world: World
-    log: RunLog
 
 
 def setup_sft(
@@ -155,9 +152,7 @@ def setup_sft(
             builds, tokenizer, load_scheme(config.scheme, config.prompts), config.max_length, config.over_long
         )
     trees = checked_trees(config, run.accelerator, *found)
-    return SFTParts(
-        model=model, tokenizer=tokenizer, trees=trees, accelerator=run.accelerator, world=run.world, log=run.log
-    )
+    return SFTParts(**vars(run), model=model, tokenizer=tokenizer, trees=trees)
 
 
 def _sft_builds(config: SFTConfig, embedder: TextEmbedder) -> list[ExpertBuild]:
@@ -236,7 +231,7 @@ def _check_prepared(config: RLConfig) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLParts:
+class RLParts(Run):
     """What RL needs besides its settings."""
 
     policy: Policy
@@ -245,8 +240,6 @@ class RLParts:
     collector: Collector
     """Its engine holds the weights of `policy`."""
     builds: RLBuilds
-    accelerator: Accelerator
-    log: RunLog
 
 
 def setup_rl(config: RLConfig, builds: RLBuilds | None = None, collector: Collector | None = None) -> RLParts:
@@ -261,11 +254,4 @@ def setup_rl(config: RLConfig, builds: RLBuilds | None = None, collector: Collec
         tokenizer = load_tokenizer(config.model.path)
         engine = make_engine(config, config.model.path)
         collector = make_collector(config, engine, tokenizer, run.embedder, run.world)
-    return RLParts(
-        policy=policy,
-        reference=reference,
-        collector=collector,
-        builds=builds,
-        accelerator=run.accelerator,
-        log=run.log,
-    )
+    return RLParts(**vars(run), policy=policy, reference=reference, collector=collector, builds=builds)

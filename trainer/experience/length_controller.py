@@ -1,7 +1,7 @@
 """Steering of memory lengths: how heavy the length penalty weighs follows how much greedy decoding writes.
 
-Off unless `length_target` is set. The weight of a step is `length_weight` x (ratio / target) ** `length_gain`, at most 1;
-the ratio is smoothed over steps, because one step's sessions are few.
+It is off unless `length_target` is set. The weight of a step is `length_weight` x (ratio / target) ** `length_gain`, at
+most 1; the ratio is smoothed over steps, because one step's sessions are few.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Is what is trained on what was sampled? Checked on fresh samples at the start of a run and every few steps.
+"""Checks, on fresh samples, that the trainer computes the log-probs that the engine sampled with.
 
-Engine against trainer: catches stale weights, templates, temperature. Shared prompts against dense copies: catches an
-attention kernel or a model for which running the prompt once is not the same. Both run in micro-batches like the
-learner's, so a check fits where a step fits.
+Comparing the engine with the trainer catches stale weights, templates and temperatures. Comparing shared prompts with
+dense copies catches an attention kernel or a model for which running the prompt once is not the same. Both run in
+micro-batches like the learner's, so a check fits where a step fits.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def check_parity(policy, collector: Collector, tasks: list[Task], config: RLConf
 
 
 def sample_sequences(collector: Collector, tasks: list[Task], temperature: float, seed: int) -> Groups:
-    """Two rollouts of each task from the uncut distribution, with the engine's log-probs; too long prompts are left out."""
+    """Two rollouts of each task from the uncut distribution; prompts that are too long are left out."""
     sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
     groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.scheme, sampling, 2, seed)
     sampled = [
