@@ -84,7 +84,7 @@ def test_it_prints_progress_and_results_only(run):
         rf"(picture|summary): {re.escape(str(out))}/[\w/]+\.(png|json)",
     ]  # fmt: skip
     assert strange_lines(result.stdout, *shapes) == [] and strange_lines(result.stderr) == []
-    assert "vllm" in (out / "sft" / "run.log").read_text()
+    assert "vllm" in (out / "run.log").read_text()
 
 
 @pytest.mark.slow

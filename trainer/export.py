@@ -20,7 +20,7 @@ from membuilder.files import durable_rename, fsync_tree
 from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
 from trainer.checkpoint.files import files_of, write_all
-from trainer.checkpoint.folders import Manifest
+from trainer.checkpoint.folders import MODEL, Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 if TYPE_CHECKING:
@@ -34,14 +34,12 @@ PREFIX = "model."
 
 def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path:
     """Verify the checkpoint and write it as a model to `target`, whole or not at all."""
-    import torch  # here and below, because the command's --help must not wait for it
-    from transformers import AutoTokenizer
-
-    from trainer.checkpoint.checkpoints import MODEL
-
     if target.exists():
         raise ConfigError(f"'{target}' exists: name another folder, or remove it")
     manifest = folders.verify(checkpoint)
+    import torch  # here and below: neither --help nor a checkpoint that is refused waits for it
+    from transformers import AutoTokenizer
+
     hide_loading_bars()
     dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
     model = _model(checkpoint / MODEL, checkpoint / "state", dtype)
