@@ -42,9 +42,11 @@ def start(main: Callable, arguments: tuple, log: str | Path, before: Callable[[]
     return process
 
 
-def finish(main: Callable, arguments: tuple, log: str | Path, before: Callable[[], None] = lambda: None) -> None:
+def finish(
+    main: Callable, arguments: tuple, log: str | Path, before: Callable[[], None] = lambda: None, seconds: float = 200
+) -> None:
     process = start(main, arguments, log, before)
-    process.join(200)
+    process.join(seconds)
     assert process.exitcode == 0, Path(log).read_text()[-3000:]
 
 

@@ -15,6 +15,7 @@ import yaml
 from torch.distributed.launcher.api import LaunchConfig
 
 from membuilder.config import load
+from tests.test_dry_run import folder_4b  # noqa: F401
 from trainer.command_line import read
 from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, estimate
 from trainer.memory_estimate.options import Launch, dry_run_of

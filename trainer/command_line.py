@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from membuilder.config import parse_args
 from membuilder.errors import ConfigError
+from membuilder.quiet import LOG_FILE, quiet_libraries
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.options import add_dry_run, dry_run_of
 
@@ -18,6 +19,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None, description: str) -> Co
     config, given = read(cls, argv, description)
     if not given.dry_run:
         check_paths(config)
+        quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
         return config
     launch, lengths = dry_run_of(given)
     from trainer.memory_estimate.dry_run import report

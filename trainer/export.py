@@ -20,7 +20,7 @@ from membuilder.files import durable_rename, fsync_tree
 from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
 from trainer.checkpoint.files import files_of, write_all
-from trainer.checkpoint.folders import Manifest
+from trainer.checkpoint.folders import MODEL, Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     if target.exists():
         raise ConfigError(f"'{target}' exists: name another folder, or remove it")
     manifest = folders.verify(checkpoint)
-    import torch  # here and below, because --help and the report of a missing folder must not wait for it
+    import torch  # here and below: neither --help nor a checkpoint that is refused waits for it
     from transformers import AutoTokenizer
-
-    from trainer.checkpoint.checkpoints import MODEL
 
     hide_loading_bars()
     dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])

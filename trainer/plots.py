@@ -1,4 +1,4 @@
-"""Draws the figures of a run from its metrics.jsonl and summary.json. A metric that was not logged has no panel.
+"""Draws the figures of a run from its metrics.jsonl and summary.json.
 
     python -m trainer.plots runs/rl
 

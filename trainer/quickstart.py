@@ -75,6 +75,8 @@ def run(options: Options) -> dict:
     """Run every stage in order; returns what summary.json holds."""
     sft_config, rl_config = load_configs(options)
     check_paths(sft_config)
+    out = Path(options.out)
+    quiet_libraries(out / LOG_FILE)
     # after the arguments were checked: PyTorch and its company take seconds to load
     from rollout.tokens import load_tokenizer
     from trainer.experience.evaluate import compare_baselines, judge_policy
@@ -82,8 +84,6 @@ def run(options: Options) -> dict:
     from trainer.plots import plot_run
     from trainer.run_setup import make_collector, make_engine
 
-    out = Path(options.out)
-    quiet_libraries(out / LOG_FILE)
     clock = Clock()
     prepared = prepare(sft_config)
     describe(prepared.corpus, options)

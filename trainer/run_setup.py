@@ -17,7 +17,7 @@ from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
-from membuilder.quiet import LOG_FILE, quiet_libraries, write_library_log
+from membuilder.quiet import write_library_log
 from membuilder.schemes.load import load_scheme
 from reward.formula import load_formula
 from reward.judges import load_judge
@@ -52,7 +52,6 @@ class Run:
 
 def start_run(config: TrainConfig, name: str, embedder: Embedder | None = None) -> Run:
     """Start the processes and the log in `config.out`, and seed. An embedder that stands already is used."""
-    quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)
     accelerator = start_accelerator(config.optim.max_grad_norm)
     if config.model.dtype == "bfloat16" and accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise ConfigError(

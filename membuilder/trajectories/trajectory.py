@@ -185,11 +185,8 @@ def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None
 
 
 def _empty_index(dimension: int) -> "VectorIndex":
-    from membuilder.bank.index import (
-        IndexConfig,
-        IndexKind,
-        VectorIndex,
-    )  # FAISS is slow to load, and reading needs none
+    # here, because FAISS is slow to load and reading needs none
+    from membuilder.bank.index import IndexConfig, IndexKind, VectorIndex
 
     return VectorIndex(dimension, IndexKind.EXACT, IndexConfig(gpu=False))
 
