@@ -60,7 +60,7 @@ class BuildConfig:
     embedding_cache: str | None = None
     """File of a local model's vectors; null: in MEMBUILDER_CACHE."""
     scheme: str = FOUR_AGENTS
-    """How the model writes memory: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
+    """How the model writes memory: `four_agents`, or a folder with a scheme of your own."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
 

@@ -36,8 +36,10 @@ async def build_all(
     costs: Costs,
     on_built: Callable[[Path, TextEmbedder], object],
 ) -> None:
-    """Each dialogue into the store at the path beside it. The first error stops all, what is stored stays; `on_built` runs in a
-    thread for each store that is whole."""
+    """Build each dialogue into the store at the path beside it. The first error stops all; what is stored stays.
+
+    `on_built` runs in a thread for each store that is whole.
+    """
     scheme = load_scheme(config.scheme, config.prompts)
     async with AsyncExitStack() as stack:
         ask = await stack.enter_async_context(open_roles(config, scheme, role, keys, costs))

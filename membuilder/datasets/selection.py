@@ -34,9 +34,9 @@ def load_selected(
     path = place_of(name, path, data_folder)
     chosen = []
     if split is not None:
-        chosen.append((split_ids(split, path), f"--split {split}"))
+        chosen.append((split_ids(split, path), f"split {split}"))
     if subset_file is not None:
-        chosen.append((subset_ids(subset_file), f"--subset-file {subset_file}"))
+        chosen.append((subset_ids(subset_file), str(subset_file)))
     if ids:
         chosen.append((ids, ids_from))
     only = set.intersection(*(set(each) for each, _ in chosen)) if chosen else None

@@ -80,7 +80,7 @@ def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedderOptions:
     model: str | None = None
-    """Folder or hub name of a local sentence-transformers model, None: MiniLM; with a provider its name on the server."""
+    """Folder or hub name of a sentence-transformers model, None: MiniLM; with a provider its name on the server."""
     provider: str | None = None
     """None: a local model embeds."""
     base_url: str | None = None
@@ -92,12 +92,12 @@ class EmbedderOptions:
     cache: Path | None = None
     """File of a local model's vectors; None: in `cache_folder()`."""
     precision: Precision = Precision.FLOAT32
-    """Of a local model. What goes into a store stays in float32: it must not depend on the machine that goes on with it."""
+    """Of a local model. A store is built in float32, so that it does not depend on the machine."""
 
 
 @contextmanager
 def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder]:
-    """A hub's model has no cache on disk: nobody can take a fingerprint of its files. Raises ConfigError or ChatError."""
+    """Open the embedder; a model of a hub has no cache on disk. Raises ConfigError or ChatError."""
     if options.provider is not None:
         with open_remote(options, costs) as embedder:
             yield embedder
@@ -105,9 +105,7 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
         raise ConfigError("--embedding-base-url and --embedding-api-key need --embedding-provider: a server embeds")
     elif options.model is not None and not Path(options.model).exists():
         if options.precision is not Precision.FLOAT32:
-            raise ConfigError(
-                f"precision {options.precision} needs a model in a folder, not {options.model!r}"
-            )
+            raise ConfigError(f"precision {options.precision} needs a model in a folder, not {options.model!r}")
         yield Embedder(options.model)
     else:
         cache = options.cache or cache_folder() / CACHE_FILE

@@ -119,7 +119,8 @@ class EndpointEmbedder:
             return False
         vector = np.frombuffer(base64.b64decode(stored["float32"]), dtype=np.float32)
         if len(vector) != self._dimension:
-            message = f"cached vectors of {self._config.endpoint.name} have {len(vector)} numbers, the server's {self._dimension}"
+            name = self._config.endpoint.name
+            message = f"cached vectors of {name} have {len(vector)} numbers, the server's {self._dimension}"
             raise CacheError(f"{message}: the model has changed behind its name; use a new cache folder")
         self._vectors[text] = vector
         self._usage.add_cached(Role.EMBEDDER)

@@ -17,7 +17,8 @@ CATEGORY_POLICY = {
     "evidence_recall": "every question with evidence, adversarial and abstention questions among them "
     "(`answerable` and `set_apart` give the two apart); questions without evidence count nowhere, and neither do, by "
     "turns, those for which nothing but a model's own words was found, which stand for no turn "
-    "(`questions_without_turns`); where some of what was found quotes turns and some does not, recall by turns is a lower bound",
+    "(`questions_without_turns`); where some of what was found quotes turns and some does not, recall by turns is a "
+    "lower bound",
     "f1, exact, substring, judge, wrongly_abstained": "answerable questions only; adversarial and abstention questions "
     "are in `set_apart` and in columns of their own in `by_category`",
     "abstention": "questions that the dialogue does not answer, in `set_apart` only",
