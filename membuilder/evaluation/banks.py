@@ -18,6 +18,8 @@ from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.errors import DataError, EvaluationError
 from membuilder.files import write_atomic
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.load import FOUR_AGENTS, load_scheme
 from membuilder.types import Bank, Dialogue
 
 MANIFEST = "manifest.json"
@@ -99,7 +101,10 @@ class BankFolder:
 
     def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
         turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.max_turns))
+        roles = load_scheme(self.manifest.get("scheme", FOUR_AGENTS), PromptConfig()).roles
         for i, entry in enumerate(bank.entries):
+            if entry.agent not in roles:
+                raise DataError(path, f"entries[{i}]", "agent", f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}")
             if not 0 <= entry.session < num_sessions or not turns.keys() >= set(entry.source_turns):
                 problem = f"names a session or turn that {dialogue.id!r} does not have: the bank of other data"
                 raise DataError(path, f"entries[{i}]", "session or source_turns", problem)
