@@ -4,9 +4,9 @@
     python -m membuilder.build --dataset-path locomo10.json --model Qwen/Qwen3-4B --provider vllm --out memories/
     python -m membuilder.build --dataset-path locomo10.json --conv-id conv-26 --model rules --out conv-26.db
 
-The last one asks no model. A name that ends in .db is one store for one dialogue; any other is a folder with one store for
-each. A stopped build goes on where it was when the same command is run again. What the models used is printed at the end,
-and a line of it added to usage.jsonl in the folder, or to NAME.usage.jsonl beside NAME.db.
+The last one asks no model. A name that ends in .db is one store for one dialogue; any other is a folder with one store
+for each. A stopped build goes on where it was when the same command is run again. What the models used is printed at
+the end, and a line of it added to usage.jsonl in the folder, or to NAME.usage.jsonl beside NAME.db.
 """
 
 import argparse
@@ -16,59 +16,69 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.store import reading
-from membuilder.building.config import STORE_SUFFIX, BuildConfig, Keys, ModelConfig
+from membuilder.building.config import STORE_SUFFIX, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.stores import failures
 from membuilder.config import describe, load
-from membuilder.datasets.selection import DATASET_NAMES, load_named
+from membuilder.datasets.load import load as load_dialogues
+from membuilder.datasets.selection import DATASET_NAMES, place_of
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.embedding.options import add_embedder_flags
 from membuilder.errors import ConfigError, MemBuilderError
-from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import Role
-from membuilder.llm.cost_flags import Account, open_account, write_usage
-from membuilder.llm.endpoints import Provider
+from membuilder.llm.costs import Costs, open_costs, write_usage
+from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
 from membuilder.llm.usage import Usage
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.types import Dialogue
-
-__all__ = ["BuildConfig", "ModelConfig", "main", "run"]
 
 FLAGS = {
     "--dataset": ("dataset", "its name; default: locomo", DATASET_NAMES),
     "--dataset-path": ("data", "the raw file; else where `membuilder.data fetch` put it", None),
     "--data-dir": ("data_dir", "of `membuilder.data fetch`", None),
     "--conv-id": ("conv_id", "build this dialogue only", None),
-    "--model": ("model.name", "name of the model, or `rules`", None),
-    "--provider": ("model.provider", "default: openai", tuple(map(str, Provider))),
-    "--base-url": ("model.base_url", "address of the API", None),
     "--sessions": ("sessions", "first sessions only", None),
     "--parallel": ("parallel", "dialogues at once", None),
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
 """The flags of common use: flag -> the key it sets, what `--help` says of it, what it may be."""
-EMBEDDING_KEYS = ("embedding_model", "embedding_provider", "embedding_base_url", "embedding_cache")
-"""Keys that the shared flags of the same names set."""
+EMBEDDING_KEYS = (
+    "embedding_model",
+    "embedding_provider",
+    "embedding_base_url",
+    "embedding_endpoint",
+    "embedding_cache",
+)
+SHARED = {
+    "model": "model.name",
+    "provider": "model.provider",
+    "base_url": "model.base_url",
+    **{key: key for key in EMBEDDING_KEYS},
+}
+"""The flags that other commands have too: name -> the key it sets."""
 
 
-async def run(config: BuildConfig, keys: Keys, account: Account) -> list[Path]:
-    """Builds what is asked for; the stores, in the order of the file. The first error stops all, what is stored stays."""
+async def run(config: BuildConfig, keys: Keys, costs: Costs) -> list[Path]:
+    """Build what is asked for and return the stores, in the order of the file.
+
+    The first error stops all; what is stored stays.
+    """
     stores = _stores(config)
 
     def keep_index(path: Path, embedder: TextEmbedder) -> None:
         open_memory(path, embedder, config.index)  # leaves an index beside a large store
 
-    await build_all(config, stores, Role.BUILDER, keys, account, keep_index)
+    await build_all(config, stores, Role.BUILDER, keys, costs, keep_index)
     return [path for path, _ in stores]
 
 
 def summary(path: Path) -> str:
-    """What a build left, in one line."""
+    """Say in one line what a build left."""
     with reading(path) as store:
         sessions, bank = store.sessions(), store.bank()
     failed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures(sessions).items())) or "none"
@@ -81,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     usage, is_whole = Usage(), False
     quiet_libraries(_beside(config, LOG_FILE))
     try:
-        with open_account(given, usage) as account:
-            paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), account))
+        with open_costs(given, usage) as costs:
+            paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), costs))
         is_whole = True
         print("\n".join(summary(path) for path in paths))
         print(f"look inside: python -m membuilder.inspect {paths[0]}")
@@ -106,11 +116,11 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     for flag, (key, text, choices) in FLAGS.items():
         metavar = None if choices else flag.strip("-").upper()
         parser.add_argument(flag, dest=key, metavar=metavar, choices=choices, help=text)
-    parser.add_argument("--api-key", help="else the provider's environment variable; never stored")
+    add_endpoint_flags(parser, "", "name of the model, or `rules`")
     parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set any other key, after the file was read")
-    add_embedder_flags(parser)
-    accounts.add_flags(parser)
+    add_embedding_flags(parser)
+    add_cost_flags(parser)
     given = parser.parse_intermixed_args(argv)
     try:
         return load(BuildConfig, given.config, [*_overrides(vars(given)), *given.overrides]), given
@@ -118,15 +128,17 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
-def _overrides(given: Mapping[str, object]) -> list[str]:
-    """The flags as `key=value`: YAML strings, so that no name is taken for a number or a list; numbers are read back."""
-    keys = [*(key for key, _, _ in FLAGS.values()), *EMBEDDING_KEYS]
-    return [f"{key}={json.dumps(given[key])}" for key in keys if given[key] is not None]
+def _overrides(given: Mapping[str, Any]) -> list[str]:
+    """The flags as `key=value`: YAML strings, so that no name is taken for a number; numbers are read back."""
+    keys = {key: key for key, _, _ in FLAGS.values()} | SHARED
+    set_by_flags = [f"{key}={json.dumps(given[name])}" for name, key in keys.items() if given[name]]
+    return [*set_by_flags, *(f"model.{setting}" for setting in given["endpoint"])]
 
 
 def _stores(config: BuildConfig) -> list[tuple[Path, Dialogue]]:
-    """Each store and what to build there."""
-    dialogues, source = load_named(config.dataset, config.data, config.data_dir)
+    """The path of each store and the dialogue to build there."""
+    source = place_of(config.dataset, config.data, config.data_dir)
+    dialogues = load_dialogues(source, None if config.conv_id is None else (config.conv_id,))
     if config.conv_id is not None:
         known = [dialogue.id for dialogue in dialogues]
         dialogues = [dialogue for dialogue in dialogues if dialogue.id == config.conv_id]

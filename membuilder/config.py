@@ -165,7 +165,7 @@ def read(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if content is None:
-            raise ConfigError(f"{path}: the file is empty; leave --config out to run on the defaults")
+            raise ConfigError(f"{path}: the file is empty; leave it out to run on the defaults")
         if not isinstance(content, dict):
             raise ConfigError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
         # OmegaConf's reader, unlike PyYAML's, takes 1e-6 for a number and refuses a key given twice.
@@ -267,7 +267,9 @@ def nearest(wrong: str, keys: Iterable[str]) -> str:
 
 def _default_text(tree: DictConfig, key: str) -> str:
     parent, _, name = key.rpartition(".")
-    section = OmegaConf.select(tree, parent) if parent else tree
+    section = tree
+    for part in filter(None, parent.split(".")):
+        section = None if section is None or OmegaConf.is_missing(section, part) else section[part]
     if section is None:
         return "unset"
     if OmegaConf.is_missing(section, name):

@@ -4,8 +4,8 @@
     python -m membuilder.eval --dataset longmemeval --split test --system rag-session-bm25 --output-dir runs/bm25
     python -m membuilder.eval compare runs/rules runs/rag --metric recall@10
 
-Without --model nothing is asked of a language model: retrieval is scored, which needs no network. With it every question
-is answered and judged, strictly and leniently. Building and answering in two steps, with different models:
+Without --model nothing is asked of a language model: retrieval is scored, which needs no network. With it every
+question is answered and judged, strictly and leniently. Building and answering in two steps, with different models:
 
     python -m membuilder.eval --mode build --system rules --db-path banks
     python -m membuilder.eval --mode answer --db-path banks --model gpt-4.1-mini
@@ -17,9 +17,8 @@ from collections.abc import Sequence
 
 from membuilder.errors import MemBuilderError
 from membuilder.evaluation.compare import as_text, compare, load_side
-from membuilder.evaluation.options import parse
-from membuilder.evaluation.records import METRICS
-from membuilder.evaluation.run import run
+from membuilder.evaluation.metrics import METRICS
+from membuilder.evaluation.options import dialogues_of, parse
 from membuilder.quiet import LOG_FILE, quiet_libraries
 
 
@@ -29,18 +28,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["compare"]:
             return _compare(argv[1:])
         options = parse(argv)
+        dialogues, path = dialogues_of(options)
         quiet_libraries(options.output_dir / LOG_FILE)
-        return run(options)
+        from membuilder.evaluation.run import run  # it loads libraries that wrong flags and files need not wait for
+
+        return run(options, dialogues, path)
     except MemBuilderError as error:
         print(f"membuilder.eval: {error}", file=sys.stderr)
         return 2
 
 
 def _compare(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m membuilder.eval compare", description="B against A.")
+    parser = argparse.ArgumentParser(
+        prog="python -m membuilder.eval compare",
+        description="Test B against A, question by question.",
+        epilog="\n".join(["metrics:", *(f"  {metric.name}: {metric.meaning}" for metric in METRICS.values())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("a", metavar="A", help="output folder of a run, or FOLDER:SYSTEM")
     parser.add_argument("b", metavar="B", help="output folder of a run, or FOLDER:SYSTEM")
-    parser.add_argument("--metric", action="append", choices=METRICS, help="repeatable; else recall@10, f1 and judges")
+    parser.add_argument(
+        "--metric", action="append", choices=METRICS, metavar="METRIC", help="repeatable; else recall@10, f1 and judges"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     metrics = given.metric or ("recall@10", "f1", "judge_strict", "judge_lenient")

@@ -1,10 +1,10 @@
 """Expert trajectories: an expert builds the memory of each dialogue, and every prompt, answer and state is kept.
 
-    python -m membuilder.expert --dataset longmemeval --split sft --expert-model claude-4.5-sonnet --parallel --skip-existing
+    python -m membuilder.expert --dataset longmemeval --split sft --expert-model claude-4.5-sonnet --skip-existing
     python -m membuilder.expert --dataset locomo --dataset-path locomo10.json --expert rules      (no API)
 
-Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectories/trajectory.py says what is in it). A stopped run goes on where it was when the
-same command is run again: it loses at most the session in flight.
+Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectories/trajectory.py says what is in it). A stopped run goes on where
+it was when the same command is run again: it loses at most the session in flight.
 """
 
 import argparse
@@ -16,45 +16,45 @@ from dataclasses import replace
 from pathlib import Path
 
 from membuilder.bank.store import reading
-from membuilder.building.config import RULES, BuildConfig, Keys, ModelConfig
+from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
-from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_named, select, split_ids, subset_ids
+from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.embedding.options import add_embedder_flags
 from membuilder.errors import ConfigError, MemBuilderError
-from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import Role
-from membuilder.llm.cost_flags import Account, open_account, write_usage
+from membuilder.llm.costs import Costs, open_costs, write_usage
+from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.llm.usage import Usage
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
 
 EXPERT_MODEL = "claude-4.5-sonnet"
-"""The published document's."""
+"""The expert of the published document."""
 USAGE_FILE = "usage.jsonl"
 """Beside the samples: what each run used."""
 
 
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
     """The dialogues asked for, in the order of their file."""
-    dialogues, path = load_named(given.dataset, given.dataset_path, given.data_dir)
-    if given.split is not None:
-        dialogues = select(dialogues, split_ids(given.split, path), f"--split {given.split}")
-    if given.subset_file is not None:
-        dialogues = select(dialogues, subset_ids(given.subset_file), str(given.subset_file))
-    if given.conv_id is not None:
-        dialogues = select(dialogues, [given.conv_id], "--conv-id")
+    dialogues, _ = load_selected(
+        given.dataset,
+        given.dataset_path,
+        given.data_dir,
+        split=given.split,
+        subset_file=given.subset_file,
+        ids=() if given.conv_id is None else (given.conv_id,),
+    )
     cut = [in_windows(dialogue, given.max_turns) for dialogue in dialogues]
     return [replace(dialogue, sessions=dialogue.sessions[: given.sessions]) for dialogue in cut]
 
 
-async def run(config: BuildConfig, dialogues: Sequence[Dialogue], keys: Keys, account: Account) -> list[Path]:
-    """The folders of the trajectories of `dialogues`. The first error stops all; what is stored stays."""
+async def run(config: BuildConfig, dialogues: Sequence[Dialogue], keys: Keys, costs: Costs) -> list[Path]:
+    """Write the trajectories of `dialogues`; returns their folders. The first error stops all, what is stored stays."""
     folders = [sample_folder(Path(config.out), dialogue.id) for dialogue in dialogues]
     stores = [(folder / STORE_FILE, dialogue) for folder, dialogue in zip(folders, dialogues, strict=True)]
-    await build_all(config, stores, Role.EXPERT, keys, account, _publish)
+    await build_all(config, stores, Role.EXPERT, keys, costs, _publish)
     return folders
 
 
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dialogues = dialogues_of(given)
         todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
         print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
-        with open_account(given, usage) as account:
+        with open_costs(given, usage) as costs:
             keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
-            folders = asyncio.run(run(config, todo, keys, account)) if todo else []
+            folders = asyncio.run(run(config, todo, keys, costs)) if todo else []
         is_finished = True
         for folder in folders:
             print(_summary(folder))
@@ -96,7 +96,7 @@ def _summary(folder: Path) -> str:
 
 
 def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
-    """Whether this very expert has written all of it. What another one wrote is begun anew, and then refused by its store."""
+    """Whether this very expert has written all of it. A sample of another expert is refused later, by its store."""
     settings = config.settings(dialogue, dimension=0)
     del settings["dimension"]  # told by the embedder, which is not opened to skip
     return is_whole(sample_folder(Path(config.out), dialogue.id), len(dialogue.sessions), settings)
@@ -105,11 +105,9 @@ def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
 def _config(given: argparse.Namespace) -> BuildConfig:
     if min(given.workers, given.max_turns) < 1 or (given.sessions is not None and given.sessions < 1):
         raise ConfigError("--workers, --max-turns and --sessions must be at least 1")
-    # the temperature is the client's own default; rules have none
-    temperature = None if given.expert_model == RULES else 0.0
-    model = ModelConfig(
-        name=given.expert_model, provider=given.provider, base_url=given.base_url, temperature=temperature
-    )
+    model = read_endpoint(given, "", given.expert_model).endpoint
+    if given.expert_model == RULES:
+        model.temperature = None  # rules have none
     return BuildConfig(
         dataset=given.dataset,
         data=None if given.dataset_path is None else str(given.dataset_path),
@@ -121,6 +119,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
         embedding_model=given.embedding_model,
         embedding_provider=given.embedding_provider,
         embedding_base_url=given.embedding_base_url,
+        embedding_endpoint=given.embedding_endpoint,
         embedding_cache=given.embedding_cache,
     )
 
@@ -138,18 +137,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--conv-id", help="one conversation only")
     add("--subset-file", type=Path, help="JSON file with a list of ids")
     add("--split", choices=SPLITS, help="predefined split (longmemeval)")
-    add("--expert-model", "--expert", default=EXPERT_MODEL, help=f"`rules` needs no API; default {EXPERT_MODEL}")
+    names = ("--expert-model", "--expert")
+    add_endpoint_flags(
+        parser,
+        "",
+        f"`rules` needs no API; default {EXPERT_MODEL}",
+        model_flags=names,
+        model=EXPERT_MODEL,
+        provider="openai",
+    )
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
-    add("--provider", default="openai", choices=("openai", "vllm"))
-    add("--base-url", help="API address")
-    add("--api-key", help="else the provider's environment variable; never stored")
     add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
-    add_embedder_flags(parser)
-    accounts.add_flags(parser)
+    add_embedding_flags(parser)
+    add_cost_flags(parser)
     return parser
 
 

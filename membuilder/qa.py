@@ -4,13 +4,13 @@
     python -m membuilder.qa --trajectories-dir expert_trajectories --model claude-4.5-opus \\
         --closed-book-model Qwen/Qwen3-4B --closed-book-provider vllm
 
-The checker and the closed-book model are on the writer's server unless told otherwise; a key goes to the address it was given
-for, and to no other.
+The checker and the closed-book model are on the writer's server unless told otherwise; a key goes to the address it was
+given for, and to no other.
 
 Writes SAMPLE/rl_training_data.jsonl, a line for each session, once all of them are done; until then the lines lie in an
-.unfinished file, behind which a stopped run goes on. Questions that did not pass are counted by reason, in each line and in
-SAMPLE/qa_report.json; a place that no question earned stays empty, and too many of those end the program with status 1. What the
-models used is printed at the end, and a line of it added to qa_usage.jsonl in the folder given.
+.unfinished file, behind which a stopped run goes on. Questions that did not pass are counted by reason, in each line
+and in SAMPLE/qa_report.json; a place that no question earned stays empty, and too many of those end the program with
+status 1. What the models used is printed at the end, and a line of it added to qa_usage.jsonl in the folder given.
 """
 
 import argparse
@@ -26,15 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
-from membuilder.building.config import ModelConfig
-from membuilder.building.dialogues import make_chat_model
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.files import write_atomic
-from membuilder.llm import cost_flags as accounts
 from membuilder.llm.chat_model import ChatModel, Role
+from membuilder.llm.client import open_chat
 from membuilder.llm.concurrency import for_each
-from membuilder.llm.cost_flags import Account, open_account, write_usage
-from membuilder.llm.endpoints import Provider, Server
+from membuilder.llm.costs import Costs, open_costs, write_usage
+from membuilder.llm.endpoints import ModelAccess
+from membuilder.llm.flags import add_cost_flags, add_endpoint_flags, read_endpoint
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
 from membuilder.quiet import LOG_FILE, quiet_libraries
@@ -54,7 +53,7 @@ from membuilder.types import Agent
 
 REPORT_FILE, USAGE_FILE = "qa_report.json", "qa_usage.jsonl"
 QA_MODEL = "claude-4.5-opus"
-"""The published document's."""
+"""The writer of the published document."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,29 +180,29 @@ def missing_share(reports: Sequence[dict[str, Any]]) -> float:
     return sum(sum(report["missing"].values()) for report in reports) / asked_for if asked_for else 0.0
 
 
-async def run(given: argparse.Namespace, account: Account) -> dict[str, dict[str, Any]]:
-    """Folder -> report. The first fatal error stops all; finished sessions stay."""
+async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, Any]]:
+    """Write the questions of every folder and return its report. The first fatal error stops all; sessions stay."""
     folders = sample_folders(given.trajectories_dir)
     checker = given.check_model or given.model
     options = QAOptions(
         per_session=given.qa_per_session, writer=given.model, checker=checker, closed_book=given.closed_book_model
     )
-    writing = Server(provider=given.provider, base_url=given.base_url, api_key=given.api_key)
-    checking = writing.other(given.check_provider, given.check_base_url, given.check_api_key)
-    guessing = writing.other(given.closed_book_provider, given.closed_book_base_url, given.closed_book_api_key)
+    writer = read_endpoint(given, "", given.model)
+    check = read_endpoint(given, "check-", checker, like=writer)
+    guess = None
+    if given.closed_book_model is not None:
+        guess = read_endpoint(given, "closed-book-", given.closed_book_model, like=writer)
     async with AsyncExitStack() as stack:
 
-        async def opened(name: str, role: Role, server: Server) -> ChatModel:
-            config = ModelConfig(name=name, provider=server.provider, base_url=server.base_url)
-            client = make_chat_model(config, role, server.api_key, account)
-            model = await stack.enter_async_context(client)
+        async def opened(access: ModelAccess, role: Role) -> ChatModel:
+            model = await stack.enter_async_context(open_chat(access, role, costs))
             await model.check()
             return model
 
         models = Models(
-            writer=await opened(given.model, Role.QUESTIONER, writing),
-            checker=await opened(checker, Role.JUDGE, checking),
-            closed_book=await opened(options.closed_book, Role.ANSWERER, guessing) if options.closed_book else None,
+            writer=await opened(writer, Role.QUESTIONER),
+            checker=await opened(check, Role.JUDGE),
+            closed_book=await opened(guess, Role.ANSWERER) if guess is not None else None,
         )
         bar = stack.enter_context(progress(label="qa", unit="session"))
         reports = {}
@@ -221,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(given)
         quiet_libraries(given.trajectories_dir / LOG_FILE)
-        with open_account(given, usage) as account:
-            reports = asyncio.run(run(given, account))
+        with open_costs(given, usage) as costs:
+            reports = asyncio.run(run(given, costs))
         is_finished = True
         for folder, report in reports.items():
             print(f"{folder}: kept {report['kept']}, missing {report['missing']}, dropped {report['dropped']}")
@@ -256,21 +255,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--trajectories-dir", "--trajectory-dir", type=Path, required=True, help="what membuilder.expert wrote")
-    add("--model", default=QA_MODEL, help=f"writes the questions; default {QA_MODEL}")
-    add("--check-model", help="answers from the evidence and judges; default --model")
-    add("--closed-book-model", help="a question it answers without memory is dropped; default: not checked")
+    add_endpoint_flags(parser, "", f"writes the questions; default {QA_MODEL}", model=QA_MODEL, provider="openai")
+    add_endpoint_flags(parser, "check-", "answers from the evidence and judges; default --model")
+    add_endpoint_flags(parser, "closed-book-", "a question it answers without memory is dropped; default: not checked")
     add("--qa-per-session", type=int, default=5)
-    providers = [str(each) for each in Provider]
-    add("--provider", default="openai", choices=providers)
-    add("--base-url", help="API address")
-    add("--api-key", help="else the provider's environment variable; never stored")
-    for role in ("check", "closed-book"):
-        add(f"--{role}-provider", choices=providers, help="else --provider")
-        add(f"--{role}-base-url", help="API address; else --base-url where the provider is the same")
-        add(f"--{role}-api-key", help="else --api-key where provider and address are the same")
     add("--workers", type=int, default=4, help="dialogues at once")
     add("--max-missing", type=float, default=0.1, help="share of questions that may be missing")
-    accounts.add_flags(parser)
+    add_cost_flags(parser)
     return parser
 
 

@@ -22,7 +22,7 @@ from membuilder.llm.answer_and_judge import (
 )
 from membuilder.llm.chat_model import Message, Role, read_json
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.endpoints import ModelEndpoint, Provider
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Question
@@ -187,7 +187,7 @@ def test_an_outage_of_the_judges_server_is_unjudged_too(tmp_path):
     endpoint = {"provider": Provider.VLLM, "max_attempts": 2, "max_wait_seconds": 0.01, "timeout_seconds": 0.2}
 
     async def session(base_url: str, cache: AnswerCache):
-        config = ChatConfig(model="m", endpoint=EndpointConfig(base_url=base_url, **endpoint))
+        config = ModelEndpoint(name="m", base_url=base_url, **endpoint)
         async with ChatClient(config, Role.JUDGE, Usage(), cache=cache) as client:
             return [await judge(QUESTION, "Miso", STRICT, client) for _ in range(3)]
 

@@ -10,11 +10,13 @@ import pytest
 from membuilder import expert, qa
 from membuilder.bank.store import reading
 from membuilder.build import main as build
-from membuilder.building.config import BuildConfig, Keys, ModelConfig
+from membuilder.building.config import BuildConfig, Keys
 from membuilder.embedding import options
 from membuilder.embedding.options import EmbedderOptions, embedder_of
 from membuilder.errors import ConfigError
-from membuilder.llm.cost_flags import Account, model_price
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import ModelEndpoint, PriceConfig
+from membuilder.llm.flags import model_price
 from membuilder.llm.usage import Usage
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering, payload, status
@@ -149,43 +151,47 @@ def test_a_stopped_build_says_what_it_used(asked, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "run the same command again" in said and "Sessions stored before it and safe: " in said
     (line,) = lines(tmp_path / "d.usage.jsonl")
-    (printed,) = [json.loads(each) for each in said.splitlines() if each.startswith('{"usage"')]
-    assert not line["whole"] and line["usage"] == printed["usage"]
+    (printed,) = [each for each in said.splitlines() if each.startswith("usage: ")]
+    calls = sum(role["calls"] for role in line["usage"].values())
+    failed = sum(sum(role["failed_attempts"].values()) for role in line["usage"].values())
+    assert not line["whole"] and calls > 5 and failed > 0
+    assert printed.startswith(f"usage: {calls} calls, ") and f"{failed} failed attempts" in printed
+    assert printed.endswith(f"details in {tmp_path / 'd.usage.jsonl'}")
 
 
 def test_a_key_or_address_of_no_server_and_a_price_of_no_shape_are_refused(tmp_path):
     for given in ({"base_url": "http://e/v1"}, {"api_key": "k"}):
         with (
             pytest.raises(ConfigError, match="need --embedding-provider"),
-            embedder_of(EmbedderOptions(**given), account()),
+            embedder_of(EmbedderOptions(**given), costs()),
         ):
             pass
     with (
         pytest.raises(ConfigError, match="needs --embedding-model"),
-        embedder_of(EmbedderOptions(provider="vllm"), account()),
+        embedder_of(EmbedderOptions(provider="vllm"), costs()),
     ):
         pass
-    assert model_price("org/m=0.5,2") == ("org/m", (0.5, 2.0))
+    assert model_price("org/m=0.5,2") == ("org/m", PriceConfig(input_per_million=0.5, output_per_million=2.0))
     for text in ("m", "m=1", "=1,2", "m=1,2,3", "m=a,b", "m=-1,2"):
         with pytest.raises(ValueError):
             model_price(text)
 
 
-def account() -> Account:
-    return Account(usage=Usage())
+def costs() -> Costs:
+    return Costs(usage=Usage())
 
 
 def test_a_local_embedder_is_the_default_and_its_vectors_are_kept(tmp_path):
     options = EmbedderOptions(cache=tmp_path / "cache.sqlite")
-    with embedder_of(options, account()) as embedder:
+    with embedder_of(options, costs()) as embedder:
         assert embedder.dimension == 384 and embedder.embed(["a cat"]).shape == (1, 384)
-    with embedder_of(options, account()) as again:
+    with embedder_of(options, costs()) as again:
         again.embed(["a cat"])
         assert again.num_encoded == 0
 
 
 def test_no_key_is_in_a_configuration():
-    config = BuildConfig(out="o", model=ModelConfig(name="m"), embedding_provider="openai", embedding_model="e")
+    config = BuildConfig(out="o", model=ModelEndpoint(name="m"), embedding_provider="openai", embedding_model="e")
     keys = Keys(chat="sesame", embedding="hidden")
     options = config.embedder(keys)
     assert (options.api_key, options.chat.api_key) == ("hidden", "sesame")
@@ -248,7 +254,9 @@ def test_writer_checker_and_closed_book_model_may_be_on_three_servers(tmp_path, 
         ]
     assert seen == [({"writer"}, {"Bearer first"}), ({"checker"}, {"Bearer EMPTY"}), ({"closed"}, {"Bearer third"})]
     (line,) = lines(tmp_path / "set" / "qa_usage.jsonl")
-    assert line["usage"] == json.loads(capsys.readouterr().out.splitlines()[-1])["usage"]
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed.startswith(f"usage: {sum(role['calls'] for role in line['usage'].values())} calls, ")
+    assert "cost unknown" in printed and printed.endswith(f"details in {tmp_path / 'set' / 'qa_usage.jsonl'}")
     assert line["usage"]["judge"]["usd"] == pytest.approx(line["usage"]["judge"]["calls"] * (7 + 3 * 10) / 1e6)
     assert line["usage"]["questioner"]["usd"] is None
 

@@ -16,15 +16,13 @@ from membuilder.bank.store import Store, reading, writing
 from membuilder.build import main, parse
 from membuilder.building import dialogues
 from membuilder.building.builder import Builder, ask_expert, ask_model, check_dialogue
-from membuilder.building.config import BuildConfig, ModelConfig
-from membuilder.building.dialogues import make_chat_model
+from membuilder.building.config import BuildConfig
+from membuilder.config import load as load_config
 from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder
 from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError, StoreErrorKind
-from membuilder.llm.chat_model import Role
-from membuilder.llm.cost_flags import Account
-from membuilder.llm.usage import Usage
+from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.rules import propose
 from membuilder.schemes.four_agents.scheme import FourAgents
@@ -445,8 +443,8 @@ def test_what_cannot_be_built_ends_the_command(tmp_path, changes, says, capsys):
 
 
 def test_a_model_needs_a_known_provider():
-    with pytest.raises(ConfigError, match="section 'model'"):
-        make_chat_model(ModelConfig(name="m", provider="carrier pigeon"), Role.BUILDER, "k", Account(usage=Usage()))
+    with pytest.raises(ConfigError, match="key 'model.provider': 'carrier pigeon' does not fit"):
+        load_config(BuildConfig, None, ["out=o", "model.name=m", "model.provider=carrier pigeon"])
 
 
 def test_a_model_behind_a_server_builds_a_store_and_a_refused_key_ends_at_once(tmp_path, capsys, monkeypatch):
@@ -490,4 +488,4 @@ def test_the_expert_answers_as_a_model_would(tmp_path):
     *_, last = build(dialogue, propose, SCHEME, HashEmbedder())
     assert bank == last.result.bank
     assert bank.core
-    assert BuildConfig(out="o", model=ModelConfig(name="rules")).settings(dialogue, 64)["dimension"] == 64
+    assert BuildConfig(out="o", model=ModelEndpoint(name="rules")).settings(dialogue, 64)["dimension"] == 64

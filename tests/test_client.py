@@ -15,7 +15,7 @@ import pytest
 from membuilder.errors import CacheError, ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.endpoints import ModelEndpoint, Provider
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from tests.fault_server import (
@@ -48,11 +48,11 @@ def ask(text: str) -> list[dict[str, str]]:
 def settings(base_url: str, *, model: str = "m", seed: int | None = None, temperature: float = 0.0, **endpoint):
     """Three quick attempts, a second at most."""
     quick = {"max_attempts": 3, "timeout_seconds": 1.0, "check_timeout_seconds": 1.0, "max_wait_seconds": 0.01}
-    config = EndpointConfig(base_url=base_url, **({"provider": Provider.VLLM} | quick | endpoint))
-    return ChatConfig(model=model, endpoint=config, seed=seed, temperature=temperature, max_tokens=50)
+    more = {"provider": Provider.VLLM} | quick | endpoint
+    return ModelEndpoint(name=model, base_url=base_url, seed=seed, temperature=temperature, max_tokens=50, **more)
 
 
-def run(config: ChatConfig, use, usage: Usage | None = None, cache: AnswerCache | None = None):
+def run(config: ModelEndpoint, use, usage: Usage | None = None, cache: AnswerCache | None = None):
     """What `use(client)` returns, in an event loop of its own."""
 
     async def session():
@@ -62,7 +62,7 @@ def run(config: ChatConfig, use, usage: Usage | None = None, cache: AnswerCache 
     return asyncio.run(session())
 
 
-def failure(config: ChatConfig, use=None, usage: Usage | None = None) -> ChatError:
+def failure(config: ModelEndpoint, use=None, usage: Usage | None = None) -> ChatError:
     with pytest.raises(ChatError) as caught:
         run(config, use or (lambda client: client.complete(ask("hi"))), usage)
     return caught.value
@@ -304,7 +304,7 @@ def test_a_check_finds_a_refused_key_a_dead_server_and_a_hanging_one_at_once():
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         began = time.monotonic()
         # as a user runs it: six attempts, pauses up to 30 s, 120 s per call
-        config = ChatConfig(model="m", endpoint=EndpointConfig(provider=Provider.VLLM, base_url=dead))
+        config = ModelEndpoint(name="m", provider=Provider.VLLM, base_url=dead)
         error = failure(config, check)
         assert time.monotonic() - began < 3
     assert (error.kind, error.fatal) == (ChatErrorKind.UNREACHABLE, True) and dead in str(error)

@@ -166,6 +166,14 @@ def test_locomo_repairs_are_counted_and_logged(caplog):
     assert "num_without_evidence=1, num_repeated_questions=2" in message
 
 
+def test_repairs_of_dialogues_that_nobody_asked_for_are_not_logged(caplog):
+    damaged = conversation([asked(1, ("D",))])
+    locomo.parse([damaged, conversation() | {"sample_id": "conv-2"}], "file.json", only={"conv-2"})
+    assert not caplog.records
+    locomo.parse([damaged, conversation() | {"sample_id": "conv-2"}], "file.json", only={"conv-1"})
+    assert "conv-1_q1: 'D'" in caplog.text
+
+
 def test_clean_files_log_nothing(caplog):
     locomo.parse([conversation()], "file.json")
     longmemeval.parse([sample()], "file.json")

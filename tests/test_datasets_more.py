@@ -15,7 +15,15 @@ import pytest
 from membuilder import data
 from membuilder.datasets import custom, longmemeval, perltqa
 from membuilder.datasets.load import load
-from membuilder.datasets.selection import DATA_FOLDER, load_named, select, shorten, split_ids, subset_ids
+from membuilder.datasets.selection import (
+    DATA_FOLDER,
+    load_selected,
+    place_of,
+    select,
+    shorten,
+    split_ids,
+    subset_ids,
+)
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import ConfigError, DataError, FetchError
 from membuilder.eval import main as evaluate
@@ -286,7 +294,7 @@ def test_a_split_takes_what_the_file_has_of_it(tmp_path):
     (tmp_path / "longmemeval_splits.json").write_text('{"sft": ["q2", "q9"], "rl": ["q1"], "test": []}')
     path = tmp_path / "s.json"
     path.write_text(json.dumps([sample("q1"), sample("q2")]), encoding="utf-8")
-    dialogues, found = load_named("longmemeval", path, tmp_path)
+    dialogues, found = load_selected("longmemeval", path, tmp_path)
     assert [dialogue.id for dialogue in select(dialogues, split_ids("sft", found), "--split sft")] == ["q2"]
     with pytest.raises(
         ConfigError, match=r"--split test: none of its 0 ids is in the dataset, which has \['q1', 'q2'\]"
@@ -327,9 +335,9 @@ def test_fewer_sessions_keep_their_own_dates_and_drop_questions_about_the_rest()
 
 def test_a_dataset_that_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"locomo10.json.*python -m membuilder.data fetch locomo"):
-        load_named("locomo", None, tmp_path)
+        place_of("locomo", None, tmp_path)
     with pytest.raises(ConfigError, match="name its file by --dataset-path"):
-        load_named("custom", None, tmp_path)
+        place_of("custom", None, tmp_path)
 
 
 # fetching

@@ -1,7 +1,9 @@
 """Addresses and keys, configuration, Retry-After, accounting, and embeddings from an endpoint."""
 
+import argparse
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,15 +16,15 @@ from membuilder.errors import CacheError, ChatError, ChatErrorKind, ConfigError
 from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.endpoints import (
     VLLM_BASE_URL,
-    ChatConfig,
     EmbeddingConfig,
-    EndpointConfig,
+    ModelAccess,
+    ModelEndpoint,
     PriceConfig,
     Provider,
-    Server,
     chat_address,
     embeddings_address,
 )
+from membuilder.llm.flags import add_endpoint_flags, read_endpoint
 from membuilder.llm.json_output import without_thoughts
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.retries import retry_after
@@ -30,13 +32,13 @@ from membuilder.llm.usage import Tokens, Usage
 from membuilder.types import Agent, Bank, Entry
 from tests.fault_server import FaultServer, Request, payload, raw, status
 
-OPENAI, VLLM = EndpointConfig(provider=Provider.OPENAI), EndpointConfig(provider=Provider.VLLM)
+OPENAI, VLLM = (ModelEndpoint(name="m", provider=provider) for provider in Provider)
 CLOUD = {"OPENAI_API_KEY": "cloud", "OPENAI_BASE_URL": "http://cloud/v1"}
 
 
 def test_where_chat_goes_and_with_which_key():
     def found(config, api_key=None, **environ):
-        address = chat_address(config, api_key, environ)
+        address = chat_address(ModelAccess(endpoint=config, api_key=api_key), environ)
         return address.base_url, address.api_key.get_secret_value()
 
     assert found(OPENAI, OPENAI_API_KEY="cloud") == (None, "cloud")
@@ -46,9 +48,9 @@ def test_where_chat_goes_and_with_which_key():
     assert found(VLLM, VLLM_API_KEY="local") == (VLLM_BASE_URL, "local")
     # a key of the cloud is not sent to a server of one's own
     assert found(VLLM, **CLOUD) == (VLLM_BASE_URL, "EMPTY")
-    assert found(EndpointConfig(base_url="http://mine/v1"), **CLOUD) == ("http://mine/v1", "cloud")
+    assert found(ModelEndpoint(name="m", base_url="http://mine/v1"), **CLOUD) == ("http://mine/v1", "cloud")
     with pytest.raises(ConfigError, match="--api-key or OPENAI_API_KEY"):
-        chat_address(OPENAI, None, {})
+        chat_address(ModelAccess(endpoint=OPENAI), {})
 
 
 def test_where_embeddings_go_and_with_which_key():
@@ -71,15 +73,18 @@ def test_embeddings_go_where_chat_goes_only_under_the_same_provider_and_keys_sta
         address = embeddings_address(config, api_key, environ, chat)
         return address.base_url, address.api_key.get_secret_value()
 
-    mine = Server(provider="vllm", base_url="http://mine:9/v1", api_key="k")
+    mine = access("vllm", "http://mine:9/v1", "k")
     assert found(VLLM, mine) == ("http://mine:9/v1", "k")
     assert found(VLLM, mine, "own") == ("http://mine:9/v1", "own")
-    assert found(OPENAI, Server(api_key="k")) == (None, "k")
-    assert found(OPENAI, Server(api_key="k"), **CLOUD) == ("http://cloud/v1", "k")
+    assert found(OPENAI, access("openai", None, "k")) == (None, "k")
+    assert found(OPENAI, access("openai", None, "k"), **CLOUD) == ("http://cloud/v1", "k")
     # another provider, or an address of its own: nothing of chat's
     assert found(OPENAI, mine, **CLOUD) == ("http://cloud/v1", "cloud")
-    assert found(VLLM, Server(base_url="http://paid/v1", api_key="k")) == (VLLM_BASE_URL, "EMPTY")
-    assert found(EndpointConfig(provider=Provider.VLLM, base_url="http://e/v1"), mine) == ("http://e/v1", "EMPTY")
+    assert found(VLLM, access("openai", "http://paid/v1", "k")) == (VLLM_BASE_URL, "EMPTY")
+    assert found(ModelEndpoint(name="m", provider=Provider.VLLM, base_url="http://e/v1"), mine) == (
+        "http://e/v1",
+        "EMPTY",
+    )
     assert found(VLLM, mine, OPENAI_EMBEDDINGS_BASE_URL="http://e/v1") == ("http://e/v1", "EMPTY")
     with pytest.raises(ConfigError, match="--embedding-api-key or OPENAI_EMBEDDINGS_API_KEY"):
         embeddings_address(OPENAI, None, {}, mine)
@@ -87,47 +92,84 @@ def test_embeddings_go_where_chat_goes_only_under_the_same_provider_and_keys_sta
     assert all("--embedding-api-key" in hint for hint in hints)
 
 
+def access(provider: str, base_url: str | None = None, api_key: str | None = None) -> ModelAccess:
+    endpoint = ModelEndpoint(name="m", provider=Provider(provider), base_url=base_url)
+    return ModelAccess(endpoint=endpoint, api_key=api_key)
+
+
 def test_another_model_is_on_the_same_server_unless_told_otherwise():
-    first = Server(provider="openai", base_url="http://one/v1", api_key="k")
-    assert first.other(None, None, None) == first == first.other("openai", "http://one/v1", None)
-    assert first.other(None, "http://two/v1", None) == Server(provider="openai", base_url="http://two/v1")
-    assert first.other("vllm", None, None) == Server(provider="vllm")
-    assert first.other("vllm", "http://one/v1", "l") == Server(provider="vllm", base_url="http://one/v1", api_key="l")
+    first = access("openai", "http://one/v1", "k")
+    parser = argparse.ArgumentParser()
+    add_endpoint_flags(parser, "judge-", "judges")
+
+    def other(flags: str = "") -> tuple[str, str | None, str | None]:
+        found = read_endpoint(parser.parse_args(flags.split()), "judge-", "j", like=first)
+        assert (found.endpoint.name, found.key_flag) == ("j", "--judge-api-key")
+        return str(found.endpoint.provider), found.endpoint.base_url, found.api_key
+
+    assert other() == ("openai", "http://one/v1", "k")
+    assert other("--judge-provider openai --judge-base-url http://one/v1/") == ("openai", "http://one/v1/", "k")
+    assert other("--judge-base-url http://two/v1") == ("openai", "http://two/v1", None)
+    assert other("--judge-provider vllm") == ("vllm", None, None)
+    mine = "--judge-provider vllm --judge-base-url http://one/v1 --judge-api-key l"
+    assert other(mine) == ("vllm", "http://one/v1", "l")
     assert "'k'" not in repr(first)
+
+
+def test_any_setting_of_an_endpoint_is_a_flag_and_a_wrong_one_is_named():
+    parser = argparse.ArgumentParser()
+    add_endpoint_flags(parser, "", "answers", provider="openai")
+    given = parser.parse_args(["--endpoint", "timeout_seconds=300", "--endpoint", "price.input_per_million=2"])
+    found = read_endpoint(given, "", "m", max_tokens=9).endpoint
+    assert (found.timeout_seconds, found.max_tokens, found.price.input_per_million) == (300, 9, 2)
+    for wrong, says in (
+        ("timeout=3", "unknown key 'timeout'"),
+        ("concurrency=0", "concurrency"),
+        ("seed", "key=value"),
+    ):
+        with pytest.raises(ConfigError, match=f"model 'm'.*{says}"):
+            read_endpoint(parser.parse_args(["--endpoint", wrong]), "", "m")
+
+
+def test_a_key_comes_from_the_variable_that_the_endpoint_names():
+    for endpoint in (OPENAI, VLLM):
+        named = ModelAccess(endpoint=replace(endpoint, api_key_env="MINE"), key_flag="--judge-api-key")
+        address = chat_address(named, {"MINE": "k", **CLOUD})
+        assert address.api_key.get_secret_value() == "k" and address.key_hint == "--judge-api-key or MINE"
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://x/v1", "http://", "http://x/v1?key=s", ""])
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ValueError, match="base_url"):
-        EndpointConfig(base_url=url)
+        ModelEndpoint(name="m", base_url=url)
 
 
 def test_a_key_in_an_address_is_refused_without_showing_it():
     with pytest.raises(ValueError) as caught:
-        EndpointConfig(base_url="http://user:sk-secret@host/v1")
+        ModelEndpoint(name="m", base_url="http://user:sk-secret@host/v1")
     assert "sk-secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL") as caught:
-        chat_address(OPENAI, "k", {"OPENAI_BASE_URL": "http://user:sk-secret@host/v1"})
+        chat_address(ModelAccess(endpoint=OPENAI, api_key="k"), {"OPENAI_BASE_URL": "http://user:sk-secret@host/v1"})
     assert "sk-secret" not in str(caught.value)
 
 
 def test_a_configuration_is_read_saved_and_has_no_place_for_a_key():
     overrides = [
-        "model=qwen3",
-        "endpoint.provider=vllm",
-        "endpoint.concurrency=64",
+        "name=qwen3",
+        "provider=vllm",
+        "concurrency=64",
         "extra_body.chat_template_kwargs.enable_thinking=false",
         "price.input_per_million=0.4",
     ]
-    config = load(ChatConfig, None, overrides)
-    assert config.endpoint == EndpointConfig(provider=Provider.VLLM, concurrency=64)
+    config = load(ModelEndpoint, None, overrides)
+    assert (config.name, config.provider, config.concurrency) == ("qwen3", Provider.VLLM, 64)
     assert config.extra_body == {"chat_template_kwargs": {"enable_thinking": False}}
     assert config.price == PriceConfig(input_per_million=0.4, output_per_million=0.0)
-    assert "key" not in dump(config).lower()
+    assert [line for line in dump(config).lower().splitlines() if "key" in line] == ["api_key_env: null"]
     with pytest.raises(ConfigError, match="unknown key"):
-        load(ChatConfig, None, ["model=x", "endpoint.api_key=sk"])
+        load(ModelEndpoint, None, ["name=x", "api_key=sk"])
     with pytest.raises(ConfigError, match="concurrency"):
-        load(ChatConfig, None, ["model=x", "endpoint.concurrency=0"])
+        load(ModelEndpoint, None, ["name=x", "concurrency=0"])
 
 
 @pytest.mark.parametrize(
@@ -208,9 +250,8 @@ async def embeddings(request: Request, writer) -> None:
 
 def embedding_config(server: FaultServer, **more) -> EmbeddingConfig:
     quick = {"max_attempts": 3, "timeout_seconds": 2.0, "check_timeout_seconds": 2.0, "max_wait_seconds": 0.01}
-    return EmbeddingConfig(
-        model="e", endpoint=EndpointConfig(provider=Provider.VLLM, base_url=server.base_url, **quick), **more
-    )
+    endpoint = ModelEndpoint(name="e", provider=Provider.VLLM, base_url=server.base_url, **quick)
+    return EmbeddingConfig(endpoint=endpoint, **more)
 
 
 def test_an_endpoint_embeds_in_batches_in_order_to_unit_length_and_each_text_once():

@@ -18,19 +18,19 @@ from membuilder.datasets.load import load
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.options import Precision, _in_bfloat16, open_embedder
 from membuilder.errors import ConfigError, DataError, EvaluationError
-from membuilder.evaluation import bm25, run
-from membuilder.evaluation.answer_questions import Case, ask_all
-from membuilder.evaluation.answerer import Roles
+from membuilder.evaluation import run
+from membuilder.evaluation.answerer import Case, Roles, ask_all
 from membuilder.evaluation.banks import BankFolder
+from membuilder.evaluation.metrics import Answered, Outcome, StoredVerdict
 from membuilder.evaluation.options import command_line, parse
-from membuilder.evaluation.records import Answered, StoredVerdict, read_records, record_of
-from membuilder.evaluation.report import results, summarize, unjudged_share
+from membuilder.evaluation.recall import Item, Ranking
+from membuilder.evaluation.records import Record, read_records, record_of
+from membuilder.evaluation.report import summarize, summary_json, unjudged_share
 from membuilder.evaluation.systems import (
-    Item,
     Method,
-    Ranking,
     Retriever,
     Unit,
+    bm25_scores,
     build_by_rules,
     from_memories,
     full_context,
@@ -38,7 +38,7 @@ from membuilder.evaluation.systems import (
     reciprocal_ranks,
 )
 from membuilder.evaluation.table import table
-from membuilder.llm.endpoints import Address, EndpointConfig, Provider, chat_address
+from membuilder.llm.endpoints import Address, ModelAccess, chat_address
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry, Question, Session, Turn
 from tests.fakes import HashEmbedder
 
@@ -117,14 +117,14 @@ def test_what_a_picture_shows_is_searched():
 
 def test_bm25_by_hand():
     # Lucene's idf of a word in one of two texts: ln(1 + 1.5 / 1.5); lengths 2 and 4, mean 3, k1 1.5, b 0.75
-    found = bm25.scores(["red boat", "green boat green tent"], ["tent", "unknown", "boat"])
+    found = bm25_scores(["red boat", "green boat green tent"], ["tent", "unknown", "boat"])
     tent = np.log(2) * 1 / (1 + 1.5 * (0.25 + 0.75 * 4 / 3))
     assert found[0] == pytest.approx([0, tent], rel=1e-5)
     assert found[1].tolist() == [0, 0] and (found[2] > 0).all()
 
 
 def test_bm25_of_texts_without_a_word():
-    assert bm25.scores(["!", "?"], ["boat"]).tolist() == [[0, 0]]
+    assert bm25_scores(["!", "?"], ["boat"]).tolist() == [[0, 0]]
 
 
 def test_reciprocal_ranks_by_hand():
@@ -259,8 +259,12 @@ def test_the_linked_model_survives_a_second_run(tmp_path):
 NOTHING_FOUND = Ranking()
 
 
-def record(question: Question, ranking: Ranking = NOTHING_FOUND, answered: Answered | None = None) -> dict:
-    return record_of("x", dialogue(), question, ranking, answered)
+def record(question: Question, ranking: Ranking = NOTHING_FOUND, answered: Answered | None = None) -> Record:
+    return record_of("x", Outcome(dialogue=dialogue(), question=question, ranking=ranking, answered=answered))
+
+
+def unanswered(whole: Dialogue, question: Question, ranking: Ranking) -> Outcome:
+    return Outcome(dialogue=whole, question=question, ranking=ranking, answered=None)
 
 
 def judged(text: str, strict: bool | None, lenient: bool | None) -> Answered:
@@ -282,7 +286,7 @@ def test_a_summary_by_hand():
         record(two, found("S2:1"), judged("a train", False, None)),
         record(adversarial, found("S2:1"), judged("not mentioned", True, True)),
     ]
-    summary = summarize(records, seed=0)
+    summary = summary_json(summarize(records, seed=0))
     assert (summary["questions"], summary["questions_set_apart"], summary["questions_with_evidence"]) == (3, 1, 3)
     assert summary["evidence_recall"] == {"5": pytest.approx(1 / 3, abs=1e-6)} | dict.fromkeys(
         ("10", "20"), pytest.approx(1 / 3, abs=1e-6)
@@ -315,8 +319,8 @@ def test_questions_of_a_locomo_file_count_under_their_own_names(tmp_path):
     path = tmp_path / "locomo.json"
     path.write_text(json.dumps([{"sample_id": "conv-1", "conversation": talk, "qa": asked}]), encoding="utf-8")
     (whole,) = load(path)
-    records = [record_of("none", whole, question, NOTHING_FOUND, None) for question in whole.questions]
-    summary = summarize(records, seed=0)
+    records = [record_of("none", unanswered(whole, question, NOTHING_FOUND)) for question in whole.questions]
+    summary = summary_json(summarize(records, seed=0))
     sizes = {group: block["questions"] for group, block in summary["by_category"].items()}
     assert sizes == {"multi-hop": 1, "temporal": 2, "open-domain": 3, "single-hop": 4, "adversarial": 5}
     assert (summary["questions"], summary["questions_set_apart"], summary["answerable"]["questions"]) == (15, 5, 10)
@@ -327,11 +331,11 @@ def test_questions_of_real_locomo_count_where_they_should():
     if not path.exists():
         pytest.skip(f"benchmark file {path} is absent; point MEMBUILDER_DATA at the data folder")
     records = [
-        record_of("none", whole, question, ranking, None)
+        record_of("none", unanswered(whole, question, ranking))
         for whole in load(path)
         for question, ranking in zip(whole.questions, nothing(whole, 20), strict=True)
     ]
-    summary = summarize(records, seed=0)
+    summary = summary_json(summarize(records, seed=0))
     assert (summary["questions"], summary["questions_set_apart"], summary["questions_with_evidence"]) == (
         1347,
         312,
@@ -344,7 +348,7 @@ def test_questions_of_real_locomo_count_where_they_should():
 def test_a_question_without_evidence_counts_in_no_recall_and_abstention_is_a_column_of_its_own():
     no_evidence = asked("q4", "Why?", "so", "open-domain", ())
     unknown = replace(no_evidence, id="q5", answerable=False)
-    summary = summarize([record(no_evidence), record(unknown)], seed=0)
+    summary = summary_json(summarize([record(no_evidence), record(unknown)], seed=0))
     assert summary["evidence_recall"]["10"] is None and summary["questions_with_evidence"] == 0
     assert list(summary["by_category"]) == ["open-domain", "abstention"]
     assert summary["judge"] == {"strict": None, "lenient": None} and summary["f1"] is None
@@ -352,7 +356,7 @@ def test_a_question_without_evidence_counts_in_no_recall_and_abstention_is_a_col
 
 def test_the_table_marks_what_is_set_apart_and_leaves_missing_values_blank():
     records = [record(question, found("S1:1")) for question in dialogue().questions]
-    text = table(results({"a|b": records}, {"seed": 0, "answer_model": None}))
+    text = table({"a|b": summarize(records, 0, is_answered=False)}, 0)
     assert "| a\\|b | 3 | 0.667 [0.000, 1.000] |" in text
     assert "| system | single-hop | multi-hop | adversarial (set apart) |" in text
     assert "|  |  |  |  |  |" in text
@@ -373,12 +377,12 @@ def roles(answer=None, verdict: bool | None = True) -> Roles:
     return Roles(answer=say, judge=grade)
 
 
-def ask(roles: Roles, concurrency: int = 2, questions: tuple[Question, ...] | None = None) -> list[dict]:
+def ask(roles: Roles, concurrency: int = 2, questions: tuple[Question, ...] | None = None) -> list[Record]:
     whole, lines = dialogue(), []
     cases = [Case(system="x", dialogue=whole, question=q, ranking=Ranking()) for q in questions or whole.questions]
 
     def write(case: Case, answered: Answered | None) -> None:
-        lines.append(record_of(case.system, case.dialogue, case.question, case.ranking, answered))
+        lines.append(record_of(case.system, case.outcome(answered)))
 
     asyncio.run(ask_all(cases, roles, concurrency, write))
     return lines
@@ -386,29 +390,29 @@ def ask(roles: Roles, concurrency: int = 2, questions: tuple[Question, ...] | No
 
 def test_every_question_is_answered_and_judged_twice():
     lines = ask(roles())
-    assert sorted(line["question_id"] for line in lines) == ["q1", "q2", "q3"]
-    assert all(line["scores"]["judge_strict"] == line["scores"]["judge_lenient"] == 1.0 for line in lines)
+    assert sorted(line.question_id for line in lines) == ["q1", "q2", "q3"]
+    assert all(line.scores["judge_strict"] == line.scores["judge_lenient"] == 1.0 for line in lines)
 
 
 def test_an_answer_that_failed_is_no_wrong_answer():
     """Known defect 26: errors while answering were scored as wrong."""
-    lines = {line["question_id"]: line for line in ask(roles(lambda q: None if q.id == "q2" else "Miso"))}
-    assert {name: line["answer"] for name, line in lines.items()} == {"q1": "Miso", "q2": None, "q3": "Miso"}
-    assert lines["q2"]["scores"]["f1"] is None and lines["q2"]["verdicts"] == {}
-    assert lines["q2"]["scores"]["recall@10"] == 0.0  # what was found counts all the same
+    lines = {line.question_id: line for line in ask(roles(lambda q: None if q.id == "q2" else "Miso"))}
+    assert {name: line.answer for name, line in lines.items()} == {"q1": "Miso", "q2": None, "q3": "Miso"}
+    assert lines["q2"].scores["f1"] is None and lines["q2"].verdicts == {}
+    assert lines["q2"].scores["recall@10"] == 0.0  # what was found counts all the same
 
 
 def test_an_unjudged_answer_is_kept_without_a_score():
     (line,) = ask(roles(verdict=None), questions=dialogue().questions[:1])
     assert (
-        line["verdicts"]["strict"] == {"correct": None, "reason": "strict"} and line["scores"]["judge_strict"] is None
+        line.verdicts["strict"] == StoredVerdict(correct=None, reason="strict") and line.scores["judge_strict"] is None
     )
 
 
 def test_a_question_without_gold_answer_is_not_judged_nor_counted_as_unjudged():
     no_gold = replace(dialogue().questions[0], answer=None)  # answerable, but nobody wrote down how
     (line,) = ask(roles(verdict=None), questions=(no_gold,))
-    assert line["verdicts"] == {} and unjudged_share([line]) == 0
+    assert line.verdicts == {} and unjudged_share([line]) == 0
 
 
 def test_a_fatal_error_stops_the_run_as_itself():
@@ -547,7 +551,7 @@ def test_compare_tests_two_runs_on_the_same_questions(call, tmp_path, capsys):
 
 def test_too_many_missing_verdicts_fail_the_run(call, tmp_path, monkeypatch, capsys):
     @asynccontextmanager
-    async def unsure(answerer, judge, top_k, usage, cache):
+    async def unsure(answerer, judge, top_k, costs):
         yield roles(verdict=verdict)
 
     monkeypatch.setattr(run, "open_roles", unsure)
@@ -563,6 +567,10 @@ def test_too_many_missing_verdicts_fail_the_run(call, tmp_path, monkeypatch, cap
 
 
 # flags
+
+
+def place(model: ModelAccess) -> tuple[str, str, str | None, str | None]:
+    return model.endpoint.name, str(model.endpoint.provider), model.endpoint.base_url, model.api_key
 
 
 def test_the_published_flags_have_their_names_and_defaults():
@@ -606,11 +614,11 @@ def test_the_published_flags_have_their_names_and_defaults():
     assert (options.concurrency, options.build_parallel, options.top_k, options.db_path) == (1, 1, 10, None)
     assert parse(["--parallel"]).build_parallel == parse(["--parallel"]).concurrency == 4
     api, own = parse(["--model", "m"]), parse(["--model", "m", "--provider", "vllm"])
-    assert (api.answerer.model, api.answerer.provider, api.answerer.base_url) == ("m", "openai", None)
-    assert chat_address(EndpointConfig(provider=Provider(own.answerer.provider)), None, {}) == Address(
+    assert place(api.answerer)[:3] == ("m", "openai", None)
+    assert chat_address(ModelAccess(endpoint=own.answerer.endpoint), {}) == Address(
         base_url="http://localhost:8000/v1", api_key=SecretStr("EMPTY"), key_hint="--api-key or VLLM_API_KEY"
     )
-    assert [(each.judge.model, each.judge.provider) for each in (api, own)] == [("gpt-4.1", "openai")] * 2
+    assert [place(each.judge)[:2] for each in (api, own)] == [("gpt-4.1", "openai")] * 2
     given = parse(
         "--dataset longmemeval --conv-id a --sample-id b --character-id c --split test --mode full --model m"
         " --judge-model j --provider vllm --judge-provider openai --base-url http://127.0.0.1:8000/v1 --api-key k"
@@ -624,9 +632,9 @@ def test_the_published_flags_have_their_names_and_defaults():
 def test_a_judge_does_not_run_on_the_model_it_grades_unless_told_to():
     flags = "--provider vllm --base-url http://127.0.0.1:1/v1 --model m --api-key k"
     judge = parse(flags.split()).judge
-    assert (judge.provider, judge.base_url, judge.api_key, judge.model) == ("openai", None, None, "gpt-4.1")
+    assert place(judge) == ("gpt-4.1", "openai", None, None)
     same = parse([*flags.split(), "--judge-provider", "vllm", "--judge-model", "j"]).judge
-    assert (same.provider, same.base_url, same.api_key, same.model) == ("vllm", "http://127.0.0.1:1/v1", "k", "j")
+    assert place(same) == ("j", "vllm", "http://127.0.0.1:1/v1", "k")
 
 
 @pytest.mark.parametrize(

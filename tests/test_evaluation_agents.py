@@ -1,7 +1,6 @@
 """The four-agent builder as a system of the evaluation, its model on a real HTTP server on loopback."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def test_a_model_builds_and_answers_under_the_same_questions_as_every_other_syst
     assert found["systems"]["agents"]["evidence_recall"]["10"] == 0.5  # the first turn is in memory, the second is not
     assert found["systems"]["rag-turn-bm25"]["evidence_recall"]["10"] == 1.0
     first = read_records(tmp_path / "out" / "answers.jsonl")[0]
-    assert first["retrieved"][0]["text"] == "[2024-03-15] Ann: My cat is called Miso." and first["answer"] == "Miso"
+    assert first.retrieved[0].text == "[2024-03-15] Ann: My cat is called Miso." and first.answer == "Miso"
     told = found["run"]
     full = Path(prompts.__file__).parent / "templates" / "full"
     for name in ("core", "episodic", "turn"):
@@ -52,7 +51,9 @@ def test_one_model_builds_another_answers_in_one_step_or_two(call, tmp_path, cap
     db = ("--db-path", str(tmp_path / "db"))
     with FaultServer(answering(reply)) as server:
         assert call(server, "--mode", "build", "--model", "writer", *db) == 0
-        assert json.loads(capsys.readouterr().out)["agents"]["sessions"] == 2 and not (tmp_path / "out").exists()
+        assert (
+            "2 sessions, 8 answers; failed answers: none" in capsys.readouterr().out and not (tmp_path / "out").exists()
+        )
         assert {request.body["model"] for request in server.requests} == {"writer"}
         assert call(server, "--mode", "answer", "--model", "reader", *JUDGED, *db) == 0
         assert call(server, "--build-model", "writer", "--model", "reader", *JUDGED, out="once") == 0
@@ -134,11 +135,12 @@ def test_who_builds_and_how_many_requests_may_be_in_flight():
     assert parse([]).systems == ("rules",) and parse([]).builder is None
     assert parse(["--mode", "answer", "--db-path", "db", "--model", "m"]).systems == ("bank",)
     options = parse("--model m --concurrency 64 --parallel --workers 3 --max-tokens 99".split())
-    assert options.systems == ("agents",) and options.builder.model == "m" and options.build_parallel == 3
-    counts = (options.answerer.concurrency, options.judge.concurrency, options.builder.concurrency)
-    assert counts == (64, 128, 12) and options.judge.max_tokens == 99
+    assert options.systems == ("agents",) and options.builder.endpoint.name == "m" and options.build_parallel == 3
+    counts = tuple(each.endpoint.concurrency for each in (options.answerer, options.judge, options.builder))
+    assert counts == (64, 128, 12) and options.judge.endpoint.max_tokens == 99
     other = parse("--model m --provider openai --api-key k --build-model p --build-provider vllm".split())
-    assert (other.builder.model, other.builder.provider, other.builder.api_key) == ("p", "vllm", None)
+    endpoint = other.builder.endpoint
+    assert (endpoint.name, endpoint.provider, other.builder.api_key) == ("p", "vllm", None)
     with pytest.raises(ConfigError, match="needs --build-model or --model"):
         parse(["--system", "agents"])
     with pytest.raises(ConfigError, match="at least 1"):

@@ -133,15 +133,21 @@ def damage(path, **changes) -> None:
             lambda db: (db / "d1.json").write_text('{"core": "x'),
             "d1.json: whole file: field 'JSON': not one JSON document",
         ),
-        (lambda db: (db / "d1.json").write_text("[]"), "d1.json: whole file: field 'top level': expected an object"),
+        (
+            lambda db: (db / "d1.json").write_text("[]"),
+            "d1.json: whole file: field 'top level': Expected `object`, got `array`",
+        ),
         (
             lambda db: damage(db / "d1.json", entries=5),
-            "d1.json: whole file: field 'entries': expected list, found int",
+            "d1.json: whole file: field 'entries': Expected `array`, got `int`; it is damaged",
         ),
-        (lambda db: damage(db / "d1.json", entries=[{}]), "d1.json: entries[0]: field 'agent': is missing"),
+        (
+            lambda db: damage(db / "d1.json", entries=[{}]),
+            "d1.json: entries[0]: field 'id': Object missing required field",
+        ),
         (
             lambda db: damage(db / "d1.json", core_quotes=["x"]),
-            "d1.json: core_quotes[0]: field 'turn_id': cannot be read",
+            "d1.json: whole file: field 'core_quotes[0]': Expected `object`, got `str`; it is damaged",
         ),
         (lambda db: (db / "manifest.json").write_text("{"), "manifest.json: whole file: field 'JSON': not one JSON"),
         (
@@ -180,7 +186,10 @@ def test_damaged_files_of_a_run_are_refused_by_name(call, tmp_path, capsys):
         err = capsys.readouterr().err
         assert "run.json: whole file" in err and said in err and "choose another --output-dir" in err
     run_file.write_text(whole)
-    for line, said in (("5", "line 1: field 'system': cannot be read"), ('{"system": "none"}', "field 'dialogue'")):
+    for line, said in (
+        ("5", "line 1: field 'top level': Expected `object`, got `int`; remove the line"),
+        ('{"system": "none"}', "field 'dialogue'"),
+    ):
         answers.write_text(line + "\n")
         assert call(None, "--system", "none") == 2
         assert said in capsys.readouterr().err
@@ -231,4 +240,4 @@ def test_the_same_provider_at_another_address_gets_no_key():
     same = parse(f"{flags} --judge-base-url http://127.0.0.1:1/v1/".split())
     assert (same.judge.api_key, same.builder.api_key) == ("SECRET", "SECRET")
     public = parse("--model m --api-key SECRET --judge-base-url http://127.0.0.1:2/v1".split())
-    assert (public.answerer.base_url, public.judge.api_key) == (None, None)
+    assert (public.answerer.endpoint.base_url, public.judge.api_key) == (None, None)

@@ -13,9 +13,10 @@ from membuilder.bank.indexed_bank import memory_of
 from membuilder.bank.retrieve import retrieve
 from membuilder.datasets.windows import in_windows, sessions_of_windows
 from membuilder.evaluation.banks import BankFolder
-from membuilder.evaluation.records import RECALLS, read_records
-from membuilder.evaluation.scorers import evidence_recall
-from membuilder.evaluation.systems import Item, Ranking, from_memories
+from membuilder.evaluation.metrics import RECALLS
+from membuilder.evaluation.recall import Item, Ranking, evidence_recall
+from membuilder.evaluation.records import read_records
+from membuilder.evaluation.systems import from_memories
 from membuilder.types import Agent, Bank, Dialogue, Entry, Question, Session, Turn
 from tests.evaluating import DIALOGUE, caller, reply, result
 from tests.fakes import HashEmbedder
@@ -173,7 +174,7 @@ def test_a_memory_without_quotes_has_no_recall_by_turns_and_the_files_say_so(cal
     assert system["evidence_recall_session"]["10"] == pytest.approx(2 / 3, abs=1e-6)
     assert (system["questions_with_evidence"], system["questions_without_turns"]) == (3, 3)
     (first, *_) = read_records(tmp_path / "out" / "answers.jsonl")
-    assert {first["scores"][name] for name in RECALLS if not name.startswith("session")} == {None}
+    assert {first.scores[name] for name in RECALLS if not name.startswith("session")} == {None}
     table = (tmp_path / "out" / "table.md").read_text()
     assert "agents: for 3 of 3 questions with evidence nothing but a model's own words was found" in table
     assert "recall by sessions is 0.667 @5, 0.667 @10, 0.667 @20." in table

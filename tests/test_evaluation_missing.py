@@ -72,7 +72,7 @@ def test_an_unanswered_question_stays_in_recall(call, tmp_path):
     system = result(tmp_path / "out")["systems"]["rag-turn-bm25"]
     assert (system["questions"], system["unanswered"], system["questions_with_evidence"]) == (2, 1, 2)
     assert system["evidence_recall"]["10"] == 1.0 and system["f1"] == 1.0  # of the one that was answered
-    assert [record["answer"] for record in read_records(tmp_path / "out" / "answers.jsonl")].count(None) == 1
+    assert [record.answer for record in read_records(tmp_path / "out" / "answers.jsonl")].count(None) == 1
 
 
 def test_one_systems_missing_verdicts_of_one_judge_fail_the_run(tmp_path, monkeypatch, capsys):
@@ -91,7 +91,7 @@ def test_an_answer_that_lacked_its_verdict_is_not_lost_to_a_later_failure(call, 
         server.script[0] = failing("What is the cat called?", 1, status(400, "no"))
         assert call(server, *again) == 1
         records = read_records(tmp_path / "out" / "answers.jsonl")
-        assert [record["answer"] for record in records] == ["Miso", "Miso"]
+        assert [record.answer for record in records] == ["Miso", "Miso"]
         assert call(server, *again) == 0
 
 

@@ -76,9 +76,9 @@ def flags(tmp_path, monkeypatch):
 def test_questions_are_answered_from_what_was_found_and_judged_twice(flags, tmp_path):
     assert command.main(flags) == 0
     first, second = read_records(tmp_path / "out" / "answers.jsonl")
-    assert first["answer"] == "Miso" and first["scores"]["f1"] == 1.0
-    assert first["scores"]["judge_strict"] == first["scores"]["judge_lenient"] == 1.0
-    assert second["group"] == "adversarial" and second["scores"]["abstention"] == 0.0
+    assert first.answer == "Miso" and first.scores["f1"] == 1.0
+    assert first.scores["judge_strict"] == first.scores["judge_lenient"] == 1.0
+    assert second.group == "adversarial" and second.scores["abstention"] == 0.0
     assert any("My cat is called Miso." in prompt and "What is the cat called?" in prompt for prompt in Server.prompts)
     run = json.loads((tmp_path / "out" / "results.json").read_text())["run"]
     assert run["answer_model"]["model"] == "reader" and run["judge_model"]["model"] == "judge"

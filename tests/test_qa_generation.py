@@ -291,7 +291,8 @@ def test_the_command_asks_three_models_of_a_real_server(tmp_path, capsys):
     with FaultServer(answering(served)) as server:
         flags += ["--closed-book-model", "closed", "--provider", "vllm", "--base-url", server.base_url]
         assert qa.main(flags) == 0
-    usage = json.loads(capsys.readouterr().out.splitlines()[-1])["usage"]
+    (line,) = [json.loads(each) for each in (tmp_path / "qa_usage.jsonl").read_text().splitlines()]
+    usage = line["usage"]
     assert usage["questioner"]["calls"] == 1 + 3  # the check, a reply for each session
     assert usage["judge"]["calls"] == 1 + 6 * 3  # the check; for each question an answer and two verdicts
     assert usage["answerer"]["calls"] == 1 + 6

@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 
 from membuilder.evaluation.intervals import bootstrap, paired
-from membuilder.evaluation.scorers import (
+from membuilder.evaluation.metrics import (
     abstention,
-    evidence_recall,
     exact_match,
     is_set_apart,
     substring_match,
     token_f1,
     wrongly_abstained,
 )
-from membuilder.evaluation.systems import Item, Ranking
+from membuilder.evaluation.recall import Item, Ranking, evidence_recall
 from membuilder.types import Question
 
 

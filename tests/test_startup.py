@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
     "torch", "transformers", "accelerate", "deepspeed", "vllm", "openai", "faiss", "sentence_transformers", "wandb",
-    "matplotlib", "pyarrow", "pandas", "scipy",
+    "matplotlib", "pyarrow", "pandas", "scipy", "nltk", "bm25s",
 }  # fmt: skip
 SFT, RL = "--config configs/quickstart_sft.yaml", "--config configs/quickstart_rl.yaml"
 # (command, arguments, what is said of them); OUT stands for a folder to write to.

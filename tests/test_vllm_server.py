@@ -29,11 +29,11 @@ from membuilder.bank.store import reading
 from membuilder.embedding.remote import EndpointEmbedder
 from membuilder.errors import ChatError, ChatErrorKind, StoreError
 from membuilder.evaluation.banks import BankFolder
-from membuilder.evaluation.records import key_of, read_records
+from membuilder.evaluation.records import Record, read_records
 from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, AnswerVerdict, Strictness, answer, judge
 from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ChatConfig, EmbeddingConfig, EndpointConfig, Provider
+from membuilder.llm.endpoints import EmbeddingConfig, ModelEndpoint, Provider
 from membuilder.llm.json_output import without_thoughts
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
@@ -144,16 +144,16 @@ def server(tmp_path_factory) -> Iterator[Server]:
             process.wait(60)
 
 
-def config(server: Server, *, model: str = "tiny", max_tokens: int = 200, **endpoint) -> ChatConfig:
+def config(server: Server, *, model: str = "tiny", max_tokens: int = 200, **endpoint) -> ModelEndpoint:
     patient = {
         "check_timeout_seconds": 120.0,
         "max_wait_seconds": 0.1,
     }  # the server may share its core with other tests
-    settings = EndpointConfig(provider=Provider.VLLM, base_url=server.base_url, **patient, **endpoint)
-    return ChatConfig(model=model, endpoint=settings, max_tokens=max_tokens)
+    settings = {"max_tokens": max_tokens, **patient, **endpoint}
+    return ModelEndpoint(name=model, provider=Provider.VLLM, base_url=server.base_url, **settings)
 
 
-def run(config: ChatConfig, use, usage: Usage | None = None, api_key: str = KEY):
+def run(config: ModelEndpoint, use, usage: Usage | None = None, api_key: str = KEY):
     async def session():
         async with ChatClient(config, Role.JUDGE, usage or Usage(), api_key=api_key) as client:
             return await use(client)
@@ -264,7 +264,7 @@ def test_a_prompt_longer_than_the_context_fails_that_call_alone(server):
 
 def test_a_server_that_chats_only_is_refused_as_an_embedder(server):
     with pytest.raises(ChatError) as caught:
-        EndpointEmbedder(EmbeddingConfig(model="tiny", endpoint=config(server).endpoint), Usage(), api_key=KEY)
+        EndpointEmbedder(EmbeddingConfig(endpoint=config(server)), Usage(), api_key=KEY)
     assert caught.value.kind in (ChatErrorKind.UNKNOWN_MODEL, ChatErrorKind.BAD_REQUEST)
 
 
@@ -315,8 +315,8 @@ def whole(server, evaluate) -> dict:
     return {"results": written, "counted": {name: after[name] - before[name] for name in after}}
 
 
-def records(folder: Path) -> list[dict]:
-    return sorted(read_records(folder / "answers.jsonl"), key=key_of)
+def records(folder: Path) -> list[Record]:
+    return sorted(read_records(folder / "answers.jsonl"), key=lambda record: record.key)
 
 
 def stored(folder: Path) -> tuple:
@@ -342,7 +342,7 @@ def test_a_whole_evaluation_completes_and_its_accounts_are_the_servers_own(whole
     assert system["questions"] == len(ASKED)
     assert all(judge["unjudged"] == 0 and judge["judged"] == len(ASKED) for judge in system["judge"].values())
     assert BankFolder(folder / "memories").manifest["model"] == "tiny"
-    assert len(stored(folder)[-1].answers) == 4 and any(record["answer"] for record in records(folder))
+    assert len(stored(folder)[-1].answers) == 4 and any(record.answer for record in records(folder))
 
 
 def test_an_agents_prompt_reaches_a_served_checkpoint_as_it_was_trained_on(server, whole, evaluate):

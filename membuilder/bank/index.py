@@ -5,13 +5,13 @@ N rows of D numbers, Q queries, k results each.
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 
-# Above this size FAISS hands the products to BLAS, whose rounding depends on a row's position: equal vectors would no
-# longer score equal, and a score would change with the number of queries.
-faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
+if TYPE_CHECKING:
+    import faiss
 
 _TIE_MARGIN = 16
 _MAX_GPU_RESULTS = 2048
@@ -57,7 +57,18 @@ class IndexConfig:
 
     @property
     def _on_gpu(self) -> bool:
-        return self.gpu and faiss.get_num_gpus() > 0
+        return self.gpu and _faiss().get_num_gpus() > 0
+
+
+@cache
+def _faiss() -> Any:
+    """Load FAISS, which takes seconds that `--help` need not wait for."""
+    import faiss
+
+    # Above this size FAISS hands the products to BLAS, whose rounding depends on a row's position: equal vectors would
+    # no longer score equal, and a score would change with the number of queries.
+    faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
+    return faiss
 
 
 def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +80,7 @@ def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
     if vectors.ndim != 2 or vectors.dtype != np.float32:
         raise ValueError(f"vectors must be float32 (N, D), got {vectors.dtype} {vectors.shape}")
     _check(vectors.shape[1], queries, k)
-    index = faiss.IndexFlatIP(vectors.shape[1])
+    index = _faiss().IndexFlatIP(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors))
     ids, scores = _search_exactly(index, np.atleast_2d(queries), min(k, len(vectors)), len(vectors), None)
     return (ids, scores) if queries.ndim == 2 else (ids[0], scores[0])
@@ -78,7 +89,7 @@ def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
 class VectorIndex:
     """Rows to search again and again; more can be added. Not for several threads at once."""
 
-    def __init__(self, dimension: int, kind: IndexKind, config: IndexConfig, raw: faiss.Index | None = None):
+    def __init__(self, dimension: int, kind: IndexKind, config: IndexConfig, raw: "faiss.Index | None" = None):
         self.kind, self._config, self._dimension = kind, config, dimension
         self._index = _empty(dimension, kind, config) if raw is None else raw
         self._on_gpu: faiss.Index | None = None
@@ -88,12 +99,12 @@ class VectorIndex:
 
     def to_bytes(self) -> np.ndarray:
         """As FAISS writes it. # (B,) uint8"""
-        return faiss.serialize_index(self._index)
+        return _faiss().serialize_index(self._index)
 
     @classmethod
     def from_bytes(cls, data: np.ndarray, dimension: int, kind: IndexKind, config: IndexConfig) -> "VectorIndex":
         """What `to_bytes` gave. Only for bytes whose checksum was verified: FAISS trusts what it reads."""
-        return cls(dimension, kind, config, raw=faiss.deserialize_index(data))
+        return cls(dimension, kind, config, raw=_faiss().deserialize_index(data))
 
     def add(self, vectors: np.ndarray) -> None:
         """More rows, numbered on. # (M, D)"""
@@ -116,7 +127,7 @@ class VectorIndex:
             raise ValueError(f"allowed must be bool ({len(self)},), got {allowed.dtype} {allowed.shape}")
         rows, num_allowed = np.atleast_2d(queries), len(self) if allowed is None else int(allowed.sum())
         k = min(k, num_allowed)
-        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        selector = None if allowed is None else _faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if self._on_gpu is not None and selector is None and 0 < k <= _MAX_GPU_RESULTS:
             # rounding there depends on a row's position, so equal rows may come in another order
             scores, ids = self._on_gpu.search(np.ascontiguousarray(rows), k)
@@ -125,7 +136,7 @@ class VectorIndex:
             ids, scores = self._exactly(rows, k, num_allowed, selector)
         else:
             width = max(self._config.hnsw_search_width, 2 * k)
-            parameters = faiss.SearchParametersHNSW(efSearch=width, sel=selector)
+            parameters = _faiss().SearchParametersHNSW(efSearch=width, sel=selector)
             scores, ids = self._index.search(np.ascontiguousarray(rows), k, params=parameters)
             ids, scores = _in_order(ids, scores, k)
             short = (ids < 0).any(axis=1)
@@ -135,21 +146,21 @@ class VectorIndex:
 
     def _exactly(self, rows, k, num_allowed, selector) -> tuple[np.ndarray, np.ndarray]:
         # the graph keeps its rows in a flat index of their own
-        index = faiss.downcast_index(self._index.storage) if self.kind is IndexKind.HNSW else self._index
-        return _search_exactly(index, rows, k, num_allowed, faiss.SearchParameters(sel=selector))
+        index = _faiss().downcast_index(self._index.storage) if self.kind is IndexKind.HNSW else self._index
+        return _search_exactly(index, rows, k, num_allowed, _faiss().SearchParameters(sel=selector))
 
-    def _copy_on_gpu(self) -> faiss.Index | None:
+    def _copy_on_gpu(self) -> "faiss.Index | None":
         if self.kind is not IndexKind.EXACT or not self._config._on_gpu:
             return None
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
+        return _faiss().index_cpu_to_gpu(_faiss().StandardGpuResources(), 0, self._index)
 
 
-def _empty(dimension: int, kind: IndexKind, config: IndexConfig) -> faiss.Index:
+def _empty(dimension: int, kind: IndexKind, config: IndexConfig) -> "faiss.Index":
     if kind is IndexKind.HNSW:
-        index = faiss.IndexHNSWFlat(dimension, config.hnsw_neighbors, faiss.METRIC_INNER_PRODUCT)
+        index = _faiss().IndexHNSWFlat(dimension, config.hnsw_neighbors, _faiss().METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = config.hnsw_build_width
         return index
-    return faiss.IndexFlatIP(dimension)
+    return _faiss().IndexFlatIP(dimension)
 
 
 def _search_exactly(index, rows, k, num_rows, parameters) -> tuple[np.ndarray, np.ndarray]:

@@ -175,7 +175,7 @@ def _begin(connection: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
 
 def _check_version(store: Store) -> None:
     if store._rows("PRAGMA application_id")[0][0] != APPLICATION_ID:
-        problem = "not a memory store, or one in which nothing was begun; name the file given to --out of a build"
+        problem = "not a memory store, or one in which nothing was begun; name the file that a build wrote"
         raise StoreError(StoreErrorKind.NOT_A_STORE, store.path, problem)
     version = store._rows("PRAGMA user_version")[0][0]
     if version != SCHEMA_VERSION:

@@ -8,33 +8,13 @@ from membuilder.bank.index import IndexConfig
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.embedding.local import DEFAULT_PACKAGE
 from membuilder.embedding.options import EmbedderOptions
-from membuilder.llm.endpoints import Server
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.types import Dialogue
 
 RULES = "rules"
 STORE_SUFFIX = ".db"
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    name: str
-    """As its server knows it; `rules` is the offline expert, which needs no server."""
-    provider: str = "openai"
-    """`openai` or `vllm`."""
-    base_url: str | None = None
-    """Address of the API; null: the provider's own."""
-    concurrency: int = 16
-    """Requests in flight at once."""
-    timeout_seconds: float = 120.0
-    """For one answer."""
-    temperature: float | None = 0.0
-    """null leaves it to the server."""
-    max_tokens: int = 4096
-    """Longest answer; a longer one fails."""
-    extra_body: dict[str, Any] = field(default_factory=dict)
-    """Sent with each request as is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +29,14 @@ class Keys:
 class BuildConfig:
     out: str
     """A store (NAME.db) for one dialogue, or a folder for a store of each."""
-    model: ModelConfig
+    model: ModelEndpoint
+    """Who writes the memories; the name `rules` is the offline expert, which needs no server."""
     dataset: str = "locomo"
     """Its name; where `data` is given it may be any dataset's, which is told by the file."""
     data: str | None = None
-    """Its raw file (LoCoMo, LongMemEval, custom .jsonl, gz or not) or folder (PerLTQA); null: where `membuilder.data fetch`
-    put it."""
+    """Its raw file (LoCoMo, LongMemEval, custom .jsonl, gz or not) or folder (PerLTQA); null: where `membuilder.data
+    fetch` put it.
+    """
     data_dir: str = DATA_FOLDER
     """Folder of `membuilder.data fetch`."""
     conv_id: str | None = None
@@ -66,15 +48,19 @@ class BuildConfig:
     parallel: int = 4
     """Dialogues built at once."""
     embedding_model: str | None = None
-    """sentence-transformers folder or model, null: the MiniLM that comes with this program; its name on a server that embeds."""
+    """sentence-transformers folder or model, null: the MiniLM that comes with this program; its name on a server that
+    embeds.
+    """
     embedding_provider: str | None = None
     """`openai` or `vllm`: a server embeds; null: a local model does."""
     embedding_base_url: str | None = None
     """Address of that server; null: OPENAI_EMBEDDINGS_BASE_URL, else as for chat."""
+    embedding_endpoint: list[str] = field(default_factory=list)
+    """Other settings of that server, each KEY=VALUE with a key of `model`, such as timeout_seconds=300."""
     embedding_cache: str | None = None
     """File of a local model's vectors; null: in MEMBUILDER_CACHE."""
     scheme: str = FOUR_AGENTS
-    """How the model writes memory: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
+    """How the model writes memory: `four_agents`, or a folder with a scheme of your own."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
 
@@ -100,8 +86,8 @@ class BuildConfig:
             "dimension": dimension,
         }
 
-    def chat_server(self, keys: Keys) -> Server:
-        return Server(provider=self.model.provider, base_url=self.model.base_url, api_key=keys.chat)
+    def chat(self, keys: Keys) -> ModelAccess:
+        return ModelAccess(endpoint=self.model, api_key=keys.chat)
 
     def embedder(self, keys: Keys) -> EmbedderOptions:
         return EmbedderOptions(
@@ -109,6 +95,7 @@ class BuildConfig:
             provider=self.embedding_provider,
             base_url=self.embedding_base_url,
             api_key=keys.embedding,
-            chat=self.chat_server(keys),
+            settings=tuple(self.embedding_endpoint),
+            chat=self.chat(keys),
             cache=None if self.embedding_cache is None else Path(self.embedding_cache),
         )

@@ -1,9 +1,12 @@
 """Reading fields of untrusted JSON records: what is wrong is refused with its path, record and field."""
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from membuilder.errors import DataError
 from membuilder.types import Dialogue
@@ -86,3 +89,16 @@ def _texts(dialogue: Dialogue) -> Iterator[tuple[str, str]]:
         for name, text in (("id", question.id), ("question", question.text), ("category", question.category)):
             yield f"questions[{i}].{name}", text
         yield f"questions[{i}].answer", question.answer or ""
+
+
+def as_record(value: object, kind: type[T], path: str | Path, where: str, advice: str) -> T:
+    """A JSON value as one of our record types; raises DataError that names the field which does not fit."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        record, _, field = place.rstrip("`").lstrip(".").rpartition(".")
+        missing = re.search("missing required field `(.+)`", problem)
+        if missing is not None:
+            record, field = ".".join(filter(None, (record, field))), missing.group(1)
+        raise DataError(path, record or where, field or "top level", f"{problem}; {advice}") from error

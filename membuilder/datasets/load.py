@@ -5,7 +5,7 @@ Example:
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from membuilder.datasets import custom, locomo, longmemeval, perltqa
@@ -15,20 +15,21 @@ from membuilder.errors import DataError
 from membuilder.types import Dialogue
 
 
-def load(path: str | Path) -> list[Dialogue]:
+def load(path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
     """The dialogues of a LoCoMo, LongMemEval or custom file, or of a folder with PerLTQA's two files.
 
     LoCoMo and LongMemEval (oracle, S or M) files are .json or .json.gz and told apart by their records; custom files
-    are .jsonl or .jsonl.gz (membuilder/datasets/custom.py). Raises DataError naming file, record and field if a file
+    are .jsonl or .jsonl.gz (membuilder/datasets/custom.py). `only` names the dialogues that are wanted: all are
+    returned, but what was repaired in others is not logged. Raises DataError naming file, record and field if a file
     is unreadable or not what its format promises.
     """
     path = Path(path)
-    dialogues = _parsed(path)
+    dialogues = _parsed(path, only)
     refuse_half_characters(dialogues, path)
     return dialogues
 
 
-def _parsed(path: Path) -> list[Dialogue]:
+def _parsed(path: Path, only: Collection[str] | None) -> list[Dialogue]:
     if (path / perltqa.MEMORY_FILE).is_file():
         return perltqa.load(path)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -39,9 +40,9 @@ def _parsed(path: Path) -> list[Dialogue]:
         raise DataError(path, FILE, "top level", f"expected a list of LoCoMo or LongMemEval records, found {found}")
     keys = sorted(records[0]) if isinstance(records[0], dict) else []
     if "conversation" in keys:
-        return locomo.parse(records, path)
+        return locomo.parse(records, path, only)
     if "question_id" in keys:
-        return longmemeval.parse(records, path)
+        return longmemeval.parse(records, path, only)
     raise DataError(
         path,
         "record 0",

@@ -12,7 +12,7 @@ What is kept and what is not:
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +45,15 @@ class LoadReport:
     num_empty_sessions: int
 
 
-def parse(records: Sequence[object], path: str | Path) -> list[Dialogue]:
-    """Dialogues of a decoded LongMemEval file; DataError names the record (counted from 0) and field at fault."""
+def parse(records: Sequence[object], path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
+    """Dialogues of a decoded LongMemEval file; DataError names the record (counted from 0) and field at fault.
+
+    What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
+    """
     dialogues = [_dialogue(record, path, position) for position, record in enumerate(records)]
     refuse_repeated_ids(dialogues, path, "question_id")
-    found = report(records, dialogues)
+    wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
+    found = report([records[number] for number in wanted], [dialogues[number] for number in wanted])
     if found != report([], []):
         logger.warning("%s: %s", path, found)
     return dialogues

@@ -17,8 +17,37 @@ DATA_FOLDER = "data"
 DATASET_NAMES = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
 
 
-def load_named(name: str, path: str | Path | None, data_folder: str | Path) -> tuple[list[Dialogue], Path]:
-    """The dialogues of a dataset, and the file or folder they came from: `path`, or where `membuilder.data` puts it."""
+def load_selected(
+    name: str,
+    path: str | Path | None,
+    data_folder: str | Path,
+    *,
+    split: str | None = None,
+    subset_file: Path | None = None,
+    ids: Sequence[str] = (),
+    ids_from: str = "--conv-id",
+) -> tuple[list[Dialogue], Path]:
+    """The dialogues of a dataset that a split, a file of ids and these ids (none: all) choose, and the file.
+
+    The file or folder is `path`, or where `membuilder.data` puts it; `ids_from` says in messages where the ids stand.
+    """
+    path = place_of(name, path, data_folder)
+    chosen = []
+    if split is not None:
+        chosen.append((split_ids(split, path), f"split {split}"))
+    if subset_file is not None:
+        chosen.append((subset_ids(subset_file), str(subset_file)))
+    if ids:
+        chosen.append((ids, ids_from))
+    only = set.intersection(*(set(each) for each, _ in chosen)) if chosen else None
+    dialogues = load(path, only)
+    for wanted, source in chosen:
+        dialogues = select(dialogues, wanted, source)
+    return dialogues, path
+
+
+def place_of(name: str, path: str | Path | None, data_folder: str | Path) -> Path:
+    """Where a dataset lies: `path`, or where `membuilder.data` puts it. Raises ConfigError or DataError."""
     if path is None:
         if name not in DATASETS:
             raise ConfigError(f"dataset {name!r} has no public home; name its file by --dataset-path")
@@ -26,8 +55,7 @@ def load_named(name: str, path: str | Path | None, data_folder: str | Path) -> t
         if not path.exists():
             hint = f"run `python -m membuilder.data fetch {name}`, or name a file by --dataset-path"
             raise DataError(path, FILE, "path", f"no such file; {hint}")
-    path = Path(path)
-    return load(path), path
+    return Path(path)
 
 
 def select(dialogues: Sequence[Dialogue], ids: Sequence[str] | None, source: str) -> list[Dialogue]:

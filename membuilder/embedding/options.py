@@ -1,16 +1,15 @@
-"""The embedder of a command: a local model behind the cache on disk, or an endpoint; and the flags that choose it.
+"""The embedder of a command: a local model behind the cache on disk, or an endpoint.
 
-with opened(options, account) as embedder:
+with embedder_of(options, costs) as embedder:
     embedder.embed(["a text"])  # (1, D)
 """
 
-import argparse
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
 from membuilder.errors import ConfigError
-from membuilder.llm.cost_flags import Account
-from membuilder.llm.endpoints import EmbeddingConfig, EndpointConfig, PriceConfig, Provider, Server
-from membuilder.llm.response_cache import AnswerCache
-from membuilder.llm.usage import Usage
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import EmbeddingConfig, ModelAccess
+from membuilder.llm.flags import endpoint_of
 
 if TYPE_CHECKING:
     from membuilder.embedding.remote import EndpointEmbedder
@@ -65,74 +63,49 @@ def open_embedder(model: str | None, precision: Precision, cache: Path) -> Cache
     return CachedEmbedder(lambda: Embedder(str(folder)), cache, fingerprint, dimension)
 
 
-def open_remote(
-    model: str | None,
-    provider: str,
-    base_url: str | None,
-    api_key: str | None,
-    usage: Usage,
-    cache: AnswerCache | None,
-    chat: Server | None = None,
-    price: PriceConfig | None = None,
-) -> "EndpointEmbedder":
-    """Vectors from an endpoint, checked with one text. Without an address of its own it is `chat`'s, if that has the same
-    provider. Raises ConfigError or ChatError."""
+def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
+    """Vectors from an endpoint, checked with one text. Raises ConfigError or ChatError."""
     # takes a second to import, which a local model need not wait for
     from membuilder.embedding.remote import EndpointEmbedder
 
-    if model is None:
+    if options.model is None:
         raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
-    try:
-        endpoint = EndpointConfig(provider=Provider(provider), base_url=base_url)
-    except ValueError as error:
-        raise ConfigError(f"--embedding-provider or --embedding-base-url: {error}") from error
-    config = EmbeddingConfig(model=model, endpoint=endpoint, price=price)
-    return EndpointEmbedder(config, usage, api_key=api_key, cache=cache, chat=chat)
+    server = {"name": options.model, "provider": options.provider, "base_url": options.base_url}
+    endpoint = endpoint_of(server, options.settings)
+    config = EmbeddingConfig(endpoint=replace(endpoint, price=costs.price_of(endpoint)))
+    cache, chat = costs.answers, options.chat
+    return EndpointEmbedder(config, costs.usage, api_key=options.api_key, cache=cache, chat=chat)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedderOptions:
     model: str | None = None
-    """Folder or hub name of a local sentence-transformers model, None: MiniLM; with a provider its name on the server."""
+    """Folder or hub name of a sentence-transformers model, None: MiniLM; with a provider its name on the server."""
     provider: str | None = None
     """None: a local model embeds."""
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
-    chat: Server | None = None
+    settings: tuple[str, ...] = ()
+    """KEY=VALUE of the server's endpoint, as `--embedding-endpoint` takes them."""
+    chat: ModelAccess | None = None
     """Whose address and key hold where the provider is the same and no other is given."""
     cache: Path | None = None
     """File of a local model's vectors; None: in `cache_folder()`."""
     precision: Precision = Precision.FLOAT32
-    """Of a local model. What goes into a store stays in float32: it must not depend on the machine that goes on with it."""
-
-
-def add_embedder_flags(parser: argparse.ArgumentParser) -> None:
-    flags = parser.add_argument_group("embeddings")
-    flags.add_argument(
-        "--embedding-model", metavar="MODEL", help="folder or hub name of a sentence-transformers model; else MiniLM"
-    )
-    providers = [str(each) for each in Provider]
-    flags.add_argument("--embedding-provider", choices=providers, help="a server embeds, which knows --embedding-model")
-    flags.add_argument("--embedding-base-url", help="else OPENAI_EMBEDDINGS_BASE_URL, else as for chat")
-    flags.add_argument("--embedding-api-key", help="else OPENAI_EMBEDDINGS_API_KEY, else as for chat; never stored")
-    flags.add_argument("--embedding-cache", metavar="FILE", help=f"else {CACHE_FILE} in MEMBUILDER_CACHE")
+    """Of a local model. A store is built in float32, so that it does not depend on the machine."""
 
 
 @contextmanager
-def embedder_of(options: EmbedderOptions, account: Account) -> Iterator[TextEmbedder]:
-    """A hub's model has no cache on disk: nobody can take a fingerprint of its files. Raises ConfigError or ChatError."""
+def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder]:
+    """Open the embedder; a model of a hub has no cache on disk. Raises ConfigError or ChatError."""
     if options.provider is not None:
-        server = (options.provider, options.base_url, options.api_key)
-        price = account.prices.get(options.model or "")
-        with open_remote(options.model, *server, account.usage, account.answers, options.chat, price) as embedder:
+        with open_remote(options, costs) as embedder:
             yield embedder
     elif options.base_url or options.api_key:
         raise ConfigError("--embedding-base-url and --embedding-api-key need --embedding-provider: a server embeds")
     elif options.model is not None and not Path(options.model).exists():
         if options.precision is not Precision.FLOAT32:
-            raise ConfigError(
-                f"--embedding-precision {options.precision} needs a model in a folder, not {options.model!r}"
-            )
+            raise ConfigError(f"precision {options.precision} needs a model in a folder, not {options.model!r}")
         yield Embedder(options.model)
     else:
         cache = options.cache or cache_folder() / CACHE_FILE

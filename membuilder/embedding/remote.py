@@ -1,6 +1,6 @@
 """A `TextEmbedder` whose vectors come from an endpoint; `embed.py` holds the default, which needs no server.
 
-with EndpointEmbedder(EmbeddingConfig(model="text-embedding-3-small"), usage) as embedder:
+with EndpointEmbedder(EmbeddingConfig(endpoint=ModelEndpoint(name="text-embedding-3-small")), usage) as embedder:
     vectors = embedder.embed(["one text", "another"])  # (2, D)
 """
 
@@ -17,7 +17,7 @@ from membuilder.errors import CacheError, ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import CHECK_ATTEMPTS, Connection
 from membuilder.llm.concurrency import for_each
-from membuilder.llm.endpoints import EmbeddingConfig, Server, embeddings_address
+from membuilder.llm.endpoints import SETTING_HINT, EmbeddingConfig, ModelAccess, embeddings_address
 from membuilder.llm.response_cache import AnswerCache, content_key
 from membuilder.llm.responses import read_embeddings
 from membuilder.llm.usage import Usage
@@ -39,11 +39,11 @@ class EndpointEmbedder:
         *,
         api_key: str | None = None,
         cache: AnswerCache | None = None,
-        chat: Server | None = None,
+        chat: ModelAccess | None = None,
     ):
         self._config, self._usage, self._cache = config, usage, cache
         address = embeddings_address(config.endpoint, api_key, chat=chat)
-        self._connection = Connection(config.endpoint, address, config.model, Role.EMBEDDER, usage, config.price)
+        self._connection = Connection(config.endpoint, address, Role.EMBEDDER, usage)
         self._vectors: dict[str, np.ndarray] = {}
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
@@ -82,12 +82,12 @@ class EndpointEmbedder:
             async with asyncio.timeout(seconds):
                 (vector,) = await self._request(["ready?"], CHECK_ATTEMPTS)
         except TimeoutError:
-            message = f"{self._connection.base_url}: no embedding within {seconds:g} s; raise check_timeout_seconds"
-            raise ChatError(ChatErrorKind.TIMEOUT, message) from None
+            message = f"no embedding within {seconds:g} s; raise check_timeout_seconds {SETTING_HINT}"
+            raise ChatError(ChatErrorKind.TIMEOUT, f"{self._connection.base_url}: {message}") from None
         return vector
 
     async def _request(self, texts: Sequence[str], max_attempts: int) -> list[list[float]]:
-        body: dict[str, Any] = {"model": self._config.model, "input": texts, "encoding_format": "float"}
+        body: dict[str, Any] = {"model": self._config.endpoint.name, "input": texts, "encoding_format": "float"}
         if self._config.dimensions is not None:
             body["dimensions"] = self._config.dimensions
 
@@ -119,9 +119,8 @@ class EndpointEmbedder:
             return False
         vector = np.frombuffer(base64.b64decode(stored["float32"]), dtype=np.float32)
         if len(vector) != self._dimension:
-            message = (
-                f"cached vectors of {self._config.model} have {len(vector)} numbers, the server's {self._dimension}"
-            )
+            name = self._config.endpoint.name
+            message = f"cached vectors of {name} have {len(vector)} numbers, the server's {self._dimension}"
             raise CacheError(f"{message}: the model has changed behind its name; use a new cache folder")
         self._vectors[text] = vector
         self._usage.add_cached(Role.EMBEDDER)
@@ -132,7 +131,7 @@ class EndpointEmbedder:
         return content_key(
             kind="embedding/1",
             url=self._connection.base_url,
-            model=config.model,
+            model=config.endpoint.name,
             dimensions=config.dimensions,
             text=text[: config.max_text_chars],
         )

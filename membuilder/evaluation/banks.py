@@ -8,17 +8,19 @@ DB/<dialogue id>.db     the store it grew in, where a model wrote it (`membuilde
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from membuilder.datasets.fields import take
+import msgspec
+
+from membuilder.datasets.fields import as_record, take
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.errors import DataError, EvaluationError
 from membuilder.files import write_atomic
-from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.load import FOUR_AGENTS, load_scheme
+from membuilder.types import Bank, Dialogue
 
 MANIFEST = "manifest.json"
 BUILT_FROM = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embedding_precision")
@@ -32,7 +34,7 @@ class BankFolder:
     """Finished banks of one builder; `manifest` says which (builder, its settings, the dataset's checksum)."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None):
-        """With a manifest a folder to write to, begun or continued; without one a folder to read. Nothing is written yet.
+        """Open a folder to write to with a manifest, and one to read without. Nothing is written yet.
 
         Raises EvaluationError where the folder holds other banks than these, or none to read.
         """
@@ -48,8 +50,7 @@ class BankFolder:
             self._refuse_others(manifest, self.manifest.keys() | manifest.keys(), "choose another --db-path")
 
     def check(self, run: Mapping[str, Any], build_model: str | None) -> None:
-        """Raises EvaluationError unless the banks were built out of the data of `run`, settings of an evaluation, and by
-        `build_model` where one is named."""
+        """Refuse banks of other data than `run` (settings of an evaluation) tells of, or of another `build_model`."""
         advice = "name the data and the model they were built with, or another --db-path"
         wanted = {key: run[key] for key in _SAME_DATA}
         if build_model is not None:
@@ -57,7 +58,7 @@ class BankFolder:
         self._refuse_others(wanted, wanted.keys(), advice)
 
     def begin(self) -> None:
-        """Says whose banks these will be, before the first of them is there."""
+        """Write down whose banks these will be, before the first of them is there."""
         path = self._folder / MANIFEST
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ class BankFolder:
 
     def save(self, dialogue: Dialogue, bank: Bank) -> None:
         self.begin()
-        write_atomic(self.path(dialogue), json.dumps(asdict(bank), default=_plain) + "\n")
+        write_atomic(self.path(dialogue), json.dumps(msgspec.to_builtins(bank)) + "\n")
 
     def load(self, dialogue: Dialogue) -> Bank:
         """Raises EvaluationError where there is none, DataError where it is damaged."""
@@ -83,13 +84,7 @@ class BankFolder:
             raise EvaluationError(
                 f"{path}: the bank of {dialogue.id!r} is not built; run --mode build to its end first"
             )
-        raw = read_object(path, _DAMAGED)
-        quotes, entries = (take(raw, key, list, path, FILE) for key in ("core_quotes", "entries"))
-        bank = Bank(
-            core=take(raw, "core", str, path, FILE),
-            core_quotes=tuple(_quote(quote, path, f"core_quotes[{i}]") for i, quote in enumerate(quotes)),
-            entries=tuple(_entry(entry, path, f"entries[{i}]") for i, entry in enumerate(entries)),
-        )
+        bank = as_record(read_json(path, _DAMAGED), Bank, path, FILE, _DAMAGED)
         self._check_provenance(bank, dialogue, path)
         return bank
 
@@ -100,13 +95,16 @@ class BankFolder:
 
     @property
     def include_superseded(self) -> bool:
-        """Whether questions find entries that later ones replace: as the builder's prompts say; without prompts they do."""
+        """Whether questions find entries that later ones replace, as the builder's prompts say; if none, they do."""
         prompts = self.manifest.get("prompts", {"include_superseded": True})
         return take(prompts, "include_superseded", bool, self._folder, MANIFEST)
 
     def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
         turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.max_turns))
+        roles = load_scheme(self.manifest.get("scheme", FOUR_AGENTS), PromptConfig()).roles
         for i, entry in enumerate(bank.entries):
+            if entry.agent not in roles:
+                raise DataError(path, f"entries[{i}]", "agent", f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}")
             if not 0 <= entry.session < num_sessions or not turns.keys() >= set(entry.source_turns):
                 problem = f"names a session or turn that {dialogue.id!r} does not have: the bank of other data"
                 raise DataError(path, f"entries[{i}]", "session or source_turns", problem)
@@ -127,37 +125,3 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise DataError(path, FILE, "top level", f"expected an object, found {type(raw).__name__}; {advice}")
     return raw
-
-
-def _quote(raw: object, path: Path, where: str) -> CoreQuote:
-    return CoreQuote(turn_id=take(raw, "turn_id", str, path, where), text=take(raw, "text", str, path, where))
-
-
-def _entry(raw: object, path: Path, where: str) -> Entry:
-    try:
-        agent = Agent(take(raw, "agent", str, path, where))
-        timestamp = datetime.fromisoformat(take(raw, "timestamp", str, path, where))
-    except ValueError as error:
-        raise DataError(path, where, "agent or timestamp", f"{error}; {_DAMAGED}") from error
-    return Entry(
-        id=take(raw, "id", str, path, where),
-        agent=agent,
-        text=take(raw, "text", str, path, where),
-        session=take(raw, "session", int, path, where),
-        timestamp=timestamp,
-        source_turns=_ids(raw, "source_turns", path, where),
-        supersedes=_ids(raw, "supersedes", path, where),
-    )
-
-
-def _ids(raw: object, key: str, path: Path, where: str) -> tuple[str, ...]:
-    ids = take(raw, key, list, path, where)
-    if not all(isinstance(each, str) for each in ids):
-        raise DataError(path, where, key, f"expected a list of ids, found {ids!r:.80}; {_DAMAGED}")
-    return tuple(ids)
-
-
-def _plain(value: object) -> str:
-    if not isinstance(value, datetime):
-        raise TypeError(f"no JSON for {type(value).__name__}")
-    return value.isoformat()

@@ -7,8 +7,8 @@ import numpy as np
 
 from membuilder.errors import EvaluationError
 from membuilder.evaluation.intervals import Paired, paired
-from membuilder.evaluation.records import METRICS, Record, key_of, read_records
-from membuilder.evaluation.report import SET_APART
+from membuilder.evaluation.metrics import METRICS
+from membuilder.evaluation.records import Record, read_records
 
 ANSWERS_FILE = "answers.jsonl"
 
@@ -20,12 +20,12 @@ def load_side(name: str) -> list[Record]:
     if not path.is_file():
         raise EvaluationError(f"{name}: no {ANSWERS_FILE} at {path}; name the output folder of a run, or FOLDER:SYSTEM")
     records = read_records(path)
-    systems = sorted({record["system"] for record in records})
+    systems = sorted({record.system for record in records})
     if system is None and len(systems) == 1:
         system = systems[0]
     if system not in systems:
         raise EvaluationError(f"{name}: the run has the systems {systems}; write {folder}:SYSTEM with one of them")
-    return [record for record in records if record["system"] == system]
+    return [record for record in records if record.system == system]
 
 
 def compare(
@@ -36,7 +36,7 @@ def compare(
     A question that one side could not score (unjudged) is left out on both. Raises EvaluationError unless both sides
     asked the same questions.
     """
-    by_key_a, by_key_b = ({key_of(record)[1:]: record for record in side} for side in (side_a, side_b))
+    by_key_a, by_key_b = ({record.key[1:]: record for record in side} for side in (side_a, side_b))
     if by_key_a.keys() != by_key_b.keys():
         only_a, only_b = sorted(by_key_a.keys() - by_key_b.keys()), sorted(by_key_b.keys() - by_key_a.keys())
         raise EvaluationError(
@@ -50,9 +50,9 @@ def compare(
     for metric in metrics:
         for column, wants_set_apart in (("answerable", False), ("set apart", True)):
             pairs = [
-                (by_key_a[key]["scores"][metric], by_key_b[key]["scores"][metric])
+                (by_key_a[key].scores[metric], by_key_b[key].scores[metric])
                 for key in by_key_a
-                if (by_key_a[key]["group"] in SET_APART) == wants_set_apart
+                if by_key_a[key].is_set_apart == wants_set_apart
             ]
             both = np.array([pair for pair in pairs if None not in pair], dtype=np.float64)
             if len(both):
@@ -65,7 +65,7 @@ def compare(
 
 
 def _asked(record: Record) -> tuple:
-    return record["question"], record["gold"], record["evidence"]
+    return record.question, record.gold, record.evidence
 
 
 def as_text(found: dict[str, dict[str, Paired]]) -> str:

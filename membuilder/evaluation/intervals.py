@@ -7,7 +7,6 @@ side: they tell about other questions to these dialogues, less about other dialo
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -78,12 +77,16 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int) -> Paired:
 def _mcnemar(only_a: int, only_b: int) -> float:
     if only_a + only_b == 0:
         return 1.0
+    from scipy import stats  # seconds to import, and only comparisons need it
+
     return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
 def _sign_permutation(difference: np.ndarray, seed: int) -> float:
     if not difference.any():
         return 1.0
+    from scipy import stats
+
     result = stats.permutation_test(
         (difference,),
         lambda sample, axis: sample.mean(axis=axis),

@@ -1,29 +1,30 @@
 """Command line of `python -m membuilder.eval`: the published document's flags under their names, and what we add."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
-from membuilder.config import describe, load
-from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS
+from membuilder.config import describe, from_mapping, load, read
+from membuilder.datasets.selection import (
+    DATA_FOLDER,
+    DATASET_NAMES,
+    SPLITS,
+    load_selected,
+    shorten,
+)
 from membuilder.embedding.options import EmbedderOptions
 from membuilder.errors import ConfigError
-from membuilder.evaluation.answerer import ModelOptions
-from membuilder.evaluation.model_flags import (
-    add_models,
-    builder,
-    dialogues_at_once,
-    embedder,
-    models,
-    questions_at_once,
-)
-from membuilder.llm.cost_flags import prices
-from membuilder.llm.endpoints import PriceConfig
+from membuilder.evaluation.model_flags import add_models, dialogues_at_once, embedder, models, questions_at_once
+from membuilder.llm.endpoints import ModelAccess
+from membuilder.llm.flags import add_cost_flags, add_embedding_flags
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.load import FOUR_AGENTS
+from membuilder.types import Dialogue
 
 RETRIEVERS = tuple(f"rag-{unit}{method}" for unit in ("turn", "session") for method in ("", "-bm25", "-hybrid"))
-"""Dense unless named otherwise."""
+"""Search by embeddings unless the name says otherwise."""
 AGENTS = "agents"
 """Four memory agents, whose answers --build-model writes: any model, a trained checkpoint among them."""
 RULES = "rules"
@@ -52,8 +53,33 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     pass
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the builder's model reads and writes."""
+
+    scheme: str = FOUR_AGENTS
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    max_turns: int = 60
+    """Turns read at once: a longer session becomes several of the same date."""
+
+
+def reading_of(path: Path | None) -> Reading:
+    """The reading that the `config.yaml` of a training run tells; None: as real models read. Raises ConfigError."""
+    if path is None:
+        return Reading()
+    match read(path):
+        case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
+            known = from_mapping(PromptConfig, prompts, f"{path}: prompts")
+            return Reading(scheme=scheme, prompts=known, max_turns=max_turns)
+    raise ConfigError(
+        f"{path}: no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
+    """What an evaluation is asked for."""
+
     dataset: str
     dataset_path: Path | None
     data_dir: Path
@@ -63,15 +89,15 @@ class Options:
     subset_file: Path | None
     mode: str
     systems: tuple[str, ...]
-    answerer: ModelOptions | None
+    answerer: ModelAccess | None
     """None: retrieval is scored, nothing is answered."""
-    judge: ModelOptions | None
-    builder: ModelOptions | None
+    judge: ModelAccess | None
+    builder: ModelAccess | None
     """Writes the memories of system agents."""
-    build_config: Path | None
+    reading: Reading
+    """How that model reads and writes."""
     build_parallel: int
     """Dialogues that system agents builds at once."""
-    answer_cache: Path | None
     sessions: int | None
     questions: int | None
     top_k: int
@@ -85,17 +111,16 @@ class Options:
     """Questions in flight at once."""
     output_dir: Path
     embedder: EmbedderOptions
-    prices: Mapping[str, PriceConfig]
-    """By a model's name."""
+    flags: argparse.Namespace = field(repr=False)
+    """As they were given, for what reads flags of its own (costs)."""
     seed: int
     verbose: bool
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Ends the program on a bad flag; raises ConfigError where flags do not fit each other."""
+    """Read the command line. A bad flag ends the program; flags that do not fit each other raise ConfigError."""
     given = command_line().parse_args(argv)
-    answerer, judge = models(given)
-    writer = builder(given)
+    answerer, judge, writer = models(given)
     default = STORED if given.mode == "answer" else RULES if writer is None else AGENTS
     systems = tuple(dict.fromkeys(given.system or [default]))
     _check_mode(given.mode, systems)
@@ -111,9 +136,8 @@ def parse(argv: Sequence[str]) -> Options:
         answerer=answerer,
         judge=judge,
         builder=writer if AGENTS in systems else None,
-        build_config=given.build_config,
+        reading=reading_of(given.build_config),
         build_parallel=dialogues_at_once(given),
-        answer_cache=given.answer_cache,
         sessions=given.sessions,
         questions=given.questions,
         top_k=given.top_k,
@@ -123,12 +147,26 @@ def parse(argv: Sequence[str]) -> Options:
         concurrency=questions_at_once(given),
         output_dir=given.output_dir,
         embedder=embedder(given),
-        prices=prices(given),
+        flags=given,
         seed=given.seed,
         verbose=given.verbose,
     )
     _check(options)
     return options
+
+
+def dialogues_of(options: Options) -> tuple[list[Dialogue], Path]:
+    """The dialogues to ask about, and the file they came from."""
+    dialogues, path = load_selected(
+        options.dataset,
+        options.dataset_path,
+        options.data_dir,
+        split=options.split,
+        subset_file=options.subset_file,
+        ids=options.ids,
+        ids_from=f"--conv-id, --sample-id or --character-id {options.ids}",
+    )
+    return shorten(dialogues, options.sessions, options.questions), path
 
 
 def _db_path(given: argparse.Namespace, systems: Sequence[str]) -> Path | None:
@@ -174,6 +212,8 @@ def command_line() -> argparse.ArgumentParser:
     _add_data(parser)
     add_models(parser)
     _add_run(parser)
+    add_embedding_flags(parser)
+    add_cost_flags(parser)
     return parser
 
 

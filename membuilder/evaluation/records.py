@@ -5,100 +5,97 @@
      "retrieved": [{"source_turns": ["D1:3"], "score": 0.61}, ...], "core_turns": [],
      "answer": "...", "verdicts": {"strict": {"correct": true, "reason": "..."}}, "scores": {"recall@10": 1.0, ...}}
 
-An item of a bank also has its `entry_id`, its `text` and the index of the `session` it was written in; a turn or session of
-the dialogue is found in the data by its turns.
-A score that does not apply is null, such as turn recall where nothing that was found knows its turns. An answer or a
-verdict that could not be had is null as well, and counted as unanswered or unjudged.
+An item of a bank also has its `entry_id`, its `text` and the index of the `session` it was written in; a turn or
+session of the dialogue is found in the data by its turns. A score that does not apply is null, such as turn recall
+where nothing that was found knows its turns. An answer or a verdict that could not be had is null as well, and counted
+as unanswered or unjudged.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from membuilder.datasets.fields import take
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from membuilder.datasets.fields import as_record
 from membuilder.datasets.files import read_appended
-from membuilder.evaluation.scorers import (
-    ADVERSARIAL,
-    CUTOFFS,
-    Recall,
-    abstention,
-    evidence_recall,
-    exact_match,
-    substring_match,
-    token_f1,
-    wrongly_abstained,
-)
-from membuilder.evaluation.systems import Item, Ranking
-from membuilder.types import Dialogue, Question
+from membuilder.evaluation.metrics import ABSTENTION, ADVERSARIAL, METRICS, SET_APART, Outcome, StoredVerdict
+from membuilder.evaluation.recall import Item
+from membuilder.types import Question
 
-JUDGES = ("strict", "lenient")
-ABSTENTION = "abstention"
-ANSWER_SCORES = {
-    "f1": token_f1,
-    "exact": exact_match,
-    "substring": substring_match,
-    "abstention": abstention,
-    "wrongly_abstained": wrongly_abstained,
-}
-RECALLS = tuple(
-    f"{level}recall{kind}@{k}" for level in ("", "session_") for kind in ("", "_any", "_mean") for k in CUTOFFS
-)
-JUDGE_SCORES = tuple(f"judge_{name}" for name in JUDGES)
-METRICS = (*RECALLS, *ANSWER_SCORES, *JUDGE_SCORES)
-
-Record = dict[str, Any]
-_KEPT: dict[str, type | tuple[type, ...]] = {
-    "system": str,
-    "dialogue": str,
-    "question_id": str,
-    "group": str,
-    "question": str,
-    "evidence": list,
-    "answer": (str, type(None)),
-    "verdicts": dict,
-    "scores": dict,
-}
-"""What reports and comparisons read of a record."""
+_ADVICE = "remove the line to have its question asked again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredVerdict:
-    correct: bool | None
-    """None: it could not be judged."""
-    reason: str
+class Retrieved:
+    """One item that was found; the first three fields belong to entries of a bank."""
+
+    entry_id: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    session: int | None | UnsetType = UNSET
+    source_turns: tuple[str, ...]
+    score: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    text: str
-    verdicts: Mapping[str, StoredVerdict] = field(default_factory=dict)
-    """By judge, of those that apply to the question."""
+class Record:
+    """One question put to one system."""
+
+    system: str
+    dialogue: str
+    question_id: str
+    question: str
+    gold: str | None
+    category: str
+    group: str
+    """The column it counts in: its category, `adversarial` or `abstention`."""
+    answerable: bool
+    evidence: tuple[str, ...]
+    retrieved: tuple[Retrieved, ...]
+    core_turns: tuple[str, ...]
+    answer: str | None
+    verdicts: dict[str, StoredVerdict]
+    scores: dict[str, float | None]
+    """By the names of METRICS."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.system, self.dialogue, self.question_id
+
+    @property
+    def is_set_apart(self) -> bool:
+        return self.group in SET_APART
+
+    def is_whole(self, is_answered: bool) -> bool:
+        """Whether neither the answer, in a run that has them, nor a verdict is missing; else it is asked again."""
+        if is_answered and self.answer is None:
+            return False
+        return all(verdict.correct is not None for verdict in self.verdicts.values())
+
+    def to_json(self) -> str:
+        return json.dumps(msgspec.to_builtins(self), ensure_ascii=False)
 
 
-def record_of(
-    system: str, dialogue: Dialogue, question: Question, ranking: Ranking, answered: Answered | None
-) -> Record:
-    """`answered` is None where nobody was asked, or no answer could be had: what was found counts all the same."""
-    verdicts = {} if answered is None else answered.verdicts
-    return {
-        "system": system,
-        "dialogue": dialogue.id,
-        "question_id": question.id,
-        "question": question.text,
-        "gold": question.answer,
-        "category": question.category,
-        "group": group_of(question),
-        "answerable": question.answerable,
-        "evidence": list(question.evidence),
-        "retrieved": [_retrieved(item) for item in ranking.items],
-        "core_turns": list(ranking.always.source_turns) if ranking.always else [],
-        "answer": None if answered is None else answered.text,
-        "verdicts": {
-            name: {"correct": verdict.correct, "reason": verdict.reason} for name, verdict in verdicts.items()
-        },
-        "scores": _scores(dialogue, question, ranking, answered),
-    }
+def record_of(system: str, outcome: Outcome) -> Record:
+    """The record of an outcome; where no answer could be had, what was found counts all the same."""
+    question, ranking, answered = outcome.question, outcome.ranking, outcome.answered
+    return Record(
+        system=system,
+        dialogue=outcome.dialogue.id,
+        question_id=question.id,
+        question=question.text,
+        gold=question.answer,
+        category=question.category,
+        group=group_of(question),
+        answerable=question.answerable,
+        evidence=question.evidence,
+        retrieved=tuple(map(_retrieved, ranking.items)),
+        core_turns=ranking.always.source_turns if ranking.always else (),
+        answer=None if answered is None else answered.text,
+        verdicts={} if answered is None else dict(answered.verdicts),
+        scores={name: metric.score(outcome) for name, metric in METRICS.items()},
+    )
 
 
 def group_of(question: Question) -> str:
@@ -108,51 +105,15 @@ def group_of(question: Question) -> str:
     return question.category if question.answerable else ABSTENTION
 
 
-def _retrieved(item: Item) -> dict[str, Any]:
-    found = {"source_turns": list(item.source_turns), "score": item.score}
+def _retrieved(item: Item) -> Retrieved:
+    found = Retrieved(source_turns=item.source_turns, score=item.score)
     if item.entry_id is None:
         return found
-    return {"entry_id": item.entry_id, "text": item.text, "session": item.session, **found}
-
-
-def _scores(
-    dialogue: Dialogue, question: Question, ranking: Ranking, answered: Answered | None
-) -> dict[str, float | None]:
-    scores: dict[str, float | None] = {}
-    session_of = dialogue.session_of_turn()
-    for level, sessions in (("", None), ("session_", session_of)):
-        recalls = {k: evidence_recall(question, ranking, k, sessions) for k in CUTOFFS}
-        for k, recall in recalls.items():
-            scores |= _named(recall, level, k)
-    for name, score in ANSWER_SCORES.items():
-        scores[name] = None if answered is None else score(question, answered.text)
-    for name in JUDGES:
-        verdict = None if answered is None else answered.verdicts.get(name)
-        scores[f"judge_{name}"] = None if verdict is None or verdict.correct is None else float(verdict.correct)
-    return scores
-
-
-def _named(recall: Recall | None, level: str, k: int) -> dict[str, float | None]:
-    values = (None, None, None) if recall is None else (recall.all, recall.any, recall.mean)
-    return {f"{level}recall{kind}@{k}": value for kind, value in zip(("", "_any", "_mean"), values, strict=True)}
-
-
-def key_of(record: Record) -> tuple[str, str, str]:
-    return record["system"], record["dialogue"], record["question_id"]
-
-
-def is_whole(record: Record, is_answered: bool) -> bool:
-    """Whether neither the answer, in a run that has them, nor a verdict is missing; else the next run asks again."""
-    if is_answered and record["answer"] is None:
-        return False
-    return all(verdict["correct"] is not None for verdict in record["verdicts"].values())
+    return replace(found, entry_id=item.entry_id, text=item.text, session=item.session)
 
 
 def read_records(path: Path) -> list[Record]:
     """The records of an answers file, the last one of each question; a last line cut short by a kill is cut off."""
-    records = {}
-    for number, record in read_appended(path, "remove the line to have its question asked again"):
-        for key, kind in _KEPT.items():
-            take(record, key, kind, path, f"line {number}")
-        records[key_of(record)] = record
-    return list(records.values())
+    lines = read_appended(path, _ADVICE)
+    records = [as_record(line, Record, path, f"line {number}", _ADVICE) for number, line in lines]
+    return list({record.key: record for record in records}.values())

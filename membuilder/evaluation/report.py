@@ -1,25 +1,29 @@
-"""Records of a run -> `results.json`. What counts in which mean is written beside the numbers."""
+"""Records of a run -> the numbers of each system, and `results.json`.
+
+What counts in which mean is written beside them.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from membuilder.evaluation.intervals import LEVEL, RESAMPLES, bootstrap
-from membuilder.evaluation.records import ABSTENTION, ANSWER_SCORES, JUDGES, METRICS, RECALLS, Record
-from membuilder.evaluation.scorers import ADVERSARIAL, CUTOFFS
+from membuilder.evaluation.metrics import ANSWER_SCORES, CUTOFFS, JUDGES, METRICS, RECALLS
+from membuilder.evaluation.records import Record
 
-SET_APART = (ADVERSARIAL, ABSTENTION)
 CATEGORY_POLICY = {
     "evidence_recall": "every question with evidence, adversarial and abstention questions among them "
-    "(`answerable` and `set_apart` give the two apart); questions without evidence count nowhere, and neither do, by turns, "
-    "those for which nothing but a model's own words was found, which stand for no turn (`questions_without_turns`); where "
-    "some of what was found quotes turns and some does not, recall by turns is a lower bound",
+    "(`answerable` and `set_apart` give the two apart); questions without evidence count nowhere, and neither do, by "
+    "turns, those for which nothing but a model's own words was found, which stand for no turn "
+    "(`questions_without_turns`); where some of what was found quotes turns and some does not, recall by turns is a "
+    "lower bound",
     "f1, exact, substring, judge, wrongly_abstained": "answerable questions only; adversarial and abstention questions "
     "are in `set_apart` and in columns of their own in `by_category`",
     "abstention": "questions that the dialogue does not answer, in `set_apart` only",
-    "unjudged, unanswered": "left out of every mean of verdicts or answers, though not of recall, and counted; the run fails "
-    "where above 1% of one system's are missing",
+    "unjudged, unanswered": "left out of every mean of verdicts or answers, though not of recall, and counted; the run "
+    "fails where above 1% of one system's are missing",
 }
 _RECALL_BLOCKS = {
     "evidence_recall": "recall",
@@ -29,108 +33,173 @@ _RECALL_BLOCKS = {
     "evidence_recall_session_any": "session_recall_any",
     "evidence_recall_session_mean": "session_recall_mean",
 }
+"""Key in `results.json` -> metric, without its cutoff."""
 
 
-def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> dict[str, Any]:
-    """All numbers of one system; intervals are 95% bootstrap over questions. `is_answered`: answers were asked for."""
-    set_apart = [record for record in records if record["group"] in SET_APART]
-    answerable = [record for record in records if record["group"] not in SET_APART]
-    # categories in the order of the questions, the set-apart ones last
-    groups = dict.fromkeys([*(record["group"] for record in answerable), *(record["group"] for record in set_apart)])
-    by_group = {group: [record for record in records if record["group"] == group] for group in groups}
-    return (
-        _block(answerable, seed)
-        | _recalls(records, seed)
-        | {
-            "questions": len(records),
-            "questions_set_apart": len(set_apart),
-            "unanswered": sum(map(_is_unanswered, records)) if is_answered else None,
-            "answerable": _block(answerable, seed),
-            "set_apart": _block(set_apart, seed),
-            "by_category": {group: _block(members, seed) for group, members in by_group.items()},
-        }
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean over the questions that a metric applies to."""
+
+    mean: float | None = None
+    """None where there are no such questions."""
+    interval: tuple[float, float] | None = None
+    """95% bootstrap interval; None where resamples may have no value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeCounts:
+    judged: int
+    unjudged: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """The numbers of one system over some of the questions."""
+
+    questions: int
+    questions_with_evidence: int
+    questions_without_turns: int
+    """Questions with evidence for which nothing was found but a model's own words, which stand for no turn."""
+    estimates: Mapping[str, Estimate]
+    """By the names of METRICS."""
+    judges: Mapping[str, JudgeCounts]
+    """By judge; a judge that was asked nothing is left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """All numbers of one system."""
+
+    overall: Block
+    """Recall over all questions; answers and verdicts over the answerable ones."""
+    answerable: Block
+    set_apart: Block
+    by_category: Mapping[str, Block]
+    """In the order of the questions, adversarial and abstention questions last."""
+    unanswered: int | None
+    """Answers that could not be had; None where none were asked for."""
+
+
+def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> Summary:
+    """The numbers of one system's records. `is_answered`: answers were asked for."""
+    set_apart = [record for record in records if record.is_set_apart]
+    answerable = [record for record in records if not record.is_set_apart]
+    groups = dict.fromkeys(record.group for record in [*answerable, *set_apart])
+    every, of_answerable = _block(records, seed), _block(answerable, seed)
+    overall = Block(
+        questions=every.questions,
+        questions_with_evidence=every.questions_with_evidence,
+        questions_without_turns=every.questions_without_turns,
+        estimates={
+            name: (every if metric.is_recall else of_answerable).estimates[name] for name, metric in METRICS.items()
+        },
+        judges=of_answerable.judges,
+    )
+    return Summary(
+        overall=overall,
+        answerable=of_answerable,
+        set_apart=_block(set_apart, seed),
+        by_category={group: _block([each for each in records if each.group == group], seed) for group in groups},
+        unanswered=sum(record.answer is None for record in records) if is_answered else None,
     )
 
 
 def unjudged_share(records: Sequence[Record]) -> float:
-    """Of the verdicts asked of one judge, those that could not be had; the worse of the two judges."""
-    given = [[record["verdicts"][name] for record in records if name in record["verdicts"]] for name in JUDGES]
-    shares = [sum(each["correct"] is None for each in verdicts) / len(verdicts) for verdicts in given if verdicts]
-    return max(shares, default=0.0)
+    """The share of the verdicts asked of one judge that could not be had; the worse of the two judges."""
+    counts = _judge_counts(records).values()
+    return max((each.unjudged / (each.judged + each.unjudged) for each in counts), default=0.0)
 
 
 def unanswered_share(records: Sequence[Record]) -> float:
-    """Of the answers asked for, those that could not be had."""
-    return sum(map(_is_unanswered, records)) / len(records) if records else 0.0
+    """The share of the answers asked for that could not be had."""
+    return sum(record.answer is None for record in records) / len(records) if records else 0.0
 
 
-def _is_unanswered(record: Record) -> bool:
-    return record["answer"] is None
-
-
-def _block(records: Sequence[Record], seed: int) -> dict[str, Any]:
-    means, intervals = _means(records, seed)
-    answers = {name: means[name] for name in ANSWER_SCORES}
-    return (
-        {"questions": len(records)}
-        | _recalls(records, seed)
-        | answers
-        | {
-            "judge": {name: _judge(records, name, means, intervals) for name in JUDGES},
-            "intervals": {name: intervals[name] for name in ANSWER_SCORES},
-        }
+def _block(records: Sequence[Record], seed: int) -> Block:
+    with_evidence = [record for record in records if record.evidence]
+    return Block(
+        questions=len(records),
+        questions_with_evidence=len(with_evidence),
+        questions_without_turns=sum(record.scores[RECALLS[0]] is None for record in with_evidence),
+        estimates=_estimates(records, seed),
+        judges=_judge_counts(records),
     )
 
 
-def _recalls(records: Sequence[Record], seed: int) -> dict[str, Any]:
-    means, intervals = _means(records, seed)
-    blocks = {block: {str(k): means[f"{metric}@{k}"] for k in CUTOFFS} for block, metric in _RECALL_BLOCKS.items()}
-    bounds = {str(k): intervals[f"recall@{k}"] for k in CUTOFFS}
-    with_evidence = [record for record in records if record["evidence"]]
-    counts = {
-        "questions_with_evidence": len(with_evidence),
-        "questions_without_turns": sum(record["scores"][RECALLS[0]] is None for record in with_evidence),
-    }
-    return {**counts, **blocks, "evidence_recall_interval": bounds}
-
-
-def _judge(records: Sequence[Record], name: str, means: Mapping, intervals: Mapping) -> dict[str, Any] | None:
-    verdicts = [record["verdicts"][name]["correct"] for record in records if name in record["verdicts"]]
-    if not verdicts:
-        return None
-    metric = f"judge_{name}"
-    unjudged = sum(correct is None for correct in verdicts)
+def _judge_counts(records: Sequence[Record]) -> dict[str, JudgeCounts]:
+    verdicts = {name: [each.verdicts[name].correct for each in records if name in each.verdicts] for name in JUDGES}
     return {
-        "accuracy": means[metric],
-        "interval": intervals[metric],
-        "judged": len(verdicts) - unjudged,
-        "unjudged": unjudged,
+        name: JudgeCounts(judged=len(each) - each.count(None), unjudged=each.count(None))
+        for name, each in verdicts.items()
+        if each
     }
 
 
-def _means(records: Sequence[Record], seed: int) -> tuple[dict[str, float | None], dict[str, list[float] | None]]:
-    """Mean and interval of each metric over the questions it applies to; None where there are none."""
+def _estimates(records: Sequence[Record], seed: int) -> dict[str, Estimate]:
     if not records:
-        return dict.fromkeys(METRICS), dict.fromkeys(METRICS)
-    values = np.array([[record["scores"][name] for name in METRICS] for record in records], dtype=np.float64)  # (N, M)
+        return dict.fromkeys(METRICS, Estimate())
+    values = np.array([[record.scores[name] for name in METRICS] for record in records], dtype=np.float64)  # (N, M)
     present = ~np.isnan(values)
     sums, counts = np.where(present, values, 0.0).sum(axis=0), present.sum(axis=0)
     bounds = bootstrap(values, seed)
-    means = {name: round(float(sums[i] / counts[i]), 6) if counts[i] else None for i, name in enumerate(METRICS)}
-    intervals = {
-        name: None if np.isnan(bounds[i]).any() else [round(float(bound), 6) for bound in bounds[i]]
+    return {
+        name: Estimate(
+            mean=round(float(sums[i] / counts[i]), 6) if counts[i] else None,
+            interval=None
+            if np.isnan(bounds[i]).any()
+            else (round(float(bounds[i, 0]), 6), round(float(bounds[i, 1]), 6)),
+        )
         for i, name in enumerate(METRICS)
     }
-    return means, intervals
 
 
-def results(systems: Mapping[str, Sequence[Record]], run: Mapping[str, Any]) -> dict[str, Any]:
+def results(systems: Mapping[str, Summary], run: Mapping[str, Any]) -> dict[str, Any]:
     """What `results.json` holds; `run` is how the numbers came about (settings, models, versions, hashes)."""
     return {
-        "systems": {
-            name: summarize(records, run["seed"], run["answer_model"] is not None) for name, records in systems.items()
-        },
+        "systems": {name: summary_json(summary) for name, summary in systems.items()},
         "category_policy": CATEGORY_POLICY,
-        "intervals": f"{LEVEL:.0%} percentile bootstrap over questions, {RESAMPLES} resamples, seed {run['seed']}",
+        "intervals": intervals_text(run["seed"]),
         "run": dict(run),
+    }
+
+
+def intervals_text(seed: int) -> str:
+    return f"{LEVEL:.0%} percentile bootstrap over questions, {RESAMPLES} resamples, seed {seed}"
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """The numbers of one system as they stand in `results.json`."""
+    return _block_json(summary.overall) | {
+        "questions_set_apart": summary.set_apart.questions,
+        "unanswered": summary.unanswered,
+        "answerable": _block_json(summary.answerable),
+        "set_apart": _block_json(summary.set_apart),
+        "by_category": {group: _block_json(block) for group, block in summary.by_category.items()},
+    }
+
+
+def _block_json(block: Block) -> dict[str, Any]:
+    means = {name: estimate.mean for name, estimate in block.estimates.items()}
+    bounds = {name: estimate.interval for name, estimate in block.estimates.items()}
+    return {
+        "questions": block.questions,
+        "questions_with_evidence": block.questions_with_evidence,
+        "questions_without_turns": block.questions_without_turns,
+        **{key: {str(k): means[f"{metric}@{k}"] for k in CUTOFFS} for key, metric in _RECALL_BLOCKS.items()},
+        "evidence_recall_interval": {str(k): bounds[f"recall@{k}"] for k in CUTOFFS},
+        **{name: means[name] for name in ANSWER_SCORES},
+        "judge": {name: _judge_json(block, name) for name in JUDGES},
+        "intervals": {name: bounds[name] for name in ANSWER_SCORES},
+    }
+
+
+def _judge_json(block: Block, name: str) -> dict[str, Any] | None:
+    if name not in block.judges:
+        return None
+    estimate, counts = block.estimates[f"judge_{name}"], block.judges[name]
+    return {
+        "accuracy": estimate.mean,
+        "interval": estimate.interval,
+        "judged": counts.judged,
+        "unjudged": counts.unjudged,
     }

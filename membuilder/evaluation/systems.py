@@ -7,17 +7,21 @@ A system is a function of a dialogue. Another one, such as the four-agent builde
     turn[0].items[0].source_turns  # ("D1:3",)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from membuilder.bank.indexed_bank import Memory
+from membuilder.bank.indexed_bank import Memory, memory_of
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.evaluation import bm25
+from membuilder.evaluation.agents import manifest_of
+from membuilder.evaluation.banks import BUILT_FROM, BankFolder
+from membuilder.evaluation.options import AGENTS, RETRIEVERS, RULES, STORED, Options
+from membuilder.evaluation.recall import Item, Ranking
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.schemes.scheme import build
@@ -25,52 +29,10 @@ from membuilder.text import quoted
 from membuilder.types import Bank, Dialogue, Session
 
 RRF_CONSTANT = 60
-"""Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
+"""The constant of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
-    text: str
-    source_turns: tuple[str, ...]
-    """Turns that stand in it word for word; empty for what a model wrote in its own words."""
-    session: int | None = None
-    """Index of the session it was written in, which is known of every entry of a bank."""
-    score: float | None = None
-    """None where nothing was ranked."""
-    entry_id: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ranking:
-    """What one question finds."""
-
-    items: tuple[Item, ...] = ()
-    """The best first; recall at k looks at the first k."""
-    always: Item | None = None
-    """Read with every question and outside the k: the core of a bank."""
-
-    def sources(self, k: int) -> set[str]:
-        """Turns that the first k items and what is always read stand on."""
-        return {turn_id for item in self._read(k) for turn_id in item.source_turns}
-
-    def sessions(self, k: int, session_of: Mapping[str, int]) -> set[int]:
-        """Sessions of those turns, and of those items that know no turn but their session."""
-        own_words = {item.session for item in self._read(k) if not item.source_turns and item.session is not None}
-        return own_words | {session_of[turn_id] for turn_id in self.sources(k)}
-
-    def knows_turns(self) -> bool:
-        """Whether evidence could have been seen in it: False where all that was found is in a model's own words."""
-        read = self._read(len(self.items))
-        return not read or any(item.source_turns for item in read)
-
-    def knows_sessions(self) -> bool:
-        read = self._read(len(self.items))
-        return not read or any(item.source_turns or item.session is not None for item in read)
-
-    def _read(self, k: int) -> list[Item]:
-        return [*self.items[:k], *([self.always] if self.always else [])]
-
-
+K1, B = 1.5, 0.75
+"""Parameters of BM25 in Lucene's variant."""
 System = Callable[[Dialogue, int], list[Ranking]]
 """(dialogue, depth) -> one ranking of at most `depth` items per question, in the order of the questions."""
 
@@ -88,16 +50,16 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retriever:
-    """Raw dialogue by the turn or the session.
+    """Searches the raw dialogue by the turn or the session.
 
-    Dense search ranks a session by its turn nearest to the question, because it is longer than an embedding model reads.
-    Hybrid is reciprocal rank fusion of dense and BM25.
+    Dense search ranks a session by its turn nearest to the question, because it is longer than an embedding model
+    reads. Hybrid is reciprocal rank fusion of dense and BM25.
     """
 
     unit: Unit
     method: Method
     embedder: TextEmbedder | None = None
-    """For dense and hybrid."""
+    """Needed by dense and hybrid search."""
 
     def __post_init__(self) -> None:
         if self.method is not Method.BM25 and self.embedder is None:
@@ -116,7 +78,7 @@ class Retriever:
         ]
 
     def _scores(self, dialogue: Dialogue, items: Sequence[Item], queries: Sequence[str]) -> np.ndarray:
-        lexical = None if self.method is Method.DENSE else bm25.scores([item.text for item in items], queries)
+        lexical = None if self.method is Method.DENSE else bm25_scores([item.text for item in items], queries)
         if self.method is Method.BM25:
             return lexical
         dense = self._dense(dialogue, queries)
@@ -131,6 +93,27 @@ class Retriever:
         return np.maximum.reduceat(similarities, first_turns, axis=1)  # (Q, sessions)
 
 
+def bm25_scores(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
+    """Float32 BM25 score of each text for each query, over lower-cased words of two letters or more. # (Q, N)
+
+    English stop words are left out. A query without a known word scores 0 everywhere.
+    """
+    import bm25s  # it loads scipy
+
+    index = bm25s.BM25(k1=K1, b=B)
+    words = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
+    if not any(words):
+        return np.zeros((len(queries), len(texts)), dtype=np.float32)
+    index.index(words, show_progress=False)
+    asked = bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False)
+    found = np.zeros((len(queries), len(texts)), dtype=np.float32)
+    for row, query in enumerate(asked):
+        known = [word for word in query if word in index.vocab_dict]
+        if known:
+            found[row] = index.get_scores(known)
+    return found
+
+
 def reciprocal_ranks(scores: np.ndarray) -> np.ndarray:
     """1 / (60 + rank), rank from 1, per row; the earlier of equal scores ranks first. # (Q, N)"""
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -140,21 +123,21 @@ def reciprocal_ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def full_context(dialogue: Dialogue, depth: int) -> list[Ranking]:
-    """The whole dialogue for every question."""
+    """Give every question the whole dialogue."""
     text = "\n\n".join(item.text for item in _session_items(dialogue))
     whole = Item(text=text, source_turns=tuple(turn.id for session in dialogue.sessions for turn in session.turns))
     return [Ranking(items=(whole,)) for _ in dialogue.questions]
 
 
 def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
-    """No memory at all: what the answering model knows by itself."""
+    """Give no memory at all: the answering model has only what it knows by itself."""
     return [Ranking() for _ in dialogue.questions]
 
 
 def from_memories(
     memory_of: Callable[[Dialogue], Memory], max_turns: int | None = None, include_superseded: bool = True
 ) -> System:
-    """A system out of anything that builds a memory; its core is read with every question.
+    """Make a system of anything that builds a memory; its core is read with every question.
 
     `max_turns`: how many turns the builder read at once; None: whole sessions.
     """
@@ -190,12 +173,12 @@ def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
 
 
 def turn_texts(dialogue: Dialogue) -> list[str]:
-    """What dense search and the rules embed of a dialogue."""
+    """The texts that dense search and the rules embed of a dialogue."""
     return [item.text for item in _turn_items(dialogue)]
 
 
 def _turn_items(dialogue: Dialogue) -> list[Item]:
-    """Each turn as a memory would quote it: dated, with its speaker."""
+    """Each turn as a memory would quote it, dated and with its speaker."""
     return [
         Item(text=quoted(session, turn), source_turns=(turn.id,))
         for session in dialogue.sessions
@@ -211,7 +194,7 @@ def _session_items(dialogue: Dialogue) -> list[Item]:
 
 
 def _spoken(dialogue: Dialogue) -> list[Session]:
-    """An empty session is nothing to be found."""
+    """The sessions that can be found: those with turns."""
     return [session for session in dialogue.sessions if session.turns]
 
 
@@ -221,3 +204,56 @@ def _session_text(session: Session) -> str:
 
 def _scored(item: Item, score: float) -> Item:
     return Item(text=item.text, source_turns=item.source_turns, score=score)
+
+
+def open_system(name: str, options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
+    """The system of that name. Nothing is built or embedded before it is called.
+
+    Raises EvaluationError where --db-path holds other banks.
+    """
+    if name == "full-context":
+        return full_context
+    if name == "none":
+        return nothing
+    if name == STORED:
+        folder = BankFolder(options.db_path)
+        folder.check(settings, options.build_model)
+        return _stored(folder, options, embedder)
+    if name == AGENTS:
+        return _stored(memories(options, settings), options, embedder)
+    if name == RULES:
+        return _by_rules(options, settings, embedder)
+    _, unit, *method = name.split("-")
+    return Retriever(unit=Unit(unit), method=Method(*(method or ["dense"])), embedder=embedder)
+
+
+def memories(options: Options, settings: dict[str, Any]) -> BankFolder:
+    """The folder in which system agents keeps its banks."""
+    return BankFolder(options.db_path, manifest_of(options, settings))
+
+
+def embeds_turns(name: str) -> bool:
+    """Whether a system embeds every turn of a dialogue."""
+    return name == RULES or (name in RETRIEVERS and not name.endswith("-bm25"))
+
+
+def _stored(folder: BankFolder, options: Options, embedder: TextEmbedder) -> System:
+    def open_bank(dialogue: Dialogue) -> Memory:
+        return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
+
+    return from_memories(open_bank, folder.max_turns, folder.include_superseded)
+
+
+def _by_rules(options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
+    """The rules as a system; banks are kept in --db-path where it is theirs."""
+    if options.db_path is None or AGENTS in options.systems:
+        return from_memories(lambda dialogue: memory_of(build_by_rules(dialogue, embedder), embedder, options.index))
+    folder = BankFolder(options.db_path, {"builder": RULES} | {key: settings[key] for key in BUILT_FROM})
+    search = _stored(folder, options, embedder)
+
+    def build_and_search(dialogue: Dialogue, depth: int) -> list[Ranking]:
+        if not folder.has(dialogue):
+            folder.save(dialogue, build_by_rules(dialogue, embedder))
+        return search(dialogue, depth)
+
+    return build_and_search

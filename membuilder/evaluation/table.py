@@ -1,136 +1,111 @@
-"""`results.json` -> `table.md`: all systems in one table, then each measure by category."""
+"""The numbers of a run -> `table.md`: all systems in one table, then each metric by category."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from membuilder.evaluation.records import JUDGES
-from membuilder.evaluation.report import SET_APART
-from membuilder.evaluation.scorers import CUTOFFS
+from membuilder.evaluation.metrics import CUTOFFS, JUDGES, METRICS, SET_APART, Metric
+from membuilder.evaluation.report import CATEGORY_POLICY, Block, Estimate, Summary, intervals_text
 
-Block = Mapping[str, Any]
-"""The numbers of one system over some of the questions."""
-CUTOFF = "10"
-"""Of the evidence recall that is shown by category."""
+_APART = " (set apart)"
 
 
-def _judge(name: str) -> Callable[[Block], tuple[float | None, Sequence[float] | None]]:
-    def read(block: Block) -> tuple[float | None, Sequence[float] | None]:
-        judge = block["judge"][name]
-        return (None, None) if judge is None else (judge["accuracy"], judge["interval"])
-
-    return read
+def categories(systems: Mapping[str, Summary]) -> list[str]:
+    return list(dict.fromkeys(group for system in systems.values() for group in system.by_category))
 
 
-BY_CATEGORY: dict[str, Callable[[Block], tuple[float | None, Sequence[float] | None]]] = {
-    f"evidence recall@{CUTOFF}": lambda block: (
-        block["evidence_recall"][CUTOFF],
-        block["evidence_recall_interval"][CUTOFF],
-    ),
-    "F1": lambda block: (block["f1"], block["intervals"]["f1"]),
-    **{f"judge, {name}": _judge(name) for name in JUDGES},
-}
-"""Measure -> its mean and interval in a block; None where it does not apply or was not taken."""
-
-
-def categories(systems: Mapping[str, Block]) -> list[str]:
-    return list(dict.fromkeys(group for system in systems.values() for group in system["by_category"]))
-
-
-def is_measured(systems: Mapping[str, Block], measure: str) -> bool:
-    blocks = [block for system in systems.values() for block in system["by_category"].values()]
-    return any(BY_CATEGORY[measure](block)[0] is not None for block in blocks)
+def shown_metrics(systems: Mapping[str, Summary]) -> list[Metric]:
+    """The metrics that are shown by category and were taken of some question."""
+    blocks = [block for system in systems.values() for block in system.by_category.values()]
+    return [
+        metric
+        for metric in METRICS.values()
+        if metric.by_category and any(block.estimates[metric.name].mean is not None for block in blocks)
+    ]
 
 
 def title(group: str) -> str:
-    return f"{group} (set apart)" if group in SET_APART else group
+    return f"{group}{_APART}" if group in SET_APART else group
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(systems: Mapping[str, Summary], seed: int) -> str:
     """The numbers as Markdown."""
-    systems = found["systems"]
-    head = ["system", "questions", *(f"recall@{k}" for k in CUTOFFS), "f1", *(f"judge {name}" for name in JUDGES)]
-    head += ["abstention (set apart)", *(f"judge {name} (set apart)" for name in JUDGES), "unanswered", "unjudged"]
-    policy = [f"- {name}: {text}." for name, text in found["category_policy"].items()]
+    judges = [f"judge {name}" for name in JUDGES]
+    head = ["system", "questions", *(f"recall@{k}" for k in CUTOFFS), "f1", *judges, f"abstention{_APART}"]
+    head += [*(f"{judge}{_APART}" for judge in judges), "unanswered", "unjudged"]
     return "\n".join(
         [
             *_markdown(head, [_row(name, system) for name, system in systems.items()]),
             *_without_turns(systems),
             "",
             *_by_category(systems),
-            f"Intervals: {found['intervals']}. What counts where:",
+            f"Intervals: {intervals_text(seed)}. What counts where:",
             "",
-            *policy,
+            *(f"- {name}: {text}." for name, text in CATEGORY_POLICY.items()),
             "",
         ]
     )
 
 
-def _row(name: str, system: Block) -> list[str]:
-    judges = [system["judge"][judge] for judge in JUDGES]
-    apart = [BY_CATEGORY[f"judge, {judge}"](system["set_apart"]) for judge in JUDGES]
+def _row(name: str, system: Summary) -> list[str]:
+    judges = [f"judge_{judge}" for judge in JUDGES]
+    shown = [system.overall.estimates[metric] for metric in (*(f"recall@{k}" for k in CUTOFFS), "f1", *judges)]
+    counts = [each for block in (system.overall, system.set_apart) for each in block.judges.values()]
     return [
         name,
-        str(system["questions"]),
-        *(_number(system["evidence_recall"][str(k)], system["evidence_recall_interval"][str(k)]) for k in CUTOFFS),
-        _number(system["f1"], system["intervals"]["f1"]),
-        *("" if judge is None else _number(judge["accuracy"], judge["interval"]) for judge in judges),
-        _number(system["set_apart"]["abstention"]),
-        *(_number(*each) for each in apart),
-        "" if system["unanswered"] is None else str(system["unanswered"]),
-        _unjudged([block["judge"][name] for block in (system, system["set_apart"]) for name in JUDGES]),
+        str(system.overall.questions),
+        *map(_number, shown),
+        _mean(system.set_apart.estimates["abstention"]),
+        *(_number(system.set_apart.estimates[judge]) for judge in judges),
+        "" if system.unanswered is None else str(system.unanswered),
+        str(sum(each.unjudged for each in counts)) if counts else "",
     ]
 
 
-def _unjudged(judges: Sequence[Block | None]) -> str:
-    return "" if not any(judges) else str(sum(judge["unjudged"] for judge in judges if judge))
-
-
-def _without_turns(systems: Mapping[str, Block]) -> Iterator[str]:
-    """Recall by turns does not apply to memories in a model's own words; that by sessions does."""
+def _without_turns(systems: Mapping[str, Summary]) -> Iterator[str]:
+    """Say where recall by turns does not apply, because a model's own words stand for no turn."""
     for name, system in systems.items():
-        if system["questions_without_turns"]:
-            counts = (
-                f"{system['questions_without_turns']} of {system['questions_with_evidence']} questions with evidence"
-            )
-            sessions = ", ".join(f"{_number(system['evidence_recall_session'][str(k)])} @{k}" for k in CUTOFFS)
+        block = system.overall
+        if block.questions_without_turns:
+            counts = f"{block.questions_without_turns} of {block.questions_with_evidence} questions with evidence"
+            sessions = ", ".join(f"{_mean(block.estimates[f'session_recall@{k}'])} @{k}" for k in CUTOFFS)
             yield ""
             yield (
-                f"{name}: for {counts} nothing but a model's own words was found, which stand for no turn. These count in no "
-                f"recall by turns; recall by sessions is {sessions}."
+                f"{name}: for {counts} nothing but a model's own words was found, which stand for no turn. These count "
+                f"in no recall by turns; recall by sessions is {sessions}."
             )
 
 
-def _by_category(systems: Mapping[str, Block]) -> Iterator[str]:
+def _by_category(systems: Mapping[str, Summary]) -> Iterator[str]:
     groups = categories(systems)
-    for measure, read in BY_CATEGORY.items():
-        if not is_measured(systems, measure):
-            continue
+    for metric in shown_metrics(systems):
         rows = [
-            [
-                name,
-                *(
-                    _number(read(system["by_category"][group])[0]) if group in system["by_category"] else ""
-                    for group in groups
-                ),
-            ]
+            [name, *(_cell(system.by_category.get(group), metric) for group in groups)]
             for name, system in systems.items()
         ]
-        yield f"{measure[0].upper()}{measure[1:]} by category:"
+        yield f"{metric.title[0].upper()}{metric.title[1:]} by category:"
         yield ""
-        yield from _markdown(["system", *map(title, groups)], [*rows, _sizes(systems, groups, measure)])
+        yield from _markdown(["system", *map(title, groups)], [*rows, _sizes(systems, groups, metric)])
         yield ""
 
 
-def _sizes(systems: Mapping[str, Block], groups: Sequence[str], measure: str) -> list[str]:
-    counts = next(iter(systems.values()))["by_category"]
-    key = "questions_with_evidence" if "recall" in measure else "questions"
-    return [key.replace("_", " "), *(str(counts[group][key]) for group in groups)]
+def _cell(block: Block | None, metric: Metric) -> str:
+    return "" if block is None else _mean(block.estimates[metric.name])
 
 
-def _number(value: float | None, interval: Sequence[float] | None = None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+def _sizes(systems: Mapping[str, Summary], groups: Sequence[str], metric: Metric) -> list[str]:
+    blocks = [next(iter(systems.values())).by_category[group] for group in groups]
+    if metric.is_recall:
+        return ["questions with evidence", *(str(block.questions_with_evidence) for block in blocks)]
+    return ["questions", *(str(block.questions) for block in blocks)]
+
+
+def _mean(estimate: Estimate) -> str:
+    return "" if estimate.mean is None else f"{estimate.mean:.3f}"
+
+
+def _number(estimate: Estimate) -> str:
+    if estimate.mean is None or estimate.interval is None:
+        return _mean(estimate)
+    return f"{_mean(estimate)} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,5 +1,5 @@
-"""Any OpenAI-compatible endpoint: one client, retries, costs, a cache of responses, reading JSON, answering and judging.
+"""Everything that asks a model behind an OpenAI-compatible endpoint, and the flags that name such a model.
 
 `client.py` is the only file that imports openai. What a server refuses is told apart from what a model answers badly:
-start at `client.py` and `responses.py`.
+start at `endpoints.py` (what a model is), `flags.py` and `client.py`.
 """

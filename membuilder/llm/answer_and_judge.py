@@ -1,4 +1,4 @@
-"""Answers from memories, and judges of those answers.
+"""Answers questions from memories, and judges those answers.
 
     text = await answer(question, core=bank.core, memories=[entry.text for entry in found], model=answerer)
     verdict = await judge(question, text, Strictness.STRICT, judge_model)
@@ -35,7 +35,7 @@ VERDICT_SCHEMA: dict[str, Any] = {
 JUDGE_ATTEMPTS = 3
 """Times a judge is asked before an answer stays unjudged."""
 _ANOTHER_TRY = (ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED)
-"""Failures that another wording may mend. What may mend by itself the client has tried again; the rest stays as it is."""
+"""Failures that another wording may mend; the client has already tried again where waiting may help."""
 
 
 class Strictness(StrEnum):
@@ -48,7 +48,7 @@ class Strictness(StrEnum):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerVerdict:
     correct: bool | None
-    """None: unjudged. It belongs in no mean."""
+    """None: it could not be judged, and belongs in no mean."""
     reason: str
 
 
@@ -86,7 +86,8 @@ async def judge(
     JUDGE_ATTEMPTS times in all; then the answer stays unjudged.
 
     So does one whose call failed otherwise. `again` is asked from the second time on: the same model past the cache,
-    which would repeat the replies of an earlier run. Raises ChatError only where no call can succeed any more (`fatal`).
+    which would repeat the replies of an earlier run. Raises ChatError only where no call can succeed any more
+    (`fatal`).
     """
     if question.answerable and not (question.answer or "").strip():
         return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")

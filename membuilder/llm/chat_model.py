@@ -14,7 +14,7 @@ Message = dict[str, str]  # {"role": "system"|"user"|"assistant", "content": tex
 
 
 class Role(StrEnum):
-    """Whom a call serves; usage is counted per role."""
+    """The part a model plays in a call; usage is counted by it."""
 
     BUILDER = "builder"
     ANSWERER = "answerer"
@@ -31,8 +31,7 @@ class ChatModel(Protocol):
 
 
 def sendable(schema: Any) -> Any:
-    """A schema as servers take it: without `uniqueItems`, for which vLLM's grammars refuse the whole schema. What comes back
-    is checked against all of it."""
+    """A schema as servers take it: vLLM's grammars refuse `uniqueItems`. Answers are checked against all of it."""
     match schema:
         case {}:
             kept = {key: value for key, value in schema.items() if key != "uniqueItems" or not isinstance(value, bool)}
@@ -40,6 +39,12 @@ def sendable(schema: Any) -> Any:
         case [*items]:
             return [sendable(item) for item in items]
     return schema
+
+
+def response_format(schema: Any) -> dict[str, Any]:
+    """The part of a request that asks the server to hold to a schema."""
+    # not `strict`: OpenAI's strict mode takes no optional property and no oneOf
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable(schema), "strict": False}}
 
 
 def read_json(text: str, schema: Mapping) -> Any:
@@ -60,5 +65,5 @@ def read_json(text: str, schema: Mapping) -> Any:
 
 @lru_cache(maxsize=256)
 def _validator(schema: str) -> Draft202012Validator:
-    """Of a schema as JSON: a validator resolves its references anew for every instance, which costs more than a check."""
+    """The validator of a schema in JSON; it is kept, because making one costs more than a check."""
     return Draft202012Validator(json.loads(schema))

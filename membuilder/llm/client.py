@@ -1,6 +1,6 @@
-"""Chat over the OpenAI protocol: retries, time limits, schemas, cache, accounting. The only file that imports openai.
+"""Chat over the OpenAI protocol: retries, time limits, schemas, cache, usage. The only file that imports openai.
 
-    async with ChatClient(ChatConfig(model="gpt-4.1-mini"), Role.JUDGE, usage) as judge:
+    async with ChatClient(ModelEndpoint(name="gpt-4.1-mini"), Role.JUDGE, usage) as judge:
         await judge.check()  # a refused key, an unknown model or a dead server shows here
         text = await judge.complete([{"role": "user", "content": "..."}], schema=VERDICT_SCHEMA)
 
@@ -12,22 +12,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self, TypeVar
-
-import aiohttp
-import openai
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from membuilder.errors import ChatError, ChatErrorKind
-from membuilder.llm.chat_model import Message, Role, sendable
-from membuilder.llm.endpoints import NO_KEY, Address, ChatConfig, EndpointConfig, PriceConfig, Provider, chat_address
+from membuilder.llm.chat_model import Message, Role, response_format
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ModelEndpoint, Provider, chat_address
 from membuilder.llm.response_cache import AnswerCache, content_key
 from membuilder.llm.responses import ChatResponse, read_chat, read_model_names, read_tokens
 from membuilder.llm.retries import retrying, status_error
 from membuilder.llm.usage import Usage
 
+if TYPE_CHECKING:
+    import openai
+
 MAX_BODY_BYTES = 256 * 2**20
-"""An answer announced as longer is not read: no model writes it, and it would fill the memory."""
+"""An answer announced as longer is not read, because it would fill the memory."""
 CHECK_SCHEMA = {
     "type": "object",
     "properties": {"ready": {"type": "boolean"}},
@@ -43,44 +44,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """One request and how to read its answer. `read` raises ChatError for an answer that is none."""
+    """One request and how to read its answer."""
 
     path: str
     body: Mapping[str, Any]
     read: Callable[[object], Any]
+    """Raises ChatError for what is no answer."""
 
 
 class Connection:
-    """One server on behalf of one role. Lives in the event loop that first awaits it.
+    """One server on behalf of one role; it lives in the event loop that first awaits it.
 
-    Nothing but the authorization header of a request ever holds the key: every text a server sends is searched for it
-    before it enters a message.
+    Only the authorization header of a request holds the key: it is cut out of every text that a server sends.
     """
 
-    def __init__(
-        self, config: EndpointConfig, address: Address, model: str, role: Role, usage: Usage, price: PriceConfig | None
-    ):
-        self._config, self._address = config, address
-        self._model, self._role, self._usage, self._price = model, role, usage, price
-        self._free = asyncio.Semaphore(config.concurrency)
+    def __init__(self, endpoint: ModelEndpoint, address: Address, role: Role, usage: Usage):
+        import openai  # seconds to import, which `--help` and programs that ask no model need not wait for
+
+        self._endpoint, self._address, self._role, self._usage = endpoint, address, role, usage
+        self._free = asyncio.Semaphore(endpoint.concurrency)
         # aiohttp under httpx: at 64 requests in flight httpx's own pool takes more CPU than all the rest together
         http = openai.DefaultAioHttpClient(
             timeout=None, follow_redirects=False, event_hooks={"response": [self._refuse_endless]}
         )
-        self._openai = openai.AsyncOpenAI(
-            api_key=address.api_key.get_secret_value(),
-            base_url=address.base_url,
-            max_retries=0,
-            timeout=None,
-            http_client=http,
-        )
+        key, base_url = address.api_key.get_secret_value(), address.base_url
+        self._openai = openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=None, http_client=http)
         self.base_url = str(self._openai.base_url)
 
     async def close(self) -> None:
         await self._openai.close()
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[object], T], max_attempts: int) -> T:
-        """The answer as `read` gives it, after as many attempts as it takes and the policy allows."""
+        """Send a request, as often as the policy allows, and return its answer as `read` gives it."""
         call = _Call(path=path, body=body, read=read)
         try:
             return await self._counted(call)
@@ -93,7 +88,7 @@ class Connection:
             return await self._counted(call)
 
         # the first attempt stands outside the policy, whose machinery would cost a good call a tenth of its time
-        return await retrying(self._config, max_attempts)(attempt)
+        return await retrying(self._endpoint, max_attempts)(attempt)
 
     async def model_names(self) -> list[str]:
         """The models the server lists; empty when it has no such list."""
@@ -122,22 +117,23 @@ class Connection:
         except ChatError as error:
             failure = ChatError(error.kind, f"{self.base_url}: {self._without_key(str(error))}")
         if failure is None or tokens is not None:  # a useless answer that names its tokens is paid for too
-            self._usage.add_answer(self._role, seconds, tokens, self._price)
+            self._usage.add_answer(self._role, seconds, tokens, self._endpoint.price)
         if failure is not None:
             raise failure
         return result
 
     async def _within_time(self, request: Any) -> object:
-        """Awaits a request of the openai package; everything that can go wrong in it becomes a ChatError."""
+        """Await a request of the openai package; everything that can go wrong in it becomes a ChatError."""
+        import aiohttp
+        import openai
+
         try:
-            async with asyncio.timeout(self._config.timeout_seconds):
+            async with asyncio.timeout(self._endpoint.timeout_seconds):
                 return await request
         except TimeoutError:
-            seconds = self._config.timeout_seconds
-            message = (
-                f"{self.base_url}: no whole answer within {seconds:g} s; raise timeout_seconds or lower concurrency"
-            )
-            failure = ChatError(ChatErrorKind.TIMEOUT, message)
+            seconds = self._endpoint.timeout_seconds
+            message = f"no whole answer within {seconds:g} s; raise timeout_seconds or lower concurrency {SETTING_HINT}"
+            failure = ChatError(ChatErrorKind.TIMEOUT, f"{self.base_url}: {message}")
         except openai.APIStatusError as error:
             failure = self._status_error(error)
         except openai.APIConnectionError as error:
@@ -155,7 +151,7 @@ class Connection:
             failure = ChatError(ChatErrorKind.BAD_RESPONSE, message)
         raise failure  # outside the handlers: the library's error, which knows the request, is not chained to it
 
-    def _status_error(self, error: openai.APIStatusError) -> ChatError:
+    def _status_error(self, error: "openai.APIStatusError") -> ChatError:
         match error.body:
             case {"message": str(said)}:
                 pass
@@ -167,7 +163,7 @@ class Connection:
             self._without_key(said),
             error.code,
             server=self.base_url,
-            model=self._model,
+            model=self._endpoint.name,
             key_hint=self._address.key_hint,
         )
 
@@ -182,20 +178,21 @@ class Connection:
 
 
 class ChatClient:
-    """A `ChatModel` on a server. `async with` closes its connections; use one within one event loop."""
+    """A `ChatModel` on a server. Use it within one event loop; `async with` closes its connections."""
 
     def __init__(
         self,
-        config: ChatConfig,
+        endpoint: ModelEndpoint,
         role: Role,
         usage: Usage,
         *,
         api_key: str | None = None,
+        key_flag: str = "--api-key",
         cache: AnswerCache | None = None,
     ):
-        address = chat_address(config.endpoint, api_key)
-        self._config, self._role, self._usage, self._cache = config, role, usage, cache
-        self._connection = Connection(config.endpoint, address, config.model, role, usage, config.price)
+        address = chat_address(ModelAccess(endpoint=endpoint, api_key=api_key, key_flag=key_flag))
+        self._endpoint, self._role, self._usage, self._cache = endpoint, role, usage, cache
+        self._connection = Connection(endpoint, address, role, usage)
         self._plain = False  # the server takes no schema at all
         self._formats: dict[str, dict[str, Any]] = {}
         self._refused_schemas: set[str] = set()
@@ -207,18 +204,18 @@ class ChatClient:
         await self._connection.close()
 
     async def check(self) -> None:
-        """One small answer, never from the cache: proves address, key, model and settings before a run begins.
+        """Ask for one small answer past the cache, which proves address, key, model and settings before a run.
 
         Raises ChatError within `check_timeout_seconds`, saying what to do.
         """
-        seconds = self._config.endpoint.check_timeout_seconds
+        seconds = self._endpoint.check_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
                 await self._check()
         except TimeoutError:
             message = (
                 f"{self._connection.base_url}: no answer within {seconds:g} s of starting; is the server up and idle"
-                " enough? Raise check_timeout_seconds for a slow one."
+                f" enough? Raise check_timeout_seconds {SETTING_HINT} for a slow one."
             )
             raise ChatError(ChatErrorKind.TIMEOUT, message) from None
 
@@ -228,13 +225,13 @@ class ChatClient:
         Raises ChatError.
         """
         if self._cache is None:
-            return (await self._ask(messages, schema, self._config.endpoint.max_attempts)).text
+            return (await self._ask(messages, schema, self._endpoint.max_attempts)).text
         key = self._key(messages, schema)
         stored = self._cache.get(key)
         if stored is not None:
             self._usage.add_cached(self._role)
             return ChatResponse(**stored).text
-        reply = await self._ask(messages, schema, self._config.endpoint.max_attempts)
+        reply = await self._ask(messages, schema, self._endpoint.max_attempts)
         self._cache.put(key, asdict(reply))
         return reply.text
 
@@ -253,7 +250,7 @@ class ChatClient:
         if name is None or self._plain or name in self._refused_schemas:
             return await self._post(body, max_attempts)
         if name not in self._formats:
-            self._formats[name] = _response_format(schema)
+            self._formats[name] = response_format(schema)
         try:
             return await self._post(body | {"response_format": self._formats[name]}, max_attempts)
         except ChatError as error:
@@ -266,7 +263,7 @@ class ChatClient:
         return reply
 
     def _note_refusal(self, name: str, schema: Mapping, refusal: str) -> None:
-        """Remembers and says once what this server cannot do; a server that refuses the simplest schema refuses all."""
+        """Remember and say once what this server cannot do; one that refuses the simplest schema refuses all."""
         already_known = self._plain or name in self._refused_schemas
         self._refused_schemas.add(name)
         self._plain = self._plain or schema == CHECK_SCHEMA
@@ -278,22 +275,24 @@ class ChatClient:
         return await self._connection.post("/chat/completions", body, read_chat, max_attempts)
 
     def _body(self, messages: Sequence[Message]) -> dict[str, Any]:
-        config = self._config
-        limit = "max_completion_tokens" if config.endpoint.provider is Provider.OPENAI else "max_tokens"
-        settings = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
+        endpoint = self._endpoint
+        limit = "max_completion_tokens" if endpoint.provider is Provider.OPENAI else "max_tokens"
+        settings = {"temperature": endpoint.temperature, "top_p": endpoint.top_p, "seed": endpoint.seed}
         given = {name: value for name, value in settings.items() if value is not None}
         return {
-            "model": config.model,
+            "model": endpoint.name,
             "messages": list(messages),
-            limit: config.max_tokens,
+            limit: endpoint.max_tokens,
             **given,
-            **config.extra_body,
+            **endpoint.extra_body,
         }
 
     def _key(self, messages: Sequence[Message], schema: Mapping | None) -> str:
         return content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
 
 
-def _response_format(schema: Mapping) -> dict[str, Any]:
-    # not `strict`: OpenAI's strict mode takes no optional property and no oneOf
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable(schema), "strict": False}}
+def open_chat(access: ModelAccess, role: Role, costs: Costs) -> ChatClient:
+    """The client of one role of a command. Raises ConfigError where a key is needed and there is none."""
+    endpoint = replace(access.endpoint, price=costs.price_of(access.endpoint))
+    keys = {"api_key": access.api_key, "key_flag": access.key_flag}
+    return ChatClient(endpoint, role, costs.usage, cache=costs.answers, **keys)

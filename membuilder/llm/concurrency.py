@@ -1,4 +1,4 @@
-"""One coroutine function on many items side by side."""
+"""Runs one coroutine function on many items side by side."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -8,7 +8,7 @@ Item = TypeVar("Item")
 
 
 async def for_each(do: Callable[[Item], Awaitable[object]], items: Iterable[Item], limit: int) -> None:
-    """Awaits `do(item)` for every item, begun in their order, at most `limit` at once.
+    """Await `do(item)` for every item, begun in their order, at most `limit` at once.
 
     The first error ends the others and is raised as itself, not in a group.
     """

@@ -7,7 +7,7 @@ the environment and travels as a SecretStr, which prints as asterisks.
 |------------|----------|-------------------------------------------------|-----------------------------------------|
 | chat       | openai   | OPENAI_BASE_URL, else the openai package's own  | OPENAI_API_KEY                          |
 | chat       | vllm     | http://localhost:8000/v1                        | VLLM_API_KEY, else EMPTY                |
-| embeddings | either   | OPENAI_EMBEDDINGS_BASE_URL, else as for chat    | OPENAI_EMBEDDINGS_API_KEY, else as for chat |
+| embeddings | either   | OPENAI_EMBEDDINGS_BASE_URL, or as for chat     | OPENAI_EMBEDDINGS_API_KEY, or as for chat |
 
 `As for chat` is the address and key that chat was given, where its provider is the same; else the rows above.
 
@@ -28,7 +28,9 @@ from membuilder.errors import ConfigError
 
 VLLM_BASE_URL = "http://localhost:8000/v1"
 NO_KEY = "EMPTY"
-"""What a server without keys is sent, because the protocol has no way to send none."""
+"""The key that a server without keys is sent, because the protocol has no way to send none."""
+SETTING_HINT = "(a key of that model's --endpoint flag)"
+"""Follows the name of a setting in messages, because every command that asks models has these flags."""
 EMBEDDING_KEY_HINT = "--embedding-api-key or OPENAI_EMBEDDINGS_API_KEY"
 
 
@@ -38,11 +40,25 @@ class Provider(StrEnum):
 
 
 @dataclass(kw_only=True)
-class EndpointConfig:
+class PriceConfig:
+    input_per_million: float
+    """US dollars per million prompt tokens."""
+    output_per_million: float = 0.0
+    """US dollars per million answered tokens."""
+
+
+@dataclass(kw_only=True)
+class ModelEndpoint:
+    """A model and the server that answers for it. It holds no key, because configurations are saved with each run."""
+
+    name: str
+    """Name of the model as its server knows it."""
     provider: Provider = Provider.OPENAI
     """`vllm` also fits other self-hosted servers that speak the same protocol."""
     base_url: str | None = None
-    """Address of the API, usually ending in /v1; None takes the environment's or the provider's own."""
+    """Address of the API, usually ending in /v1; null takes the environment's or the provider's own."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; null: OPENAI_API_KEY or VLLM_API_KEY."""
     concurrency: int = 16
     """Requests in flight at once."""
     timeout_seconds: float = 120.0
@@ -55,10 +71,22 @@ class EndpointConfig:
     """Longest pause between two tries that the server asked no pause for."""
     retry_after_limit_seconds: float = 120.0
     """A server that asks for a longer pause (Retry-After) is not waited for."""
+    temperature: float | None = 0.0
+    """null leaves it to the server; some reasoning models refuse any value."""
+    top_p: float | None = None
+    """null leaves it to the server."""
+    max_tokens: int = 4096
+    """Longest answer; one that reaches it counts as failed, because its end is missing."""
+    seed: int | None = None
+    """Sampling seed, for servers that take one. A new seed also asks anew what the cache holds."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Sent as is, such as {chat_template_kwargs: {enable_thinking: false}} to a vLLM server of a Qwen3."""
+    price: PriceConfig | None = None
+    """null: that of --price, else the cost is reported as unknown."""
 
     def __post_init__(self) -> None:
-        if min(self.concurrency, self.max_attempts) < 1:
-            raise ValueError("concurrency and max_attempts must be at least 1")
+        if min(self.concurrency, self.max_attempts, self.max_tokens) < 1:
+            raise ValueError("concurrency, max_attempts and max_tokens must be at least 1")
         if min(self.timeout_seconds, self.check_timeout_seconds) <= 0:
             raise ValueError("timeout_seconds and check_timeout_seconds must be above 0")
         if min(self.max_wait_seconds, self.retry_after_limit_seconds) < 0:
@@ -68,41 +96,10 @@ class EndpointConfig:
 
 
 @dataclass(kw_only=True)
-class PriceConfig:
-    input_per_million: float
-    """US dollars per million prompt tokens."""
-    output_per_million: float = 0.0
-    """US dollars per million answered tokens."""
-
-
-@dataclass(kw_only=True)
-class ChatConfig:
-    model: str
-    """Name of the model as its server knows it."""
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    temperature: float | None = 0.0
-    """None leaves it to the server; some reasoning models refuse any value."""
-    top_p: float | None = None
-    """None leaves it to the server."""
-    max_tokens: int = 4096
-    """Longest answer; one that reaches it counts as failed, because its end is missing."""
-    seed: int | None = None
-    """Sampling seed, for servers that take one. A new seed also asks anew what the cache holds."""
-    extra_body: dict[str, Any] = field(default_factory=dict)
-    """Sent as is, such as {chat_template_kwargs: {enable_thinking: false}} to a vLLM server of a Qwen3."""
-    price: PriceConfig | None = None
-    """None: the cost is reported as unknown."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError("max_tokens must be at least 1")
-
-
-@dataclass(kw_only=True)
 class EmbeddingConfig:
-    model: str
-    """Name of the embedding model as its server knows it."""
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """A model that embeds; of its endpoint the settings of answers (temperature and the like) are not used."""
+
+    endpoint: ModelEndpoint
     dimensions: int | None = None
     """Length of the vectors, for models that offer several; None takes the model's own."""
     batch_size: int = 64
@@ -110,8 +107,6 @@ class EmbeddingConfig:
     max_text_chars: int | None = None
     """A longer text is embedded by its beginning, as local models do; None sends all of it, and a server that has a
     limit refuses it."""
-    price: PriceConfig | None = None
-    """None: the cost is reported as unknown."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.max_text_chars is not None and self.max_text_chars < 1):
@@ -119,22 +114,14 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Server:
-    """Where one model is, as a command line says it. What is None comes from the environment or is the provider's own."""
+class ModelAccess:
+    """An endpoint and the key for it that was given on a command line."""
 
-    provider: str = Provider.OPENAI
-    base_url: str | None = None
+    endpoint: ModelEndpoint
     api_key: str | None = field(default=None, repr=False)
-
-    def other(self, provider: str | None, base_url: str | None, api_key: str | None) -> "Server":
-        """Another model's server: this one where nothing else is said. The key stays with the address it was given for."""
-        is_same = provider in (None, self.provider)
-        inherits_key = is_same and (base_url is None or base_url.rstrip("/") == (self.base_url or "").rstrip("/"))
-        return Server(
-            provider=provider or self.provider,
-            base_url=base_url or (self.base_url if is_same else None),
-            api_key=api_key or (self.api_key if inherits_key else None),
-        )
+    """None: the key comes from the environment."""
+    key_flag: str = "--api-key"
+    """The flag that sets it, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,37 +133,39 @@ class Address:
     """Where the user sets the key."""
 
 
-def chat_address(config: EndpointConfig, api_key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
+def chat_address(access: ModelAccess, environ: Mapping[str, str] = os.environ) -> Address:
     """Where to chat and with which key; ConfigError where a key is needed and there is none."""
-    variable = "VLLM_API_KEY" if config.provider is Provider.VLLM else "OPENAI_API_KEY"
-    return _address(config, api_key, environ, f"--api-key or {variable}")
+    endpoint = access.endpoint
+    own = "VLLM_API_KEY" if endpoint.provider is Provider.VLLM else "OPENAI_API_KEY"
+    return _address(endpoint, access.api_key, environ, f"{access.key_flag} or {endpoint.api_key_env or own}")
 
 
 def embeddings_address(
-    config: EndpointConfig,
+    endpoint: ModelEndpoint,
     api_key: str | None,
     environ: Mapping[str, str] = os.environ,
-    chat: Server | None = None,
+    chat: ModelAccess | None = None,
 ) -> Address:
     """Where to embed and with which key; without an address of its own as for chat, if its provider is the same."""
     key = api_key or environ.get("OPENAI_EMBEDDINGS_API_KEY")
-    base_url = config.base_url or _url_from(environ, "OPENAI_EMBEDDINGS_BASE_URL")
+    base_url = endpoint.base_url or _url_from(environ, "OPENAI_EMBEDDINGS_BASE_URL")
     if base_url is not None:
         return Address(base_url=base_url, api_key=SecretStr(key or NO_KEY), key_hint=EMBEDDING_KEY_HINT)
-    if chat is None or chat.provider != config.provider:
-        return _address(config, key, environ, EMBEDDING_KEY_HINT)
-    config = replace(config, base_url=chat.base_url)
-    return _address(config, key or chat.api_key, environ, f"{EMBEDDING_KEY_HINT}, or the key for chat")
+    if chat is None or chat.endpoint.provider != endpoint.provider:
+        return _address(endpoint, key, environ, EMBEDDING_KEY_HINT)
+    endpoint = replace(endpoint, base_url=chat.endpoint.base_url)
+    return _address(endpoint, key or chat.api_key, environ, f"{EMBEDDING_KEY_HINT}, or the key for chat")
 
 
-def _address(config: EndpointConfig, api_key: str | None, environ: Mapping[str, str], hint: str) -> Address:
-    if config.provider is Provider.VLLM:
-        key = api_key or environ.get("VLLM_API_KEY") or NO_KEY
-        return Address(base_url=config.base_url or VLLM_BASE_URL, api_key=SecretStr(key), key_hint=hint)
-    key = api_key or environ.get("OPENAI_API_KEY")
+def _address(endpoint: ModelEndpoint, api_key: str | None, environ: Mapping[str, str], hint: str) -> Address:
+    is_vllm = endpoint.provider is Provider.VLLM
+    variable = endpoint.api_key_env or ("VLLM_API_KEY" if is_vllm else "OPENAI_API_KEY")
+    key = api_key or environ.get(variable)
+    if is_vllm:
+        return Address(base_url=endpoint.base_url or VLLM_BASE_URL, api_key=SecretStr(key or NO_KEY), key_hint=hint)
     if not key:
         raise ConfigError(f"provider openai needs a key: set {hint}; a server of your own is provider vllm")
-    base_url = config.base_url or _url_from(environ, "OPENAI_BASE_URL")
+    base_url = endpoint.base_url or _url_from(environ, "OPENAI_BASE_URL")
     return Address(base_url=base_url, api_key=SecretStr(key), key_hint=hint)
 
 

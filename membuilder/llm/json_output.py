@@ -1,4 +1,4 @@
-"""The JSON in what a model wrote: a think-block and a code fence around it are allowed, nothing else."""
+"""Finds the JSON in what a model wrote; only a think-block and a code fence may stand around it."""
 
 import json
 import re

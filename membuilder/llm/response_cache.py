@@ -14,7 +14,7 @@ from membuilder.errors import CacheError
 
 
 class _JsonDisk(diskcache.JSONDisk):
-    """JSON values only. diskcache alone would unpickle, and so run, whatever a row of the file says is a pickle."""
+    """Stores JSON values only, since diskcache alone would unpickle, and so run, what a row says is a pickle."""
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
         if mode == diskcache.core.MODE_PICKLE:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.endpoints import SETTING_HINT
 from membuilder.llm.usage import Tokens
 
 
@@ -22,7 +23,7 @@ def read_chat(payload: object) -> ChatResponse:
         case _:
             raise _bad(payload, "the answer holds no choice")
     if finish == "length":
-        message = "the answer reached the token limit and lacks its end; raise max_tokens"
+        message = f"the answer reached the token limit and lacks its end; raise max_tokens {SETTING_HINT}"
         raise ChatError(ChatErrorKind.TRUNCATED, message)
     if finish == "content_filter" or message.get("refusal"):
         raise ChatError(ChatErrorKind.DECLINED, f"the model declined to answer: {message.get('refusal') or finish}")

@@ -18,7 +18,7 @@ from tenacity import (
 )
 
 from membuilder.errors import ChatError, ChatErrorKind
-from membuilder.llm.endpoints import EndpointConfig
+from membuilder.llm.endpoints import SETTING_HINT, ModelEndpoint
 
 TRANSIENT = frozenset(
     {
@@ -36,7 +36,7 @@ _backoff = wait_random_exponential(multiplier=0.5)
 _spread = wait_random(0, 0.5)  # calls told to wait for the same second do not come back in the same instant
 
 
-def retrying(config: EndpointConfig, max_attempts: int) -> AsyncRetrying:
+def retrying(endpoint: ModelEndpoint, max_attempts: int) -> AsyncRetrying:
     """The one retry policy: full jitter that doubles, or the pause the server asked for and a little more.
 
     What is still transient after the last attempt is raised as it came, with the number of attempts.
@@ -45,11 +45,11 @@ def retrying(config: EndpointConfig, max_attempts: int) -> AsyncRetrying:
     def again(error: BaseException) -> bool:
         if not isinstance(error, ChatError) or error.kind not in TRANSIENT:
             return False
-        return (error.retry_after_seconds or 0) <= config.retry_after_limit_seconds
+        return (error.retry_after_seconds or 0) <= endpoint.retry_after_limit_seconds
 
     def wait(state: RetryCallState) -> float:
         asked = _error_of(state).retry_after_seconds
-        return min(_backoff(state), config.max_wait_seconds) if asked is None else asked + _spread(state)
+        return min(_backoff(state), endpoint.max_wait_seconds) if asked is None else asked + _spread(state)
 
     return AsyncRetrying(
         retry=retry_if_exception(again),
@@ -79,7 +79,10 @@ def _give_up(state: RetryCallState) -> None:
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or an HTTP date. None if it does not."""
+    """Seconds a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or an HTTP date.
+
+    None if it does not.
+    """
     text = headers.get("retry-after-ms")
     if text is not None and text.strip().isdigit():
         return int(text) / 1000
@@ -101,12 +104,14 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
 def status_error(
     status: int, headers: Mapping[str, str], said: str, code: str | None, *, server: str, model: str, key_hint: str
 ) -> ChatError:
-    """What an HTTP status other than success means. `said` is the server's own text without keys, `code` its error code."""
+    """What an HTTP status other than success means. `said` is the server's own text without keys, `code` its error
+    code.
+    """
     said = f" The server said: {said}" if said else ""
     if code == "insufficient_quota":  # a 429 that no waiting heals
         return ChatError(ChatErrorKind.NO_CREDIT, f"{server}: the account of this API key has no credit left.{said}")
     if status in TRANSIENT_STATUSES or status >= 500:
-        message = f"{server}: HTTP {status}; lower `concurrency` or try later.{said}"
+        message = f"{server}: HTTP {status}; lower concurrency {SETTING_HINT} or try later.{said}"
         return ChatError(ChatErrorKind.EXHAUSTED, message, retry_after(headers))
     if status in (401, 403):
         return ChatError(

@@ -1,4 +1,4 @@
-"""What the calls of a run cost, per role: calls, tokens, dollars, latency.
+"""Counts what the calls of a run cost, per role: calls, tokens, dollars, latency.
 
     usage = Usage()
     usage.keep(folder / "usage.jsonl")  # also what earlier processes of this run used, killed ones too
@@ -14,16 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jsonschema import Draft202012Validator
+import msgspec
 
+from membuilder.datasets.fields import as_record
 from membuilder.datasets.files import read_appended
-from membuilder.errors import ChatErrorKind, DataError
+from membuilder.errors import ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.endpoints import PriceConfig
 
-_Event = dict[str, Any]
-"""One call."""
 _ADVICE = "remove the line, and the call it tells of is not counted"
 
 
@@ -35,8 +33,33 @@ class Tokens:
     completion: int
 
 
+class _Event(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One call: an answer with its seconds, an answer from the cache, or a failure."""
+
+    role: Role
+    seconds: float | None = None
+    tokens: tuple[int, int] | None = None
+    """Tokens of the prompt and of the answer; None where the server does not say."""
+    usd: float | None = None
+    cached: bool = False
+    failure: ChatErrorKind | None = None
+
+    def __post_init__(self) -> None:
+        if (self.seconds is not None) + self.cached + (self.failure is not None) != 1:
+            raise ValueError("needs one of seconds, cached and failure")
+
+    def line(self) -> str:
+        if self.seconds is not None:
+            told = {"seconds": self.seconds, "tokens": self.tokens, "usd": self.usd}
+        else:
+            told = {"cached": True} if self.cached else {"failure": self.failure}
+        return json.dumps({"role": self.role, **told}) + "\n"
+
+
 @dataclass(kw_only=True)
 class RoleUsage:
+    """What the calls of one role came to."""
+
     num_calls: int = 0
     """Answers that came over the network, and useless ones whose tokens the server names: they are paid for too."""
     num_cached: int = 0
@@ -54,7 +77,7 @@ class RoleUsage:
 
 
 class Usage:
-    """Counts of one run; safe to share between threads and event loops."""
+    """The counts of one run. Threads and event loops may share it."""
 
     def __init__(self) -> None:
         self._roles: dict[Role, RoleUsage] = {}
@@ -66,20 +89,20 @@ class Usage:
         dollars = None
         if tokens is not None and price is not None:
             dollars = (tokens.prompt * price.input_per_million + tokens.completion * price.output_per_million) / 1e6
-        counts = None if tokens is None else [tokens.prompt, tokens.completion]
-        self._add({"role": role.value, "seconds": seconds, "tokens": counts, "usd": dollars})
+        counts = None if tokens is None else (tokens.prompt, tokens.completion)
+        self._add(_Event(role=role, seconds=seconds, tokens=counts, usd=dollars))
 
     def add_cached(self, role: Role) -> None:
-        self._add({"role": role.value, "cached": True})
+        self._add(_Event(role=role, cached=True))
 
     def add_failure(self, role: Role, kind: ChatErrorKind) -> None:
-        self._add({"role": role.value, "failure": kind.value})
+        self._add(_Event(role=role, failure=kind))
 
     def keep(self, path: Path) -> None:
-        """From here on every call is appended to this file. What stands in it counts as well. Raises DataError."""
+        """Append every call to this file from here on; what stands in it already counts as well. Raises DataError."""
         with self._lock:
-            for event in _read_events(path):
-                _count(event, self._roles)
+            for number, line in read_appended(path, _ADVICE):
+                _count(as_record(line, _Event, path, f"line {number}", _ADVICE), self._roles)
             self._file = path
             self._append(self._unkept)
 
@@ -93,7 +116,7 @@ class Usage:
 
     def _append(self, events: Sequence[_Event]) -> None:
         with self._file.open("ab") as file:
-            file.write("".join(json.dumps(event) + "\n" for event in events).encode())
+            file.write("".join(event.line() for event in events).encode())
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Role -> its totals, ready for JSON. A total that misses a part is None: the cost when any price is unknown,
@@ -102,54 +125,30 @@ class Usage:
             return {role.value: _summary(usage) for role, usage in sorted(self._roles.items())}
 
 
-_EVENT: dict[str, Any] = {
-    "type": "object",
-    "required": ["role"],
-    "properties": {
-        "role": {"enum": [role.value for role in Role]},
-        "seconds": {"type": "number"},
-        "tokens": {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-        "usd": {"type": ["number", "null"]},
-        "cached": {"const": True},
-        "failure": {"enum": [kind.value for kind in ChatErrorKind]},
-    },
-    "oneOf": [{"required": ["seconds", "tokens", "usd"]}, {"required": ["cached"]}, {"required": ["failure"]}],
-    "additionalProperties": False,
-}
-
-
 def _count(event: _Event, roles: dict[Role, RoleUsage]) -> None:
-    usage = roles.setdefault(Role(event["role"]), RoleUsage())
-    if "cached" in event:
+    usage = roles.setdefault(event.role, RoleUsage())
+    if event.cached:
         usage.num_cached += 1
         return
-    if "failure" in event:
-        usage.failures[ChatErrorKind(event["failure"])] += 1
+    if event.failure is not None:
+        usage.failures[event.failure] += 1
         return
     usage.num_calls += 1
-    usage.latencies.append(event["seconds"])
-    if event["tokens"] is None:
+    usage.latencies.append(event.seconds)
+    if event.tokens is None:
         usage.num_without_tokens += 1
     else:
-        usage.prompt_tokens += event["tokens"][0]
-        usage.completion_tokens += event["tokens"][1]
-    if event["usd"] is None:
+        usage.prompt_tokens += event.tokens[0]
+        usage.completion_tokens += event.tokens[1]
+    if event.usd is None:
         usage.num_without_price += 1
     else:
-        usage.usd += event["usd"]
-
-
-def _read_events(path: Path) -> list[_Event]:
-    validator, events = Draft202012Validator(_EVENT), []
-    for number, event in read_appended(path, _ADVICE):
-        problem = next(iter(validator.iter_errors(event)), None)
-        if problem is not None:
-            raise DataError(path, f"line {number}", problem.json_path, f"{problem.message[:200]}; {_ADVICE}")
-        events.append(event)
-    return events
+        usage.usd += event.usd
 
 
 def _summary(usage: RoleUsage) -> dict[str, Any]:
+    import numpy as np  # `--help` need not wait for it
+
     counted = usage.num_without_tokens == 0
     p50, p95 = np.percentile(usage.latencies, [50, 95]).tolist() if usage.latencies else (None, None)
     return {

@@ -36,7 +36,7 @@ from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.generate.dialogue import generate
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.endpoints import ModelEndpoint, Provider
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
@@ -85,9 +85,10 @@ def serve() -> None:
 
 
 async def build(dialogue: Dialogue, writes: str, embedder: TextEmbedder, path: Path, base_url: str) -> dict:
-    endpoint, scheme = EndpointConfig(provider=Provider.VLLM, base_url=base_url), FourAgents(PromptConfig())
+    endpoint = ModelEndpoint(name=writes, provider=Provider.VLLM, base_url=base_url)
+    scheme = FourAgents(PromptConfig())
     usage = Usage()
-    async with ChatClient(ChatConfig(model=writes, endpoint=endpoint), Role.BUILDER, usage) as model:
+    async with ChatClient(endpoint, Role.BUILDER, usage) as model:
         await model.check()
         builder = Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)
         with writing(path, {"dimension": embedder.dimension}) as store:

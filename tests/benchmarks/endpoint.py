@@ -14,7 +14,6 @@ The stub server is a process of its own. The ratio needs an idle machine: `load_
 import argparse
 import asyncio
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -27,14 +26,15 @@ from pathlib import Path
 
 import aiohttp
 
-from membuilder.evaluation.answer_questions import Case, ask_all
-from membuilder.evaluation.answerer import open_roles
+from membuilder.evaluation.answerer import Case, ask_all, open_roles
+from membuilder.evaluation.metrics import Answered
 from membuilder.evaluation.options import parse
-from membuilder.evaluation.records import Answered, record_of
-from membuilder.evaluation.systems import Item, Ranking
+from membuilder.evaluation.recall import Item, Ranking
+from membuilder.evaluation.records import record_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ChatConfig, EndpointConfig, Provider
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import ModelEndpoint, Provider
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Dialogue, Question, Session, Turn
@@ -59,8 +59,8 @@ def stub_server(latency: float) -> Iterator[str]:
 
 
 async def calls(base_url: str, cache: AnswerCache | None, repeat: int) -> int:
-    endpoint = EndpointConfig(provider=Provider.VLLM, base_url=base_url, concurrency=CONCURRENCY)
-    config, usage = ChatConfig(model="stub", endpoint=endpoint), Usage()
+    config = ModelEndpoint(name="stub", provider=Provider.VLLM, base_url=base_url, concurrency=CONCURRENCY)
+    usage = Usage()
     async with ChatClient(config, Role.ANSWERER, usage, cache=cache) as client:
         prompts = [[{"role": "user", "content": f"{repeat}: question {number}"}] for number in range(COUNT)]
         await asyncio.gather(*(client.complete(messages) for messages in prompts))
@@ -84,11 +84,13 @@ async def questions(base_url: str, cache: AnswerCache | None, repeat: int) -> in
 
         def write(case: Case, answered: Answered | None) -> None:
             assert answered is not None, "the stub answers every question"
-            record = record_of(case.system, case.dialogue, case.question, case.ranking, answered)
-            out.write(json.dumps(record) + "\n")
+            record = record_of(case.system, case.outcome(answered))
+            out.write(record.to_json() + "\n")
             out.flush()
 
-        async with open_roles(options.answerer, options.judge, options.top_k, usage, cache) as roles:
+        async with open_roles(
+            options.answerer, options.judge, options.top_k, Costs(usage=usage, answers=cache)
+        ) as roles:
             await ask_all(cases, roles, options.concurrency, write)
     return sum(role["calls"] for role in usage.report().values()) - 2  # the checks
 

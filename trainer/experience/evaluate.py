@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from membuilder.building.baselines import longest_turns, random_turns, store_all, store_within
+from membuilder.evaluation.recall import recall
 from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue, Turn
 from reward.qa import QAResult, answer_banks
@@ -127,7 +128,7 @@ def summarize(tallies: Sequence[DialogueScores]) -> SystemResult:
 def _recalls(task: tuple[Bank, list], answer: QAResult) -> list[float]:
     bank, questions = task
     return [
-        len(set(question.evidence) & _sources(bank, retrieval)) / len(set(question.evidence))
+        recall(set(question.evidence), _sources(bank, retrieval)).mean
         for question, retrieval in zip(questions, answer.retrievals, strict=True)
     ]
 

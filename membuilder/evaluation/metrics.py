@@ -1,0 +1,229 @@
+"""Every number an evaluation takes of a question, declared once in METRICS; one that does not apply is None, not 0.
+
+Token F1 is LoCoMo's (snap-research/locomo, task_eval/evaluation.py): words lower-cased, without punctuation and
+articles, stemmed by Porter; what differs by category is in `token_f1`.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+from membuilder.evaluation.recall import Ranking, evidence_recall
+from membuilder.types import Dialogue, Question
+
+if TYPE_CHECKING:
+    from nltk.stem import PorterStemmer
+
+CUTOFFS = (5, 10, 20)
+JUDGES = ("strict", "lenient")
+ADVERSARIAL, ABSTENTION = "adversarial", "abstention"
+SET_APART = (ADVERSARIAL, ABSTENTION)
+"""Groups of questions that have columns of their own and count in no mean of answers."""
+LOCOMO_REFUSALS = ("no information available", "not mentioned")
+REFUSALS = (
+    *LOCOMO_REFUSALS,
+    "not answerable",
+    "unanswerable",
+    "cannot be answered",
+    "does not say",
+    "not enough information",
+    "no information about",
+    "don't know",
+    "do not know",
+)
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the|and)\b")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredVerdict:
+    """What one judge says of one answer."""
+
+    correct: bool | None
+    """None: it could not be judged."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """One answer and what the judges say of it."""
+
+    text: str
+    verdicts: Mapping[str, StoredVerdict] = field(default_factory=dict)
+    """By judge, of those that apply to the question."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """All that a question came to: the one thing metrics are computed from."""
+
+    dialogue: Dialogue
+    question: Question
+    ranking: Ranking
+    answered: Answered | None
+    """None where nobody was asked, or no answer could be had."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One number per question."""
+
+    name: str
+    """Its name in records, in `compare --metric` and in tables."""
+    title: str
+    """What it is called where it is shown by category."""
+    meaning: str
+    score: Callable[[Outcome], float | None]
+    by_category: bool = False
+    """Whether tables and pictures show it by category."""
+    is_recall: bool = False
+    """Recall counts on every question with evidence; all else on the answerable questions only."""
+
+
+def is_set_apart(question: Question) -> bool:
+    """Whether a question is adversarial or asks for abstention: such questions have a column of their own."""
+    return not question.answerable or question.category == ADVERSARIAL
+
+
+def token_f1(question: Question, answer: str) -> float | None:
+    """F1 of stemmed words, as LoCoMo scores the question's category. None where there is no gold answer.
+
+    Multi-hop: both sides are lists at their commas, each gold part takes its best match. Open-domain: only the gold
+    text before the first semicolon counts. Adversarial: 1 for one of LoCoMo's two phrases of refusal. Others: plain.
+    """
+    if question.category == ADVERSARIAL:
+        return float(_has_phrase(answer, LOCOMO_REFUSALS))
+    if question.answer is None or not question.answerable:
+        return None
+    if question.category == "multi-hop":
+        given, gold = answer.split(","), question.answer.split(",")
+        return sum(max(_f1(one, part) for one in given) for part in gold) / len(gold)
+    gold = question.answer.split(";")[0] if question.category == "open-domain" else question.answer
+    return _f1(answer, gold)
+
+
+def exact_match(question: Question, answer: str) -> float | None:
+    """1 if the same words stand in both, in whatever order and number (LoCoMo's exact match)."""
+    if question.answer is None or is_set_apart(question):
+        return None
+    return float(set(_normal(answer).split()) == set(_normal(question.answer).split()))
+
+
+def substring_match(question: Question, answer: str) -> float | None:
+    """1 if the gold answer stands in the answer as whole words, in its order."""
+    if question.answer is None or is_set_apart(question):
+        return None
+    return float(f" {_normal(question.answer)} " in f" {_normal(answer)} ")
+
+
+def abstention(question: Question, answer: str) -> float | None:
+    """1 if an unanswerable question was turned down; None for questions that have an answer."""
+    return None if question.answerable else float(_has_phrase(answer, REFUSALS))
+
+
+def wrongly_abstained(question: Question, answer: str) -> float | None:
+    """1 if an answerable question was turned down: what abstaining always would cost."""
+    return float(_has_phrase(answer, REFUSALS)) if question.answerable else None
+
+
+def _has_phrase(answer: str, phrases: tuple[str, ...]) -> bool:
+    text = answer.lower().replace("\u2019", "'")
+    return any(phrase in text for phrase in phrases)
+
+
+def _f1(answer: str, gold: str) -> float:
+    given, wanted = _stems(answer), _stems(gold)
+    common = sum((Counter(given) & Counter(wanted)).values())
+    return 2 * common / (len(given) + len(wanted)) if common else 0.0
+
+
+def _stems(text: str) -> list[str]:
+    return [_stem(word) for word in _normal(text).split()]
+
+
+@lru_cache(maxsize=65536)
+def _stem(word: str) -> str:
+    return _stemmer().stem(word)
+
+
+@cache
+def _stemmer() -> "PorterStemmer":
+    from nltk.stem import PorterStemmer  # seconds to import, which `--help` need not wait for
+
+    return PorterStemmer()
+
+
+def _normal(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def _recall_metrics() -> Iterator[Metric]:
+    kinds = {
+        "": ("all", "whether every piece of evidence was found"),
+        "_any": ("any", "whether some evidence was found"),
+        "_mean": ("mean", "the share of the evidence that was found"),
+    }
+    for level in ("", "session_"):
+        for kind, (part, meaning) in kinds.items():
+            for k in CUTOFFS:
+                yield Metric(
+                    name=f"{level}recall{kind}@{k}",
+                    title=f"evidence {level}recall{kind}@{k}",
+                    meaning=f"{meaning}, by {'sessions' if level else 'turns'}, in the first {k} items",
+                    score=lambda outcome, level=level, part=part, k=k: _recall(outcome, bool(level), part, k),
+                    by_category=level + kind == "" and k == 10,
+                    is_recall=True,
+                )
+
+
+def _recall(outcome: Outcome, by_session: bool, part: str, k: int) -> float | None:
+    session_of = outcome.dialogue.session_of_turn() if by_session else None
+    found = evidence_recall(outcome.question, outcome.ranking, k, session_of)
+    return None if found is None else getattr(found, part)
+
+
+def _of_answer(score: Callable[[Question, str], float | None]) -> Callable[[Outcome], float | None]:
+    return lambda outcome: None if outcome.answered is None else score(outcome.question, outcome.answered.text)
+
+
+def _of_judge(name: str) -> Callable[[Outcome], float | None]:
+    def score(outcome: Outcome) -> float | None:
+        verdict = None if outcome.answered is None else outcome.answered.verdicts.get(name)
+        return None if verdict is None or verdict.correct is None else float(verdict.correct)
+
+    return score
+
+
+_ANSWER_SCORES = (
+    ("f1", "F1", "shared stemmed words of answer and gold answer", token_f1),
+    ("exact", "exact match", "whether both hold the same words", exact_match),
+    ("substring", "substring match", "whether the gold answer stands in the answer", substring_match),
+    ("abstention", "abstention", "whether an unanswerable question was turned down", abstention),
+    ("wrongly_abstained", "wrongly abstained", "whether an answerable question was turned down", wrongly_abstained),
+)
+METRICS = {
+    metric.name: metric
+    for metric in (
+        *_recall_metrics(),
+        *(
+            Metric(name=name, title=title, meaning=meaning, score=_of_answer(score), by_category=name == "f1")
+            for name, title, meaning, score in _ANSWER_SCORES
+        ),
+        *(
+            Metric(
+                name=f"judge_{name}",
+                title=f"judge, {name}",
+                meaning=f"whether the {name} judge calls the answer right",
+                score=_of_judge(name),
+                by_category=True,
+            )
+            for name in JUDGES
+        ),
+    )
+}
+RECALLS = tuple(name for name, metric in METRICS.items() if metric.is_recall)
+ANSWER_SCORES = tuple(name for name, *_ in _ANSWER_SCORES)
