@@ -1,11 +1,13 @@
 """The blocks of docs/walkthrough.md, run as a reader would run them: one shell, one folder, in order.
 
-    python -m tests.walkthrough            runs every block and writes what it printed under it, into the page
+    python -m tests.walkthrough                shows what every block prints, made smaller as the test makes it
+    python -m tests.walkthrough --as-written   in the page's own sizes: where the output that it shows comes from
 
 A small scripted server stands in for the hosted model. Everything else is real: training, vLLM, the served model.
 `SMALLER` lists what the run changes in a block; the page names these changes too.
 """
 
+import argparse
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "walkthrough.md"
 SMALLER = {
     "max_steps=200": "max_steps=4",
-    "max_steps=60": "max_steps=12",
+    "max_steps=60": "max_steps=30",
     "num_steps=10": "num_steps=2",
     "num_rollouts=8": "num_rollouts=2",
     "save_every=10": "save_every=2",
@@ -91,8 +94,8 @@ def _questions(prompt: str) -> str:
 class Walk:
     """A folder with the repository's configs and launchers in it, and a shell that runs one block after the other."""
 
-    def __init__(self, folder: Path, base_url: str):
-        self._folder = folder
+    def __init__(self, folder: Path, base_url: str, smaller: Mapping[str, str]):
+        self._folder, self._smaller = folder, smaller
         for name in ("configs", "launch"):
             (folder / name).symlink_to(ROOT / name)
         with socket.socket() as probe:
@@ -112,7 +115,7 @@ class Walk:
     def run(self, block: Block) -> str:
         """What the block printed on its standard output; a block that fails raises AssertionError with all it said."""
         command = block.command.replace("8000", self._port)
-        for text, smaller in SMALLER.items():
+        for text, smaller in self._smaller.items():
             command = command.replace(text, smaller)
         out, err = (self._folder / name for name in ("stdout", "stderr"))
         with out.open("w") as out_file, err.open("w") as err_file:
@@ -144,16 +147,16 @@ def is_shown(line: str, printed: str) -> bool:
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+    parser = argparse.ArgumentParser(description="Runs the blocks of docs/walkthrough.md and shows what they print.")
+    parser.add_argument("--as-written", action="store_true", help="make nothing smaller")
+    smaller = {} if parser.parse_args().as_written else SMALLER
     with tempfile.TemporaryDirectory() as folder, FaultServer(answering(hosted_model)) as server:
-        walk = Walk(Path(folder), server.base_url)
+        walk = Walk(Path(folder), server.base_url, smaller)
         try:
             for block in blocks():
-                printed = walk.run(block)
-                print(f"== {block.command}{printed}", flush=True)
+                print(f"== {block.command}{walk.run(block)}", flush=True)
         finally:
             walk.close()
-    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from tests.chromium import open_chromium  # noqa: E402
 from trainer.plots import COLOURS, GREY, INK, STYLE  # noqa: E402
 
 RESULTS = ROOT / "tests/benchmarks/results"
-BLUE, ORANGE, GREEN, PINK = COLOURS.values()
+BLUE, ORANGE, *_ = COLOURS.values()
 SYSTEMS = {
     "random": "random turns",
     "longest": "longest turns",
@@ -38,6 +38,8 @@ SYSTEMS = {
     "adrpo": "after ADRPO",
 }
 """The systems of results.png; `all`, which stores every turn, has three times the memory and stands in the text."""
+BARS = {"adrpo": (ORANGE, "white"), "sft": (BLUE, "white")}
+"""Colours of a bar and of the text in it; the others are grey."""
 CURVE = "8 updates a step, entropy bonus 0.05, target 0.8"
 """The run of development.json that learning_curve.png shows."""
 
@@ -50,10 +52,7 @@ def results_numbers() -> dict[str, dict[str, list[float]]]:
     """Chart -> system -> accuracy and memory tokens."""
     charts = {"generated": read_result("learning")["mean"], "locomo": read_result("locomo")["systems"]}
     return {
-        chart: {
-            name: [round(systems[name]["accuracy"], 3), round(systems[name]["memory_tokens"])]
-            for name in SYSTEMS
-        }
+        chart: {name: [round(systems[name]["accuracy"], 3), round(systems[name]["memory_tokens"])] for name in SYSTEMS}
         for chart, systems in charts.items()
     }
 
@@ -106,7 +105,7 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], bend: 
 def draw_pipeline() -> None:
     figure, ax = plt.subplots(figsize=(10, 4.6), layout="constrained")
     ax.set_xlim(0, 12.4)
-    ax.set_ylim(-0.05, 5.5)
+    ax.set_ylim(0, 5.15)
     ax.axis("off")
     box(ax, 0.1, 2.65, 1.9, 1.5, GREY, "One session", "of the dialogue,\nand the memory\nbefore it")
     for number, (agent, colour) in enumerate(COLOURS.items()):
@@ -119,15 +118,20 @@ def draw_pipeline() -> None:
     box(ax, 8.6, 2.65, 1.7, 1.5, GREY, "Questions", "answered from\nthis memory,\nright away")
     arrow(ax, (10.35, 3.4), (10.75, 3.4))
     box(ax, 10.8, 2.65, 1.5, 1.5, INK, "Reward", "per agent:\ncorrect, short,\nwell-formed")
-    ax.text(4.0, 1.72, "one model, four prompts,\n8 rollouts each", ha="center", va="top", color=INK, fontsize=9.5)
+    ax.text(
+        4.0, 1.72, "one model, four prompts,\n8 rollouts of a session", ha="center", va="top", color=INK, fontsize=9.5
+    )
     ax.add_patch(
         FancyArrowPatch(
             (11.55, 2.58), (5.05, 0.55), arrowstyle="-|>", mutation_scale=13, color=GREY, linewidth=1.5,
             connectionstyle="angle,angleA=-90,angleB=180,rad=8",
         )
     )  # fmt: skip
-    told = "ADRPO updates the model: better than its group's mean is reinforced,\nmost of all for the agent whose memories were used"
-    ax.text(8.2, 0.66, told, ha="center", va="bottom", color=INK, fontsize=9.5, linespacing=1.35)
+    told = (
+        "ADRPO: each agent learns from its reward against the mean of 8 rollouts;",
+        "the agent whose memories were used weighs more",
+    )
+    ax.text(8.2, 0.66, "\n".join(told), ha="center", va="bottom", color=INK, fontsize=9.5, linespacing=1.35)
     box(ax, 3.0, 0.1, 2.0, 0.9, INK, "The model")
     arrow(ax, (4.0, 1.05), (4.0, 1.25))
     box(ax, 0.1, 0.1, 1.9, 0.9, GREY, "SFT", "on expert answers")
@@ -147,16 +151,18 @@ def draw_results() -> None:
         for ax, (chart, systems) in zip(axes, numbers.items(), strict=True):
             ordered = sorted(systems.items(), key=lambda item: item[1][0])
             for place, (name, (accuracy, memory)) in enumerate(ordered):
-                ax.barh(place, accuracy, color=ORANGE if name == "adrpo" else BLUE if name == "sft" else "#c4c4c4", height=0.68)
+                colour, ink = BARS.get(name, ("#c4c4c4", INK))
+                ax.barh(place, accuracy, color=colour, height=0.68)
                 ax.text(accuracy + 0.012, place, f"{accuracy:.3f}", va="center", color=INK, fontweight="bold")
-                ax.text(0.012, place, f"{memory:,} tokens", va="center", color="white" if name in ("adrpo", "sft") else INK, fontsize=8.5)
+                ax.text(0.012, place, f"{memory:,} tokens", va="center", color=ink, fontsize=8.5)
             ax.set_yticks(range(len(ordered)), [SYSTEMS[name] for name, _ in ordered])
             ax.tick_params(axis="y", length=0)
             ax.set_xlim(0, 0.75)
             ax.set_xticks([])
             ax.spines[["left", "bottom"]].set_visible(False)
             ax.set_title(titles[chart])
-        figure.supxlabel("share of questions whose whole evidence is found; in the bars: size of a dialogue's memory", fontsize=9.5, color=INK)
+        what = "share of questions whose whole evidence is found; in the bars: size of a dialogue's memory"
+        figure.supxlabel(what, fontsize=9.5, color=INK)
         save(figure, "results")
 
 
