@@ -199,7 +199,7 @@ def test_what_the_walkthrough_is_run_with_stands_on_its_page():
 def test_every_block_of_the_walkthrough_runs_and_prints_what_is_shown(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
     with FaultServer(answering(hosted_model)) as server:
-        walk = Walk(tmp_path, server.base_url, SMALLER)
+        walk = Walk(tmp_path, server.base_url)
         try:
             for block in blocks():
                 printed = walk.run(block)

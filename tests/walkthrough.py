@@ -1,13 +1,11 @@
 """The blocks of docs/walkthrough.md, run as a reader would run them: one shell, one folder, in order.
 
-    python -m tests.walkthrough                shows what every block prints, made smaller as the test makes it
-    python -m tests.walkthrough --as-written   in the page's own sizes: where the output that it shows comes from
+    python -m tests.walkthrough      runs them and shows what they print: that stands under them on the page
 
 A small scripted server stands in for the hosted model. Everything else is real: training, vLLM, the served model.
 `SMALLER` lists what the run changes in a block; the page names these changes too.
 """
 
-import argparse
 import json
 import os
 import re
@@ -16,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +91,8 @@ def _questions(prompt: str) -> str:
 class Walk:
     """A folder with the repository's configs and launchers in it, and a shell that runs one block after the other."""
 
-    def __init__(self, folder: Path, base_url: str, smaller: Mapping[str, str]):
-        self._folder, self._smaller = folder, smaller
+    def __init__(self, folder: Path, base_url: str):
+        self._folder = folder
         for name in ("configs", "launch"):
             (folder / name).symlink_to(ROOT / name)
         with socket.socket() as probe:
@@ -115,7 +112,7 @@ class Walk:
     def run(self, block: Block) -> str:
         """What the block printed on its standard output; a block that fails raises AssertionError with all it said."""
         command = block.command.replace("8000", self._port)
-        for text, smaller in self._smaller.items():
+        for text, smaller in SMALLER.items():
             command = command.replace(text, smaller)
         out, err = (self._folder / name for name in ("stdout", "stderr"))
         with out.open("w") as out_file, err.open("w") as err_file:
@@ -147,11 +144,8 @@ def is_shown(line: str, printed: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Runs the blocks of docs/walkthrough.md and shows what they print.")
-    parser.add_argument("--as-written", action="store_true", help="make nothing smaller")
-    smaller = {} if parser.parse_args().as_written else SMALLER
     with tempfile.TemporaryDirectory() as folder, FaultServer(answering(hosted_model)) as server:
-        walk = Walk(Path(folder), server.base_url, smaller)
+        walk = Walk(Path(folder), server.base_url)
         try:
             for block in blocks():
                 print(f"== {block.command}{walk.run(block)}", flush=True)
