@@ -138,9 +138,9 @@ class Walk:
 
 
 def is_shown(line: str, printed: str) -> bool:
-    """Whether a line of the page was printed, whatever the numbers in it and the spaces around them."""
-    pattern = r"\s+".join(_NUMBER.sub("0", re.escape(word)) for word in _NUMBER.sub("0", line).split())
-    return re.search(pattern, _NUMBER.sub("0", printed)) is not None
+    """Whether a line of the page was printed, whatever the numbers in it and the spaces; `...` ends what is compared."""
+    words = _NUMBER.sub("0", line.removesuffix("...")).split()
+    return re.search(r"\s+".join(map(re.escape, words)), _NUMBER.sub("0", printed)) is not None
 
 
 def main() -> None:
