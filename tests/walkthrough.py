@@ -138,7 +138,7 @@ class Walk:
 
 
 def is_shown(line: str, printed: str) -> bool:
-    """Whether a line of the page was printed, whatever the numbers in it and the spaces; `...` ends what is compared."""
+    """Whether a line of the page was printed, whatever its numbers and spaces; `...` ends what is compared."""
     words = _NUMBER.sub("0", line.removesuffix("...")).split()
     return re.search(r"\s+".join(map(re.escape, words)), _NUMBER.sub("0", printed)) is not None
 
