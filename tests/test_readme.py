@@ -11,7 +11,8 @@ import torch
 
 from membuilder.config import known_keys, load
 from membuilder.embedding.local import DEFAULT_PACKAGE
-from trainer.losses import LOSSES, LossConfig, LossInputs, resolve_loss
+from trainer.configs import LossConfig
+from trainer.losses import LOSSES, LossInputs, resolve_loss
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
