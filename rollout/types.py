@@ -14,7 +14,7 @@ class SamplingConfig:
     temperature: float = 0.8
     """0 decodes greedily."""
     top_p: float = 0.9
-    """Below 1 the engine samples from a cut distribution; its log-probs then differ from the trainer's (see README)."""
+    """Below 1 the engine samples from a cut distribution; its log-probs then differ from the trainer's (docs/method.md)."""
     max_tokens: int = 6000
     """Longest completion."""
 

@@ -1,4 +1,4 @@
-"""What the README shows must work."""
+"""README and docs/ are true: the loss they show runs, tables are those of the result files, defaults are the code's."""
 
 import json
 import re
@@ -12,17 +12,28 @@ import torch
 from membuilder.config import known_keys, load
 from membuilder.embedding.local import DEFAULT_PACKAGE
 from trainer.configs import LossConfig
-from trainer.losses import LossInputs, resolve_loss
+from trainer.losses import LOSSES, LossInputs, resolve_loss
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-RESULTS = Path(__file__).parent / "benchmarks/results"
-PAGE = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "tests/benchmarks/results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+EVERYTHING = "\n".join([README, *PAGES.values()])
+PERFORMANCE, EVIDENCE, METHOD, KEYS = (
+    PAGES[name] for name in ("performance", "results", "method", "coming-from-verl-and-llama-factory")
+)
+MAX_WORDS = 900
 
 
-def test_the_loss_of_the_readme_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_readme_is_short():
+    assert len(README.split()) <= MAX_WORDS
+
+
+@pytest.mark.parametrize("page", [README, PAGES["losses"]], ids=["README", "losses"])
+def test_the_loss_that_is_shown_runs(page, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my_loss.py").write_text(code, encoding="utf-8")
     loss = resolve_loss(f"{tmp_path / 'my_loss.py'}:sqrt_weighted")
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
@@ -41,13 +52,18 @@ def test_the_loss_of_the_readme_runs(tmp_path):
     assert per_token.tolist() == [-2.0, 0.5]  # -sqrt(4) * 1 and -sqrt(1) * -0.5
 
 
-def test_every_path_the_readme_names_exists():
-    root = Path(__file__).parent.parent
-    for path in re.findall(r"(?:configs|launch|tests)/[\w/.]+\.(?:yaml|sh|json|md)", README):
-        assert (root / path).is_file(), path
-    for path in re.findall(r"`(\w+\.json)`", README + PAGE):
+def test_every_path_that_is_named_exists():
+    for path in re.findall(r"(?:configs|launch|tests)/[\w/.]+\.(?:yaml|sh|json|md)", EVERYTHING):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"`(\w+\.json)`", PERFORMANCE + EVIDENCE):
         assert (RESULTS / path).is_file(), path
-    assert "@@" not in README
+    folders = r"(?:membuilder|rollout|reward|trainer|tests|docs|configs|launch)/"
+    for path in re.findall(rf"`({folders}(?:[\w/]*/|[\w/]+\.\w+)?)`", EVERYTHING):
+        assert (ROOT / path).exists(), path
+    assert "@@" not in EVERYTHING
+
+
+# Tables and figures are those of the result files
 
 
 def result(name: str) -> dict:
@@ -63,7 +79,7 @@ def test_the_learner_table_is_that_of_the_result_file():
         speeds = " | ".join(f"{rival['seconds'] / shared['seconds']:.1f}x" for rival in rivals)
         gaps = f"{shared['logprob_gap']:.1e} | {shared['gradient_gap']:.1e}"
         peaks = ", ".join(f"{row['peak_mb']:.0f}" for row in (shared, *rivals))
-        assert f"| {hidden} | {prompt}, {shared['R']} | {speeds} | {gaps} | {peaks} MB |" in README
+        assert f"| {hidden} | {prompt}, {shared['R']} | {speeds} | {gaps} | {peaks} MB |" in PERFORMANCE
 
 
 def test_the_head_table_is_that_of_the_result_file():
@@ -73,23 +89,94 @@ def test_the_head_table_is_that_of_the_result_file():
     for rows, each in heads.items():
         memory = " | ".join(f"{each[name]['extra_mb']:.0f} MB" for name in ("fused", "plain", "liger"))
         speeds = ", ".join(f"{each[name]['seconds'] / each['fused']['seconds']:.1f}x" for name in ("plain", "liger"))
-        assert f"| {rows:,} | {memory} | {speeds} |" in README
+        assert f"| {rows:,} | {memory} | {speeds} |" in PERFORMANCE
 
 
 @pytest.mark.parametrize(
-    ("name", "page", "labels"),
+    ("name", "labels"),
     [
-        ("locomo", README, ("rules", "turns, MiniLM", "turns, BM25", "turns, both")),
-        ("longmemeval_s", PAGE, ("rules", "turns, MiniLM", "turns, BM25", "sessions, MiniLM", "sessions, BM25")),
+        ("locomo", ("rules", "turns, MiniLM", "turns, BM25", "turns, both")),
+        ("longmemeval_s", ("rules", "turns, MiniLM", "turns, BM25", "sessions, MiniLM", "sessions, BM25")),
     ],
 )
-def test_evidence_recall_is_that_of_the_result_files(name, page, labels):
+def test_evidence_recall_is_that_of_the_result_files(name, labels):
     suffix = {"MiniLM": "", "BM25": "-bm25", "both": "-hybrid"}
     for label in labels:
         unit, _, method = label.partition("s, ")
         system = f"rag-{unit}{suffix[method]}" if method else label
         recall = result(f"retrieval_{name}")["systems"][system]["figures"]["evidence_recall"]
-        assert f"| {label} | " + " | ".join(f"{recall[k]:.3f}" for k in ("5", "10", "20")) + " |" in page
+        assert f"| {label} | " + " | ".join(f"{recall[k]:.3f}" for k in ("5", "10", "20")) + " |" in EVIDENCE
+
+
+def test_the_quickstarts_table_is_that_of_the_result_file():
+    for name, row in result("quickstart_seed1")["systems"].items():
+        found = f"{row['accuracy']:.3f} | {row['recall_at_10']:.3f} | {row['memory_tokens']:.0f} | "
+        assert f"| {name} | {found}{row['format_valid']:.3f} |" in EVIDENCE
+
+
+SYSTEMS = {
+    "random": "random turns",
+    "longest": "longest turns",
+    "sft": "SFT",
+    "rules": "rules",
+    "adrpo": "ADRPO",
+    "all": "every turn",
+}
+
+
+@pytest.mark.parametrize(
+    ("heading", "systems", "names"),
+    [
+        ("## Learning", lambda: result("learning")["mean"], SYSTEMS),
+        ("## Real LoCoMo", lambda: result("locomo")["systems"], SYSTEMS),
+        (
+            "### One thing changed",
+            lambda: result("learning_ablations")["mean"],
+            {"adrpo": "ADRPO"}
+            | {name: name.replace("_", " ") for name in ("no_attribution", "sparse_reward", "no_length_penalty")},
+        ),
+    ],
+)
+def test_the_tables_of_accuracy_are_those_of_the_result_files(heading, systems, names):
+    section = EVIDENCE.split(f"\n{heading}\n")[1].split("\n#")[0]
+    for name, label in names.items():
+        row = systems()[name]
+        assert f"| {label} | {row['accuracy']:.3f} | {row['memory_tokens']:.0f} |" in section
+
+
+def test_the_table_of_seeds_is_that_of_the_result_file():
+    for seed, systems in result("learning")["seeds"].items():
+        ratio = systems["adrpo"]["memory_tokens"] / systems["rules"]["memory_tokens"]
+        accuracies = " | ".join(f"{systems[name]['accuracy']:.3f}" for name in ("sft", "adrpo"))
+        assert f"| {seed} | {accuracies} | {ratio:.2f} |" in EVIDENCE
+
+
+def test_what_the_readme_says_is_proved_and_not_proved_is_what_was_measured():
+    """Each figure in its sentence."""
+    said = " ".join(README.split())
+    generated, real, changed = (
+        result("learning")["mean"],
+        result("locomo")["systems"],
+        result("learning_ablations")["mean"],
+    )
+    figures = {name: f"{row['accuracy']:.3f}" for name, row in generated.items()}
+    assert (
+        "the whole evidence of {adrpo} of the questions. SFT finds {sft}, the rules {rules}.".format(**figures) in said
+    )
+    ratio = generated["adrpo"]["memory_tokens"] / generated["rules"]["memory_tokens"]
+    assert f"at {ratio:.2f} times the rules' memory" in said
+    figures = {name: f"{row['accuracy']:.3f}" for name, row in real.items()}
+    assert "stays below the rules**: {adrpo} against {rules}, with more memory".format(**figures) in said
+    assert real["adrpo"]["memory_tokens"] > real["rules"]["memory_tokens"]
+    assert f"above SFT ({figures['sft']}). One seed, {real['adrpo']['questions']} questions" in said
+    figures = {name: f"{row['accuracy']:.3f}" for name, row in changed.items()}
+    assert "not shown to help** at this size: {adrpo} with it, {no_attribution} without".format(**figures) in said
+    rows = result("learner_cpu")["rows"]
+    seconds = {row["impl"]: row["seconds"] for row in rows if (row["hidden"], row["P"]) == (256, 2048)}
+    assert f"{seconds['dense'] / seconds['shared']:.1f} times faster than dense copies" in said
+    minutes = sum(result("quickstart_seed1")["wall_seconds"].values()) / 60
+    assert f"It took {minutes:.0f} minutes" in said
+    assert "Nothing has run on a GPU yet" in said
 
 
 # Known defect 32: a README whose formula, base model and defaults were not the code's
@@ -110,7 +197,7 @@ def named_keys(cell: str) -> list[str]:
 
 
 def test_every_default_in_the_table_of_keys_is_the_codes():
-    table = README.split("## Configuration, for users of the published code")[1].split("\n## ")[0]
+    table = KEYS.split("## Keys")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
     seen = {}
     for _, ours, *told in rows:
@@ -123,33 +210,51 @@ def test_every_default_in_the_table_of_keys_is_the_codes():
     assert len(seen) >= 16
 
 
+def test_every_default_in_the_table_of_the_losses_settings_is_the_codes():
+    rows = re.findall(r"^\| (`loss.*) \| .* \| (.*) \|$", PAGES["losses"].split("## Settings")[1], re.MULTILINE)
+    seen = {}
+    for ours, told in rows:
+        keys, values = named_keys(ours), told.replace("`", "").split(", ")
+        seen |= dict(zip(keys, values, strict=True))
+    shown = {key: "null" if default(key) is None else default(key) for key in seen}
+    assert {key: shown[key] if isinstance(shown[key], str) else float(text) for key, text in seen.items()} == shown
+    assert all(text == shown[key] for key, text in seen.items() if isinstance(shown[key], str)) and len(seen) == 9
+
+
 def test_the_numbers_of_the_formulas_are_the_defaults():
-    section = README.split("## The reward")[1].split("\n## ")[0]
+    section = METHOD.split("\n## The reward\n")[1].split("\n## Glossary")[0]
     for pattern, key in (
         (r"format x qa x \(1 - ([\d.]+) x length\)", "reward.length_weight"),
         (r"questions \(at most (\d+)\)", "reward.num_questions"),
-        (r"the top (\d+) of the\s+whole bank", "reward.top_k"),
+        (r"the top (\d+) of the\s+whole memory", "reward.top_k"),
         (r"alpha = (\d+)", "reward.alpha"),
+        (r"sampled (\d+) times", "num_rollouts"),
+        (r"0 up to (\d+) tokens of new text", "reward.length.core_start_tokens"),
+        (r"1 from (\d+) on", "reward.length.core_maximum_tokens"),
+        (r"less than (\d+) tokens from the expert", "reward.length.tolerance_tokens"),
+        (r"between ([\d.]+) and", "reward.length.ratio_lower"),
+        (r"and ([\d.]+) times as long", "reward.length.ratio_upper"),
+        (r"rises to 1 at ([\d.]+) times", "reward.length.ratio_highest"),
+        (r"and at ([\d.]+) times", "reward.length.ratio_lowest"),
     ):
         assert float(re.search(pattern, section).group(1)) == default(key), key
-    limit = re.search(r"a core beyond ([\d,]+)\s+characters", README).group(1)
+    limit = re.search(r"a core beyond ([\d,]+)\s+characters", METHOD).group(1)
     assert int(limit.replace(",", "")) == default("prompts.core_limit_chars")
 
 
-def test_every_key_the_readme_names_exists():
+def test_every_key_that_is_named_exists():
     sections = {key for key, each in known_keys(RLConfig).items() if each.section} | {"optim", "data"}
-    for name in re.findall(r"`(\w+(?:\.\w+)+)(?:=[^`]*)?`", README):
+    for name in re.findall(r"`(\w+(?:\.\w+)+)(?:=[^`]*)?`", EVERYTHING):
         first = name.split(".")[0]
-        if first in sections and not name.endswith((".py", ".yaml", ".json")):
+        if first in sections and not name.endswith((".py", ".yaml", ".json", ".max_tokens")):
             assert name in known_keys(RLConfig) or name in known_keys(SFTConfig), name
-    losses = re.search(r"`loss.name` is one of (.*?) \(", README, re.DOTALL).group(1)
-    for name in re.findall(r"`(\w+)`", losses):
-        resolve_loss(name)
+    losses = re.search(r"`loss.name` is one of (.*?) \(", PAGES["losses"], re.DOTALL).group(1)
+    assert re.findall(r"`(\w+)`", losses) == list(LOSSES)
 
 
 def test_the_configs_of_published_size_hold_the_published_numbers():
-    root = Path(__file__).parent.parent / "configs"
-    sft, rl = load(SFTConfig, root / "sft_qwen3_4b_8gpu.yaml"), load(RLConfig, root / "rl_qwen3_4b_8gpu.yaml")
+    configs = ROOT / "configs"
+    sft, rl = load(SFTConfig, configs / "sft_qwen3_4b_8gpu.yaml"), load(RLConfig, configs / "rl_qwen3_4b_8gpu.yaml")
     assert (sft.model.path, sft.optim.lr, sft.num_epochs) == ("Qwen/Qwen3-4B-Instruct-2507", 5e-7, 10)
     assert (sft.optim.warmup_ratio, sft.optim.max_grad_norm) == (0.1, 0.1)
     assert (rl.num_rollouts, rl.sampling.temperature, rl.sampling.top_p, rl.sampling.max_tokens) == (8, 0.8, 0.9, 6000)

@@ -1,0 +1,239 @@
+"""Draws the pictures of the README and of docs/, into this folder.
+
+    python docs/pictures/make.py               all of them
+    python docs/pictures/make.py results       one: pipeline, results, learning_curve or inspect
+
+`inspect` needs Chromium. Beside results.png and learning_curve.png lies a JSON file with the numbers they show;
+tests/test_docs.py compares it with the result files of tests/benchmarks/results.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.chromium import open_chromium  # noqa: E402
+from trainer.plots import COLOURS, GREY, INK, STYLE  # noqa: E402
+
+RESULTS = ROOT / "tests/benchmarks/results"
+BLUE, ORANGE, *_ = COLOURS.values()
+SYSTEMS = {
+    "random": "random turns",
+    "longest": "longest turns",
+    "sft": "after SFT",
+    "rules": "rules",
+    "adrpo": "after ADRPO",
+}
+"""The systems of results.png; `all`, which stores every turn, has three times the memory and stands in the text."""
+BARS = {"adrpo": (ORANGE, "white"), "sft": (BLUE, "white")}
+"""Colours of a bar and of the text in it; the others are grey."""
+CURVE = "8 updates a step, entropy bonus 0.05, target 0.8"
+"""The run of development.json that learning_curve.png shows."""
+
+
+def read_result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def results_numbers() -> dict[str, dict[str, list[float]]]:
+    """Chart -> system -> accuracy and memory tokens."""
+    charts = {"generated": read_result("learning")["mean"], "locomo": read_result("locomo")["systems"]}
+    return {
+        chart: {name: [round(systems[name]["accuracy"], 3), round(systems[name]["memory_tokens"])] for name in SYSTEMS}
+        for chart, systems in charts.items()
+    }
+
+
+def curve_numbers() -> dict[str, list[float]]:
+    """Steps, held-out accuracy and memory tokens; step 0 is the model after SFT, `rules` has accuracy and memory."""
+    development = read_result("development")["reward_per_window"]
+    (points,) = (run["held_out"] for run in development["runs"] if run["what"] == CURVE)
+    return {
+        "steps": [0, *(point["step"] for point in points)],
+        "accuracy": [0.481, *(point["accuracy"] for point in points)],
+        "memory_tokens": [857, *(point["memory_tokens"] for point in points)],
+        "rules": [0.511, 731],
+    }
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    figure.savefig(FOLDER / f"{name}.png", dpi=130, facecolor="white")
+    plt.close(figure)
+
+
+def write_numbers(name: str, numbers: Any) -> None:
+    (FOLDER / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def box(ax: Axes, x: float, y: float, width: float, height: float, colour: str, title: str, text: str = "") -> None:
+    """A rounded box with a bold title, and plain text under it."""
+    shape = FancyBboxPatch(
+        (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.12", facecolor=f"{colour}18", edgecolor=colour,
+        linewidth=1.4,
+    )  # fmt: skip
+    ax.add_patch(shape)
+    middle = x + width / 2
+    if text:
+        ax.text(middle, y + height - 0.16, title, ha="center", va="top", fontweight="bold", color=INK, fontsize=10.5)
+        ax.text(middle, y + height - 0.55, text, ha="center", va="top", color=INK, fontsize=9.5, linespacing=1.35)
+    else:
+        ax.text(middle, y + height / 2, title, ha="center", va="center", fontweight="bold", color=INK, fontsize=10.5)
+
+
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> None:
+    style = f"arc3,rad={bend}"
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=13, color=GREY, linewidth=1.5, connectionstyle=style
+        )
+    )
+
+
+def draw_pipeline() -> None:
+    figure, ax = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    ax.set_xlim(0, 12.4)
+    ax.set_ylim(0, 5.15)
+    ax.axis("off")
+    box(ax, 0.1, 2.65, 1.9, 1.5, GREY, "One session", "of the dialogue,\nand the memory\nbefore it")
+    for number, (agent, colour) in enumerate(COLOURS.items()):
+        y = 4.45 - number * 0.78
+        box(ax, 3.0, y, 2.0, 0.6, colour, f"{agent} agent")
+        arrow(ax, (2.08, 3.4), (2.95, y + 0.3))
+        arrow(ax, (5.05, y + 0.3), (5.95, 3.4))
+    box(ax, 6.0, 2.65, 1.9, 1.5, GREY, "Memory", "after the session:\nadded, updated\nor left alone")
+    arrow(ax, (7.95, 3.4), (8.55, 3.4))
+    box(ax, 8.6, 2.65, 1.7, 1.5, GREY, "Questions", "answered from\nthis memory,\nright away")
+    arrow(ax, (10.35, 3.4), (10.75, 3.4))
+    box(ax, 10.8, 2.65, 1.5, 1.5, INK, "Reward", "per agent:\ncorrect, short,\nwell-formed")
+    ax.text(
+        4.0, 1.72, "one model, four prompts,\n8 rollouts of a session", ha="center", va="top", color=INK, fontsize=9.5
+    )
+    ax.add_patch(
+        FancyArrowPatch(
+            (11.55, 2.58), (5.05, 0.55), arrowstyle="-|>", mutation_scale=13, color=GREY, linewidth=1.5,
+            connectionstyle="angle,angleA=-90,angleB=180,rad=8",
+        )
+    )  # fmt: skip
+    told = (
+        "ADRPO: each agent learns from its reward against the mean of 8 rollouts;",
+        "the agent whose memories were used weighs more",
+    )
+    ax.text(8.2, 0.66, "\n".join(told), ha="center", va="bottom", color=INK, fontsize=9.5, linespacing=1.35)
+    box(ax, 3.0, 0.1, 2.0, 0.9, INK, "The model")
+    arrow(ax, (4.0, 1.05), (4.0, 1.25))
+    box(ax, 0.1, 0.1, 1.9, 0.9, GREY, "SFT", "on expert answers")
+    arrow(ax, (2.05, 0.55), (2.95, 0.55))
+    save(figure, "pipeline")
+
+
+def draw_results() -> None:
+    numbers = results_numbers()
+    write_numbers("results", numbers)
+    titles = {
+        "generated": "Generated dialogues, new people",
+        "locomo": "Real LoCoMo, new conversations",
+    }
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 3.3), layout="constrained")
+        for ax, (chart, systems) in zip(axes, numbers.items(), strict=True):
+            ordered = sorted(systems.items(), key=lambda item: item[1][0])
+            for place, (name, (accuracy, memory)) in enumerate(ordered):
+                colour, ink = BARS.get(name, ("#c4c4c4", INK))
+                ax.barh(place, accuracy, color=colour, height=0.68)
+                ax.text(accuracy + 0.012, place, f"{accuracy:.3f}", va="center", color=INK, fontweight="bold")
+                ax.text(0.012, place, f"{memory:,} tokens", va="center", color=ink, fontsize=8.5)
+            ax.set_yticks(range(len(ordered)), [SYSTEMS[name] for name, _ in ordered])
+            ax.tick_params(axis="y", length=0)
+            ax.set_xlim(0, 0.75)
+            ax.set_xticks([])
+            ax.spines[["left", "bottom"]].set_visible(False)
+            ax.set_title(titles[chart])
+        what = "share of questions whose whole evidence is found; in the bars: size of a dialogue's memory"
+        figure.supxlabel(what, fontsize=9.5, color=INK)
+        save(figure, "results")
+
+
+def draw_learning_curve() -> None:
+    numbers = curve_numbers()
+    write_numbers("learning_curve", numbers)
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+        panels = (
+            (left, "accuracy", "Questions answerable, held-out people", 0, "share of questions", 0.75),
+            (right, "memory_tokens", "Memory written", 1, "tokens per dialogue", 1250),
+        )
+        for ax, name, title, place, unit, top in panels:
+            ax.plot(numbers["steps"], numbers[name], "-o", color=ORANGE, linewidth=1.8, markersize=4.5)
+            ax.axhline(numbers["rules"][place], color=GREY, linewidth=1.2, linestyle="--")
+            ax.text(50, numbers["rules"][place] - top * 0.02, "rules", color=INK, va="top", ha="right")
+            ax.set_title(title)
+            ax.set_ylabel(unit)
+            ax.set_xlabel("RL step (0: after SFT)")
+            ax.set_ylim(0, top)
+        save(figure, "learning_curve")
+
+
+def draw_inspect() -> None:
+    """The page that `membuilder.inspect --html` writes, of a memory that the rules built from a generated dialogue."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_generated(folder / "talk.jsonl")
+        command = [sys.executable, "-m"]
+        store, page = folder / "talk.db", folder / "talk.html"
+        data = ["--dataset", "custom", "--dataset-path", str(folder / "talk.jsonl")]
+        built = [*command, "membuilder.build", *data, "--model", "rules", "--out", str(store)]
+        subprocess.run(built, cwd=ROOT, check=True)
+        shown = [*command, "membuilder.inspect", str(store), "--html", str(page)]
+        subprocess.run(shown, cwd=ROOT, check=True)
+        with open_chromium(folder / "profile") as browser:
+            browser.open(page, width=1100, height=720)
+            browser.picture(FOLDER / "inspect.png")
+
+
+def write_generated(path: Path) -> None:
+    """One generated dialogue in the format of your own data (docs/data-formats.md)."""
+    from membuilder.generate.dialogue import generate
+
+    (dialogue,) = generate(1, 1, "heldout")
+    sessions = [
+        {
+            "timestamp": session.timestamp.isoformat(),
+            "turns": [{"id": turn.id, "speaker": turn.speaker, "text": turn.text} for turn in session.turns],
+        }
+        for session in dialogue.sessions
+    ]
+    line = {"id": dialogue.id, "speakers": list(dialogue.speakers), "sessions": sessions, "questions": []}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+
+
+PICTURES = {
+    "pipeline": draw_pipeline,
+    "results": draw_results,
+    "learning_curve": draw_learning_curve,
+    "inspect": draw_inspect,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(PICTURES)}; default: all")
+    for name in parser.parse_args().names or PICTURES:
+        PICTURES[name]()
+        print(f"wrote {FOLDER / f'{name}.png'}")
+
+
+if __name__ == "__main__":
+    main()
