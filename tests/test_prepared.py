@@ -168,7 +168,7 @@ def test_a_file_of_prompts_alone_or_of_other_operations_is_refused(files, tmp_pa
     (tmp_path / "prompts.jsonl").write_text(json.dumps(lines[0] | {"session": None, "bank_before": None}) + "\n")
     with pytest.raises(DataError, match="dialogue 'd', session 0.*prompts alone"):
         read_builds(str(tmp_path / "prompts.jsonl"), FourAgents(PROMPTS))
-    with pytest.raises(DataError, match="dialogue 'd', session 0.*prompts.core_limit_chars=3"):
+    with pytest.raises(DataError, match="dialogue 'd', session 0.*core_limit_chars=3"):
         read_builds(str(files / "rl.jsonl"), FourAgents(PromptConfig(core_limit_chars=3)))
 
 

@@ -93,8 +93,8 @@ def _step(path: str, record: RLRecord, scheme: Scheme) -> Step:
     for role in scheme.roles:
         if result.written[role] != calls[role].written:
             problem = (
-                f"the operations of role {role} do not write what stands in `written`: give the settings the expert had "
-                "(scheme, prompts.response_format, prompts.core_limit_chars)"
+                f"the operations of role {role} do not write what stands in `written`: give the settings that the expert "
+                f"had (scheme, prompts); now they are {scheme}"
             )
             raise DataError(path, where, "calls", problem)
     return Step(session=record.session, bank_before=record.bank_before, shown=shown, updates=updates, result=result)
