@@ -1,7 +1,7 @@
 """Judges: does what a bank holds and retrieval found answer the question?
 
-A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `async def`. An LLM judge is written in a file
-of the user's own and named `path/to/file.py:function` in the configuration:
+A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `async def`. An LLM judge is written in a
+file of the user's own and named `path/to/file.py:function` in the configuration:
 
     async def judge(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
         memory = "\\n".join([bank.core, *(entry.text for entry in retrieval.entries)])

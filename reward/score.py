@@ -78,7 +78,7 @@ class Score:
     qa: float | None
     """Shared by all roles."""
     parts: dict[str, dict[str, float | None]]
-    """Part -> role -> value; None for a role of which there was nothing to measure. Each part is logged as `part/role`."""
+    """Part -> role -> value, logged as `part/role`; None where there was nothing to measure."""
     weights: dict[str, float]
     retrieval_counts: dict[str, int]
     """Entries found per role that wrote them, over all questions."""

@@ -13,7 +13,8 @@ def test_a_writer_killed_before_the_rename_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_atomic(path, "old")
     program = "import os, pathlib, sys\nfrom membuilder.files import atomic\n"
-    program += "with atomic(pathlib.Path(sys.argv[1])) as partial:\n    partial.write_text('half')\n    os.kill(os.getpid(), 9)"
+    program += "with atomic(pathlib.Path(sys.argv[1])) as partial:\n    partial.write_text('half')\n"
+    program += "    os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
     assert path.read_text() == "old"
     write_atomic(path, b"new")

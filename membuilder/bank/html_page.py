@@ -1,7 +1,7 @@
 """A memory as one HTML page that needs nothing beside itself: search, filter by agent, timeline.
 
-What dialogues and models wrote is never markup. It stands in the page as JSON without `<`, its own script shows it as plain
-text, and a content security policy lets nothing but that one script run and nothing be fetched.
+What dialogues and models wrote is never markup. It stands in the page as JSON without `<`, its own script shows it as
+plain text, and a content security policy lets nothing but that one script run and nothing be fetched.
 """
 
 import base64

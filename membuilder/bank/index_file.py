@@ -1,8 +1,8 @@
 """An approximate index beside its store, because linking 100,000 rows takes minutes and reading them back none.
 
-The file is one line of JSON, then the index as FAISS writes it. The line holds checksums of the index and of the vectors
-it was made of: a file that is damaged or of another bank is never used. One that lacks only the newest rows is extended,
-anything else is built anew.
+The file is one line of JSON, then the index as FAISS writes it. The line holds checksums of the index and of the
+vectors it was made of: a file that is damaged or of another bank is never used. One that lacks only the newest rows is
+extended, anything else is built anew.
 """
 
 import hashlib

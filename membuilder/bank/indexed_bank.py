@@ -47,7 +47,7 @@ class Memory:
 
 
 def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> Memory:
-    """The store at `path` as it stands now. Raises StoreError, also where the embedder cannot be the one it was built with."""
+    """Open the store at `path` as it stands. Raises StoreError, also where another embedder built it."""
     with reading(path) as store:
         bank, vectors = store.bank(), store.vectors()
     if vectors.shape[1] != embedder.dimension:
@@ -59,8 +59,7 @@ def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | 
 def memory_of(
     bank: Bank, embedder: TextEmbedder, config: IndexConfig | None = None, path: str | Path | None = None
 ) -> Memory:
-    """A bank that no store holds, its entries embedded here. An approximate index is kept beside the bank's file `path`,
-    if it has one."""
+    """Embed a bank that no store holds. An approximate index is kept beside the bank's file `path`, if it has one."""
     vectors = embedder.embed([entry.text for entry in bank.entries])  # (N, D)
     return _indexed(bank, vectors, embedder, None if path is None else index_path(path), config)
 

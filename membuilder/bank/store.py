@@ -6,8 +6,8 @@
     with reading("memory.db") as store:                # also while another process writes
         store.bank()
 
-A session is one transaction in a write-ahead log, flushed to disk: a kill, a power failure or a full disk loses at most the
-session in flight. The lock is a `flock` on `<file>.lock`, which the system releases when its process ends, however it ends.
+A session is one transaction in a write-ahead log, flushed to disk: a kill, a power failure or a full disk loses at most
+the session in flight. The lock is a `flock` on `<file>.lock`, which the system releases when its process ends.
 """
 
 import fcntl
@@ -43,14 +43,15 @@ _TABLES = (
     """CREATE TABLE session (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, timestamp TEXT NOT NULL,
         core TEXT NOT NULL, core_quotes TEXT NOT NULL) STRICT""",
     """CREATE TABLE turn (id TEXT PRIMARY KEY, session INTEGER NOT NULL REFERENCES session, number INTEGER NOT NULL,
-        speaker TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, caption TEXT, UNIQUE (session, number)) STRICT""",
+        speaker TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, caption TEXT,
+        UNIQUE (session, number)) STRICT""",
     """CREATE TABLE answer (session INTEGER NOT NULL REFERENCES session,
         agent TEXT NOT NULL, shown TEXT NOT NULL, text TEXT,
         operations TEXT NOT NULL, failure_kind TEXT, failure_detail TEXT, seconds REAL NOT NULL,
         asked_at TEXT, PRIMARY KEY (session, agent)) STRICT""",
     """CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
-        agent TEXT NOT NULL, session INTEGER NOT NULL REFERENCES session, text TEXT NOT NULL, source_turns TEXT NOT NULL,
-        supersedes TEXT NOT NULL) STRICT""",
+        agent TEXT NOT NULL, session INTEGER NOT NULL REFERENCES session, text TEXT NOT NULL,
+        source_turns TEXT NOT NULL, supersedes TEXT NOT NULL) STRICT""",
     # Apart from the entries, which are then read without their vectors.
     "CREATE TABLE embedding (entry INTEGER PRIMARY KEY REFERENCES entry, vector BLOB NOT NULL) STRICT",
 )

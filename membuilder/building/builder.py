@@ -4,9 +4,9 @@
     with writing("memory.db", settings) as store:
         await builder.build(dialogue, store)  # goes on behind the last session stored
 
-The scheme says what each role sees, reads its answer and applies it, as in training. An answer that cannot be used, through
-the model's fault, changes nothing and is stored with its reason. A server that fails ends the build: its outage is nothing
-the model remembers.
+The scheme says what each role sees, reads its answer and applies it, as in training. An answer that cannot be used,
+through the model's fault, changes nothing and is stored with its reason. A server that fails ends the build: its outage
+is nothing the model remembers.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
 
 
 def ask_expert(scheme: Scheme) -> Ask:
-    """The scheme's offline expert in the place of a model; its updates are written as a model would have written them."""
+    """The scheme's offline expert in the place of a model; its answers are written as a model would write them."""
     propose = scheme.expert
     if propose is None:
         raise ConfigError(f"scheme '{scheme.name}' has no offline expert: name a model to build with")

@@ -14,7 +14,7 @@ ROLE_NAME = re.compile(r"[a-z][a-z_]*")
 
 
 def load_scheme(name: str, prompts: PromptConfig) -> Scheme:
-    """`four_agents`, or the scheme in a folder of the user's. Raises ConfigError where there is none or its roles are ill-named."""
+    """Return `four_agents` or the scheme in a folder. Raises ConfigError for no scheme and for ill-named roles."""
     if name == FOUR_AGENTS:
         return FourAgents(prompts)
     if not (Path(name) / "scheme.py").is_file():

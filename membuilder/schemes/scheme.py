@@ -8,8 +8,9 @@ A scheme asks one model in several roles about each session of a dialogue. Per s
     result = scheme.apply(session, bank, updates, shown)            the bank after the session
     found = scheme.find(bank, questions, embedder, k)               what the answerer of a question gets
 
-`four_agents` is built in. A scheme of your own is a folder with two files: `scheme.py`, whose `make_scheme(prompts)` returns
-an object with the members below, and `reward.py`, whose `score` turns measured parts into rewards (reward/score.py).
+`four_agents` is built in. A scheme of your own is a folder with two files: `scheme.py`, whose `make_scheme(prompts)`
+returns an object with the members below, and `reward.py`, whose `score` turns measured parts into rewards
+(reward/score.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

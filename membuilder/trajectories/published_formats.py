@@ -4,8 +4,8 @@ Alpaca: a JSON list of {"instruction": prompt, "input": "", "output": fenced JSO
 dialogue, session), that lies in NAME.sources.jsonl beside it, a line for each record.
 
 veRL: a Parquet row for each agent of a session, `meta.session_group_id` naming the session. The row that the published
-example shows has `reward_model` as a string and two fields in `meta`; `flat` writes that. Our whole record travels as JSON
-in `extra_info.record`, or, in flat rows, in `reward_model`.
+example shows has `reward_model` as a string and two fields in `meta`; `flat` writes that. Our whole record travels as
+JSON in `extra_info.record`, or, in flat rows, in `reward_model`.
 
 Reading accepts what other programs wrote: what they do not tell is None, and answers that do not parse are left out.
 """
@@ -111,7 +111,8 @@ def write_verl(path: Path, records: Sequence[RLRecord], flat: bool = False) -> N
 
 def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
     """Rows joined to sessions by what they say of themselves, whatever their order; and how many answers were left out
-    because they are no operations (their prompts stay: the policy may be asked all the same). DataError for another shape.
+    because they are no operations (their prompts stay: the policy may be asked all the same). DataError for another
+    shape.
     """
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for number, row in enumerate(read_table(path), start=1):

@@ -1,8 +1,8 @@
 """Synthetic questions about one session of an expert's building, written by a model and checked by models.
 
-A question is kept if it is of a kind asked for, names evidence that exists and fits its kind, repeats nothing, is answered
-from that evidence alone, and, where a model is given for it, is not answered without any. What is dropped is counted by
-reason; a place for which no question passed stays empty.
+A question is kept if it is of a kind asked for, names evidence that exists and fits its kind, repeats nothing, is
+answered from that evidence alone, and, where a model is given for it, is not answered without any. What is dropped is
+counted by reason; a place for which no question passed stays empty.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ EARLIER_ENTRIES_PER_AGENT = 7
 ATTEMPTS = 3
 """Times that a model is asked for questions about a session."""
 SAME_QUESTION = 90
-"""Likeness of two questions (rapidfuzz's token_set_ratio, 0 to 100) from which, with equal answers, one is a duplicate."""
+"""Likeness (rapidfuzz's token_set_ratio, 0 to 100) from which two questions with equal answers are the same."""
 MAX_ASKED_SHOWN = 40
 
 
@@ -199,7 +199,7 @@ def _fits(kind: Kind, sessions: Collection[int], here: int) -> bool:
 
 
 def _is_duplicate(asked: Asked, others: Sequence[Asked]) -> bool:
-    """Whether another question is much like it and has its answer. A new answer to an old question is a new question."""
+    """Whether another question is much like it and has its answer; a new answer makes a new question."""
     answer_words, question = _words(asked.answer), " ".join(_words(asked.question))
     return any(
         _words(other.answer) == answer_words

@@ -97,7 +97,8 @@ Record = TypeVar("Record", SFTRecord, RLRecord)
 def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[SFTRecord], Counter[str]]:
     """A record for each usable answer, and why the others are none: an answer that failed teaches nothing.
 
-    `write_out` puts the quoted turns' text in place of `quote`, which is our extension, for programs that do not know it.
+    `write_out` puts the quoted turns' text in place of `quote`, which is our extension, for programs that do not know
+    it.
     """
     records, left_out = [], Counter()
     for number, each in enumerate(trajectory.steps):

@@ -1,13 +1,14 @@
 """An expert's building of one dialogue as a folder, in the published layout, beside the store it was built in.
 
-    SAMPLE/memory.db                  the durable store: what a stopped build goes on from, and what everything here is read from
-    SAMPLE/states/state_0 ... state_N the memory before session 0, ..., after the last: core_memory.json and vector_store/
+    SAMPLE/memory.db                  the durable store, from which a stopped build goes on
+    SAMPLE/states/state_0 ... state_N the memory before session 0, ..., after the last one
     SAMPLE/agent_calls.jsonl          a line for each agent and session
     SAMPLE/metadata.json              written last: a folder without it is not whole
 
 Paths inside are relative to SAMPLE. Fields beyond the published ones: `content` and its like in a core answer (what the
-operation says; `new_core_memory` is the whole core after it), `failure`, and ids of entries and turns. Entries are embedded
-without the `[EPISODIC]` that the published payload puts before their text. Fields we have no value for are null.
+operation says; `new_core_memory` is the whole core after it), `failure`, and ids of entries and turns. Entries are
+embedded without the `[EPISODIC]` that the published payload puts before their text. Fields we have no value for are
+null.
 """
 
 import json
@@ -86,7 +87,7 @@ def sample_folder(output: Path, dialogue_id: str) -> Path:
 
 
 def sample_folders(folder: Path) -> list[Path]:
-    """Whole trajectories at `folder`, `folder`/SAMPLE or `folder`/DATASET/SAMPLE, sorted; DataError if there is none."""
+    """Return whole trajectories at `folder`, `folder`/SAMPLE or `folder`/DATASET/SAMPLE; DataError if there is none."""
     found = sorted({path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(depth + METADATA_FILE)})
     if not found:
         problem = "holds no whole trajectory; make one with `python -m membuilder.expert`"
@@ -136,7 +137,7 @@ def read_trajectory(store: Store) -> Trajectory:
 
 
 def publish(folder: Path, store: Store) -> None:
-    """Writes the published files beside the store. Until the last of them is there, the folder does not pass for whole."""
+    """Write the published files beside the store. The folder does not pass for whole before the last of them."""
     trajectory, vectors = read_trajectory(store), store.vectors()
     (folder / METADATA_FILE).unlink(missing_ok=True)
     partial = folder / f"{STATES}.part"
@@ -161,7 +162,8 @@ def publish(folder: Path, store: Store) -> None:
 
 
 def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None = None) -> bool:
-    """Whether `folder` holds all that `publish` writes for so many sessions, each file readable, from a store that was begun
+    """Whether `folder` holds all that `publish` writes for so many sessions, each file readable, from a store that was
+    begun
     with these settings."""
     try:
         metadata = read_json(folder / METADATA_FILE)

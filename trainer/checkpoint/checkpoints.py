@@ -4,8 +4,8 @@ OUT/checkpoints/step_N/state      Accelerate's: model, optimizer, random states 
 OUT/checkpoints/step_N/progress   the loop's own place: a record of its own type, with the id of the W&B run
 OUT/checkpoints/step_N/model      what else a model folder needs (configuration, tokenizer), for trainer.export
 OUT/checkpoints/step_N/manifest.json      checksums; settings, and the whole configuration as it was resolved
-The learning rate is a function of the step. A judge has no position: the verdicts of a step stand in the journal with its
-rollouts, one file a step. A run goes on only with the settings it began with.
+The learning rate is a function of the step. A judge has no position: the verdicts of a step stand in the journal with
+its rollouts, one file a step. A run goes on only with the settings it began with.
 """
 
 import math
@@ -54,7 +54,7 @@ class Checkpoints:
     accelerator: Accelerator
     world: World
     model_files: dict[str, bytes]
-    """By path in a model folder: all that is not weights. Kept, because its writers fail on a full disk in ways of their own."""
+    """Path in a model folder -> content of all files but the weights, whose own writers hide a full disk."""
 
     @classmethod
     def of(cls, config, accelerator: Accelerator, world: World, model: PreTrainedModel, tokenizer) -> "Checkpoints":
@@ -82,7 +82,7 @@ class Checkpoints:
         return unseal(folder / "progress", "progress", kind, "give resume=previous")
 
     def save(self, step: int, progress, keep_last: int, metrics: Mapping[str, float], best: Best) -> Path:
-        """Write checkpoint `step` (so many steps done) and drop all but the last and the best; all processes call it."""
+        """Write checkpoint `step` (steps done) and drop all but the last and the best; all processes call it."""
         deepspeed = zero_stage(self.accelerator) is not None
 
         def fill(partial: Path) -> None:

@@ -42,7 +42,7 @@ def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> P
 
 
 def files_of(*parts) -> dict[str, bytes]:
-    """What the parts' `save_pretrained` write, by path: a tokenizer's writer has no error of its own for a full disk."""
+    """Return what the parts' `save_pretrained` write, by path: a tokenizer's writer does not report a full disk."""
     with TemporaryDirectory() as name:
         for part in parts:
             part.save_pretrained(name)

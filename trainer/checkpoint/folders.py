@@ -7,7 +7,8 @@
     prune(root, keep_last=2, best=best_step(root, "val_loss", higher_is_better=False))      one process
 
 `step_N` was taken after N steps. The folder must be on a file system that all processes share. Names beside it, of
-which `recover` leaves none: `.partial` is being written, `.whole` only waits for its name, `.discarded` is being removed.
+which `recover` leaves none: `.partial` is being written, `.whole` only waits for its name, `.discarded` is being
+removed.
 """
 
 import re
@@ -140,8 +141,8 @@ def choose(root: Path, resume: str) -> Path | None:
     if resume == "never":
         if folders:
             raise ConfigError(
-                f"resume=never, but '{root}' holds checkpoints, the newest '{folders[-1].name}': give resume=auto to go "
-                "on from it, or another `out` to start anew"
+                f"resume=never, but '{root}' holds checkpoints, the newest '{folders[-1].name}': give resume=auto to "
+                "go on from it, or another `out` to start anew"
             )
         return None
     if resume == "auto":

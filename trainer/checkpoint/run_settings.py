@@ -23,7 +23,7 @@ def resolved(config) -> dict[str, Any]:
 
 
 def settings_of(config, accelerator: Accelerator) -> dict[str, Any]:
-    """By dotted key, without the keys of FREE; and what the run was launched as, which its optimizer state depends on."""
+    """Return the settings by dotted key, without those of FREE, and how the run was launched."""
     kept = {key: value for key, value in _flat(resolved(config)).items() if key not in FREE}
     return kept | {"processes": accelerator.num_processes, "wrapper": _wrapper(accelerator)}
 

@@ -4,8 +4,8 @@ A process that loses a connection sees that somebody is gone, not who. On its ow
 others it asks the store through which the run's processes found each other (MASTER_ADDR:MASTER_PORT). Each process
 counts up a number of its own there once a second, and whoever knows why the run ends writes that down for all.
 
-A collective on CUDA raises nothing when its peer dies: it waits. So the thread that counts also looks at the others, and
-ends a process whose main thread does not end by itself.
+A collective on CUDA raises nothing when its peer dies: it waits. So the thread that counts also looks at the others,
+and ends a process whose main thread does not end by itself.
 """
 
 import atexit
@@ -29,8 +29,9 @@ PERIOD_SECONDS = 1.0
 LOST_SECONDS = 10.0
 """Once a connection broke, a process whose number stood still for so long is gone."""
 SILENT_SECONDS = 300.0
-"""The same where nothing broke: a live process may hold Python's lock for long in one call of C, such as writing a large
-file to a slow disk. Only a process of another host is looked for like this; one of this host is seen to be gone."""
+"""The same where nothing broke: a live process may hold Python's lock for long in one call of C, such as writing a
+large file to a slow disk. Only a process of another host is looked for like this; one of this host is seen to be
+gone."""
 GRACE_SECONDS = 15.0
 """How long a main thread has to find out by itself (LOST_SECONDS at most) and to end."""
 ANSWER = timedelta(seconds=5)
@@ -83,7 +84,7 @@ class Heartbeat:
         self._stop()
 
     def _stop(self) -> None:
-        """Also when the interpreter ends: a thread that it finds inside the store takes the whole process down (SIGABRT)."""
+        """End the thread. Without that the interpreter's end may catch it inside the store, and abort (SIGABRT)."""
         self._ended.set()
         self._thread.join()
 
@@ -113,8 +114,8 @@ class Heartbeat:
 
     def error(self, gone: str) -> RankError:
         return RankError(
-            f"rank {self._rank} of {len(self._homes)} stops, because {gone}. Look for that one's error, fix its cause and "
-            "start again with resume=auto"
+            f"rank {self._rank} of {len(self._homes)} stops, because {gone}. Look for that one's error, fix its cause "
+            "and start again with resume=auto"
         )
 
     def _live(self) -> None:
@@ -178,7 +179,7 @@ class Heartbeat:
         return f"rank {rank} is gone ({how}{self._homes[rank]})"
 
     def _gone_with_the_store(self) -> str:
-        """The store stands on rank 0's host, in rank 0 itself or in its launcher, which ends when one of its ranks does."""
+        """The store lives in rank 0 or in its launcher, which ends when one of its ranks does."""
         host = self._homes[0].host
         ranks = ", ".join(str(rank) for rank, home in enumerate(self._homes) if home.host == host)
         return f"rank {ranks} is gone (nothing answers at {self._address} on {host})"

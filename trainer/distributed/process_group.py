@@ -1,7 +1,7 @@
 """The processes of a run: started, given their share of work, and told when one of them is gone.
 
-Every process holds the same list of sessions, samples and scores its own share, and gathers everybody's results: what is
-computed from them (advantages, updates, lengths of a step) is then the same on all, without further communication.
+Every process holds the same list of sessions, samples and scores its own share, and gathers everybody's results: what
+is computed from them (advantages, updates, lengths of a step) is then the same on all, without further communication.
 Starting reads what `accelerate launch` put into the environment, and refuses what would quietly train alone.
 """
 
@@ -38,8 +38,8 @@ def start_accelerator(max_grad_norm: float, patience: timedelta = PATIENCE) -> A
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
     if accelerator.num_processes != launched:
         raise ConfigError(
-            f"launched as {launched} processes but Accelerate made {accelerator.num_processes} of them: every one would train "
-            "alone. Start with one of configs/accelerate/*.yaml"
+            f"launched as {launched} processes but Accelerate made {accelerator.num_processes} of them: every "
+            "one would train alone. Start with one of configs/accelerate/*.yaml"
         )
     return accelerator
 
@@ -62,7 +62,8 @@ def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) ->
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # ours are packed by tokens; DeepSpeed wants a number
     plugin.deepspeed_config["gradient_accumulation_steps"] = 1  # the loop says itself which backward is the last
     accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
-    # else, under ZeRO-3, transformers would partition whatever it loads from now on, the engine's and the reference's too
+    # else, under ZeRO-3, transformers would partition whatever it loads from now on, the engine's and the reference's
+    # too
     unset_hf_deepspeed_config()
     if accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise ConfigError(f"DeepSpeed was asked for, Accelerate made {accelerator.distributed_type}")
@@ -131,7 +132,7 @@ class World:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around everything that talks to other processes: RankError names one that is gone, on this host or another."""
+        """Wrap all that talks to other processes: a RankError then names one that is gone, on whatever host."""
         with ExitStack() as stack:
             stack.push(self._leave)
             if self.heartbeat is not None:

@@ -1,4 +1,4 @@
-"""MemBuilder's four agents as a scheme: what stands in this folder, behind the seam of `membuilder/schemes/scheme.py`."""
+"""MemBuilder's four agents as a scheme: this folder's functions behind the seam of `schemes/scheme.py`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
