@@ -1,7 +1,8 @@
 """Reading fields of untrusted JSON records: what is wrong is refused with its path, record and field."""
 
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,7 @@ import msgspec
 from membuilder.errors import DataError
 from membuilder.types import Dialogue
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -58,6 +60,20 @@ def refuse_repeated_ids(dialogues: Sequence[Dialogue], path: str | Path, field: 
         if first != position:
             problem = f"is also the id of record {first}; remove or rename one of them"
             raise DataError(path, f"record {position} ({dialogue.id})", field, problem)
+
+
+def log_repairs(
+    report: Callable[[Sequence[dict], Sequence[Dialogue]], object],
+    records: Sequence[dict],
+    dialogues: Sequence[Dialogue],
+    path: str | Path,
+    only: Collection[str] | None,
+) -> None:
+    """Log what a loader repaired in its records, as its `report` counts it, in the dialogues of `only` (None: in all)."""
+    wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
+    found = report([records[number] for number in wanted], [dialogues[number] for number in wanted])
+    if found != report([], []):
+        logger.warning("%s: %s", path, found)
 
 
 def refuse_half_characters(dialogues: Sequence[Dialogue], path: str | Path) -> None:

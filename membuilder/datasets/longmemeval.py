@@ -11,16 +11,13 @@ What is kept and what is not:
 `report` counts all of this; `parse` logs it.
 """
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from membuilder.datasets.fields import read_time, refuse_repeated_ids, take, take_answer, take_text
+from membuilder.datasets.fields import log_repairs, read_time, refuse_repeated_ids, take, take_answer, take_text
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
-
-logger = logging.getLogger(__name__)
 
 CATEGORIES = (
     "single-session-user",
@@ -52,10 +49,7 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
     """
     dialogues = [_dialogue(record, path, position) for position, record in enumerate(records)]
     refuse_repeated_ids(dialogues, path, "question_id")
-    wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
-    found = report([records[number] for number in wanted], [dialogues[number] for number in wanted])
-    if found != report([], []):
-        logger.warning("%s: %s", path, found)
+    log_repairs(report, records, dialogues, path, only)
     return dialogues
 
 
