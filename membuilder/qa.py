@@ -37,6 +37,7 @@ from membuilder.llm.flags import add_cost_flags, add_endpoint_flags, read_endpoi
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
 from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.settings import described, difference
 from membuilder.trajectories.question_plan import Kind, plan
 from membuilder.trajectories.questions import Asked, Models, SessionQuestions, write_questions
 from membuilder.trajectories.trajectory import (
@@ -115,8 +116,8 @@ def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
 
 
 def _check_settings(path: Path, found: dict[str, Any], options: QAOptions) -> None:
-    if found != options.settings():
-        raise ConfigError(f"{path} was begun with {found}, not {options.settings()}; use these, or move the file away")
+    if differing := difference(found, options.settings()):
+        raise ConfigError(f"{path} {described(differing)}; give those, or move the file away")
 
 
 def _line(trajectory: Trajectory, number: int, wanted: Counter[Kind], found: SessionQuestions) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def test_banks_come_back_as_they_were(tmp_path):
 def test_banks_built_otherwise_or_not_at_all_are_refused(tmp_path):
     """Known defect 27: banks were found by the model's name alone."""
     BankFolder(tmp_path / "db", {"builder": "rules", "dataset_sha256": "a"}).begin()
-    with pytest.raises(EvaluationError, match=r"built otherwise \(dataset_sha256\)"):
+    with pytest.raises(EvaluationError, match="begun with other settings: dataset_sha256="):
         BankFolder(tmp_path / "db", {"builder": "rules", "dataset_sha256": "b"})
     with pytest.raises(EvaluationError, match="build the banks first"):
         BankFolder(tmp_path / "absent")
@@ -510,7 +510,7 @@ def test_a_killed_run_goes_on_where_it_was_and_not_under_other_settings(call, tm
     assert call("--system", "rag-turn-bm25") == 0
     assert path.read_bytes() == whole
     assert call("--system", "none") == 2
-    assert "holds a run with other settings (systems); choose another --output-dir" in capsys.readouterr().err
+    assert "was begun with other settings: systems=[" in capsys.readouterr().err
     path.write_bytes(b"{]\n" + whole)
     assert call("--system", "rag-turn-bm25") == 2
     assert "line 1: field 'JSON': is damaged" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_one_model_builds_another_answers_in_one_step_or_two(call, tmp_path, cap
         assert two["systems"]["bank"] == once["systems"]["agents"]
         assert two["run"]["banks"]["model"] == "writer" and once["run"]["build_model"]["model"] == "writer"
         assert call(server, "--mode", "build", "--model", "other", *db) == 2
-        assert "holds banks built otherwise (model)" in capsys.readouterr().err
+        assert "was begun with other settings: model=" in capsys.readouterr().err
 
 
 def test_without_a_model_to_answer_retrieval_is_scored_alone(call, tmp_path):

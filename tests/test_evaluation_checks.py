@@ -90,10 +90,11 @@ def test_banks_of_other_data_are_not_answered_from(call, tmp_path, capsys):
     assert call(None, "--mode", "build", "--system", "rules", *db) == 0
     assert call(None, "--mode", "answer", *db) == 0
     assert call(None, "--mode", "answer", "--sessions", "1", *db, out="fewer") == 2
-    assert "holds banks built otherwise (sessions); name the data" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was begun with other settings: sessions=" in said and "; name the data" in said
     rebuilt(call, tmp_path, questions=DIALOGUE["questions"][:1])
     assert call(None, "--mode", "answer", *db, out="changed") == 2
-    assert "holds banks built otherwise (dataset_sha256)" in capsys.readouterr().err
+    assert "was begun with other settings: dataset_sha256=" in capsys.readouterr().err
     assert not (tmp_path / "fewer").exists() and not (tmp_path / "changed").exists()
 
 
@@ -103,10 +104,10 @@ def test_banks_of_another_builder_than_the_one_named_are_not_answered_from(call,
         assert call(server, "--mode", "build", "--model", "writer", *db) == 0
         assert call(server, "--mode", "answer", "--build-model", "writer", *db) == 0
         assert call(server, "--mode", "answer", "--build-model", "other", *db, out="other") == 2
-    assert "holds banks built otherwise (model)" in capsys.readouterr().err
+    assert "was begun with other settings: model=" in capsys.readouterr().err
     assert call(None, "--mode", "build", "--system", "rules", "--db-path", str(tmp_path / "rules")) == 0
     assert call(None, "--mode", "answer", "--build-model", "writer", "--db-path", str(tmp_path / "rules"), out="x") == 2
-    assert "holds banks built otherwise (builder, model)" in capsys.readouterr().err
+    assert "was begun with other settings: builder=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("builder", ["rules", "agents"])

@@ -246,7 +246,7 @@ def test_what_another_run_sampled_is_neither_used_nor_written_over(tmp_path):
     rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)  # nothing was sampled yet
     put(tmp_path, 0, [])
     rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=False)
-    with pytest.raises(ConfigError, match=r"was written with optim.lr=2e-06, now it is 1e-06 \(1 key\(s\) differ\)"):
+    with pytest.raises(ConfigError, match=r"was begun with other settings: optim.lr=2e-06 \(now 1e-06\);"):
         rollout_cache.begin(tmp_path, settings, anew=False)
     with pytest.raises(ConfigError, match=r"sampled in 1 step\(s\): give resume=auto to go on with it, or another"):
         rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)

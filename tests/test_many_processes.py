@@ -153,7 +153,7 @@ def test_another_number_of_processes_is_refused(alone, together, tmp_path):
     arguments = [*both_loops.RL, f"model.path={alone}/policy/model", f"out={tmp_path}/rl", "resume=auto"]
     process = forks.start(rl.main, (arguments,), tmp_path / "log")
     process.join(60)
-    assert process.exitcode == 1 and "written with processes=2, now it is 1" in (tmp_path / "log").read_text()
+    assert process.exitcode == 1 and "processes=2 (now 1)" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -39,7 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("extra", "message"),
     [
         ([], "holds what an earlier run sampled in 2 step(s): give resume=auto to go on with it"),
-        (["resume=auto", "optim.lr=0.5"], "was written with optim.lr="),
+        (["resume=auto", "optim.lr=0.5"], "was begun with other settings: optim.lr="),
     ],
 )
 def test_a_journal_is_neither_lost_nor_learned_from_by_another_run(begun, tmp_path, extra, message):
@@ -52,7 +52,7 @@ def test_a_journal_is_neither_lost_nor_learned_from_by_another_run(begun, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "message"),
-    [(["resume=auto", "optim.lr=1e-3"], "optim.lr=0.003, now it is 0.001"), ([], "resume=auto to go on from it")],
+    [(["resume=auto", "optim.lr=1e-3"], "optim.lr=0.003 (now 0.001)"), ([], "resume=auto to go on from it")],
 )
 def test_a_run_is_not_mixed_with_another(begun, tmp_path, extra, message):
     out = shutil.copytree(begun["sft"], tmp_path / "run")
@@ -108,7 +108,7 @@ def test_another_wrapper_is_refused(begun, tmp_path):
     out = shutil.copytree(begun["sft"], tmp_path / "run")
     arguments = [*SFT, "max_steps=4", "save_every=4", "resume=auto"]
     said = refused(sft.main, arguments, out, lambda: one_rank_of_zero2(tmp_path))
-    assert "was written with wrapper=none, now it is DeepSpeed ZeRO-2" in said
+    assert "wrapper='none' (now 'DeepSpeed ZeRO-2')" in said
     assert "with the same file of configs/accelerate" in said
 
 

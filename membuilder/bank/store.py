@@ -32,6 +32,7 @@ from membuilder.bank.store_rows import (
     turn_rows,
 )
 from membuilder.errors import StoreError, StoreErrorKind
+from membuilder.settings import described, difference
 from membuilder.types import Bank, Session
 
 SCHEMA_VERSION = 2
@@ -185,12 +186,9 @@ def _check_version(store: Store) -> None:
 
 
 def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
-    stored, wanted = store.settings(), json.loads(json.dumps(settings))
-    for name in sorted(stored.keys() | wanted.keys()):
-        if stored.get(name) != wanted.get(name):
-            was = f"was begun with {name}={stored.get(name)!r}, not {wanted.get(name)!r}"
-            problem = f"{was}; build with that, or into a new file"
-            raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+    if differing := difference(store.settings(), json.loads(json.dumps(settings))):
+        problem = f"{described(differing)}; build with those, or into a new file"
+        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
 
 
 @contextmanager

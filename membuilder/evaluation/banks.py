@@ -20,6 +20,7 @@ from membuilder.errors import DataError, EvaluationError
 from membuilder.files import write_atomic
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import FOUR_AGENTS, load_scheme
+from membuilder.settings import described, difference
 from membuilder.types import Bank, Dialogue
 
 MANIFEST = "manifest.json"
@@ -65,10 +66,8 @@ class BankFolder:
             write_atomic(path, json.dumps(self.manifest, indent=2) + "\n")
 
     def _refuse_others(self, wanted: Mapping[str, Any], keys: Iterable[str], advice: str) -> None:
-        absent = object()
-        other = sorted(key for key in keys if self.manifest.get(key, absent) != wanted.get(key, absent))
-        if other:
-            raise EvaluationError(f"{self._folder} holds banks built otherwise ({', '.join(other)}); {advice}")
+        if differing := difference(self.manifest, wanted, keys):
+            raise EvaluationError(f"{self._folder} {described(differing)}; {advice}")
 
     def has(self, dialogue: Dialogue) -> bool:
         return self.path(dialogue).exists()

@@ -13,6 +13,7 @@ from membuilder.evaluation.banks import BankFolder, read_object
 from membuilder.evaluation.options import STORED, Options
 from membuilder.files import write_atomic
 from membuilder.llm.endpoints import ModelAccess
+from membuilder.settings import described, difference
 from membuilder.types import Dialogue
 
 RUN_FILE = "run.json"
@@ -52,10 +53,8 @@ def is_begun(folder: Path, settings: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     before = read_object(path, "choose another --output-dir or remove this one")
-    changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
-    if changed:
-        problem = f"holds a run with other settings ({', '.join(changed)}); choose another --output-dir or move it"
-        raise EvaluationError(f"{folder} {problem}")
+    if differing := difference(before, settings):
+        raise EvaluationError(f"{folder} {described(differing)}; choose another --output-dir or move it")
     return True
 
 

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from membuilder.config import dump
 from membuilder.errors import ConfigError
+from membuilder.settings import described, difference
 from trainer.distributed.process_group import zero_stage
 
 FREE = {"out", "resume", "save_every", "keep_last", "log_completions", "wandb_project", "journal", "max_skipped"}
@@ -29,17 +30,11 @@ def settings_of(config, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def check_settings(where: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ConfigError naming the first key in which what stands at `where` differs from this run."""
-    changed = [key for key in now | then if now.get(key) != then.get(key)]
-    if not changed:
-        return
-    key = changed[0]
-    same_launch = "start it on as many processes, with the same file of configs/accelerate"
-    remedy = same_launch if key in LAUNCH else "give the same settings"
-    raise ConfigError(
-        f"'{where}' was written with {key}={then.get(key)}, now it is {now.get(key)} ({len(changed)} key(s) differ): "
-        f"{remedy}, or another `out` to start anew"
-    )
+    """Raise ConfigError where what stands at `where` was begun with other settings than this run's."""
+    if differing := difference(then, now):
+        launch = "start it on as many processes, with the same file of configs/accelerate"
+        remedy = launch if differing.keys() & set(LAUNCH) else "give the same settings"
+        raise ConfigError(f"'{where}' {described(differing)}; {remedy}, or another `out` to start anew")
 
 
 def _wrapper(accelerator: Accelerator) -> str:
