@@ -169,7 +169,7 @@ def test_files_that_are_no_store_of_this_version_are_refused_and_left_alone(tmp_
 def test_a_build_with_other_settings_is_refused_by_name(tmp_path):
     path = filled(tmp_path / "memory.db")
     refused(StoreErrorKind.OTHER_BUILD, path, "model='scripted' .now 'rules'.", SETTINGS | {"model": "rules"})
-    refused(StoreErrorKind.OTHER_BUILD, path, "extra=None, not 1", SETTINGS | {"extra": 1})
+    refused(StoreErrorKind.OTHER_BUILD, path, "extra=None .now 1.", SETTINGS | {"extra": 1})
 
 
 def test_embeddings_that_do_not_fit_the_entries_are_damage(tmp_path):
