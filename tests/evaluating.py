@@ -49,7 +49,7 @@ def hash_embedder(folder: Path) -> Callable[..., CachedEmbedder]:
     """In the place of `open_embedder`: the bag of words, behind the cache on disk."""
 
     def opened(*_) -> CachedEmbedder:
-        return CachedEmbedder(HashEmbedder, folder / "embeddings.sqlite", "words", HashEmbedder().dimension)
+        return CachedEmbedder(HashEmbedder, folder / "embeddings", "words", HashEmbedder().dimension)
 
     return opened
 

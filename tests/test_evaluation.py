@@ -3,9 +3,10 @@
 import asyncio
 import json
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from membuilder import eval as command
 from membuilder.bank.indexed_bank import memory_of
 from membuilder.datasets.load import load
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
-from membuilder.embedding.options import Precision, _in_bfloat16, open_embedder
-from membuilder.errors import ConfigError, DataError, EvaluationError
+from membuilder.embedding.options import Precision, open_embedder
+from membuilder.errors import CacheError, ConfigError, EvaluationError
 from membuilder.evaluation import run
 from membuilder.evaluation.answerer import Case, Roles, ask_all
 from membuilder.evaluation.banks import BankFolder
@@ -39,6 +40,7 @@ from membuilder.evaluation.systems import (
 )
 from membuilder.evaluation.table import table
 from membuilder.llm.endpoints import Address, ModelAccess, chat_address
+from membuilder.llm.response_cache import AnswerCache
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry, Question, Session, Turn
 from tests.fakes import HashEmbedder
 
@@ -195,7 +197,7 @@ def test_a_text_is_encoded_once_over_runs(tmp_path):
     inner = HashEmbedder(dimension=64)
 
     def opened(fingerprint: str = "a") -> CachedEmbedder:
-        return CachedEmbedder(lambda: inner, tmp_path / "cache.sqlite", fingerprint, 64)
+        return CachedEmbedder(lambda: inner, tmp_path / "cache", fingerprint, 64)
 
     texts = ["boat", "tent", "boat", "caf\u00e9 \udc80"]
     first = opened().embed(texts)
@@ -208,13 +210,47 @@ def test_a_text_is_encoded_once_over_runs(tmp_path):
 
 
 def test_the_cache_grows_past_its_first_size_and_refuses_other_files(tmp_path):
-    many = CachedEmbedder(lambda: HashEmbedder(dimension=8), tmp_path / "cache.sqlite", "a", 8)
+    many = CachedEmbedder(lambda: HashEmbedder(dimension=8), tmp_path / "cache", "a", 8)
     texts = [f"word{n}" for n in range(5000)]
     many.embed(texts)
     assert np.array_equal(many.embed(texts[-1:]), HashEmbedder(dimension=8).embed(texts[-1:]))
-    (tmp_path / "other").write_text("no database, but long enough to be read as one" * 20)
-    with pytest.raises(DataError, match="is no embedding cache"):
-        CachedEmbedder(HashEmbedder, tmp_path / "other", "a", 8)
+    with pytest.raises(CacheError, match="8 numbers where 16 were expected; remove the folder"):
+        CachedEmbedder(HashEmbedder, tmp_path / "cache", "a", 16).embed(texts[-1:])
+    (tmp_path / "cache" / "cache.db").write_text("no database, but long enough to be read as one" * 20)
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "cache", tmp_path / "file"):
+        with pytest.raises(CacheError, match=f"the cache in {path} cannot be used; delete it or name another"):
+            CachedEmbedder(HashEmbedder, path, "a", 8)
+
+
+def test_a_damaged_record_of_the_cache_is_refused(tmp_path):
+    with closing(CachedEmbedder(lambda: HashEmbedder(dimension=8), tmp_path / "cache", "a", 8)) as embedder:
+        embedder.embed(["boat"])
+        key = embedder._key("boat")
+    for record in ({}, {"float32": None}, {"float32": "%%"}, {"float32": "QUJD"}):
+        with closing(AnswerCache(tmp_path / "cache")) as cache:
+            cache.put(key, record)
+        with pytest.raises(CacheError, match="a cached record holds no vector .*; remove the folder"):
+            CachedEmbedder(HashEmbedder, tmp_path / "cache", "a", 8).embed(["boat"])
+
+
+def embed_words(folder: Path, first: int) -> None:
+    texts = [f"word{n}" for n in range(first, first + 300)]
+    embedder = CachedEmbedder(lambda: HashEmbedder(dimension=8), folder, "a", 8)
+    assert np.array_equal(embedder.embed(texts), HashEmbedder(dimension=8).embed(texts))
+
+
+def test_several_processes_share_the_cache(tmp_path):
+    context = get_context("spawn")
+    processes = [context.Process(target=embed_words, args=(tmp_path / "cache", first)) for first in (0, 100, 200)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    after = CachedEmbedder(lambda: HashEmbedder(dimension=8), tmp_path / "cache", "a", 8)
+    after.embed([f"word{n}" for n in range(500)])
+    assert after.num_encoded == 0
 
 
 def test_a_fingerprint_follows_the_files(tmp_path):
@@ -227,30 +263,17 @@ def test_a_fingerprint_follows_the_files(tmp_path):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is no folder with a sentence-transformers model"):
-        open_embedder(str(tmp_path), Precision.FLOAT32, tmp_path / "cache.sqlite")
+        open_embedder(str(tmp_path), Precision.FLOAT32, tmp_path / "cache")
 
 
 def test_real_embeddings_agree_between_cache_and_model_and_between_precisions(tmp_path):
     texts = ["I adopted a cat.", "My brother repairs trains."]
-    plain, half = (open_embedder(None, precision, tmp_path / "cache.sqlite") for precision in Precision)
+    plain, half = (open_embedder(None, precision, tmp_path / "cache") for precision in Precision)
     vectors = plain.embed(texts)
     assert (vectors * half.embed(texts)).sum(axis=1).min() > 0.996
     assert half.num_encoded == 2  # the two do not share vectors
-    again = open_embedder(None, Precision.FLOAT32, tmp_path / "cache.sqlite")
+    again = open_embedder(None, Precision.FLOAT32, tmp_path / "cache")
     assert np.array_equal(again.embed(texts), vectors) and again.num_encoded == 0
-
-
-def test_the_linked_model_survives_a_second_run(tmp_path):
-    source = tmp_path / "model"
-    source.mkdir()
-    (source / "config.json").write_text('{"hidden_size": 8}')
-    (source / "weights").write_text("w")
-    for _ in range(2):
-        linked = _in_bfloat16(source, tmp_path / "links")
-    assert json.loads((linked / "config.json").read_text()) == {"hidden_size": 8, "dtype": "bfloat16"}
-    assert (linked / "weights").read_text() == "w" and json.loads((source / "config.json").read_text()) == {
-        "hidden_size": 8
-    }
 
 
 # records and report

@@ -294,7 +294,7 @@ def evaluate(server, tmp_path_factory):
     questions = [{"question": text, "answer": "Miso", "category": "single-hop", "evidence": ["S1:1"]} for text in ASKED]
     lines = json.dumps({"id": "d1", "speakers": ["Ann", "Ben"], "sessions": sessions, "questions": questions})
     (folder / "data.jsonl").write_text(lines + "\n", encoding="utf-8")
-    fixed = f"--dataset custom --dataset-path {folder / 'data.jsonl'} --embedding-cache {folder / 'embeddings.sqlite'}"
+    fixed = f"--dataset custom --dataset-path {folder / 'data.jsonl'} --embedding-cache {folder / 'embeddings'}"
     models = f"--model tiny --judge-model tiny --provider vllm --judge-provider vllm --base-url {server.base_url}"
 
     def flags(name: str) -> list[str]:

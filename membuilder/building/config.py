@@ -58,7 +58,7 @@ class BuildConfig:
     embedding_endpoint: list[str] = field(default_factory=list)
     """Other settings of that server, each KEY=VALUE with a key of `model`, such as timeout_seconds=300."""
     embedding_cache: str | None = None
-    """File of a local model's vectors; null: in MEMBUILDER_CACHE."""
+    """Folder of a local model's vectors; null: in MEMBUILDER_CACHE."""
     scheme: str = FOUR_AGENTS
     """How the model writes memory: `four_agents`, or a folder with a scheme of your own."""
     prompts: PromptConfig = field(default_factory=PromptConfig)

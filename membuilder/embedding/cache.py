@@ -1,37 +1,39 @@
 """Embeddings on disk, so that a text is encoded once per model and never again, whichever run asks.
 
-Content-addressed: the key is a hash of the model's fingerprint and the text, so a changed model or text never finds an
-old vector. Vectors are committed a batch at a time, so a killed run keeps what it had.
+The key is a hash of the model's fingerprint and the text, so a changed model or text never finds an old vector. Each
+batch is kept as soon as it is encoded, so a killed run loses at most one. Several processes may share the folder. It
+takes about 1.7 kB for a vector of 384 numbers and is never cut down: delete it to make room.
 """
 
+import base64
 import hashlib
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import DataError
+from membuilder.embedding.local import TextEmbedder, in_rows
+from membuilder.errors import CacheError
+from membuilder.llm.response_cache import AnswerCache
 from membuilder.progress import progress
 
 BATCH = 2048
-"""Texts encoded between two commits; also within SQLite's limit of variables in a statement."""
+"""Texts encoded before they are kept."""
 
 
 class CachedEmbedder:
     """A TextEmbedder in front of another one, which is made only if some text is not on disk yet.
 
-    `fingerprint` names the model's weights and arithmetic (`fingerprint_of`). Raises DataError for a file at `path`
-    that is no such cache.
+    `fingerprint` names the model's weights and arithmetic (`fingerprint_of`). Raises CacheError for a folder at `path`
+    that is damaged or no cache.
     """
 
     def __init__(self, make: Callable[[], TextEmbedder], path: str | Path, fingerprint: str, dimension: int):
         self._make, self._embedder = make, None
         self._fingerprint, self._dimension = fingerprint.encode(), dimension
-        self._rows: dict[str, int] = {}
-        self._vectors = np.empty((4096, dimension), dtype=np.float32)  # rows from len(_rows) on are unused
-        self._database = _open(Path(path))
+        self._vectors: dict[str, np.ndarray] = {}
+        self._cache = AnswerCache(path)
         self.num_encoded = 0
 
     @property
@@ -39,52 +41,57 @@ class CachedEmbedder:
         return self._dimension
 
     def close(self) -> None:
-        self._database.close()
+        self._cache.close()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
-        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
-        absent = [text for batch in _batches(new) for text in self._read(batch)]
+        absent = [text for text in dict.fromkeys(texts) if text not in self._vectors and not self._recall(text)]
         # Like lengths together: a batch of the embedder then holds texts of one token length.
         absent.sort(key=len)
         with progress(total=len(absent), label="embed", unit="text", enabled=len(absent) > BATCH) as bar:
-            for batch in _batches(absent):
+            for start in range(0, len(absent), BATCH):
+                batch = absent[start : start + BATCH]
                 self._encode(batch)
                 bar.update(len(batch))
-        return self._vectors[[self._rows[text] for text in texts]]
+        return in_rows(self._vectors, texts, self._dimension)
 
-    def _read(self, texts: Sequence[str]) -> list[str]:
-        """Take what is on disk; the texts that are not come back."""
-        keys = {self._key(text): text for text in texts}
-        marks = ",".join("?" * len(keys))
-        found = self._database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", list(keys)).fetchall()
-        for key, blob in found:
-            self._keep(keys.pop(key), np.frombuffer(blob, dtype="<f4"))
-        return list(keys.values())
+    def _recall(self, text: str) -> bool:
+        """Whether the cache knows the text; its vector is then at hand."""
+        stored = self._cache.get(self._key(text))
+        if stored is not None:
+            self._vectors[text] = unpacked(stored, self._dimension, "remove the folder of cached embeddings")
+        return stored is not None
 
     def _encode(self, texts: Sequence[str]) -> None:
         if self._embedder is None:
             self._embedder = self._make()
-        vectors = self._embedder.embed(texts)
-        with self._database:
-            self._database.executemany(
-                "INSERT OR REPLACE INTO vectors VALUES (?, ?)",
-                [(self._key(text), row.astype("<f4").tobytes()) for text, row in zip(texts, vectors, strict=True)],
-            )
-        for text, row in zip(texts, vectors, strict=True):
-            self._keep(text, row)
+        for text, vector in zip(texts, self._embedder.embed(texts), strict=True):
+            self._cache.put(self._key(text), packed(vector))
+            self._vectors[text] = vector
         self.num_encoded += len(texts)
 
-    def _keep(self, text: str, vector: np.ndarray) -> None:
-        row = len(self._rows)
-        if row == len(self._vectors):
-            self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
-        self._vectors[row] = vector
-        self._rows[text] = row
-
-    def _key(self, text: str) -> bytes:
+    def _key(self, text: str) -> str:
         # surrogatepass: a lone surrogate is legal in a JSON string, though not in UTF-8.
-        return hashlib.sha256(self._fingerprint + b"\0" + text.encode("utf-8", "surrogatepass")).digest()
+        return hashlib.sha256(self._fingerprint + b"\0" + text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def packed(vector: np.ndarray) -> dict[str, str]:
+    """Return the record in which the cache keeps a vector."""
+    return {"float32": base64.b64encode(vector.astype("<f4").tobytes()).decode()}
+
+
+def unpacked(stored: dict[str, Any], dimension: int, remedy: str) -> np.ndarray:
+    """The vector that `packed` was given, bit for bit.
+
+    Raises CacheError, with `remedy`, for a record that holds no vector or one of another dimension.
+    """
+    try:
+        vector = np.frombuffer(base64.b64decode(stored["float32"], validate=True), dtype="<f4")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheError(f"a cached record holds no vector ({error!r}); {remedy}") from error
+    if len(vector) != dimension:
+        raise CacheError(f"a cached vector has {len(vector)} numbers where {dimension} were expected; {remedy}")
+    return vector
 
 
 def fingerprint_of(folder: str | Path) -> str:
@@ -95,24 +102,3 @@ def fingerprint_of(folder: str | Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the builder embeds in a thread of its own; no two threads embed at once
-    database = sqlite3.connect(path, timeout=60, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
-        )
-    except sqlite3.DatabaseError as error:
-        database.close()
-        problem = f"is no embedding cache ({error}); remove it, or name another file by --embedding-cache"
-        raise DataError(path, "whole file", "SQLite", problem) from error
-    return database
-
-
-def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(texts), BATCH):
-        yield texts[start : start + BATCH]

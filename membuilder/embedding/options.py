@@ -4,7 +4,6 @@ with embedder_of(options, costs) as embedder:
     embedder.embed(["a text"])  # (1, D)
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -24,8 +23,7 @@ from membuilder.llm.flags import endpoint_of
 if TYPE_CHECKING:
     from membuilder.embedding.remote import EndpointEmbedder
 
-CACHE_FILE = "embeddings.sqlite"
-_LINKED = "models"
+CACHE_NAME = "embeddings"
 
 
 class Precision(StrEnum):
@@ -55,12 +53,11 @@ def open_embedder(model: str | None, precision: Precision, cache: Path) -> Cache
     folder = default_folder() if model is None else Path(model)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"--embedding-model {str(folder)!r} is no folder with a sentence-transformers model")
-    fingerprint = fingerprint_of(folder)
+    fingerprint, dtype = fingerprint_of(folder), None
     if precision is Precision.BFLOAT16:
-        fingerprint += f" {precision}"
-        folder = _in_bfloat16(folder, cache.parent / _LINKED)
+        fingerprint, dtype = f"{fingerprint} {precision}", precision.value
     dimension = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-    return CachedEmbedder(lambda: Embedder(str(folder)), cache, fingerprint, dimension)
+    return CachedEmbedder(lambda: Embedder(str(folder), dtype=dtype), cache, fingerprint, dimension)
 
 
 def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
@@ -90,7 +87,7 @@ class EmbedderOptions:
     chat: ModelAccess | None = None
     """Whose address and key hold where the provider is the same and no other is given."""
     cache: Path | None = None
-    """File of a local model's vectors; None: in `cache_folder()`."""
+    """Folder of a local model's vectors; None: in `cache_folder()`."""
     precision: Precision = Precision.FLOAT32
     """Of a local model. A store is built in float32, so that it does not depend on the machine."""
 
@@ -108,21 +105,6 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
             raise ConfigError(f"precision {options.precision} needs a model in a folder, not {options.model!r}")
         yield Embedder(options.model)
     else:
-        cache = options.cache or cache_folder() / CACHE_FILE
+        cache = options.cache or cache_folder() / CACHE_NAME
         with closing(open_embedder(options.model, options.precision, cache)) as embedder:
             yield embedder
-
-
-def _in_bfloat16(folder: Path, models: Path) -> Path:
-    """The model's files linked under `models`, with a config that asks the loader for bfloat16 weights."""
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    linked = models / f"{name}-bfloat16"
-    linked.mkdir(parents=True, exist_ok=True)
-    for path in folder.resolve().iterdir():
-        link = linked / path.name
-        if path.name != "config.json" and not link.exists():
-            link.unlink(missing_ok=True)  # a link to a place that is gone
-            link.symlink_to(path)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
-    (linked / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return linked

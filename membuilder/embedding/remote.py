@@ -1,11 +1,10 @@
-"""A `TextEmbedder` whose vectors come from an endpoint; `embed.py` holds the default, which needs no server.
+"""A `TextEmbedder` whose vectors come from an endpoint; `local.py` holds the default, which needs no server.
 
 with EndpointEmbedder(EmbeddingConfig(endpoint=ModelEndpoint(name="text-embedding-3-small")), usage) as embedder:
     vectors = embedder.embed(["one text", "another"])  # (2, D)
 """
 
 import asyncio
-import base64
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -13,7 +12,9 @@ from typing import Any, Self
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 
-from membuilder.errors import CacheError, ChatError, ChatErrorKind
+from membuilder.embedding.cache import packed, unpacked
+from membuilder.embedding.local import in_rows
+from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import CHECK_ATTEMPTS, Connection
 from membuilder.llm.concurrency import for_each
@@ -72,9 +73,7 @@ class EndpointEmbedder:
         if batches:
             # the first batch that fails ends the others
             self._portal.call(for_each, self._embed_batch, batches, self._config.endpoint.concurrency)
-        if not texts:
-            return np.empty((0, self._dimension), dtype=np.float32)
-        return np.stack([self._vectors[text] for text in texts])
+        return in_rows(self._vectors, texts, self._dimension)
 
     async def _check(self) -> list[float]:
         seconds = self._config.endpoint.check_timeout_seconds
@@ -110,19 +109,15 @@ class EndpointEmbedder:
         for text, vector in zip(texts, vectors / lengths, strict=True):
             self._vectors[text] = vector
             if self._cache is not None:
-                self._cache.put(self._key(text), {"float32": base64.b64encode(vector.tobytes()).decode()})
+                self._cache.put(self._key(text), packed(vector))
 
     def _recall(self, text: str) -> bool:
         """Whether the cache knows the text; its vector is then at hand."""
         stored = None if self._cache is None else self._cache.get(self._key(text))
         if stored is None:
             return False
-        vector = np.frombuffer(base64.b64decode(stored["float32"]), dtype=np.float32)
-        if len(vector) != self._dimension:
-            name = self._config.endpoint.name
-            message = f"cached vectors of {name} have {len(vector)} numbers, the server's {self._dimension}"
-            raise CacheError(f"{message}: the model has changed behind its name; use a new cache folder")
-        self._vectors[text] = vector
+        remedy = f"the model {self._config.endpoint.name} has changed behind its name: use a new cache folder"
+        self._vectors[text] = unpacked(stored, self._dimension, remedy)
         self._usage.add_cached(Role.EMBEDDER)
         return True
 

@@ -104,9 +104,7 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="any other setting of that server",
     )
-    add(
-        "--embedding-cache", metavar="FILE", help="vectors of a local model; else embeddings.sqlite in MEMBUILDER_CACHE"
-    )
+    add("--embedding-cache", metavar="FOLDER", help="vectors of a local model; else embeddings in MEMBUILDER_CACHE")
 
 
 def add_cost_flags(parser: argparse.ArgumentParser) -> None:

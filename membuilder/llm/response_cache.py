@@ -65,4 +65,4 @@ class AnswerCache:
         self._cache.close()
 
     def _damaged(self, error: Exception) -> CacheError:
-        return CacheError(f"the answer cache in {self._folder} cannot be used; delete it or name another: {error}")
+        return CacheError(f"the cache in {self._folder} cannot be used; delete it or name another: {error}")
