@@ -19,7 +19,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,9 @@ from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.client import open_chat
 from membuilder.llm.concurrency import for_each
-from membuilder.llm.costs import Costs, open_costs, write_usage
+from membuilder.llm.costs import Costs, counted
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import add_cost_flags, add_endpoint_flags, read_endpoint
-from membuilder.llm.usage import Usage
 from membuilder.progress import progress
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.trajectories.question_plan import Kind, plan
@@ -161,8 +160,8 @@ def _asked(line: dict[str, Any], trajectory: Trajectory, number: int) -> list[As
 
 
 def _report(lines: Sequence[dict[str, Any]], options: QAOptions) -> dict[str, Any]:
-    totals = {name: sum((Counter(line[name]) for line in lines), Counter()) for name in ("asked_for", "missing")}
-    dropped = sum((Counter(line["dropped"]) for line in lines), Counter())
+    counted_in_lines = ("asked_for", "missing", "dropped")
+    totals = {name: sum((Counter(line[name]) for line in lines), Counter()) for name in counted_in_lines}
     kept = Counter(raw["type"].replace("-", "_") for line in lines for raw in line["questions"])
     return {
         "settings": options.settings(),
@@ -171,7 +170,7 @@ def _report(lines: Sequence[dict[str, Any]], options: QAOptions) -> dict[str, An
         "asked_for": dict(totals["asked_for"]),
         "kept": dict(kept),
         "missing": dict(totals["missing"]),
-        "dropped": dict(sorted(dropped.items())),
+        "dropped": dict(sorted(totals["dropped"].items())),
     }
 
 
@@ -216,23 +215,20 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    usage, is_finished = Usage(), False
     try:
         _check(given)
         quiet_libraries(given.trajectories_dir / LOG_FILE)
-        with open_costs(given, usage) as costs:
+        with counted(given, given.trajectories_dir / USAGE_FILE, "membuilder.qa") as costs:
             reports = asyncio.run(run(given, costs))
-        is_finished = True
-        for folder, report in reports.items():
-            print(f"{folder}: kept {report['kept']}, missing {report['missing']}, dropped {report['dropped']}")
+            for folder, report in reports.items():
+                counts = [f"{name} {_counts(report[name])}" for name in ("kept", "missing", "dropped")]
+                print(f"{folder}: {'; '.join(counts)}")
     except MemBuilderError as error:
         print(f"membuilder.qa: {error}\nFinished sessions stay; the same command goes on behind them.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("membuilder.qa: stopped; the same command goes on behind the last session.", file=sys.stderr)
         return 130
-    finally:
-        write_usage(given.trajectories_dir / USAGE_FILE, "membuilder.qa", usage, is_finished)
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         print(f"membuilder.qa: {share:.1%} of the questions asked for are missing (--max-missing)", file=sys.stderr)
@@ -240,13 +236,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _counts(by_kind: Mapping[str, int]) -> str:
+    """A count and its parts, such as "3 (2 update, 1 recall)"."""
+    parts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in by_kind.items())
+    return f"{sum(by_kind.values())} ({parts})" if parts else "none"
+
+
 def _check(given: argparse.Namespace) -> None:
     if min(given.qa_per_session, given.workers) < 1:
         raise ConfigError("--qa-per-session and --workers must be at least 1")
     if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
-        raise ConfigError(
-            "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
-        )
+        problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
+        raise ConfigError(problem)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,8 @@ from membuilder.types import Dialogue
 
 RULES = "rules"
 STORE_SUFFIX = ".db"
+EMBEDDING_KEYS = tuple(f"embedding_{name}" for name in ("model", "provider", "base_url", "endpoint", "cache"))
+"""Keys of a build that are flags of the same name in every command."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,7 @@ MAX_MISSING = 0.01
 """Share of a system's answers or verdicts that may be missing before its numbers mislead."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One evaluation with all it has opened."""
 
@@ -63,19 +63,12 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
         was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
-        about = _Run(
-            options=options,
-            dialogues=dialogues,
-            settings=settings,
-            embedder=embedder,
-            systems=systems,
-            costs=costs,
-        )
-        told = asyncio.run(_ask_models(about))
+        opened_run = _Run(options, dialogues, settings, embedder, systems, costs)
+        told = asyncio.run(_ask_models(opened_run))
     if options.mode == "build":
-        _say_built(options, told)
+        _say_built(options, told, usage)
         return 0
-    return _finish(options, settings | told | {"resumed": was_begun})
+    return _finish(options, settings | told | {"resumed": was_begun}, usage)
 
 
 async def _ask_models(run: _Run) -> dict[str, Any]:
@@ -158,7 +151,7 @@ def _cases(run: _Run, done: set) -> Iterator[Case]:
                     yield Case(system=name, dialogue=dialogue, question=question, ranking=ranking)
 
 
-def _finish(options: Options, about: dict[str, Any]) -> int:
+def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
     records = read_records(options.output_dir / ANSWERS_FILE)
     by_system = {name: [record for record in records if record.system == name] for name in options.systems}
     is_answered = options.answerer is not None
@@ -169,7 +162,7 @@ def _finish(options: Options, about: dict[str, Any]) -> int:
     draw(summaries, options.output_dir / PLOT_FILE)
     print(table(summaries, options.seed))
     if about["usage"]:
-        print(usage_line(about["usage"], options.output_dir / USAGE_FILE))
+        print(usage_line(usage, options.output_dir / USAGE_FILE))
     print(f"results in {options.output_dir / TABLE_FILE}")
     misleading = [name for name, records in by_system.items() if _misleads(name, records, about)]
     return int(bool(misleading))
@@ -193,11 +186,11 @@ def _show(record: Record) -> None:
     print(", ".join([f"{record.system} {record.question_id}: recall@10 {'-' if found is None else found}", *judged]))
 
 
-def _say_built(options: Options, told: dict[str, Any]) -> None:
+def _say_built(options: Options, told: dict[str, Any], usage: Usage) -> None:
     """Print what the agents built and used, and where the banks are."""
     if "agents" in told:
         built = told["agents"]
         failed = ", ".join(f"{count} {kind}" for kind, count in built["failed_answers"].items()) or "none"
         print(f"{built['sessions']} sessions, {built['answers']} answers; failed answers: {failed}")
-        print(usage_line(told["usage"], options.db_path / USAGE_FILE))
+        print(usage_line(usage, options.db_path / USAGE_FILE))
     print(f"banks in {options.db_path}")

@@ -117,7 +117,7 @@ class Connection:
         except ChatError as error:
             failure = ChatError(error.kind, f"{self.base_url}: {self._without_key(str(error))}")
         if failure is None or tokens is not None:  # a useless answer that names its tokens is paid for too
-            self._usage.add_answer(self._role, seconds, tokens, self._endpoint.price)
+            self._usage.add_answer(self._role, seconds, tokens, self._endpoint.price, self._endpoint.name)
         if failure is not None:
             raise failure
         return result
