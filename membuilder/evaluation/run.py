@@ -17,9 +17,9 @@ from typing import Any
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, open_writer
-from membuilder.evaluation.answerer import Case, Roles, ask_all, open_roles
+from membuilder.evaluation.answerer import Roles, ask_all, open_roles
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.metrics import CUTOFFS, Answered
+from membuilder.evaluation.metrics import CUTOFFS, Outcome
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Record, read_records, record_of
@@ -121,9 +121,9 @@ async def _score(run: _Run, roles: Roles | None) -> None:
     done = {record.key for record in before if record.is_whole(is_answered=roles is not None)}
     with path.open("a", encoding="utf-8") as out:
 
-        def write(case: Case, answered: Answered | None) -> None:
-            record = record_of(case.system, case.outcome(answered))
-            if answered is None and record.key in begun:
+        def write(outcome: Outcome) -> None:
+            record = record_of(outcome)
+            if outcome.answer is None and record.key in begun:
                 return  # what an earlier process got of it is no less
             out.write(record.to_json() + "\n")
             out.flush()
@@ -136,10 +136,10 @@ async def _score(run: _Run, roles: Roles | None) -> None:
             await ask_all(cases, roles, run.options.concurrency, write)
             return
         for case in cases:
-            write(case, None)
+            write(case)
 
 
-def _cases(run: _Run, done: set) -> Iterator[Case]:
+def _cases(run: _Run, done: set) -> Iterator[Outcome]:
     """Search every question without a record; a dialogue that is done is not searched again."""
     depth = max(*CUTOFFS, run.options.top_k)
     for name, system in run.systems.items():
@@ -148,7 +148,7 @@ def _cases(run: _Run, done: set) -> Iterator[Case]:
                 continue
             for question, ranking in zip(dialogue.questions, system(dialogue, depth), strict=True):
                 if (name, dialogue.id, question.id) not in done:
-                    yield Case(system=name, dialogue=dialogue, question=question, ranking=ranking)
+                    yield Outcome(system=name, dialogue=dialogue, question=question, ranking=ranking)
 
 
 def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:

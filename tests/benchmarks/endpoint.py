@@ -26,8 +26,8 @@ from pathlib import Path
 
 import aiohttp
 
-from membuilder.evaluation.answerer import Case, ask_all, open_roles
-from membuilder.evaluation.metrics import Answered
+from membuilder.evaluation.answerer import ask_all, open_roles
+from membuilder.evaluation.metrics import Outcome
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.recall import Item, Ranking
 from membuilder.evaluation.records import record_of
@@ -78,14 +78,13 @@ async def questions(base_url: str, cache: AnswerCache | None, repeat: int) -> in
     session = Session(id="D1", index=0, timestamp=START, turns=(turn,))
     dialogue = Dialogue(id="d", speakers=("Ann", "Ben"), sessions=(session,), questions=tuple(asked))
     found = Ranking(items=tuple(Item(text=f"Memory {n} of Ann's cats.", source_turns=("D1:1",)) for n in range(20)))
-    cases = [Case(system="stub", dialogue=dialogue, question=question, ranking=found) for question in asked]
+    cases = [Outcome(system="stub", dialogue=dialogue, question=question, ranking=found) for question in asked]
     usage = Usage()
     with tempfile.TemporaryFile("w") as out:
 
-        def write(case: Case, answered: Answered | None) -> None:
-            assert answered is not None, "the stub answers every question"
-            record = record_of(case.system, case.outcome(answered))
-            out.write(record.to_json() + "\n")
+        def write(outcome: Outcome) -> None:
+            assert outcome.answer is not None, "the stub answers every question"
+            out.write(record_of(outcome).to_json() + "\n")
             out.flush()
 
         async with open_roles(
