@@ -29,7 +29,7 @@ from membuilder.bank.store import reading
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
-from membuilder.llm.client import open_chat
+from membuilder.llm.client import ChatClient
 from membuilder.llm.concurrency import for_each
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.endpoints import ModelAccess
@@ -194,7 +194,7 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
     async with AsyncExitStack() as stack:
 
         async def opened(access: ModelAccess, role: Role) -> ChatModel:
-            model = await stack.enter_async_context(open_chat(access, role, costs))
+            model = await stack.enter_async_context(ChatClient(access, role, costs))
             await model.check()
             return model
 

@@ -10,7 +10,7 @@ from membuilder.building.stores import Job, build_stores
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.llm.chat_model import Role
-from membuilder.llm.client import open_chat
+from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.schemes.load import load_scheme
 from membuilder.schemes.scheme import Scheme
@@ -23,7 +23,7 @@ async def open_roles(config: BuildConfig, scheme: Scheme, role: Role, keys: Keys
     if config.model.name == RULES:
         yield ask_expert(scheme)
         return
-    async with open_chat(config.chat(keys), role, costs) as model:
+    async with ChatClient(config.chat(keys), role, costs) as model:
         await model.check()
         yield ask_model(model, scheme)
 

@@ -20,7 +20,7 @@ from membuilder.embedding.options import Precision
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import Options, Reading
 from membuilder.llm.chat_model import ChatModel, Role
-from membuilder.llm.client import open_chat
+from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.schemes.load import load_scheme
@@ -50,7 +50,7 @@ async def open_writer(
     if all(folder.has(dialogue) for dialogue in dialogues):
         yield None
         return
-    async with open_chat(options.builder, Role.BUILDER, costs) as model:
+    async with ChatClient(options.builder, Role.BUILDER, costs) as model:
         await model.check()
         yield model
 

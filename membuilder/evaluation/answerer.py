@@ -13,7 +13,7 @@ from membuilder.llm.answer_and_judge import AnswerVerdict, Strictness, prompt_ha
 from membuilder.llm.answer_and_judge import answer as answer_from
 from membuilder.llm.answer_and_judge import judge as judge_answer
 from membuilder.llm.chat_model import Role
-from membuilder.llm.client import open_chat
+from membuilder.llm.client import ChatClient
 from membuilder.llm.concurrency import for_each
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import ModelAccess
@@ -39,11 +39,11 @@ class Roles:
 async def open_roles(answerer: ModelAccess, judge: ModelAccess, top_k: int, costs: Costs) -> AsyncIterator[Roles]:
     """Both models, checked with one small call each before anything costly begins."""
     async with AsyncExitStack() as stack:
-        answering = await stack.enter_async_context(open_chat(answerer, Role.ANSWERER, costs))
-        judging = await stack.enter_async_context(open_chat(judge, Role.JUDGE, costs))
+        answering = await stack.enter_async_context(ChatClient(answerer, Role.ANSWERER, costs))
+        judging = await stack.enter_async_context(ChatClient(judge, Role.JUDGE, costs))
         past_cache = judging
         if costs.answers is not None:  # a missing verdict is asked for again past the cache, which would repeat it
-            past_cache = await stack.enter_async_context(open_chat(judge, Role.JUDGE, costs.without_cache()))
+            past_cache = await stack.enter_async_context(ChatClient(judge, Role.JUDGE, costs.without_cache()))
         await answering.check()
         await judging.check()
 

@@ -1,6 +1,6 @@
 """Chat over the OpenAI protocol: retries, time limits, schemas, cache, usage. The only file that imports openai.
 
-    async with ChatClient(ModelEndpoint(name="gpt-4.1-mini"), Role.JUDGE, usage) as judge:
+    async with ChatClient(ModelAccess(endpoint=ModelEndpoint(name="gpt-4.1-mini")), Role.JUDGE, costs) as judge:
         await judge.check()  # a refused key, an unknown model or a dead server shows here
         text = await judge.complete([{"role": "user", "content": "..."}], schema=VERDICT_SCHEMA)
 
@@ -12,14 +12,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Message, Role, response_format
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ModelEndpoint, Provider, chat_address
-from membuilder.llm.response_cache import AnswerCache, content_key
+from membuilder.llm.response_cache import content_key
 from membuilder.llm.responses import ChatResponse, read_chat, read_model_names, read_tokens
 from membuilder.llm.retries import retrying, status_error
 from membuilder.llm.usage import Usage
@@ -40,16 +41,6 @@ CHECK_ATTEMPTS = 2
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Call:
-    """One request and how to read its answer."""
-
-    path: str
-    body: Mapping[str, Any]
-    read: Callable[[object], Any]
-    """Raises ChatError for what is no answer."""
 
 
 class Connection:
@@ -76,16 +67,16 @@ class Connection:
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[object], T], max_attempts: int) -> T:
         """Send a request, as often as the policy allows, and return its answer as `read` gives it."""
-        call = _Call(path=path, body=body, read=read)
+        send = partial(self._counted, path, body, read)
         try:
-            return await self._counted(call)
+            return await send()
         except ChatError as error:
             failures = [error]
 
         async def attempt() -> T:
             if failures:
                 raise failures.pop()
-            return await self._counted(call)
+            return await send()
 
         # the first attempt stands outside the policy, whose machinery would cost a good call a tenth of its time
         return await retrying(self._endpoint, max_attempts)(attempt)
@@ -98,22 +89,22 @@ class Connection:
             return []
         return read_model_names(payload)
 
-    async def _counted(self, call: _Call) -> Any:
+    async def _counted(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
         try:
-            return await self._once(call)
+            return await self._once(path, body, read)
         except ChatError as error:
             self._usage.add_failure(self._role, error.kind)
             raise
 
-    async def _once(self, call: _Call) -> Any:
+    async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
         async with self._free:
             began = time.perf_counter()
             # `object` keeps openai from building typed records, which costs more than the request; read_* check more
-            payload = await self._within_time(self._openai.post(call.path, cast_to=object, body=call.body))
+            payload = await self._within_time(self._openai.post(path, cast_to=object, body=body))
             seconds = time.perf_counter() - began
         failure, tokens = None, read_tokens(payload)
         try:
-            result = call.read(payload)
+            result = read(payload)
         except ChatError as error:
             failure = ChatError(error.kind, f"{self.base_url}: {self._without_key(str(error))}")
         if failure is None or tokens is not None:  # a useless answer that names its tokens is paid for too
@@ -178,21 +169,15 @@ class Connection:
 
 
 class ChatClient:
-    """A `ChatModel` on a server. Use it within one event loop; `async with` closes its connections."""
+    """A `ChatModel` in one role of a command. Use it within one event loop; `async with` closes its connections.
 
-    def __init__(
-        self,
-        endpoint: ModelEndpoint,
-        role: Role,
-        usage: Usage,
-        *,
-        api_key: str | None = None,
-        key_flag: str = "--api-key",
-        cache: AnswerCache | None = None,
-    ):
-        address = chat_address(ModelAccess(endpoint=endpoint, api_key=api_key, key_flag=key_flag))
-        self._endpoint, self._role, self._usage, self._cache = endpoint, role, usage, cache
-        self._connection = Connection(endpoint, address, role, usage)
+    Raises ConfigError where a key is needed and there is none.
+    """
+
+    def __init__(self, access: ModelAccess, role: Role, costs: Costs):
+        self._endpoint = replace(access.endpoint, price=costs.price_of(access.endpoint))
+        self._role, self._usage, self._cache = role, costs.usage, costs.answers
+        self._connection = Connection(self._endpoint, chat_address(access), role, costs.usage)
         self._plain = False  # the server takes no schema at all
         self._formats: dict[str, dict[str, Any]] = {}
         self._refused_schemas: set[str] = set()
@@ -279,20 +264,8 @@ class ChatClient:
         limit = "max_completion_tokens" if endpoint.provider is Provider.OPENAI else "max_tokens"
         settings = {"temperature": endpoint.temperature, "top_p": endpoint.top_p, "seed": endpoint.seed}
         given = {name: value for name, value in settings.items() if value is not None}
-        return {
-            "model": endpoint.name,
-            "messages": list(messages),
-            limit: endpoint.max_tokens,
-            **given,
-            **endpoint.extra_body,
-        }
+        required = {"model": endpoint.name, "messages": list(messages), limit: endpoint.max_tokens}
+        return required | given | endpoint.extra_body
 
     def _key(self, messages: Sequence[Message], schema: Mapping | None) -> str:
         return content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
-
-
-def open_chat(access: ModelAccess, role: Role, costs: Costs) -> ChatClient:
-    """The client of one role of a command. Raises ConfigError where a key is needed and there is none."""
-    endpoint = replace(access.endpoint, price=costs.price_of(access.endpoint))
-    keys = {"api_key": access.api_key, "key_flag": access.key_flag}
-    return ChatClient(endpoint, role, costs.usage, cache=costs.answers, **keys)

@@ -34,7 +34,7 @@ from membuilder.evaluation.records import record_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import ModelEndpoint, Provider
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Dialogue, Question, Session, Turn
@@ -61,7 +61,7 @@ def stub_server(latency: float) -> Iterator[str]:
 async def calls(base_url: str, cache: AnswerCache | None, repeat: int) -> int:
     config = ModelEndpoint(name="stub", provider=Provider.VLLM, base_url=base_url, concurrency=CONCURRENCY)
     usage = Usage()
-    async with ChatClient(config, Role.ANSWERER, usage, cache=cache) as client:
+    async with ChatClient(ModelAccess(endpoint=config), Role.ANSWERER, Costs(usage=usage, answers=cache)) as client:
         prompts = [[{"role": "user", "content": f"{repeat}: question {number}"}] for number in range(COUNT)]
         await asyncio.gather(*(client.complete(messages) for messages in prompts))
     return usage.report()["answerer"]["calls"]
