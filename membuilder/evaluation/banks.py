@@ -81,9 +81,8 @@ class BankFolder:
         """Raises EvaluationError where there is none, DataError where it is damaged."""
         path = self.path(dialogue)
         if not path.exists():
-            raise EvaluationError(
-                f"{path}: the bank of {dialogue.id!r} is not built; run --mode build to its end first"
-            )
+            problem = f"the bank of {dialogue.id!r} is not built; run --mode build to its end first"
+            raise EvaluationError(f"{path}: {problem}")
         bank = as_record(read_json(path, _DAMAGED), Bank, path, FILE, _DAMAGED)
         self._check_provenance(bank, dialogue, path)
         return bank

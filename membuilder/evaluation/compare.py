@@ -58,9 +58,8 @@ def compare(
             if len(both):
                 found.setdefault(metric, {})[column] = paired(both[:, 0], both[:, 1], seed)
     if not found:
-        raise EvaluationError(
-            f"no question has a score of {', '.join(metrics)} on both sides; known are {list(METRICS)}"
-        )
+        problem = f"no question has a score of {', '.join(metrics)} on both sides; known are {list(METRICS)}"
+        raise EvaluationError(problem)
     return found
 
 
@@ -69,12 +68,10 @@ def _asked(record: Record) -> tuple:
 
 
 def as_text(found: dict[str, dict[str, Paired]]) -> str:
-    lines = []
-    for metric, columns in found.items():
-        for column, result in columns.items():
-            lines.append(
-                f"{metric} ({column}, {result.questions} questions): A {result.mean_a:.3f}, B {result.mean_b:.3f}, "
-                f"B - A {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}], p = {result.p_value:.4f} "
-                f"({result.test}; A better on {result.only_a}, B on {result.only_b})"
-            )
-    return "\n".join(lines)
+    return "\n".join(
+        f"{metric} ({column}, {result.questions} questions): A {result.mean_a:.3f}, B {result.mean_b:.3f}, "
+        f"B - A {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}], p = {result.p_value:.4f} "
+        f"({result.test}; A better on {result.only_a}, B on {result.only_b})"
+        for metric, columns in found.items()
+        for column, result in columns.items()
+    )

@@ -4,7 +4,7 @@ What counts in which mean is written beside them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,10 @@ class Block:
     questions_with_evidence: int
     questions_without_turns: int
     """Questions with evidence for which nothing was found but a model's own words, which stand for no turn."""
-    estimates: Mapping[str, Estimate]
-    """By the names of METRICS."""
+    estimates: dict[str, Estimate]
+    """An estimate for each name of METRICS."""
     judges: Mapping[str, JudgeCounts]
-    """By judge; a judge that was asked nothing is left out."""
+    """The counts of each judge; a judge that was asked nothing is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,17 +86,9 @@ def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) ->
     answerable = [record for record in records if not record.is_set_apart]
     groups = dict.fromkeys(record.group for record in [*answerable, *set_apart])
     every, of_answerable = _block(records, seed), _block(answerable, seed)
-    overall = Block(
-        questions=every.questions,
-        questions_with_evidence=every.questions_with_evidence,
-        questions_without_turns=every.questions_without_turns,
-        estimates={
-            name: (every if metric.is_recall else of_answerable).estimates[name] for name, metric in METRICS.items()
-        },
-        judges=of_answerable.judges,
-    )
+    recalls = {name: every.estimates[name] for name in RECALLS}
     return Summary(
-        overall=overall,
+        overall=replace(every, estimates=of_answerable.estimates | recalls, judges=of_answerable.judges),
         answerable=of_answerable,
         set_apart=_block(set_apart, seed),
         by_category={group: _block([each for each in records if each.group == group], seed) for group in groups},
@@ -141,16 +133,12 @@ def _estimates(records: Sequence[Record], seed: int) -> dict[str, Estimate]:
     values = np.array([[record.scores[name] for name in METRICS] for record in records], dtype=np.float64)  # (N, M)
     present = ~np.isnan(values)
     sums, counts = np.where(present, values, 0.0).sum(axis=0), present.sum(axis=0)
-    bounds = bootstrap(values, seed)
-    return {
-        name: Estimate(
-            mean=round(float(sums[i] / counts[i]), 6) if counts[i] else None,
-            interval=None
-            if np.isnan(bounds[i]).any()
-            else (round(float(bounds[i, 0]), 6), round(float(bounds[i, 1]), 6)),
-        )
-        for i, name in enumerate(METRICS)
-    }
+    estimates = {}
+    for name, total, count, (low, high) in zip(METRICS, sums, counts, bootstrap(values, seed).tolist(), strict=True):
+        mean = round(float(total / count), 6) if count else None
+        interval = None if np.isnan([low, high]).any() else (round(low, 6), round(high, 6))
+        estimates[name] = Estimate(mean=mean, interval=interval)
+    return estimates
 
 
 def results(systems: Mapping[str, Summary], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,10 +184,5 @@ def _block_json(block: Block) -> dict[str, Any]:
 def _judge_json(block: Block, name: str) -> dict[str, Any] | None:
     if name not in block.judges:
         return None
-    estimate, counts = block.estimates[f"judge_{name}"], block.judges[name]
-    return {
-        "accuracy": estimate.mean,
-        "interval": estimate.interval,
-        "judged": counts.judged,
-        "unjudged": counts.unjudged,
-    }
+    estimate = block.estimates[f"judge_{name}"]
+    return {"accuracy": estimate.mean, "interval": estimate.interval, **asdict(block.judges[name])}
