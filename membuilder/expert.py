@@ -32,7 +32,7 @@ from membuilder.types import Dialogue
 EXPERT_MODEL = "claude-4.5-sonnet"
 """The expert of the published document."""
 USAGE_FILE = "usage.jsonl"
-"""Beside the samples: what each run used."""
+"""The file beside the samples that tells what each run used."""
 
 
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:

@@ -69,7 +69,7 @@ class QAOptions:
 
 
 async def write_sample(folder: Path, options: QAOptions, models: Models, on_session=lambda: None) -> dict[str, Any]:
-    """The questions of one trajectory, session after session, since none may repeat an earlier one; its report.
+    """Write the questions of one trajectory, session after session, since none may repeat one; return its report.
 
     A sample that has its questions already is only reported. Raises ConfigError if they were asked for otherwise.
     """

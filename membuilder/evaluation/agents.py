@@ -1,4 +1,4 @@
-"""The four-agent builder as a system of an evaluation: any model may write the memories.
+"""Makes the four-agent builder a system of an evaluation: any model may write the memories.
 
 A trained checkpoint is one more model: served by vLLM and reached like any other. It writes best in the prompts and
 answer format it was trained with, which `--build-config` takes from the run's own `config.yaml`.

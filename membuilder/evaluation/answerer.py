@@ -32,7 +32,7 @@ class Roles:
     answer: Answer
     judge: Judge
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """Name -> SHA-256 of every prompt they are asked with."""
+    """The SHA-256 of every prompt they are asked with, by name."""
 
 
 @asynccontextmanager
@@ -43,7 +43,7 @@ async def open_roles(answerer: ModelAccess, judge: ModelAccess, top_k: int, cost
         judging = await stack.enter_async_context(ChatClient(judge, Role.JUDGE, costs))
         past_cache = judging
         if costs.answers is not None:  # a missing verdict is asked for again past the cache, which would repeat it
-            past_cache = await stack.enter_async_context(ChatClient(judge, Role.JUDGE, costs.without_cache()))
+            past_cache = await stack.enter_async_context(ChatClient(judge, Role.JUDGE, replace(costs, answers=None)))
         await answering.check()
         await judging.check()
 

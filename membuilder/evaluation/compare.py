@@ -1,4 +1,4 @@
-"""`compare A B`: is one run better than another, tested question by question on the same questions."""
+"""Tests whether one run is better than another, question by question on the same questions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +31,9 @@ def load_side(name: str) -> list[Record]:
 def compare(
     side_a: Sequence[Record], side_b: Sequence[Record], metrics: Sequence[str], seed: int
 ) -> dict[str, dict[str, Paired]]:
-    """Metric -> columns `answerable` and `set apart` -> the paired result, where both sides have scores.
+    """Return metric -> column (`answerable`, `set apart`) -> the paired result over what both sides could score.
 
-    A question that one side could not score (unjudged) is left out on both. Raises EvaluationError unless both sides
-    asked the same questions.
+    Raises EvaluationError unless both sides asked the same questions.
     """
     by_key_a, by_key_b = ({record.key[1:]: record for record in side} for side in (side_a, side_b))
     if by_key_a.keys() != by_key_b.keys():

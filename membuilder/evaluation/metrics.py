@@ -42,9 +42,9 @@ class Outcome:
     question: Question
     ranking: Ranking
     answer: str | None = None
-    """None where nobody was asked, or no answer could be had."""
+    """The answer; None where nobody was asked, or no answer could be had."""
     verdicts: Mapping[str, AnswerVerdict] = field(default_factory=dict)
-    """By judge, of those that apply to the question."""
+    """The verdict of each judge that applies to the question."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +63,11 @@ class Metric:
     """Recall counts on every question with evidence; all else on the answerable questions only."""
 
 
-def is_set_apart(question: Question) -> bool:
-    """Whether a question is adversarial or asks for abstention: such questions have a column of their own."""
-    return not question.answerable or question.category == ADVERSARIAL
+def group_of(question: Question) -> str:
+    """The column a question counts in: its category, unless it is adversarial or asks for abstention."""
+    if question.category == ADVERSARIAL:
+        return ADVERSARIAL
+    return question.category if question.answerable else ABSTENTION
 
 
 def token_f1(question: Question, answer: str) -> float | None:
@@ -87,14 +89,14 @@ def token_f1(question: Question, answer: str) -> float | None:
 
 def exact_match(question: Question, answer: str) -> float | None:
     """1 if the same words stand in both, in whatever order and number (LoCoMo's exact match)."""
-    if question.answer is None or is_set_apart(question):
+    if question.answer is None or group_of(question) in SET_APART:
         return None
     return float(set(_normal(answer).split()) == set(_normal(question.answer).split()))
 
 
 def substring_match(question: Question, answer: str) -> float | None:
     """1 if the gold answer stands in the answer as whole words, in its order."""
-    if question.answer is None or is_set_apart(question):
+    if question.answer is None or group_of(question) in SET_APART:
         return None
     return float(f" {_normal(question.answer)} " in f" {_normal(answer)} ")
 

@@ -20,10 +20,9 @@ from msgspec import UNSET, UnsetType
 
 from membuilder.datasets.fields import as_record
 from membuilder.datasets.files import read_appended
-from membuilder.evaluation.metrics import ABSTENTION, ADVERSARIAL, METRICS, SET_APART, Outcome
+from membuilder.evaluation.metrics import METRICS, SET_APART, Outcome, group_of
 from membuilder.evaluation.recall import Item
 from membuilder.llm.answer_and_judge import AnswerVerdict
-from membuilder.types import Question
 
 _ADVICE = "remove the line to have its question asked again"
 
@@ -58,7 +57,7 @@ class Record:
     answer: str | None
     verdicts: dict[str, AnswerVerdict]
     scores: dict[str, float | None]
-    """By the names of METRICS."""
+    """The score of each name in METRICS."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -97,13 +96,6 @@ def record_of(outcome: Outcome) -> Record:
         verdicts=dict(outcome.verdicts),
         scores={name: metric.score(outcome) for name, metric in METRICS.items()},
     )
-
-
-def group_of(question: Question) -> str:
-    """The column a question counts in: its category, unless it is adversarial or asks for abstention."""
-    if question.category == ADVERSARIAL:
-        return ADVERSARIAL
-    return question.category if question.answerable else ABSTENTION
 
 
 def _retrieved(item: Item) -> Retrieved:

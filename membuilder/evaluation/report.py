@@ -1,7 +1,4 @@
-"""Records of a run -> the numbers of each system, and `results.json`.
-
-What counts in which mean is written beside them.
-"""
+"""Computes the numbers of each system from the records of a run, and writes beside them what counts in which mean."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +38,7 @@ class Estimate:
     """A mean over the questions that a metric applies to."""
 
     mean: float | None = None
-    """None where there are no such questions."""
+    """The mean; None where there are no such questions."""
     interval: tuple[float, float] | None = None
     """95% bootstrap interval; None where resamples may have no value."""
 
@@ -75,13 +72,13 @@ class Summary:
     answerable: Block
     set_apart: Block
     by_category: Mapping[str, Block]
-    """In the order of the questions, adversarial and abstention questions last."""
+    """The categories in the order of the questions, adversarial and abstention questions last."""
     unanswered: int | None
     """Answers that could not be had; None where none were asked for."""
 
 
 def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> Summary:
-    """The numbers of one system's records. `is_answered`: answers were asked for."""
+    """Compute the numbers of one system's records; `is_answered` says whether answers were asked for."""
     set_apart = [record for record in records if record.is_set_apart]
     answerable = [record for record in records if not record.is_set_apart]
     groups = dict.fromkeys(record.group for record in [*answerable, *set_apart])

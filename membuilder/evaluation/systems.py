@@ -1,10 +1,10 @@
-"""Ways to find what answers a question, all asked alike: per question a ranked list of items with their source turns.
+"""Holds the ways to find what answers a question, which all return a ranked list of items per question.
 
 A system is a function of a dialogue. Another one, such as the four-agent builder or a trained checkpoint, joins by
 `from_memories`, given a function from a dialogue to the memory it built.
 
-    turn = rag(dialogue, Retriever(unit=Unit.TURN, method=Method.HYBRID, embedder=embedder), depth=20)
-    turn[0].items[0].source_turns  # ("D1:3",)
+    rankings = Retriever(unit=Unit.TURN, method=Method.HYBRID, embedder=embedder)(dialogue, depth=20)
+    rankings[0].items[0].source_turns  # ("D1:3",)
 """
 
 from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -21,7 +21,7 @@ from membuilder.llm.chat_model import Message, Role, response_format
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ModelEndpoint, Provider, chat_address
 from membuilder.llm.response_cache import content_key
-from membuilder.llm.responses import ChatResponse, read_chat, read_model_names, read_tokens
+from membuilder.llm.responses import read_chat, read_model_names, read_tokens
 from membuilder.llm.retries import retrying, status_error
 from membuilder.llm.usage import Usage
 
@@ -210,15 +210,15 @@ class ChatClient:
         Raises ChatError.
         """
         if self._cache is None:
-            return (await self._ask(messages, schema, self._endpoint.max_attempts)).text
+            return await self._ask(messages, schema, self._endpoint.max_attempts)
         key = self._key(messages, schema)
         stored = self._cache.get(key)
         if stored is not None:
             self._usage.add_cached(self._role)
-            return ChatResponse(**stored).text
+            return stored["text"]
         reply = await self._ask(messages, schema, self._endpoint.max_attempts)
-        self._cache.put(key, asdict(reply))
-        return reply.text
+        self._cache.put(key, {"text": reply})
+        return reply
 
     async def _check(self) -> None:
         try:
@@ -229,7 +229,7 @@ class ChatClient:
             if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
                 raise
 
-    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> ChatResponse:
+    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> str:
         body = self._body(messages)
         name = None if schema is None else content_key(schema=schema)
         if name is None or self._plain or name in self._refused_schemas:
@@ -256,7 +256,7 @@ class ChatClient:
             what = "JSON schemas" if self._plain else "one of the JSON schemas"
             _log.warning("%s refuses %s; asking without, and answers may not parse: %s", self._role, what, refusal)
 
-    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> ChatResponse:
+    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> str:
         return await self._connection.post("/chat/completions", body, read_chat, max_attempts)
 
     def _body(self, messages: Sequence[Message]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,9 +28,6 @@ class Costs:
 
     def price_of(self, endpoint: ModelEndpoint) -> PriceConfig | None:
         return endpoint.price or self.prices.get(endpoint.name)
-
-    def without_cache(self) -> "Costs":
-        return replace(self, answers=None)
 
 
 @contextmanager

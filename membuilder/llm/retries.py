@@ -1,4 +1,4 @@
-"""Which failures of an endpoint are tried again, how long to wait, and what each means to a user.
+"""Decides which failures of an endpoint are tried again, how long to wait, and what each means to a user.
 
 Nothing here knows a client library: a status and its headers go in, a ChatError comes out.
 """

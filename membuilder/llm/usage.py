@@ -9,9 +9,8 @@ The file has one line per call, written before anything is made of its answer.
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,8 +23,7 @@ from membuilder.llm.endpoints import PriceConfig
 _ADVICE = "remove the line, and the call it tells of is not counted"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """What a server says one answer took."""
 
     prompt: int
@@ -40,8 +38,8 @@ class _Event(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """The model that was asked; None in files of before it was noted."""
     seconds: float | None = None
     """From sending the request to the last byte of its answer; waiting for a free place does not count."""
-    tokens: tuple[int, int] | None = None
-    """Tokens of the prompt and of the answer; None where the server does not say."""
+    tokens: Tokens | None = None
+    """What the answer took; None where the server does not say."""
     usd: float | None = None
     cached: bool = False
     failure: ChatErrorKind | None = None
@@ -66,8 +64,7 @@ class Usage:
         dollars = None
         if tokens is not None and price is not None:
             dollars = (tokens.prompt * price.input_per_million + tokens.completion * price.output_per_million) / 1e6
-        counts = None if tokens is None else (tokens.prompt, tokens.completion)
-        self._add(_Event(role=role, model=model, seconds=seconds, tokens=counts, usd=dollars))
+        self._add(_Event(role=role, model=model, seconds=seconds, tokens=tokens, usd=dollars))
 
     def add_cached(self, role: Role) -> None:
         self._add(_Event(role=role, cached=True))
@@ -122,8 +119,8 @@ def _summary(events: Sequence[_Event]) -> dict[str, Any]:
     return {
         "calls": len(answers),
         "cached": sum(event.cached for event in events),
-        "prompt_tokens": None if silent else sum(each.tokens[0] for each in answers),
-        "completion_tokens": None if silent else sum(each.tokens[1] for each in answers),
+        "prompt_tokens": None if silent else sum(each.tokens.prompt for each in answers),
+        "completion_tokens": None if silent else sum(each.tokens.completion for each in answers),
         "calls_without_tokens": silent,
         "usd": None if unpriced else sum((each.usd for each in answers), 0.0),
         "latency_p50_seconds": p50,
