@@ -21,7 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,12 @@ QA_MODEL = "claude-4.5-opus"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QAOptions:
-    per_session: int = 5
-    writer: str
-    checker: str
-    closed_book: str | None
+    """What the questions depend on. It stands in the report and, as its first line, in the .unfinished file."""
 
-    def settings(self) -> dict[str, Any]:
-        """What the questions depend on; stands in the report and, as its first line, in the .unfinished file."""
-        names = {"model": self.writer, "check_model": self.checker, "closed_book_model": self.closed_book}
-        return {"qa_per_session": self.per_session, **names}
+    qa_per_session: int = 5
+    model: str
+    check_model: str
+    closed_book_model: str | None
 
 
 async def write_sample(folder: Path, options: QAOptions, models: Models, on_session=lambda: None) -> dict[str, Any]:
@@ -83,7 +80,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
     lines = _begun(part, options)
     before = [asked for number, line in enumerate(lines) for asked in _asked(line, trajectory, number)]
     with part.open("a", encoding="utf-8") as file:
-        plans = plan(len(trajectory.steps), options.per_session)
+        plans = plan(len(trajectory.steps), options.qa_per_session)
         for number in range(len(lines), len(trajectory.steps)):
             step = trajectory.steps[number].step
             wanted = plans[number] if step.session.turns else Counter()
@@ -104,7 +101,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
 def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
     """The whole lines of a stopped run; a line cut off by the stop is taken out of the file."""
     if not part.is_file():
-        write_atomic(part, json.dumps(options.settings()) + "\n")
+        write_atomic(part, json.dumps(asdict(options)) + "\n")
         return []
     whole = part.read_bytes().split(b"\n")[:-1]  # what no newline ends was cut off
     settings, *lines = [json.loads(line) for line in whole]
@@ -114,8 +111,8 @@ def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
 
 
 def _check_settings(path: Path, found: dict[str, Any], options: QAOptions) -> None:
-    if found != options.settings():
-        raise ConfigError(f"{path} was begun with {found}, not {options.settings()}; use these, or move the file away")
+    if found != asdict(options):
+        raise ConfigError(f"{path} was begun with {found}, not {asdict(options)}; use these, or move the file away")
 
 
 def _line(trajectory: Trajectory, number: int, wanted: Counter[Kind], found: SessionQuestions) -> dict[str, Any]:
@@ -164,7 +161,7 @@ def _report(lines: Sequence[dict[str, Any]], options: QAOptions) -> dict[str, An
     totals = {name: sum((Counter(line[name]) for line in lines), Counter()) for name in counted_in_lines}
     kept = Counter(raw["type"].replace("-", "_") for line in lines for raw in line["questions"])
     return {
-        "settings": options.settings(),
+        "settings": asdict(options),
         "sessions": len(lines),
         "sessions_without_questions": sum(bool(line["asked_for"]) and not line["questions"] for line in lines),
         "asked_for": dict(totals["asked_for"]),
@@ -183,9 +180,8 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
     """Write the questions of every folder and return its report. The first fatal error stops all; sessions stay."""
     folders = sample_folders(given.trajectories_dir)
     checker = given.check_model or given.model
-    options = QAOptions(
-        per_session=given.qa_per_session, writer=given.model, checker=checker, closed_book=given.closed_book_model
-    )
+    names = {"model": given.model, "check_model": checker, "closed_book_model": given.closed_book_model}
+    options = QAOptions(qa_per_session=given.qa_per_session, **names)
     writer = read_endpoint(given, "", given.model)
     check = read_endpoint(given, "check-", checker, like=writer)
     guess = None

@@ -32,8 +32,6 @@ from membuilder.types import Bank, Dialogue, Session
 RRF_CONSTANT = 60
 """The constant of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 
-K1, B = 1.5, 0.75
-"""Parameters of BM25 in Lucene's variant."""
 System = Callable[[Dialogue, int], list[Ranking]]
 """(dialogue, depth) -> one ranking of at most `depth` items per question, in the order of the questions."""
 
@@ -94,7 +92,7 @@ def bm25_scores(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
     """BM25 score of each text for each query, over lower-cased words that are no English stop words. # (Q, N)"""
     import bm25s  # it loads scipy
 
-    index = bm25s.BM25(k1=K1, b=B)
+    index = bm25s.BM25(k1=1.5, b=0.75)  # in Lucene's variant
     tokenize = partial(bm25s.tokenize, stopwords="en", show_progress=False, return_ids=False)
     words, asked = tokenize(list(texts)), tokenize(list(queries))
     found = np.zeros((len(queries), len(texts)), dtype=np.float32)
