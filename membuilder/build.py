@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.store import reading
-from membuilder.building.config import STORE_SUFFIX, BuildConfig, Keys
+from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.stores import failures
 from membuilder.config import describe, load
@@ -31,9 +31,8 @@ from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.llm.chat_model import Role
-from membuilder.llm.costs import Costs, open_costs, write_usage
+from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
-from membuilder.llm.usage import Usage
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.types import Dialogue
 
@@ -47,13 +46,6 @@ FLAGS = {
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
 """The flags of common use: flag -> the key it sets, what `--help` says of it, what it may be."""
-EMBEDDING_KEYS = (
-    "embedding_model",
-    "embedding_provider",
-    "embedding_base_url",
-    "embedding_endpoint",
-    "embedding_cache",
-)
 SHARED = {
     "model": "model.name",
     "provider": "model.provider",
@@ -88,22 +80,18 @@ def summary(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, given = parse(argv)
-    usage, is_whole = Usage(), False
     quiet_libraries(_beside(config, LOG_FILE))
     try:
-        with open_costs(given, usage) as costs:
+        with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
             paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), costs))
-        is_whole = True
-        print("\n".join(summary(path) for path in paths))
-        print(f"look inside: python -m membuilder.inspect {paths[0]}")
+            print("\n".join(summary(path) for path in paths))
+            print(f"look inside: python -m membuilder.inspect {paths[0]}")
     except MemBuilderError as error:
         sys.exit(f"membuilder.build: {error}\nEvery session stored before stays; the same command goes on behind it.")
     except KeyboardInterrupt:
         sys.exit(
             "membuilder.build: stopped; every session stored before stays, and the same command goes on behind it."
         )
-    finally:
-        write_usage(_beside(config, "usage.jsonl"), "membuilder.build", usage, is_whole)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:

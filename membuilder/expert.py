@@ -16,16 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from membuilder.bank.store import reading
-from membuilder.building.config import RULES, BuildConfig, Keys
+from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.llm.chat_model import Role
-from membuilder.llm.costs import Costs, open_costs, write_usage
+from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
-from membuilder.llm.usage import Usage
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
@@ -33,7 +32,7 @@ from membuilder.types import Dialogue
 EXPERT_MODEL = "claude-4.5-sonnet"
 """The expert of the published document."""
 USAGE_FILE = "usage.jsonl"
-"""Beside the samples: what each run used."""
+"""The file beside the samples that tells what each run used."""
 
 
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
@@ -65,27 +64,22 @@ def _publish(path: Path, embedder: TextEmbedder) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    usage, is_finished = Usage(), False
     try:
         quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
         config = _config(given)
         dialogues = dialogues_of(given)
         todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
         print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
-        with open_costs(given, usage) as costs:
+        with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
             keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
-            folders = asyncio.run(run(config, todo, keys, costs)) if todo else []
-        is_finished = True
-        for folder in folders:
-            print(_summary(folder))
+            for folder in asyncio.run(run(config, todo, keys, costs)) if todo else []:
+                print(_summary(folder))
     except MemBuilderError as error:
         print(f"membuilder.expert: {error}\nWhat is stored stays; the same command goes on behind it.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("membuilder.expert: stopped; the same command goes on behind what is stored.", file=sys.stderr)
         return 130
-    finally:
-        write_usage(given.output_dir / given.dataset / USAGE_FILE, "membuilder.expert", usage, is_finished)
     return 0
 
 
@@ -116,11 +110,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
         model=model,
         max_turns=given.max_turns,
         parallel=given.workers if given.parallel else 1,
-        embedding_model=given.embedding_model,
-        embedding_provider=given.embedding_provider,
-        embedding_base_url=given.embedding_base_url,
-        embedding_endpoint=given.embedding_endpoint,
-        embedding_cache=given.embedding_cache,
+        **{key: getattr(given, key) for key in EMBEDDING_KEYS},
     )
 
 
@@ -137,15 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--conv-id", help="one conversation only")
     add("--subset-file", type=Path, help="JSON file with a list of ids")
     add("--split", choices=SPLITS, help="predefined split (longmemeval)")
-    names = ("--expert-model", "--expert")
-    add_endpoint_flags(
-        parser,
-        "",
-        f"`rules` needs no API; default {EXPERT_MODEL}",
-        model_flags=names,
-        model=EXPERT_MODEL,
-        provider="openai",
-    )
+    names, text = ("--expert-model", "--expert"), f"`rules` needs no API; default {EXPERT_MODEL}"
+    add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
     add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")

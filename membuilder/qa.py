@@ -19,9 +19,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,11 @@ from membuilder.bank.store import reading
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
-from membuilder.llm.client import open_chat
+from membuilder.llm.client import ChatClient
 from membuilder.llm.concurrency import for_each
-from membuilder.llm.costs import Costs, open_costs, write_usage
+from membuilder.llm.costs import Costs, counted
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import add_cost_flags, add_endpoint_flags, read_endpoint
-from membuilder.llm.usage import Usage
 from membuilder.progress import progress
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.settings import described, difference
@@ -59,19 +58,16 @@ QA_MODEL = "claude-4.5-opus"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QAOptions:
-    per_session: int = 5
-    writer: str
-    checker: str
-    closed_book: str | None
+    """What the questions depend on. It stands in the report and, as its first line, in the .unfinished file."""
 
-    def settings(self) -> dict[str, Any]:
-        """What the questions depend on; stands in the report and, as its first line, in the .unfinished file."""
-        names = {"model": self.writer, "check_model": self.checker, "closed_book_model": self.closed_book}
-        return {"qa_per_session": self.per_session, **names}
+    qa_per_session: int = 5
+    model: str
+    check_model: str
+    closed_book_model: str | None
 
 
 async def write_sample(folder: Path, options: QAOptions, models: Models, on_session=lambda: None) -> dict[str, Any]:
-    """The questions of one trajectory, session after session, since none may repeat an earlier one; its report.
+    """Write the questions of one trajectory, session after session, since none may repeat one; return its report.
 
     A sample that has its questions already is only reported. Raises ConfigError if they were asked for otherwise.
     """
@@ -85,7 +81,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
     lines = _begun(part, options)
     before = [asked for number, line in enumerate(lines) for asked in _asked(line, trajectory, number)]
     with part.open("a", encoding="utf-8") as file:
-        plans = plan(len(trajectory.steps), options.per_session)
+        plans = plan(len(trajectory.steps), options.qa_per_session)
         for number in range(len(lines), len(trajectory.steps)):
             step = trajectory.steps[number].step
             wanted = plans[number] if step.session.turns else Counter()
@@ -106,7 +102,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
 def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
     """The whole lines of a stopped run; a line cut off by the stop is taken out of the file."""
     if not part.is_file():
-        write_atomic(part, json.dumps(options.settings()) + "\n")
+        write_atomic(part, json.dumps(asdict(options)) + "\n")
         return []
     whole = part.read_bytes().split(b"\n")[:-1]  # what no newline ends was cut off
     settings, *lines = [json.loads(line) for line in whole]
@@ -116,7 +112,7 @@ def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
 
 
 def _check_settings(path: Path, found: dict[str, Any], options: QAOptions) -> None:
-    if differing := difference(found, options.settings()):
+    if differing := difference(found, asdict(options)):
         raise ConfigError(f"{path} {described(differing)}; give those, or move the file away")
 
 
@@ -162,17 +158,17 @@ def _asked(line: dict[str, Any], trajectory: Trajectory, number: int) -> list[As
 
 
 def _report(lines: Sequence[dict[str, Any]], options: QAOptions) -> dict[str, Any]:
-    totals = {name: sum((Counter(line[name]) for line in lines), Counter()) for name in ("asked_for", "missing")}
-    dropped = sum((Counter(line["dropped"]) for line in lines), Counter())
+    counted_in_lines = ("asked_for", "missing", "dropped")
+    totals = {name: sum((Counter(line[name]) for line in lines), Counter()) for name in counted_in_lines}
     kept = Counter(raw["type"].replace("-", "_") for line in lines for raw in line["questions"])
     return {
-        "settings": options.settings(),
+        "settings": asdict(options),
         "sessions": len(lines),
         "sessions_without_questions": sum(bool(line["asked_for"]) and not line["questions"] for line in lines),
         "asked_for": dict(totals["asked_for"]),
         "kept": dict(kept),
         "missing": dict(totals["missing"]),
-        "dropped": dict(sorted(dropped.items())),
+        "dropped": dict(sorted(totals["dropped"].items())),
     }
 
 
@@ -185,9 +181,8 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
     """Write the questions of every folder and return its report. The first fatal error stops all; sessions stay."""
     folders = sample_folders(given.trajectories_dir)
     checker = given.check_model or given.model
-    options = QAOptions(
-        per_session=given.qa_per_session, writer=given.model, checker=checker, closed_book=given.closed_book_model
-    )
+    names = {"model": given.model, "check_model": checker, "closed_book_model": given.closed_book_model}
+    options = QAOptions(qa_per_session=given.qa_per_session, **names)
     writer = read_endpoint(given, "", given.model)
     check = read_endpoint(given, "check-", checker, like=writer)
     guess = None
@@ -196,7 +191,7 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
     async with AsyncExitStack() as stack:
 
         async def opened(access: ModelAccess, role: Role) -> ChatModel:
-            model = await stack.enter_async_context(open_chat(access, role, costs))
+            model = await stack.enter_async_context(ChatClient(access, role, costs))
             await model.check()
             return model
 
@@ -217,23 +212,20 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    usage, is_finished = Usage(), False
     try:
         _check(given)
         quiet_libraries(given.trajectories_dir / LOG_FILE)
-        with open_costs(given, usage) as costs:
+        with counted(given, given.trajectories_dir / USAGE_FILE, "membuilder.qa") as costs:
             reports = asyncio.run(run(given, costs))
-        is_finished = True
-        for folder, report in reports.items():
-            print(f"{folder}: kept {report['kept']}, missing {report['missing']}, dropped {report['dropped']}")
+            for folder, report in reports.items():
+                counts = [f"{name} {_counts(report[name])}" for name in ("kept", "missing", "dropped")]
+                print(f"{folder}: {'; '.join(counts)}")
     except MemBuilderError as error:
         print(f"membuilder.qa: {error}\nFinished sessions stay; the same command goes on behind them.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("membuilder.qa: stopped; the same command goes on behind the last session.", file=sys.stderr)
         return 130
-    finally:
-        write_usage(given.trajectories_dir / USAGE_FILE, "membuilder.qa", usage, is_finished)
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         print(f"membuilder.qa: {share:.1%} of the questions asked for are missing (--max-missing)", file=sys.stderr)
@@ -241,13 +233,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _counts(by_kind: Mapping[str, int]) -> str:
+    """A count and its parts, such as "3 (2 update, 1 recall)"."""
+    parts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in by_kind.items())
+    return f"{sum(by_kind.values())} ({parts})" if parts else "none"
+
+
 def _check(given: argparse.Namespace) -> None:
     if min(given.qa_per_session, given.workers) < 1:
         raise ConfigError("--qa-per-session and --workers must be at least 1")
     if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
-        raise ConfigError(
-            "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
-        )
+        problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
+        raise ConfigError(problem)
 
 
 def _parser() -> argparse.ArgumentParser:

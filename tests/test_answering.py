@@ -22,7 +22,8 @@ from membuilder.llm.answer_and_judge import (
 )
 from membuilder.llm.chat_model import Message, Role, read_json
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ModelEndpoint, Provider
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Question
@@ -188,7 +189,7 @@ def test_an_outage_of_the_judges_server_is_unjudged_too(tmp_path):
 
     async def session(base_url: str, cache: AnswerCache):
         config = ModelEndpoint(name="m", base_url=base_url, **endpoint)
-        async with ChatClient(config, Role.JUDGE, Usage(), cache=cache) as client:
+        async with ChatClient(ModelAccess(endpoint=config), Role.JUDGE, Costs(usage=Usage(), answers=cache)) as client:
             return [await judge(QUESTION, "Miso", STRICT, client) for _ in range(3)]
 
     cache = AnswerCache(tmp_path)

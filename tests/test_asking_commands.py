@@ -256,7 +256,11 @@ def test_writer_checker_and_closed_book_model_may_be_on_three_servers(tmp_path, 
     (line,) = lines(tmp_path / "set" / "qa_usage.jsonl")
     printed = capsys.readouterr().out.splitlines()[-1]
     assert printed.startswith(f"usage: {sum(role['calls'] for role in line['usage'].values())} calls, ")
-    assert "cost unknown" in printed and printed.endswith(f"details in {tmp_path / 'set' / 'qa_usage.jsonl'}")
+    priced = line["usage"]["judge"]["usd"]
+    assert (
+        f", {priced:.2f} USD and an unknown cost of closed, writer (--price gives prices)" in printed
+        and printed.endswith(f"details in {tmp_path / 'set' / 'qa_usage.jsonl'}")
+    )
     assert line["usage"]["judge"]["usd"] == pytest.approx(line["usage"]["judge"]["calls"] * (7 + 3 * 10) / 1e6)
     assert line["usage"]["questioner"]["usd"] is None
 

@@ -15,7 +15,8 @@ import pytest
 from membuilder.errors import CacheError, ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ModelEndpoint, Provider
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from tests.fault_server import (
@@ -55,8 +56,10 @@ def settings(base_url: str, *, model: str = "m", seed: int | None = None, temper
 def run(config: ModelEndpoint, use, usage: Usage | None = None, cache: AnswerCache | None = None):
     """What `use(client)` returns, in an event loop of its own."""
 
+    costs = Costs(usage=usage or Usage(), answers=cache)
+
     async def session():
-        async with ChatClient(config, Role.JUDGE, usage or Usage(), api_key=KEY, cache=cache) as client:
+        async with ChatClient(ModelAccess(endpoint=config, api_key=KEY), Role.JUDGE, costs) as client:
             return await use(client)
 
     return asyncio.run(session())

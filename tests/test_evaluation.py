@@ -20,9 +20,9 @@ from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.options import Precision, open_embedder
 from membuilder.errors import CacheError, ConfigError, EvaluationError
 from membuilder.evaluation import run
-from membuilder.evaluation.answerer import Case, Roles, ask_all
+from membuilder.evaluation.answerer import Roles, ask_all
 from membuilder.evaluation.banks import BankFolder
-from membuilder.evaluation.metrics import Answered, Outcome, StoredVerdict
+from membuilder.evaluation.metrics import Outcome
 from membuilder.evaluation.options import command_line, parse
 from membuilder.evaluation.recall import Item, Ranking
 from membuilder.evaluation.records import Record, read_records, record_of
@@ -39,6 +39,7 @@ from membuilder.evaluation.systems import (
     reciprocal_ranks,
 )
 from membuilder.evaluation.table import table
+from membuilder.llm.answer_and_judge import AnswerVerdict
 from membuilder.llm.endpoints import Address, ModelAccess, chat_address
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.types import Agent, Bank, CoreQuote, Dialogue, Entry, Question, Session, Turn
@@ -282,19 +283,20 @@ def test_real_embeddings_agree_between_cache_and_model_and_between_precisions(tm
 NOTHING_FOUND = Ranking()
 
 
-def record(question: Question, ranking: Ranking = NOTHING_FOUND, answered: Answered | None = None) -> Record:
-    return record_of("x", Outcome(dialogue=dialogue(), question=question, ranking=ranking, answered=answered))
+def record(question: Question, ranking: Ranking = NOTHING_FOUND, answered: dict | None = None) -> Record:
+    return record_of(unanswered(dialogue(), question, ranking, **(answered or {})))
 
 
-def unanswered(whole: Dialogue, question: Question, ranking: Ranking) -> Outcome:
-    return Outcome(dialogue=whole, question=question, ranking=ranking, answered=None)
+def unanswered(whole: Dialogue, question: Question, ranking: Ranking, **answered) -> Outcome:
+    return Outcome(system="x", dialogue=whole, question=question, ranking=ranking, **answered)
 
 
-def judged(text: str, strict: bool | None, lenient: bool | None) -> Answered:
+def judged(text: str, strict: bool | None, lenient: bool | None) -> dict:
     verdicts = {"strict": strict, "lenient": lenient}
-    return Answered(
-        text=text, verdicts={name: StoredVerdict(correct=each, reason="") for name, each in verdicts.items()}
-    )
+    return {
+        "answer": text,
+        "verdicts": {name: AnswerVerdict(correct=each, reason="") for name, each in verdicts.items()},
+    }
 
 
 def found(*turns: str) -> Ranking:
@@ -342,7 +344,7 @@ def test_questions_of_a_locomo_file_count_under_their_own_names(tmp_path):
     path = tmp_path / "locomo.json"
     path.write_text(json.dumps([{"sample_id": "conv-1", "conversation": talk, "qa": asked}]), encoding="utf-8")
     (whole,) = load(path)
-    records = [record_of("none", unanswered(whole, question, NOTHING_FOUND)) for question in whole.questions]
+    records = [record_of(unanswered(whole, question, NOTHING_FOUND)) for question in whole.questions]
     summary = summary_json(summarize(records, seed=0))
     sizes = {group: block["questions"] for group, block in summary["by_category"].items()}
     assert sizes == {"multi-hop": 1, "temporal": 2, "open-domain": 3, "single-hop": 4, "adversarial": 5}
@@ -354,7 +356,7 @@ def test_questions_of_real_locomo_count_where_they_should():
     if not path.exists():
         pytest.skip(f"benchmark file {path} is absent; point MEMBUILDER_DATA at the data folder")
     records = [
-        record_of("none", unanswered(whole, question, ranking))
+        record_of(unanswered(whole, question, ranking))
         for whole in load(path)
         for question, ranking in zip(whole.questions, nothing(whole, 20), strict=True)
     ]
@@ -395,19 +397,16 @@ def roles(answer=None, verdict: bool | None = True) -> Roles:
         return answer(question) if answer else "Miso"
 
     async def grade(name, question, text):
-        return StoredVerdict(correct=verdict, reason=name)
+        return AnswerVerdict(correct=verdict, reason=name)
 
     return Roles(answer=say, judge=grade)
 
 
 def ask(roles: Roles, concurrency: int = 2, questions: tuple[Question, ...] | None = None) -> list[Record]:
     whole, lines = dialogue(), []
-    cases = [Case(system="x", dialogue=whole, question=q, ranking=Ranking()) for q in questions or whole.questions]
+    cases = [Outcome(system="x", dialogue=whole, question=q, ranking=Ranking()) for q in questions or whole.questions]
 
-    def write(case: Case, answered: Answered | None) -> None:
-        lines.append(record_of(case.system, case.outcome(answered)))
-
-    asyncio.run(ask_all(cases, roles, concurrency, write))
+    asyncio.run(ask_all(cases, roles, concurrency, lambda outcome: lines.append(record_of(outcome))))
     return lines
 
 
@@ -428,7 +427,7 @@ def test_an_answer_that_failed_is_no_wrong_answer():
 def test_an_unjudged_answer_is_kept_without_a_score():
     (line,) = ask(roles(verdict=None), questions=dialogue().questions[:1])
     assert (
-        line.verdicts["strict"] == StoredVerdict(correct=None, reason="strict") and line.scores["judge_strict"] is None
+        line.verdicts["strict"] == AnswerVerdict(correct=None, reason="strict") and line.scores["judge_strict"] is None
     )
 
 

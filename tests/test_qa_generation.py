@@ -21,7 +21,7 @@ from tests.scripted import store_first_turn, talk
 from tests.test_expert import THREE, make
 
 SINGLE, MULTI, TEMPORAL = Kind
-OPTIONS = QAOptions(writer="w", checker="c", closed_book=None, per_session=2)
+OPTIONS = QAOptions(model="w", check_model="c", closed_book_model=None, qa_per_session=2)
 
 
 def draft(question: str = "What did Ann adopt?", answer: str = "a cat", kind: str = "single_session", *evidence: str):
@@ -247,14 +247,18 @@ def test_a_stopped_run_goes_on_behind_its_last_whole_line(tmp_path):
     with unfinished.open("a") as file:
         file.write('{"conversation_id": "d", "sess')  # a kill in the middle of a line
     with pytest.raises(ConfigError, match="was begun with"):
-        sample(folder, Scripted([]), QAOptions(writer="other", checker="c", closed_book=None, per_session=2))
+        sample(
+            folder, Scripted([]), QAOptions(model="other", check_model="c", closed_book_model=None, qa_per_session=2)
+        )
     model = Scripted(two_questions)
     sample(folder, model)
     assert len([part for part, _ in model.prompts if part == "write"]) == 1
     assert (folder / "rl_training_data.jsonl").read_text() == (whole / "rl_training_data.jsonl").read_text()
     assert sample(folder, Scripted([]))["kept"]  # done: nobody is asked
     with pytest.raises(ConfigError, match="was begun with"):
-        sample(folder, Scripted([]), QAOptions(writer="other", checker="c", closed_book=None, per_session=2))
+        sample(
+            folder, Scripted([]), QAOptions(model="other", check_model="c", closed_book_model=None, qa_per_session=2)
+        )
 
 
 def test_a_session_without_good_questions_has_none_and_says_so(tmp_path):

@@ -33,7 +33,8 @@ from membuilder.evaluation.records import Record, read_records
 from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, AnswerVerdict, Strictness, answer, judge
 from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import EmbeddingConfig, ModelEndpoint, Provider
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import EmbeddingConfig, ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.json_output import without_thoughts
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
@@ -154,8 +155,10 @@ def config(server: Server, *, model: str = "tiny", max_tokens: int = 200, **endp
 
 
 def run(config: ModelEndpoint, use, usage: Usage | None = None, api_key: str = KEY):
+    access, costs = ModelAccess(endpoint=config, api_key=api_key), Costs(usage=usage or Usage())
+
     async def session():
-        async with ChatClient(config, Role.JUDGE, usage or Usage(), api_key=api_key) as client:
+        async with ChatClient(access, Role.JUDGE, costs) as client:
             return await use(client)
 
     return asyncio.run(session())

@@ -9,25 +9,25 @@ from membuilder.types import Agent, AgentUpdate, Bank, Dialogue, Operation, Oper
 
 
 def random_turns(dialogue: Dialogue) -> list[Turn]:
-    """All turns in a random order that depends on the dialogue alone."""
+    """Shuffle all turns in an order that depends on the dialogue alone."""
     turns = _turns(dialogue)
     return random.Random(f"{dialogue.id}-{turns[0].text}").sample(turns, len(turns))
 
 
 def longest_turns(dialogue: Dialogue) -> list[Turn]:
-    """All turns, the longest first."""
+    """Order all turns, the longest first."""
     return sorted(_turns(dialogue), key=lambda turn: -len(turn.content))
 
 
 def store_all(dialogue: Dialogue) -> Bank:
-    """Every turn as an entry."""
+    """Store every turn as an entry."""
     return _store(dialogue, {turn.id for turn in _turns(dialogue)})
 
 
 def store_within(
     dialogue: Dialogue, order: Sequence[Turn], budget: int, count_tokens: Callable[[Sequence[str]], int]
 ) -> Bank:
-    """Turns in the given order while they fit the budget of memory tokens (what the expert wrote in this dialogue)."""
+    """Store turns in the given order while they fit the budget of memory tokens, which is what the expert wrote."""
     session_of = {turn.id: session for session in dialogue.sessions for turn in session.turns}
     kept, used = set(), 0
     for turn in order:

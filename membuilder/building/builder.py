@@ -4,9 +4,8 @@
     with writing("memory.db", settings) as store:
         await builder.build(dialogue, store)  # goes on behind the last session stored
 
-The scheme says what each role sees, reads its answer and applies it, as in training. An answer that cannot be used,
-through the model's fault, changes nothing and is stored with its reason. A server that fails ends the build: its outage
-is nothing the model remembers.
+The scheme says what each role sees, reads its answer and applies it, as in training. An unusable answer of the model
+changes nothing and is stored with its reason. A server that fails ends the build, because its outage is no memory.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ class RoleAnswer:
     """One role's answer, before anything is applied."""
 
     text: str | None
-    """None when none came."""
+    """The model's text; None when none came."""
     update: AgentUpdate = AgentUpdate()
     chat_failure: Reason | None = None
     seconds: float = 0.0
@@ -47,9 +46,9 @@ Ask = Callable[[Session, Bank, Shown], Awaitable[dict[str, RoleAnswer]]]
 
 
 def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
-    """One model in all roles of a scheme, which are asked at once.
+    """Let one model answer in all roles of a scheme, which are asked at once.
 
-    Raises a ChatError that is not the model's fault, after all calls have ended: an outage must not pass for an answer.
+    A ChatError that is not the model's fault is raised after all calls have ended.
     """
 
     async def ask(session: Session, bank: Bank, shown: Shown) -> dict[str, RoleAnswer]:
@@ -64,7 +63,7 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
 
 
 def ask_expert(scheme: Scheme) -> Ask:
-    """The scheme's offline expert in the place of a model; its answers are written as a model would write them."""
+    """Let the scheme's offline expert answer; its updates are written as a model would have written them."""
     propose = scheme.expert
     if propose is None:
         raise ConfigError(f"scheme '{scheme.name}' has no offline expert: name a model to build with")
@@ -73,10 +72,9 @@ def ask_expert(scheme: Scheme) -> Ask:
         asked_at, began = datetime.now(UTC), time.perf_counter()
         updates = propose(session, bank, shown)
         seconds = (time.perf_counter() - began) / len(scheme.roles)
+        texts = {role: scheme.write(role, update, session, shown) for role, update in updates.items()}
         return {
-            role: RoleAnswer(
-                text=scheme.write(role, update, session, shown), update=update, seconds=seconds, asked_at=asked_at
-            )
+            role: RoleAnswer(text=texts[role], update=update, seconds=seconds, asked_at=asked_at)
             for role, update in updates.items()
         }
 
@@ -85,7 +83,7 @@ def ask_expert(scheme: Scheme) -> Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """Builds any number of dialogues, also at once: their embeddings share one thread, models wait side by side."""
+    """It builds any number of dialogues, also at once: their embeddings share one thread."""
 
     ask: Ask
     embedder: TextEmbedder
@@ -95,10 +93,9 @@ class Builder:
     async def build(
         self, dialogue: Dialogue, store: Store, on_session: Callable[[Session], object] = lambda session: None
     ) -> Bank:
-        """Every session of `dialogue` that `store` does not hold yet, one transaction each; the bank after the last.
+        """Build every session that `store` does not hold yet, in a transaction each; return the bank after the last.
 
-        Raises DataError for a dialogue that cannot be built, StoreError, and BuildStopped where a server fails, of chat
-        or of embeddings. The sessions before stay stored.
+        Raises DataError for a dialogue that cannot be built, StoreError, and BuildStopped where a server fails.
         """
         check_dialogue(dialogue)
         num_stored = _check_same(dialogue, store)
@@ -128,29 +125,27 @@ class Builder:
         return bank
 
     def close(self) -> None:
-        """Ends the thread, after what runs in it."""
+        """End the thread after what runs in it."""
         self._thread.shutdown(cancel_futures=True)
 
     async def _embed_ahead(self, sessions: Sequence[Session], embedder: TextEmbedder) -> None:
-        """Embeds the turns of sessions to come while the model writes, for embedders that remember what they embedded.
+        """Embed the turns of sessions to come while the model writes, for embedders that remember what they embedded.
 
-        In small jobs, so that one of these is all that what is needed now may have to wait for.
+        The jobs are small, because an embedding that is needed now waits for the job that runs.
         """
         texts: list[str] = []
         for session in sessions:
             texts += self.scheme.show_queries(session)
-            if len(texts) >= EMBED_AHEAD_TURNS:
-                await self._in_thread(embedder.embed, texts)
+            if len(texts) >= EMBED_AHEAD_TURNS or session is sessions[-1]:
+                await self._in_thread(_embed, embedder, texts)
                 texts = []
-        if texts:
-            await self._in_thread(embedder.embed, texts)
 
     async def _in_thread(self, function: Callable, *arguments: object):
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
 
 def check_dialogue(dialogue: Dialogue) -> None:
-    """Raises DataError unless sessions are numbered in time order, ids are unique and every text is text."""
+    """Raise DataError unless sessions are numbered in time order, ids are unique and every text is text."""
 
     def refuse(session: Session, name: str, problem: str) -> None:
         raise DataError(f"dialogue {dialogue.id}", f"session {session.id}", name, problem)
@@ -201,13 +196,12 @@ async def _ask_role(
     prompt = scheme.ask(role, session, bank, shown)
     try:
         text = await model.complete([{"role": "user", "content": prompt}], schema=scheme.schema(role, session))
+        given = {"text": text, "update": scheme.parse(role, text, session)}
     except ChatError as error:
         if not error.models_fault:
             raise
-        reason = Reason(kind=f"chat_{error.kind}", detail=str(error))
-        return RoleAnswer(text=None, chat_failure=reason, seconds=time.perf_counter() - began, asked_at=asked_at)
-    update = scheme.parse(role, text, session)
-    return RoleAnswer(text=text, update=update, seconds=time.perf_counter() - began, asked_at=asked_at)
+        given = {"text": None, "chat_failure": Reason(kind=f"chat_{error.kind}", detail=str(error))}
+    return RoleAnswer(**given, seconds=time.perf_counter() - began, asked_at=asked_at)
 
 
 def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
@@ -232,7 +226,7 @@ def _stored_answers(answers: Mapping[str, RoleAnswer], result: SessionResult, sh
 
 
 def _check_same(dialogue: Dialogue, store: Store) -> int:
-    """How many sessions are stored; they must be the first ones of this dialogue, word for word."""
+    """Count the stored sessions, which must be the first ones of this dialogue, word for word."""
     stored = [each.session for each in store.sessions()]
     differs = [mine.id for mine, theirs in zip(stored, dialogue.sessions, strict=False) if mine != theirs]
     problem = ""

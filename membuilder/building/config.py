@@ -15,11 +15,13 @@ from membuilder.types import Dialogue
 
 RULES = "rules"
 STORE_SUFFIX = ".db"
+EMBEDDING_KEYS = tuple(f"embedding_{name}" for name in ("model", "provider", "base_url", "endpoint", "cache"))
+"""Keys of a build that are flags of the same name in every command."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
-    """What a configuration must never hold."""
+    """The keys of a command, which a configuration must never hold."""
 
     chat: str | None = field(default=None, repr=False)
     embedding: str | None = field(default=None, repr=False)
@@ -69,7 +71,7 @@ class BuildConfig:
             raise ValueError("max_turns, parallel and sessions must be at least 1")
 
     def settings(self, dialogue: Dialogue, dimension: int) -> dict[str, Any]:
-        """What a store records, and a build that goes on must share."""
+        """The settings that a store records and that a build which goes on must share."""
         return {
             "dialogue": dialogue.id,
             "speakers": list(dialogue.speakers),

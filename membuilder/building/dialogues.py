@@ -1,4 +1,4 @@
-"""From a configuration to stores: who is asked, who embeds, and every dialogue into a store of its own."""
+"""Builds what a configuration asks for: it opens the model and the embedder, and each dialogue gets a store."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,7 +10,7 @@ from membuilder.building.stores import Job, build_stores
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.llm.chat_model import Role
-from membuilder.llm.client import open_chat
+from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.schemes.load import load_scheme
 from membuilder.schemes.scheme import Scheme
@@ -19,11 +19,11 @@ from membuilder.types import Dialogue
 
 @asynccontextmanager
 async def open_roles(config: BuildConfig, scheme: Scheme, role: Role, keys: Keys, costs: Costs) -> AsyncIterator[Ask]:
-    """Who proposes the operations; a model is checked with one small call before anything else begins."""
+    """Open who proposes the operations; a model is checked with one small call before anything else begins."""
     if config.model.name == RULES:
         yield ask_expert(scheme)
         return
-    async with open_chat(config.chat(keys), role, costs) as model:
+    async with ChatClient(config.chat(keys), role, costs) as model:
         await model.check()
         yield ask_model(model, scheme)
 
@@ -36,10 +36,7 @@ async def build_all(
     costs: Costs,
     on_built: Callable[[Path, TextEmbedder], object],
 ) -> None:
-    """Build each dialogue into the store at the path beside it. The first error stops all; what is stored stays.
-
-    `on_built` runs in a thread for each store that is whole.
-    """
+    """Build each dialogue into the store at the path beside it; `on_built` runs in a thread for each whole store."""
     scheme = load_scheme(config.scheme, config.prompts)
     async with AsyncExitStack() as stack:
         ask = await stack.enter_async_context(open_roles(config, scheme, role, keys, costs))

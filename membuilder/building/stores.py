@@ -1,4 +1,4 @@
-"""Many dialogues into stores of their own, some of them at once."""
+"""Builds many dialogues into stores of their own, some of them at once."""
 
 import asyncio
 from collections import Counter
@@ -19,16 +19,18 @@ from membuilder.types import Dialogue
 class Job:
     dialogue: Dialogue
     path: Path
-    """Of its store; one that is begun is gone on with."""
+    """The path of its store; a build that is begun there goes on."""
     settings: Mapping[str, Any]
-    """What the store records, and a build that goes on must share."""
+    """The settings that the store records and that a build which goes on must share."""
 
 
 async def build_stores(
     jobs: Sequence[Job], builder: Builder, parallel: int, label: str, on_built: Callable[[Path], object]
 ) -> None:
-    """At most `parallel` dialogues at once. `on_built(path)` runs in a thread once a store holds its whole dialogue,
-    while the store is still locked. The first error stops all; what is stored stays."""
+    """Build at most `parallel` dialogues at once. The first error stops all; what is stored stays.
+
+    `on_built(path)` runs in a thread once a store holds its whole dialogue, while the store is still locked.
+    """
     with progress(total=sum(len(job.dialogue.sessions) for job in jobs), label=label, unit="session") as bar:
 
         async def build(job: Job) -> None:
@@ -41,7 +43,7 @@ async def build_stores(
 
 
 def failures(sessions: Iterable[StoredSession]) -> Counter[str]:
-    """How many answers failed, by kind."""
+    """Count the answers that failed, by kind."""
     return Counter(
         answer.failure.kind for session in sessions for answer in session.answers.values() if answer.failure is not None
     )

@@ -1,4 +1,4 @@
-"""The four-agent builder as a system of an evaluation: any model may write the memories.
+"""Makes the four-agent builder a system of an evaluation: any model may write the memories.
 
 A trained checkpoint is one more model: served by vLLM and reached like any other. It writes best in the prompts and
 answer format it was trained with, which `--build-config` takes from the run's own `config.yaml`.
@@ -18,9 +18,9 @@ from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
 from membuilder.embedding.options import Precision
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
-from membuilder.evaluation.options import Options, Reading
+from membuilder.evaluation.options import Options
 from membuilder.llm.chat_model import ChatModel, Role
-from membuilder.llm.client import open_chat
+from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.schemes.load import load_scheme
@@ -50,7 +50,7 @@ async def open_writer(
     if all(folder.has(dialogue) for dialogue in dialogues):
         yield None
         return
-    async with open_chat(options.builder, Role.BUILDER, costs) as model:
+    async with ChatClient(options.builder, Role.BUILDER, costs) as model:
         await model.check()
         yield model
 
@@ -66,9 +66,7 @@ async def build_memories(
 
     Each memory grows in a store, a session at a time: a kill loses at most the session in flight.
     """
-    how = options.reading
-    todo = [dialogue for dialogue in dialogues if not folder.has(dialogue)]
-    of = {folder.path(dialogue, ".db"): dialogue for dialogue in todo}
+    of = {folder.path(dialogue, ".db"): dialogue for dialogue in dialogues if not folder.has(dialogue)}
 
     def keep_bank(path: Path) -> None:
         with reading(path) as store:
@@ -76,17 +74,21 @@ async def build_memories(
 
     if model is not None:
         folder.begin()
-        scheme = load_scheme(how.scheme, how.prompts)
-        builder = Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)
-        with closing(builder):
-            jobs = [_job(options, how, dialogue, path, embedder.dimension) for path, dialogue in of.items()]
+        scheme = load_scheme(options.reading.scheme, options.reading.prompts)
+        with closing(Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)) as builder:
+            jobs = [_job(options, dialogue, path, embedder.dimension) for path, dialogue in of.items()]
             await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
-    return _told([folder.path(dialogue, ".db") for dialogue in dialogues])
+    stored = []
+    for dialogue in dialogues:
+        with reading(folder.path(dialogue, ".db")) as store:
+            stored += store.sessions()
+    num_answers = sum(len(session.answers) for session in stored)
+    return {"sessions": len(stored), "answers": num_answers, "failed_answers": dict(sorted(failures(stored).items()))}
 
 
-def _job(options: Options, how: Reading, dialogue: Dialogue, path: Path, dimension: int) -> Job:
+def _job(options: Options, dialogue: Dialogue, path: Path, dimension: int) -> Job:
     """The job of one dialogue; its store records the same settings as one of `python -m membuilder.build`."""
-    embedding, precision = options.embedder.model, options.embedder.precision
+    how, embedding, precision = options.reading, options.embedder.model, options.embedder.precision
     if precision is not Precision.FLOAT32:
         embedding = f"{embedding or DEFAULT_PACKAGE} in {precision}"
     config = BuildConfig(
@@ -101,12 +103,3 @@ def _job(options: Options, how: Reading, dialogue: Dialogue, path: Path, dimensi
     )
     windows = replace(in_windows(dialogue, how.max_turns), questions=())
     return Job(dialogue=windows, path=path, settings=config.settings(dialogue, dimension))
-
-
-def _told(paths: Sequence[Path]) -> dict[str, Any]:
-    stored = []
-    for path in paths:
-        with reading(path) as store:
-            stored += store.sessions()
-    num_answers = sum(len(session.answers) for session in stored)
-    return {"sessions": len(stored), "answers": num_answers, "failed_answers": dict(sorted(failures(stored).items()))}

@@ -1,4 +1,4 @@
-"""Banks on disk between the two steps of an evaluation: built by one model, answered from by another.
+"""Keeps banks on disk between the two steps of an evaluation: one model builds them, another answers from them.
 
 DB/manifest.json        who built them out of what; another builder or dataset is refused, by who writes and who reads
 DB/<dialogue id>.json   one finished bank
@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 BUILT_FROM = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embedding_precision")
 """Settings of an evaluation that every manifest holds."""
 _SAME_DATA = ("dataset_sha256", "sessions")
-"""Of these, what an evaluation that reads the banks must share. Entries are embedded anew, so another embedder may."""
+"""Those that an evaluation which reads the banks must share; it may embed the entries with another embedder."""
 _DAMAGED = "it is damaged; build into another --db-path, or remove it and build again"
 
 
@@ -77,12 +77,11 @@ class BankFolder:
         write_atomic(self.path(dialogue), json.dumps(msgspec.to_builtins(bank)) + "\n")
 
     def load(self, dialogue: Dialogue) -> Bank:
-        """Raises EvaluationError where there is none, DataError where it is damaged."""
+        """Read one bank. Raises EvaluationError where there is none, DataError where it is damaged."""
         path = self.path(dialogue)
         if not path.exists():
-            raise EvaluationError(
-                f"{path}: the bank of {dialogue.id!r} is not built; run --mode build to its end first"
-            )
+            problem = f"the bank of {dialogue.id!r} is not built; run --mode build to its end first"
+            raise EvaluationError(f"{path}: {problem}")
         bank = as_record(read_json(path, _DAMAGED), Bank, path, FILE, _DAMAGED)
         self._check_provenance(bank, dialogue, path)
         return bank

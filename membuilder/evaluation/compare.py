@@ -1,4 +1,4 @@
-"""`compare A B`: is one run better than another, tested question by question on the same questions."""
+"""Tests whether one run is better than another, question by question on the same questions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +31,9 @@ def load_side(name: str) -> list[Record]:
 def compare(
     side_a: Sequence[Record], side_b: Sequence[Record], metrics: Sequence[str], seed: int
 ) -> dict[str, dict[str, Paired]]:
-    """Metric -> columns `answerable` and `set apart` -> the paired result, where both sides have scores.
+    """Return metric -> column (`answerable`, `set apart`) -> the paired result over what both sides could score.
 
-    A question that one side could not score (unjudged) is left out on both. Raises EvaluationError unless both sides
-    asked the same questions.
+    Raises EvaluationError unless both sides asked the same questions.
     """
     by_key_a, by_key_b = ({record.key[1:]: record for record in side} for side in (side_a, side_b))
     if by_key_a.keys() != by_key_b.keys():
@@ -58,9 +57,8 @@ def compare(
             if len(both):
                 found.setdefault(metric, {})[column] = paired(both[:, 0], both[:, 1], seed)
     if not found:
-        raise EvaluationError(
-            f"no question has a score of {', '.join(metrics)} on both sides; known are {list(METRICS)}"
-        )
+        problem = f"no question has a score of {', '.join(metrics)} on both sides; known are {list(METRICS)}"
+        raise EvaluationError(problem)
     return found
 
 
@@ -69,12 +67,10 @@ def _asked(record: Record) -> tuple:
 
 
 def as_text(found: dict[str, dict[str, Paired]]) -> str:
-    lines = []
-    for metric, columns in found.items():
-        for column, result in columns.items():
-            lines.append(
-                f"{metric} ({column}, {result.questions} questions): A {result.mean_a:.3f}, B {result.mean_b:.3f}, "
-                f"B - A {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}], p = {result.p_value:.4f} "
-                f"({result.test}; A better on {result.only_a}, B on {result.only_b})"
-            )
-    return "\n".join(lines)
+    return "\n".join(
+        f"{metric} ({column}, {result.questions} questions): A {result.mean_a:.3f}, B {result.mean_b:.3f}, "
+        f"B - A {result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}], p = {result.p_value:.4f} "
+        f"({result.test}; A better on {result.only_a}, B on {result.only_b})"
+        for metric, columns in found.items()
+        for column, result in columns.items()
+    )

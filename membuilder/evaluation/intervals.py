@@ -1,4 +1,4 @@
-"""Uncertainty of means over questions: bootstrap intervals and paired tests, all seeded.
+"""Measures the uncertainty of means over questions by bootstrap intervals and paired tests, all seeded.
 
 Questions are resampled one by one. Those of one dialogue are alike, so intervals over few dialogues are on the narrow
 side: they tell about other questions to these dialogues, less about other dialogues.
@@ -14,18 +14,18 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paired:
-    """B against A over the same questions."""
+    """How B does against A over the same questions."""
 
     questions: int
     mean_a: float
     mean_b: float
     difference: float
-    """B - A."""
+    """The mean of B - A."""
     low: float
     high: float
     """Bootstrap interval of the difference."""
     p_value: float
-    """Two-sided, that the two are equally good."""
+    """Two-sided p-value of the hypothesis that the two are equally good."""
     test: str
     only_a: int
     """Questions that A does better."""

@@ -9,10 +9,11 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING
 
 from membuilder.evaluation.recall import Ranking, evidence_recall
+from membuilder.llm.answer_and_judge import AnswerVerdict
 from membuilder.types import Dialogue, Question
 
 if TYPE_CHECKING:
@@ -25,47 +26,25 @@ SET_APART = (ADVERSARIAL, ABSTENTION)
 """Groups of questions that have columns of their own and count in no mean of answers."""
 LOCOMO_REFUSALS = ("no information available", "not mentioned")
 REFUSALS = (
-    *LOCOMO_REFUSALS,
-    "not answerable",
-    "unanswerable",
-    "cannot be answered",
-    "does not say",
-    "not enough information",
-    "no information about",
-    "don't know",
-    "do not know",
+    *(*LOCOMO_REFUSALS, "not answerable", "unanswerable", "cannot be answered", "does not say"),
+    *("not enough information", "no information about", "don't know", "do not know"),
 )
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the|and)\b")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredVerdict:
-    """What one judge says of one answer."""
-
-    correct: bool | None
-    """None: it could not be judged."""
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """One answer and what the judges say of it."""
-
-    text: str
-    verdicts: Mapping[str, StoredVerdict] = field(default_factory=dict)
-    """By judge, of those that apply to the question."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """All that a question came to: the one thing metrics are computed from."""
+    """All that a question put to one system came to: the one thing metrics are computed from."""
 
+    system: str
     dialogue: Dialogue
     question: Question
     ranking: Ranking
-    answered: Answered | None
-    """None where nobody was asked, or no answer could be had."""
+    answer: str | None = None
+    """The answer; None where nobody was asked, or no answer could be had."""
+    verdicts: Mapping[str, AnswerVerdict] = field(default_factory=dict)
+    """The verdict of each judge that applies to the question."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +63,11 @@ class Metric:
     """Recall counts on every question with evidence; all else on the answerable questions only."""
 
 
-def is_set_apart(question: Question) -> bool:
-    """Whether a question is adversarial or asks for abstention: such questions have a column of their own."""
-    return not question.answerable or question.category == ADVERSARIAL
+def group_of(question: Question) -> str:
+    """The column a question counts in: its category, unless it is adversarial or asks for abstention."""
+    if question.category == ADVERSARIAL:
+        return ADVERSARIAL
+    return question.category if question.answerable else ABSTENTION
 
 
 def token_f1(question: Question, answer: str) -> float | None:
@@ -108,14 +89,14 @@ def token_f1(question: Question, answer: str) -> float | None:
 
 def exact_match(question: Question, answer: str) -> float | None:
     """1 if the same words stand in both, in whatever order and number (LoCoMo's exact match)."""
-    if question.answer is None or is_set_apart(question):
+    if question.answer is None or group_of(question) in SET_APART:
         return None
     return float(set(_normal(answer).split()) == set(_normal(question.answer).split()))
 
 
 def substring_match(question: Question, answer: str) -> float | None:
     """1 if the gold answer stands in the answer as whole words, in its order."""
-    if question.answer is None or is_set_apart(question):
+    if question.answer is None or group_of(question) in SET_APART:
         return None
     return float(f" {_normal(question.answer)} " in f" {_normal(answer)} ")
 
@@ -174,25 +155,25 @@ def _recall_metrics() -> Iterator[Metric]:
                     name=f"{level}recall{kind}@{k}",
                     title=f"evidence {level}recall{kind}@{k}",
                     meaning=f"{meaning}, by {'sessions' if level else 'turns'}, in the first {k} items",
-                    score=lambda outcome, level=level, part=part, k=k: _recall(outcome, bool(level), part, k),
+                    score=partial(_recall, by_session=bool(level), part=part, k=k),
                     by_category=level + kind == "" and k == 10,
                     is_recall=True,
                 )
 
 
-def _recall(outcome: Outcome, by_session: bool, part: str, k: int) -> float | None:
+def _recall(outcome: Outcome, *, by_session: bool, part: str, k: int) -> float | None:
     session_of = outcome.dialogue.session_of_turn() if by_session else None
     found = evidence_recall(outcome.question, outcome.ranking, k, session_of)
     return None if found is None else getattr(found, part)
 
 
 def _of_answer(score: Callable[[Question, str], float | None]) -> Callable[[Outcome], float | None]:
-    return lambda outcome: None if outcome.answered is None else score(outcome.question, outcome.answered.text)
+    return lambda outcome: None if outcome.answer is None else score(outcome.question, outcome.answer)
 
 
 def _of_judge(name: str) -> Callable[[Outcome], float | None]:
     def score(outcome: Outcome) -> float | None:
-        verdict = None if outcome.answered is None else outcome.answered.verdicts.get(name)
+        verdict = outcome.verdicts.get(name)
         return None if verdict is None or verdict.correct is None else float(verdict.correct)
 
     return score
@@ -205,25 +186,16 @@ _ANSWER_SCORES = (
     ("abstention", "abstention", "whether an unanswerable question was turned down", abstention),
     ("wrongly_abstained", "wrongly abstained", "whether an answerable question was turned down", wrongly_abstained),
 )
-METRICS = {
-    metric.name: metric
-    for metric in (
-        *_recall_metrics(),
-        *(
-            Metric(name=name, title=title, meaning=meaning, score=_of_answer(score), by_category=name == "f1")
-            for name, title, meaning, score in _ANSWER_SCORES
-        ),
-        *(
-            Metric(
-                name=f"judge_{name}",
-                title=f"judge, {name}",
-                meaning=f"whether the {name} judge calls the answer right",
-                score=_of_judge(name),
-                by_category=True,
-            )
-            for name in JUDGES
-        ),
-    )
-}
+
+
+def _answer_metrics() -> Iterator[Metric]:
+    for name, title, meaning, score in _ANSWER_SCORES:
+        yield Metric(name=name, title=title, meaning=meaning, score=_of_answer(score), by_category=name == "f1")
+    for name in JUDGES:
+        title, meaning = f"judge, {name}", f"whether the {name} judge calls the answer right"
+        yield Metric(name=f"judge_{name}", title=title, meaning=meaning, score=_of_judge(name), by_category=True)
+
+
+METRICS = {metric.name: metric for metric in (*_recall_metrics(), *_answer_metrics())}
 RECALLS = tuple(name for name, metric in METRICS.items() if metric.is_recall)
 ANSWER_SCORES = tuple(name for name, *_ in _ANSWER_SCORES)

@@ -7,7 +7,7 @@ from membuilder.embedding.options import EmbedderOptions, Precision, best_precis
 from membuilder.errors import ConfigError
 from membuilder.evaluation.metrics import JUDGES
 from membuilder.llm.endpoints import ModelAccess
-from membuilder.llm.flags import add_endpoint_flags, read_endpoint
+from membuilder.llm.flags import SETTINGS, add_endpoint_flags, read_endpoint
 from membuilder.types import Agent
 
 JUDGE_MODEL = "gpt-4.1"
@@ -76,20 +76,11 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     add_endpoint_flags(flags, "", text, provider="openai")
     add_endpoint_flags(flags, "judge-", f"grades the answers; {JUDGE_MODEL} at provider openai unless given")
     add_endpoint_flags(flags, "build-", "writes the memories of system agents; else --model")
-    flags.add_argument(
-        "--build-config",
-        type=Path,
-        metavar="FILE",
-        help="config.yaml of the run that trained the checkpoint: its prompts, answer format and turns read at once",
-    )
+    text = "config.yaml of the run that trained the checkpoint: its prompts, answer format and turns read at once"
+    flags.add_argument("--build-config", type=Path, metavar="FILE", help=text)
     flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
     precisions = [str(each) for each in Precision]
     flags.add_argument("--embedding-precision", choices=precisions, help="else what is fastest here")
     flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
-    flags.add_argument(
-        "--index",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below",
-    )
+    text = "how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below"
+    flags.add_argument("--index", **SETTINGS, help=text)

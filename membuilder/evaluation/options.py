@@ -2,18 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
 from membuilder.config import describe, from_mapping, load, read
-from membuilder.datasets.selection import (
-    DATA_FOLDER,
-    DATASET_NAMES,
-    SPLITS,
-    load_selected,
-    shorten,
-)
+from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions
 from membuilder.errors import ConfigError
 from membuilder.evaluation.model_flags import add_models, dialogues_at_once, embedder, models, questions_at_once
@@ -71,9 +65,8 @@ def reading_of(path: Path | None) -> Reading:
         case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
             known = from_mapping(PromptConfig, prompts, f"{path}: prompts")
             return Reading(scheme=scheme, prompts=known, max_turns=max_turns)
-    raise ConfigError(
-        f"{path}: no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
-    )
+    problem = "no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
+    raise ConfigError(f"{path}: {problem}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +77,7 @@ class Options:
     dataset_path: Path | None
     data_dir: Path
     ids: tuple[str, ...]
-    """Of --conv-id, --sample-id and --character-id; empty: all."""
+    """The ids of --conv-id, --sample-id and --character-id; empty: all dialogues."""
     split: str | None
     subset_file: Path | None
     mode: str
@@ -93,9 +86,8 @@ class Options:
     """None: retrieval is scored, nothing is answered."""
     judge: ModelAccess | None
     builder: ModelAccess | None
-    """Writes the memories of system agents."""
+    """The model that writes the memories of system agents."""
     reading: Reading
-    """How that model reads and writes."""
     build_parallel: int
     """Dialogues that system agents builds at once."""
     sessions: int | None
@@ -112,7 +104,7 @@ class Options:
     output_dir: Path
     embedder: EmbedderOptions
     flags: argparse.Namespace = field(repr=False)
-    """As they were given, for what reads flags of its own (costs)."""
+    """All flags as they were given, for what reads flags of its own (costs)."""
     seed: int
     verbose: bool
 
@@ -124,33 +116,23 @@ def parse(argv: Sequence[str]) -> Options:
     default = STORED if given.mode == "answer" else RULES if writer is None else AGENTS
     systems = tuple(dict.fromkeys(given.system or [default]))
     _check_mode(given.mode, systems)
-    options = Options(
-        dataset=given.dataset,
-        dataset_path=given.dataset_path,
-        data_dir=given.data_dir,
-        ids=tuple(name for name in (given.conv_id, given.sample_id, given.character_id) if name is not None),
-        split=given.split,
-        subset_file=given.subset_file,
-        mode=given.mode,
-        systems=systems,
-        answerer=answerer,
-        judge=judge,
-        builder=writer if AGENTS in systems else None,
-        reading=reading_of(given.build_config),
-        build_parallel=dialogues_at_once(given),
-        sessions=given.sessions,
-        questions=given.questions,
-        top_k=given.top_k,
-        db_path=_db_path(given, systems),
-        build_model=given.build_model if STORED in systems else None,
-        index=load(IndexConfig, None, given.index),
-        concurrency=questions_at_once(given),
-        output_dir=given.output_dir,
-        embedder=embedder(given),
-        flags=given,
-        seed=given.seed,
-        verbose=given.verbose,
-    )
+    chosen = {
+        "ids": tuple(name for name in (given.conv_id, given.sample_id, given.character_id) if name is not None),
+        "systems": systems,
+        "answerer": answerer,
+        "judge": judge,
+        "builder": writer if AGENTS in systems else None,
+        "reading": reading_of(given.build_config),
+        "build_parallel": dialogues_at_once(given),
+        "db_path": _db_path(given, systems),
+        "build_model": given.build_model if STORED in systems else None,
+        "index": load(IndexConfig, None, given.index),
+        "concurrency": questions_at_once(given),
+        "embedder": embedder(given),
+        "flags": given,
+    }
+    as_given = {each.name: getattr(given, each.name) for each in fields(Options) if each.name not in chosen}
+    options = Options(**as_given, **chosen)
     _check(options)
     return options
 
@@ -197,9 +179,8 @@ def _check(options: Options) -> None:
     if options.split and not options.dataset.startswith("longmemeval"):
         raise ConfigError(f"--split names parts of longmemeval; dataset {options.dataset} has none")
     if options.dataset == "custom" and options.dataset_path is None:
-        raise ConfigError(
-            "dataset custom needs --dataset-path FILE.jsonl; membuilder/datasets/custom.py has its format"
-        )
+        problem = "dataset custom needs --dataset-path FILE.jsonl; membuilder/datasets/custom.py has its format"
+        raise ConfigError(problem)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -218,37 +199,30 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    flags = parser.add_argument_group("data")
-    flags.add_argument("--dataset", default="locomo", choices=DATASET_NAMES)
-    flags.add_argument("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
-    flags.add_argument("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
-    flags.add_argument("--conv-id", help="one conversation (locomo)")
-    flags.add_argument("--sample-id", help="one sample (longmemeval)")
-    flags.add_argument("--character-id", help="one character (perltqa)")
-    flags.add_argument("--split", choices=SPLITS, help="predefined split (longmemeval)")
-    flags.add_argument("--subset-file", type=Path, help="JSON file with a list of ids")
-    flags.add_argument("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
-    flags.add_argument("--questions", type=int, metavar="N", help="first questions of each dialogue only")
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default="locomo", choices=DATASET_NAMES)
+    add("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
+    add("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
+    add("--conv-id", help="one conversation (locomo)")
+    add("--sample-id", help="one sample (longmemeval)")
+    add("--character-id", help="one character (perltqa)")
+    add("--split", choices=SPLITS, help="predefined split (longmemeval)")
+    add("--subset-file", type=Path, help="JSON file with a list of ids")
+    add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
+    add("--questions", type=int, metavar="N", help="first questions of each dialogue only")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    flags = parser.add_argument_group("run")
-    flags.add_argument("--mode", default="full", choices=("build", "answer", "full"))
-    flags.add_argument(
-        "--system",
-        action="append",
-        choices=SYSTEMS,
-        help="repeatable; else rules, agents where a model is named, bank in mode answer",
-    )
-    flags.add_argument("--top-k", type=int, default=10, help="items an answer is given")
-    flags.add_argument(
-        "--db-path",
-        default=AUTO,
-        help=f"folder of banks, written by build and full, read by answer; {AUTO}: {MEMORIES} under --output-dir",
-    )
-    flags.add_argument("--concurrency", type=int, default=1, help="questions in flight at once")
-    flags.add_argument("--parallel", action="store_true", help="at least --workers questions in flight at once")
-    flags.add_argument("--workers", type=int, default=4, help=f"with --parallel also dialogues {AGENTS} builds at once")
-    flags.add_argument("--output-dir", type=Path, default=Path("logs"))
-    flags.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    flags.add_argument("--verbose", action="store_true", help="show each question with what became of it")
+    add = parser.add_argument_group("run").add_argument
+    add("--mode", default="full", choices=("build", "answer", "full"))
+    text = "repeatable; else rules, agents where a model is named, bank in mode answer"
+    add("--system", action="append", choices=SYSTEMS, help=text)
+    add("--top-k", type=int, default=10, help="items an answer is given")
+    text = f"folder of banks, written by build and full, read by answer; {AUTO}: {MEMORIES} under --output-dir"
+    add("--db-path", default=AUTO, help=text)
+    add("--concurrency", type=int, default=1, help="questions in flight at once")
+    add("--parallel", action="store_true", help="at least --workers questions in flight at once")
+    add("--workers", type=int, default=4, help=f"with --parallel also dialogues {AGENTS} builds at once")
+    add("--output-dir", type=Path, default=Path("logs"))
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--verbose", action="store_true", help="show each question with what became of it")

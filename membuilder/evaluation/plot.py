@@ -1,4 +1,4 @@
-"""One picture per run: each metric by category, a dot and interval per system."""
+"""Draws one picture per run: each metric by category, with a dot and an interval per system."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 
 def draw(summaries: Mapping[str, Summary], path: Path) -> None:
-    """Draw a panel per metric that was taken, a row per category; a system without a value is left out of the row.
-
-    The first row is the mean that counts: all questions with evidence, and for answers the answerable ones.
-    """
+    """Draw a panel per metric that was taken and a row per category, below the row of the mean that counts."""
     systems = {name: {**system.by_category, _ALL: system.overall} for name, system in summaries.items()}
     groups, metrics = [_ALL, *categories(summaries)], shown_metrics(summaries)
     height = 1.6 + (0.28 + 0.16 * len(systems)) * len(groups)

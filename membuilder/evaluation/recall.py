@@ -21,7 +21,7 @@ class Item:
     session: int | None = None
     """Index of the session it was written in, which is known of every entry of a bank."""
     score: float | None = None
-    """None where nothing was ranked."""
+    """How well it fits the question; None where nothing was ranked."""
     entry_id: str | None = None
 
 
@@ -30,9 +30,9 @@ class Ranking:
     """All that one question found."""
 
     items: tuple[Item, ...] = ()
-    """The best first; recall at k looks at the first k."""
+    """What was found, the best first; recall at k looks at the first k."""
     always: Item | None = None
-    """Read with every question and outside the k: the core of a bank."""
+    """What is read with every question and counts outside the k: the core of a bank."""
 
     def sources(self, k: int) -> set[str]:
         """Turns that the first k items and what is always read stand on."""
@@ -43,15 +43,10 @@ class Ranking:
         own_words = {item.session for item in self._read(k) if not item.source_turns and item.session is not None}
         return own_words | {session_of[turn_id] for turn_id in self.sources(k)}
 
-    def knows_turns(self) -> bool:
+    def can_show(self, by_session: bool) -> bool:
         """Whether evidence could show in it: False where all that was found is in a model's own words."""
         read = self._read(len(self.items))
-        return not read or any(item.source_turns for item in read)
-
-    def knows_sessions(self) -> bool:
-        """Whether a session of the evidence could show in it."""
-        read = self._read(len(self.items))
-        return not read or any(item.source_turns or item.session is not None for item in read)
+        return not read or any(item.source_turns or (by_session and item.session is not None) for item in read)
 
     def _read(self, k: int) -> list[Item]:
         return [*self.items[:k], *([self.always] if self.always else [])]
@@ -64,9 +59,9 @@ class Recall:
     all: float
     """1 if every piece of evidence was found, else 0."""
     any: float
-    """1 if some was."""
+    """1 if some piece was found, else 0."""
     mean: float
-    """Share of the evidence that was."""
+    """Share of the evidence that was found."""
 
 
 def recall(evidence: Set, found: Set) -> Recall:
@@ -80,10 +75,9 @@ def evidence_recall(
 ) -> Recall | None:
     """Recall at k; `session_of` (turn id -> session) counts sessions instead of turns.
 
-    None without evidence, and where nothing that was found could show it: all of it is in a model's own words, which
-    stand for no turn.
+    It is None without evidence, and where all that was found is in a model's own words, which stand for no turn.
     """
-    if not question.evidence or not (ranking.knows_turns() if session_of is None else ranking.knows_sessions()):
+    if not question.evidence or not ranking.can_show(by_session=session_of is not None):
         return None
     if session_of is None:
         return recall(set(question.evidence), ranking.sources(k))

@@ -20,9 +20,9 @@ from msgspec import UNSET, UnsetType
 
 from membuilder.datasets.fields import as_record
 from membuilder.datasets.files import read_appended
-from membuilder.evaluation.metrics import ABSTENTION, ADVERSARIAL, METRICS, SET_APART, Outcome, StoredVerdict
+from membuilder.evaluation.metrics import METRICS, SET_APART, Outcome, group_of
 from membuilder.evaluation.recall import Item
-from membuilder.types import Question
+from membuilder.llm.answer_and_judge import AnswerVerdict
 
 _ADVICE = "remove the line to have its question asked again"
 
@@ -55,9 +55,9 @@ class Record:
     retrieved: tuple[Retrieved, ...]
     core_turns: tuple[str, ...]
     answer: str | None
-    verdicts: dict[str, StoredVerdict]
+    verdicts: dict[str, AnswerVerdict]
     scores: dict[str, float | None]
-    """By the names of METRICS."""
+    """The score of each name in METRICS."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -77,11 +77,11 @@ class Record:
         return json.dumps(msgspec.to_builtins(self), ensure_ascii=False)
 
 
-def record_of(system: str, outcome: Outcome) -> Record:
+def record_of(outcome: Outcome) -> Record:
     """The record of an outcome; where no answer could be had, what was found counts all the same."""
-    question, ranking, answered = outcome.question, outcome.ranking, outcome.answered
+    question, ranking = outcome.question, outcome.ranking
     return Record(
-        system=system,
+        system=outcome.system,
         dialogue=outcome.dialogue.id,
         question_id=question.id,
         question=question.text,
@@ -92,17 +92,10 @@ def record_of(system: str, outcome: Outcome) -> Record:
         evidence=question.evidence,
         retrieved=tuple(map(_retrieved, ranking.items)),
         core_turns=ranking.always.source_turns if ranking.always else (),
-        answer=None if answered is None else answered.text,
-        verdicts={} if answered is None else dict(answered.verdicts),
+        answer=outcome.answer,
+        verdicts=dict(outcome.verdicts),
         scores={name: metric.score(outcome) for name, metric in METRICS.items()},
     )
-
-
-def group_of(question: Question) -> str:
-    """The column a question counts in: its category, unless it is adversarial or asks for abstention."""
-    if question.category == ADVERSARIAL:
-        return ADVERSARIAL
-    return question.category if question.answerable else ABSTENTION
 
 
 def _retrieved(item: Item) -> Retrieved:

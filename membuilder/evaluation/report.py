@@ -1,10 +1,7 @@
-"""Records of a run -> the numbers of each system, and `results.json`.
-
-What counts in which mean is written beside them.
-"""
+"""Computes the numbers of each system from the records of a run, and writes beside them what counts in which mean."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +38,7 @@ class Estimate:
     """A mean over the questions that a metric applies to."""
 
     mean: float | None = None
-    """None where there are no such questions."""
+    """The mean; None where there are no such questions."""
     interval: tuple[float, float] | None = None
     """95% bootstrap interval; None where resamples may have no value."""
 
@@ -60,10 +57,10 @@ class Block:
     questions_with_evidence: int
     questions_without_turns: int
     """Questions with evidence for which nothing was found but a model's own words, which stand for no turn."""
-    estimates: Mapping[str, Estimate]
-    """By the names of METRICS."""
+    estimates: dict[str, Estimate]
+    """An estimate for each name of METRICS."""
     judges: Mapping[str, JudgeCounts]
-    """By judge; a judge that was asked nothing is left out."""
+    """The counts of each judge; a judge that was asked nothing is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,28 +72,20 @@ class Summary:
     answerable: Block
     set_apart: Block
     by_category: Mapping[str, Block]
-    """In the order of the questions, adversarial and abstention questions last."""
+    """The categories in the order of the questions, adversarial and abstention questions last."""
     unanswered: int | None
     """Answers that could not be had; None where none were asked for."""
 
 
 def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> Summary:
-    """The numbers of one system's records. `is_answered`: answers were asked for."""
+    """Compute the numbers of one system's records; `is_answered` says whether answers were asked for."""
     set_apart = [record for record in records if record.is_set_apart]
     answerable = [record for record in records if not record.is_set_apart]
     groups = dict.fromkeys(record.group for record in [*answerable, *set_apart])
     every, of_answerable = _block(records, seed), _block(answerable, seed)
-    overall = Block(
-        questions=every.questions,
-        questions_with_evidence=every.questions_with_evidence,
-        questions_without_turns=every.questions_without_turns,
-        estimates={
-            name: (every if metric.is_recall else of_answerable).estimates[name] for name, metric in METRICS.items()
-        },
-        judges=of_answerable.judges,
-    )
+    recalls = {name: every.estimates[name] for name in RECALLS}
     return Summary(
-        overall=overall,
+        overall=replace(every, estimates=of_answerable.estimates | recalls, judges=of_answerable.judges),
         answerable=of_answerable,
         set_apart=_block(set_apart, seed),
         by_category={group: _block([each for each in records if each.group == group], seed) for group in groups},
@@ -141,16 +130,12 @@ def _estimates(records: Sequence[Record], seed: int) -> dict[str, Estimate]:
     values = np.array([[record.scores[name] for name in METRICS] for record in records], dtype=np.float64)  # (N, M)
     present = ~np.isnan(values)
     sums, counts = np.where(present, values, 0.0).sum(axis=0), present.sum(axis=0)
-    bounds = bootstrap(values, seed)
-    return {
-        name: Estimate(
-            mean=round(float(sums[i] / counts[i]), 6) if counts[i] else None,
-            interval=None
-            if np.isnan(bounds[i]).any()
-            else (round(float(bounds[i, 0]), 6), round(float(bounds[i, 1]), 6)),
-        )
-        for i, name in enumerate(METRICS)
-    }
+    estimates = {}
+    for name, total, count, (low, high) in zip(METRICS, sums, counts, bootstrap(values, seed).tolist(), strict=True):
+        mean = round(float(total / count), 6) if count else None
+        interval = None if np.isnan([low, high]).any() else (round(low, 6), round(high, 6))
+        estimates[name] = Estimate(mean=mean, interval=interval)
+    return estimates
 
 
 def results(systems: Mapping[str, Summary], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,10 +181,5 @@ def _block_json(block: Block) -> dict[str, Any]:
 def _judge_json(block: Block, name: str) -> dict[str, Any] | None:
     if name not in block.judges:
         return None
-    estimate, counts = block.estimates[f"judge_{name}"], block.judges[name]
-    return {
-        "accuracy": estimate.mean,
-        "interval": estimate.interval,
-        "judged": counts.judged,
-        "unjudged": counts.unjudged,
-    }
+    estimate = block.estimates[f"judge_{name}"]
+    return {"accuracy": estimate.mean, "interval": estimate.interval, **asdict(block.judges[name])}

@@ -17,9 +17,9 @@ from typing import Any
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, open_writer
-from membuilder.evaluation.answerer import Case, Roles, ask_all, open_roles
+from membuilder.evaluation.answerer import Roles, ask_all, open_roles
 from membuilder.evaluation.compare import ANSWERS_FILE
-from membuilder.evaluation.metrics import CUTOFFS, Answered
+from membuilder.evaluation.metrics import CUTOFFS, Outcome
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Record, read_records, record_of
@@ -39,7 +39,7 @@ MAX_MISSING = 0.01
 """Share of a system's answers or verdicts that may be missing before its numbers mislead."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One evaluation with all it has opened."""
 
@@ -63,19 +63,12 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
         was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
-        about = _Run(
-            options=options,
-            dialogues=dialogues,
-            settings=settings,
-            embedder=embedder,
-            systems=systems,
-            costs=costs,
-        )
-        told = asyncio.run(_ask_models(about))
+        opened_run = _Run(options, dialogues, settings, embedder, systems, costs)
+        told = asyncio.run(_ask_models(opened_run))
     if options.mode == "build":
-        _say_built(options, told)
+        _say_built(options, told, usage)
         return 0
-    return _finish(options, settings | told | {"resumed": was_begun})
+    return _finish(options, settings | told | {"resumed": was_begun}, usage)
 
 
 async def _ask_models(run: _Run) -> dict[str, Any]:
@@ -128,9 +121,9 @@ async def _score(run: _Run, roles: Roles | None) -> None:
     done = {record.key for record in before if record.is_whole(is_answered=roles is not None)}
     with path.open("a", encoding="utf-8") as out:
 
-        def write(case: Case, answered: Answered | None) -> None:
-            record = record_of(case.system, case.outcome(answered))
-            if answered is None and record.key in begun:
+        def write(outcome: Outcome) -> None:
+            record = record_of(outcome)
+            if outcome.answer is None and record.key in begun:
                 return  # what an earlier process got of it is no less
             out.write(record.to_json() + "\n")
             out.flush()
@@ -143,10 +136,10 @@ async def _score(run: _Run, roles: Roles | None) -> None:
             await ask_all(cases, roles, run.options.concurrency, write)
             return
         for case in cases:
-            write(case, None)
+            write(case)
 
 
-def _cases(run: _Run, done: set) -> Iterator[Case]:
+def _cases(run: _Run, done: set) -> Iterator[Outcome]:
     """Search every question without a record; a dialogue that is done is not searched again."""
     depth = max(*CUTOFFS, run.options.top_k)
     for name, system in run.systems.items():
@@ -155,10 +148,10 @@ def _cases(run: _Run, done: set) -> Iterator[Case]:
                 continue
             for question, ranking in zip(dialogue.questions, system(dialogue, depth), strict=True):
                 if (name, dialogue.id, question.id) not in done:
-                    yield Case(system=name, dialogue=dialogue, question=question, ranking=ranking)
+                    yield Outcome(system=name, dialogue=dialogue, question=question, ranking=ranking)
 
 
-def _finish(options: Options, about: dict[str, Any]) -> int:
+def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
     records = read_records(options.output_dir / ANSWERS_FILE)
     by_system = {name: [record for record in records if record.system == name] for name in options.systems}
     is_answered = options.answerer is not None
@@ -169,7 +162,7 @@ def _finish(options: Options, about: dict[str, Any]) -> int:
     draw(summaries, options.output_dir / PLOT_FILE)
     print(table(summaries, options.seed))
     if about["usage"]:
-        print(usage_line(about["usage"], options.output_dir / USAGE_FILE))
+        print(usage_line(usage, options.output_dir / USAGE_FILE))
     print(f"results in {options.output_dir / TABLE_FILE}")
     misleading = [name for name, records in by_system.items() if _misleads(name, records, about)]
     return int(bool(misleading))
@@ -193,11 +186,11 @@ def _show(record: Record) -> None:
     print(", ".join([f"{record.system} {record.question_id}: recall@10 {'-' if found is None else found}", *judged]))
 
 
-def _say_built(options: Options, told: dict[str, Any]) -> None:
+def _say_built(options: Options, told: dict[str, Any], usage: Usage) -> None:
     """Print what the agents built and used, and where the banks are."""
     if "agents" in told:
         built = told["agents"]
         failed = ", ".join(f"{count} {kind}" for kind, count in built["failed_answers"].items()) or "none"
         print(f"{built['sessions']} sessions, {built['answers']} answers; failed answers: {failed}")
-        print(usage_line(told["usage"], options.db_path / USAGE_FILE))
+        print(usage_line(usage, options.db_path / USAGE_FILE))
     print(f"banks in {options.db_path}")

@@ -1,15 +1,16 @@
-"""Ways to find what answers a question, all asked alike: per question a ranked list of items with their source turns.
+"""Holds the ways to find what answers a question, which all return a ranked list of items per question.
 
 A system is a function of a dialogue. Another one, such as the four-agent builder or a trained checkpoint, joins by
 `from_memories`, given a function from a dialogue to the memory it built.
 
-    turn = rag(dialogue, Retriever(unit=Unit.TURN, method=Method.HYBRID, embedder=embedder), depth=20)
-    turn[0].items[0].source_turns  # ("D1:3",)
+    rankings = Retriever(unit=Unit.TURN, method=Method.HYBRID, embedder=embedder)(dialogue, depth=20)
+    rankings[0].items[0].source_turns  # ("D1:3",)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,6 @@ from membuilder.types import Bank, Dialogue, Session
 RRF_CONSTANT = 60
 """The constant of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 
-K1, B = 1.5, 0.75
-"""Parameters of BM25 in Lucene's variant."""
 System = Callable[[Dialogue, int], list[Ranking]]
 """(dialogue, depth) -> one ranking of at most `depth` items per question, in the order of the questions."""
 
@@ -58,12 +57,8 @@ class Retriever:
 
     unit: Unit
     method: Method
-    embedder: TextEmbedder | None = None
-    """Needed by dense and hybrid search."""
-
-    def __post_init__(self) -> None:
-        if self.method is not Method.BM25 and self.embedder is None:
-            raise ValueError(f"method {self.method} needs an embedder")
+    embedder: TextEmbedder
+    """What dense and hybrid search embed with."""
 
     def __call__(self, dialogue: Dialogue, depth: int) -> list[Ranking]:
         items = _turn_items(dialogue) if self.unit is Unit.TURN else _session_items(dialogue)
@@ -73,7 +68,7 @@ class Retriever:
         scores = self._scores(dialogue, items, queries)  # (Q, N)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         return [
-            Ranking(items=tuple(_scored(items[i], row[i]) for i in best))
+            Ranking(items=tuple(replace(items[i], score=row[i]) for i in best))
             for row, best in zip(scores.tolist(), order.tolist(), strict=True)
         ]
 
@@ -94,19 +89,16 @@ class Retriever:
 
 
 def bm25_scores(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """Float32 BM25 score of each text for each query, over lower-cased words of two letters or more. # (Q, N)
-
-    English stop words are left out. A query without a known word scores 0 everywhere.
-    """
+    """BM25 score of each text for each query, over lower-cased words that are no English stop words. # (Q, N)"""
     import bm25s  # it loads scipy
 
-    index = bm25s.BM25(k1=K1, b=B)
-    words = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
-    if not any(words):
-        return np.zeros((len(queries), len(texts)), dtype=np.float32)
-    index.index(words, show_progress=False)
-    asked = bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False)
+    index = bm25s.BM25(k1=1.5, b=0.75)  # in Lucene's variant
+    tokenize = partial(bm25s.tokenize, stopwords="en", show_progress=False, return_ids=False)
+    words, asked = tokenize(list(texts)), tokenize(list(queries))
     found = np.zeros((len(queries), len(texts)), dtype=np.float32)
+    if not any(words):
+        return found
+    index.index(words, show_progress=False)
     for row, query in enumerate(asked):
         known = [word for word in query if word in index.vocab_dict]
         if known:
@@ -124,8 +116,11 @@ def reciprocal_ranks(scores: np.ndarray) -> np.ndarray:
 
 def full_context(dialogue: Dialogue, depth: int) -> list[Ranking]:
     """Give every question the whole dialogue."""
-    text = "\n\n".join(item.text for item in _session_items(dialogue))
-    whole = Item(text=text, source_turns=tuple(turn.id for session in dialogue.sessions for turn in session.turns))
+    items = _session_items(dialogue)
+    whole = Item(
+        text="\n\n".join(item.text for item in items),
+        source_turns=tuple(turn_id for item in items for turn_id in item.source_turns),
+    )
     return [Ranking(items=(whole,)) for _ in dialogue.questions]
 
 
@@ -148,20 +143,22 @@ def from_memories(
         always = Item(text=core, source_turns=memory.bank.core_sources) if core else None
         queries = [question.text for question in dialogue.questions]
         found = memory.retrieve(queries, depth, include_superseded=include_superseded)
-        return [Ranking(items=tuple(_entry_items(retrieval, sessions)), always=always) for retrieval in found]
+        return [Ranking(items=_entry_items(retrieval, sessions), always=always) for retrieval in found]
 
     return find
 
 
-def _entry_items(found: Retrieval, sessions: Sequence[int]) -> Iterator[Item]:
-    for entry, score in zip(found.entries, found.scores, strict=True):
-        yield Item(
+def _entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
+    return tuple(
+        Item(
             text=entry.text,
             source_turns=entry.source_turns,
             session=sessions[entry.session],
             score=score,
             entry_id=entry.id,
         )
+        for entry, score in zip(found.entries, found.scores, strict=True)
+    )
 
 
 def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
@@ -188,7 +185,10 @@ def _turn_items(dialogue: Dialogue) -> list[Item]:
 
 def _session_items(dialogue: Dialogue) -> list[Item]:
     return [
-        Item(text=_session_text(session), source_turns=tuple(turn.id for turn in session.turns))
+        Item(
+            text="\n".join(quoted(session, turn) for turn in session.turns),
+            source_turns=tuple(turn.id for turn in session.turns),
+        )
         for session in _spoken(dialogue)
     ]
 
@@ -196,14 +196,6 @@ def _session_items(dialogue: Dialogue) -> list[Item]:
 def _spoken(dialogue: Dialogue) -> list[Session]:
     """The sessions that can be found: those with turns."""
     return [session for session in dialogue.sessions if session.turns]
-
-
-def _session_text(session: Session) -> str:
-    return "\n".join(quoted(session, turn) for turn in session.turns)
-
-
-def _scored(item: Item, score: float) -> Item:
-    return Item(text=item.text, source_turns=item.source_turns, score=score)
 
 
 def open_system(name: str, options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:

@@ -48,22 +48,16 @@ class Strictness(StrEnum):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerVerdict:
     correct: bool | None
-    """None: it could not be judged, and belongs in no mean."""
+    """Whether the answer is right; None: it could not be judged, and belongs in no mean."""
     reason: str
 
 
 async def answer(
-    question: Question,
-    *,
-    core: str,
-    memories: Sequence[str],
-    model: ChatModel,
-    now: datetime | None = None,
+    question: Question, *, core: str, memories: Sequence[str], model: ChatModel, now: datetime | None = None
 ) -> str:
-    """The model's answer from these memories alone, most related first; it is not shown the gold answer.
+    """Ask for an answer from these memories alone, most related first. Raises ChatError.
 
-    `now` is the date it is asked at where the question has none of its own, usually that of the last session. Raises
-    ChatError: a call that failed is no answer, least of all a wrong one.
+    `now` is the date it is asked at where the question has none of its own, usually that of the last session.
     """
     asked_at = question.asked_at or now
     prompt = _template("answer").substitute(
@@ -76,18 +70,12 @@ async def answer(
 
 
 async def judge(
-    question: Question,
-    answer_text: str,
-    strictness: Strictness,
-    model: ChatModel,
-    again: ChatModel | None = None,
+    question: Question, answer_text: str, strictness: Strictness, model: ChatModel, again: ChatModel | None = None
 ) -> AnswerVerdict:
-    """Whether the answer is right. A reply that is cut short, declines or is not the JSON asked for is asked for again,
-    JUDGE_ATTEMPTS times in all; then the answer stays unjudged.
+    """Ask whether the answer is right; a useless reply is asked for again, JUDGE_ATTEMPTS times in all.
 
-    So does one whose call failed otherwise. `again` is asked from the second time on: the same model past the cache,
-    which would repeat the replies of an earlier run. Raises ChatError only where no call can succeed any more
-    (`fatal`).
+    The answer then stays unjudged, as it does where the call fails otherwise. `again` is asked from the second time on:
+    the same model past the cache, which would repeat its reply. Raises ChatError only where it is `fatal`.
     """
     if question.answerable and not (question.answer or "").strip():
         return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")

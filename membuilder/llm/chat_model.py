@@ -1,4 +1,4 @@
-"""What everything that asks a language model needs of it. No client library here; `client.py` holds the real one."""
+"""Describes what the program needs of a language model, without a client library; `client.py` holds the real one."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class Role(StrEnum):
 
 
 class ChatModel(Protocol):
-    """Raises `membuilder.errors.ChatError`; its `fatal` tells a run that must stop from one call that failed."""
+    """A model that answers. Of the ChatError it raises, `fatal` tells a run that must stop from a call that failed."""
 
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str: ...
 

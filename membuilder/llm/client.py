@@ -1,6 +1,6 @@
 """Chat over the OpenAI protocol: retries, time limits, schemas, cache, usage. The only file that imports openai.
 
-    async with ChatClient(ModelEndpoint(name="gpt-4.1-mini"), Role.JUDGE, usage) as judge:
+    async with ChatClient(ModelAccess(endpoint=ModelEndpoint(name="gpt-4.1-mini")), Role.JUDGE, costs) as judge:
         await judge.check()  # a refused key, an unknown model or a dead server shows here
         text = await judge.complete([{"role": "user", "content": "..."}], schema=VERDICT_SCHEMA)
 
@@ -12,15 +12,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Message, Role, response_format
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ModelEndpoint, Provider, chat_address
-from membuilder.llm.response_cache import AnswerCache, content_key
-from membuilder.llm.responses import ChatResponse, read_chat, read_model_names, read_tokens
+from membuilder.llm.response_cache import content_key
+from membuilder.llm.responses import read_chat, read_model_names, read_tokens
 from membuilder.llm.retries import retrying, status_error
 from membuilder.llm.usage import Usage
 
@@ -40,16 +41,6 @@ CHECK_ATTEMPTS = 2
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Call:
-    """One request and how to read its answer."""
-
-    path: str
-    body: Mapping[str, Any]
-    read: Callable[[object], Any]
-    """Raises ChatError for what is no answer."""
 
 
 class Connection:
@@ -76,16 +67,16 @@ class Connection:
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[object], T], max_attempts: int) -> T:
         """Send a request, as often as the policy allows, and return its answer as `read` gives it."""
-        call = _Call(path=path, body=body, read=read)
+        send = partial(self._counted, path, body, read)
         try:
-            return await self._counted(call)
+            return await send()
         except ChatError as error:
             failures = [error]
 
         async def attempt() -> T:
             if failures:
                 raise failures.pop()
-            return await self._counted(call)
+            return await send()
 
         # the first attempt stands outside the policy, whose machinery would cost a good call a tenth of its time
         return await retrying(self._endpoint, max_attempts)(attempt)
@@ -98,26 +89,26 @@ class Connection:
             return []
         return read_model_names(payload)
 
-    async def _counted(self, call: _Call) -> Any:
+    async def _counted(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
         try:
-            return await self._once(call)
+            return await self._once(path, body, read)
         except ChatError as error:
             self._usage.add_failure(self._role, error.kind)
             raise
 
-    async def _once(self, call: _Call) -> Any:
+    async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
         async with self._free:
             began = time.perf_counter()
             # `object` keeps openai from building typed records, which costs more than the request; read_* check more
-            payload = await self._within_time(self._openai.post(call.path, cast_to=object, body=call.body))
+            payload = await self._within_time(self._openai.post(path, cast_to=object, body=body))
             seconds = time.perf_counter() - began
         failure, tokens = None, read_tokens(payload)
         try:
-            result = call.read(payload)
+            result = read(payload)
         except ChatError as error:
             failure = ChatError(error.kind, f"{self.base_url}: {self._without_key(str(error))}")
         if failure is None or tokens is not None:  # a useless answer that names its tokens is paid for too
-            self._usage.add_answer(self._role, seconds, tokens, self._endpoint.price)
+            self._usage.add_answer(self._role, seconds, tokens, self._endpoint.price, self._endpoint.name)
         if failure is not None:
             raise failure
         return result
@@ -178,21 +169,15 @@ class Connection:
 
 
 class ChatClient:
-    """A `ChatModel` on a server. Use it within one event loop; `async with` closes its connections."""
+    """A `ChatModel` in one role of a command. Use it within one event loop; `async with` closes its connections.
 
-    def __init__(
-        self,
-        endpoint: ModelEndpoint,
-        role: Role,
-        usage: Usage,
-        *,
-        api_key: str | None = None,
-        key_flag: str = "--api-key",
-        cache: AnswerCache | None = None,
-    ):
-        address = chat_address(ModelAccess(endpoint=endpoint, api_key=api_key, key_flag=key_flag))
-        self._endpoint, self._role, self._usage, self._cache = endpoint, role, usage, cache
-        self._connection = Connection(endpoint, address, role, usage)
+    Raises ConfigError where a key is needed and there is none.
+    """
+
+    def __init__(self, access: ModelAccess, role: Role, costs: Costs):
+        self._endpoint = replace(access.endpoint, price=costs.price_of(access.endpoint))
+        self._role, self._usage, self._cache = role, costs.usage, costs.answers
+        self._connection = Connection(self._endpoint, chat_address(access), role, costs.usage)
         self._plain = False  # the server takes no schema at all
         self._formats: dict[str, dict[str, Any]] = {}
         self._refused_schemas: set[str] = set()
@@ -225,15 +210,15 @@ class ChatClient:
         Raises ChatError.
         """
         if self._cache is None:
-            return (await self._ask(messages, schema, self._endpoint.max_attempts)).text
+            return await self._ask(messages, schema, self._endpoint.max_attempts)
         key = self._key(messages, schema)
         stored = self._cache.get(key)
         if stored is not None:
             self._usage.add_cached(self._role)
-            return ChatResponse(**stored).text
+            return stored["text"]
         reply = await self._ask(messages, schema, self._endpoint.max_attempts)
-        self._cache.put(key, asdict(reply))
-        return reply.text
+        self._cache.put(key, {"text": reply})
+        return reply
 
     async def _check(self) -> None:
         try:
@@ -244,7 +229,7 @@ class ChatClient:
             if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
                 raise
 
-    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> ChatResponse:
+    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> str:
         body = self._body(messages)
         name = None if schema is None else content_key(schema=schema)
         if name is None or self._plain or name in self._refused_schemas:
@@ -271,7 +256,7 @@ class ChatClient:
             what = "JSON schemas" if self._plain else "one of the JSON schemas"
             _log.warning("%s refuses %s; asking without, and answers may not parse: %s", self._role, what, refusal)
 
-    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> ChatResponse:
+    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> str:
         return await self._connection.post("/chat/completions", body, read_chat, max_attempts)
 
     def _body(self, messages: Sequence[Message]) -> dict[str, Any]:
@@ -279,20 +264,8 @@ class ChatClient:
         limit = "max_completion_tokens" if endpoint.provider is Provider.OPENAI else "max_tokens"
         settings = {"temperature": endpoint.temperature, "top_p": endpoint.top_p, "seed": endpoint.seed}
         given = {name: value for name, value in settings.items() if value is not None}
-        return {
-            "model": endpoint.name,
-            "messages": list(messages),
-            limit: endpoint.max_tokens,
-            **given,
-            **endpoint.extra_body,
-        }
+        required = {"model": endpoint.name, "messages": list(messages), limit: endpoint.max_tokens}
+        return required | given | endpoint.extra_body
 
     def _key(self, messages: Sequence[Message], schema: Mapping | None) -> str:
         return content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
-
-
-def open_chat(access: ModelAccess, role: Role, costs: Costs) -> ChatClient:
-    """The client of one role of a command. Raises ConfigError where a key is needed and there is none."""
-    endpoint = replace(access.endpoint, price=costs.price_of(access.endpoint))
-    keys = {"api_key": access.api_key, "key_flag": access.key_flag}
-    return ChatClient(endpoint, role, costs.usage, cache=costs.answers, **keys)

@@ -1,19 +1,16 @@
 """What the model calls of one command share: counts, prices, and answers kept on disk.
 
-usage = Usage()
-with open_costs(given, usage) as costs:  # given: parsed flags, those of flags.py among them
+with counted(given, path, "membuilder.build") as costs:  # given: parsed flags, those of flags.py among them
     ...
-write_usage(path, "membuilder.build", usage, is_whole=True)
 """
 
 import argparse
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from membuilder.llm.endpoints import ModelEndpoint, PriceConfig
 from membuilder.llm.response_cache import AnswerCache
@@ -32,9 +29,6 @@ class Costs:
     def price_of(self, endpoint: ModelEndpoint) -> PriceConfig | None:
         return endpoint.price or self.prices.get(endpoint.name)
 
-    def without_cache(self) -> "Costs":
-        return replace(self, answers=None)
-
 
 @contextmanager
 def open_costs(given: argparse.Namespace, usage: Usage) -> Iterator[Costs]:
@@ -47,45 +41,49 @@ def open_costs(given: argparse.Namespace, usage: Usage) -> Iterator[Costs]:
         yield Costs(usage=usage, prices=prices, answers=answers)
 
 
-def write_usage(path: Path, command: str, usage: Usage, is_whole: bool) -> None:
-    """Print what a run used and add it to `path` as a line: a build that was stopped has several, and cost their sum.
+@contextmanager
+def counted(given: argparse.Namespace, path: Path, command: str) -> Iterator[Costs]:
+    """Open what parsed flags ask for; at the end, a failure too, tell what was used and add it to `path` as a line.
 
-    A run in which nobody answered prints and adds nothing.
+    A build that was stopped has several lines, and cost their sum. A run in which nobody answered adds none.
     """
-    report = usage.report()
-    if not any(role["calls"] or role["cached"] for role in report.values()):
-        return
-    line = {
-        "command": command,
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "whole": is_whole,
-        "usage": report,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    print(usage_line(report, path))
+    usage, is_whole = Usage(), False
+    try:
+        with open_costs(given, usage) as costs:
+            yield costs
+        is_whole = True
+    finally:
+        report = usage.report()
+        if any(role["calls"] or role["cached"] for role in report.values()):
+            ended = datetime.now(UTC).isoformat(timespec="seconds")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                line = {"command": command, "ended": ended, "whole": is_whole, "usage": report}
+                file.write(json.dumps(line) + "\n")
+            print(usage_line(usage, path))
 
 
-def usage_line(report: Mapping[str, Mapping[str, Any]], path: Path) -> str:
+def usage_line(usage: Usage, path: Path) -> str:
     """What all roles used together, such as "usage: 312 calls, 1.2 M prompt tokens, 0.45 USD; details in FILE"."""
-    roles = list(report.values())
+    roles = list(usage.report().values())
 
-    def total(key: str) -> float | None:
+    def total(key: str) -> int | None:
         values = [role[key] for role in roles]
         return None if None in values else sum(values)
 
-    prompt, completion, usd = total("prompt_tokens"), total("completion_tokens"), total("usd")
     parts = [f"{total('calls')} calls"]
     parts += [f"{cached} answers from the cache"] if (cached := total("cached")) else []
-    parts.append(f"{_short(prompt)} prompt and {_short(completion)} answered tokens")
-    parts.append("cost unknown (--price gives prices)" if usd is None else f"{usd:.2f} USD")
+    parts.append(f"{_short(total('prompt_tokens'))} prompt and {_short(total('completion_tokens'))} answered tokens")
+    usd, unknown = usage.known_cost()
+    costs = [f"{usd:.2f} USD"] if usd or not unknown else []
+    costs += [f"an unknown cost of {', '.join(unknown)} (--price gives prices)"] if unknown else []
+    parts.append(" and ".join(costs))
     failed = sum(sum(role["failed_attempts"].values()) for role in roles)
     parts += [f"{failed} failed attempts"] if failed else []
     return f"usage: {', '.join(parts)}; details in {path}"
 
 
-def _short(count: float | None) -> str:
+def _short(count: int | None) -> str:
     if count is None:
         return "an unknown number of"
     return str(count) if count < 10_000 else f"{count / 1e3:.0f} k" if count < 1e6 else f"{count / 1e6:.1f} M"

@@ -119,7 +119,7 @@ class ModelAccess:
 
     endpoint: ModelEndpoint
     api_key: str | None = field(default=None, repr=False)
-    """None: the key comes from the environment."""
+    """The key; None: it comes from the environment."""
     key_flag: str = "--api-key"
     """The flag that sets it, for messages."""
 
@@ -127,7 +127,7 @@ class ModelAccess:
 @dataclass(frozen=True, kw_only=True)
 class Address:
     base_url: str | None
-    """None: the openai package's own."""
+    """The address of the API; None: the openai package's own."""
     api_key: SecretStr
     key_hint: str
     """Where the user sets the key."""

@@ -17,6 +17,8 @@ from membuilder.errors import ConfigError
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, PriceConfig, Provider
 
 PROVIDERS = tuple(map(str, Provider))
+SETTINGS: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+"""How argparse reads a repeatable flag that sets keys."""
 
 
 def add_endpoint_flags(
@@ -39,13 +41,8 @@ def add_endpoint_flags(
     add(f"--{prefix}base-url", metavar="URL", help=f"API address{'; else --base-url' + same if prefix else ''}")
     own = f"else --api-key{same[:6]} where provider and address are the same" if prefix else "else the environment's"
     add(f"--{prefix}api-key", metavar="KEY", help=f"{own}; never stored, and sent to this model's address alone")
-    add(
-        f"--{prefix}endpoint",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other setting of its endpoint, repeatable, such as timeout_seconds=300",
-    )
+    text = "any other setting of its endpoint, repeatable, such as timeout_seconds=300"
+    add(f"--{prefix}endpoint", **SETTINGS, help=text)
 
 
 def read_endpoint(
@@ -97,26 +94,14 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
     add("--embedding-provider", choices=PROVIDERS, help="a server embeds, which knows --embedding-model")
     add("--embedding-base-url", metavar="URL", help="else OPENAI_EMBEDDINGS_BASE_URL, else as for chat")
     add("--embedding-api-key", metavar="KEY", help="else OPENAI_EMBEDDINGS_API_KEY, else as for chat; never stored")
-    add(
-        "--embedding-endpoint",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other setting of that server",
-    )
+    add("--embedding-endpoint", **SETTINGS, help="any other setting of that server")
     add("--embedding-cache", metavar="FOLDER", help="vectors of a local model; else embeddings in MEMBUILDER_CACHE")
 
 
 def add_cost_flags(parser: argparse.ArgumentParser) -> None:
     flags = parser.add_argument_group("cost")
-    flags.add_argument(
-        "--price",
-        action="append",
-        type=model_price,
-        default=[],
-        metavar="MODEL=IN,OUT",
-        help="dollars per million prompt and answered tokens, repeatable; without it the cost stays unknown",
-    )
+    text = "dollars per million prompt and answered tokens, repeatable; without it the cost stays unknown"
+    flags.add_argument("--price", **SETTINGS | {"type": model_price, "metavar": "MODEL=IN,OUT"}, help=text)
     flags.add_argument("--answer-cache", type=Path, metavar="FOLDER", help="answers kept here are not paid for twice")
 
 

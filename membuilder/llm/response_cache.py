@@ -12,6 +12,8 @@ import diskcache
 
 from membuilder.errors import CacheError
 
+_UNUSABLE = (sqlite3.Error, diskcache.Timeout, OSError)
+
 
 class _JsonDisk(diskcache.JSONDisk):
     """Stores JSON values only, since diskcache alone would unpickle, and so run, what a row says is a pickle."""
@@ -39,26 +41,19 @@ class AnswerCache:
             self._cache = diskcache.Cache(
                 str(folder), disk=_JsonDisk, disk_compress_level=1, eviction_policy="none", cull_limit=0
             )
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        except _UNUSABLE as error:
             raise self._damaged(error) from error
 
     def get(self, key: str) -> dict[str, Any] | None:
         try:
             return self._cache.get(key)
-        except (
-            sqlite3.Error,
-            diskcache.Timeout,
-            OSError,
-            ValueError,
-            TypeError,
-            zlib.error,
-        ) as error:  # a file from another time or hand
+        except (*_UNUSABLE, ValueError, TypeError, zlib.error) as error:  # a file from another time or hand
             raise self._damaged(error) from error
 
     def put(self, key: str, record: Mapping[str, Any]) -> None:
         try:
             self._cache.set(key, dict(record))
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        except _UNUSABLE as error:
             raise self._damaged(error) from error
 
     def close(self) -> None:

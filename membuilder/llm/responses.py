@@ -1,21 +1,13 @@
 """What a server's JSON must hold to be an answer. Untrusted: every shape is checked, and a wrong one is a ChatError."""
 
 import json
-from dataclasses import dataclass
 
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.endpoints import SETTING_HINT
 from membuilder.llm.usage import Tokens
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatResponse:
-    text: str
-    model: str | None
-    """The model the server says has answered, such as a dated version of the one asked for."""
-
-
-def read_chat(payload: object) -> ChatResponse:
+def read_chat(payload: object) -> str:
     """The text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT."""
     match payload:
         case {"choices": [{"message": {} as message, **choice}, *_]}:
@@ -33,8 +25,7 @@ def read_chat(payload: object) -> ChatResponse:
         raise ChatError(ChatErrorKind.NO_TEXT, "the model answered without a text")
     if not _encodes(content):
         raise ChatError(ChatErrorKind.NO_TEXT, f"the answer holds half a surrogate pair: {content[:200]!r}")
-    model = payload.get("model")
-    return ChatResponse(text=content, model=model if isinstance(model, str) else None)
+    return content
 
 
 def read_tokens(payload: object) -> Tokens | None:

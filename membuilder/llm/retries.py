@@ -1,4 +1,4 @@
-"""Which failures of an endpoint are tried again, how long to wait, and what each means to a user.
+"""Decides which failures of an endpoint are tried again, how long to wait, and what each means to a user.
 
 Nothing here knows a client library: a status and its headers go in, a ChatError comes out.
 """
@@ -8,14 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_random,
-    wait_random_exponential,
-)
+import tenacity
+from tenacity import RetryCallState
 
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.endpoints import SETTING_HINT, ModelEndpoint
@@ -32,11 +26,11 @@ TRANSIENT = frozenset(
 TRANSIENT_STATUSES = frozenset({408, 409, 429})  # and every 5xx
 
 _log = logging.getLogger(__name__)
-_backoff = wait_random_exponential(multiplier=0.5)
-_spread = wait_random(0, 0.5)  # calls told to wait for the same second do not come back in the same instant
+_backoff = tenacity.wait_random_exponential(multiplier=0.5)
+_spread = tenacity.wait_random(0, 0.5)  # calls told to wait for the same second do not come back in the same instant
 
 
-def retrying(endpoint: ModelEndpoint, max_attempts: int) -> AsyncRetrying:
+def retrying(endpoint: ModelEndpoint, max_attempts: int) -> tenacity.AsyncRetrying:
     """The one retry policy: full jitter that doubles, or the pause the server asked for and a little more.
 
     What is still transient after the last attempt is raised as it came, with the number of attempts.
@@ -51,9 +45,9 @@ def retrying(endpoint: ModelEndpoint, max_attempts: int) -> AsyncRetrying:
         asked = _error_of(state).retry_after_seconds
         return min(_backoff(state), endpoint.max_wait_seconds) if asked is None else asked + _spread(state)
 
-    return AsyncRetrying(
-        retry=retry_if_exception(again),
-        stop=stop_after_attempt(max_attempts),
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(again),
+        stop=tenacity.stop_after_attempt(max_attempts),
         wait=wait,
         before_sleep=_log_retry,
         retry_error_callback=_give_up,
@@ -104,9 +98,7 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
 def status_error(
     status: int, headers: Mapping[str, str], said: str, code: str | None, *, server: str, model: str, key_hint: str
 ) -> ChatError:
-    """What an HTTP status other than success means. `said` is the server's own text without keys, `code` its error
-    code.
-    """
+    """What an HTTP status other than success means; `said` is the server's own text without keys."""
     said = f" The server said: {said}" if said else ""
     if code == "insufficient_quota":  # a 429 that no waiting heals
         return ChatError(ChatErrorKind.NO_CREDIT, f"{server}: the account of this API key has no credit left.{said}")
@@ -114,9 +106,8 @@ def status_error(
         message = f"{server}: HTTP {status}; lower concurrency {SETTING_HINT} or try later.{said}"
         return ChatError(ChatErrorKind.EXHAUSTED, message, retry_after(headers))
     if status in (401, 403):
-        return ChatError(
-            ChatErrorKind.REFUSED_KEY, f"{server} refuses the API key (HTTP {status}); set {key_hint}.{said}"
-        )
+        message = f"{server} refuses the API key (HTTP {status}); set {key_hint}.{said}"
+        return ChatError(ChatErrorKind.REFUSED_KEY, message)
     if status == 404 or code == "model_not_found":
         message = (
             f"{server} serves no model {model!r} (HTTP {status}); check the model's name, and that the base URL is the"

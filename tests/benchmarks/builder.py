@@ -36,7 +36,8 @@ from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.generate.dialogue import generate
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
-from membuilder.llm.endpoints import ModelEndpoint, Provider
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
@@ -88,7 +89,7 @@ async def build(dialogue: Dialogue, writes: str, embedder: TextEmbedder, path: P
     endpoint = ModelEndpoint(name=writes, provider=Provider.VLLM, base_url=base_url)
     scheme = FourAgents(PromptConfig())
     usage = Usage()
-    async with ChatClient(endpoint, Role.BUILDER, usage) as model:
+    async with ChatClient(ModelAccess(endpoint=endpoint), Role.BUILDER, Costs(usage=usage)) as model:
         await model.check()
         builder = Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)
         with writing(path, {"dimension": embedder.dimension}) as store:

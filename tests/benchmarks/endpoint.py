@@ -26,15 +26,15 @@ from pathlib import Path
 
 import aiohttp
 
-from membuilder.evaluation.answerer import Case, ask_all, open_roles
-from membuilder.evaluation.metrics import Answered
+from membuilder.evaluation.answerer import ask_all, open_roles
+from membuilder.evaluation.metrics import Outcome
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.recall import Item, Ranking
 from membuilder.evaluation.records import record_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import ModelEndpoint, Provider
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Dialogue, Question, Session, Turn
@@ -61,7 +61,7 @@ def stub_server(latency: float) -> Iterator[str]:
 async def calls(base_url: str, cache: AnswerCache | None, repeat: int) -> int:
     config = ModelEndpoint(name="stub", provider=Provider.VLLM, base_url=base_url, concurrency=CONCURRENCY)
     usage = Usage()
-    async with ChatClient(config, Role.ANSWERER, usage, cache=cache) as client:
+    async with ChatClient(ModelAccess(endpoint=config), Role.ANSWERER, Costs(usage=usage, answers=cache)) as client:
         prompts = [[{"role": "user", "content": f"{repeat}: question {number}"}] for number in range(COUNT)]
         await asyncio.gather(*(client.complete(messages) for messages in prompts))
     return usage.report()["answerer"]["calls"]
@@ -78,14 +78,13 @@ async def questions(base_url: str, cache: AnswerCache | None, repeat: int) -> in
     session = Session(id="D1", index=0, timestamp=START, turns=(turn,))
     dialogue = Dialogue(id="d", speakers=("Ann", "Ben"), sessions=(session,), questions=tuple(asked))
     found = Ranking(items=tuple(Item(text=f"Memory {n} of Ann's cats.", source_turns=("D1:1",)) for n in range(20)))
-    cases = [Case(system="stub", dialogue=dialogue, question=question, ranking=found) for question in asked]
+    cases = [Outcome(system="stub", dialogue=dialogue, question=question, ranking=found) for question in asked]
     usage = Usage()
     with tempfile.TemporaryFile("w") as out:
 
-        def write(case: Case, answered: Answered | None) -> None:
-            assert answered is not None, "the stub answers every question"
-            record = record_of(case.system, case.outcome(answered))
-            out.write(record.to_json() + "\n")
+        def write(outcome: Outcome) -> None:
+            assert outcome.answer is not None, "the stub answers every question"
+            out.write(record_of(outcome).to_json() + "\n")
             out.flush()
 
         async with open_roles(
