@@ -59,7 +59,7 @@ def begin(root: Path, settings: Mapping[str, Any], anew: bool) -> None:
 
 
 def write(root: Path, step: int, experience: Experience) -> Path:
-    """Keep a step's experience. Later steps in the journal are of a policy that was left behind: they go.
+    """Keep a step's experience. Later steps in the journal are of a policy that was left behind, and are removed.
 
     Raises CheckpointError, naming the group, for a value that would not come back the same (a log-prob that is nan),
     and where the file cannot be written.

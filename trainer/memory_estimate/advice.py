@@ -5,6 +5,7 @@ Each change is tried on the estimate, from what costs least to what costs most.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.estimate import GIB, estimate
@@ -27,10 +28,6 @@ class Change:
     def excess(self) -> float:
         return estimate(self.config, self.launch).excess
 
-    @property
-    def fits(self) -> bool:
-        return self.excess == 0
-
 
 Option = Callable[[TrainConfig, Launch], Change | None]
 """Applies one change, or has none to make."""
@@ -38,7 +35,7 @@ Option = Callable[[TrainConfig, Launch], Change | None]
 
 def advise(config: TrainConfig, launch: Launch) -> list[str]:
     """Each change that makes the run fit by itself; where none does, several that do together and not with one less."""
-    single = [change.text for option in OPTIONS if (change := option(config, launch)) and change.fits]
+    single = [change.text for option in OPTIONS if (change := option(config, launch)) and not change.excess]
     if single:
         return ["Fits with any one of", *(f"  {text}" for text in single)]
     chosen: list[Option] = []
@@ -47,11 +44,11 @@ def advise(config: TrainConfig, launch: Launch) -> list[str]:
         change = option(at.config, at.launch)
         if change is not None and change.excess < at.excess:
             chosen, at = [*chosen, option], change
-    if not at.fits:
+    if at.excess:
         return ["Nothing above makes it fit: more or larger GPUs, or a smaller model (model.path)"]
     for option in reversed(chosen):
         fewer = [other for other in chosen if other is not option]
-        if _apply(fewer, config, launch)[-1].fits:
+        if not _apply(fewer, config, launch)[-1].excess:
             chosen = fewer
     return ["Fits with all of", *(f"  {change.text}" for change in _apply(chosen, config, launch))]
 
@@ -80,11 +77,11 @@ def _sleep(config: TrainConfig, launch: Launch) -> Change | None:
     return Change(text="engine_sleep=true", config=replace(config, engine_sleep=True), launch=launch)
 
 
-def _zero2(config: TrainConfig, launch: Launch) -> Change | None:
-    if launch.zero_stage >= 2 or launch.num_processes == 1:
+def _zero(stage: int, config: TrainConfig, launch: Launch) -> Change | None:
+    if launch.zero_stage >= stage or launch.num_processes == 1:
         return None
-    text = "--zero 2: configs/accelerate/zero2.yaml"
-    return Change(text=text, config=config, launch=replace(launch, zero_stage=2))
+    text = f"--zero {stage}: configs/accelerate/zero{stage}.yaml"
+    return Change(text=text, config=config, launch=replace(launch, zero_stage=stage))
 
 
 def _max_tokens(config: TrainConfig, launch: Launch) -> Change | None:
@@ -107,13 +104,6 @@ def _engine_memory(config: TrainConfig, launch: Launch) -> Change | None:
     return Change(text=f"engine_memory={share:.2f}", config=replace(config, engine_memory=share), launch=launch)
 
 
-def _zero3(config: TrainConfig, launch: Launch) -> Change | None:
-    if launch.zero_stage == 3 or launch.num_processes == 1:
-        return None
-    text = "--zero 3: configs/accelerate/zero3.yaml"
-    return Change(text=text, config=config, launch=replace(launch, zero_stage=3))
-
-
 def _offload(config: TrainConfig, launch: Launch) -> Change | None:
     if launch.offload_optimizer or launch.zero_stage not in (1, 2):
         return None
@@ -129,7 +119,7 @@ def _no_reference(config: TrainConfig, launch: Launch) -> Change | None:
 
 
 OPTIONS: tuple[Option, ...] = (
-    _checkpointing, _sleep, _zero2, _max_tokens, _engine_memory, _zero3, _offload, _no_reference,
+    _checkpointing, _sleep, partial(_zero, 2), _max_tokens, _engine_memory, partial(_zero, 3), _offload, _no_reference,
 )  # fmt: skip
 """From what costs least to what costs most."""
 

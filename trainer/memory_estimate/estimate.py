@@ -65,11 +65,7 @@ class Estimate:
 
     @property
     def phases(self) -> dict[str, float]:
-        return {
-            "generate": sum(part.generate for part in self.parts),
-            "update": sum(part.update for part in self.parts),
-            "step": sum(part.step for part in self.parts),
-        }
+        return {name: sum(getattr(part, name) for part in self.parts) for name in ("generate", "update", "step")}
 
     @property
     def peak(self) -> float:
@@ -187,10 +183,7 @@ def _engine_parts(
         cache_part = Part(name="KV cache, one group", generate=cache_bytes)
         return [*parts, Part.always("engine weights", weights), cache_part], None
     kv_bytes = config.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
-    for name, size in (
-        ("engine weights", weights),
-        ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES),
-        ("KV cache", max(0.0, kv_bytes)),
-    ):
+    workspace = ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES)
+    for name, size in (("engine weights", weights), workspace, ("KV cache", max(0.0, kv_bytes))):
         parts.append(Part(name=name, generate=size) if config.engine_sleep else Part.always(name, size))
     return parts, kv_bytes
