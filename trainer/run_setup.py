@@ -19,6 +19,7 @@ from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.quiet import write_library_log
 from membuilder.schemes.load import load_scheme
+from membuilder.schemes.scheme import Scheme
 from reward.formula import load_formula
 from reward.judges import load_judge
 from rollout.seeding import seed_everything
@@ -137,39 +138,30 @@ def setup_sft(
 ) -> SFTParts:
     """Make the parts of a run. Builds that stand already are used instead of those of `config.data`."""
     if config.data.prepared is not None and config.model.path is None:
-        raise ConfigError(
-            "model.path: name a model; a tiny one is made from dialogues (data.path), not from data.prepared"
-        )
+        raise ConfigError("model.path: name a model; a tiny one is made of dialogues (data.path), not of data.prepared")
     run = start_run(config, "sft", embedder)
     if builds is None and config.data.prepared is not None:
         model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
         found = prepared_trees(config.data.prepared, tokenizer, config.max_length, config.over_long)
     else:
-        builds = _sft_builds(config, run.embedder) if builds is None else builds
-        model, tokenizer = _model_for(config, builds)
-        found = sft_trees(
-            builds, tokenizer, load_scheme(config.scheme, config.prompts), config.max_length, config.over_long
-        )
+        scheme = load_scheme(config.scheme, config.prompts)
+        if builds is None:
+            corpus = load_corpus(config.data)
+            train = expert_builds(corpus.train, run.embedder, scheme, "training")
+            builds = sft_builds(train, expert_builds(corpus.extra, run.embedder, scheme, "extra"), config.data)
+        model, tokenizer = _model_for(config, builds, scheme)
+        found = sft_trees(builds, tokenizer, scheme, config.max_length, config.over_long)
     trees = checked_trees(config, run.accelerator, *found)
     return SFTParts(**vars(run), model=model, tokenizer=tokenizer, trees=trees)
 
 
-def _sft_builds(config: SFTConfig, embedder: TextEmbedder) -> list[ExpertBuild]:
-    corpus, scheme = load_corpus(config.data), load_scheme(config.scheme, config.prompts)
-    train, extra = (
-        expert_builds(dialogues, embedder, scheme, "rules build the training banks")
-        for dialogues in (corpus.train, corpus.extra)
-    )
-    return sft_builds(train, extra, config.data)
-
-
-def _model_for(config: SFTConfig, builds: Sequence[ExpertBuild]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _model_for(
+    config: SFTConfig, builds: Sequence[ExpertBuild], scheme: Scheme
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of `config.model.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
     if config.model.path is not None:
         return load_model(config.model.path, config.model), load_tokenizer(config.model.path)
-    max_turns = max(len(step.session.turns) for build in builds for step in build.steps)
-    scheme = load_scheme(config.scheme, config.prompts)
-    added = scheme.tiny_tokens(max_turns)
+    added = scheme.tiny_tokens(max(len(step.session.turns) for build in builds for step in build.steps))
     tokenizer = train_tokenizer(training_text(builds, scheme), added, config.model.tiny.vocab_size)
     return build_model(tokenizer, config.model.tiny, config.seed), tokenizer
 
@@ -198,22 +190,19 @@ class RLBuilds:
 
 
 def rl_builds(config: RLConfig, embedder: TextEmbedder) -> RLBuilds:
-    """From dialogues, or from a prepared file."""
+    """The expert's work on dialogues, or what a prepared file holds of it."""
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
         corpus = load_corpus(data)
         held_out = corpus.held_out
-        train, steering = (
-            expert_builds(dialogues, embedder, scheme, f"rules build the {name} banks")
-            for dialogues, name in ((corpus.train, "training"), (corpus.steering, "steering"))
-        )
+        train = expert_builds(corpus.train, embedder, scheme, "training")
+        steering = expert_builds(corpus.steering, embedder, scheme, "steering")
     else:
         _check_prepared(config)
         train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
         held_out = [] if data.eval_path is None else load(data.eval_path)
         held_out = [in_windows(dialogue, data.max_turns) for dialogue in held_out]
-    judged = expert_builds(held_out, embedder, scheme, "rules build the held-out banks")
-    return RLBuilds(train=train, steering=steering, held_out=judged)
+    return RLBuilds(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 
 
 def _check_prepared(config: RLConfig) -> None:
@@ -224,9 +213,8 @@ def _check_prepared(config: RLConfig) -> None:
             "dialogues) for data.path"
         )
     if config.eval_every and config.data.eval_path is None:
-        raise ConfigError(
-            "eval_every evaluates whole dialogues, which data.prepared has not: name some in data.eval_path"
-        )
+        what = "eval_every evaluates whole dialogues, which data.prepared has not"
+        raise ConfigError(f"{what}: name some in data.eval_path")
 
 
 @dataclass(frozen=True, kw_only=True)
