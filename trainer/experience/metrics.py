@@ -35,10 +35,11 @@ def rollout_metrics(
     """Means over the step's rollouts; a mean over nothing is left out."""
     scores = [score for group in scored for score in group.scores]
     rollouts = [rollout for group in scored for rollout in group.rollouts]
+    samples = [sample for rollout in rollouts for sample in rollout.samples.values()]
     metrics = {
         "reward/mean": _mean(value for score in scores for value in score.reward.values()),
         "reward/std": _mean(
-            _std([score.reward[role] for score in group.scores])
+            _mean((score.reward[role] for score in group.scores), pstdev)
             for group, advantages in zip(scored, batch.advantages, strict=True)
             for role in advantages
         ),
@@ -46,12 +47,8 @@ def rollout_metrics(
         "frac_reward_zero_std": batch.zero_std_share,
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
         "num_tokens": float(batch.num_tokens),
-        "prompt_too_long": _mean(
-            sample.completion is None for rollout in rollouts for sample in rollout.samples.values()
-        ),
-        "completions/mean_length": _mean(
-            len(completion.token_ids) for rollout in rollouts for completion in _completions(rollout.samples.values())
-        ),
+        "prompt_too_long": _mean(sample.completion is None for sample in samples),
+        "completions/mean_length": _mean(len(completion.token_ids) for completion in _completions(samples)),
     }
     for role in batch.advantages[0]:
         samples = [rollout.samples[role] for rollout in rollouts]
@@ -101,11 +98,6 @@ def _completions(samples: Iterable[Sample]) -> list[Completion]:
     return [sample.completion for sample in samples if sample.completion is not None]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _mean(values: Iterable[float | None], mean: Callable[[list[float]], float] = fmean) -> float | None:
     present = [value for value in values if value is not None]
-    return fmean(present) if present else None
-
-
-def _std(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return pstdev(present) if present else None
+    return mean(present) if present else None
