@@ -16,7 +16,7 @@ class SamplingConfig:
     top_p: float = 0.9
     """Below 1 the engine samples from a cut distribution; its log-probs then differ from the trainer's (docs/method.md)."""
     max_tokens: int = 6000
-    """Longest completion."""
+    """Longest completion, in tokens."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
@@ -28,9 +28,9 @@ class Completion:
     token_ids: tuple[int, ...]
     """As sampled, the end token included when the model produced it."""
     rollout_logprobs: tuple[float, ...]
-    """Of the sampled ids, under the engine's processed distribution."""
+    """Log-probs of the sampled ids under the engine's processed distribution."""
     finished: bool
-    """False: cut at max_tokens, no end token."""
+    """Whether it has an end token; else it was cut at max_tokens."""
     weight_version: int
     """Policy version that sampled it."""
 
@@ -64,7 +64,7 @@ class Sample:
     completion: Completion | None
     """None: the prompt is too long for the engine, nothing was sampled."""
     text: str | None
-    """Of the completion."""
+    """The decoded completion."""
     written: tuple[str, ...]
     """Memory texts it wrote; empty when it failed."""
     failure: Failure | None
@@ -75,9 +75,9 @@ class Rollout:
     """One joint sample of a session update: every role's answer, applied together."""
 
     samples: dict[str, Sample]
-    """By role."""
+    """The roles' samples, by role."""
     bank: Bank
-    """After the session."""
+    """The memory bank after the session."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
 if TYPE_CHECKING:
-    from trainer.data.corpus import Corpus
+    from membuilder.types import Dialogue
     from trainer.experience.evaluate import SystemResult
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -86,7 +86,9 @@ def run(options: Options) -> dict:
 
     clock = Clock()
     prepared = prepare(sft_config)
-    describe(prepared.corpus, options)
+    say(f"data: {options.data or 'generated for this run'}")
+    say(f"  train on {ids(prepared.corpus.train)}")
+    say(f"  evaluate on {ids(prepared.corpus.held_out)}, never trained on")
 
     say("SFT: a small Qwen3 learns to imitate the rules")
     sft_result = run_sft(sft_config, prepared)
@@ -107,6 +109,7 @@ def run(options: Options) -> dict:
     engine.close()
     clock.mark("eval")
 
+    rows = {name: asdict(result) for name, result in systems.items()}
     summary = {
         "data": options.data or "generated",
         "eval_data": options.eval_data or ("split of data" if options.data else "generated, other people"),
@@ -116,8 +119,8 @@ def run(options: Options) -> dict:
         "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
         "wall_seconds": {"setup": options.setup_seconds, **clock.seconds},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "systems": {name: row(result) for name, result in systems.items()},
-        "prompt_too_long": {name: result.prompt_too_long for name, result in systems.items()},
+        "systems": rows,
+        "prompt_too_long": {name: row.pop("prompt_too_long") for name, row in rows.items()},
     }
     write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(table(systems, rl_config.reward.judge))
@@ -136,9 +139,8 @@ class Clock:
         self._last = time.perf_counter()
 
     def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 1)
-        self._last = now
+        before, self._last = self._last, time.perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + self._last - before, 1)
 
 
 def load_configs(options: Options) -> tuple[SFTConfig, RLConfig]:
@@ -153,33 +155,22 @@ def load_configs(options: Options) -> tuple[SFTConfig, RLConfig]:
         for_rl += FOR_A_FILE
     if options.eval_data is not None:
         given.append(f"data.eval_path={options.eval_data}")
-    stray = [text for text in options.overrides if not text.startswith(("sft.", "rl."))]
-    if stray:
-        raise ConfigError(f"'{stray[0]}': say which stage it is for: start it with sft. or rl.")
-    steps = [] if options.steps_rl is None else [f"num_steps={options.steps_rl}"]
-
-    def own(stage: str) -> list[str]:
-        return [text.removeprefix(f"{stage}.") for text in options.overrides if text.startswith(f"{stage}.")]
-
-    sft_config = load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")])
+    if options.steps_rl is not None:
+        for_rl.append(f"num_steps={options.steps_rl}")
+    own: dict[str, list[str]] = {"sft": [], "rl": []}
+    for text in options.overrides:
+        stage, _, setting = text.partition(".")
+        if stage not in own:
+            raise ConfigError(f"'{text}': say which stage it is for: start it with sft. or rl.")
+        own[stage].append(setting)
+    sft_config = load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own["sft"]])
     start = [f"out={options.out}/rl", f"model.path={sft_config.out}/model"]
-    rl_config = load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *steps, *start, *own("rl")])
-    return sft_config, rl_config
+    return sft_config, load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *start, *own["rl"]])
 
 
-def describe(corpus: "Corpus", options: Options) -> None:
-    def ids(dialogues) -> str:
-        names = ", ".join(dialogue.id for dialogue in dialogues[:8])
-        return f"{len(dialogues)} dialogues ({names}{', ...' if len(dialogues) > 8 else ''})"
-
-    say(f"data: {options.data or 'generated for this run'}")
-    say(f"  train on {ids(corpus.train)}")
-    say(f"  evaluate on {ids(corpus.held_out)}, never trained on")
-
-
-def row(result: "SystemResult") -> dict[str, float | None]:
-    """A system's line in the summary."""
-    return {name: value for name, value in asdict(result).items() if name != "prompt_too_long"}
+def ids(dialogues: "Sequence[Dialogue]") -> str:
+    names = ", ".join(dialogue.id for dialogue in dialogues[:8])
+    return f"{len(dialogues)} dialogues ({names}{', ...' if len(dialogues) > 8 else ''})"
 
 
 def table(systems: dict[str, "SystemResult"], judge: str) -> str:
@@ -192,11 +183,11 @@ def table(systems: dict[str, "SystemResult"], judge: str) -> str:
     questions = next(iter(systems.values())).questions
     measured = "whose whole evidence is found" if judge == "evidence" else f"as the judge '{judge}' sees them answered"
     lines.append(f"accuracy: share of {questions} questions about held-out dialogues {measured}")
-    lines += [
-        f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
-        for name, result in systems.items()
-        if result.prompt_too_long
-    ]
+    for name, result in systems.items():
+        if result.prompt_too_long:
+            lines.append(
+                f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
+            )
     return "\n".join(lines)
 
 
