@@ -8,7 +8,7 @@ from membuilder.building.baselines import longest_turns, random_turns, store_all
 from membuilder.evaluation.recall import recall
 from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue, Question, Turn
-from rollout.sampler import make_task, sample_groups
+from rollout.sampler import make_task
 from trainer.data.corpus import ExpertBuild
 from trainer.experience.collector import Collector
 
@@ -56,9 +56,7 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
             make_task(dialogue.id, dialogue.sessions[index], each.bank, collector.scheme, collector.embedder)
             for dialogue, each in active
         ]
-        groups = sample_groups(
-            tasks, collector.engine, collector.tokenizer, collector.scheme, collector.greedy, 1, seed=0
-        )
+        groups = collector.sample(tasks, collector.greedy, 1, seed=0)
         for (_, each), group in zip(active, groups, strict=True):
             (rollout,) = group.rollouts
             answered = [sample for sample in rollout.samples.values() if sample.completion is not None]

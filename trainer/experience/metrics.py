@@ -13,7 +13,7 @@ from trainer.experience.training_batch import Batch
 def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
     """Stop when too many rewards could not be judged: what is left would no longer be the objective.
 
-    A prompt that is too long costs its own reward only, unless all are: that is no long session but a setting.
+    A prompt that is too long costs only its own reward. Where all are too long, a setting is wrong, so that stops too.
     """
     statuses = [status for group in scored for score in group.scores for status in score.status.values()]
     missing = sum(status is RewardStatus.NOT_JUDGED for status in statuses)
@@ -24,8 +24,8 @@ def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
         )
     if statuses and all(status is RewardStatus.PROMPT_TOO_LONG for status in statuses):
         raise ConfigError(
-            "every prompt of this step is too long, so there is nothing to learn: raise max_model_len, or lower "
-            "sampling.max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or prompts.max_entry_chars"
+            "every prompt of this step is too long, so there is nothing to learn: raise max_model_len, or lower sampling."
+            "max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or prompts.max_entry_chars"
         )
 
 
@@ -69,7 +69,7 @@ def rollout_metrics(
 
 
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_role: int) -> list[dict]:
-    """The first rollout of the first groups, one row per role, every reward part beside its completion."""
+    """One row per role of the first groups' first rollouts, with every reward part beside its completion."""
     rows = []
     for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_role]:
         score, rollout = group.scores[0], group.rollouts[0]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from membuilder.errors import ParityError
-from rollout.sampler import Task, sample_groups
+from rollout.sampler import Task
 from rollout.types import SamplingConfig
 from trainer.batching.packing import Node, TrainSequence, build_tree, dense_tree, micro_batches, pack_on
 from trainer.distributed.process_group import World
@@ -33,7 +33,7 @@ def check_parity(policy, collector: Collector, tasks: list[Task], config: RLConf
 def sample_sequences(collector: Collector, tasks: list[Task], temperature: float, seed: int) -> Groups:
     """Two rollouts of each task from the uncut distribution; prompts that are too long are left out."""
     sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
-    groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.scheme, sampling, 2, seed)
+    groups = collector.sample(tasks, sampling, 2, seed)
     sampled = [
         [
             TrainSequence(
@@ -64,8 +64,8 @@ def check_engine(
     return _within(
         (found - expected).abs(),
         bound,
-        "engine and trainer differ by {found}: the engine holds other weights, or template, temperature or dtype differ. "
-        "Nothing was trained on these samples. Raise parity_bound only if the gap is {rounding}.",
+        "engine and trainer differ by {found}: the engine holds other weights, or template, temperature or dtype "
+        "differ. Nothing was trained on these samples. Raise parity_bound only if the gap is {rounding}.",
     )
 
 
@@ -85,8 +85,8 @@ def check_shared(
     return _within(
         (found - expected).abs(),
         bound,
-        "shared prompts give log-probs that differ from dense copies by {found}: this model or attention kernel must not "
-        "share prompts. Nothing was trained on these samples. Raise shared_bound only if the gap is {rounding}.",
+        "shared prompts give log-probs that differ from dense copies by {found}: this model or attention kernel must "
+        "not share prompts. Nothing was trained on these samples. Raise shared_bound only if the gap is {rounding}.",
     )
 
 

@@ -79,7 +79,7 @@ class RolloutCache:
     def write(self, step: int, experience: Experience) -> None:
         """Keep a step's experience. Later steps in the journal are of a policy that was left behind, and are removed.
 
-        Raises CheckpointError, naming the group, for a value that would not come back the same (a log-prob that is nan).
+        Raises CheckpointError, naming the group, for a value that would not come back the same, such as nan.
         """
         if not self._writes:
             return

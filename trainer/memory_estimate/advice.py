@@ -4,8 +4,9 @@ Each change is tried on the estimate, from what costs least to what costs most.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.estimate import GIB, estimate
@@ -16,8 +17,7 @@ MIN_TOKENS = 4000
 """Smallest `max_tokens` worth proposing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
+class Change(NamedTuple):
     """A run after a change, and how the change is written."""
 
     text: str
@@ -39,7 +39,7 @@ def advise(config: TrainConfig, launch: Launch) -> list[str]:
     if single:
         return ["Fits with any one of", *(f"  {text}" for text in single)]
     chosen: list[Option] = []
-    at = Change(text="", config=config, launch=launch)
+    at = Change("", config, launch)
     for option in OPTIONS:
         change = option(at.config, at.launch)
         if change is not None and change.excess < at.excess:
@@ -57,8 +57,7 @@ def _apply(options: Sequence[Option], config: TrainConfig, launch: Launch) -> li
     """The changes one after the other; one that has nothing left to change is left out."""
     changes = []
     for option in options:
-        change = option(config, launch)
-        if change is not None:
+        if change := option(config, launch):
             changes.append(change)
             config, launch = change.config, change.launch
     return changes
@@ -68,32 +67,30 @@ def _checkpointing(config: TrainConfig, launch: Launch) -> Change | None:
     if config.model.gradient_checkpointing:
         return None
     changed = replace(config, model=replace(config.model, gradient_checkpointing=True))
-    return Change(text="model.gradient_checkpointing=true", config=changed, launch=launch)
+    return Change("model.gradient_checkpointing=true", changed, launch)
 
 
 def _sleep(config: TrainConfig, launch: Launch) -> Change | None:
     if not isinstance(config, RLConfig) or config.engine_sleep or config.engine != "vllm":
         return None
-    return Change(text="engine_sleep=true", config=replace(config, engine_sleep=True), launch=launch)
+    return Change("engine_sleep=true", replace(config, engine_sleep=True), launch)
 
 
 def _zero(stage: int, config: TrainConfig, launch: Launch) -> Change | None:
     if launch.zero_stage >= stage or launch.num_processes == 1:
         return None
-    text = f"--zero {stage}: configs/accelerate/zero{stage}.yaml"
-    return Change(text=text, config=config, launch=replace(launch, zero_stage=stage))
+    return Change(f"--zero {stage}: configs/accelerate/zero{stage}.yaml", config, replace(launch, zero_stage=stage))
 
 
 def _max_tokens(config: TrainConfig, launch: Launch) -> Change | None:
     largest = largest_micro_batch(config, launch)
     if not MIN_TOKENS <= largest < config.max_tokens:
         return None
-    text = f"max_tokens={largest}, if no session has more"
-    return Change(text=text, config=replace(config, max_tokens=largest), launch=launch)
+    return Change(f"max_tokens={largest}, if no session has more", replace(config, max_tokens=largest), launch)
 
 
 def _engine_memory(config: TrainConfig, launch: Launch) -> Change | None:
-    """As little as two sequences of the longest kind need, in whole hundredths."""
+    """Lower engine_memory to what two of the longest sequences need, in whole hundredths."""
     if not isinstance(config, RLConfig) or config.engine != "vllm":
         return None
     found = estimate(config, launch)
@@ -101,21 +98,21 @@ def _engine_memory(config: TrainConfig, launch: Launch) -> Change | None:
     share = -(-(config.engine_memory * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100
     if share >= config.engine_memory:
         return None
-    return Change(text=f"engine_memory={share:.2f}", config=replace(config, engine_memory=share), launch=launch)
+    return Change(f"engine_memory={share:.2f}", replace(config, engine_memory=share), launch)
 
 
 def _offload(config: TrainConfig, launch: Launch) -> Change | None:
     if launch.offload_optimizer or launch.zero_stage not in (1, 2):
         return None
     text = "--offload: optimizer in host memory, configs/accelerate/zero2_offload.yaml"
-    return Change(text=text, config=config, launch=replace(launch, offload_optimizer=True))
+    return Change(text, config, replace(launch, offload_optimizer=True))
 
 
 def _no_reference(config: TrainConfig, launch: Launch) -> Change | None:
     if not isinstance(config, RLConfig) or not config.loss.kl_coef:
         return None
     text = "loss.kl_coef=0: no reference policy (another objective than the published one)"
-    return Change(text=text, config=replace(config, loss=replace(config.loss, kl_coef=0.0)), launch=launch)
+    return Change(text, replace(config, loss=replace(config.loss, kl_coef=0.0)), launch)
 
 
 OPTIONS: tuple[Option, ...] = (
