@@ -61,7 +61,7 @@ class VLLMEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 max_num_seqs=256,
-                # rollouts of one prompt share whole blocks only, and the CPU build's default of 128 is too long for that
+                # rollouts of a prompt share whole blocks only, and the CPU build's default of 128 is too long for that
                 **({} if torch.cuda.is_available() else {"block_size": 32}),
             )
         self.max_model_len = max_model_len

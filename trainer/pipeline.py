@@ -50,7 +50,7 @@ def run_sft(config: SFTConfig, prepared: Prepared) -> SFTResult:
 
 
 def run_rl(config: RLConfig, collector: Collector, prepared: Prepared) -> Path:
-    """RL from the model of `config.model.path`, whose weights the collector's engine must hold."""
+    """Run RL from the model of `config.model.path`, whose weights the collector's engine must hold."""
     parts = setup_rl(config, prepared.for_rl, collector)
     folder = rl.train(config, parts)
     parts.log.close()

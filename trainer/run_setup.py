@@ -1,4 +1,4 @@
-"""Putting the parts of a run together, for both loops: accelerator, log, data, model, engine, collector."""
+"""Makes the parts of a run for both loops: accelerator, log, data, model, engine, collector."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ from trainer.sft_config import SFTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What every run has."""
+    """The parts that every run has."""
 
     accelerator: Accelerator
     world: World
@@ -125,12 +125,12 @@ def make_collector(
 
 @dataclass(frozen=True, kw_only=True)
 class SFTParts(Run):
-    """What SFT needs besides its settings."""
+    """The parts of an SFT run."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trees: list[Node]
-    """One prefix tree per session, again for each time that it counts."""
+    """One prefix tree per session; a session that counts several times has as many."""
 
 
 def setup_sft(
@@ -185,7 +185,7 @@ class RLBuilds:
 
     train: list[ExpertBuild]
     steering: list[ExpertBuild]
-    """Where lengths are measured; empty: in `train`."""
+    """Dialogues that lengths are measured in; where there are none, `train` is used."""
     held_out: list[ExpertBuild]
 
 
@@ -198,34 +198,30 @@ def rl_builds(config: RLConfig, embedder: TextEmbedder) -> RLBuilds:
         train = expert_builds(corpus.train, embedder, scheme, "training")
         steering = expert_builds(corpus.steering, embedder, scheme, "steering")
     else:
-        _check_prepared(config)
+        if config.states is not States.EXPERT or not config.dense:
+            raise ConfigError(
+                "data.prepared holds single sessions with the expert's memory before them, not every session of a "
+                "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
+                "dialogues) for data.path"
+            )
+        if config.eval_every and data.eval_path is None:
+            what = "eval_every evaluates whole dialogues, which data.prepared has not"
+            raise ConfigError(f"{what}: name some in data.eval_path")
         train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
         held_out = [] if data.eval_path is None else load(data.eval_path)
         held_out = [in_windows(dialogue, data.max_turns) for dialogue in held_out]
     return RLBuilds(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 
 
-def _check_prepared(config: RLConfig) -> None:
-    if config.states is not States.EXPERT or not config.dense:
-        raise ConfigError(
-            "data.prepared holds single sessions with the expert's memory before them, not every session of a "
-            "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
-            "dialogues) for data.path"
-        )
-    if config.eval_every and config.data.eval_path is None:
-        what = "eval_every evaluates whole dialogues, which data.prepared has not"
-        raise ConfigError(f"{what}: name some in data.eval_path")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RLParts(Run):
-    """What RL needs besides its settings."""
+    """The parts of an RL run."""
 
     policy: Policy
     reference: Policy | None
     """The policy as it starts, for the KL term; None when kl_coef is 0."""
     collector: Collector
-    """Its engine holds the weights of `policy`."""
+    """What samples and scores; its engine holds the weights of `policy`."""
     builds: RLBuilds
 
 

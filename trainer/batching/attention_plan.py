@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """The nodes of one depth: where their tokens stand and whose children they are."""
+    """The nodes of one depth: where their tokens stand in the packed row and whose children they are."""
 
     above: "Level | None"
     parents: list[int]
@@ -47,7 +47,7 @@ class VarlenCall:
     max_queries: int
     max_keys: int
     causal: bool
-    """Each segment attends to itself; otherwise to the whole of an ancestor."""
+    """Whether each segment attends to itself; otherwise it attends to the whole of an ancestor."""
 
     @property
     def segments(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
@@ -80,7 +80,7 @@ class PaddedCall:
     query_rows: Rectangle
     key_rows: Rectangle
     causal: bool
-    """Each segment attends to itself, as in VarlenCall."""
+    """Whether each segment attends to itself, as in VarlenCall."""
 
     def to(self, device: torch.device) -> "PaddedCall":
         return replace(self, query_rows=self.query_rows.to(device), key_rows=self.key_rows.to(device))
@@ -150,7 +150,7 @@ def padded_calls(levels: Sequence[Level]) -> list[PaddedCall]:
 
 
 SMALL = 16
-"""Rows or keys of a segment below which padding costs next to nothing."""
+"""The number of rows or keys of a segment below which padding costs next to nothing."""
 
 
 def _alike(pair: Pair) -> Iterator[Pair]:

@@ -38,9 +38,9 @@ class Node:
     token_ids: tuple[int, ...]
     children: list["Node"] = field(default_factory=list)
     sequence: TrainSequence | None = None
-    """Set on leaves: `token_ids` is then the rest of its prompt and its completion without the last token."""
+    """The sequence that ends here, on leaves; `token_ids` is the rest of its prompt and all but its last token."""
     id: str = ""
-    """Set on roots: the session's name, for messages."""
+    """The session's name, on roots; messages use it."""
 
     @property
     def num_tokens(self) -> int:

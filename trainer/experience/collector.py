@@ -45,11 +45,11 @@ class Collector:
 
     @property
     def greedy(self) -> SamplingConfig:
-        """How the policy answers outside training."""
+        """The settings with which the policy answers outside training."""
         return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
 
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
-        """Each session of the stream's slots: G rollouts from one bank, asked the session's questions."""
+        """Take G rollouts of each slot's session from one bank, and ask them the session's questions."""
         mine = self.world.shard(stream.costs())
         groups = self.sample([stream.task(slot) for slot in mine], self.sampling, self.num_rollouts, seed)
         reward = replace(self.reward, length_weight=length_weight)
@@ -70,8 +70,8 @@ class Collector:
     def greedy_memory_ratio(self, stream: SessionStream) -> float:
         """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's in the same.
 
-        Where the expert wrote nothing it is 1 for writing nothing too, else infinite. Measuring both in the same sessions
-        takes a quarter off the noise, because both write more where more is told.
+        Where the expert wrote nothing it is 1 for writing nothing too, else infinite. Measuring both in the same
+        sessions takes a quarter off the noise, because both write more where more is told.
         """
         mine = self.world.shard(stream.costs())
         groups = self.sample([stream.task(slot) for slot in mine], self.greedy, 1, seed=0)
@@ -91,11 +91,11 @@ class Collector:
     def sparse(
         self, builds: Sequence[ExpertBuild], num_dialogues: int, length_weight: float, seed: int
     ) -> list[ScoredGroup]:
-        """Whole dialogues, G rollouts each with a bank of its own; every session gets the reward of the end."""
+        """Take G rollouts of whole dialogues, each with its own bank; every session gets the reward of the end."""
         if num_dialogues > len(builds):
             raise ConfigError(
                 f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but there "
-                f"are {len(builds)} to train on: lower sessions_per_step, or give more (data.num_train, data.path)"
+                f"are {len(builds)} to train on: lower sessions_per_step, raise data.num_train or give a larger file"
             )
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
         mine = self.world.shard([len(build.steps) for build in chosen])

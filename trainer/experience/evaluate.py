@@ -1,4 +1,4 @@
-"""What a run compares its policy with: the same questions and the same retrieval for every way of building memory."""
+"""Held-out evaluation: every way of building memory gets the same questions and the same retrieval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -47,7 +47,7 @@ class SystemResult:
 
 
 def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> list[BuiltBank]:
-    """Greedy decoding, all dialogues side by side, each session from the bank the policy itself built."""
+    """Build all dialogues side by side with greedy decoding, each session from the bank the policy itself built."""
     built = [BuiltBank() for _ in dialogues]
     num_sessions = max((len(dialogue.sessions) for dialogue in dialogues), default=0)
     for index in progress(range(num_sessions), label=label, unit="session", enabled=collector.world.rank == 0):
@@ -72,7 +72,7 @@ class DialogueScores:
     """What the questions found in one dialogue's final bank."""
 
     verdicts: list[float]
-    """From 0 to 1, of the questions that could be judged."""
+    """Verdicts from 0 to 1 on the questions that could be judged."""
     recalls: list[float]
     memory_tokens: int
     built: BuiltBank

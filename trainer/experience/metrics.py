@@ -24,8 +24,9 @@ def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
         )
     if statuses and all(status is RewardStatus.PROMPT_TOO_LONG for status in statuses):
         raise ConfigError(
-            "every prompt of this step is too long, so there is nothing to learn: raise max_model_len, or lower sampling."
-            "max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or prompts.max_entry_chars"
+            "every prompt of this step is too long, so nothing can be learned: raise max_model_len or lower "
+            "sampling.max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or "
+            "prompts.max_entry_chars"
         )
 
 

@@ -30,7 +30,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamState:
-    """The place of a stream, for a checkpoint."""
+    """A stream's state as a checkpoint keeps it."""
 
     taken: int
     """Dialogues begun so far."""
@@ -59,7 +59,7 @@ class SessionStream:
         self._tasks: dict[int, Task] = {}  # kept for the current slots, because making one searches related entries
 
     def _start(self, spread: bool) -> Slot:
-        """The next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
+        """Begin the next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
         epoch, position = divmod(self._taken, len(self._builds))
         rng = random.Random(f"{self._seed}-{epoch}")
         dialogue = rng.sample(range(len(self._builds)), len(self._builds))[position]

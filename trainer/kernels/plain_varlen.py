@@ -7,6 +7,7 @@
 so the gradients of a softmax over several blocks of keys are those of its blocks (Dao, arXiv 2307.08691, section 2).
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -53,10 +54,8 @@ def backward(
 
 
 def _segments(call: VarlenCall):
-    query_bounds, key_bounds = call.query_bounds.tolist(), call.key_bounds.tolist()
-    for index in range(len(query_bounds) - 1):
-        queries = slice(query_bounds[index], query_bounds[index + 1])
-        keys = slice(key_bounds[index], key_bounds[index + 1])
+    bounds = call.query_bounds.tolist(), call.key_bounds.tolist()
+    for queries, keys in zip(*([slice(*pair) for pair in pairwise(each)] for each in bounds), strict=True):
         if queries.start < queries.stop and keys.start < keys.stop:
             yield queries, keys
 

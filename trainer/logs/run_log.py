@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl and completions.jsonl always, Weights & Biases when a project is named."""
+"""The log of a run: metrics.jsonl and completions.jsonl always, Weights & Biases when a project is named."""
 
 import json
 import math

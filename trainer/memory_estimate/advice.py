@@ -34,7 +34,7 @@ Option = Callable[[TrainConfig, Launch], Change | None]
 
 
 def advise(config: TrainConfig, launch: Launch) -> list[str]:
-    """Each change that makes the run fit by itself; where none does, several that do together and not with one less."""
+    """Name each change that makes the run fit by itself, or else several that do so together, with none to spare."""
     single = [change.text for option in OPTIONS if (change := option(config, launch)) and not change.excess]
     if single:
         return ["Fits with any one of", *(f"  {text}" for text in single)]
@@ -118,7 +118,7 @@ def _no_reference(config: TrainConfig, launch: Launch) -> Change | None:
 OPTIONS: tuple[Option, ...] = (
     _checkpointing, _sleep, partial(_zero, 2), _max_tokens, _engine_memory, partial(_zero, 3), _offload, _no_reference,
 )  # fmt: skip
-"""From what costs least to what costs most."""
+"""The changes to try, from what costs least to what costs most."""
 
 
 def largest_micro_batch(config: TrainConfig, launch: Launch) -> int:

@@ -94,7 +94,7 @@ def model_config(path: str) -> PretrainedConfig:
 
 @cache
 def parameter_sizes(path: str) -> tuple[int, ...]:
-    """Elements of each parameter; a tied head counts once."""
+    """The number of elements of each parameter; a tied head counts once."""
     return tuple(parameter.numel() for parameter in make_meta_model(model_config(path), torch.bfloat16).parameters())
 
 
@@ -132,7 +132,7 @@ def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list
 
 
 def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
-    """Most that trainer/model/head.py holds on CUDA: logits of a chunk, hidden states, their gradient and the weight's.
+    """Most that the head holds on CUDA: a chunk's logits, hidden states, their gradient and the weight's.
 
     The weight's gradient is float32 where there are several chunks.
     """

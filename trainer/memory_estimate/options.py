@@ -8,12 +8,12 @@ from membuilder.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What the accelerate and DeepSpeed files say."""
+    """The settings of a run that stand in the accelerate and DeepSpeed files."""
 
     num_processes: int = 1
     gpu_memory_gib: float = 80.0
     zero_stage: int = 0
-    """0: no DeepSpeed (DDP, or one plain process)."""
+    """0 is a run without DeepSpeed (DDP, or one plain process)."""
     offload_optimizer: bool = False
     """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
 
