@@ -1,4 +1,4 @@
-"""The same interface on transformers: slower, no vLLM needed. Holds its own copy of the weights."""
+"""An engine on transformers, which is slower than vLLM's and needs no vLLM. It holds its own copy of the weights."""
 
 import zlib
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ class TransformersEngine:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`max_model_len` None: as many positions as the model was made for."""
+        """Load the model; with `max_model_len` None sequences are as long as the model was made for."""
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
         positions = self._model.config.max_position_embeddings
         self.max_model_len = positions if max_model_len is None else max_model_len
@@ -31,13 +31,13 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        return [self._generate_one(prompt, n, sampling, seed) for prompt in prompts]
-
-    def _generate_one(self, prompt: list[int], n: int, sampling: SamplingConfig, seed: int) -> list[Completion]:
+        completions = []
         with isolated_rng():
-            # of the prompt too: its completions are then the same whichever process samples it, beside whatever others
-            seed_everything(zlib.crc32(f"{seed} {prompt}".encode()))
-            return self._sample(prompt, n, sampling)
+            for prompt in prompts:
+                # the prompt seeds too, so that its completions are the same whichever process samples it
+                seed_everything(zlib.crc32(f"{seed} {prompt}".encode()))
+                completions.append(self._sample(prompt, n, sampling))
+        return completions
 
     def _sample(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
         tokens = torch.tensor([prompt] * n, device=self._eos.device)  # (n, P)
@@ -53,7 +53,8 @@ class TransformersEngine:
             tokens = token[:, None]
             if not alive.any():
                 break
-        return [self._completion(*row) for row in zip(_rows(ids), _rows(logprobs), strict=True)]
+        rows = (torch.stack(columns, dim=1).tolist() for columns in (ids, logprobs))
+        return [self._completion(*row) for row in zip(*rows, strict=True)]
 
     def _completion(self, token_ids: list[int], logprobs: list[float]) -> Completion:
         ends = set(self._eos.tolist())
@@ -72,14 +73,10 @@ class TransformersEngine:
         self._version = version
 
     def sleep(self) -> None:
-        """Its weights stay where they are."""
+        """Do nothing: the weights stay where they are."""
 
     def close(self) -> None:
         del self._model
-
-
-def _rows(columns: list[torch.Tensor]) -> list[list]:
-    return torch.stack(columns, dim=1).tolist()
 
 
 def _draw(logits: torch.Tensor, sampling: SamplingConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ class Task:
 
 
 def make_task(dialogue_id: str, session: Session, bank: Bank, scheme: Scheme, embedder: TextEmbedder) -> Task:
-    """The session of a dialogue, to be sampled from this bank; searches what each role is shown of it."""
+    """The session of a dialogue, to be sampled from this bank; it searches what each role is shown of the bank."""
     shown = scheme.show(session, bank, embedder)
     return Task(id=f"{dialogue_id}/{session.index}", dialogue_id=dialogue_id, session=session, bank=bank, shown=shown)
 
@@ -70,17 +70,18 @@ def _rollout(
     tokenizer: PreTrainedTokenizerBase,
     scheme: Scheme,
 ) -> Rollout:
-    """`drawn` lacks the roles whose prompts are too long."""
+    """Apply the roles' answers together; `drawn` lacks the roles whose prompts are too long."""
     texts = {role: decode_completion(tokenizer, completion.token_ids) for role, completion in drawn.items()}
-    updates = {
-        role: _read(drawn[role], texts[role], role, task.session, scheme)
-        if role in drawn
-        else _failed(
-            FailureKind.PROMPT_TOO_LONG,
-            f"the prompt's {len(prompts[role])} tokens leave no room for an answer within max_model_len",
-        )
-        for role in scheme.roles
-    }
+    updates = {}
+    for role in scheme.roles:
+        if role not in drawn:
+            problem = f"the prompt's {len(prompts[role])} tokens leave no room for an answer within max_model_len"
+            updates[role] = _failed(FailureKind.PROMPT_TOO_LONG, problem)
+        elif not drawn[role].finished:
+            problem = f"no end token within {len(drawn[role].token_ids)} tokens"
+            updates[role] = _failed(FailureKind.TRUNCATED, problem)
+        else:
+            updates[role] = scheme.parse(role, texts[role], task.session)
     result = scheme.apply(task.session, task.bank, updates, task.shown)
     samples = {
         role: Sample(
@@ -93,12 +94,6 @@ def _rollout(
         for role in scheme.roles
     }
     return Rollout(samples=samples, bank=result.bank)
-
-
-def _read(completion: Completion, text: str, role: str, session: Session, scheme: Scheme) -> AgentUpdate:
-    if not completion.finished:
-        return _failed(FailureKind.TRUNCATED, f"no end token within {len(completion.token_ids)} tokens")
-    return scheme.parse(role, text, session)
 
 
 def _failed(kind: FailureKind, detail: str) -> AgentUpdate:

@@ -28,7 +28,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A target's ids, the end token last."""
+    """The ids of a target, with the end token last."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*ids, tokenizer.eos_token_id]
 
@@ -38,7 +38,7 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] |
 
 
 class TokenCounter:
-    """Tokens of memory text, each distinct text counted once: the one unit of every length in rewards and reports."""
+    """Counts tokens of memory text, the unit of every length in rewards and reports; each text is tokenised once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer

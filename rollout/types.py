@@ -1,4 +1,4 @@
-"""Records between the engine, the sampler and the learner. No torch, no vLLM.
+"""Records between the engine, the sampler and the learner; this file imports neither torch nor vLLM.
 
 completion = Completion(token_ids=[812, 7], rollout_logprobs=[-0.11, -0.02], finished=True, weight_version=3)
 """
@@ -14,9 +14,9 @@ class SamplingConfig:
     temperature: float = 0.8
     """0 decodes greedily."""
     top_p: float = 0.9
-    """Below 1 the engine samples from a cut distribution; its log-probs then differ from the trainer's (docs/method.md)."""
+    """Below 1 the engine's distribution is cut, and its log-probs differ from the trainer's (docs/method.md)."""
     max_tokens: int = 6000
-    """Longest completion."""
+    """Longest completion, in tokens."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
@@ -26,17 +26,17 @@ class SamplingConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     token_ids: tuple[int, ...]
-    """As sampled, the end token included when the model produced it."""
+    """The sampled ids, with the end token when the model produced it."""
     rollout_logprobs: tuple[float, ...]
-    """Of the sampled ids, under the engine's processed distribution."""
+    """Log-probs of the sampled ids under the engine's processed distribution."""
     finished: bool
-    """False: cut at max_tokens, no end token."""
+    """Whether it has an end token; else it was cut at max_tokens."""
     weight_version: int
     """Policy version that sampled it."""
 
 
 class Engine(Protocol):
-    """Token ids in, token ids out. Text is never tokenised again on the way to the loss."""
+    """What samples completions: it takes token ids and gives token ids."""
 
     max_model_len: int
     """Longest prompt plus completion, in tokens. A prompt without room for `max_tokens` more must not be given."""
@@ -62,11 +62,11 @@ class Sample:
 
     prompt_token_ids: tuple[int, ...]
     completion: Completion | None
-    """None: the prompt is too long for the engine, nothing was sampled."""
+    """None where the prompt is too long for the engine, so that nothing was sampled."""
     text: str | None
-    """Of the completion."""
+    """The decoded completion."""
     written: tuple[str, ...]
-    """Memory texts it wrote; empty when it failed."""
+    """Memory texts that it wrote; empty when it failed."""
     failure: Failure | None
 
 
@@ -75,9 +75,9 @@ class Rollout:
     """One joint sample of a session update: every role's answer, applied together."""
 
     samples: dict[str, Sample]
-    """By role."""
+    """The roles' samples, by role."""
     bank: Bank
-    """After the session."""
+    """The memory bank after the session."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""vLLM in this process: the only file that imports vllm.
+"""An engine that runs vLLM in this process; no other file imports vllm.
 
 Weights are swapped by one whole-model `reload_weights`. A bare call would re-read the original checkpoint, one call
 per chunk would finalise layers half filled, and the prefix cache survives either: it is reset here, and checked.
@@ -38,9 +38,9 @@ class VLLMEngine:
         sleep: bool = False,
         distributed: bool = False,
     ) -> None:
-        """`distributed`: one engine per rank of an initialised process group; every rank must build at the same moment.
+        """Start the engine; with `sleep` and on CUDA the method of that name frees weights and cache.
 
-        `sleep`: `rest` frees weights and cache, on CUDA; the CPU build cannot.
+        With `distributed` every rank of an initialised process group builds its own engine at the same moment.
         """
         self._sleeps = sleep and torch.cuda.is_available()
         self._asleep = False
@@ -61,7 +61,7 @@ class VLLMEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 max_num_seqs=256,
-                # rollouts of one prompt share whole blocks only; the CPU build's default of 128 is longer than a short prompt
+                # rollouts of a prompt share whole blocks only, and the CPU build's default of 128 is too long for that
                 **({} if torch.cuda.is_available() else {"block_size": 32}),
             )
         self.max_model_len = max_model_len
@@ -117,13 +117,13 @@ class VLLMEngine:
         self._version = version
 
     def sleep(self) -> None:
-        """Level 2: weights are not kept, because new ones are loaded before anything is generated."""
+        """Free weights and cache; weights are not kept, because new ones are loaded before anything is generated."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
 
     def _wake(self, part: str) -> None:
-        """vLLM asks the driver for this memory, and torch still holds what the update used."""
+        """Give back what torch still holds of the update, because vLLM asks the driver for its memory."""
         gc.collect()
         torch.cuda.empty_cache()
         self._llm.wake_up([part])
@@ -134,7 +134,7 @@ class VLLMEngine:
 
 @contextmanager
 def _out_of_sight(name: str) -> Iterator[None]:
-    """A loaded module left out of sys.modules for a while.
+    """Leave a loaded module out of sys.modules for a while.
 
     vLLM's CPU build looks into every object of every loaded module, and llvmlite's lazy library (numba loads it, BM25
     loads numba) claims to have any attribute one asks for, which ends vLLM's start with an AttributeError.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from membuilder.datasets.windows import in_windows
-from membuilder.errors import CheckpointError, ConfigError
+from membuilder.errors import CheckpointError, ConfigError, WriteError
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
@@ -27,8 +27,9 @@ from rollout.types import Completion, Rollout, Sample, SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer.configs import States
 from trainer.data.corpus import expert_builds, training_text
-from trainer.experience import rollout_cache
+from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
+from trainer.experience.rollout_cache import Experience, RolloutCache
 from trainer.experience.session_stream import SessionStream
 from trainer.model.tiny_model import train_tokenizer
 
@@ -153,12 +154,20 @@ def whole_numbers_as_floats(group: ScoredGroup) -> ScoredGroup:
     return replace(group, expert_tokens={agent: float(value) for agent, value in group.expert_tokens.items()})
 
 
+SETTINGS = {"optim.lr": 1e-6, "loss.name": "adrpo", "data.path": None}
+
+
+def journal(root: Path, settings: dict = SETTINGS, anew: bool = False) -> RolloutCache:
+    return RolloutCache(root, World(), settings, anew)
+
+
 def put(root: Path, step: int, scored: list) -> Path:
-    return rollout_cache.write(root, step, rollout_cache.Experience(scored=scored, steered={}))
+    journal(root).write(step, Experience(scored=scored, steered={}))
+    return root / f"step_{step}.json"
 
 
 def got(root: Path, step: int) -> list:
-    return rollout_cache.read(root, step).scored
+    return journal(root).read(step).scored
 
 
 def test_real_groups_come_back_exactly(tmp_path, real_groups):
@@ -204,7 +213,7 @@ def test_any_finite_float_comes_back_bit_for_bit(tmp_path):
 def test_what_json_would_change_is_refused_by_name(tmp_path, completion):
     with pytest.raises(CheckpointError, match="step 3, group 'step 1 / slot 2' cannot be kept exactly"):
         put(tmp_path, 3, [odd_group(**completion)])
-    assert rollout_cache.read(tmp_path, 3) is None
+    assert journal(tmp_path).read(3) is None
 
 
 def test_a_reward_that_is_nan_is_not_taken_for_a_missing_one(tmp_path):
@@ -219,14 +228,14 @@ def test_each_step_has_its_own(tmp_path):
     put(tmp_path, 3, [first])
     put(tmp_path, 4, [second])
     assert (got(tmp_path, 3), got(tmp_path, 4)) == ([first], [second])
-    assert rollout_cache.read(tmp_path, 2) is None
-    assert rollout_cache.read(tmp_path / "nowhere", 3) is None
+    assert journal(tmp_path).read(2) is None
+    assert journal(tmp_path / "nowhere").read(3) is None
 
 
 def test_the_steering_is_kept_too(tmp_path):
-    kept = rollout_cache.Experience(scored=[], steered={"length_weight": 0.1 + 0.2, "memory_ratio": 1.0})
-    rollout_cache.write(tmp_path, 1, kept)
-    assert rollout_cache.read(tmp_path, 1) == kept
+    kept = Experience(scored=[], steered={"length_weight": 0.1 + 0.2, "memory_ratio": 1.0})
+    journal(tmp_path).write(1, kept)
+    assert journal(tmp_path).read(1) == kept
 
 
 def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
@@ -234,25 +243,25 @@ def test_what_a_checkpoint_made_needless_is_forgotten(tmp_path):
         put(tmp_path, step, [])
     (tmp_path / "step_7.json.partial").write_bytes(b"[")
     (tmp_path / "notes.txt").write_bytes(b"")
-    rollout_cache.forget(tmp_path, before_step=10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step_10.json"]
-    rollout_cache.forget(tmp_path / "nowhere", before_step=10)
+    journal(tmp_path).forget(before_step=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "settings.json", "step_10.json"]
+    journal(tmp_path / "nowhere").forget(before_step=10)
 
 
 def test_what_another_run_sampled_is_neither_used_nor_written_over(tmp_path):
-    settings = {"optim.lr": 1e-6, "loss.name": "adrpo", "data.path": None}
-    rollout_cache.begin(tmp_path, settings, anew=True)
+    others = SETTINGS | {"optim.lr": 2e-6}
+    journal(tmp_path, SETTINGS, anew=True)
     (tmp_path / "step_0.json.partial").write_bytes(b"[")
-    rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)  # nothing was sampled yet
-    put(tmp_path, 0, [])
-    rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=False)
+    journal(tmp_path, others, anew=True)  # nothing was sampled yet
+    journal(tmp_path, others).write(0, Experience(scored=[], steered={}))
+    journal(tmp_path, others, anew=False)
     with pytest.raises(ConfigError, match=r"was begun with other settings: optim.lr=2e-06 \(now 1e-06\);"):
-        rollout_cache.begin(tmp_path, settings, anew=False)
+        journal(tmp_path, SETTINGS, anew=False)
     with pytest.raises(ConfigError, match=r"sampled in 1 step\(s\): give resume=auto to go on with it, or another"):
-        rollout_cache.begin(tmp_path, settings | {"optim.lr": 2e-6}, anew=True)
+        journal(tmp_path, others, anew=True)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(CheckpointError, match=r"settings.json' is missing .* to sample its steps again"):
-        rollout_cache.begin(tmp_path, settings, anew=False)
+        journal(tmp_path, SETTINGS, anew=False)
     assert (tmp_path / "step_0.json").exists()
 
 
@@ -260,7 +269,7 @@ def test_sampling_a_step_anew_drops_what_followed_it(tmp_path):
     for step in (3, 4, 5):
         put(tmp_path, step, [])
     put(tmp_path, 4, [odd_group()])
-    assert [rollout_cache.read(tmp_path, step) is None for step in (3, 4, 5)] == [False, False, True]
+    assert [journal(tmp_path).read(step) is None for step in (3, 4, 5)] == [False, False, True]
 
 
 def cut(data: bytes) -> bytes:
@@ -293,5 +302,5 @@ def test_a_file_under_another_name_is_not_that_step(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "journal").write_bytes(b"a file stands in the way")
-    with pytest.raises(CheckpointError, match="journal"):
+    with pytest.raises(WriteError, match="journal"):
         put(tmp_path / "journal", 3, [])

@@ -139,12 +139,11 @@ def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, mon
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr("trainer.logs.run_log.MAX_TABLE_ROWS", 1)
     ids = []
     # a run; the same from its checkpoint; the same killed before it had one; another run in its place
     for step, (checkpoint, anew) in enumerate([(False, True), (True, False), (False, False), (False, True)]):
-        log = RunLog(
-            tmp_path, wandb_project="membuilder-test", config={"api_key": "sk-1"}, run_name="r", max_table_rows=1
-        )
+        log = RunLog(tmp_path, wandb_project="membuilder-test", config={"api_key": "sk-1"}, run_name="r")
         ids.append(log.start_wandb(ids[-1] if checkpoint else None, anew))
         log.log({"kl": math.nan}, step)
         log.log_completions([{"step": step, "completion": "a", "reward": {"qa": 1.0}}, {"step": step}])

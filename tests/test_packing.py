@@ -232,7 +232,7 @@ def tokens(source: random.Random, count: int) -> tuple[int, ...]:
 def with_ids(groups: list[list[tuple]], source: random.Random) -> list[list[TrainSequence]]:
     """Every target token gets a number of its own to find its row by, in `rollout_logprobs`, and a coefficient in the
     loss, in `advantage`."""
-    number, forest = 0, []
+    number, session_groups = 0, []
     for group in groups:
         sequences = []
         for prompt, completion in group:
@@ -240,8 +240,8 @@ def with_ids(groups: list[list[tuple]], source: random.Random) -> list[list[Trai
             number += len(completion)
             coefficients = tuple(source.choice((-4.0, -0.5, 0.25, 1.0, 4.0)) for _ in completion)
             sequences.append(sequence(prompt, completion, rollout_logprobs=ids, advantage=coefficients))
-        forest.append(sequences)
-    return forest
+        session_groups.append(sequences)
+    return session_groups
 
 
 def session_like(source: random.Random, num_agents: int, num_rollouts: int) -> list[tuple]:
@@ -253,7 +253,7 @@ def session_like(source: random.Random, num_agents: int, num_rollouts: int) -> l
     return group
 
 
-def forests() -> dict[str, list[list[TrainSequence]]]:
+def tree_cases() -> dict[str, list[list[TrainSequence]]]:
     source = random.Random(1)
     cases = {
         "one sequence": [[((5, 6, 7), (8, 9, 10))]],
@@ -271,7 +271,7 @@ def forests() -> dict[str, list[list[TrainSequence]]]:
     return {name: with_ids(groups, source) for name, groups in cases.items()}
 
 
-FORESTS = forests()
+TREE_CASES = tree_cases()
 
 
 def dense_logits(model: PreTrainedModel, item: TrainSequence) -> torch.Tensor:
@@ -313,15 +313,15 @@ def assert_same_gradients(actual: dict, expected: dict, relative: float) -> None
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("plan", [padded_calls, varlen_calls])
-@pytest.mark.parametrize("forest", FORESTS.values(), ids=FORESTS)
-def test_packed_trees_equal_dense_copies(forest, plan, tied, double_precision):
+@pytest.mark.parametrize("session_groups", TREE_CASES.values(), ids=TREE_CASES)
+def test_packed_trees_equal_dense_copies(session_groups, plan, tied, double_precision):
     model = make_model(tied=tied)
-    sequences = [item for group in forest for item in group]
+    sequences = [item for group in session_groups for item in group]
     dense = [dense_rows(model, item, temperature=0.7) for item in sequences]
     coefficients = torch.tensor([c for item in sequences for c in item.values.advantage], dtype=torch.float64)
     dense_gradients = gradients(model, (torch.cat(dense) * coefficients).sum())
 
-    policy, batch = packed_copy(model), pack([build_tree(group) for group in forest], plan)
+    policy, batch = packed_copy(model), pack([build_tree(group) for group in session_groups], plan)
     output = weighted(policy, batch, temperature=0.7)
     assert output.head.logprobs.dtype == torch.float64
     assert (by_id(batch, output.head.logprobs) - torch.cat(dense)).abs().max() <= 1e-10
@@ -385,12 +385,12 @@ def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
 def test_every_loss_on_trees_equals_autograd_on_dense_copies(name, plan, double_precision):
     own = {"dapo": {"clip_high": 0.28}}.get(name, {})
     config = LossConfig(name=name, kl_coef=0.1, entropy_coef=0.05, tis_cap=1.1, **own)
-    model, forest = make_model(), FORESTS["several trees"]
-    policy, batch = packed_copy(model), pack([build_tree(group) for group in forest], plan)
+    model, session_groups = make_model(), TREE_CASES["several trees"]
+    policy, batch = packed_copy(model), pack([build_tree(group) for group in session_groups], plan)
     rows = random_rows(batch, policy(batch).logprobs)
 
     place = batch.values.rollout_logprobs.argsort().argsort()  # of each packed row among the dense ones
-    logits = torch.cat([dense_logits(model, item) for group in forest for item in group])[place]
+    logits = torch.cat([dense_logits(model, item) for group in session_groups for item in group])[place]
     dense = Categorical(logits=logits)
     inputs = rows.inputs(dense.log_prob(batch.targets), dense.entropy(), slice(None))
     per_token, _ = LOSSES[name](inputs, config)
@@ -404,7 +404,7 @@ def test_every_loss_on_trees_equals_autograd_on_dense_copies(name, plan, double_
 
 
 def test_entropy_is_that_of_the_dense_distribution(double_precision):
-    model, (group,) = make_model(), FORESTS["four agents"]
+    model, (group,) = make_model(), TREE_CASES["four agents"]
     with torch.no_grad():
         expected = torch.cat([Categorical(logits=dense_logits(model, item) / 0.7).entropy() for item in group])
     batch = pack([build_tree(group)])
@@ -413,7 +413,7 @@ def test_entropy_is_that_of_the_dense_distribution(double_precision):
 
 
 def test_gradient_checkpointing_changes_nothing(double_precision):
-    model, batch = make_model(), pack([build_tree(group) for group in FORESTS["several trees"]])
+    model, batch = make_model(), pack([build_tree(group) for group in TREE_CASES["several trees"]])
     results = []
     for checkpointing in (False, True):
         policy = packed_copy(model).train()
@@ -450,7 +450,7 @@ def summed_gradients(policy: Policy, batches: list[list[Node]]) -> dict[str, tor
 
 def test_any_split_gives_the_same_gradient():
     policy = packed_copy(make_model(dtype=torch.float32))
-    groups = [group for name in ("several trees", "random 0", "random 1") for group in FORESTS[name]]
+    groups = [group for name in ("several trees", "random 0", "random 1") for group in TREE_CASES[name]]
     trees = [build_tree(group) for group in groups]
     whole = summed_gradients(policy, [trees])
     total = sum(tree.num_tokens for tree in trees)
@@ -479,7 +479,7 @@ def test_rows_with_coefficient_zero_have_exactly_no_gradient():
 
 def test_all_rows_zero_is_a_zero_gradient():
     policy = packed_copy(make_model(dtype=torch.float32))
-    batch = pack([build_tree(group) for group in FORESTS["several trees"]])
+    batch = pack([build_tree(group) for group in TREE_CASES["several trees"]])
     batch.values.advantage.zero_()
     weighted(policy, batch).loss.backward()
     assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in policy.parameters())

@@ -72,13 +72,14 @@ def test_the_parity_checks_leave_out_what_is_not_sampled(run):
 def test_evaluation_counts_them_apart(run, monkeypatch):
     dialogues = [build.dialogue for build in run.builds]
     whole = build_with_policy(dialogues, run.collector, "all prompts")
-    assert sum(whole.num_too_long) == 0 and sum(whole.num_outputs) == sum(4 * len(d.sessions) for d in dialogues)
+    num_outputs = sum(each.num_outputs for each in whole)
+    assert not any(each.num_too_long for each in whole) and num_outputs == sum(4 * len(d.sessions) for d in dialogues)
     lengths = [100, 130, 1000]  # around the lengths of the sessions' prompts
     built = []
     for length in lengths:
         monkeypatch.setattr(run.engine, "max_model_len", length)
         built.append(build_with_policy(dialogues, run.collector, "short prompts"))
-        assert sum(built[-1].num_too_long) + sum(built[-1].num_outputs) == sum(whole.num_outputs)
+        assert sum(each.num_too_long + each.num_outputs for each in built[-1]) == num_outputs
     shares = [summarize(tally(dialogues, each, run.collector)).prompt_too_long for each in built]
     assert shares[0] >= shares[1] > shares[2] == 0 and 0 < shares[1] < 1
 

@@ -213,7 +213,7 @@ def test_accuracy_is_the_mean_of_verdicts_that_may_be_shares(setting):
     verdicts = itertools.cycle([Verdict(correct=0.25, reason=""), Verdict(correct=1.0, reason="")])
     collector = replace(collector_of(setting, "{}")[0], judge=lambda *case: next(verdicts))
     dialogues = [build.dialogue for build in builds]
-    tallies = tally(dialogues, baseline_built(dialogues, [Bank()] * len(dialogues), num_roles=4), collector)
+    tallies = tally(dialogues, [baseline_built(each, Bank(), num_roles=4) for each in dialogues], collector)
     shares = [verdict for each in tallies for verdict in each.verdicts]
     assert set(shares) == {0.25, 1.0}
     result = summarize(tallies)

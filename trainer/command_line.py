@@ -1,6 +1,5 @@
 """The command line of the two trainers. It imports no PyTorch, so that a mistake is answered at once."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +15,7 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 def parse(cls: type[Config], argv: Sequence[str] | None, description: str) -> Config:
     """The configuration of a command line. With --dry-run the report is printed and the program ends."""
-    config, given = read(cls, argv, description)
+    config, given = parse_args(cls, argv, description, add_dry_run)
     if not given.dry_run:
         check_paths(config)
         quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
@@ -29,12 +28,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None, description: str) -> Co
     raise SystemExit(0 if fits else 1)
 
 
-def read(cls: type[Config], argv: Sequence[str] | None, description: str) -> tuple[Config, argparse.Namespace]:
-    return parse_args(cls, argv, description, add_dry_run)
-
-
 def check_paths(config: TrainConfig) -> None:
-    """ConfigError for a file or folder that the configuration names and that is not on this machine."""
+    """Raise ConfigError for a file or folder that the configuration names and that is not on this machine."""
     for key in ("path", "prepared", "eval_path"):
         path = getattr(config.data, key)
         if path is not None and not Path(path).exists():

@@ -91,30 +91,24 @@ def _weights(state: Path) -> dict[str, "torch.Tensor"]:
 def model_card(checkpoint: Path, manifest: Manifest) -> str:
     """What the model is, how it was trained and how well it did, as a Hugging Face README."""
     settings = manifest.meta["settings"]
-    base = settings["model.path"]
+    origin = f"`{settings['model.path']}`" if settings["model.path"] else "random weights"
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["memory", "membuilder"]}
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(head, sort_keys=False).strip(),
-            "---",
-            f"# Memory builder, step {manifest.step}",
-            "",
-            "Turns the sessions of a dialogue into operations on a memory bank (MemBuilder). Trained from "
-            + (f"`{base}`." if base else "random weights."),
-            "",
-            "## Metrics",
-            "",
-            *_metrics(checkpoint, manifest.step),
-            "",
-            "## Settings",
-            "",
-            "```yaml",
-            yaml.safe_dump(settings).strip(),
-            "```",
-            "",
-        ]
-    )
+    metrics = "\n".join(_metrics(checkpoint, manifest.step))
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False)}---
+# Memory builder, step {manifest.step}
+
+Turns the sessions of a dialogue into operations on a memory bank (MemBuilder). Trained from {origin}.
+
+## Metrics
+
+{metrics}
+
+## Settings
+
+```yaml
+{yaml.safe_dump(settings)}```
+"""
 
 
 def _metrics(checkpoint: Path, step: int) -> list[str]:

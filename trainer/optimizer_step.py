@@ -21,8 +21,7 @@ class Update:
 
     batches: list[PackedBatch]
     num_real: int
-    """The micro-batches after these stand in for those that other processes have more: they run without weight, so that
-    collectives meet."""
+    """How many micro-batches count; later ones weigh nothing and keep pace with processes that have more of them."""
     num_tokens: int
     """Loss tokens of the whole step, over all processes."""
     num_sequences: int
@@ -59,7 +58,7 @@ def shares(trees: Sequence[Node], num_shares: int) -> list[list[Node]]:
 
 @contextmanager
 def micro_step(accelerator: Accelerator, policy, last: bool) -> Iterator[None]:
-    """Forward and backward of a micro-batch run inside.
+    """Run the forward and backward of a micro-batch inside.
 
     Gradients are summed over processes, and DeepSpeed steps, in the backward of the update's last micro-batch.
     """

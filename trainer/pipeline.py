@@ -25,22 +25,21 @@ class Prepared:
 
 
 def prepare(config: SFTConfig, embedder: Embedder | None = None) -> Prepared:
-    """`embedder`: one that stands already; its texts are then not embedded again."""
+    """Make data and the expert's work. An embedder that stands already does not embed its texts again."""
     scheme = load_scheme(config.scheme, config.prompts)
     corpus = load_corpus(config.data)  # first, because a wrong path should not cost the wait for a model
     embedder = embedder or Embedder(config.embedding_model)
-
-    def built(dialogues, name: str) -> list[ExpertBuild]:
-        return expert_builds(dialogues, embedder, scheme, f"rules build {name} banks") if dialogues else []
-
-    train = built(corpus.train, "the training")
-    for_sft = sft_builds(train, built(corpus.extra, "extra"), config.data)
-    for_rl = RLBuilds(
-        train=train,
-        steering=built(corpus.steering, "the steering"),
-        held_out=built(corpus.held_out, "the held-out"),
+    train, extra, steering, held_out = (
+        expert_builds(dialogues, embedder, scheme, name)
+        for name, dialogues in (
+            ("training", corpus.train),
+            ("extra", corpus.extra),
+            ("steering", corpus.steering),
+            ("held-out", corpus.held_out),
+        )
     )
-    return Prepared(corpus=corpus, for_sft=for_sft, for_rl=for_rl, embedder=embedder)
+    for_rl = RLBuilds(train=train, steering=steering, held_out=held_out)
+    return Prepared(corpus=corpus, for_sft=sft_builds(train, extra, config.data), for_rl=for_rl, embedder=embedder)
 
 
 def run_sft(config: SFTConfig, prepared: Prepared) -> SFTResult:
@@ -51,7 +50,7 @@ def run_sft(config: SFTConfig, prepared: Prepared) -> SFTResult:
 
 
 def run_rl(config: RLConfig, collector: Collector, prepared: Prepared) -> Path:
-    """RL from the model of `config.model.path`, whose weights the collector's engine must hold."""
+    """Run RL from the model of `config.model.path`, whose weights the collector's engine must hold."""
     parts = setup_rl(config, prepared.for_rl, collector)
     folder = rl.train(config, parts)
     parts.log.close()

@@ -8,9 +8,8 @@ A metric that was not logged has no panel.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from membuilder.errors import ConfigError, clear_errors
 from membuilder.types import Agent
@@ -46,87 +45,56 @@ STYLE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     metric: str
     label: str
-    colour: str
+    colour: str = INK
     style: str = "-"
-    width: float = 1.3
+    width: float = 1.8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
+class Panel(NamedTuple):
     title: str
     unit: str
-    lines: tuple[Line, ...]
-    floor: float | None = None
+    lines: Sequence[Line]
+    floor: float | None = 0
     """Lowest value of the y axis, for quantities that cannot go below it."""
 
 
-def _per_agent(prefix: str, *, style: str = "-", suffix: str = "") -> tuple[Line, ...]:
-    return tuple(
-        Line(metric=f"{prefix}/{agent}", label=f"{agent}{suffix}", colour=COLOURS[agent], style=style)
-        for agent in Agent
-    )
+def _per_agent(prefix: str, style: str = "-", suffix: str = "") -> list[Line]:
+    return [Line(f"{prefix}/{agent}", f"{agent}{suffix}", COLOURS[agent], style, 1.3) for agent in Agent]
 
 
-def _one(metric: str, label: str, colour: str = INK) -> tuple[Line, ...]:
-    return (Line(metric=metric, label=label, colour=colour, width=1.8),)
-
-
-REWARD = (
-    Panel(title="Reward", unit="reward, 0 to 1", lines=_per_agent("reward") + _one("reward/mean", "mean"), floor=0),
-    Panel(title="Questions answered", unit="share of questions", lines=_one("qa/accuracy", "answered"), floor=0),
-    Panel(title="Format kept", unit="share of outputs", lines=_per_agent("format"), floor=0),
-    Panel(title="Length penalty", unit="penalty, 0 to 1", lines=_per_agent("length_penalty"), floor=0),
-)
-LENGTHS = (
-    Panel(
-        title="Memory written per session, against the expert",
-        unit="tokens",
-        lines=_per_agent("memory_tokens") + _per_agent("expert_tokens", style=":", suffix=" (expert)"),
-        floor=0,
-    ),
-    Panel(title="Completion length", unit="tokens", lines=_one("completions/mean_length", "mean"), floor=0),
-    Panel(
-        title="Memory of greedy decoding, over the expert's", unit="ratio", lines=_one("memory_ratio", "ratio"), floor=0
-    ),
-    Panel(title="Weight of the length penalty", unit="weight, 0 to 1", lines=_one("length_weight", "weight"), floor=0),
-)
-EVALUATION = (
-    Panel(title="Held-out accuracy", unit="share of questions", lines=_one("eval/accuracy", "accuracy"), floor=0),
-    Panel(title="Held-out memory", unit="tokens per dialogue", lines=_one("eval/memory_tokens", "memory"), floor=0),
-)
-DRIFT = (
-    Panel(title="KL to the reference model", unit="nats per token", lines=_one("kl", "KL")),
-    Panel(
-        title="Log-probability gap between engine and trainer",
-        unit="nats, mean absolute",
-        lines=_one("sampling/logp_difference/mean", "difference"),
-        floor=0,
-    ),
-    Panel(title="Entropy", unit="nats per token", lines=_one("entropy", "entropy"), floor=0),
-    Panel(title="Clipped tokens", unit="share of tokens", lines=_one("clip_ratio/mean", "clipped"), floor=0),
-    Panel(title="Gradient norm", unit="before clipping", lines=_one("grad_norm", "norm"), floor=0),
-)
-SFT = (
-    Panel(
-        title="Supervised fine-tuning loss",
-        unit="nats per token",
-        lines=_one("sft/loss", "training", COLOURS[Agent.CORE])
-        + _one("sft/val_loss", "validation", COLOURS[Agent.EPISODIC]),
-    ),
-)
-TIME = (
-    Panel(
-        title="Time per step",
-        unit="seconds",
-        lines=_one("time/collect", "generate and score", COLOURS[Agent.CORE])
-        + _one("time/learn", "learn", COLOURS[Agent.EPISODIC]),
-        floor=0,
-    ),
-)
+BLUE, ORANGE = COLOURS[Agent.CORE], COLOURS[Agent.EPISODIC]
+REWARD = [
+    Panel("Reward", "reward, 0 to 1", [*_per_agent("reward"), Line("reward/mean", "mean")]),
+    Panel("Questions answered", "share of questions", [Line("qa/accuracy", "answered")]),
+    Panel("Format kept", "share of outputs", _per_agent("format")),
+    Panel("Length penalty", "penalty, 0 to 1", _per_agent("length_penalty")),
+]
+WRITTEN = [*_per_agent("memory_tokens"), *_per_agent("expert_tokens", ":", " (expert)")]
+LENGTHS = [
+    Panel("Memory written per session, against the expert", "tokens", WRITTEN),
+    Panel("Completion length", "tokens", [Line("completions/mean_length", "mean")]),
+    Panel("Memory of greedy decoding, over the expert's", "ratio", [Line("memory_ratio", "ratio")]),
+    Panel("Weight of the length penalty", "weight, 0 to 1", [Line("length_weight", "weight")]),
+]
+EVALUATION = [
+    Panel("Held-out accuracy", "share of questions", [Line("eval/accuracy", "accuracy")]),
+    Panel("Held-out memory", "tokens per dialogue", [Line("eval/memory_tokens", "memory")]),
+]
+GAP = [Line("sampling/logp_difference/mean", "difference")]
+DRIFT = [
+    Panel("KL to the reference model", "nats per token", [Line("kl", "KL")], floor=None),
+    Panel("Log-probability gap between engine and trainer", "nats, mean absolute", GAP),
+    Panel("Entropy", "nats per token", [Line("entropy", "entropy")]),
+    Panel("Clipped tokens", "share of tokens", [Line("clip_ratio/mean", "clipped")]),
+    Panel("Gradient norm", "before clipping", [Line("grad_norm", "norm")]),
+]
+LOSSES = [Line("sft/loss", "training", BLUE), Line("sft/val_loss", "validation", ORANGE)]
+SFT = [Panel("Supervised fine-tuning loss", "nats per token", LOSSES, floor=None)]
+SECONDS = [Line("time/collect", "generate and score", BLUE), Line("time/learn", "learn", ORANGE)]
+TIME = [Panel("Time per step", "seconds", SECONDS)]
 FIGURES = {"reward": REWARD, "lengths": LENGTHS, "drift": DRIFT, "evaluation": EVALUATION, "sft": SFT, "time": TIME}
 
 Series = dict[str, tuple[list[int], list[float]]]
@@ -149,10 +117,11 @@ def read_series(path: str | Path) -> Series:
     """Metric -> (steps, values), leaving out the steps where it was not logged or not finite."""
     series: Series = {}
     for line in read_jsonl(path):
+        step = line.pop("step")
         for name, value in line.items():
-            if name not in ("step", "nonfinite") and value is not None:
+            if name != "nonfinite" and value is not None:
                 steps, values = series.setdefault(name, ([], []))
-                steps.append(line["step"])
+                steps.append(step)
                 values.append(value)
     return series
 
@@ -188,14 +157,14 @@ def plot_summary(path: str | Path, out: Path) -> Path | None:
         return None
     scored.sort(key=lambda item: item[1]["accuracy"])
     names = [name for name, _ in scored]
-    columns = [("accuracy", "Questions answered", COLOURS[Agent.CORE])]
+    columns = [("accuracy", "Questions answered", BLUE, "{:.1%}")]
     if any(system.get("memory_tokens") is not None for _, system in scored):
-        columns.append(("memory_tokens", "Memory, tokens per dialogue", GREY))
+        columns.append(("memory_tokens", "Memory, tokens per dialogue", GREY, "{:,.0f}"))
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9, 0.9 + 0.4 * len(names)), layout="constrained")
         axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)
-        for ax, (key, title, colour) in zip(axes[0], columns, strict=True):
-            _draw_bars(ax, names, [system.get(key) for _, system in scored], colour, is_share=key == "accuracy")
+        for ax, (key, title, colour, text) in zip(axes[0], columns, strict=True):
+            _draw_bars(ax, names, [system.get(key) for _, system in scored], colour, text)
             ax.set_title(title)
         return _save(figure, out)
 
@@ -216,13 +185,10 @@ def _draw_panel(ax: "Axes", panel: Panel, series: Series) -> None:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_bars(ax: "Axes", names: list[str], values: list[float | None], colour: str, *, is_share: bool) -> None:
-    present = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
-    bars = ax.barh([name for name, _ in present], [value for _, value in present], color=colour, height=0.62)
-    ax.bar_label(bars, [f"{value:.1%}" if is_share else f"{value:,.0f}" for _, value in present], padding=4)
-    for name, value in zip(names, values, strict=True):
-        if value is None:
-            ax.text(0, name, "  not measured", va="center", color=GREY)
+def _draw_bars(ax: "Axes", names: list[str], values: list[float | None], colour: str, text: str) -> None:
+    bars = ax.barh(names, [value or 0 for value in values], color=colour, height=0.62)
+    labels = ["not measured" if value is None else text.format(value) for value in values]
+    ax.bar_label(bars, labels, padding=4)
     ax.margins(x=0.18)
     ax.set_xlim(left=0)
     ax.xaxis.set_visible(False)
@@ -237,9 +203,7 @@ def _save(figure: "Figure", out: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.plots", description="Draw the figures of a run into its plots/ folder."
-    )
+    parser = argparse.ArgumentParser(prog="python -m trainer.plots", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path, help=f"folder with {METRICS_FILE}, {SUMMARY_FILE} or both")
     run_dir = parser.parse_args(argv).run_dir
     if not any((run_dir / name).is_file() for name in (METRICS_FILE, SUMMARY_FILE)):

@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
 if TYPE_CHECKING:
-    from trainer.data.corpus import Corpus
+    from membuilder.types import Dialogue
     from trainer.experience.evaluate import SystemResult
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -40,42 +40,29 @@ FOR_A_FILE = (
     "reward.length.ratio_lower=0",
     "reward.length.ratio_upper=0",
 )
-"""RL settings when the data is a file; the command line goes over them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The command line."""
-
-    data: str | None = None
-    eval_data: str | None = None
-    out: str = "runs/quickstart"
-    seed: int = 1
-    steps_rl: int | None = None
-    setup_seconds: float | None = None
-    overrides: tuple[str, ...] = ()
-    """Further `sft.key=value` and `rl.key=value` for the two stages' configs."""
+"""RL settings when the data is a file; those of the command line take precedence."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train and evaluate a tiny memory builder on this machine.")
     parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
-    parser.add_argument("--out", default=Options.out, help="output folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=Options.seed)
+    parser.add_argument("--out", default="runs/quickstart", help="output folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps-rl", type=int, help="RL steps (default: the config's)")
     parser.add_argument("--setup-seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
-    args = parser.parse_args(argv)
     with clear_errors("quickstart"):
-        run(Options(**vars(args) | {"overrides": tuple(args.overrides)}))
+        run(parser.parse_args(argv))
 
 
-def run(options: Options) -> dict:
+def run(given: argparse.Namespace) -> dict:
     """Run every stage in order; returns what summary.json holds."""
-    sft_config, rl_config = load_configs(options)
+    sft_config, rl_config = load_configs(
+        given.out, given.seed, given.overrides, given.data, given.eval_data, given.steps_rl
+    )
     check_paths(sft_config)
-    out = Path(options.out)
+    out = Path(given.out)
     quiet_libraries(out / LOG_FILE)
     # after the arguments were checked: PyTorch and its company take seconds to load
     from rollout.tokens import load_tokenizer
@@ -86,7 +73,9 @@ def run(options: Options) -> dict:
 
     clock = Clock()
     prepared = prepare(sft_config)
-    describe(prepared.corpus, options)
+    say(f"data: {given.data or 'generated for this run'}")
+    say(f"  train on {ids(prepared.corpus.train)}")
+    say(f"  evaluate on {ids(prepared.corpus.held_out)}, never trained on")
 
     say("SFT: a small Qwen3 learns to imitate the rules")
     sft_result = run_sft(sft_config, prepared)
@@ -107,17 +96,18 @@ def run(options: Options) -> dict:
     engine.close()
     clock.mark("eval")
 
+    rows = {name: asdict(result) for name, result in systems.items()}
     summary = {
-        "data": options.data or "generated",
-        "eval_data": options.eval_data or ("split of data" if options.data else "generated, other people"),
+        "data": given.data or "generated",
+        "eval_data": given.eval_data or ("split of data" if given.data else "generated, other people"),
         "held_out": [dialogue.id for dialogue in prepared.corpus.held_out],
-        "seed": options.seed,
+        "seed": given.seed,
         "engine": rl_config.engine,
         "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
-        "wall_seconds": {"setup": options.setup_seconds, **clock.seconds},
+        "wall_seconds": {"setup": given.setup_seconds, **clock.seconds},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "systems": {name: row(result) for name, result in systems.items()},
-        "prompt_too_long": {name: result.prompt_too_long for name, result in systems.items()},
+        "systems": rows,
+        "prompt_too_long": {name: row.pop("prompt_too_long") for name, row in rows.items()},
     }
     write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(table(systems, rl_config.reward.judge))
@@ -136,50 +126,45 @@ class Clock:
         self._last = time.perf_counter()
 
     def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 1)
-        self._last = now
+        before, self._last = self._last, time.perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + self._last - before, 1)
 
 
-def load_configs(options: Options) -> tuple[SFTConfig, RLConfig]:
-    """Both stages' configs with the command line laid over them; what both have is given to both.
+def load_configs(
+    out: str,
+    seed: int,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    eval_data: str | None = None,
+    steps_rl: int | None = None,
+) -> tuple[SFTConfig, RLConfig]:
+    """Both stages' configs with the command line laid over them; RL starts from the model that SFT writes.
 
-    RL starts from the model that SFT writes.
+    `overrides` are further `sft.key=value` and `rl.key=value`.
     """
-    given = [f"seed={options.seed}", f"data.seed={options.seed}"]
+    given = [f"seed={seed}", f"data.seed={seed}"]
     for_rl = []
-    if options.data is not None:
-        given += [f"data.path={options.data}", "data.num_steering=0"]  # a file has few dialogues
+    if data is not None:
+        given += [f"data.path={data}", "data.num_steering=0"]  # a file has few dialogues
         for_rl += FOR_A_FILE
-    if options.eval_data is not None:
-        given.append(f"data.eval_path={options.eval_data}")
-    stray = [text for text in options.overrides if not text.startswith(("sft.", "rl."))]
-    if stray:
-        raise ConfigError(f"'{stray[0]}': say which stage it is for: start it with sft. or rl.")
-    steps = [] if options.steps_rl is None else [f"num_steps={options.steps_rl}"]
-
-    def own(stage: str) -> list[str]:
-        return [text.removeprefix(f"{stage}.") for text in options.overrides if text.startswith(f"{stage}.")]
-
-    sft_config = load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={options.out}/sft", *own("sft")])
-    start = [f"out={options.out}/rl", f"model.path={sft_config.out}/model"]
-    rl_config = load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *steps, *start, *own("rl")])
-    return sft_config, rl_config
-
-
-def describe(corpus: "Corpus", options: Options) -> None:
-    def ids(dialogues) -> str:
-        names = ", ".join(dialogue.id for dialogue in dialogues[:8])
-        return f"{len(dialogues)} dialogues ({names}{', ...' if len(dialogues) > 8 else ''})"
-
-    say(f"data: {options.data or 'generated for this run'}")
-    say(f"  train on {ids(corpus.train)}")
-    say(f"  evaluate on {ids(corpus.held_out)}, never trained on")
+    if eval_data is not None:
+        given.append(f"data.eval_path={eval_data}")
+    if steps_rl is not None:
+        for_rl.append(f"num_steps={steps_rl}")
+    own: dict[str, list[str]] = {"sft": [], "rl": []}
+    for text in overrides:
+        stage, _, setting = text.partition(".")
+        if stage not in own:
+            raise ConfigError(f"'{text}': say which stage it is for: start it with sft. or rl.")
+        own[stage].append(setting)
+    sft_config = load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={out}/sft", *own["sft"]])
+    start = [f"out={out}/rl", f"model.path={sft_config.out}/model"]
+    return sft_config, load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *start, *own["rl"]])
 
 
-def row(result: "SystemResult") -> dict[str, float | None]:
-    """A system's line in the summary."""
-    return {name: value for name, value in asdict(result).items() if name != "prompt_too_long"}
+def ids(dialogues: "Sequence[Dialogue]") -> str:
+    names = ", ".join(dialogue.id for dialogue in dialogues[:8])
+    return f"{len(dialogues)} dialogues ({names}{', ...' if len(dialogues) > 8 else ''})"
 
 
 def table(systems: dict[str, "SystemResult"], judge: str) -> str:
@@ -192,11 +177,11 @@ def table(systems: dict[str, "SystemResult"], judge: str) -> str:
     questions = next(iter(systems.values())).questions
     measured = "whose whole evidence is found" if judge == "evidence" else f"as the judge '{judge}' sees them answered"
     lines.append(f"accuracy: share of {questions} questions about held-out dialogues {measured}")
-    lines += [
-        f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
-        for name, result in systems.items()
-        if result.prompt_too_long
-    ]
+    for name, result in systems.items():
+        if result.prompt_too_long:
+            lines.append(
+                f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
+            )
     return "\n".join(lines)
 
 

@@ -61,7 +61,7 @@ BEST = Best(metric="eval/accuracy", higher_is_better=True)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RLProgress:
-    """Where the loop stands, for a checkpoint."""
+    """The loop's state as a checkpoint keeps it."""
 
     step: int
     stream: StreamState

@@ -1,4 +1,4 @@
-"""Putting the parts of a run together, for both loops: accelerator, log, data, model, engine, collector."""
+"""Makes the parts of a run for both loops: accelerator, log, data, model, engine, collector."""
 
 import copy
 import json
@@ -19,6 +19,7 @@ from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.quiet import write_library_log
 from membuilder.schemes.load import load_scheme
+from membuilder.schemes.scheme import Scheme
 from reward.formula import load_formula
 from reward.judges import load_judge
 from rollout.seeding import seed_everything
@@ -42,7 +43,7 @@ from trainer.sft_config import SFTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What every run has."""
+    """The parts that every run has."""
 
     accelerator: Accelerator
     world: World
@@ -124,12 +125,12 @@ def make_collector(
 
 @dataclass(frozen=True, kw_only=True)
 class SFTParts(Run):
-    """What SFT needs besides its settings."""
+    """The parts of an SFT run."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trees: list[Node]
-    """One prefix tree per session, again for each time that it counts."""
+    """One prefix tree per session; a session that counts several times has as many."""
 
 
 def setup_sft(
@@ -137,39 +138,30 @@ def setup_sft(
 ) -> SFTParts:
     """Make the parts of a run. Builds that stand already are used instead of those of `config.data`."""
     if config.data.prepared is not None and config.model.path is None:
-        raise ConfigError(
-            "model.path: name a model; a tiny one is made from dialogues (data.path), not from data.prepared"
-        )
+        raise ConfigError("model.path: name a model; a tiny one is made of dialogues (data.path), not of data.prepared")
     run = start_run(config, "sft", embedder)
     if builds is None and config.data.prepared is not None:
         model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
         found = prepared_trees(config.data.prepared, tokenizer, config.max_length, config.over_long)
     else:
-        builds = _sft_builds(config, run.embedder) if builds is None else builds
-        model, tokenizer = _model_for(config, builds)
-        found = sft_trees(
-            builds, tokenizer, load_scheme(config.scheme, config.prompts), config.max_length, config.over_long
-        )
+        scheme = load_scheme(config.scheme, config.prompts)
+        if builds is None:
+            corpus = load_corpus(config.data)
+            train = expert_builds(corpus.train, run.embedder, scheme, "training")
+            builds = sft_builds(train, expert_builds(corpus.extra, run.embedder, scheme, "extra"), config.data)
+        model, tokenizer = _model_for(config, builds, scheme)
+        found = sft_trees(builds, tokenizer, scheme, config.max_length, config.over_long)
     trees = checked_trees(config, run.accelerator, *found)
     return SFTParts(**vars(run), model=model, tokenizer=tokenizer, trees=trees)
 
 
-def _sft_builds(config: SFTConfig, embedder: TextEmbedder) -> list[ExpertBuild]:
-    corpus, scheme = load_corpus(config.data), load_scheme(config.scheme, config.prompts)
-    train, extra = (
-        expert_builds(dialogues, embedder, scheme, "rules build the training banks")
-        for dialogues in (corpus.train, corpus.extra)
-    )
-    return sft_builds(train, extra, config.data)
-
-
-def _model_for(config: SFTConfig, builds: Sequence[ExpertBuild]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _model_for(
+    config: SFTConfig, builds: Sequence[ExpertBuild], scheme: Scheme
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of `config.model.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
     if config.model.path is not None:
         return load_model(config.model.path, config.model), load_tokenizer(config.model.path)
-    max_turns = max(len(step.session.turns) for build in builds for step in build.steps)
-    scheme = load_scheme(config.scheme, config.prompts)
-    added = scheme.tiny_tokens(max_turns)
+    added = scheme.tiny_tokens(max(len(step.session.turns) for build in builds for step in build.steps))
     tokenizer = train_tokenizer(training_text(builds, scheme), added, config.model.tiny.vocab_size)
     return build_model(tokenizer, config.model.tiny, config.seed), tokenizer
 
@@ -193,51 +185,43 @@ class RLBuilds:
 
     train: list[ExpertBuild]
     steering: list[ExpertBuild]
-    """Where lengths are measured; empty: in `train`."""
+    """Dialogues that lengths are measured in; where there are none, `train` is used."""
     held_out: list[ExpertBuild]
 
 
 def rl_builds(config: RLConfig, embedder: TextEmbedder) -> RLBuilds:
-    """From dialogues, or from a prepared file."""
+    """The expert's work on dialogues, or what a prepared file holds of it."""
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
         corpus = load_corpus(data)
         held_out = corpus.held_out
-        train, steering = (
-            expert_builds(dialogues, embedder, scheme, f"rules build the {name} banks")
-            for dialogues, name in ((corpus.train, "training"), (corpus.steering, "steering"))
-        )
+        train = expert_builds(corpus.train, embedder, scheme, "training")
+        steering = expert_builds(corpus.steering, embedder, scheme, "steering")
     else:
-        _check_prepared(config)
+        if config.states is not States.EXPERT or not config.dense:
+            raise ConfigError(
+                "data.prepared holds single sessions with the expert's memory before them, not every session of a "
+                "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
+                "dialogues) for data.path"
+            )
+        if config.eval_every and data.eval_path is None:
+            what = "eval_every evaluates whole dialogues, which data.prepared has not"
+            raise ConfigError(f"{what}: name some in data.eval_path")
         train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
         held_out = [] if data.eval_path is None else load(data.eval_path)
         held_out = [in_windows(dialogue, data.max_turns) for dialogue in held_out]
-    judged = expert_builds(held_out, embedder, scheme, "rules build the held-out banks")
-    return RLBuilds(train=train, steering=steering, held_out=judged)
-
-
-def _check_prepared(config: RLConfig) -> None:
-    if config.states is not States.EXPERT or not config.dense:
-        raise ConfigError(
-            "data.prepared holds single sessions with the expert's memory before them, not every session of a "
-            "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
-            "dialogues) for data.path"
-        )
-    if config.eval_every and config.data.eval_path is None:
-        raise ConfigError(
-            "eval_every evaluates whole dialogues, which data.prepared has not: name some in data.eval_path"
-        )
+    return RLBuilds(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLParts(Run):
-    """What RL needs besides its settings."""
+    """The parts of an RL run."""
 
     policy: Policy
     reference: Policy | None
     """The policy as it starts, for the KL term; None when kl_coef is 0."""
     collector: Collector
-    """Its engine holds the weights of `policy`."""
+    """What samples and scores; its engine holds the weights of `policy`."""
     builds: RLBuilds
 
 

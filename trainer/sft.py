@@ -57,7 +57,7 @@ class SFTResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTProgress:
-    """Where the loop stands, for a checkpoint."""
+    """The loop's state as a checkpoint keeps it."""
 
     step: int
     best_validation_loss: float | None
@@ -145,7 +145,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
 
 
 def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, float]:
-    """Both in the one transfer of a step; DeepSpeed knows the norm on the host already."""
+    """Both numbers in the one transfer of a step; DeepSpeed knows the norm on the host already."""
     if isinstance(norm, float):
         return float(loss), norm
     return tuple(torch.stack([loss, norm.to(loss)]).tolist())

@@ -25,7 +25,7 @@ from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
 from trainer.model.policy import load_model
 from trainer.pipeline import Prepared, prepare, run_rl, run_sft
-from trainer.quickstart import Options, load_configs
+from trainer.quickstart import load_configs
 from trainer.rl_config import RLConfig
 from trainer.run_setup import make_collector, make_engine
 
@@ -83,7 +83,7 @@ class Benchmark:
         self._add(seed, {name: result | {"steps": config.num_steps, "seconds": seconds}})
 
     def _start(self, seed: int) -> Start:
-        sft_config, _ = load_configs(Options(seed=seed, out=str(self.folder / f"seed{seed}")))
+        sft_config, _ = load_configs(str(self.folder / f"seed{seed}"), seed)
         prepared = prepare(sft_config, self.embedder)
         model_dir = Path(sft_config.out) / "model"
         if not model_dir.is_dir():  # a folder of an earlier run has it already
@@ -97,8 +97,7 @@ class Benchmark:
     def _collector(self, seed: int, name: str, start: Start) -> tuple[RLConfig, Collector]:
         """The variant's config, and an engine that holds the seed's SFT model."""
         overrides = (*VARIANTS[name], f"rl.model.path={start.model_dir}")
-        options = Options(seed=seed, out=str(self.folder / f"seed{seed}" / name), overrides=overrides)
-        _, config = load_configs(options)
+        _, config = load_configs(str(self.folder / f"seed{seed}" / name), seed, overrides)
         if self.engine is None:
             self.engine = make_engine(config, start.model_dir)
         load_folder(self.engine, start.model_dir)

@@ -50,7 +50,7 @@ def test_the_fused_head_in_bfloat16_is_as_exact_as_plain_bfloat16():
         assert error <= 1.1 * (rounded.float() - exact).norm() / exact.norm()
 
 
-def forest() -> list:
+def prefix_trees() -> list:
     torch.manual_seed(0)
 
     def tokens(count: int) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels):
         pytest.importorskip("flash_attn.flash_attn_interface", reason="version 2 of flash-attn is not installed")
     module = importlib.import_module(f"trainer.kernels.{kernels}")
     monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda call, query: module)
-    calls = pack_on(forest(), CUDA).plan
+    calls = pack_on(prefix_trees(), CUDA).plan
     total = max(call.queries.stop for call in calls)
     torch.manual_seed(0)
     query, key, value = (torch.randn(total, heads, 64, device=CUDA).bfloat16().requires_grad_() for heads in (8, 2, 2))
@@ -110,7 +110,7 @@ def test_a_packed_policy_on_the_gpu_equals_the_cpu(checkpointing):
         policy = Policy(model).train()
         if checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        batch = pack_on(forest(), device)
+        batch = pack_on(prefix_trees(), device)
         scale = torch.full(batch.targets.shape, 1 / len(batch.targets), device=device)
         output = policy(batch, 1.0, cross_entropy(scale))
         output.loss.backward()

@@ -8,14 +8,14 @@ is a node's tokens, or all descendants of a node at one depth, with the keys tha
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """The nodes of one depth: where their tokens stand and whose children they are."""
+    """The nodes of one depth: where their tokens stand in the packed row and whose children they are."""
 
     above: "Level | None"
     parents: list[int]
@@ -47,7 +47,12 @@ class VarlenCall:
     max_queries: int
     max_keys: int
     causal: bool
-    """Each segment attends to itself; otherwise to the whole of an ancestor."""
+    """Whether each segment attends to itself; otherwise it attends to the whole of an ancestor."""
+
+    @property
+    def segments(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Where segments begin and how long they are at most, in the order of PyTorch's operators."""
+        return self.query_bounds, self.key_bounds, self.max_queries, self.max_keys
 
     def to(self, device: torch.device) -> "VarlenCall":
         return replace(self, query_bounds=self.query_bounds.to(device), key_bounds=self.key_bounds.to(device))
@@ -75,7 +80,7 @@ class PaddedCall:
     query_rows: Rectangle
     key_rows: Rectangle
     causal: bool
-    """Each segment attends to itself, as in VarlenCall."""
+    """Whether each segment attends to itself, as in VarlenCall."""
 
     def to(self, device: torch.device) -> "PaddedCall":
         return replace(self, query_rows=self.query_rows.to(device), key_rows=self.key_rows.to(device))
@@ -97,10 +102,12 @@ class Pair:
 def pairs(levels: Sequence[Level]) -> Iterator[Pair]:
     """Yield the pairs of each depth: with itself first, then with the depths above it, the nearest first."""
     for level in levels:
-        yield from _pair(level.spans, level.spans, causal=True)
+        if any(level.spans):
+            yield Pair(queries=level.spans, keys=level.spans, causal=True)
         ancestors, above = level.parents, level.above
         while above is not None:
-            yield from _pair(_descendants(level, ancestors, len(above.spans)), above.spans, causal=False)
+            if any(level.spans) and any(above.spans):
+                yield Pair(queries=_descendants(level, ancestors, len(above.spans)), keys=above.spans, causal=False)
             ancestors, above = [above.parents[ancestor] for ancestor in ancestors], above.above
 
 
@@ -110,12 +117,7 @@ def _descendants(level: Level, ancestors: Sequence[int], num_ancestors: int) -> 
     for span, ancestor in zip(level.spans, ancestors, strict=True):
         counts[ancestor] += len(span)
     bounds = list(accumulate(counts, initial=level.spans[0].start))
-    return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
-
-
-def _pair(queries: Sequence[range], keys: Sequence[range], causal: bool) -> list[Pair]:
-    queries, keys = list(queries), list(keys)
-    return [Pair(queries=queries, keys=keys, causal=causal)] if any(queries) and any(keys) else []
+    return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
 def varlen_calls(levels: Sequence[Level]) -> list[VarlenCall]:
@@ -148,7 +150,7 @@ def padded_calls(levels: Sequence[Level]) -> list[PaddedCall]:
 
 
 SMALL = 16
-"""Rows or keys of a segment below which padding costs next to nothing."""
+"""The number of rows or keys of a segment below which padding costs next to nothing."""
 
 
 def _alike(pair: Pair) -> Iterator[Pair]:

@@ -13,7 +13,7 @@ the only place where the next-token shift is made. Letters: N packed tokens, M r
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -28,7 +28,7 @@ class TrainSequence:
     prompt_token_ids: tuple[int, ...]
     completion_token_ids: tuple[int, ...]
     values: TokenValues[tuple[float, ...]] | None = None
-    """Columns aligned with the completion; None of a sequence to imitate, which was not sampled."""
+    """Columns aligned with the completion. A sequence to imitate was not sampled and has None."""
 
 
 @dataclass(kw_only=True)
@@ -38,9 +38,9 @@ class Node:
     token_ids: tuple[int, ...]
     children: list["Node"] = field(default_factory=list)
     sequence: TrainSequence | None = None
-    """Set on leaves: `token_ids` is then the rest of its prompt and its completion without the last token."""
+    """The sequence that ends here, on leaves; `token_ids` is the rest of its prompt and all but its last token."""
     id: str = ""
-    """Set on roots: the session's name, for messages."""
+    """The session's name, on roots; messages use it."""
 
     @property
     def num_tokens(self) -> int:
@@ -61,16 +61,10 @@ class PackedBatch:
     values: TokenValues[torch.Tensor] | None  # columns (M,) float32
 
     def to(self, device: torch.device) -> "PackedBatch":
-        return PackedBatch(
-            token_ids=self.token_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            plan=[part.to(device) for part in self.plan],
-            predict_from=self.predict_from.to(device),
-            targets=self.targets.to(device),
-            sequence=self.sequence.to(device),
-            sequences=self.sequences,
-            values=None if self.values is None else self.values.map(lambda column: column.to(device)),
-        )
+        names = ("token_ids", "position_ids", "predict_from", "targets", "sequence")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        values = None if self.values is None else self.values.map(lambda column: column.to(device))
+        return replace(self, **moved, plan=[call.to(device) for call in self.plan], values=values)
 
 
 def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
@@ -107,12 +101,11 @@ def sequences_of(node: Node) -> list[TrainSequence]:
 
 def count_loss_tokens(node: Node) -> int:
     """How many completion tokens a prefix tree holds."""
-    own = len(node.sequence.completion_token_ids) if node.sequence is not None else 0
-    return own + sum(count_loss_tokens(child) for child in node.children)
+    return sum(len(sequence.completion_token_ids) for sequence in sequences_of(node))
 
 
 def count_sequences(node: Node) -> int:
-    return (node.sequence is not None) + sum(map(count_sequences, node.children))
+    return len(sequences_of(node))
 
 
 def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:

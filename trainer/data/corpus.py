@@ -21,9 +21,9 @@ Item = TypeVar("Item")
 class Corpus:
     train: list[Dialogue]
     extra: list[Dialogue]
-    """For SFT only."""
+    """Dialogues that only SFT trains on."""
     steering: list[Dialogue]
-    """Kept apart from SFT and RL; empty: lengths are steered on RL's own."""
+    """Dialogues apart from those of SFT and RL; where there are none, lengths are steered on RL's own."""
     held_out: list[Dialogue]
 
 
@@ -39,16 +39,12 @@ def load_corpus(config: DataConfig) -> Corpus:
         train, held_out = load(config.path), load(config.eval_path)
     else:
         train, held_out = split(load(config.path), config.held_out, config.seed)
-    from_file = config.path is not None
-    if from_file:
+    extra = []
+    if config.path is not None:
         train, steering = apart(train, config.num_steering)
-    extra = generate(config.num_extra, config.seed, "train") if from_file and config.num_extra else []
-    return Corpus(
-        train=[in_windows(dialogue, config.max_turns) for dialogue in train],
-        extra=[in_windows(dialogue, config.max_turns) for dialogue in extra],
-        steering=[in_windows(dialogue, config.max_turns) for dialogue in steering],
-        held_out=[in_windows(dialogue, config.max_turns) for dialogue in held_out],
-    )
+        extra = generate(config.num_extra, config.seed, "train") if config.num_extra else []
+    sides = {"train": train, "extra": extra, "steering": steering, "held_out": held_out}
+    return Corpus(**{side: [in_windows(each, config.max_turns) for each in sides[side]] for side in sides})
 
 
 def apart(dialogues: list[Item], number: int) -> tuple[list[Item], list[Item]]:
@@ -65,14 +61,14 @@ class ExpertBuild:
     dialogue: Dialogue
     steps: tuple[Step, ...]
     questions: tuple[tuple[Question, ...], ...] | None = None
-    """What is asked after each step, where the data says so; None: the dialogue's questions, by where their evidence lies."""
+    """What is asked after each step, where the data says so; None: each question is asked where its evidence is."""
 
     def asked(self) -> Sequence[Sequence[Question]]:
-        """Per step."""
+        """The questions that are asked after each step."""
         return self.dialogue.questions_by_session() if self.questions is None else self.questions
 
     def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[str, int]]:
-        """Per session, the memory tokens each role wrote."""
+        """How many memory tokens each role wrote in each session."""
         return [{role: count_tokens(texts) for role, texts in step.result.written.items()} for step in self.steps]
 
 
@@ -82,14 +78,16 @@ def sft_builds(train: Sequence[ExpertBuild], extra: Sequence[ExpertBuild], confi
 
 
 def expert_builds(
-    dialogues: Sequence[Dialogue], embedder: TextEmbedder, scheme: Scheme, label: str
+    dialogues: Sequence[Dialogue], embedder: TextEmbedder, scheme: Scheme, name: str
 ) -> list[ExpertBuild]:
     """What the scheme's offline expert makes of each dialogue. Raises ConfigError for a scheme without one."""
     propose = scheme.expert
     if propose is None:
         raise ConfigError(
-            f"scheme '{scheme.name}' has no offline expert, which SFT imitates and RL starts sessions from: give data.prepared"
+            f"scheme '{scheme.name}' has no offline expert, which SFT imitates and RL starts sessions from: give "
+            "data.prepared"
         )
+    label = f"rules build the {name} banks"
     bar = progress(dialogues, label=label, unit="dialogue", enabled=bool(dialogues))
     return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, scheme, embedder))) for d in bar]
 

@@ -1,48 +1,41 @@
 """Files that `python -m membuilder.prepare sft|rl` wrote, as the loops take them (`data.prepared`).
 
-SFT: pairs of prompt and completion; those of one session share a packed tree. RL: single sessions, each with the expert's
-memory before it, the questions after it and what the expert wrote; sessions without questions are not in such a file, so
-every session starts from the expert's memory (`states: expert`).
+A file for SFT holds pairs of prompt and completion; those of one session share a packed tree. A file for RL holds
+single sessions, each with the expert's memory before it, the questions after it and what the expert wrote. Sessions
+without questions are not in it, so every session starts from the expert's memory (`states: expert`).
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError, DataError
 from membuilder.schemes.scheme import Scheme, Step
-from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, read_records
-from membuilder.types import AgentUpdate, Dialogue, Session
-from rollout.tokens import encode_completion, encode_prompt
+from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
+from membuilder.types import AgentUpdate, Dialogue
 from trainer.batching.packing import Node, TrainSequence
 from trainer.configs import OverLong
 from trainer.data.corpus import ExpertBuild
+from trainer.data.sft_examples import encoded
 from trainer.data.truncation import LengthCounts, fit
-
-if TYPE_CHECKING:
-    pass
 
 
 def prepared_trees(
     path: str, tokenizer: PreTrainedTokenizerBase, max_length: int, over_long: OverLong
 ) -> tuple[list[Node], LengthCounts]:
-    """A tree for each session of an SFT file, in the file's order; a pair that names no session has a tree of its own."""
+    """The trees of an SFT file's sessions, in the file's order; a pair without a session has a tree of its own."""
     if over_long is OverLong.CUT:
         raise ConfigError(
-            "over_long=cut takes tokens out of the dialogue, and a prepared file does not say where in a prompt that is: "
-            "set over_long=drop or over_long=error"
+            "over_long=cut takes tokens out of the dialogue, and a prepared file does not say where in a prompt that "
+            "is: set over_long=drop or over_long=error"
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
     for number, record in enumerate(_read(path, SFTRecord, "sft")):
         alone = record.dialogue is None or record.session is None
         sessions[("line", number) if alone else (record.dialogue, record.session)].append(
-            TrainSequence(
-                prompt_token_ids=tuple(encode_prompt(tokenizer, record.prompt)),
-                completion_token_ids=tuple(encode_completion(tokenizer, record.completion)),
-            )
+            encoded(tokenizer, record.prompt, record.completion)
         )
     fitted = [
         fit(sequences, range(0), max_length, over_long, session=f"{name}/{number}")
@@ -52,7 +45,7 @@ def prepared_trees(
 
 
 def read_builds(path: str, scheme: Scheme) -> list[ExpertBuild]:
-    """The sessions of an RL file, those of a dialogue together; positions count the sessions that are there."""
+    """The sessions of an RL file, those of a dialogue together; positions count only the sessions that are there."""
     dialogues: dict[str, list[RLRecord]] = defaultdict(list)
     for record in _read(path, RLRecord, "rl"):
         dialogues[record.dialogue].append(record)
@@ -88,34 +81,26 @@ def _step(path: str, record: RLRecord, scheme: Scheme) -> Step:
         raise DataError(path, where, "calls", problem)
     entries = {entry.id: entry for entry in record.bank_before.entries}
     shown = {role: tuple(entries[each] for each in calls[role].shown) for role in scheme.roles}
-    updates = {role: _update(calls[role], role, record.session, scheme) for role in scheme.roles}
+    updates = {
+        role: AgentUpdate() if (text := calls[role].completion) is None else scheme.parse(role, text, record.session)
+        for role in scheme.roles
+    }
     result = scheme.apply(record.session, record.bank_before, updates, shown)
     for role in scheme.roles:
         if result.written[role] != calls[role].written:
-            problem = (
-                f"the operations of role {role} do not write what stands in `written`: give the settings that the expert "
-                f"had (scheme, prompts); now they are {scheme}"
-            )
+            remedy = f"give the settings the expert had (keys scheme and prompts), not {scheme}"
+            problem = f"the operations of role {role} do not write what stands in `written`: {remedy}"
             raise DataError(path, where, "calls", problem)
     return Step(session=record.session, bank_before=record.bank_before, shown=shown, updates=updates, result=result)
-
-
-def _update(call: ExpertCall, role: str, session: Session, scheme: Scheme) -> AgentUpdate:
-    if call.completion is None:
-        return AgentUpdate()
-    return scheme.parse(role, call.completion, session)
 
 
 def _read(path: str, kind: type, stage: str) -> Sequence:
     try:
         records = read_records(Path(path), kind)
     except DataError as error:
-        problem = (
-            f"{error.problem}; data.prepared of trainer.{stage} is a file of `python -m membuilder.prepare {stage}`"
-        )
-        raise DataError(error.path, error.record, error.field, problem) from error
+        remedy = f"data.prepared of trainer.{stage} is a file of `python -m membuilder.prepare {stage}`"
+        raise DataError(error.path, error.record, error.field, f"{error.problem}; {remedy}") from error
     if not records:
-        raise DataError(
-            path, "whole file", "records", f"there is none; make some: python -m membuilder.prepare {stage}"
-        )
+        problem = f"there is none; make some: python -m membuilder.prepare {stage}"
+        raise DataError(path, "whole file", "records", problem)
     return records

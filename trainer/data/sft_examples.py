@@ -51,11 +51,12 @@ def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) ->
     order = random.Random(seed).sample(list(sessions.values()), len(sessions))
     num_validation = max(1, round(validation_share * len(order)))
     training = [tree for session in order[num_validation:] for tree in session]
-    return training, [tree for session in order[:num_validation] for tree in _distinct(session)]
-
-
-def _distinct(trees: Sequence[Node]) -> list[Node]:
-    return [tree for number, tree in enumerate(trees) if tree not in trees[:number]]
+    return training, [
+        tree
+        for session in order[:num_validation]
+        for number, tree in enumerate(session)
+        if tree not in session[:number]
+    ]
 
 
 def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
@@ -65,19 +66,22 @@ def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
 
 
 def _sequence(step: Step, role: str, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> TrainSequence:
-    answer = scheme.write(role, step.updates[role], step.session, step.shown)
+    prompt = scheme.ask(role, step.session, step.bank_before, step.shown)
+    return encoded(tokenizer, prompt, scheme.write(role, step.updates[role], step.session, step.shown))
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainSequence:
+    """A prompt and a completion to imitate, as token ids."""
     return TrainSequence(
-        prompt_token_ids=tuple(_prompt(step, role, tokenizer, scheme)),
-        completion_token_ids=tuple(encode_completion(tokenizer, answer)),
+        prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),
+        completion_token_ids=tuple(encode_completion(tokenizer, completion)),
     )
 
 
 def _dialogue(step: Step, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> range:
     """Where the turns stand in the session's prompts, which all begin alike up to the dialogue's end."""
-    without = replace(step, session=replace(step.session, turns=()))
-    role = scheme.roles[0]
-    return dialogue_span(_prompt(step, role, tokenizer, scheme), _prompt(without, role, tokenizer, scheme))
-
-
-def _prompt(step: Step, role: str, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> list[int]:
-    return encode_prompt(tokenizer, scheme.ask(role, step.session, step.bank_before, step.shown))
+    prompts = (
+        encode_prompt(tokenizer, scheme.ask(scheme.roles[0], session, step.bank_before, step.shown))
+        for session in (step.session, replace(step.session, turns=()))
+    )
+    return dialogue_span(*prompts)

@@ -26,9 +26,9 @@ class LengthCounts:
     num_cut: int = 0
     num_dropped: int = 0
     num_cut_tokens: int = 0
-    """Taken out of the dialogues of the samples that were cut."""
+    """Tokens that were taken out of the dialogues of the samples that were cut."""
     num_dropped_tokens: int = 0
-    """Of the samples that were dropped, prompts and completions."""
+    """Tokens of the samples that were dropped, prompts and completions."""
 
     @classmethod
     def sum(cls, counts: Iterable["LengthCounts"]) -> "LengthCounts":
@@ -113,13 +113,7 @@ def _without(sequences: Sequence[TrainSequence], dialogue: range, num_tokens: in
     starts = {sequence.prompt_token_ids[: dialogue.stop] for sequence in sequences}
     if len(starts) > 1 or any(len(start) < dialogue.stop for start in starts):
         raise ValueError(f"the prompts of a session differ before the end of its dialogue, at token {dialogue.stop}")
-    return tuple(
-        replace(
-            sequence,
-            prompt_token_ids=(
-                *sequence.prompt_token_ids[: dialogue.start],
-                *sequence.prompt_token_ids[dialogue.start + num_tokens :],
-            ),
-        )
-        for sequence in sequences
-    )
+    before, after = slice(dialogue.start), slice(dialogue.start + num_tokens, None)
+    prompts = (sequence.prompt_token_ids for sequence in sequences)
+    shortened = (prompt[before] + prompt[after] for prompt in prompts)
+    return tuple(replace(each, prompt_token_ids=ids) for each, ids in zip(sequences, shortened, strict=True))

@@ -1,4 +1,7 @@
-"""Experience for one step: sample, apply, ask, score. Dense: right after each session. Sparse: at the dialogue's end."""
+"""The experience of one step: sessions are sampled, applied to the bank, asked about and scored.
+
+Rewards are dense (right after each session) or sparse (at the dialogue's end).
+"""
 
 import math
 import random
@@ -38,17 +41,17 @@ class Collector:
     num_rollouts: int
     count_tokens: Callable[[Sequence[str]], int]
     world: World = World()
-    """Sessions are dealt to its processes; every one gets all results."""
+    """The processes that sessions are dealt to; every one gets all results."""
 
     @property
     def greedy(self) -> SamplingConfig:
-        """How the policy answers outside training."""
+        """The settings with which the policy answers outside training."""
         return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
 
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
-        """Each session of the stream's slots: G rollouts from one bank, asked the session's questions."""
+        """Take G rollouts of each slot's session from one bank, and ask them the session's questions."""
         mine = self.world.shard(stream.costs())
-        groups = self._sample([stream.task(slot) for slot in mine], self.num_rollouts, seed)
+        groups = self.sample([stream.task(slot) for slot in mine], self.sampling, self.num_rollouts, seed)
         reward = replace(self.reward, length_weight=length_weight)
         banks, expert_tokens = [], []
         for slot, group in zip(mine, groups, strict=True):
@@ -57,22 +60,21 @@ class Collector:
             banks += [(rollout.bank, questions) for rollout in group.rollouts]
             expert_tokens.append(self._expert_tokens(build)[session])
         answers = self.answer(banks)
-        scored = []
-        for number, group in enumerate(groups):
-            of_group = answers[number * self.num_rollouts : (number + 1) * self.num_rollouts]
-            scored.append(self._score(group, of_group, expert_tokens[number], reward))
+        starts = range(0, len(answers), self.num_rollouts)
+        scored = [
+            self._score(group, answers[start : start + self.num_rollouts], tokens, reward)
+            for group, start, tokens in zip(groups, starts, expert_tokens, strict=True)
+        ]
         return self.world.gather_in_order(mine, scored)
 
     def greedy_memory_ratio(self, stream: SessionStream) -> float:
-        """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's in the same ones.
+        """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's in the same.
 
-        Where the expert wrote nothing it is 1 for writing nothing too, else infinite. The same sessions on both sides
-        (and not the mean a length is priced by) take a quarter off the noise: both write more where more is told.
+        Where the expert wrote nothing it is 1 for writing nothing too, else infinite. Measuring both in the same
+        sessions takes a quarter off the noise, because both write more where more is told.
         """
         mine = self.world.shard(stream.costs())
-        groups = sample_groups(
-            [stream.task(slot) for slot in mine], self.engine, self.tokenizer, self.scheme, self.greedy, 1, seed=0
-        )
+        groups = self.sample([stream.task(slot) for slot in mine], self.greedy, 1, seed=0)
         lengths = []
         for slot, group in zip(mine, groups, strict=True):
             build, session = stream.expert(slot)
@@ -89,11 +91,11 @@ class Collector:
     def sparse(
         self, builds: Sequence[ExpertBuild], num_dialogues: int, length_weight: float, seed: int
     ) -> list[ScoredGroup]:
-        """Whole dialogues, G rollouts each with a bank of its own; every session gets the reward of the end."""
+        """Take G rollouts of whole dialogues, each with its own bank; every session gets the reward of the end."""
         if num_dialogues > len(builds):
             raise ConfigError(
-                f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but there are "
-                f"{len(builds)} to train on: lower sessions_per_step, or give more dialogues (data.num_train, data.path)"
+                f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but there "
+                f"are {len(builds)} to train on: lower sessions_per_step or give more of them (data.num_train)"
             )
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
         mine = self.world.shard([len(build.steps) for build in chosen])
@@ -106,7 +108,8 @@ class Collector:
         for step in build.steps:
             session = step.session
             tasks = [make_task(build.dialogue.id, session, bank, self.scheme, self.embedder) for bank in banks]
-            rollouts = tuple(group.rollouts[0] for group in self._sample(tasks, 1, seed * 1000 + session.index))
+            sampled = self.sample(tasks, self.sampling, 1, seed * 1000 + session.index)
+            rollouts = tuple(group.rollouts[0] for group in sampled)
             groups.append(Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts))
             banks = [rollout.bank for rollout in rollouts]
         questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
@@ -124,8 +127,10 @@ class Collector:
     def _expert_tokens(self, build: ExpertBuild) -> list[dict[str, float]]:
         return expert_lengths(build.tokens_written(self.count_tokens), self.reward.length.scope)
 
-    def _sample(self, tasks: Sequence[Task], num_rollouts: int, seed: int) -> list[Group]:
-        return sample_groups(tasks, self.engine, self.tokenizer, self.scheme, self.sampling, num_rollouts, seed)
+    def sample(self, tasks: Sequence[Task], sampling: SamplingConfig, num_rollouts: int, seed: int) -> list[Group]:
+        """A group of rollouts for each task."""
+        return sample_groups(tasks, self.engine, self.tokenizer, self.scheme, sampling, num_rollouts, seed)
 
     def answer(self, banks: Sequence[tuple[Bank, Sequence[Question]]]) -> list[QAResult]:
+        """Put questions to each bank and judge the answers."""
         return answer_banks(banks, self.scheme, self.embedder, self.judge, self.reward.top_k)

@@ -1,27 +1,28 @@
-"""What a run compares its policy with: the same questions and the same retrieval for every way of building memory."""
+"""Held-out evaluation: every way of building memory gets the same questions and the same retrieval."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from membuilder.bank.retrieve import Retrieval
 from membuilder.building.baselines import longest_turns, random_turns, store_all, store_within
 from membuilder.evaluation.recall import recall
 from membuilder.progress import progress
-from membuilder.types import Bank, Dialogue, Turn
-from reward.qa import QAResult, answer_banks
-from rollout.sampler import make_task, sample_groups
+from membuilder.types import Bank, Dialogue, Question, Turn
+from rollout.sampler import make_task
 from trainer.data.corpus import ExpertBuild
 from trainer.experience.collector import Collector
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuiltBanks:
-    """Per dialogue the final bank of one system, how often it answered, and how many of its answers were usable."""
+@dataclass(kw_only=True, slots=True)
+class BuiltBank:
+    """What one system made of a dialogue: its bank so far, and how its prompts were answered."""
 
-    banks: list[Bank]
-    num_outputs: list[int]
-    num_valid: list[int]
-    num_too_long: list[int]
-    """Prompts that were too long to be answered; no outputs."""
+    bank: Bank = Bank()
+    num_outputs: int = 0
+    num_valid: int = 0
+    """Outputs that could be used."""
+    num_too_long: int = 0
+    """Prompts that were too long to be answered; they have no output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,38 +42,29 @@ class SystemResult:
 
     def metrics(self) -> dict[str, float]:
         """What a training run logs of it."""
-        values = {
-            "eval/accuracy": self.accuracy,
-            "eval/recall_at_10": self.recall_at_10,
-            "eval/memory_tokens": self.memory_tokens,
-            "eval/format_valid": self.format_valid,
-            "eval/prompt_too_long": self.prompt_too_long,
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        values = asdict(self).items()
+        return {f"eval/{name}": value for name, value in values if name != "questions" and value is not None}
 
 
-def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> BuiltBanks:
-    """Greedy decoding, all dialogues side by side, each session from the bank the policy itself built."""
-    banks = [Bank()] * len(dialogues)
-    num_outputs, num_valid, num_too_long = ([0] * len(dialogues) for _ in range(3))
+def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label: str) -> list[BuiltBank]:
+    """Build all dialogues side by side with greedy decoding, each session from the bank the policy itself built."""
+    built = [BuiltBank() for _ in dialogues]
     num_sessions = max((len(dialogue.sessions) for dialogue in dialogues), default=0)
     for index in progress(range(num_sessions), label=label, unit="session", enabled=collector.world.rank == 0):
-        active = [position for position, dialogue in enumerate(dialogues) if index < len(dialogue.sessions)]
+        active = [pair for pair in zip(dialogues, built, strict=True) if index < len(pair[0].sessions)]
         tasks = [
-            make_task(each.id, each.sessions[index], banks[position], collector.scheme, collector.embedder)
-            for position, each in ((position, dialogues[position]) for position in active)
+            make_task(dialogue.id, dialogue.sessions[index], each.bank, collector.scheme, collector.embedder)
+            for dialogue, each in active
         ]
-        groups = sample_groups(
-            tasks, collector.engine, collector.tokenizer, collector.scheme, collector.greedy, 1, seed=0
-        )
-        for position, group in zip(active, groups, strict=True):
+        groups = collector.sample(tasks, collector.greedy, 1, seed=0)
+        for (_, each), group in zip(active, groups, strict=True):
             (rollout,) = group.rollouts
-            banks[position] = rollout.bank
             answered = [sample for sample in rollout.samples.values() if sample.completion is not None]
-            num_outputs[position] += len(answered)
-            num_valid[position] += sum(sample.failure is None for sample in answered)
-            num_too_long[position] += len(rollout.samples) - len(answered)
-    return BuiltBanks(banks=banks, num_outputs=num_outputs, num_valid=num_valid, num_too_long=num_too_long)
+            each.bank = rollout.bank
+            each.num_outputs += len(answered)
+            each.num_valid += sum(sample.failure is None for sample in answered)
+            each.num_too_long += len(rollout.samples) - len(answered)
+    return built
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,76 +72,65 @@ class DialogueScores:
     """What the questions found in one dialogue's final bank."""
 
     verdicts: list[float]
-    """Of the questions that could be judged, each from 0 to 1."""
+    """Verdicts from 0 to 1 on the questions that could be judged."""
     recalls: list[float]
     memory_tokens: int
-    num_outputs: int
-    num_valid: int
-    num_too_long: int
+    built: BuiltBank
 
 
-def tally(dialogues: Sequence[Dialogue], built: BuiltBanks, collector: Collector) -> list[DialogueScores]:
+def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: Collector) -> list[DialogueScores]:
     """Put every answerable question with evidence to the final banks."""
     tasks = [
-        (bank, [question for question in dialogue.questions if question.answerable and question.evidence])
-        for dialogue, bank in zip(dialogues, built.banks, strict=True)
+        (each.bank, [question for question in dialogue.questions if question.answerable and question.evidence])
+        for dialogue, each in zip(dialogues, built, strict=True)
     ]
-    answers = answer_banks(tasks, collector.scheme, collector.embedder, collector.judge, collector.reward.top_k)
     return [
         DialogueScores(
             verdicts=[verdict.correct for verdict in answer.verdicts if verdict.correct is not None],
-            recalls=_recalls(task, answer),
-            memory_tokens=collector.count_tokens(task[0].memory_text()),
-            num_outputs=num_outputs,
-            num_valid=num_valid,
-            num_too_long=num_too_long,
+            recalls=[_recall(*pair, each.bank) for pair in zip(questions, answer.retrievals, strict=True)],
+            memory_tokens=collector.count_tokens(each.bank.memory_text()),
+            built=each,
         )
-        for task, answer, num_outputs, num_valid, num_too_long in zip(
-            tasks, answers, built.num_outputs, built.num_valid, built.num_too_long, strict=True
-        )
+        for (_, questions), answer, each in zip(tasks, collector.answer(tasks), built, strict=True)
     ]
 
 
 def summarize(tallies: Sequence[DialogueScores]) -> SystemResult:
+    """The means over all dialogues, of a question or of a dialogue."""
     verdicts = [verdict for each in tallies for verdict in each.verdicts]
     recalls = [recall for each in tallies for recall in each.recalls]
-    num_outputs = sum(each.num_outputs for each in tallies)
-    num_too_long = sum(each.num_too_long for each in tallies)
+    num_outputs = sum(each.built.num_outputs for each in tallies)
+    num_too_long = sum(each.built.num_too_long for each in tallies)
     return SystemResult(
         accuracy=sum(verdicts) / len(verdicts) if verdicts else None,
         recall_at_10=sum(recalls) / len(recalls),
         memory_tokens=sum(each.memory_tokens for each in tallies) / len(tallies),
-        format_valid=sum(each.num_valid for each in tallies) / num_outputs if num_outputs else None,
+        format_valid=sum(each.built.num_valid for each in tallies) / num_outputs if num_outputs else None,
         questions=len(recalls),
         prompt_too_long=num_too_long / (num_outputs + num_too_long),
     )
 
 
-def _recalls(task: tuple[Bank, list], answer: QAResult) -> list[float]:
-    bank, questions = task
-    return [
-        recall(set(question.evidence), _sources(bank, retrieval)).mean
-        for question, retrieval in zip(questions, answer.retrievals, strict=True)
-    ]
+def _recall(question: Question, retrieval: Retrieval, bank: Bank) -> float:
+    sources = {turn for entry in retrieval.entries for turn in entry.source_turns}
+    return recall(set(question.evidence), sources.union(bank.core_sources)).mean
 
 
-def _sources(bank: Bank, retrieval) -> set[str]:
-    return {turn for entry in retrieval.entries for turn in entry.source_turns}.union(bank.core_sources)
-
-
-def baseline_built(dialogues: Sequence[Dialogue], banks: Sequence[Bank], num_roles: int) -> BuiltBanks:
-    """Banks made without a model: nothing can be ill-formed."""
-    counts = [len(dialogue.sessions) * num_roles for dialogue in dialogues]
-    return BuiltBanks(banks=list(banks), num_outputs=counts, num_valid=counts, num_too_long=[0] * len(counts))
+def baseline_built(dialogue: Dialogue, bank: Bank, num_roles: int) -> BuiltBank:
+    """A bank made without a model: nothing can be ill-formed."""
+    count = len(dialogue.sessions) * num_roles
+    return BuiltBank(bank=bank, num_outputs=count, num_valid=count)
 
 
 def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> dict[str, SystemResult]:
-    """Systems without a model: `random` and `longest` keep to what the rules wrote in each dialogue."""
+    """Judge systems without a model; `random` and `longest` store as many tokens as the rules did of each dialogue."""
 
     def within(order: Callable[[Dialogue], list[Turn]]) -> Callable[[ExpertBuild], Bank]:
-        return lambda build: store_within(
-            build.dialogue, order(build.dialogue), _budget(build, collector), collector.count_tokens
-        )
+        def make(build: ExpertBuild) -> Bank:
+            budget = collector.count_tokens(build.steps[-1].result.bank.memory_text())
+            return store_within(build.dialogue, order(build.dialogue), budget, collector.count_tokens)
+
+        return make
 
     systems: dict[str, Callable[[ExpertBuild], Bank]] = {
         "empty": lambda build: Bank(),
@@ -158,40 +139,30 @@ def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> 
         "rules": lambda build: build.steps[-1].result.bank,
         "all": lambda build: store_all(build.dialogue),
     }
-    bar = progress(
-        systems.items(), label="baselines build and are asked", unit="system", enabled=collector.world.rank == 0
-    )
-    return {
-        name: judge_built(
-            held_out,
-            lambda builds, make=make: baseline_built(
-                _dialogues(builds), [make(build) for build in builds], len(collector.scheme.roles)
-            ),
-            collector,
+    num_roles, is_main = len(collector.scheme.roles), collector.world.rank == 0
+
+    def judged(make: Callable[[ExpertBuild], Bank]) -> SystemResult:
+        return judge_built(
+            held_out, lambda mine: [baseline_built(each.dialogue, make(each), num_roles) for each in mine], collector
         )
-        for name, make in bar
-    }
+
+    bar = progress(systems.items(), label="baselines build and are asked", unit="system", enabled=is_main)
+    return {name: judged(make) for name, make in bar}
 
 
 def judge_policy(held_out: Sequence[ExpertBuild], collector: Collector, name: str) -> SystemResult:
     """Held-out accuracy of whatever model the collector's engine holds."""
     label = f"{name} builds the held-out banks"
-    return judge_built(held_out, lambda builds: build_with_policy(_dialogues(builds), collector, label), collector)
+    return judge_built(
+        held_out, lambda mine: build_with_policy([each.dialogue for each in mine], collector, label), collector
+    )
 
 
 def judge_built(
-    held_out: Sequence[ExpertBuild], make: Callable[[list[ExpertBuild]], BuiltBanks], collector: Collector
+    held_out: Sequence[ExpertBuild], make: Callable[[list[ExpertBuild]], list[BuiltBank]], collector: Collector
 ) -> SystemResult:
     """Each process builds and judges its share of the dialogues; all get the result over all."""
     mine = collector.world.shard([len(build.steps) for build in held_out])
     builds = [held_out[index] for index in mine]
-    tallies = tally(_dialogues(builds), make(builds), collector)
+    tallies = tally([build.dialogue for build in builds], make(builds), collector)
     return summarize(collector.world.gather_in_order(mine, tallies))
-
-
-def _dialogues(builds: Sequence[ExpertBuild]) -> list[Dialogue]:
-    return [build.dialogue for build in builds]
-
-
-def _budget(build: ExpertBuild, collector: Collector) -> int:
-    return collector.count_tokens(build.steps[-1].result.bank.memory_text())

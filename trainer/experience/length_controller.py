@@ -19,11 +19,11 @@ SMOOTHED = "memory_ratio/smoothed"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LengthState:
-    """Where the controller stands, for a checkpoint."""
+    """The controller's state as a checkpoint keeps it."""
 
     stream: StreamState
     memory_ratio: float | None
-    """Smoothed; None while nothing was measured."""
+    """The smoothed ratio; None while nothing was measured."""
 
 
 class LengthController:
@@ -34,7 +34,7 @@ class LengthController:
     """
 
     def __init__(self, config: RLConfig, builds: Sequence[ExpertBuild], collector: Collector) -> None:
-        """`builds` hold the sessions to measure in."""
+        """Measure in the sessions of `builds`."""
         self._config, self._collector, self._smoothed = config, collector, None
         self._stream = SessionStream(
             builds, collector.embedder, collector.scheme, config.sessions_per_step, States.EXPERT, config.seed

@@ -13,7 +13,7 @@ from trainer.experience.training_batch import Batch
 def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
     """Stop when too many rewards could not be judged: what is left would no longer be the objective.
 
-    A prompt that is too long costs its own reward only, unless all are: that is no long session but a setting.
+    A prompt that is too long costs only its own reward. Where all are too long, a setting is wrong, so that stops too.
     """
     statuses = [status for group in scored for score in group.scores for status in score.status.values()]
     missing = sum(status is RewardStatus.NOT_JUDGED for status in statuses)
@@ -24,8 +24,9 @@ def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
         )
     if statuses and all(status is RewardStatus.PROMPT_TOO_LONG for status in statuses):
         raise ConfigError(
-            "every prompt of this step is too long, so there is nothing to learn: raise max_model_len, or lower "
-            "sampling.max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or prompts.max_entry_chars"
+            "every prompt of this step is too long, so nothing can be learned: raise max_model_len or lower "
+            "sampling.max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or "
+            "prompts.max_entry_chars"
         )
 
 
@@ -35,10 +36,11 @@ def rollout_metrics(
     """Means over the step's rollouts; a mean over nothing is left out."""
     scores = [score for group in scored for score in group.scores]
     rollouts = [rollout for group in scored for rollout in group.rollouts]
+    samples = [sample for rollout in rollouts for sample in rollout.samples.values()]
     metrics = {
         "reward/mean": _mean(value for score in scores for value in score.reward.values()),
         "reward/std": _mean(
-            _std([score.reward[role] for score in group.scores])
+            _mean((score.reward[role] for score in group.scores), pstdev)
             for group, advantages in zip(scored, batch.advantages, strict=True)
             for role in advantages
         ),
@@ -46,12 +48,8 @@ def rollout_metrics(
         "frac_reward_zero_std": batch.zero_std_share,
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
         "num_tokens": float(batch.num_tokens),
-        "prompt_too_long": _mean(
-            sample.completion is None for rollout in rollouts for sample in rollout.samples.values()
-        ),
-        "completions/mean_length": _mean(
-            len(completion.token_ids) for rollout in rollouts for completion in _completions(rollout.samples.values())
-        ),
+        "prompt_too_long": _mean(sample.completion is None for sample in samples),
+        "completions/mean_length": _mean(len(completion.token_ids) for completion in _completions(samples)),
     }
     for role in batch.advantages[0]:
         samples = [rollout.samples[role] for rollout in rollouts]
@@ -72,7 +70,7 @@ def rollout_metrics(
 
 
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_role: int) -> list[dict]:
-    """The first rollout of the first groups, one row per role, every reward part beside its completion."""
+    """One row per role of the first groups' first rollouts, with every reward part beside its completion."""
     rows = []
     for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_role]:
         score, rollout = group.scores[0], group.rollouts[0]
@@ -101,11 +99,6 @@ def _completions(samples: Iterable[Sample]) -> list[Completion]:
     return [sample.completion for sample in samples if sample.completion is not None]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _mean(values: Iterable[float | None], mean: Callable[[list[float]], float] = fmean) -> float | None:
     present = [value for value in values if value is not None]
-    return fmean(present) if present else None
-
-
-def _std(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return pstdev(present) if present else None
+    return mean(present) if present else None

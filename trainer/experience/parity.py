@@ -5,12 +5,12 @@ dense copies catches an attention kernel or a model for which running the prompt
 micro-batches like the learner's, so a check fits where a step fits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from membuilder.errors import ParityError
-from rollout.sampler import Task, sample_groups
+from rollout.sampler import Task
 from rollout.types import SamplingConfig
 from trainer.batching.packing import Node, TrainSequence, build_tree, dense_tree, micro_batches, pack_on
 from trainer.distributed.process_group import World
@@ -33,7 +33,7 @@ def check_parity(policy, collector: Collector, tasks: list[Task], config: RLConf
 def sample_sequences(collector: Collector, tasks: list[Task], temperature: float, seed: int) -> Groups:
     """Two rollouts of each task from the uncut distribution; prompts that are too long are left out."""
     sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
-    groups = sample_groups(tasks, collector.engine, collector.tokenizer, collector.scheme, sampling, 2, seed)
+    groups = collector.sample(tasks, sampling, 2, seed)
     sampled = [
         [
             TrainSequence(
@@ -60,14 +60,12 @@ def check_engine(
     """
     sequences = [sequence for group in groups for sequence in group]
     expected = torch.tensor([value for sequence in sequences for value in sequence.values.rollout_logprobs])
-    trees = [build_tree(group) for group in groups]
-    found = _logprobs(policy, trees, sequences, temperature, max_tokens, world)
+    found = _logprobs(policy, map(build_tree, groups), sequences, temperature, max_tokens, world)
     return _within(
         (found - expected).abs(),
         bound,
-        "engine and trainer differ by {mean:.2g} nats a token (bound {bound}, worst {worst:.2g}): the engine holds other "
-        "weights, or template, temperature or dtype differ. Nothing was trained on these samples. Raise parity_bound "
-        "only if the gap is the known rounding of a low-precision dtype.",
+        "engine and trainer differ by {found}: the engine holds other weights, or template, temperature or dtype "
+        "differ. Nothing was trained on these samples. Raise parity_bound only if the gap is {rounding}.",
     )
 
 
@@ -80,14 +78,15 @@ def check_shared(
     None: there was nothing to compare. All processes call it, each with samples of its own.
     """
     sequences = [sequence for group in groups for sequence in group]
-    trees, copies = [build_tree(group) for group in groups], [dense_tree(sequence) for sequence in sequences]
-    found, expected = (_logprobs(policy, nodes, sequences, temperature, max_tokens, world) for nodes in (trees, copies))
+    found, expected = (
+        _logprobs(policy, trees, sequences, temperature, max_tokens, world)
+        for trees in (map(build_tree, groups), map(dense_tree, sequences))
+    )
     return _within(
         (found - expected).abs(),
         bound,
-        "shared prompts give log-probs that differ from dense copies by {mean:.2g} nats a token (bound {bound}, worst "
-        "{worst:.2g}): this model or attention kernel must not share prompts. Nothing was trained on these samples. "
-        "Raise shared_bound only if the gap is the known rounding of a low-precision dtype.",
+        "shared prompts give log-probs that differ from dense copies by {found}: this model or attention kernel must "
+        "not share prompts. Nothing was trained on these samples. Raise shared_bound only if the gap is {rounding}.",
     )
 
 
@@ -98,15 +97,15 @@ def sampled_only(rollout_logprobs: tuple[float, ...]) -> TokenValues[tuple[float
 
 
 def _logprobs(
-    policy, trees: Sequence[Node], sequences: Sequence[TrainSequence], temperature: float, max_tokens: int, world: World
+    policy, trees: Iterable[Node], sequences: Sequence[TrainSequence], temperature: float, max_tokens: int, world: World
 ) -> torch.Tensor:
-    """(M,) on the CPU: of the trees' tokens, in the order of `sequences`, which are those of the trees.
+    """The log-probs (M,) of the trees' tokens, on the CPU, in the order of `sequences`, which are those of the trees.
 
     Processes run equally many micro-batches, so that their collectives meet.
     """
     policy.eval()
     device = next(policy.parameters()).device
-    batches = micro_batches(trees, max_tokens)
+    batches = micro_batches(list(trees), max_tokens)
     spare = [dense_tree(TrainSequence(prompt_token_ids=(0,), completion_token_ids=(0,)))]
     found: dict[int, torch.Tensor] = {}  # by identity: packing and micro-batches change the order
     for number in range(max(world.gather(len(batches)))):
@@ -122,5 +121,6 @@ def _within(gap: torch.Tensor, bound: float, message: str) -> float | None:
         return None
     mean = float(gap.mean())
     if not mean <= bound:
-        raise ParityError(message.format(mean=mean, bound=bound, worst=float(gap.max())))
+        found = f"{mean:.2g} nats a token (bound {bound}, worst {float(gap.max()):.2g})"
+        raise ParityError(message.format(found=found, rounding="the known rounding of a low-precision dtype"))
     return mean

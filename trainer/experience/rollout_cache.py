@@ -1,15 +1,15 @@
 """What was sampled and scored since the last checkpoint, so that a resumed run neither generates nor judges it again.
 
-    journal.begin(root, settings, anew=False)
-    experience = journal.read(root, step)
+    cache = RolloutCache(root, world, settings, anew=False)
+    experience = cache.read(step)
     if experience is None:
         experience = sample_and_score(step)
-        journal.write(root, step, experience)
+        cache.write(step, experience)
     ...
-    journal.forget(root, before_step=41)        once checkpoint 41 is written; step 41 is the first it has not done
+    cache.forget(before_step=41)        once checkpoint 41 is written; step 41 is the first it has not done
 
-One file per step, of all processes' sessions, written by one of them; beside them the settings they were sampled under,
-because no run with others may learn from them.
+This journal has one file per step, of all processes' sessions, written by one of them; beside them stand the settings
+they were sampled under, because no run with others may learn from them.
 """
 
 import re
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder.errors import CheckpointError, ConfigError
+from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from reward.rollouts import ScoredGroup
 from trainer.checkpoint.checksummed_json import encode, seal, unseal
@@ -35,106 +35,69 @@ class Experience:
 
     scored: list[ScoredGroup]
     steered: dict[str, float]
-    """What the steering of lengths measured and set."""
-
-
-def begin(root: Path, settings: Mapping[str, Any], anew: bool) -> None:
-    """Open the journal for a run with these settings; one process calls it, before any step is read or written.
-
-    Raises ConfigError where steps stand that another run sampled: under other settings, or any at all for one that
-    starts `anew`, which would write over them.
-    """
-    steps = [path for path, _ in _files(root) if path.suffix == ".json"]
-    if not steps:
-        _make(root)
-        write_atomic(root / SETTINGS, seal(SETTINGS_LABEL, encode(dict(settings), dict[str, Any], SETTINGS_LABEL)))
-        return
-    if anew:
-        raise ConfigError(
-            f"resume=never, but '{root}' holds what an earlier run sampled in {len(steps)} step(s): give resume=auto to go "
-            "on with it, or another `out` to start anew"
-        )
-    remedy = f"remove '{root}' to sample its steps again"
-    check_settings(root, unseal(root / SETTINGS, SETTINGS_LABEL, dict, remedy), settings)
-
-
-def write(root: Path, step: int, experience: Experience) -> Path:
-    """Keep a step's experience. Later steps in the journal are of a policy that was left behind: they go.
-
-    Raises CheckpointError, naming the group, for a value that would not come back the same (a log-prob that is nan),
-    and where the file cannot be written.
-    """
-    _make(root)
-    for path, of_step in _files(root):
-        if of_step > step:
-            path.unlink(missing_ok=True)
-    groups = [encode(group, ScoredGroup, f"step {step}, group '{group.id}'") for group in experience.scored]
-    steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
-    path = _path(root, step)
-    content = b'{"scored":[' + b",".join(groups) + b'],"steered":' + steered + b"}"
-    write_atomic(path, seal(_label(step), content))
-    return path
-
-
-def read(root: Path, step: int) -> Experience | None:
-    """The experience exactly as it was given to `write`; None where nothing was written.
-
-    A whole number in a field of floats comes back as the float of that value. A damaged file is a CheckpointError.
-    """
-    path = _path(root, step)
-    if not path.exists():
-        return None
-    return unseal(path, _label(step), Experience, "delete the file to sample that step again")
-
-
-def forget(root: Path, before_step: int) -> None:
-    """Remove the files of earlier steps, half-written ones too; called by one process."""
-    for path, step in _files(root):
-        if step < before_step:
-            path.unlink(missing_ok=True)
-
-
-def _make(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"the journal in '{root}' cannot be written: {error}") from error
-
-
-def _files(root: Path) -> list[tuple[Path, int]]:
-    """(file, step) of everything in the journal."""
-    found = [(path, NAME.fullmatch(path.name)) for path in root.glob("*")]
-    return [(path, int(match[1])) for path, match in found if match]
-
-
-def _path(root: Path, step: int) -> Path:
-    return root / f"step_{step}.json"
-
-
-def _label(step: int) -> str:
-    return f"journal of step {step}"
+    """The metrics of the length controller: what it measured and set."""
 
 
 class RolloutCache:
-    """The journal as a loop uses it: one process reads and writes, all get what it holds."""
+    """The journal of a run: one process reads and writes it, all get what it holds."""
 
-    def __init__(self, root: Path | None, world: World, settings: Mapping, anew: bool) -> None:
-        """Made once the checkpoints accepted the run; see `begin`. `root` is None where no journal is kept."""
+    def __init__(self, root: Path | None, world: World, settings: Mapping[str, Any], anew: bool) -> None:
+        """Open the journal once the checkpoints accepted the run; with `root` None there is none.
+
+        Raises ConfigError where steps stand that another run sampled: under other settings, or any at all for one that
+        starts `anew`, which would write over them.
+        """
         self._root, self._world = root, world
         self._writes = root is not None and world.rank == 0
-        if self._writes:
-            begin(root, settings, anew)
+        if not self._writes:
+            return
+        steps = [path for path, _ in self._files() if path.suffix == ".json"]
+        if not steps:
+            content = encode(dict(settings), dict[str, Any], SETTINGS_LABEL)
+            write_atomic(root / SETTINGS, seal(SETTINGS_LABEL, content))
+            return
+        if anew:
+            raise ConfigError(
+                f"resume=never, but '{root}' holds what an earlier run sampled in {len(steps)} step(s): give "
+                "resume=auto to go on with it, or another `out` to start anew"
+            )
+        remedy = f"remove '{root}' to sample its steps again"
+        check_settings(root, unseal(root / SETTINGS, SETTINGS_LABEL, dict, remedy), settings)
 
     def read(self, step: int) -> Experience | None:
-        """The step's experience as it was written down; None where it was not."""
+        """The experience exactly as it was given to `write`; None where nothing was written.
+
+        A whole number in a field of floats comes back as the float of that value. A damaged file is a CheckpointError.
+        """
         if self._root is None:
             return None
-        return self._world.gather(read(self._root, step) if self._writes else None)[0]
+        found, path = None, self._root / f"step_{step}.json"
+        if self._writes and path.exists():
+            found = unseal(path, f"journal of step {step}", Experience, "delete the file to sample that step again")
+        return self._world.gather(found)[0]
 
     def write(self, step: int, experience: Experience) -> None:
-        if self._writes:
-            write(self._root, step, experience)
+        """Keep a step's experience. Later steps in the journal are of a policy that was left behind, and are removed.
+
+        Raises CheckpointError, naming the group, for a value that would not come back the same, such as nan.
+        """
+        if not self._writes:
+            return
+        for path, of_step in self._files():
+            if of_step > step:
+                path.unlink(missing_ok=True)
+        groups = [encode(group, ScoredGroup, f"step {step}, group '{group.id}'") for group in experience.scored]
+        steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
+        content = b'{"scored":[' + b",".join(groups) + b'],"steered":' + steered + b"}"
+        write_atomic(self._root / f"step_{step}.json", seal(f"journal of step {step}", content))
 
     def forget(self, before_step: int) -> None:
-        if self._writes:
-            forget(self._root, before_step)
+        """Remove the files of earlier steps, half-written ones too."""
+        for path, step in self._files() if self._writes else ():
+            if step < before_step:
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[Path, int]]:
+        """(file, step) of everything in the journal."""
+        found = [(path, NAME.fullmatch(path.name)) for path in self._root.glob("*")]
+        return [(path, int(match[1])) for path, match in found if match]

@@ -25,12 +25,12 @@ class Slot:
     dialogue: int
     session: int
     bank: Bank
-    """Before the session."""
+    """The memory bank before the session."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamState:
-    """Where a stream stands."""
+    """A stream's state as a checkpoint keeps it."""
 
     taken: int
     """Dialogues begun so far."""
@@ -56,10 +56,10 @@ class SessionStream:
         self._states, self._seed = states, seed
         self._taken = 0
         self._slots = [self._start(spread=True) for _ in range(num_slots)]
-        self._tasks: dict[int, Task] = {}  # of the current slots, made once: related entries are searched for each
+        self._tasks: dict[int, Task] = {}  # kept for the current slots, because making one searches related entries
 
     def _start(self, spread: bool) -> Slot:
-        """The next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
+        """Begin the next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
         epoch, position = divmod(self._taken, len(self._builds))
         rng = random.Random(f"{self._seed}-{epoch}")
         dialogue = rng.sample(range(len(self._builds)), len(self._builds))[position]
@@ -79,25 +79,21 @@ class SessionStream:
     def task(self, slot: int) -> Task:
         """The session of a slot, to be sampled."""
         if slot not in self._tasks:
-            self._tasks[slot] = self._task(self._slots[slot])
+            build, session = self.expert(slot)
+            self._tasks[slot] = make_task(
+                build.dialogue.id, build.steps[session].session, self._slots[slot].bank, self._scheme, self._embedder
+            )
         return self._tasks[slot]
 
     def costs(self) -> list[float]:
-        """Per slot about how much its session costs to sample: the characters its prompts hold."""
-        return [float(self._cost(slot)) for slot in self._slots]
-
-    def _cost(self, slot: Slot) -> int:
-        session = self._builds[slot.dialogue].steps[slot.session].session
-        return sum(len(turn.text) for turn in session.turns) + len(slot.bank.core)
+        """About how much each slot's session costs to sample: the characters its prompts hold."""
+        sessions = (self._builds[slot.dialogue].steps[slot.session].session for slot in self._slots)
+        texts = (sum(len(turn.text) for turn in session.turns) for session in sessions)
+        return [float(length + len(slot.bank.core)) for length, slot in zip(texts, self._slots, strict=True)]
 
     def expert(self, slot: int) -> tuple[ExpertBuild, int]:
         """The expert's build and the session index behind task number `slot`."""
         return self._builds[self._slots[slot].dialogue], self._slots[slot].session
-
-    def _task(self, slot: Slot) -> Task:
-        build = self._builds[slot.dialogue]
-        session = build.steps[slot.session].session
-        return make_task(build.dialogue.id, session, slot.bank, self._scheme, self._embedder)
 
     def skip(self) -> None:
         """Move every slot to another session, whatever came of this one."""

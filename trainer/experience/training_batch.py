@@ -1,4 +1,4 @@
-"""Scored groups -> training trees: advantages, weights, and only completions that carry signal."""
+"""Scored groups become prefix trees with advantages and weights, of completions that carry signal only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Batch:
     num_tokens: int
     """Completion tokens that carry loss: the denominator of the step."""
     advantages: list[dict[str, list[float | None]]]
-    """Per group and role, one per rollout."""
+    """The advantages of each group and role, one for each rollout."""
     zero_std_share: float
     """Share of (group, role) pairs whose rewards are all equal; they cost no forward pass."""
 

@@ -8,59 +8,44 @@ import torch
 from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
 
 from trainer.batching.attention_plan import VarlenCall
+from trainer.kernels.plain_varlen import Block
 
 
-def forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(block: Block, call: VarlenCall, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what plain_varlen.forward does, for bfloat16 or float16."""
-    out, lse, *_ = _flash_attn_varlen_forward(q=query, k=key, v=value, **_shape(call), **_options(call, scale))
+    out, lse, *_ = _flash_attn_varlen_forward(**_inputs(block, call, scale))
     # the kernels say +inf for a row without keys
     return out, lse.masked_fill(lse == float("inf"), float("-inf"))
 
 
 def backward(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    call: VarlenCall,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: VarlenCall, scale: float
+) -> Block:
     """Do what plain_varlen.backward does."""
-    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    by_query, by_key, by_value = found
+    found = Block(*map(torch.empty_like, block))
     _flash_attn_varlen_backward(
         dout=gradient,
-        q=query,
-        k=key,
-        v=value,
         out=out,
         softmax_lse=lse,
-        dq=by_query,
-        dk=by_key,
-        dv=by_value,
-        **_shape(call),
-        **_options(call, scale),
+        dq=found.query,
+        dk=found.key,
+        dv=found.value,
+        **_inputs(block, call, scale),
         deterministic=False,
         zero_tensors=True,  # keys that no query reads get no gradient written
     )
     return found
 
 
-def _shape(call: VarlenCall) -> dict:
+def _inputs(block: Block, call: VarlenCall, scale: float) -> dict:
     return {
+        "q": block.query,
+        "k": block.key,
+        "v": block.value,
         "cu_seqlens_q": call.query_bounds,
         "cu_seqlens_k": call.key_bounds,
         "max_seqlen_q": call.max_queries,
         "max_seqlen_k": call.max_keys,
-    }
-
-
-def _options(call: VarlenCall, scale: float) -> dict:
-    return {
         "dropout_p": 0.0,
         "softmax_scale": scale,
         "causal": call.causal,

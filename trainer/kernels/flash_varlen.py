@@ -10,6 +10,7 @@ import torch
 from torch.nn import attention
 
 from trainer.batching.attention_plan import VarlenCall
+from trainer.kernels.plain_varlen import Block
 
 # PyTorch's own kernels are FlashAttention 2. Where flash-attn 3 is installed (Hopper), PyTorch can route the same two
 # operators to it.
@@ -17,53 +18,23 @@ if importlib.util.find_spec("flash_attn_interface") and torch.cuda.get_device_ca
     attention.activate_flash_attention_impl("FA3")
 
 
-def forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(block: Block, call: VarlenCall, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what plain_varlen.forward does, for bfloat16 or float16."""
+    dropout, return_mask = 0.0, False
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        query,
-        key,
-        value,
-        call.query_bounds,
-        call.key_bounds,
-        call.max_queries,
-        call.max_keys,
-        0.0,
-        call.causal,
-        False,
-        scale=scale,
+        *block, *call.segments, dropout, call.causal, return_mask, scale=scale
     )
     # the kernels say +inf for a row without keys
     return out, lse.masked_fill(lse == float("inf"), float("-inf"))
 
 
 def backward(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    call: VarlenCall,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: VarlenCall, scale: float
+) -> Block:
     """Do what plain_varlen.backward does."""
-    no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
-    return torch.ops.aten._flash_attention_backward(
-        gradient,
-        query,
-        key,
-        value,
-        out,
-        lse,
-        call.query_bounds,
-        call.key_bounds,
-        call.max_queries,
-        call.max_keys,
-        0.0,
-        call.causal,
-        no_dropout,
-        torch.empty(0, device=query.device),
-        scale=scale,
+    dropout, device = 0.0, gradient.device
+    random_state, unused = torch.zeros(2, dtype=torch.uint64, device=device), torch.empty(0, device=device)
+    found = torch.ops.aten._flash_attention_backward(
+        gradient, *block, out, lse, *call.segments, dropout, call.causal, random_state, unused, scale=scale
     )
+    return Block(*found)

@@ -7,15 +7,25 @@
 so the gradients of a softmax over several blocks of keys are those of its blocks (Dao, arXiv 2307.08691, section 2).
 """
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
 
 from trainer.batching.attention_plan import VarlenCall
 
 
-def forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: VarlenCall, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take query (Q, H, D), key and value (K, Hkv, D); return out (Q, H, D) and lse (H, Q), -inf where no keys are."""
+class Block(NamedTuple):
+    """The tensors that a call runs on, or the gradients by them."""
+
+    query: torch.Tensor  # (Q, H, D)
+    key: torch.Tensor  # (K, Hkv, D)
+    value: torch.Tensor  # (K, Hkv, D)
+
+
+def forward(block: Block, call: VarlenCall, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return out (Q, H, D) and lse (H, Q), which is -inf where no keys are."""
+    query, key, value = block
     out, lse = torch.zeros_like(query), query.new_full(query.shape[:2], float("-inf")).T.contiguous()
     for queries, keys in _segments(call):
         scores = _scores(query[queries], key[keys], call.causal, scale)  # (H, q, k)
@@ -25,17 +35,11 @@ def forward(
 
 
 def backward(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    call: VarlenCall,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return gradients by query, key and value; `out` and `lse` may be of a softmax over more keys than these."""
-    by_query, by_key, by_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: VarlenCall, scale: float
+) -> Block:
+    """Return the gradients; `out` and `lse` may be of a softmax over more keys than these."""
+    query, key, value = block
+    found = Block(*map(torch.zeros_like, block))
     for queries, keys in _segments(call):
         q, g = query[queries].transpose(0, 1), gradient[queries].transpose(0, 1)  # (H, q, D)
         k, v = _per_head(key[keys], query), _per_head(value[keys], query)  # (H, k, D)
@@ -43,17 +47,15 @@ def backward(
         probabilities = (scores - lse[:, queries, None]).exp()
         spread = (gradient[queries] * out[queries]).sum(-1).T[:, :, None]  # (H, q, 1)
         by_scores = probabilities * (g @ v.transpose(1, 2) - spread) * scale
-        by_query[queries] = (by_scores @ k).transpose(0, 1)
-        by_key[keys] += _per_group(by_scores.transpose(1, 2) @ q, key)
-        by_value[keys] += _per_group(probabilities.transpose(1, 2) @ g, value)
-    return by_query, by_key, by_value
+        found.query[queries] = (by_scores @ k).transpose(0, 1)
+        found.key[keys] += _per_group(by_scores.transpose(1, 2) @ q, key)
+        found.value[keys] += _per_group(probabilities.transpose(1, 2) @ g, value)
+    return found
 
 
 def _segments(call: VarlenCall):
-    query_bounds, key_bounds = call.query_bounds.tolist(), call.key_bounds.tolist()
-    for index in range(len(query_bounds) - 1):
-        queries = slice(query_bounds[index], query_bounds[index + 1])
-        keys = slice(key_bounds[index], key_bounds[index + 1])
+    bounds = call.query_bounds.tolist(), call.key_bounds.tolist()
+    for queries, keys in zip(*([slice(*pair) for pair in pairwise(each)] for each in bounds), strict=True):
         if queries.start < queries.stop and keys.start < keys.stop:
             yield queries, keys
 

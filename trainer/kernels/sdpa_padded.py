@@ -7,71 +7,58 @@ log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13. Letters: S
 import torch
 
 from trainer.batching.attention_plan import PaddedCall, Rectangle
+from trainer.kernels.plain_varlen import Block
 
 
-def forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: PaddedCall, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(block: Block, call: PaddedCall, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what plain_varlen.forward does, in any floating dtype; lse is float32 or wider."""
-    num_groups = _groups(call, query, key)
+    mask, num_heads, num_groups = _mask(call, block.query.dtype), block.query.shape[1], _groups(call, block)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _fold(_pad(query, call.query_rows), call, num_groups),
-        _repeat(_pad(key, call.key_rows), num_groups),
-        _repeat(_pad(value, call.key_rows), num_groups),
-        0.0,
-        call.causal,
-        attn_mask=_mask(call, query.dtype),
-        scale=scale,
+        *_padded(block, call, num_groups), 0.0, call.causal, attn_mask=mask, scale=scale
     )
-    num_heads = query.shape[1]
     out, lse = (_unfold(tensor, call, num_heads) for tensor in (out, lse[..., None]))
     return _unpad(out, call.query_rows), _unpad(lse, call.query_rows)[..., 0].T
 
 
 def backward(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    call: PaddedCall,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: PaddedCall, scale: float
+) -> Block:
     """Do what plain_varlen.backward does."""
-    num_heads, num_groups = query.shape[1], _groups(call, query, key)
+    num_heads, num_groups = block.query.shape[1], _groups(call, block)
     padded_gradient = _pad(gradient, call.query_rows)
     if call.query_rows.valid is not None:  # padding repeats a real row, whose gradient must not count twice
         padded_gradient = padded_gradient * call.query_rows.valid[:, None, :, None]
     by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         _fold(padded_gradient, call, num_groups),
-        _fold(_pad(query, call.query_rows), call, num_groups),
-        _repeat(_pad(key, call.key_rows), num_groups),
-        _repeat(_pad(value, call.key_rows), num_groups),
+        *_padded(block, call, num_groups),
         _fold(_pad(out, call.query_rows), call, num_groups),
         _fold(_pad(lse.T[..., None], call.query_rows), call, num_groups)[..., 0],
         0.0,
         call.causal,
-        attn_mask=_mask(call, query.dtype),
+        attn_mask=_mask(call, block.query.dtype),
         scale=scale,
     )
-    by_query = _unfold(by_query, call, num_heads)
-    by_key, by_value = (each.unflatten(1, (key.shape[1], -1)).sum(2) for each in (by_key, by_value))
-    return _unpad(by_query, call.query_rows), _unpad(by_key, call.key_rows), _unpad(by_value, call.key_rows)
+    by_query = _unpad(_unfold(by_query, call, num_heads), call.query_rows)
+    by_key, by_value = (each.unflatten(1, (block.key.shape[1], -1)).sum(2) for each in (by_key, by_value))
+    return Block(by_query, _unpad(by_key, call.key_rows), _unpad(by_value, call.key_rows))
 
 
-def _groups(call: PaddedCall, query: torch.Tensor, key: torch.Tensor) -> int:
+def _groups(call: PaddedCall, block: Block) -> int:
     """How many key heads the kernel is shown.
 
     Its backward gives each key head of a segment a thread, so that too few of them are repeated.
     """
-    enough = len(call.key_rows.rows) * key.shape[1] >= torch.get_num_threads()
-    return key.shape[1] if enough else query.shape[1]
+    num_heads, num_key_heads = block.query.shape[1], block.key.shape[1]
+    return num_key_heads if len(call.key_rows.rows) * num_key_heads >= torch.get_num_threads() else num_heads
 
 
-def _repeat(padded: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """(S, Hkv, T, D) -> (S, num_groups, T, D)"""
-    return padded.repeat_interleave(num_groups // padded.shape[1], 1) if num_groups > padded.shape[1] else padded
+def _padded(block: Block, call: PaddedCall, num_groups: int) -> Block:
+    """The block as the kernel takes it, with each key head repeated until there are `num_groups`."""
+    keys, values = (_pad(each, call.key_rows) for each in (block.key, block.value))
+    times = num_groups // block.key.shape[1]
+    if times > 1:
+        keys, values = keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1)
+    return Block(_fold(_pad(block.query, call.query_rows), call, num_groups), keys, values)
 
 
 def _pad(block: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:

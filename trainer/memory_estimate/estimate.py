@@ -65,11 +65,7 @@ class Estimate:
 
     @property
     def phases(self) -> dict[str, float]:
-        return {
-            "generate": sum(part.generate for part in self.parts),
-            "update": sum(part.update for part in self.parts),
-            "step": sum(part.step for part in self.parts),
-        }
+        return {name: sum(getattr(part, name) for part in self.parts) for name in ("generate", "update", "step")}
 
     @property
     def peak(self) -> float:
@@ -98,7 +94,7 @@ def model_config(path: str) -> PretrainedConfig:
 
 @cache
 def parameter_sizes(path: str) -> tuple[int, ...]:
-    """Elements of each parameter; a tied head counts once."""
+    """The number of elements of each parameter; a tied head counts once."""
     return tuple(parameter.numel() for parameter in make_meta_model(model_config(path), torch.bfloat16).parameters())
 
 
@@ -136,7 +132,7 @@ def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list
 
 
 def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
-    """Most that trainer/model/head.py holds on CUDA: logits of a chunk, hidden states, their gradient and the weight's.
+    """Most that the head holds on CUDA: a chunk's logits, hidden states, their gradient and the weight's.
 
     The weight's gradient is float32 where there are several chunks.
     """
@@ -187,10 +183,7 @@ def _engine_parts(
         cache_part = Part(name="KV cache, one group", generate=cache_bytes)
         return [*parts, Part.always("engine weights", weights), cache_part], None
     kv_bytes = config.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
-    for name, size in (
-        ("engine weights", weights),
-        ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES),
-        ("KV cache", max(0.0, kv_bytes)),
-    ):
+    workspace = ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES)
+    for name, size in (("engine weights", weights), workspace, ("KV cache", max(0.0, kv_bytes))):
         parts.append(Part(name=name, generate=size) if config.engine_sleep else Part.always(name, size))
     return parts, kv_bytes

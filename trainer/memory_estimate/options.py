@@ -1,19 +1,19 @@
 """What a dry run is told on the command line besides the configuration."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from membuilder.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What the accelerate and DeepSpeed files say."""
+    """The settings of a run that stand in the accelerate and DeepSpeed files."""
 
     num_processes: int = 1
     gpu_memory_gib: float = 80.0
     zero_stage: int = 0
-    """0: no DeepSpeed (DDP, or one plain process)."""
+    """0 is a run without DeepSpeed (DDP, or one plain process)."""
     offload_optimizer: bool = False
     """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
 
@@ -34,30 +34,22 @@ class Lengths:
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """Give the command `--dry-run` and the options that only a dry run reads."""
-    group = parser.add_argument_group("dry run")
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print memory per GPU and tokens per step, start nothing; exit status 1 if it does not fit",
-    )
-    group.add_argument("--num-processes", type=int, default=1, metavar="N", help="GPUs over all nodes")
-    group.add_argument("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="memory of one GPU")
-    group.add_argument("--zero", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage; 0: no DeepSpeed")
-    group.add_argument("--offload", action="store_true", help="optimizer in host memory")
-    group.add_argument("--prompt-tokens", type=int, metavar="N", help="mean prompt of your data")
-    group.add_argument("--completion-tokens", type=int, metavar="N", help="mean completion of your data")
+    add = parser.add_argument_group("dry run").add_argument
+    what = "print memory per GPU and tokens per step, start nothing; exit status 1 if it does not fit"
+    add("--dry-run", action="store_true", help=what)
+    add("--num-processes", type=int, default=1, metavar="N", help="GPUs over all nodes")
+    add("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="memory of one GPU")
+    add("--zero", dest="zero_stage", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage; 0: no DeepSpeed")
+    add("--offload", dest="offload_optimizer", action="store_true", help="optimizer in host memory")
+    add("--prompt-tokens", type=int, metavar="N", help="mean prompt of your data")
+    add("--completion-tokens", type=int, metavar="N", help="mean completion of your data")
 
 
 def dry_run_of(given: argparse.Namespace) -> tuple[Launch, Lengths | None]:
     """The options of `add_dry_run` as they were given."""
     if (given.prompt_tokens is None) != (given.completion_tokens is None):
         raise ConfigError("--prompt-tokens and --completion-tokens go together")
-    launch = Launch(
-        num_processes=given.num_processes,
-        gpu_memory_gib=given.gpu_memory_gib,
-        zero_stage=given.zero,
-        offload_optimizer=given.offload,
-    )
+    launch = Launch(**{field.name: getattr(given, field.name) for field in fields(Launch)})
     if given.prompt_tokens is None:
         return launch, None
     return launch, Lengths(prompt=given.prompt_tokens, completion=given.completion_tokens)

@@ -103,12 +103,7 @@ def token_logprobs(
     impl: Impl = "auto",
 ) -> HeadOutput:
     """Compute log-probs and entropies of the targets, without gradient."""
-    kernels = row_kernels(impl, hidden.device)
-    found = _empty_output(hidden)
-    for chunk, logits in _logits(hidden, weight, chunk_rows or default_chunk_rows(len(hidden), weight)):
-        rows = kernels.statistics(logits, targets[chunk], temperature)
-        found.logprobs[chunk], found.entropy[chunk] = rows.logprobs, rows.entropy
-    return found
+    return _Work(hidden, weight, targets, temperature, chunk_rows, impl).logprobs()
 
 
 def head_loss(
@@ -123,37 +118,33 @@ def head_loss(
 ) -> LossOutput:
     """Sum the loss over all rows; its one backward hands out gradients by `hidden` and `weight` that are made here."""
     names: list[str] = []
-    chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     total, logprobs, entropy, *metrics = _HeadLoss.apply(
-        hidden, weight, targets, temperature, loss, whole_sequences, impl, chunk_rows, names
+        hidden, weight, targets, temperature, loss, whole_sequences, chunk_rows, impl, names
     )
-    head = HeadOutput(logprobs=logprobs, entropy=entropy)
-    return LossOutput(loss=total, head=head, metrics=dict(zip(names, metrics, strict=True)))
+    return LossOutput(total, HeadOutput(logprobs, entropy), dict(zip(names, metrics, strict=True)))
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, loss, whole_sequences, impl, chunk_rows, names):
-        work = _Work(hidden, weight, targets, temperature, impl, chunk_rows, ctx.needs_input_grad[:2])
+    def forward(ctx, hidden, weight, targets, temperature, loss, whole_sequences, chunk_rows, impl, names):
+        work = _Work(hidden, weight, targets, temperature, chunk_rows, impl, *ctx.needs_input_grad[:2])
         result = work.two_passes(loss) if whole_sequences else work.one_pass(loss)
         names += result.metrics
         ctx.save_for_backward(work.hidden_gradient, work.weight_gradient)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.set_materialize_grads(False)
-        outputs = (result.head.logprobs, result.head.entropy, *result.metrics.values())
+        outputs = (*result.head, *result.metrics.values())
         ctx.mark_non_differentiable(*outputs)
         return result.loss, *outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_gradient, *_):
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.dtypes
         scaled = [
             None if gradient is None or loss_gradient is None else _scaled_(gradient, loss_gradient, dtype)
-            for gradient, dtype in ((hidden_gradient, hidden_dtype), (weight_gradient, weight_dtype))
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *scaled, *[None] * 7
 
@@ -162,39 +153,57 @@ class _Work:
     """The sweeps over the chunks, and the gradients they leave behind."""
 
     def __init__(
-        self, hidden, weight, targets, temperature, impl: Impl, chunk_rows: int, wants_gradient: tuple[bool, bool]
+        self, hidden, weight, targets, temperature, chunk_rows, impl: Impl, wants_hidden=False, wants_weight=False
     ) -> None:
         self.hidden, self.weight, self.targets, self.temperature = hidden, weight, targets, temperature
-        self.impl, self.kernels, self.chunk_rows = impl, row_kernels(impl, hidden.device), chunk_rows
+        self.kernels = row_kernels(impl, hidden.device)
+        self.chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
         # float32 over several chunks: rounding to bfloat16 after every add costs 1% of the gradient after 64 chunks
-        wide = weight.dtype if len(hidden) <= chunk_rows else torch.promote_types(weight.dtype, torch.float32)
-        wants_hidden, wants_weight = wants_gradient
+        wide = weight.dtype if len(hidden) <= self.chunk_rows else torch.promote_types(weight.dtype, torch.float32)
         self.hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
         self.weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
 
+    def chunks(self) -> Iterator[tuple[slice, torch.Tensor, plain_rows.RowStatistics]]:
+        """Yield rows, logits and statistics. All logits stand in one workspace: use one before drawing the next."""
+        num_rows = len(self.hidden)
+        workspace = self.hidden.new_empty(min(self.chunk_rows, num_rows), len(self.weight))
+        for start in range(0, num_rows, self.chunk_rows):
+            chunk = slice(start, min(start + self.chunk_rows, num_rows))
+            logits = torch.mm(self.hidden[chunk], self.weight.T, out=workspace[: chunk.stop - start])
+            yield chunk, logits, self.kernels.statistics(logits, self.targets[chunk], self.temperature)
+
+    def room(self) -> HeadOutput:
+        """Room for all results: small ones kept between large ones would cut the heap into useless pieces."""
+        dtype = torch.promote_types(self.hidden.dtype, torch.float32)
+        return HeadOutput(*(self.hidden.new_empty(len(self.hidden), dtype=dtype) for _ in range(2)))
+
+    def logprobs(self) -> HeadOutput:
+        found = self.room()
+        for chunk, _, rows in self.chunks():
+            found.logprobs[chunk], found.entropy[chunk] = rows.logprobs, rows.entropy
+        return found
+
     def one_pass(self, loss: LossFunction) -> LossOutput:
-        head, metrics = _empty_output(self.hidden), {}
+        head, metrics = self.room(), {}
         total = torch.zeros((), dtype=head.logprobs.dtype, device=self.hidden.device)
-        for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
-            rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
+        for chunk, logits, rows in self.chunks():
             part, coefficients = _evaluate(loss, rows.logprobs, rows.entropy, chunk)
             self._gradients(chunk, logits, rows, coefficients)
             total += part.loss
             head.logprobs[chunk], head.entropy[chunk] = rows.logprobs, rows.entropy
             for name, values in part.metrics.items():
                 metrics.setdefault(name, values.new_empty(len(self.targets)))[chunk] = values
-        return LossOutput(loss=total, head=head, metrics=metrics)
+        return LossOutput(total, head, metrics)
 
     def two_passes(self, loss: LossFunction) -> LossOutput:
-        found = token_logprobs(self.hidden, self.weight, self.targets, self.temperature, self.chunk_rows, self.impl)
-        result, coefficients = _evaluate(loss, found.logprobs, found.entropy, slice(None))
+        result, coefficients = _evaluate(loss, *self.logprobs(), slice(None))
         if self.hidden_gradient is not None or self.weight_gradient is not None:
-            for chunk, logits in _logits(self.hidden, self.weight, self.chunk_rows):
-                rows = self.kernels.statistics(logits, self.targets[chunk], self.temperature)
-                self._gradients(chunk, logits, rows, _part(coefficients, chunk))
+            for chunk, logits, rows in self.chunks():
+                self._gradients(chunk, logits, rows, [None if each is None else each[chunk] for each in coefficients])
         return result
 
-    def _gradients(self, chunk: slice, logits: torch.Tensor, rows, coefficients) -> None:
+    def _gradients(self, chunk: slice, logits: torch.Tensor, rows: plain_rows.RowStatistics, coefficients) -> None:
+        """Add what these rows give; `coefficients` are the loss's gradients by their log-probs and entropies."""
         if self.hidden_gradient is None and self.weight_gradient is None:
             return
         self.kernels.write_gradient_(logits, self.targets[chunk], rows, *coefficients, self.temperature)
@@ -204,41 +213,21 @@ class _Work:
             _add_product_(self.weight_gradient, logits.T, self.hidden[chunk])
 
 
-Gradients = tuple[torch.Tensor, torch.Tensor | None]
-"""(M,) by log-prob and by entropy; None where the loss does not look at entropies."""
-
-
-def _part(gradients: Gradients, chunk: slice) -> Gradients:
-    by_logprob, by_entropy = gradients
-    return by_logprob[chunk], None if by_entropy is None else by_entropy[chunk]
-
-
-def _evaluate(loss: LossFunction, logprobs, entropy, chunk: slice) -> tuple[LossOutput, Gradients]:
-    """The loss on some rows, and its gradients by their log-probs and entropies."""
+def _evaluate(
+    loss: LossFunction, logprobs: torch.Tensor, entropy: torch.Tensor, chunk: slice
+) -> tuple[LossOutput, tuple[torch.Tensor, torch.Tensor | None]]:
+    """The loss on some rows, and its gradients by their log-probs and entropies; None where it ignores entropies."""
     logprobs, entropy = logprobs.detach().requires_grad_(), entropy.detach().requires_grad_()
     with torch.enable_grad():
         per_token, metrics = loss(logprobs, entropy, chunk)
         total = per_token.sum()
     by_logprob, by_entropy = torch.autograd.grad(total, (logprobs, entropy), allow_unused=True)
-    gradients = (torch.zeros_like(logprobs) if by_logprob is None else by_logprob, by_entropy)
+    by_logprob = torch.zeros_like(logprobs) if by_logprob is None else by_logprob
     metrics = {name: value.detach() for name, value in metrics.items()}
-    head = HeadOutput(logprobs=logprobs.detach(), entropy=entropy.detach())
-    return LossOutput(loss=total.detach(), head=head, metrics=metrics), gradients
-
-
-def _empty_output(hidden: torch.Tensor) -> HeadOutput:
-    """Room for the results of all chunks: small ones kept between large ones would cut the heap into useless pieces."""
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return HeadOutput(*(torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2)))
-
-
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield chunks of rows and their logits, which all stand in one workspace: use one before drawing the next."""
-    workspace = hidden.new_empty(min(chunk_rows, len(hidden)), len(weight))
-    for start in range(0, len(hidden), chunk_rows):
-        chunk = slice(start, min(start + chunk_rows, len(hidden)))
-        logits = workspace[: chunk.stop - start]
-        yield chunk, torch.mm(hidden[chunk], weight.T, out=logits)
+    return LossOutput(total.detach(), HeadOutput(logprobs.detach(), entropy.detach()), metrics), (
+        by_logprob,
+        by_entropy,
+    )
 
 
 def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

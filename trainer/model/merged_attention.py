@@ -16,6 +16,7 @@ import torch
 
 from trainer.batching.attention_plan import Call, PaddedCall
 from trainer.kernels import plain_varlen, sdpa_padded
+from trainer.kernels.plain_varlen import Block
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -52,8 +53,8 @@ class _Merged(torch.autograd.Function):
         kernels = kernels_for(calls[0], query)
         out, lse = torch.zeros_like(query), None
         for call in calls:
-            block = query[call.queries], key[call.keys], value[call.keys]
-            part, part_lse = kernels.forward(*block, call, scale)
+            block = Block(query[call.queries], key[call.keys], value[call.keys])
+            part, part_lse = kernels.forward(block, call, scale)
             if lse is None:
                 lse = part_lse.new_full((query.shape[1], query.shape[0]), float("-inf"))
             if call.causal:  # the first call of its queries
@@ -74,15 +75,11 @@ class _Merged(torch.autograd.Function):
         totals = [torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (query, key, value)]
         for call in ctx.calls:
             q, k = call.queries, call.keys
-            found = kernels.backward(
-                gradient[q], query[q], key[k], value[k], out[q], lse[:, q].contiguous(), call, ctx.scale
-            )
+            block = Block(query[q], key[k], value[k])
+            found = kernels.backward(gradient[q], block, out[q], lse[:, q].contiguous(), call, ctx.scale)
             for total, block, part in zip(totals, (q, k, k), found, strict=True):
                 total[block] += part
-        by_query, by_key, by_value = (
-            total.to(tensor.dtype) for total, tensor in zip(totals, (query, key, value), strict=True)
-        )
-        return by_query, by_key, by_value, None, None
+        return *(total.to(gradient.dtype) for total in totals), None, None
 
 
 def _merge_(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
