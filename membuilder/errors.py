@@ -1,6 +1,7 @@
 """Errors a user can act on. Each message says what is wrong, where, and what to do."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
@@ -159,3 +160,18 @@ def clear_errors(program: str) -> Iterator[None]:
         yield
     except MemBuilderError as error:
         raise SystemExit(f"{program}: {error}") from error
+
+
+def exit_status(command: str, run: Callable[[], int], kept: str) -> int:
+    """Run a command that keeps what it has done; 2 where an error of ours ends it, 130 where the user does.
+
+    `kept` says, after either, what stays and how to go on.
+    """
+    try:
+        return run()
+    except MemBuilderError as error:
+        print(f"{command}: {error}\n{kept}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{command}: stopped. {kept}", file=sys.stderr)
+        return 130

@@ -21,7 +21,7 @@ from membuilder.building.dialogues import build_all
 from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ConfigError, exit_status
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
@@ -64,22 +64,20 @@ def _publish(path: Path, embedder: TextEmbedder) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    try:
-        quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
-        config = _config(given)
-        dialogues = dialogues_of(given)
-        todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
-        print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
-        with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
-            keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
-            for folder in asyncio.run(run(config, todo, keys, costs)) if todo else []:
-                print(_summary(folder))
-    except MemBuilderError as error:
-        print(f"membuilder.expert: {error}\nWhat is stored stays; the same command goes on behind it.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("membuilder.expert: stopped; the same command goes on behind what is stored.", file=sys.stderr)
-        return 130
+    kept = "What is stored stays; the same command goes on behind it."
+    return exit_status("membuilder.expert", lambda: _write_samples(given), kept)
+
+
+def _write_samples(given: argparse.Namespace) -> int:
+    quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
+    config = _config(given)
+    dialogues = dialogues_of(given)
+    todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
+    print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
+    with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
+        keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
+        for folder in asyncio.run(run(config, todo, keys, costs)) if todo else []:
+            print(_summary(folder))
     return 0
 
 

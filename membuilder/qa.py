@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.client import ChatClient
@@ -212,20 +212,18 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    try:
-        _check(given)
-        quiet_libraries(given.trajectories_dir / LOG_FILE)
-        with counted(given, given.trajectories_dir / USAGE_FILE, "membuilder.qa") as costs:
-            reports = asyncio.run(run(given, costs))
-            for folder, report in reports.items():
-                counts = [f"{name} {_counts(report[name])}" for name in ("kept", "missing", "dropped")]
-                print(f"{folder}: {'; '.join(counts)}")
-    except MemBuilderError as error:
-        print(f"membuilder.qa: {error}\nFinished sessions stay; the same command goes on behind them.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("membuilder.qa: stopped; the same command goes on behind the last session.", file=sys.stderr)
-        return 130
+    kept = "Finished sessions stay; the same command goes on behind them."
+    return exit_status("membuilder.qa", lambda: _ask(given), kept)
+
+
+def _ask(given: argparse.Namespace) -> int:
+    _check(given)
+    quiet_libraries(given.trajectories_dir / LOG_FILE)
+    with counted(given, given.trajectories_dir / USAGE_FILE, "membuilder.qa") as costs:
+        reports = asyncio.run(run(given, costs))
+        for folder, report in reports.items():
+            counts = [f"{name} {_counts(report[name])}" for name in ("kept", "missing", "dropped")]
+            print(f"{folder}: {'; '.join(counts)}")
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         print(f"membuilder.qa: {share:.1%} of the questions asked for are missing (--max-missing)", file=sys.stderr)

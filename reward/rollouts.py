@@ -4,21 +4,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from membuilder.types import Question, Session
+from membuilder.types import Question
 from reward.qa import QAResult
 from reward.score import Formula, RewardConfig, RoleOutput, Score
 from rollout.types import Group, Rollout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredGroup:
-    """All rollouts of one session, each with its score."""
+class ScoredGroup(Group):
+    """A group whose rollouts have been scored."""
 
-    id: str
-    """Of the session, as in `Group`."""
-    dialogue_id: str
-    session: Session
-    rollouts: tuple[Rollout, ...]
     scores: tuple[Score, ...]
     """One per rollout."""
     expert_tokens: Mapping[str, float]

@@ -62,18 +62,22 @@ def refuse_repeated_ids(dialogues: Sequence[Dialogue], path: str | Path, field: 
             raise DataError(path, f"record {position} ({dialogue.id})", field, problem)
 
 
-def log_repairs(
-    report: Callable[[Sequence[dict], Sequence[Dialogue]], object],
+def parse_records(
     records: Sequence[dict],
-    dialogues: Sequence[Dialogue],
     path: str | Path,
+    parse: Callable[[dict, str | Path, int], Dialogue],
+    id_field: str,
+    report: Callable[[Sequence[dict], Sequence[Dialogue]], object],
     only: Collection[str] | None,
-) -> None:
-    """Log what a loader repaired in its records, as its `report` counts it, in the dialogues of `only` (None: in all)."""
+) -> list[Dialogue]:
+    """Parse every record and refuse repeated ids; log what `report` counts as repaired in the dialogues of `only`."""
+    dialogues = [parse(record, path, position) for position, record in enumerate(records)]
+    refuse_repeated_ids(dialogues, path, id_field)
     wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
     found = report([records[number] for number in wanted], [dialogues[number] for number in wanted])
     if found != report([], []):
         logger.warning("%s: %s", path, found)
+    return dialogues
 
 
 def refuse_half_characters(dialogues: Sequence[Dialogue], path: str | Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from membuilder.datasets.fields import log_repairs, read_time, refuse_repeated_ids, take, take_answer, take_text
+from membuilder.datasets.fields import parse_records, read_time, take, take_answer, take_text
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -47,10 +47,7 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
 
     What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
     """
-    dialogues = [_dialogue(record, path, position) for position, record in enumerate(records)]
-    refuse_repeated_ids(dialogues, path, "question_id")
-    log_repairs(report, records, dialogues, path, only)
-    return dialogues
+    return parse_records(records, path, _dialogue, "question_id", report, only)
 
 
 def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
