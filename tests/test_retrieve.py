@@ -194,7 +194,7 @@ class CharacterModel:
 @pytest.fixture
 def model(monkeypatch) -> CharacterModel:
     fake = CharacterModel()
-    monkeypatch.setattr(local, "_load", lambda model, device: fake)
+    monkeypatch.setattr(local, "_load", lambda model, device, dtype: fake)
     return fake
 
 

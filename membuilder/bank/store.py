@@ -65,14 +65,14 @@ class Store:
         self.path, self.connection = path, connection
 
     def settings(self) -> dict[str, Any]:
-        """What the store was begun with."""
+        """Return the settings under which the store was written."""
         return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM setting")}
 
     def num_sessions(self) -> int:
         return self._rows("SELECT count(*) FROM session")[0][0]
 
     def sessions(self) -> tuple[StoredSession, ...]:
-        """In the order read."""
+        """Return the sessions in the order in which the model read them."""
         return read_sessions(
             self._rows("SELECT number, id, timestamp, core, core_quotes FROM session ORDER BY number"),
             self._rows("SELECT session, id, speaker, role, text, caption FROM turn ORDER BY session, number"),

@@ -56,7 +56,7 @@ class CachedEmbedder:
         return in_rows(self._vectors, texts, self._dimension)
 
     def _recall(self, text: str) -> bool:
-        """Whether the cache knows the text; its vector is then at hand."""
+        """Take the text's vector from the cache, and return whether it was there."""
         stored = self._cache.get(self._key(text))
         if stored is not None:
             self._vectors[text] = unpacked(stored, self._dimension, "remove the folder of cached embeddings")

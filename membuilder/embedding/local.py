@@ -76,7 +76,7 @@ class Embedder:
 
 
 def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: int) -> np.ndarray:
-    """The vectors of these texts, one row per text. # (N, D)"""
+    """Return the vectors of these texts, one row per text. # (N, D)"""
     rows = np.empty((len(texts), dimension), dtype=np.float32)
     for row, text in zip(rows, texts, strict=True):
         row[:] = vectors[text]

@@ -112,7 +112,7 @@ class EndpointEmbedder:
                 self._cache.put(self._key(text), packed(vector))
 
     def _recall(self, text: str) -> bool:
-        """Whether the cache knows the text; its vector is then at hand."""
+        """Take the text's vector from the cache, and return whether it was there."""
         stored = None if self._cache is None else self._cache.get(self._key(text))
         if stored is None:
             return False

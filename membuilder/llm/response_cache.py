@@ -1,4 +1,4 @@
-"""Answers kept on disk under a hash of everything that shaped them. The only file that imports diskcache."""
+"""Answers and vectors are kept on disk under a hash of everything that shaped them. No other file imports diskcache."""
 
 import hashlib
 import json

@@ -162,9 +162,10 @@ def publish(folder: Path, store: Store) -> None:
 
 
 def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None = None) -> bool:
-    """Whether `folder` holds all that `publish` writes for so many sessions, each file readable, from a store that was
-    begun
-    with these settings."""
+    """Return whether `folder` holds all that `publish` writes for so many sessions, from a store with these settings.
+
+    A file that is missing or cannot be read makes the answer no.
+    """
     try:
         metadata = read_json(folder / METADATA_FILE)
         num_calls = len(read_lines(folder / CALLS_FILE))
