@@ -162,7 +162,8 @@ def test_locomo_repairs_are_counted_and_logged(caplog):
     questions = [asked(evidence=("D1:1; D1:2",)), asked(1, ("D",)), asked(5, ())]
     locomo.parse([conversation(questions)], "file.json")
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("file.json: LoadReport(dropped_evidence=(\"conv-1_q2: 'D'\",), num_split_evidence=1, ")
+    assert message.startswith("file.json: LoCoMoReport(num_without_evidence=")
+    assert "dropped_evidence=(\"conv-1_q2: 'D'\",), num_split_evidence=1, " in message
     assert "num_without_evidence=1, num_repeated_questions=2" in message
 
 
@@ -512,7 +513,7 @@ def test_real_locomo_counts():
 def test_real_locomo_repairs():
     path = real("locomo/locomo10-dev.json")
     found = locomo.report(json.loads(path.read_text(encoding="utf-8")), load(path))
-    assert found == locomo.LoadReport(
+    assert found == locomo.LoCoMoReport(
         dropped_evidence=(
             "conv-42_q59: 'D10:19'",
             "conv-42_q89: 'D'",

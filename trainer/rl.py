@@ -30,7 +30,7 @@ import torch
 
 from membuilder.progress import progress
 from trainer.batching.loss_rows import Objective, token_scale
-from trainer.checkpoint.checkpoints import Best, Checkpoints
+from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.distributed.process_group import log_setup
@@ -60,15 +60,11 @@ BEST = Best(metric="eval/accuracy", higher_is_better=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RLProgress:
+class RLProgress(Progress):
     """The loop's state as a checkpoint keeps it."""
 
-    step: int
     stream: StreamState
     lengths: LengthState
-    best: float | None
-    """The best evaluation so far; its checkpoint is kept."""
-    wandb_run_id: str | None
 
 
 def train(config: RLConfig, parts: RLParts) -> Path:

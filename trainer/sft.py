@@ -32,7 +32,7 @@ from accelerate import Accelerator
 from membuilder.progress import progress
 from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node
-from trainer.checkpoint.checkpoints import Best, Checkpoints
+from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.data.sft_examples import smallest_group, split_sessions
@@ -55,15 +55,6 @@ class SFTResult:
     validation_loss: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SFTProgress:
-    """The loop's state as a checkpoint keeps it."""
-
-    step: int
-    best_validation_loss: float | None
-    wandb_run_id: str | None
-
-
 def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     """Train the model in place and save it."""
     accelerator, world, log, tokenizer = parts.accelerator, parts.world, parts.log, parts.tokenizer
@@ -78,11 +69,9 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     # Start anew, or go on from a checkpoint.
     checkpoints = Checkpoints.of(config, accelerator, world, parts.model, tokenizer)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
-    begun = checkpoints.load(config.resume, SFTProgress) or SFTProgress(
-        step=0, best_validation_loss=None, wandb_run_id=None
-    )
+    begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best=None, wandb_run_id=None)
     describe_run(config, accelerator)
-    best = begun.best_validation_loss
+    best = begun.best
     log.drop_from(begun.step)
     wandb_run_id = log.start_wandb(begun.wandb_run_id, anew=config.resume == "never")
 
@@ -131,7 +120,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         log.log(metrics, step)
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
-            here = SFTProgress(step=step + 1, best_validation_loss=best, wandb_run_id=wandb_run_id)
+            here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
             checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
         if stopped:
             raise interrupted(step)

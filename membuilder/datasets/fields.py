@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -62,12 +63,22 @@ def refuse_repeated_ids(dialogues: Sequence[Dialogue], path: str | Path, field: 
             raise DataError(path, f"record {position} ({dialogue.id})", field, problem)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """What every loader counts; a format with more to say adds fields."""
+
+    num_without_evidence: int
+    """Number of answerable questions that no dense reward can ask."""
+    num_empty_turns: int
+    num_empty_sessions: int
+
+
 def parse_records(
     records: Sequence[dict],
     path: str | Path,
     parse: Callable[[dict, str | Path, int], Dialogue],
     id_field: str,
-    report: Callable[[Sequence[dict], Sequence[Dialogue]], object],
+    report: Callable[[Sequence[dict], Sequence[Dialogue]], LoadReport],
     only: Collection[str] | None,
 ) -> list[Dialogue]:
     """Parse every record and refuse repeated ids; log what `report` counts as repaired in the dialogues of `only`."""

@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from membuilder.datasets.fields import parse_records, read_time, take, take_answer, take_text
+from membuilder.datasets.fields import LoadReport, parse_records, read_time, take, take_answer, take_text
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -38,15 +38,13 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadReport:
+class LoCoMoReport(LoadReport):
+    """What `parse` repaired or left out."""
+
     dropped_evidence: tuple[str, ...]
     """Each evidence id that names no turn, as `<question id>: <what the file says>`."""
     num_split_evidence: int
-    num_without_evidence: int
-    """Number of answerable questions that no dense reward can ask."""
     num_repeated_questions: int
-    num_empty_turns: int
-    num_empty_sessions: int
 
 
 def parse(records: Sequence[object], path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
@@ -57,7 +55,7 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
     return parse_records(records, path, _dialogue, "sample_id", report, only)
 
 
-def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
+def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoCoMoReport:
     """Counts what `parse` repaired or left out on the way from these records to these dialogues."""
     dropped, num_split, num_turns, num_sessions = [], 0, 0, 0
     for record, dialogue in zip(records, dialogues, strict=True):
@@ -71,7 +69,7 @@ def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport
         num_turns += sum(map(len, raw_sessions))
     questions = [question for dialogue in dialogues for question in dialogue.questions]
     distinct = {(dialogue.id, question.text) for dialogue in dialogues for question in dialogue.questions}
-    return LoadReport(
+    return LoCoMoReport(
         dropped_evidence=tuple(dropped),
         num_split_evidence=num_split,
         num_without_evidence=sum(question.answerable and not question.evidence for question in questions),

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from membuilder.datasets.fields import parse_records, read_time, take, take_answer, take_text
+from membuilder.datasets.fields import LoadReport, parse_records, read_time, take, take_answer, take_text
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -33,13 +33,11 @@ _PARALLEL_LISTS = ("haystack_dates", "haystack_session_ids", "haystack_sessions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadReport:
+class LongMemEvalReport(LoadReport):
+    """What `parse` left out, and what looks odd."""
+
     num_late_evidence: int
     """Number of questions with evidence dated after the question itself."""
-    num_without_evidence: int
-    """Number of answerable questions that no dense reward can ask."""
-    num_empty_turns: int
-    num_empty_sessions: int
 
 
 def parse(records: Sequence[object], path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
@@ -50,12 +48,12 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
     return parse_records(records, path, _dialogue, "question_id", report, only)
 
 
-def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
+def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LongMemEvalReport:
     """Counts what `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
     raw_sessions = [turns for record in records for turns in record["haystack_sessions"]]
     sessions = [session for dialogue in dialogues for session in dialogue.sessions]
     questions = [question for dialogue in dialogues for question in dialogue.questions]
-    return LoadReport(
+    return LongMemEvalReport(
         num_late_evidence=sum(map(_has_late_evidence, dialogues)),
         num_without_evidence=sum(question.answerable and not question.evidence for question in questions),
         num_empty_turns=sum(map(len, raw_sessions)) - sum(len(session.turns) for session in sessions),

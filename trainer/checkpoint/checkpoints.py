@@ -27,7 +27,18 @@ from trainer.checkpoint.folders import MODEL, WRITE_ERRORS
 from trainer.checkpoint.run_settings import check_settings, resolved, settings_of
 from trainer.distributed.process_group import World, zero_stage
 
-LoopProgress = TypeVar("LoopProgress")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a loop stands, as a checkpoint keeps it; a loop with more to remember adds fields."""
+
+    step: int
+    best: float | None
+    """The best evaluation so far; its checkpoint is kept."""
+    wandb_run_id: str | None
+
+
+Kind = TypeVar("Kind", bound=Progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +78,7 @@ class Checkpoints:
             model_files=files_of(model.config, model.generation_config, tokenizer),
         )
 
-    def load(self, resume: str, kind: type[LoopProgress]) -> LoopProgress | None:
+    def load(self, resume: str, kind: type[Kind]) -> Kind | None:
         """Put model, optimizer and random states back; returns the loop's place, or None to start anew."""
         folder = None
         if self.world.rank == 0:
