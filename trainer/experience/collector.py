@@ -94,8 +94,8 @@ class Collector:
         """Take G rollouts of whole dialogues, each with its own bank; every session gets the reward of the end."""
         if num_dialogues > len(builds):
             raise ConfigError(
-                f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but there "
-                f"are {len(builds)} to train on: lower sessions_per_step or give more of them (data.num_train)"
+                f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but "
+                f"there are {len(builds)} to train on: lower sessions_per_step or give more of them (data.num_train)"
             )
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
         mine = self.world.shard([len(build.steps) for build in chosen])
