@@ -284,7 +284,8 @@ def test_longmemeval_says_what_is_out_of_order_late_and_empty(caplog):
     with caplog.at_level(logging.WARNING):
         (dialogue,) = longmemeval.parse([sample()], "s.json")
     assert [session.timestamp.day for session in dialogue.sessions] == [1, 5]
-    assert "s.json: LongMemEvalReport(" in caplog.text and "num_late_evidence=1" in caplog.text and "num_empty_sessions=1" in caplog.text
+    said = caplog.text
+    assert "s.json: LongMemEvalReport(" in said and "num_late_evidence=1" in said and "num_empty_sessions=1" in said
 
 
 # choosing
