@@ -6,10 +6,8 @@ import signal
 
 import pytest
 
-from tests import both_loops, forks
-from tests.forks import embedder  # noqa: F401
+from tests import both_loops
 from tests.launchers import await_steps, nodes, rows
-from trainer import sft
 from trainer.checkpoint import folders
 
 pytestmark = pytest.mark.slow
@@ -29,14 +27,7 @@ def test_sigterm_to_the_launcher_saves_before_both_processes_end(tmp_path):
     assert "SIGKILL" not in said
     assert list(folders.checkpoints(out / "checkpoints"))[-1] == done
 
-    port = forks.free_port()  # the same two processes without a launcher, which would cost its start
-    ranks = [
-        forks.start(sft.main, ([*run, "resume=auto"],), tmp_path / f"{rank}.log",
-                    lambda rank=rank: forks.as_rank(rank, 2, port))
-        for rank in range(2)
-    ]  # fmt: skip
-    for rank, process in enumerate(ranks):
-        process.join(100)
-        assert process.exitcode == 0, (tmp_path / f"{rank}.log").read_text()[-3000:]
-    assert f"resuming from '{out}/checkpoints/step_{done}'" in (tmp_path / "0.log").read_text()
+    with nodes("ddp", tmp_path, "trainer.sft", *run, "resume=auto") as (node,):
+        assert node.launcher.wait(200) == 0, node.log.read_text()[-3000:]
+    assert f"resuming from '{out}/checkpoints/step_{done}'" in node.log.read_text()
     assert [row["step"] for row in rows(out)] == list(range(STEPS))
