@@ -27,7 +27,7 @@ from membuilder.bank.store import Store, reading
 from membuilder.bank.store_rows import Answer
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.errors import DataError, StoreError, StoreErrorKind
-from membuilder.files import write_atomic
+from membuilder.files import durable_rename, fsync_tree, write_atomic
 from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import render
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt, template_hashes
@@ -147,7 +147,8 @@ def publish(folder: Path, store: Store) -> None:
     banks = [Bank(), *(each.step.result.bank for each in trajectory.steps)]
     for number, bank in enumerate(banks):
         _write_state(partial / f"state_{number}", bank, vectors[: len(bank.entries)], trajectory)
-    partial.rename(folder / STATES)
+    fsync_tree(partial)
+    durable_rename(partial, folder / STATES)
     calls = [_call(trajectory, n, agent) for n, each in enumerate(trajectory.steps) for agent in each.answers]
     write_atomic(folder / CALLS_FILE, "".join(json.dumps(call, ensure_ascii=False) + "\n" for call in calls))
     failures = Counter(call["failure"]["kind"] for call in calls if call["failure"] is not None)
