@@ -1,10 +1,17 @@
-"""Runs of the real loops in children forked from this process, which has imported everything: a life costs a second."""
+"""Runs of the real loops in children of this process.
 
+A forked child has imported everything already: a life costs a second. A spawned one starts anew: vLLM takes it, because
+a lock that any thread of this process holds at the moment of a fork stays locked in the child for ever.
+"""
+
+import faulthandler
 import multiprocessing
 import os
 import socket
 import sys
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -15,7 +22,13 @@ from membuilder.errors import clear_errors
 from tests.both_loops import as_new
 from trainer import run_setup
 
-FORK = multiprocessing.get_context("fork")
+FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+PATIENCE = 200
+"""Seconds until a run counts as hanging; shortly before, every thread writes into the log where it stands."""
+
+
+def nothing() -> None:
+    """What happens before a run that nobody disturbs; it has a name, so that a spawned child can import it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,8 +40,9 @@ def embedder() -> None:
         yield
 
 
-def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: str) -> None:
+def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: str, seconds: float) -> None:
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    faulthandler.dump_traceback_later(seconds * 0.9, file=sys.stderr)
     torch.set_num_threads(1)
     os.environ.pop("WANDB_SERVICE", None)  # one that a test started in the parent knows the runs of killed children
     before()
@@ -36,18 +50,30 @@ def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: st
         main(*arguments)
 
 
-def start(main: Callable, arguments: tuple, log: str | Path, before: Callable[[], None] = lambda: None):
-    process = FORK.Process(target=_child, args=(main, arguments, before, str(log)))
+def start(
+    main: Callable,
+    arguments: tuple,
+    log: str | Path,
+    before: Callable[[], None] = nothing,
+    context: BaseContext = FORK,
+    seconds: float = PATIENCE,
+) -> BaseProcess:
+    process = context.Process(target=_child, args=(main, arguments, before, str(log), seconds))
     process.start()
     return process
 
 
 def finish(
-    main: Callable, arguments: tuple, log: str | Path, before: Callable[[], None] = lambda: None, seconds: float = 200
+    main: Callable,
+    arguments: tuple,
+    log: str | Path,
+    before: Callable[[], None] = nothing,
+    context: BaseContext = FORK,
+    seconds: float = PATIENCE,
 ) -> None:
-    process = start(main, arguments, log, before)
+    process = start(main, arguments, log, before, context, seconds)
     process.join(seconds)
-    assert process.exitcode == 0, Path(log).read_text()[-3000:]
+    assert process.exitcode == 0, Path(log).read_text()[-6000:]
 
 
 def free_port() -> int:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests import forks
+from tests.forks import FORK, PATIENCE, nothing
 
 SMALL = ["data.num_train=8", "data.num_held_out=1", "data.num_steering=1", "max_tokens=600", "keep_last=2"]
 TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
@@ -26,21 +27,23 @@ RL = [
 ]  # fmt: skip
 
 
-def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None):
-    return forks.start(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
+def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = nothing, context=FORK):
+    return forks.start(main, ([*arguments, f"out={out}"],), f"{out}.log", before, context)
 
 
-def finish(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None) -> None:
-    forks.finish(main, ([*arguments, f"out={out}"],), f"{out}.log", before)
+def finish(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = nothing, context=FORK) -> None:
+    forks.finish(main, ([*arguments, f"out={out}"],), f"{out}.log", before, context)
 
 
-def killed(main: Callable, arguments: list[str], out: Path, death: Callable[[], None], name: str = "") -> None:
-    process = start(main, arguments, out, death)
-    process.join(200)
-    assert process.exitcode == -signal.SIGKILL, name or Path(f"{out}.log").read_text()[-3000:]
+def killed(
+    main: Callable, arguments: list[str], out: Path, death: Callable[[], None], name: str = "", context=FORK
+) -> None:
+    process = start(main, arguments, out, death, context)
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL, name or Path(f"{out}.log").read_text()[-6000:]
 
 
-def refused(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = lambda: None) -> str:
+def refused(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = nothing) -> str:
     """What a run says that ends at once."""
     process = start(main, arguments, out, before)
     process.join(60)

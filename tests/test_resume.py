@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from reward import judges
 from rollout.hf_engine import TransformersEngine
-from tests.forks import embedder  # noqa: F401
+from tests.forks import SPAWN, embedder  # noqa: F401
 from tests.lives import (
     RL,
     SFT,
@@ -259,21 +259,21 @@ def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+def dies_with_the_third_weights() -> None:
+    from rollout.vllm_engine import VLLMEngine
+
+    dies_at(VLLMEngine, "load_weights", 3)()
+
+
 @pytest.mark.slow
 def test_a_run_with_vllm_goes_on_bit_for_bit(whole, tmp_path):
     """Killed with a sampled step in the journal; a new engine samples the step after it, with that time's weights."""
     pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
     main, arguments = arguments_of("rl", whole)
     arguments = [*arguments, "engine=vllm", "num_steps=4", "eval_every=0", "max_model_len=400"]
-
-    def dies_in_step_2() -> None:
-        from rollout.vllm_engine import VLLMEngine
-
-        dies_at(VLLMEngine, "load_weights", 3)()
-
-    finish(main, arguments, tmp_path / "whole")
-    killed(main, arguments, tmp_path / "run", dies_in_step_2)
+    finish(main, arguments, tmp_path / "whole", context=SPAWN)
+    killed(main, arguments, tmp_path / "run", dies_with_the_third_weights, context=SPAWN)
     assert checkpoint_names(tmp_path / "run") == ["step_2"] and (tmp_path / "run/journal/step_2.json").exists()
-    finish(main, [*arguments, "resume=auto"], tmp_path / "run")
+    finish(main, [*arguments, "resume=auto"], tmp_path / "run", context=SPAWN)
     same_run(tmp_path / "run", tmp_path / "whole")
     assert any(row["grad_norm"] > 0 for row in metrics(tmp_path / "run")[2:])
