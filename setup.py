@@ -37,7 +37,6 @@ setup(
         "openai[aiohttp]>=2.25",
         "aiohttp>=3.12",
         "pydantic>=2",
-        "tenacity>=9",
         "diskcache>=5.6",
         "matplotlib>=3.9",
         "rapidfuzz>=3.9",

@@ -22,8 +22,7 @@ from urllib.parse import quote
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
-from membuilder.building.dialogues import build_all
-from membuilder.building.stores import failures
+from membuilder.building.dialogues import build_all, failures
 from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of

@@ -1,6 +1,18 @@
-"""How turns and entries are written as text."""
+"""How turns and entries are written as text, and which strings are text."""
 
 from membuilder.types import Session, Turn
+
+HALF_CHARACTER = "holds half a surrogate pair, which is no text"
+"""What messages say of a string that `is_text` refuses."""
+
+
+def is_text(text: str) -> bool:
+    """Return whether a string can be sent, shown and stored. JSON from outside may hold one that cannot (`\\ud83d`)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def quoted(session: Session, turn: Turn) -> str:

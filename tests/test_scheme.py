@@ -41,9 +41,6 @@ class Keeper:
     def show(self, session, bank, embedder):
         return {"keeper": bank.entries[-2:]}
 
-    def show_queries(self, session):
-        return []
-
     def ask(self, role, session, bank, shown):
         turns = [f"{turn.text} #{number}" for number, turn in enumerate(session.turns, start=1)]
         return "\\n".join([*turns, *(entry.text for entry in shown[role]), "keep:"])

@@ -16,7 +16,7 @@ NEVER_PRINTED = {
     "membuilder.eval": {"--metric"},  # a flag of `membuilder.eval compare`, which has its own help
 }
 SERVER_MESSAGES = [
-    *(f"membuilder.llm.{name}" for name in ("client", "responses", "retries")),
+    *(f"membuilder.llm.{name}" for name in ("client", "responses")),
     "membuilder.embedding.remote",
 ]
 

@@ -12,8 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -23,26 +22,13 @@ from membuilder.bank.store_rows import Answer, Reason
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError, StoreErrorKind
 from membuilder.llm.chat_model import ChatModel
-from membuilder.schemes.scheme import Scheme, SessionResult, Shown
-from membuilder.types import AgentUpdate, Bank, Dialogue, Session
+from membuilder.schemes.scheme import Scheme, Shown
+from membuilder.text import HALF_CHARACTER, is_text
+from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, Session
 
-EMBED_AHEAD_TURNS = 48
-"""Turns of one job of embedding ahead: enough for batches, and done in less than a second on one core."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoleAnswer:
-    """One role's answer, before anything is applied."""
-
-    text: str | None
-    """The model's text; None when none came."""
-    update: AgentUpdate = AgentUpdate()
-    chat_failure: Reason | None = None
-    seconds: float = 0.0
-    asked_at: datetime | None = None
-
-
-Ask = Callable[[Session, Bank, Shown], Awaitable[dict[str, RoleAnswer]]]
+Answers = dict[str, tuple[AgentUpdate, Answer]]
+"""Role -> what it wants to change, and what the store keeps of its answer, but for the entries shown."""
+Ask = Callable[[Session, Bank, Shown], Awaitable[Answers]]
 
 
 def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
@@ -51,12 +37,11 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
     A ChatError that is not the model's fault is raised after all calls have ended.
     """
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[str, RoleAnswer]:
+    async def ask(session: Session, bank: Bank, shown: Shown) -> Answers:
         calls = [_ask_role(model, scheme, role, session, bank, shown) for role in scheme.roles]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+        for failed in (answer for answer in answers if isinstance(answer, BaseException)):
+            raise failed
         return dict(zip(scheme.roles, answers, strict=True))
 
     return ask
@@ -68,15 +53,16 @@ def ask_expert(scheme: Scheme) -> Ask:
     if propose is None:
         raise ConfigError(f"scheme '{scheme.name}' has no offline expert: name a model to build with")
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> dict[str, RoleAnswer]:
+    async def ask(session: Session, bank: Bank, shown: Shown) -> Answers:
         asked_at, began = datetime.now(UTC), time.perf_counter()
         updates = propose(session, bank, shown)
         seconds = (time.perf_counter() - began) / len(scheme.roles)
-        texts = {role: scheme.write(role, update, session, shown) for role, update in updates.items()}
-        return {
-            role: RoleAnswer(text=texts[role], update=update, seconds=seconds, asked_at=asked_at)
-            for role, update in updates.items()
-        }
+        answers = {}
+        for role, update in updates.items():
+            text = scheme.write(role, update, session, shown)
+            answer = Answer(text=text, operations=update.operations, seconds=seconds, asked_at=asked_at)
+            answers[role] = update, answer
+        return answers
 
     return ask
 
@@ -101,44 +87,25 @@ class Builder:
         num_stored = _check_same(dialogue, store)
         bank = store.bank()
         embedder = _WithStored(self.embedder, bank, store.vectors()) if bank.entries else self.embedder
-        sessions = dialogue.sessions[num_stored:]
-        ahead = asyncio.create_task(self._embed_ahead(sessions[1:], embedder))
         try:
-            for session in sessions:
+            for session in dialogue.sessions[num_stored:]:
                 shown = await self._in_thread(self.scheme.show, session, bank, embedder)
                 answers = await self.ask(session, bank, shown) if session.turns else {}  # an empty session is not read
                 updates = {role: AgentUpdate() for role in self.scheme.roles}
-                updates |= {role: answer.update for role, answer in answers.items()}
+                updates |= {role: update for role, (update, _) in answers.items()}
                 result = self.scheme.apply(session, bank, updates, shown)
                 new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
                 vectors = await self._in_thread(_embed, embedder, new)
                 bank = result.bank
-                store.append(session, _stored_answers(answers, result, shown), bank, vectors)
+                store.append(session, _stored(answers, result.failures, shown), bank, vectors)
                 on_session(session)
         except ChatError as error:
             raise BuildStopped(store.path, dialogue.id, session.id, session.index, error) from error
-        finally:
-            ahead.cancel()
-            await asyncio.wait({ahead})  # what could not be embedded ahead, a session above could not either
-            with suppress(asyncio.CancelledError):
-                ahead.exception()  # asked for, so that asyncio does not report it as never retrieved
         return bank
 
     def close(self) -> None:
         """End the thread after what runs in it."""
         self._thread.shutdown(cancel_futures=True)
-
-    async def _embed_ahead(self, sessions: Sequence[Session], embedder: TextEmbedder) -> None:
-        """Embed the turns of sessions to come while the model writes, for embedders that remember what they embedded.
-
-        The jobs are small, because an embedding that is needed now waits for the job that runs.
-        """
-        texts: list[str] = []
-        for session in sessions:
-            texts += self.scheme.show_queries(session)
-            if len(texts) >= EMBED_AHEAD_TURNS or session is sessions[-1]:
-                await self._in_thread(_embed, embedder, texts)
-                texts = []
 
     async def _in_thread(self, function: Callable, *arguments: object):
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -163,10 +130,8 @@ def check_dialogue(dialogue: Dialogue) -> None:
             if turn.id in turn_ids:
                 refuse(session, "turns", f"{turn.id!r} names two turns; every turn needs its own id")
             turn_ids.add(turn.id)
-            try:
-                "".join((turn.id, turn.speaker, turn.role, turn.content)).encode()
-            except UnicodeEncodeError:  # JSON files may hold one
-                refuse(session, "turns", f"turn {turn.id!r} holds half a surrogate pair, which is no text; remove it")
+            if not is_text(f"{turn.id}{turn.speaker}{turn.role}{turn.content}"):
+                refuse(session, "turns", f"turn {turn.id!r} {HALF_CHARACTER}; remove it")
 
 
 class _WithStored:
@@ -191,51 +156,43 @@ class _WithStored:
 
 async def _ask_role(
     model: ChatModel, scheme: Scheme, role: str, session: Session, bank: Bank, shown: Shown
-) -> RoleAnswer:
+) -> tuple[AgentUpdate, Answer]:
     asked_at, began = datetime.now(UTC), time.perf_counter()
     prompt = scheme.ask(role, session, bank, shown)
+    text, update, failure = None, AgentUpdate(), None
     try:
         text = await model.complete([{"role": "user", "content": prompt}], schema=scheme.schema(role, session))
-        given = {"text": text, "update": scheme.parse(role, text, session)}
+        update = scheme.parse(role, text, session)
     except ChatError as error:
         if not error.models_fault:
             raise
-        given = {"text": None, "chat_failure": Reason(kind=f"chat_{error.kind}", detail=str(error))}
-    return RoleAnswer(**given, seconds=time.perf_counter() - began, asked_at=asked_at)
+        failure = Reason(kind=f"chat_{error.kind}", detail=str(error))
+    seconds = time.perf_counter() - began
+    return update, Answer(text=text, operations=update.operations, failure=failure, seconds=seconds, asked_at=asked_at)
+
+
+def _stored(answers: Answers, failures: Mapping[str, Failure], shown: Shown) -> dict[str, Answer]:
+    reasons = {role: Reason(kind=failure.kind.value, detail=failure.detail) for role, failure in failures.items()}
+    stored = {}
+    for role, (_, answer) in answers.items():
+        ids = tuple(entry.id for entry in shown[role])
+        stored[role] = replace(answer, failure=reasons.get(role, answer.failure), shown=ids)
+    return stored
 
 
 def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
     return embedder.embed(texts) if texts else np.empty((0, embedder.dimension), dtype=np.float32)
 
 
-def _stored_answers(answers: Mapping[str, RoleAnswer], result: SessionResult, shown: Shown) -> dict[str, Answer]:
-    stored = {}
-    for role, answer in answers.items():
-        failure = answer.chat_failure
-        if role in result.failures:
-            failure = Reason(kind=result.failures[role].kind.value, detail=result.failures[role].detail)
-        stored[role] = Answer(
-            text=answer.text,
-            operations=answer.update.operations,
-            failure=failure,
-            shown=tuple(entry.id for entry in shown[role]),
-            seconds=answer.seconds,
-            asked_at=answer.asked_at,
-        )
-    return stored
-
-
 def _check_same(dialogue: Dialogue, store: Store) -> int:
     """Count the stored sessions, which must be the first ones of this dialogue, word for word."""
     stored = [each.session for each in store.sessions()]
     differs = [mine.id for mine, theirs in zip(stored, dialogue.sessions, strict=False) if mine != theirs]
-    problem = ""
+    if not differs and len(stored) <= len(dialogue.sessions):
+        return len(stored)
+    problem = f"holds {len(stored)} sessions already, more than the {len(dialogue.sessions)} to build"
     if differs:
         problem = (
             f"session {differs[0]} was read with another date or other turns than dialogue {dialogue.id} has there"
         )
-    elif len(stored) > len(dialogue.sessions):
-        problem = f"holds {len(stored)} sessions already, more than the {len(dialogue.sessions)} to build"
-    if problem:
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; build into a new file")
-    return len(stored)
+    raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; build into a new file")

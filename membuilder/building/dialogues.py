@@ -1,31 +1,35 @@
-"""Builds what a configuration asks for: it opens the model and the embedder, and each dialogue gets a store."""
+"""Builds many dialogues into stores of their own, some of them at once."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from membuilder.building.builder import Ask, Builder, ask_expert, ask_model
+from membuilder.bank.store import writing
+from membuilder.bank.store_rows import StoredSession
+from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
-from membuilder.building.stores import Job, build_stores
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
+from membuilder.llm.concurrency import for_each
 from membuilder.llm.costs import Costs
+from membuilder.progress import progress
 from membuilder.schemes.load import load_scheme
-from membuilder.schemes.scheme import Scheme
 from membuilder.types import Dialogue
 
 
-@asynccontextmanager
-async def open_roles(config: BuildConfig, scheme: Scheme, role: Role, keys: Keys, costs: Costs) -> AsyncIterator[Ask]:
-    """Open who proposes the operations; a model is checked with one small call before anything else begins."""
-    if config.model.name == RULES:
-        yield ask_expert(scheme)
-        return
-    async with ChatClient(config.chat(keys), role, costs) as model:
-        await model.check()
-        yield ask_model(model, scheme)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    dialogue: Dialogue
+    path: Path
+    """The path of its store; a build that is begun there goes on."""
+    settings: Mapping[str, Any]
+    """The settings that the store records and that a build which goes on must share."""
 
 
 async def build_all(
@@ -36,10 +40,18 @@ async def build_all(
     costs: Costs,
     on_built: Callable[[Path, TextEmbedder], object],
 ) -> None:
-    """Build each dialogue into the store at the path beside it; `on_built` runs in a thread for each whole store."""
+    """Build each dialogue into the store at the path beside it; `on_built` runs in a thread for each whole store.
+
+    A model is checked with one small call before anything else begins.
+    """
     scheme = load_scheme(config.scheme, config.prompts)
     async with AsyncExitStack() as stack:
-        ask = await stack.enter_async_context(open_roles(config, scheme, role, keys, costs))
+        if config.model.name == RULES:
+            ask = ask_expert(scheme)
+        else:
+            model = await stack.enter_async_context(ChatClient(config.chat(keys), role, costs))
+            await model.check()
+            ask = ask_model(model, scheme)
         embedder = stack.enter_context(embedder_of(config.embedder(keys), costs))
         builder = Builder(ask=ask, embedder=embedder, scheme=scheme)
         stack.callback(builder.close)
@@ -48,3 +60,27 @@ async def build_all(
             for path, dialogue in stores
         ]
         await build_stores(jobs, builder, config.parallel, str(role), lambda path: on_built(path, embedder))
+
+
+async def build_stores(
+    jobs: Sequence[Job], builder: Builder, parallel: int, label: str, on_built: Callable[[Path], object]
+) -> None:
+    """Build at most `parallel` dialogues at once. The first error stops all; what is stored stays.
+
+    `on_built(path)` runs in a thread once a store holds its whole dialogue, while the store is still locked.
+    """
+    with progress(total=sum(len(job.dialogue.sessions) for job in jobs), label=label, unit="session") as bar:
+
+        async def build(job: Job) -> None:
+            with writing(job.path, job.settings) as store:
+                bar.update(store.num_sessions())
+                await builder.build(job.dialogue, store, on_session=lambda session: bar.update())
+                await asyncio.to_thread(on_built, job.path)
+
+        await for_each(build, jobs, parallel)
+
+
+def failures(sessions: Iterable[StoredSession]) -> Counter[str]:
+    """Count the answers that failed, by kind."""
+    answers = (answer for session in sessions for answer in session.answers.values())
+    return Counter(answer.failure.kind for answer in answers if answer.failure is not None)

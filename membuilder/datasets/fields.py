@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from membuilder.errors import DataError
+from membuilder.text import HALF_CHARACTER, is_text
 from membuilder.types import Dialogue
 
 logger = logging.getLogger(__name__)
@@ -95,12 +96,9 @@ def refuse_half_characters(dialogues: Sequence[Dialogue], path: str | Path) -> N
     """JSON may hold half a surrogate pair (`\\ud83d` alone), which no model reads and no file can be written with."""
     for position, dialogue in enumerate(dialogues):
         for field, text in _texts(dialogue):
-            try:
-                text.encode()
-            except UnicodeEncodeError:
+            if not is_text(text):
                 where = f"record {position} ({ascii(dialogue.id)[1:-1]})"
-                problem = f"{ascii(text):.80} holds half a surrogate pair, which is no text; repair or remove it"
-                raise DataError(path, where, field, problem) from None
+                raise DataError(path, where, field, f"{ascii(text):.80} {HALF_CHARACTER}; repair or remove it")
 
 
 def _texts(dialogue: Dialogue) -> Iterator[tuple[str, str]]:

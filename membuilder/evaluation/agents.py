@@ -13,7 +13,7 @@ from typing import Any
 from membuilder.bank.store import reading
 from membuilder.building.builder import Builder, ask_model
 from membuilder.building.config import BuildConfig
-from membuilder.building.stores import Job, build_stores, failures
+from membuilder.building.dialogues import Job, build_stores, failures
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
 from membuilder.embedding.options import Precision

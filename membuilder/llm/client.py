@@ -9,6 +9,7 @@ drips a byte now and then is never late.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,9 @@ from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ModelEndpoint, Provider, chat_address
 from membuilder.llm.response_cache import content_key
 from membuilder.llm.responses import read_chat, read_model_names, read_tokens
-from membuilder.llm.retries import retrying, status_error
+from membuilder.llm.retries import pause_seconds, retry_after
 from membuilder.llm.usage import Usage
+from membuilder.text import HALF_CHARACTER
 
 if TYPE_CHECKING:
     import openai
@@ -38,6 +40,8 @@ CHECK_SCHEMA = {
 }
 CHECK_MESSAGES = [{"role": "user", "content": 'Answer with this JSON object and nothing else: {"ready": true}'}]
 CHECK_ATTEMPTS = 2
+TRANSIENT_STATUSES = frozenset({408, 409, 429})  # and every 5xx
+_SIMPLEST = content_key(schema=CHECK_SCHEMA)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,19 +71,19 @@ class Connection:
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[object], T], max_attempts: int) -> T:
         """Send a request, as often as the policy allows, and return its answer as `read` gives it."""
-        send = partial(self._counted, path, body, read)
-        try:
-            return await send()
-        except ChatError as error:
-            failures = [error]
-
-        async def attempt() -> T:
-            if failures:
-                raise failures.pop()
-            return await send()
-
-        # the first attempt stands outside the policy, whose machinery would cost a good call a tenth of its time
-        return await retrying(self._endpoint, max_attempts)(attempt)
+        for attempt in itertools.count(1):
+            try:
+                return await self._once(path, body, read)
+            except ChatError as error:
+                self._usage.add_failure(self._role, error.kind)
+                pause = pause_seconds(error, attempt, self._endpoint)
+                if pause is None or max_attempts == 1:
+                    raise
+                if attempt == max_attempts:
+                    message = f"{error} (given up after {attempt} attempts)"
+                    raise ChatError(error.kind, message, error.retry_after_seconds) from None
+                _log.info("attempt %d failed (%s), next in %.1f s: %s", attempt, error.kind, pause, error)
+            await asyncio.sleep(pause)
 
     async def model_names(self) -> list[str]:
         """The models the server lists; empty when it has no such list."""
@@ -88,13 +92,6 @@ class Connection:
         except ChatError:  # the list only improves a message about another error
             return []
         return read_model_names(payload)
-
-    async def _counted(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
-        try:
-            return await self._once(path, body, read)
-        except ChatError as error:
-            self._usage.add_failure(self._role, error.kind)
-            raise
 
     async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
         async with self._free:
@@ -135,7 +132,7 @@ class Connection:
             message = f"{self.base_url}: what answers there does not speak HTTP ({type(error).__name__})"
             failure = ChatError(ChatErrorKind.UNREACHABLE, message)
         except UnicodeEncodeError:
-            message = "the request holds half a surrogate pair, which is no text; repair the data it comes from"
+            message = f"the request {HALF_CHARACTER}; repair the data it comes from"
             failure = ChatError(ChatErrorKind.BAD_REQUEST, message)
         except (ValueError, RecursionError) as error:  # from the JSON reader
             message = f"{self.base_url}: the answer is not JSON or was cut short ({type(error).__name__})"
@@ -143,20 +140,32 @@ class Connection:
         raise failure  # outside the handlers: the library's error, which knows the request, is not chained to it
 
     def _status_error(self, error: "openai.APIStatusError") -> ChatError:
-        match error.body:
-            case {"message": str(said)}:
-                pass
-            case _:
-                said = error.message
-        return status_error(
-            error.status_code,
-            error.response.headers,
-            self._without_key(said),
-            error.code,
-            server=self.base_url,
-            model=self._endpoint.name,
-            key_hint=self._address.key_hint,
-        )
+        """What an HTTP status other than success means."""
+        status, headers, server, model = error.status_code, error.response.headers, self.base_url, self._endpoint.name
+        body = error.body if isinstance(error.body, dict) else {}
+        said = self._without_key(str(body.get("message") or error.message))
+        said = f" The server said: {said}" if said else ""
+        if error.code == "insufficient_quota":  # a 429 that no waiting heals
+            kind, problem = ChatErrorKind.NO_CREDIT, f"{server}: the account of this API key has no credit left."
+        elif status in TRANSIENT_STATUSES or status >= 500:
+            message = f"{server}: HTTP {status}; lower concurrency {SETTING_HINT} or try later.{said}"
+            return ChatError(ChatErrorKind.EXHAUSTED, message, retry_after(headers))
+        elif status in (401, 403):
+            problem = f"{server} refuses the API key (HTTP {status}); set {self._address.key_hint}."
+            kind = ChatErrorKind.REFUSED_KEY
+        elif status == 404 or error.code == "model_not_found":
+            kind = ChatErrorKind.UNKNOWN_MODEL
+            problem = (
+                f"{server} serves no model {model!r} (HTTP {status}); check the model's name, and that the base URL is"
+                " the root of an OpenAI-compatible API, usually ending in /v1."
+            )
+        elif 300 <= status < 400:
+            target = headers.get("location", "elsewhere")
+            message = f"{server} redirects to {target} (HTTP {status}); set the base URL to the final address."
+            return ChatError(ChatErrorKind.UNREACHABLE, message)
+        else:
+            kind, problem = ChatErrorKind.BAD_REQUEST, f"{server} refuses the request for {model!r} (HTTP {status})."
+        return ChatError(kind, problem + said)
 
     def _without_key(self, text: str) -> str:
         key = self._address.api_key.get_secret_value()
@@ -178,9 +187,8 @@ class ChatClient:
         self._endpoint = replace(access.endpoint, price=costs.price_of(access.endpoint))
         self._role, self._usage, self._cache = role, costs.usage, costs.answers
         self._connection = Connection(self._endpoint, chat_address(access), role, costs.usage)
-        self._plain = False  # the server takes no schema at all
-        self._formats: dict[str, dict[str, Any]] = {}
         self._refused_schemas: set[str] = set()
+        """Keys of the schemas that the server refused; one that refuses the simplest refuses all."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -196,7 +204,13 @@ class ChatClient:
         seconds = self._endpoint.check_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
-                await self._check()
+                try:
+                    await self._ask(CHECK_MESSAGES, CHECK_SCHEMA, CHECK_ATTEMPTS)
+                except ChatError as error:
+                    if error.kind is ChatErrorKind.UNKNOWN_MODEL and (names := await self._connection.model_names()):
+                        raise ChatError(error.kind, f"{error} It lists: {', '.join(names[:20])}") from None
+                    if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
+                        raise
         except TimeoutError:
             message = (
                 f"{self._connection.base_url}: no answer within {seconds:g} s of starting; is the server up and idle"
@@ -213,51 +227,31 @@ class ChatClient:
             return await self._ask(messages, schema, self._endpoint.max_attempts)
         key = self._key(messages, schema)
         stored = self._cache.get(key)
-        if stored is not None:
+        if stored is None:
+            stored = {"text": await self._ask(messages, schema, self._endpoint.max_attempts)}
+            self._cache.put(key, stored)
+        else:
             self._usage.add_cached(self._role)
-            return stored["text"]
-        reply = await self._ask(messages, schema, self._endpoint.max_attempts)
-        self._cache.put(key, {"text": reply})
-        return reply
-
-    async def _check(self) -> None:
-        try:
-            await self._ask(CHECK_MESSAGES, CHECK_SCHEMA, CHECK_ATTEMPTS)
-        except ChatError as error:
-            if error.kind is ChatErrorKind.UNKNOWN_MODEL and (names := await self._connection.model_names()):
-                raise ChatError(error.kind, f"{error} It lists: {', '.join(names[:20])}") from None
-            if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
-                raise
+        return stored["text"]
 
     async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> str:
-        body = self._body(messages)
+        body, send = self._body(messages), partial(self._connection.post, "/chat/completions")
         name = None if schema is None else content_key(schema=schema)
-        if name is None or self._plain or name in self._refused_schemas:
-            return await self._post(body, max_attempts)
-        if name not in self._formats:
-            self._formats[name] = response_format(schema)
+        if name is None or not self._refused_schemas.isdisjoint({name, _SIMPLEST}):
+            return await send(body, read_chat, max_attempts)
         try:
-            return await self._post(body | {"response_format": self._formats[name]}, max_attempts)
+            return await send(body | {"response_format": response_format(schema)}, read_chat, max_attempts)
         except ChatError as error:
             if error.kind is not ChatErrorKind.BAD_REQUEST:
                 raise
             refusal = str(error)
         # Was it the schema? Only the same request without it can tell; a refusal of that one is about the rest.
-        reply = await self._post(body, max_attempts)
-        self._note_refusal(name, schema, refusal)
-        return reply
-
-    def _note_refusal(self, name: str, schema: Mapping, refusal: str) -> None:
-        """Remember and say once what this server cannot do; one that refuses the simplest schema refuses all."""
-        already_known = self._plain or name in self._refused_schemas
-        self._refused_schemas.add(name)
-        self._plain = self._plain or schema == CHECK_SCHEMA
-        if not already_known:
-            what = "JSON schemas" if self._plain else "one of the JSON schemas"
+        reply = await send(body, read_chat, max_attempts)
+        if name not in self._refused_schemas:
+            self._refused_schemas.add(name)
+            what = "JSON schemas" if name == _SIMPLEST else "one of the JSON schemas"
             _log.warning("%s refuses %s; asking without, and answers may not parse: %s", self._role, what, refusal)
-
-    async def _post(self, body: Mapping[str, Any], max_attempts: int) -> str:
-        return await self._connection.post("/chat/completions", body, read_chat, max_attempts)
+        return reply
 
     def _body(self, messages: Sequence[Message]) -> dict[str, Any]:
         endpoint = self._endpoint

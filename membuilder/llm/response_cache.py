@@ -4,7 +4,8 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import diskcache
 
 from membuilder.errors import CacheError
 
-_UNUSABLE = (sqlite3.Error, diskcache.Timeout, OSError)
+_UNUSABLE = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, zlib.error)
+"""The last three: a file from another time or hand."""
 
 
 class _JsonDisk(diskcache.JSONDisk):
@@ -36,28 +38,27 @@ class AnswerCache:
     """
 
     def __init__(self, folder: str | Path):
-        self._folder = Path(folder)
-        try:
+        self._folder = folder
+        with self._usable():
             self._cache = diskcache.Cache(
                 str(folder), disk=_JsonDisk, disk_compress_level=1, eviction_policy="none", cull_limit=0
             )
-        except _UNUSABLE as error:
-            raise self._damaged(error) from error
 
     def get(self, key: str) -> dict[str, Any] | None:
-        try:
+        with self._usable():
             return self._cache.get(key)
-        except (*_UNUSABLE, ValueError, TypeError, zlib.error) as error:  # a file from another time or hand
-            raise self._damaged(error) from error
 
     def put(self, key: str, record: Mapping[str, Any]) -> None:
-        try:
+        with self._usable():
             self._cache.set(key, dict(record))
-        except _UNUSABLE as error:
-            raise self._damaged(error) from error
 
     def close(self) -> None:
         self._cache.close()
 
-    def _damaged(self, error: Exception) -> CacheError:
-        return CacheError(f"the cache in {self._folder} cannot be used; delete it or name another: {error}")
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except _UNUSABLE as error:
+            problem = f"the cache in {self._folder} cannot be used; delete it or name another: {error}"
+            raise CacheError(problem) from error

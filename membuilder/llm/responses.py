@@ -1,10 +1,24 @@
 """What a server's JSON must hold to be an answer. Untrusted: every shape is checked, and a wrong one is a ChatError."""
 
 import json
+from operator import attrgetter
+from typing import Annotated
+
+import msgspec
 
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.endpoints import SETTING_HINT
 from membuilder.llm.usage import Tokens
+from membuilder.text import HALF_CHARACTER, is_text
+
+
+class _Embedding(msgspec.Struct):
+    index: int
+    embedding: Annotated[list[float], msgspec.Meta(min_length=1)]
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
 
 
 def read_chat(payload: object) -> str:
@@ -23,8 +37,8 @@ def read_chat(payload: object) -> str:
         raise _bad(payload, "the answer is no text")
     if content is None or not content.strip():
         raise ChatError(ChatErrorKind.NO_TEXT, "the model answered without a text")
-    if not _encodes(content):
-        raise ChatError(ChatErrorKind.NO_TEXT, f"the answer holds half a surrogate pair: {content[:200]!r}")
+    if not is_text(content):
+        raise ChatError(ChatErrorKind.NO_TEXT, f"the answer {HALF_CHARACTER}: {content[:200]!r}")
     return content
 
 
@@ -40,22 +54,13 @@ def read_tokens(payload: object) -> Tokens | None:
 
 def read_embeddings(payload: object, num_texts: int) -> list[list[float]]:
     """One vector per text in the order asked, all of one length. Raises ChatError (BAD_RESPONSE)."""
-    match payload:
-        case {"data": [*rows]} if len(rows) == num_texts:
-            pass
-        case _:
-            raise _bad(payload, f"the answer does not hold {num_texts} embeddings")
-    vectors: dict[int, list[float]] = {}
-    for row in rows:
-        match row:
-            case {"index": int(index), "embedding": [_, *_] as vector} if all(type(x) in (float, int) for x in vector):
-                vectors[index] = vector
-            case _:
-                raise _bad(payload, "an embedding is not a list of numbers with an index")
-    lengths = {len(vector) for vector in vectors.values()}
-    if sorted(vectors) != list(range(num_texts)) or len(lengths) != 1:
-        raise _bad(payload, "embeddings are missing, twice, or of different lengths")
-    return [vectors[index] for index in range(num_texts)]
+    try:
+        rows = sorted(msgspec.convert(payload, _Embeddings).data, key=attrgetter("index"))
+    except msgspec.ValidationError as error:
+        raise _bad(payload, f"the answer holds no embeddings: {error}") from error
+    if [row.index for row in rows] != list(range(num_texts)) or len({len(row.embedding) for row in rows}) != 1:
+        raise _bad(payload, f"of {num_texts} embeddings some are missing, twice, or of different lengths")
+    return [row.embedding for row in rows]
 
 
 def read_model_names(payload: object) -> list[str]:
@@ -70,11 +75,3 @@ def _bad(payload: object, problem: str) -> ChatError:
         problem = "the answer is not declared as JSON; is the base URL the root of an OpenAI-compatible API?"
     start = payload if isinstance(payload, str) else json.dumps(payload)
     return ChatError(ChatErrorKind.BAD_RESPONSE, f"{problem}: {start[:200]!r}")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

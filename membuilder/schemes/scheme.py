@@ -52,10 +52,6 @@ class Scheme(Protocol):
         """The entries each role sees beside the session."""
         ...
 
-    def show_queries(self, session: Session) -> list[str]:
-        """The texts of the session that `show` embeds, so that a builder can embed them ahead."""
-        ...
-
     def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str:
         """The prompt of a role. Roles whose prompts begin alike share that part's computation."""
         ...

@@ -24,7 +24,7 @@ from membuilder.llm.answer_and_judge import Strictness, answer, judge
 from membuilder.llm.chat_model import ChatModel, Message, read_json
 from membuilder.llm.json_output import without_thoughts
 from membuilder.schemes.scheme import Step
-from membuilder.text import on_one_line, quoted
+from membuilder.text import HALF_CHARACTER, is_text, on_one_line, quoted
 from membuilder.trajectories.question_plan import Kind
 from membuilder.types import ENTRY_AGENTS, Entry, Question, Turn
 
@@ -142,7 +142,8 @@ async def write_questions(
 def _read(reply: str) -> list[dict[str, Any]]:
     """Raises ValueError for anything but the JSON asked for."""
     answered = read_json(reply, SCHEMA)
-    json.dumps(answered, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON but no text
+    if not is_text(json.dumps(answered, ensure_ascii=False)):
+        raise ValueError(HALF_CHARACTER)
     return answered["questions"]
 
 

@@ -5,8 +5,8 @@ store.
 
 The builder asks through its own client over HTTP; the endpoint is a process of its own on loopback and shares the
 builder's cores. The ideal is 30 x 50 ms: the four agents of a session answer at once, a session needs the one before
-it. Two kinds of answers: quotes of turns (whose embeddings are made while the model writes), and texts of the model's
-own (two a session of about ten words, which can only be embedded afterwards). Three embedders:
+it. Two kinds of answers: quotes of turns (which are embedded to be shown to the model, so not once more), and texts of
+the model's own (two a session of about ten words, which can only be embedded afterwards). Three embedders:
 
 `bag of words` costs next to nothing: what is left over the ideal is the builder, its client, the search and the store.
 `MiniLM, turns known` has the dialogue's turns in its cache, as after an evaluation, a stopped or an earlier build of

@@ -12,7 +12,6 @@ from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.rules import propose
 from membuilder.schemes.four_agents.schemas import schema
 from membuilder.schemes.scheme import SessionResult, Shown
-from membuilder.text import quoted
 from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
 
 TINY_MAX_SHOWN = 20
@@ -35,9 +34,6 @@ class FourAgents:
             return {agent: () for agent in Agent}
         found = {agent: related(bank, session, agent, embedder, number, superseded) for agent in ENTRY_AGENTS}
         return {Agent.CORE: (), **found}
-
-    def show_queries(self, session: Session) -> list[str]:
-        return [quoted(session, turn) for turn in session.turns] if self.prompts.entries_shown else []
 
     def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str:
         return render_prompt(Agent(role), session, bank, shown[role], self.prompts)
