@@ -13,22 +13,18 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from membuilder.bank.indexed_bank import open_memory
-from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
-from membuilder.building.dialogues import build_all, failures
+from membuilder.building.dialogues import build_all, summary
 from membuilder.config import describe, load
-from membuilder.datasets.load import load as load_dialogues
-from membuilder.datasets.selection import DATASET_NAMES, place_of
+from membuilder.datasets.selection import DATASET_NAMES, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ConfigError, exit_status
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
@@ -42,6 +38,7 @@ FLAGS = {
     "--conv-id": ("conv_id", "build this dialogue only", None),
     "--sessions": ("sessions", "first sessions only", None),
     "--parallel": ("parallel", "dialogues at once", None),
+    "--scheme": ("scheme", "a folder with a scheme of your own; default: four_agents", None),
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
 """The flags of common use: flag -> the key it sets, what `--help` says of it, what it may be."""
@@ -68,32 +65,23 @@ async def run(config: BuildConfig, keys: Keys, costs: Costs) -> list[Path]:
     return [path for path, _ in stores]
 
 
-def summary(path: Path) -> str:
-    """Say in one line what a build left."""
-    with reading(path) as store:
-        sessions, bank = store.sessions(), store.bank()
-    failed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures(sessions).items())) or "none"
-    counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
-    return f"{path}: {counts}; failed answers: {failed}"
+def main(argv: Sequence[str] | None = None) -> int:
+    kept = "Every session stored before stays; the same command goes on behind it."
+    return exit_status("membuilder.build", lambda: _build(argv), kept)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def _build(argv: Sequence[str] | None) -> int:
     config, given = parse(argv)
     quiet_libraries(_beside(config, LOG_FILE))
-    try:
-        with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
-            paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), costs))
-            print("\n".join(summary(path) for path in paths))
-            print(f"look inside: python -m membuilder.inspect {paths[0]}")
-    except MemBuilderError as error:
-        sys.exit(f"membuilder.build: {error}\nEvery session stored before stays; the same command goes on behind it.")
-    except KeyboardInterrupt:
-        sys.exit(
-            "membuilder.build: stopped; every session stored before stays, and the same command goes on behind it."
-        )
+    with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
+        paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), costs))
+        print("\n".join(map(summary, paths)))
+        print(f"look inside: python -m membuilder.inspect {paths[0]}")
+    return 0
 
 
 def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
+    """Return the configuration that a command line asks for, and its flags. Raises ConfigError."""
     parser = argparse.ArgumentParser(
         prog="python -m membuilder.build",
         description=__doc__,
@@ -109,35 +97,23 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     add_embedding_flags(parser)
     add_cost_flags(parser)
     given = parser.parse_intermixed_args(argv)
-    try:
-        return load(BuildConfig, given.config, [*_overrides(vars(given)), *given.overrides]), given
-    except ConfigError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
-def _overrides(given: Mapping[str, Any]) -> list[str]:
-    """The flags as `key=value`: YAML strings, so that no name is taken for a number; numbers are read back."""
+    # flags as YAML strings, so that no name is taken for a number; numbers are read back
     keys = {key: key for key, _, _ in FLAGS.values()} | SHARED
-    set_by_flags = [f"{key}={json.dumps(given[name])}" for name, key in keys.items() if given[name]]
-    return [*set_by_flags, *(f"model.{setting}" for setting in given["endpoint"])]
+    by_flags = [f"{key}={json.dumps(value)}" for name, key in keys.items() if (value := getattr(given, name))]
+    of_model = [f"model.{setting}" for setting in given.endpoint]
+    return load(BuildConfig, given.config, [*by_flags, *of_model, *given.overrides]), given
 
 
 def _stores(config: BuildConfig) -> list[tuple[Path, Dialogue]]:
     """The path of each store and the dialogue to build there."""
-    source = place_of(config.dataset, config.data, config.data_dir)
-    dialogues = load_dialogues(source, None if config.conv_id is None else (config.conv_id,))
-    if config.conv_id is not None:
-        known = [dialogue.id for dialogue in dialogues]
-        dialogues = [dialogue for dialogue in dialogues if dialogue.id == config.conv_id]
-        if not dialogues:
-            raise ConfigError(f"conv_id: {source} has no dialogue {config.conv_id!r}; it has {', '.join(known[:20])}")
+    ids = () if config.conv_id is None else (config.conv_id,)
+    asked = f"{config.data or config.dataset}: conv_id {config.conv_id!r}"
+    dialogues, _ = load_selected(config.dataset, config.data, config.data_dir, ids=ids, ids_from=asked)
     if len(dialogues) > 1 and config.out.endswith(STORE_SUFFIX):
-        raise ConfigError(
-            f"out: {config.out} is one store, for {len(dialogues)} dialogues; name a folder, or a conv_id"
-        )
-    cut = [in_windows(dialogue, config.max_turns) for dialogue in dialogues]
-    short = [replace(dialogue, sessions=dialogue.sessions[: config.sessions]) for dialogue in cut]
-    return [(_store_path(config, dialogue), dialogue) for dialogue in short]
+        problem = f"is one store, for {len(dialogues)} dialogues; name a folder, or a conv_id"
+        raise ConfigError(f"out: {config.out} {problem}")
+    windows = [in_windows(dialogue, config.max_turns) for dialogue in dialogues]
+    return [(_store_path(config, dialogue), dialogue) for dialogue in shorten(windows, config.sessions, None)]
 
 
 def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
@@ -154,4 +130,4 @@ def _beside(config: BuildConfig, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,7 +25,7 @@ _TIMEOUT = httpx.Timeout(60, connect=15)
 
 
 def fetch(dataset: PublicDataset, data_folder: Path) -> list[Path]:
-    """Puts each file where its loader looks for it and returns the paths; FetchError says how to do it by hand."""
+    """Put each file where its loader looks for it and return the paths; FetchError says how to do it by hand."""
     folder = data_folder / dataset.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,57 +36,43 @@ def fetch(dataset: PublicDataset, data_folder: Path) -> list[Path]:
 
 def _fetch_file(file: RemoteFile, path: Path) -> Path:
     if path.exists():
-        problem = _difference(file, path.stat().st_size, _sha256(path))
-        if problem is not None:
+        if problem := _difference(file, path):
             raise FetchError(f"{path} is there already but {problem}; move it away and fetch again")
         return path
+    by_hand = f"to do it by hand, get {file.url} on a machine with network and put it at {path.resolve()}"
     with atomic(path) as partial:
-        size, sha256 = _download(file, partial, path)
-        problem = _difference(file, size, sha256)
-        if problem is not None:
-            raise FetchError(f"{file.url}: what came {problem}; {_by_hand(file, path)}")
+        try:
+            _download(file, partial)
+        except httpx.HTTPError as error:
+            problem = f"not reached or cut off ({type(error).__name__}: {error})"
+            if isinstance(error, httpx.HTTPStatusError):
+                problem = f"the server answered {error.response.status_code}"
+            raise FetchError(f"{file.url}: {problem}; {by_hand}") from error
+        if problem := _difference(file, partial):
+            raise FetchError(f"{file.url}: what came {problem}; {by_hand}")
     return path
 
 
-def _download(file: RemoteFile, partial: Path, target: Path) -> tuple[int, str]:
-    """Fetches into `part`; the size and checksum of what came."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with (
-            httpx.stream("GET", file.url, follow_redirects=True, timeout=_TIMEOUT) as response,
-            partial.open("wb") as out,
-        ):
-            response.raise_for_status()
-            with progress(total=file.size, label=file.name, unit="bytes") as bar:
-                for block in response.iter_bytes(1 << 20):
-                    out.write(block)
-                    digest.update(block)
-                    size += len(block)
-                    bar.update(len(block))
-    except httpx.HTTPStatusError as error:
-        problem = f"{file.url}: the server answered {error.response.status_code}; {_by_hand(file, target)}"
-        raise FetchError(problem) from error
-    except httpx.HTTPError as error:
-        problem = f"{file.url}: not reached or cut off ({type(error).__name__}: {error}); {_by_hand(file, target)}"
-        raise FetchError(problem) from error
-    return size, digest.hexdigest()
+def _download(file: RemoteFile, path: Path) -> None:
+    with (
+        httpx.stream("GET", file.url, follow_redirects=True, timeout=_TIMEOUT) as response,
+        path.open("wb") as out,
+    ):
+        response.raise_for_status()
+        with progress(total=file.size, label=file.name, unit="bytes") as bar:
+            for block in response.iter_bytes(1 << 20):
+                out.write(block)
+                bar.update(len(block))
 
 
-def _difference(file: RemoteFile, size: int, sha256: str) -> str | None:
+def _difference(file: RemoteFile, path: Path) -> str | None:
+    """What tells the file at `path` from the public one; None where nothing that is known does."""
+    size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"has {size:,} bytes instead of {file.size:,}"
-    if file.sha256 is not None and sha256 != file.sha256:
-        return f"has sha256 {sha256} instead of {file.sha256}"
-    return None
-
-
-def _by_hand(file: RemoteFile, path: Path) -> str:
-    return f"to do it by hand, get {file.url} on a machine with network and put it at {path.resolve()}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    return None if file.sha256 in (None, sha256) else f"has sha256 {sha256} instead of {file.sha256}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,8 +3,9 @@
     python -m membuilder.expert --dataset longmemeval --split sft --expert-model claude-4.5-sonnet --skip-existing
     python -m membuilder.expert --dataset locomo --dataset-path locomo10.json --expert rules      (no API)
 
-Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectories/trajectory.py says what is in it). A stopped run goes on where
-it was when the same command is run again: it loses at most the session in flight.
+Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectories/trajectory.py says what is in it); with a scheme of your own
+that is the store alone. A stopped run goes on where it was when the same command is run again: it loses at most the
+session in flight.
 """
 
 import argparse
@@ -17,15 +18,17 @@ from pathlib import Path
 
 from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
-from membuilder.building.dialogues import build_all
+from membuilder.building.dialogues import build_all, summary
 from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, exit_status
+from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
 
@@ -59,7 +62,12 @@ async def run(config: BuildConfig, dialogues: Sequence[Dialogue], keys: Keys, co
 
 def _publish(path: Path, embedder: TextEmbedder) -> None:
     with reading(path) as store:  # a connection belongs to its thread
-        publish(path.parent, store)
+        settings, num_sessions = store.settings(), store.num_sessions()
+        if settings["scheme"] == FOUR_AGENTS:
+            publish(path.parent, store)
+            return
+    metadata = {"conv_id": settings["dialogue"], "num_sessions": num_sessions, "scheme": settings["scheme"]}
+    write_atomic(path.with_name(METADATA_FILE), json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,14 +85,8 @@ def _write_samples(given: argparse.Namespace) -> int:
     with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
         for folder in asyncio.run(run(config, todo, keys, costs)) if todo else []:
-            print(_summary(folder))
+            print(summary(folder / STORE_FILE))
     return 0
-
-
-def _summary(folder: Path) -> str:
-    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-    failed = ", ".join(f"{count} {kind}" for kind, count in metadata["failed_agent_calls"].items()) or "none"
-    return f"{folder}: {metadata['num_sessions']} sessions, {metadata['total_agent_calls']} calls; failed: {failed}"
 
 
 def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
@@ -108,6 +110,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
         model=model,
         max_turns=given.max_turns,
         parallel=given.workers if given.parallel else 1,
+        scheme=given.scheme,
         **{key: getattr(given, key) for key in EMBEDDING_KEYS},
     )
 
@@ -127,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=SPLITS, help="predefined split (longmemeval)")
     names, text = ("--expert-model", "--expert"), f"`rules` needs no API; default {EXPERT_MODEL}"
     add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
+    text = (
+        "how memory is written: %(default)s (default), or a folder with a scheme of your own, of which a store is kept"
+    )
+    add("--scheme", default=FOUR_AGENTS, metavar="FOLDER", help=text)
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
     add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
+from membuilder.datasets.files import read_appended
 from membuilder.errors import ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
@@ -80,21 +81,21 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
     part = folder / f"{QA_FILE}.unfinished"
     lines = _begun(part, options)
     before = [asked for number, line in enumerate(lines) for asked in _asked(line, trajectory, number)]
+    plans = plan(len(trajectory.steps), options.qa_per_session)
     with part.open("a", encoding="utf-8") as file:
-        plans = plan(len(trajectory.steps), options.qa_per_session)
         for number in range(len(lines), len(trajectory.steps)):
             step = trajectory.steps[number].step
             wanted = plans[number] if step.session.turns else Counter()
             found = await write_questions(step, trajectory.speakers, wanted, before, models)
             before += found.kept
             lines.append(_line(trajectory, number, wanted, found))
-            file.write(json.dumps(lines[-1], ensure_ascii=False) + "\n")
+            file.write(_json_line(lines[-1]))
             file.flush()
             os.fsync(file.fileno())
             on_session()
     report = _report(lines, options)
     write_atomic(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-    write_atomic(folder / QA_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomic(folder / QA_FILE, "".join(map(_json_line, lines)))
     part.unlink()
     return report
 
@@ -102,13 +103,15 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
 def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
     """The whole lines of a stopped run; a line cut off by the stop is taken out of the file."""
     if not part.is_file():
-        write_atomic(part, json.dumps(asdict(options)) + "\n")
+        write_atomic(part, _json_line(asdict(options)))
         return []
-    whole = part.read_bytes().split(b"\n")[:-1]  # what no newline ends was cut off
-    settings, *lines = [json.loads(line) for line in whole]
+    settings, *lines = [value for _, value in read_appended(part, "move the file away and begin anew")]
     _check_settings(part, settings, options)
-    write_atomic(part, "".join(line.decode() + "\n" for line in whole))
     return lines
+
+
+def _json_line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def _check_settings(path: Path, found: dict[str, Any], options: QAOptions) -> None:
@@ -158,36 +161,35 @@ def _asked(line: dict[str, Any], trajectory: Trajectory, number: int) -> list[As
 
 
 def _report(lines: Sequence[dict[str, Any]], options: QAOptions) -> dict[str, Any]:
-    counted_in_lines = ("asked_for", "missing", "dropped")
-    totals = {name: sum((Counter(line[name]) for line in lines), Counter()) for name in counted_in_lines}
-    kept = Counter(raw["type"].replace("-", "_") for line in lines for raw in line["questions"])
+    def total(name: str) -> Counter[str]:
+        return sum((Counter(line[name]) for line in lines), Counter())
+
     return {
         "settings": asdict(options),
         "sessions": len(lines),
         "sessions_without_questions": sum(bool(line["asked_for"]) and not line["questions"] for line in lines),
-        "asked_for": dict(totals["asked_for"]),
-        "kept": dict(kept),
-        "missing": dict(totals["missing"]),
-        "dropped": dict(sorted(totals["dropped"].items())),
+        "asked_for": total("asked_for"),
+        "kept": Counter(raw["type"].replace("-", "_") for line in lines for raw in line["questions"]),
+        "missing": total("missing"),
+        "dropped": dict(sorted(total("dropped").items())),
     }
 
 
 def missing_share(reports: Sequence[dict[str, Any]]) -> float:
-    asked_for = sum(sum(report["asked_for"].values()) for report in reports)
-    return sum(sum(report["missing"].values()) for report in reports) / asked_for if asked_for else 0.0
+    missing, asked_for = (sum(sum(each[name].values()) for each in reports) for name in ("missing", "asked_for"))
+    return missing / asked_for if asked_for else 0.0
 
 
 async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, Any]]:
     """Write the questions of every folder and return its report. The first fatal error stops all; sessions stay."""
     folders = sample_folders(given.trajectories_dir)
-    checker = given.check_model or given.model
-    names = {"model": given.model, "check_model": checker, "closed_book_model": given.closed_book_model}
-    options = QAOptions(qa_per_session=given.qa_per_session, **names)
+    checker, guesser = given.check_model or given.model, given.closed_book_model
+    models = {"model": given.model, "check_model": checker, "closed_book_model": guesser}
+    options = QAOptions(qa_per_session=given.qa_per_session, **models)
     writer = read_endpoint(given, "", given.model)
     check = read_endpoint(given, "check-", checker, like=writer)
-    guess = None
-    if given.closed_book_model is not None:
-        guess = read_endpoint(given, "closed-book-", given.closed_book_model, like=writer)
+    guess = None if guesser is None else read_endpoint(given, "closed-book-", guesser, like=writer)
+    reports = {}
     async with AsyncExitStack() as stack:
 
         async def opened(access: ModelAccess, role: Role) -> ChatModel:
@@ -198,10 +200,9 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
         models = Models(
             writer=await opened(writer, Role.QUESTIONER),
             checker=await opened(check, Role.JUDGE),
-            closed_book=await opened(guess, Role.ANSWERER) if guess is not None else None,
+            closed_book=None if guess is None else await opened(guess, Role.ANSWERER),
         )
         bar = stack.enter_context(progress(label="qa", unit="session"))
-        reports = {}
 
         async def one(folder: Path) -> None:
             reports[str(folder)] = await write_sample(folder, options, models, on_session=bar.update)
@@ -217,7 +218,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ask(given: argparse.Namespace) -> int:
-    _check(given)
+    if min(given.qa_per_session, given.workers) < 1:
+        raise ConfigError("--qa-per-session and --workers must be at least 1")
+    if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
+        problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
+        raise ConfigError(problem)
     quiet_libraries(given.trajectories_dir / LOG_FILE)
     with counted(given, given.trajectories_dir / USAGE_FILE, "membuilder.qa") as costs:
         reports = asyncio.run(run(given, costs))
@@ -235,14 +240,6 @@ def _counts(by_kind: Mapping[str, int]) -> str:
     """A count and its parts, such as "3 (2 update, 1 recall)"."""
     parts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in by_kind.items())
     return f"{sum(by_kind.values())} ({parts})" if parts else "none"
-
-
-def _check(given: argparse.Namespace) -> None:
-    if min(given.qa_per_session, given.workers) < 1:
-        raise ConfigError("--qa-per-session and --workers must be at least 1")
-    if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
-        problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
-        raise ConfigError(problem)
 
 
 def _parser() -> argparse.ArgumentParser:

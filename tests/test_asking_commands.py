@@ -54,14 +54,7 @@ def asked(tmp_path, monkeypatch):
 
 def run(command: str, flags: list[str]) -> int:
     """Exit status."""
-    if command == "expert":
-        return expert.main(flags)
-    try:
-        build(flags)
-    except SystemExit as stopped:
-        print(stopped.code)
-        return 2
-    return 0
+    return {"build": build, "expert": expert.main}[command](flags)
 
 
 def lines(path: Path) -> list[dict]:
@@ -94,7 +87,7 @@ def test_a_server_embeds_and_the_store_knows_which(command, asked, tmp_path, cap
         chats = [request for request in server.requests if "/chat/" in request.path]
         assert (len(chats), len(server.requests) > len(chats)) == (1 + 4 * 3, True)
         assert run(command, [*flags, *remote[:3], "e-2"]) == 2  # another model of the same server
-        assert "embedding_model='e-1'" in capsys.readouterr()[command == "expert"]
+        assert "embedding_model='e-1'" in capsys.readouterr().err
         with FaultServer(status(401)) as cloud:
             other = [
                 "--embedding-provider",
@@ -105,7 +98,7 @@ def test_a_server_embeds_and_the_store_knows_which(command, asked, tmp_path, cap
                 "e-1",
             ]
             assert run(command, [*flags, *other]) == 2
-        assert "--embedding-api-key or OPENAI_EMBEDDINGS_API_KEY" in capsys.readouterr()[command == "expert"]
+        assert "--embedding-api-key or OPENAI_EMBEDDINGS_API_KEY" in capsys.readouterr().err
     with reading(tmp_path / store_path) as store:
         settings = store.settings()
         assert (settings["embedding_provider"], settings["embedding_model"]) == ("vllm", "e-1")
@@ -148,8 +141,8 @@ def test_a_stopped_build_says_what_it_used(asked, tmp_path, capsys):
     with FaultServer(*[chat_and_embed] * 10, status(429, retry_after="3600")) as server:
         flags = [*asked("build", server), "--embedding-provider", "vllm", "--embedding-model", "e-1"]
         assert run("build", flags) == 2
-    said = capsys.readouterr().out
-    assert "run the same command again" in said and "Sessions stored before it and safe: " in said
+    said, error = capsys.readouterr()
+    assert "run the same command again" in error and "Sessions stored before it and safe: " in error
     (line,) = lines(tmp_path / "d.usage.jsonl")
     (printed,) = [each for each in said.splitlines() if each.startswith("usage: ")]
     calls = sum(role["calls"] for role in line["usage"].values())

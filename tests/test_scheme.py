@@ -1,16 +1,24 @@
 """The seam for schemes: a toy scheme in a folder of its own trains, builds and is judged like `four_agents`."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
+from membuilder import expert, qa
+from membuilder.bank.store import reading
+from membuilder.building import dialogues
 from membuilder.building.builder import ask_expert
 from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import load_scheme
 from reward.formula import load_formula
+from tests.fakes import HashEmbedder
+from tests.fault_server import FaultServer, Request, answering
 from tests.small_rl import Run, config_of
+from tests.test_expert import THREE, custom
 from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.run_log import read_jsonl
 
@@ -150,3 +158,63 @@ def test_a_scheme_without_an_expert_says_what_it_cannot_do(folder, tmp_path):
     scheme = load_scheme(changed(folder, tmp_path, "expert = staticmethod(longest)", "expert = None"), PromptConfig())
     with pytest.raises(ConfigError, match="has no offline expert: name a model"):
         ask_expert(scheme)
+
+
+# The commands
+
+
+def asked(request: Request) -> str:
+    """The model behind a server keeps the first line."""
+    return '{"ready": true}' if "keep:" not in request.body["messages"][-1]["content"] else "#1"
+
+
+@pytest.fixture
+def expert_command(folder, tmp_path, monkeypatch):
+    """The expert with the toy scheme on one dialogue of three sessions, with a small embedder."""
+    monkeypatch.setattr(dialogues, "embedder_of", lambda options, costs: nullcontext(HashEmbedder()))
+    data = custom(tmp_path / "talks.jsonl", THREE)
+    base = ["--dataset", "custom", "--dataset-path", str(data), "--output-dir", str(tmp_path / "out")]
+    return lambda *flags, scheme=str(folder): expert.main([*base, "--scheme", scheme, *flags])
+
+
+def test_an_expert_that_is_a_model_asks_through_the_scheme_and_a_store_is_kept(
+    expert_command, folder, tmp_path, capsys
+):
+    with FaultServer(answering(asked)) as server:
+        flags = ["--expert-model", "m-1", "--provider", "vllm", "--base-url", server.base_url]
+        assert expert_command(*flags) == 0
+        assert len(server.requests) == 1 + 3  # the check, and the one role about three sessions
+        assert expert_command(*flags, "--expert-model", "m-2") == 2
+    sample = tmp_path / "out/custom/d"
+    told = {"conv_id": "d", "num_sessions": 3, "scheme": str(folder)}
+    assert json.loads((sample / "metadata.json").read_text()) == told and not (sample / "states").exists()
+    with reading(sample / "memory.db") as store:
+        assert store.settings()["scheme"] == str(folder)
+        assert [entry.text.split(": ")[1] for entry in store.bank().entries] == [
+            s.turns[0].text for s in THREE.sessions
+        ]
+        assert [list(each.answers) for each in store.sessions()] == [["keeper"]] * 3
+    assert "3 sessions, 3 entries" in capsys.readouterr().out
+
+
+def test_rules_write_by_a_scheme_that_has_them_and_questions_are_refused_by_its_name(
+    expert_command, folder, tmp_path, capsys
+):
+    assert expert_command("--expert", "rules") == 0
+    with FaultServer(answering(asked)) as server:
+        flags = ["--provider", "vllm", "--base-url", server.base_url, "--model", "w"]
+        assert qa.main(["--trajectories-dir", str(tmp_path / "out"), *flags]) == 2
+        assert len(server.requests) == 2  # the checks of the writer and the checker
+    assert f"was built by scheme '{folder}'" in capsys.readouterr().err
+
+
+def test_a_scheme_without_rules_and_a_folder_without_a_scheme_are_refused_by_name(expert_command, tmp_path, capsys):
+    without = tmp_path / "without"
+    without.mkdir()
+    name = changed(tmp_path, without, "expert = staticmethod(longest)", "expert = None")
+    assert expert_command("--expert", "rules", scheme=name) == 2
+    assert expert_command("--expert", "rules", scheme="nowhere") == 2
+    said = capsys.readouterr().err
+    assert "scheme 'keeper' has no offline expert: name a model" in said
+    assert "scheme: 'nowhere' is neither four_agents nor a folder with a scheme.py" in said
+    assert not list((tmp_path / "out").rglob("memory.db"))

@@ -17,7 +17,7 @@ from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
 from membuilder.errors import ConfigError
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import EmbeddingConfig, ModelAccess
+from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import endpoint_of
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
         raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
     server = {"name": options.model, "provider": options.provider, "base_url": options.base_url}
     endpoint = endpoint_of(server, options.settings)
-    config = EmbeddingConfig(endpoint=replace(endpoint, price=costs.price_of(endpoint)))
-    cache, chat = costs.answers, options.chat
-    return EndpointEmbedder(config, costs.usage, api_key=options.api_key, cache=cache, chat=chat)
+    endpoint, chat = replace(endpoint, price=costs.price_of(endpoint)), options.chat
+    return EndpointEmbedder(endpoint, costs.usage, api_key=options.api_key, cache=costs.answers, chat=chat)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,7 @@ JUDGE_ATTEMPTS = 3
 """Times a judge is asked before an answer stays unjudged."""
 _ANOTHER_TRY = (ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED)
 """Failures that another wording may mend; the client has already tried again where waiting may help."""
+_SHORT = 'Reply with {"correct": true} or {"correct": false} and nothing else.'
 
 
 class Strictness(StrEnum):
@@ -80,27 +81,24 @@ async def judge(
     if question.answerable and not (question.answer or "").strip():
         return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")
     prompt = judge_prompt(question, answer_text, strictness)
-    messages = [_user(prompt)]
-    problem = ""
+    messages, problem = [_user(prompt)], ""
     for asked in [model, *[again or model] * (JUDGE_ATTEMPTS - 1)]:
         try:
             reply = await asked.complete(messages, schema=VERDICT_SCHEMA)
+            verdict = read_json(reply, VERDICT_SCHEMA)
+            return AnswerVerdict(correct=verdict["correct"], reason=verdict.get("reason", ""))
         except ChatError as error:
+            if error.fatal:
+                raise
             if error.kind not in _ANOTHER_TRY:
-                if error.fatal:
-                    raise
                 return AnswerVerdict(correct=None, reason=f"judge failed: {error}")
             problem = str(error)
             messages = [_user(f"{prompt}\n{_SHORT}")]  # another request: a temperature of 0 would repeat the same one
-            continue
-        try:
-            verdict = read_json(reply, VERDICT_SCHEMA)
         except ValueError as error:
             problem = str(error)
             # the longer conversation is another request, so neither a cache nor a temperature of 0 repeats the reply
-            messages += [{"role": "assistant", "content": reply}, _user(_again(problem))]
-            continue
-        return AnswerVerdict(correct=verdict["correct"], reason=verdict.get("reason", ""))
+            complaint = _user(f"That was not the JSON object asked for ({problem}). {_SHORT}")
+            messages += [{"role": "assistant", "content": reply}, complaint]
     return AnswerVerdict(correct=None, reason=f"no verdict in {JUDGE_ATTEMPTS} replies: {problem}")
 
 
@@ -115,13 +113,6 @@ def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -
 def prompt_hashes() -> Mapping[str, str]:
     """SHA-256 of each prompt file: what a published number must name beside its judge."""
     return {name: hashlib.sha256(_template(name).template.encode()).hexdigest() for name in PROMPTS}
-
-
-_SHORT = 'Reply with {"correct": true} or {"correct": false} and nothing else.'
-
-
-def _again(problem: str) -> str:
-    return f"That was not the JSON object asked for ({problem}). {_SHORT}"
 
 
 def _user(text: str) -> Message:

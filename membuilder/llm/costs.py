@@ -7,7 +7,7 @@ with counted(given, path, "membuilder.build") as costs:  # given: parsed flags, 
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,12 +33,9 @@ class Costs:
 @contextmanager
 def open_costs(given: argparse.Namespace, usage: Usage) -> Iterator[Costs]:
     """Open what parsed flags ask for; `usage` outlives it, to be told after a failure too. Raises CacheError."""
-    prices = dict(given.price)
-    if given.answer_cache is None:
-        yield Costs(usage=usage, prices=prices)
-        return
-    with closing(AnswerCache(given.answer_cache)) as answers:
-        yield Costs(usage=usage, prices=prices, answers=answers)
+    cache = nullcontext() if given.answer_cache is None else closing(AnswerCache(given.answer_cache))
+    with cache as answers:
+        yield Costs(usage=usage, prices=dict(given.price), answers=answers)
 
 
 @contextmanager

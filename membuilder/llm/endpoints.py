@@ -95,24 +95,6 @@ class ModelEndpoint:
             _check_url(self.base_url)
 
 
-@dataclass(kw_only=True)
-class EmbeddingConfig:
-    """A model that embeds; of its endpoint the settings of answers (temperature and the like) are not used."""
-
-    endpoint: ModelEndpoint
-    dimensions: int | None = None
-    """Length of the vectors, for models that offer several; None takes the model's own."""
-    batch_size: int = 64
-    """Texts in one request."""
-    max_text_chars: int | None = None
-    """A longer text is embedded by its beginning, as local models do; None sends all of it, and a server that has a
-    limit refuses it."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.max_text_chars is not None and self.max_text_chars < 1):
-            raise ValueError("batch_size and max_text_chars must be at least 1")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelAccess:
     """An endpoint and the key for it that was given on a command line."""
@@ -135,9 +117,8 @@ class Address:
 
 def chat_address(access: ModelAccess, environ: Mapping[str, str] = os.environ) -> Address:
     """Where to chat and with which key; ConfigError where a key is needed and there is none."""
-    endpoint = access.endpoint
-    own = "VLLM_API_KEY" if endpoint.provider is Provider.VLLM else "OPENAI_API_KEY"
-    return _address(endpoint, access.api_key, environ, f"{access.key_flag} or {endpoint.api_key_env or own}")
+    hint = f"{access.key_flag} or {_key_variable(access.endpoint)}"
+    return _address(access.endpoint, access.api_key, environ, hint)
 
 
 def embeddings_address(
@@ -157,11 +138,13 @@ def embeddings_address(
     return _address(endpoint, key or chat.api_key, environ, f"{EMBEDDING_KEY_HINT}, or the key for chat")
 
 
+def _key_variable(endpoint: ModelEndpoint) -> str:
+    return endpoint.api_key_env or ("VLLM_API_KEY" if endpoint.provider is Provider.VLLM else "OPENAI_API_KEY")
+
+
 def _address(endpoint: ModelEndpoint, api_key: str | None, environ: Mapping[str, str], hint: str) -> Address:
-    is_vllm = endpoint.provider is Provider.VLLM
-    variable = endpoint.api_key_env or ("VLLM_API_KEY" if is_vllm else "OPENAI_API_KEY")
-    key = api_key or environ.get(variable)
-    if is_vllm:
+    key = api_key or environ.get(_key_variable(endpoint))
+    if endpoint.provider is Provider.VLLM:
         return Address(base_url=endpoint.base_url or VLLM_BASE_URL, api_key=SecretStr(key or NO_KEY), key_hint=hint)
     if not key:
         raise ConfigError(f"provider openai needs a key: set {hint}; a server of your own is provider vllm")

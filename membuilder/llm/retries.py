@@ -34,7 +34,7 @@ def pause_seconds(error: ChatError, attempt: int, endpoint: ModelEndpoint) -> fl
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds a server asks to wait, by `retry-after-ms` or by `retry-after` in seconds or as a date; None: it does not."""
+    """Seconds a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or a date; None: it does not."""
     milliseconds, text = headers.get("retry-after-ms", "").strip(), headers.get("retry-after", "")
     if milliseconds.isdigit():
         return int(milliseconds) / 1000
