@@ -80,7 +80,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
         return report
     part = folder / f"{QA_FILE}.unfinished"
     lines = _begun(part, options)
-    before = [asked for number, line in enumerate(lines) for asked in _asked(line, trajectory, number)]
+    before = [_asked(raw) for line in lines for raw in line["questions"]]
     plans = plan(len(trajectory.steps), options.qa_per_session)
     with part.open("a", encoding="utf-8") as file:
         for number in range(len(lines), len(trajectory.steps)):
@@ -144,20 +144,10 @@ def _line(trajectory: Trajectory, number: int, wanted: Counter[Kind], found: Ses
     }
 
 
-def _asked(line: dict[str, Any], trajectory: Trajectory, number: int) -> list[Asked]:
-    """The questions of a line written before, as they were when they were asked."""
-    step = trajectory.steps[number].step
-    known: dict[str, Any] = {f"entry:{entry.id}": entry for entry in step.result.bank.entries}
-    known |= {f"turn:{turn.id}": turn for turn in step.session.turns}
-    return [
-        Asked(
-            question=raw["question"],
-            answer=raw["answer"],
-            kind=Kind(raw["type"].replace("-", "_")),
-            evidence=tuple(known[source] for source in raw["source"]),
-        )
-        for raw in line["questions"]
-    ]
+def _asked(raw: dict[str, Any]) -> Asked:
+    """A question of a line written before; what it is compared by, and so without its evidence."""
+    kind = Kind(raw["type"].replace("-", "_"))
+    return Asked(question=raw["question"], answer=raw["answer"], kind=kind, evidence=())
 
 
 def _report(lines: Sequence[dict[str, Any]], options: QAOptions) -> dict[str, Any]:
@@ -184,8 +174,8 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
     """Write the questions of every folder and return its report. The first fatal error stops all; sessions stay."""
     folders = sample_folders(given.trajectories_dir)
     checker, guesser = given.check_model or given.model, given.closed_book_model
-    models = {"model": given.model, "check_model": checker, "closed_book_model": guesser}
-    options = QAOptions(qa_per_session=given.qa_per_session, **models)
+    names = {"model": given.model, "check_model": checker, "closed_book_model": guesser}
+    options = QAOptions(qa_per_session=given.qa_per_session, **names)
     writer = read_endpoint(given, "", given.model)
     check = read_endpoint(given, "check-", checker, like=writer)
     guess = None if guesser is None else read_endpoint(given, "closed-book-", guesser, like=writer)

@@ -45,10 +45,7 @@ def _turns(dialogue: Dialogue) -> list[Turn]:
 def _store(dialogue: Dialogue, kept: Collection[str]) -> Bank:
     bank = Bank()
     for session in dialogue.sessions:
-        operations = tuple(
-            Operation(kind=OperationKind.ADD, quote=(number,))
-            for number, turn in enumerate(session.turns, start=1)
-            if turn.id in kept
-        )
+        numbers = [number for number, turn in enumerate(session.turns, start=1) if turn.id in kept]
+        operations = tuple(Operation(kind=OperationKind.ADD, quote=(number,)) for number in numbers)
         bank = apply_update(bank, session, Agent.EPISODIC, AgentUpdate(operations=operations), ()).bank
     return bank

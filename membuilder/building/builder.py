@@ -19,7 +19,7 @@ import numpy as np
 
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
-from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.local import TextEmbedder, in_rows
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError, StoreErrorKind
 from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.scheme import Scheme, Shown
@@ -95,7 +95,7 @@ class Builder:
                 updates |= {role: update for role, (update, _) in answers.items()}
                 result = self.scheme.apply(session, bank, updates, shown)
                 new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
-                vectors = await self._in_thread(_embed, embedder, new)
+                vectors = await self._in_thread(embedder.embed, new)
                 bank = result.bank
                 store.append(session, _stored(answers, result.failures, shown), bank, vectors)
                 on_session(session)
@@ -138,20 +138,13 @@ class _WithStored:
     """An embedder that knows the stored entries already, so that a build goes on with the very numbers it wrote."""
 
     def __init__(self, embedder: TextEmbedder, bank: Bank, vectors: np.ndarray):
-        self._embedder, self._vectors = embedder, vectors
-        self._rows = {entry.text: row for row, entry in enumerate(bank.entries)}
-
-    @property
-    def dimension(self) -> int:
-        return self._embedder.dimension
+        self._embedder, self.dimension = embedder, embedder.dimension
+        self._vectors = {entry.text: vector for entry, vector in zip(bank.entries, vectors, strict=True)}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        is_stored = np.fromiter((text in self._rows for text in texts), dtype=bool, count=len(texts))
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        vectors[is_stored] = self._vectors[[self._rows[text] for text in texts if text in self._rows]]
-        if not is_stored.all():
-            vectors[~is_stored] = self._embedder.embed([text for text in texts if text not in self._rows])
-        return vectors
+        if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
+            self._vectors.update(zip(new, self._embedder.embed(new), strict=True))
+        return in_rows(self._vectors, texts, self.dimension)
 
 
 async def _ask_role(
@@ -173,15 +166,11 @@ async def _ask_role(
 
 def _stored(answers: Answers, failures: Mapping[str, Failure], shown: Shown) -> dict[str, Answer]:
     reasons = {role: Reason(kind=failure.kind.value, detail=failure.detail) for role, failure in failures.items()}
-    stored = {}
-    for role, (_, answer) in answers.items():
-        ids = tuple(entry.id for entry in shown[role])
-        stored[role] = replace(answer, failure=reasons.get(role, answer.failure), shown=ids)
-    return stored
-
-
-def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
-    return embedder.embed(texts) if texts else np.empty((0, embedder.dimension), dtype=np.float32)
+    ids = {role: tuple(entry.id for entry in entries) for role, entries in shown.items()}
+    return {
+        role: replace(answer, failure=reasons.get(role, answer.failure), shown=ids[role])
+        for role, (_, answer) in answers.items()
+    }
 
 
 def _check_same(dialogue: Dialogue, store: Store) -> int:
@@ -192,7 +181,5 @@ def _check_same(dialogue: Dialogue, store: Store) -> int:
         return len(stored)
     problem = f"holds {len(stored)} sessions already, more than the {len(dialogue.sessions)} to build"
     if differs:
-        problem = (
-            f"session {differs[0]} was read with another date or other turns than dialogue {dialogue.id} has there"
-        )
+        problem = f"session {differs[0]} was read with another date or other turns than {dialogue.id} has there"
     raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; build into a new file")

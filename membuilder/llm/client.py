@@ -88,10 +88,9 @@ class Connection:
     async def model_names(self) -> list[str]:
         """The models the server lists; empty when it has no such list."""
         try:
-            payload = await self._within_time(self._openai.get("/models", cast_to=object))
+            return read_model_names(await self._within_time(self._openai.get("/models", cast_to=object)))
         except ChatError:  # the list only improves a message about another error
             return []
-        return read_model_names(payload)
 
     async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
         async with self._free:
@@ -115,57 +114,51 @@ class Connection:
         import aiohttp
         import openai
 
+        seconds, pause = self._endpoint.timeout_seconds, None
         try:
-            async with asyncio.timeout(self._endpoint.timeout_seconds):
+            async with asyncio.timeout(seconds):
                 return await request
         except TimeoutError:
-            seconds = self._endpoint.timeout_seconds
-            message = f"no whole answer within {seconds:g} s; raise timeout_seconds or lower concurrency {SETTING_HINT}"
-            failure = ChatError(ChatErrorKind.TIMEOUT, f"{self.base_url}: {message}")
+            problem = f"no whole answer within {seconds:g} s; raise timeout_seconds or lower concurrency {SETTING_HINT}"
+            kind = ChatErrorKind.TIMEOUT
         except openai.APIStatusError as error:
-            failure = self._status_error(error)
-        except openai.APIConnectionError as error:
-            cause = self._without_key(f"{type(error.__cause__).__name__}: {error.__cause__}")
-            message = f"{self.base_url}: no connection, or it broke; is the server running at this address? ({cause})"
-            failure = ChatError(ChatErrorKind.UNREACHABLE, message)
-        except aiohttp.ClientError as error:  # openai's transport does not translate all of its own
-            message = f"{self.base_url}: what answers there does not speak HTTP ({type(error).__name__})"
-            failure = ChatError(ChatErrorKind.UNREACHABLE, message)
+            kind, problem = self._meaning(error)
+            pause = retry_after(error.response.headers)
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:  # openai translates most of its transport's
+            cause = error.__cause__ or error
+            cause = self._without_key(f"{type(cause).__name__}: {cause}")
+            problem = f"no connection, or it broke; is a server that speaks HTTP running at this address? ({cause})"
+            kind = ChatErrorKind.UNREACHABLE
         except UnicodeEncodeError:
-            message = f"the request {HALF_CHARACTER}; repair the data it comes from"
-            failure = ChatError(ChatErrorKind.BAD_REQUEST, message)
+            kind, problem = ChatErrorKind.BAD_REQUEST, f"the request {HALF_CHARACTER}; repair the data it comes from"
         except (ValueError, RecursionError) as error:  # from the JSON reader
-            message = f"{self.base_url}: the answer is not JSON or was cut short ({type(error).__name__})"
-            failure = ChatError(ChatErrorKind.BAD_RESPONSE, message)
-        raise failure  # outside the handlers: the library's error, which knows the request, is not chained to it
+            problem = f"the answer is not JSON or was cut short ({type(error).__name__})"
+            kind = ChatErrorKind.BAD_RESPONSE
+        # outside the handlers: the library's error, which knows the request, is not chained to it
+        raise ChatError(kind, f"{self.base_url}: {problem}", pause)
 
-    def _status_error(self, error: "openai.APIStatusError") -> ChatError:
-        """What an HTTP status other than success means."""
-        status, headers, server, model = error.status_code, error.response.headers, self.base_url, self._endpoint.name
+    def _meaning(self, error: "openai.APIStatusError") -> tuple[ChatErrorKind, str]:
+        """What an HTTP status other than success means, and what to do about it."""
+        status, model, target = error.status_code, self._endpoint.name, error.response.headers.get("location")
         body = error.body if isinstance(error.body, dict) else {}
         said = self._without_key(str(body.get("message") or error.message))
-        said = f" The server said: {said}" if said else ""
         if error.code == "insufficient_quota":  # a 429 that no waiting heals
-            kind, problem = ChatErrorKind.NO_CREDIT, f"{server}: the account of this API key has no credit left."
+            kind, problem = ChatErrorKind.NO_CREDIT, "the account of this API key has no credit left."
         elif status in TRANSIENT_STATUSES or status >= 500:
-            message = f"{server}: HTTP {status}; lower concurrency {SETTING_HINT} or try later.{said}"
-            return ChatError(ChatErrorKind.EXHAUSTED, message, retry_after(headers))
+            kind, problem = ChatErrorKind.EXHAUSTED, f"HTTP {status}; lower concurrency {SETTING_HINT} or try later."
         elif status in (401, 403):
-            problem = f"{server} refuses the API key (HTTP {status}); set {self._address.key_hint}."
+            problem = f"it refuses the API key (HTTP {status}); set {self._address.key_hint}."
             kind = ChatErrorKind.REFUSED_KEY
         elif status == 404 or error.code == "model_not_found":
+            problem = f"it serves no model {model!r} (HTTP {status}); check the model's name, and that the base URL is"
+            problem += " the root of an OpenAI-compatible API, usually ending in /v1."
             kind = ChatErrorKind.UNKNOWN_MODEL
-            problem = (
-                f"{server} serves no model {model!r} (HTTP {status}); check the model's name, and that the base URL is"
-                " the root of an OpenAI-compatible API, usually ending in /v1."
-            )
         elif 300 <= status < 400:
-            target = headers.get("location", "elsewhere")
-            message = f"{server} redirects to {target} (HTTP {status}); set the base URL to the final address."
-            return ChatError(ChatErrorKind.UNREACHABLE, message)
+            problem = f"it redirects to {target} (HTTP {status}); set the base URL to the final address."
+            kind = ChatErrorKind.UNREACHABLE
         else:
-            kind, problem = ChatErrorKind.BAD_REQUEST, f"{server} refuses the request for {model!r} (HTTP {status})."
-        return ChatError(kind, problem + said)
+            kind, problem = ChatErrorKind.BAD_REQUEST, f"it refuses the request for {model!r} (HTTP {status})."
+        return kind, f"{problem} The server said: {said}"
 
     def _without_key(self, text: str) -> str:
         key = self._address.api_key.get_secret_value()
@@ -212,10 +205,8 @@ class ChatClient:
                     if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
                         raise
         except TimeoutError:
-            message = (
-                f"{self._connection.base_url}: no answer within {seconds:g} s of starting; is the server up and idle"
-                f" enough? Raise check_timeout_seconds {SETTING_HINT} for a slow one."
-            )
+            message = f"{self._connection.base_url}: no answer within {seconds:g} s of starting; is the server up and"
+            message += f" idle enough? Raise check_timeout_seconds {SETTING_HINT} for a slow one."
             raise ChatError(ChatErrorKind.TIMEOUT, message) from None
 
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str:
@@ -225,7 +216,7 @@ class ChatClient:
         """
         if self._cache is None:
             return await self._ask(messages, schema, self._endpoint.max_attempts)
-        key = self._key(messages, schema)
+        key = content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
         stored = self._cache.get(key)
         if stored is None:
             stored = {"text": await self._ask(messages, schema, self._endpoint.max_attempts)}
@@ -260,6 +251,3 @@ class ChatClient:
         given = {name: value for name, value in settings.items() if value is not None}
         required = {"model": endpoint.name, "messages": list(messages), limit: endpoint.max_tokens}
         return required | given | endpoint.extra_body
-
-    def _key(self, messages: Sequence[Message], schema: Mapping | None) -> str:
-        return content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
