@@ -26,7 +26,7 @@ from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, exit_status
 from membuilder.llm.chat_model import Role
-from membuilder.llm.costs import Costs, counted
+from membuilder.llm.costs import counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.types import Dialogue
@@ -51,20 +51,6 @@ SHARED = {
 """The flags that other commands have too: name -> the key it sets."""
 
 
-async def run(config: BuildConfig, keys: Keys, costs: Costs) -> list[Path]:
-    """Build what is asked for and return the stores, in the order of the file.
-
-    The first error stops all; what is stored stays.
-    """
-    stores = _stores(config)
-
-    def keep_index(path: Path, embedder: TextEmbedder) -> None:
-        open_memory(path, embedder, config.index)  # leaves an index beside a large store
-
-    await build_all(config, stores, Role.BUILDER, keys, costs, keep_index)
-    return [path for path, _ in stores]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     kept = "Every session stored before stays; the same command goes on behind it."
     return exit_status("membuilder.build", lambda: _build(argv), kept)
@@ -73,10 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build(argv: Sequence[str] | None) -> int:
     config, given = parse(argv)
     quiet_libraries(_beside(config, LOG_FILE))
+    stores, keys = _stores(config), Keys(chat=given.api_key, embedding=given.embedding_api_key)
+
+    def keep_index(path: Path, embedder: TextEmbedder) -> None:
+        open_memory(path, embedder, config.index)  # leaves an index beside a large store
+
     with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
-        paths = asyncio.run(run(config, Keys(chat=given.api_key, embedding=given.embedding_api_key), costs))
-        print("\n".join(map(summary, paths)))
-        print(f"look inside: python -m membuilder.inspect {paths[0]}")
+        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index))
+        for path, _ in stores:
+            print(summary(path))
+        print(f"look inside: python -m membuilder.inspect {stores[0][0]}")
     return 0
 
 

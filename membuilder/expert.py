@@ -25,7 +25,7 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
-from membuilder.llm.costs import Costs, counted
+from membuilder.llm.costs import counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.schemes.load import FOUR_AGENTS
@@ -52,14 +52,6 @@ def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
     return [replace(dialogue, sessions=dialogue.sessions[: given.sessions]) for dialogue in cut]
 
 
-async def run(config: BuildConfig, dialogues: Sequence[Dialogue], keys: Keys, costs: Costs) -> list[Path]:
-    """Write the trajectories of `dialogues`; returns their folders. The first error stops all, what is stored stays."""
-    folders = [sample_folder(Path(config.out), dialogue.id) for dialogue in dialogues]
-    stores = [(folder / STORE_FILE, dialogue) for folder, dialogue in zip(folders, dialogues, strict=True)]
-    await build_all(config, stores, Role.EXPERT, keys, costs, _publish)
-    return folders
-
-
 def _publish(path: Path, embedder: TextEmbedder) -> None:
     with reading(path) as store:  # a connection belongs to its thread
         settings, num_sessions = store.settings(), store.num_sessions()
@@ -82,10 +74,13 @@ def _write_samples(given: argparse.Namespace) -> int:
     dialogues = dialogues_of(given)
     todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
+    stores = [(sample_folder(Path(config.out), dialogue.id) / STORE_FILE, dialogue) for dialogue in todo]
     with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
-        for folder in asyncio.run(run(config, todo, keys, costs)) if todo else []:
-            print(summary(folder / STORE_FILE))
+        if stores:
+            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish))
+        for path, _ in stores:
+            print(summary(path))
     return 0
 
 
@@ -103,9 +98,6 @@ def _config(given: argparse.Namespace) -> BuildConfig:
     if given.expert_model == RULES:
         model.temperature = None  # rules have none
     return BuildConfig(
-        dataset=given.dataset,
-        data=None if given.dataset_path is None else str(given.dataset_path),
-        data_dir=str(given.data_dir),
         out=str(given.output_dir / given.dataset),
         model=model,
         max_turns=given.max_turns,

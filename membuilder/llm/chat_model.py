@@ -30,21 +30,16 @@ class ChatModel(Protocol):
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str: ...
 
 
-def sendable(schema: Any) -> Any:
-    """A schema as servers take it: vLLM's grammars refuse `uniqueItems`. Answers are checked against all of it."""
-    match schema:
-        case {}:
-            kept = {key: value for key, value in schema.items() if key != "uniqueItems" or not isinstance(value, bool)}
-            return {key: sendable(value) for key, value in kept.items()}
-        case [*items]:
-            return [sendable(item) for item in items]
-    return schema
-
-
 def response_format(schema: Any) -> dict[str, Any]:
-    """The part of a request that asks the server to hold to a schema."""
+    """The part of a request that asks the server to hold to a schema. Answers are checked against all of it."""
+
+    def known(part: dict[str, Any]) -> dict[str, Any]:
+        # vLLM's grammars refuse `uniqueItems`; a property of that name is a schema of its own, and stays
+        return {key: value for key, value in part.items() if key != "uniqueItems" or not isinstance(value, bool)}
+
+    sendable = json.loads(json.dumps(schema), object_hook=known)
     # not `strict`: OpenAI's strict mode takes no optional property and no oneOf
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable(schema), "strict": False}}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable, "strict": False}}
 
 
 def read_json(text: str, schema: Mapping) -> Any:
