@@ -21,7 +21,8 @@ from membuilder.bank.indexed_bank import open_memory
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
 from membuilder.building.dialogues import build_all, summary
 from membuilder.config import describe, load
-from membuilder.datasets.selection import DATASET_NAMES, load_selected, shorten
+from membuilder.datasets.load import load as load_dialogues
+from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, exit_status
@@ -98,9 +99,10 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
 
 def _stores(config: BuildConfig) -> list[tuple[Path, Dialogue]]:
     """The path of each store and the dialogue to build there."""
-    ids = () if config.conv_id is None else (config.conv_id,)
-    asked = f"{config.data or config.dataset}: conv_id {config.conv_id!r}"
-    dialogues, _ = load_selected(config.dataset, config.data, config.data_dir, ids=ids, ids_from=asked)
+    source = place_of(config.dataset, config.data, config.data_dir)
+    dialogues = load_dialogues(source, None if config.conv_id is None else (config.conv_id,))
+    if config.conv_id is not None:
+        dialogues = select(dialogues, (config.conv_id,), f"{source}: conv_id {config.conv_id!r}")
     if len(dialogues) > 1 and config.out.endswith(STORE_SUFFIX):
         problem = f"is one store, for {len(dialogues)} dialogues; name a folder, or a conv_id"
         raise ConfigError(f"out: {config.out} {problem}")

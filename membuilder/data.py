@@ -54,10 +54,7 @@ def _fetch_file(file: RemoteFile, path: Path) -> Path:
 
 
 def _download(file: RemoteFile, path: Path) -> None:
-    with (
-        httpx.stream("GET", file.url, follow_redirects=True, timeout=_TIMEOUT) as response,
-        path.open("wb") as out,
-    ):
+    with httpx.stream("GET", file.url, follow_redirects=True, timeout=_TIMEOUT) as response, path.open("wb") as out:
         response.raise_for_status()
         with progress(total=file.size, label=file.name, unit="bytes") as bar:
             for block in response.iter_bytes(1 << 20):

@@ -15,10 +15,7 @@ NEVER_PRINTED = {
     "membuilder.qa": {"--embedding-api-key"},  # it embeds nothing
     "membuilder.eval": {"--metric"},  # a flag of `membuilder.eval compare`, which has its own help
 }
-SERVER_MESSAGES = [
-    *(f"membuilder.llm.{name}" for name in ("client", "responses")),
-    "membuilder.embedding.remote",
-]
+SERVER_MESSAGES = [f"membuilder.llm.{name}" for name in ("client", "responses")]
 
 
 def closure(command: str) -> set[str]:
@@ -82,4 +79,4 @@ def test_keys_that_messages_of_a_server_name_are_those_of_an_endpoint(module):
     advice = [text for text in message_texts(module) if re.search(r"\b([Rr]aise|lower) \w", text)]
     named = {word for text in advice for word in re.findall(r"(?:[Rr]aise|lower) (\w+)", text)}
     assert named <= {field.name for field in fields(ModelEndpoint)}
-    assert named or module == "membuilder.embedding.remote"
+    assert named

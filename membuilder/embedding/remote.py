@@ -4,7 +4,6 @@ with EndpointEmbedder(ModelEndpoint(name="text-embedding-3-small"), usage) as em
     vectors = embedder.embed(["one text", "another"])  # (2, D)
 """
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Self
@@ -18,7 +17,7 @@ from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import CHECK_ATTEMPTS, Connection
 from membuilder.llm.concurrency import for_each
-from membuilder.llm.endpoints import SETTING_HINT, ModelAccess, ModelEndpoint, embeddings_address
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, embeddings_address
 from membuilder.llm.response_cache import AnswerCache, content_key
 from membuilder.llm.responses import read_embeddings
 from membuilder.llm.usage import Usage
@@ -78,13 +77,7 @@ class EndpointEmbedder:
         return in_rows(self._vectors, texts, self._dimension)
 
     async def _check(self) -> list[float]:
-        seconds = self._endpoint.check_timeout_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                (vector,) = await self._request(["ready?"], CHECK_ATTEMPTS)
-        except TimeoutError:
-            message = f"no embedding within {seconds:g} s; raise check_timeout_seconds {SETTING_HINT}"
-            raise ChatError(ChatErrorKind.TIMEOUT, f"{self._connection.base_url}: {message}") from None
+        (vector,) = await self._connection.checked(self._request(["ready?"], CHECK_ATTEMPTS))
         return vector
 
     async def _request(self, texts: Sequence[str], max_attempts: int) -> list[list[float]]:

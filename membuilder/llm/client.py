@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -84,6 +84,17 @@ class Connection:
                     raise ChatError(error.kind, message, error.retry_after_seconds) from None
                 _log.info("attempt %d failed (%s), next in %.1f s: %s", attempt, error.kind, pause, error)
             await asyncio.sleep(pause)
+
+    async def checked(self, first_call: Awaitable[T]) -> T:
+        """Await the first call of a run. Raises ChatError within `check_timeout_seconds`."""
+        seconds = self._endpoint.check_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await first_call
+        except TimeoutError:
+            problem = f"no answer within {seconds:g} s of starting; is the server up and idle enough? Raise"
+            problem += f" check_timeout_seconds {SETTING_HINT} for a slow one."
+            raise ChatError(ChatErrorKind.TIMEOUT, f"{self.base_url}: {problem}") from None
 
     async def model_names(self) -> list[str]:
         """The models the server lists; empty when it has no such list."""
@@ -194,20 +205,16 @@ class ChatClient:
 
         Raises ChatError within `check_timeout_seconds`, saying what to do.
         """
-        seconds = self._endpoint.check_timeout_seconds
+        await self._connection.checked(self._check())
+
+    async def _check(self) -> None:
         try:
-            async with asyncio.timeout(seconds):
-                try:
-                    await self._ask(CHECK_MESSAGES, CHECK_SCHEMA, CHECK_ATTEMPTS)
-                except ChatError as error:
-                    if error.kind is ChatErrorKind.UNKNOWN_MODEL and (names := await self._connection.model_names()):
-                        raise ChatError(error.kind, f"{error} It lists: {', '.join(names[:20])}") from None
-                    if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
-                        raise
-        except TimeoutError:
-            message = f"{self._connection.base_url}: no answer within {seconds:g} s of starting; is the server up and"
-            message += f" idle enough? Raise check_timeout_seconds {SETTING_HINT} for a slow one."
-            raise ChatError(ChatErrorKind.TIMEOUT, message) from None
+            await self._ask(CHECK_MESSAGES, CHECK_SCHEMA, CHECK_ATTEMPTS)
+        except ChatError as error:
+            if error.kind is ChatErrorKind.UNKNOWN_MODEL and (names := await self._connection.model_names()):
+                raise ChatError(error.kind, f"{error} It lists: {', '.join(names[:20])}") from None
+            if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
+                raise
 
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str:
         """The model's answer. With a schema the server is asked to hold to it; check the answer all the same.

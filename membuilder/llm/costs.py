@@ -62,21 +62,15 @@ def counted(given: argparse.Namespace, path: Path, command: str) -> Iterator[Cos
 
 def usage_line(usage: Usage, path: Path) -> str:
     """What all roles used together, such as "usage: 312 calls, 1.2 M prompt tokens, 0.45 USD; details in FILE"."""
-    roles = list(usage.report().values())
-
-    def total(key: str) -> int | None:
-        values = [role[key] for role in roles]
-        return None if None in values else sum(values)
-
-    parts = [f"{total('calls')} calls"]
-    parts += [f"{cached} answers from the cache"] if (cached := total("cached")) else []
-    parts.append(f"{_short(total('prompt_tokens'))} prompt and {_short(total('completion_tokens'))} answered tokens")
+    total = usage.total()
+    parts = [f"{total['calls']} calls"]
+    parts += [f"{total['cached']} answers from the cache"] if total["cached"] else []
+    parts.append(f"{_short(total['prompt_tokens'])} prompt and {_short(total['completion_tokens'])} answered tokens")
     usd, unknown = usage.known_cost()
     costs = [f"{usd:.2f} USD"] if usd or not unknown else []
     costs += [f"an unknown cost of {', '.join(unknown)} (--price gives prices)"] if unknown else []
     parts.append(" and ".join(costs))
-    failed = sum(sum(role["failed_attempts"].values()) for role in roles)
-    parts += [f"{failed} failed attempts"] if failed else []
+    parts += [f"{failed} failed attempts"] if (failed := sum(total["failed_attempts"].values())) else []
     return f"usage: {', '.join(parts)}; details in {path}"
 
 

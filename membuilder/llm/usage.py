@@ -100,6 +100,11 @@ class Usage:
         roles = sorted({event.role for event in events})
         return {role.value: _summary([event for event in events if event.role == role]) for role in roles}
 
+    def total(self) -> dict[str, Any]:
+        """The totals of all roles together."""
+        with self._lock:
+            return _summary(self._events)
+
     def known_cost(self) -> tuple[float, list[str]]:
         """Dollars of the answers whose cost is known, and the models that gave others."""
         with self._lock:
