@@ -37,8 +37,22 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
     A ChatError that is not the model's fault is raised after all calls have ended.
     """
 
+    async def ask_role(role: str, session: Session, bank: Bank, shown: Shown) -> tuple[AgentUpdate, Answer]:
+        asked_at, began = datetime.now(UTC), time.perf_counter()
+        messages = [{"role": "user", "content": scheme.ask(role, session, bank, shown)}]
+        text, update, failure = None, AgentUpdate(), None
+        try:
+            text = await model.complete(messages, schema=scheme.schema(role, session))
+            update = scheme.parse(role, text, session)
+        except ChatError as error:
+            if not error.models_fault:
+                raise
+            failure = Reason(kind=f"chat_{error.kind}", detail=str(error))
+        times = {"seconds": time.perf_counter() - began, "asked_at": asked_at}
+        return update, Answer(text=text, operations=update.operations, failure=failure, **times)
+
     async def ask(session: Session, bank: Bank, shown: Shown) -> Answers:
-        calls = [_ask_role(model, scheme, role, session, bank, shown) for role in scheme.roles]
+        calls = [ask_role(role, session, bank, shown) for role in scheme.roles]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         for failed in (answer for answer in answers if isinstance(answer, BaseException)):
             raise failed
@@ -145,23 +159,6 @@ class _WithStored:
         if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
             self._vectors.update(zip(new, self._embedder.embed(new), strict=True))
         return in_rows(self._vectors, texts, self.dimension)
-
-
-async def _ask_role(
-    model: ChatModel, scheme: Scheme, role: str, session: Session, bank: Bank, shown: Shown
-) -> tuple[AgentUpdate, Answer]:
-    asked_at, began = datetime.now(UTC), time.perf_counter()
-    prompt = scheme.ask(role, session, bank, shown)
-    text, update, failure = None, AgentUpdate(), None
-    try:
-        text = await model.complete([{"role": "user", "content": prompt}], schema=scheme.schema(role, session))
-        update = scheme.parse(role, text, session)
-    except ChatError as error:
-        if not error.models_fault:
-            raise
-        failure = Reason(kind=f"chat_{error.kind}", detail=str(error))
-    seconds = time.perf_counter() - began
-    return update, Answer(text=text, operations=update.operations, failure=failure, seconds=seconds, asked_at=asked_at)
 
 
 def _stored(answers: Answers, failures: Mapping[str, Failure], shown: Shown) -> dict[str, Answer]:

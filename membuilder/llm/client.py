@@ -13,9 +13,10 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Message, Role, response_format
@@ -181,7 +182,7 @@ class Connection:
             raise ChatError(ChatErrorKind.BAD_RESPONSE, f"{self.base_url} announces an answer of {length} bytes")
 
 
-class ChatClient:
+class ChatClient(AbstractAsyncContextManager):
     """A `ChatModel` in one role of a command. Use it within one event loop; `async with` closes its connections.
 
     Raises ConfigError where a key is needed and there is none.
@@ -193,9 +194,6 @@ class ChatClient:
         self._connection = Connection(self._endpoint, chat_address(access), role, costs.usage)
         self._refused_schemas: set[str] = set()
         """Keys of the schemas that the server refused; one that refuses the simplest refuses all."""
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._connection.close()

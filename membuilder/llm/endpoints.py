@@ -9,10 +9,8 @@ the environment and travels as a SecretStr, which prints as asterisks.
 | chat       | vllm     | http://localhost:8000/v1                        | VLLM_API_KEY, else EMPTY                |
 | embeddings | either   | OPENAI_EMBEDDINGS_BASE_URL, or as for chat     | OPENAI_EMBEDDINGS_API_KEY, or as for chat |
 
-`As for chat` is the address and key that chat was given, where its provider is the same; else the rows above.
-
-A key goes only where it belongs: OPENAI_API_KEY is never sent to a vllm server, nor a key given for one address to
-another one, such as the chat key to an embeddings server with an address of its own.
+`As for chat` is the address and key that chat was given, where its provider is the same; else the rows above. A key
+goes only where it belongs: OPENAI_API_KEY is never sent to a vllm server, nor a key given for one address to another.
 """
 
 import os
