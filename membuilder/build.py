@@ -43,12 +43,8 @@ FLAGS = {
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
 """The flags of common use: flag -> the key it sets, what `--help` says of it, what it may be."""
-SHARED = {
-    "model": "model.name",
-    "provider": "model.provider",
-    "base_url": "model.base_url",
-    **{key: key for key in EMBEDDING_KEYS},
-}
+SHARED = {"model": "model.name", "provider": "model.provider", "base_url": "model.base_url"}
+SHARED |= {key: key for key in EMBEDDING_KEYS}
 """The flags that other commands have too: name -> the key it sets."""
 
 

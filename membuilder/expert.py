@@ -109,9 +109,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m membuilder.expert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m membuilder.expert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--dataset", required=True, choices=DATASET_NAMES)
@@ -122,10 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=SPLITS, help="predefined split (longmemeval)")
     names, text = ("--expert-model", "--expert"), f"`rules` needs no API; default {EXPERT_MODEL}"
     add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
-    text = (
-        "how memory is written: %(default)s (default), or a folder with a scheme of your own, of which a store is kept"
-    )
-    add("--scheme", default=FOUR_AGENTS, metavar="FOLDER", help=text)
+    add("--scheme", default=FOUR_AGENTS, metavar="FOLDER", help="a scheme of your own; default: %(default)s")
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
     add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")

@@ -5,8 +5,7 @@ with EndpointEmbedder(ModelEndpoint(name="text-embedding-3-small"), usage) as em
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Self
+from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
 from anyio.from_thread import start_blocking_portal
@@ -26,7 +25,7 @@ BATCH_TEXTS = 64
 """Texts in one request."""
 
 
-class EndpointEmbedder:
+class EndpointEmbedder(AbstractContextManager):
     """Embeds each distinct text once per run, and once ever with a cache.
 
     `embed` blocks like every TextEmbedder; its requests run in an event loop of their own thread, so it also works
@@ -54,13 +53,7 @@ class EndpointEmbedder:
             self._dimension = len(self._portal.call(self._check))
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._stack.close()
 
     @property
