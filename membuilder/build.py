@@ -94,7 +94,7 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
 
 
 def _stores(config: BuildConfig) -> list[tuple[Path, Dialogue]]:
-    """The path of each store and the dialogue to build there."""
+    """Return the path of each store and the dialogue to build there."""
     source = place_of(config.dataset, config.data, config.data_dir)
     dialogues = load_dialogues(source, None if config.conv_id is None else (config.conv_id,))
     if config.conv_id is not None:
@@ -113,7 +113,7 @@ def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
 
 
 def _beside(config: BuildConfig, name: str) -> Path:
-    """A file in the folder of the stores; NAME.usage.jsonl and the like beside a single store NAME.db."""
+    """Return a path in the folder of the stores, or NAME.usage.jsonl and the like beside a single store NAME.db."""
     if config.out.endswith(STORE_SUFFIX):
         return Path(config.out).with_suffix(f".{name}")
     return Path(config.out) / name

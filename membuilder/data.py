@@ -63,7 +63,7 @@ def _download(file: RemoteFile, path: Path) -> None:
 
 
 def _difference(file: RemoteFile, path: Path) -> str | None:
-    """What tells the file at `path` from the public one; None where nothing that is known does."""
+    """Say what tells the file at `path` from the public one; None where nothing that is known does."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"has {size:,} bytes instead of {file.size:,}"

@@ -85,7 +85,7 @@ def _write_samples(given: argparse.Namespace) -> int:
 
 
 def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
-    """Whether this very expert has written all of it. A sample of another expert is refused later, by its store."""
+    """Return whether this very expert has written all of it; a store refuses another expert later."""
     settings = config.settings(dialogue, dimension=0)
     del settings["dimension"]  # told by the embedder, which is not opened to skip
     return is_whole(sample_folder(Path(config.out), dialogue.id), len(dialogue.sessions), settings)

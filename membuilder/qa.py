@@ -59,7 +59,7 @@ QA_MODEL = "claude-4.5-opus"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QAOptions:
-    """What the questions depend on. It stands in the report and, as its first line, in the .unfinished file."""
+    """It holds what the questions depend on, and stands in the report and on the first line of the .unfinished file."""
 
     qa_per_session: int = 5
     model: str
@@ -101,7 +101,7 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
 
 
 def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
-    """The whole lines of a stopped run; a line cut off by the stop is taken out of the file."""
+    """Return the whole lines of a stopped run; a line cut off by the stop is taken out of the file."""
     if not part.is_file():
         write_atomic(part, _json_line(asdict(options)))
         return []
@@ -145,7 +145,7 @@ def _line(trajectory: Trajectory, number: int, wanted: Counter[Kind], found: Ses
 
 
 def _asked(raw: dict[str, Any]) -> Asked:
-    """A question of a line written before; what it is compared by, and so without its evidence."""
+    """Return a question written before as far as others are compared with it: without its evidence."""
     kind = Kind(raw["type"].replace("-", "_"))
     return Asked(question=raw["question"], answer=raw["answer"], kind=kind, evidence=())
 
@@ -227,7 +227,7 @@ def _ask(given: argparse.Namespace) -> int:
 
 
 def _counts(by_kind: Mapping[str, int]) -> str:
-    """A count and its parts, such as "3 (2 update, 1 recall)"."""
+    """Write a count and its parts, such as "3 (2 update, 1 recall)"."""
     parts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in by_kind.items())
     return f"{sum(by_kind.values())} ({parts})" if parts else "none"
 

@@ -149,7 +149,7 @@ def check_dialogue(dialogue: Dialogue) -> None:
 
 
 class _WithStored:
-    """An embedder that knows the stored entries already, so that a build goes on with the very numbers it wrote."""
+    """It knows the vectors of stored entries, so that a build goes on with the very numbers it wrote."""
 
     def __init__(self, embedder: TextEmbedder, bank: Bank, vectors: np.ndarray):
         self._embedder, self.dimension = embedder, embedder.dimension

@@ -21,7 +21,7 @@ EMBEDDING_KEYS = tuple(f"embedding_{name}" for name in ("model", "provider", "ba
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
-    """The keys of a command, which a configuration must never hold."""
+    """It holds the keys of a command, which a configuration must never hold."""
 
     chat: str | None = field(default=None, repr=False)
     embedding: str | None = field(default=None, repr=False)
@@ -71,7 +71,7 @@ class BuildConfig:
             raise ValueError("max_turns, parallel and sessions must be at least 1")
 
     def settings(self, dialogue: Dialogue, dimension: int) -> dict[str, Any]:
-        """The settings that a store records and that a build which goes on must share."""
+        """Return the settings that a store records and that a build which goes on must share."""
         return {
             "dialogue": dialogue.id,
             "speakers": list(dialogue.speakers),

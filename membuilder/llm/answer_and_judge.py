@@ -111,7 +111,7 @@ def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -
 
 
 def prompt_hashes() -> Mapping[str, str]:
-    """SHA-256 of each prompt file: what a published number must name beside its judge."""
+    """Return the SHA-256 of each prompt file, which a published number must name beside its judge."""
     return {name: hashlib.sha256(_template(name).template.encode()).hexdigest() for name in PROMPTS}
 
 

@@ -14,7 +14,7 @@ Message = dict[str, str]  # {"role": "system"|"user"|"assistant", "content": tex
 
 
 class Role(StrEnum):
-    """The part a model plays in a call; usage is counted by it."""
+    """The part that a model plays in a call is its role; usage is counted by it."""
 
     BUILDER = "builder"
     ANSWERER = "answerer"
@@ -25,13 +25,13 @@ class Role(StrEnum):
 
 
 class ChatModel(Protocol):
-    """A model that answers. Of the ChatError it raises, `fatal` tells a run that must stop from a call that failed."""
+    """It answers messages. Of the ChatError it raises, `fatal` tells a run that must stop from a call that failed."""
 
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str: ...
 
 
 def response_format(schema: Any) -> dict[str, Any]:
-    """The part of a request that asks the server to hold to a schema. Answers are checked against all of it."""
+    """Return the part of a request that asks a server to hold to a schema; answers are checked against all of it."""
 
     def known(part: dict[str, Any]) -> dict[str, Any]:
         # vLLM's grammars refuse `uniqueItems`; a property of that name is a schema of its own, and stays
@@ -43,7 +43,7 @@ def response_format(schema: Any) -> dict[str, Any]:
 
 
 def read_json(text: str, schema: Mapping) -> Any:
-    """The JSON of an answer that fits `schema`; a think-block and a code fence around it are allowed, nothing else.
+    """Return the JSON of an answer that fits `schema`; only a think-block and a code fence may stand around it.
 
     A schema sent with a request binds only servers that honour it, so the answer is checked all the same. Raises
     ValueError saying what is wrong.
@@ -60,5 +60,5 @@ def read_json(text: str, schema: Mapping) -> Any:
 
 @lru_cache(maxsize=256)
 def _validator(schema: str) -> Draft202012Validator:
-    """The validator of a schema in JSON; it is kept, because making one costs more than a check."""
+    """Return the validator of a schema in JSON; it is kept, because making one costs more than a check."""
     return Draft202012Validator(json.loads(schema))

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class Connection:
-    """One server on behalf of one role; it lives in the event loop that first awaits it.
+    """It asks one server on behalf of one role, in the event loop that first awaits it.
 
     Only the authorization header of a request holds the key: it is cut out of every text that a server sends.
     """
@@ -98,7 +98,7 @@ class Connection:
             raise ChatError(ChatErrorKind.TIMEOUT, f"{self.base_url}: {problem}") from None
 
     async def model_names(self) -> list[str]:
-        """The models the server lists; empty when it has no such list."""
+        """Return the models the server lists, none when it has no such list."""
         try:
             return read_model_names(await self._within_time(self._openai.get("/models", cast_to=object)))
         except ChatError:  # the list only improves a message about another error
@@ -150,7 +150,7 @@ class Connection:
         raise ChatError(kind, f"{self.base_url}: {problem}", pause)
 
     def _meaning(self, error: "openai.APIStatusError") -> tuple[ChatErrorKind, str]:
-        """What an HTTP status other than success means, and what to do about it."""
+        """Say what an HTTP status other than success means, and what to do about it."""
         status, model, target = error.status_code, self._endpoint.name, error.response.headers.get("location")
         body = error.body if isinstance(error.body, dict) else {}
         said = self._without_key(str(body.get("message") or error.message))
@@ -183,7 +183,7 @@ class Connection:
 
 
 class ChatClient(AbstractAsyncContextManager):
-    """A `ChatModel` in one role of a command. Use it within one event loop; `async with` closes its connections.
+    """It is a `ChatModel` in one role of a command, for one event loop; `async with` closes its connections.
 
     Raises ConfigError where a key is needed and there is none.
     """
@@ -215,7 +215,7 @@ class ChatClient(AbstractAsyncContextManager):
                 raise
 
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str:
-        """The model's answer. With a schema the server is asked to hold to it; check the answer all the same.
+        """Return the model's answer. The server is asked to hold to the schema; check the answer all the same.
 
         Raises ChatError.
         """

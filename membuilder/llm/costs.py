@@ -19,7 +19,7 @@ from membuilder.llm.usage import Usage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """Where the calls of a command are counted, what they cost, and where their answers are kept."""
+    """It says where the calls of a command are counted, what they cost, and where their answers are kept."""
 
     usage: Usage
     prices: Mapping[str, PriceConfig] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def counted(given: argparse.Namespace, path: Path, command: str) -> Iterator[Cos
 
 
 def usage_line(usage: Usage, path: Path) -> str:
-    """What all roles used together, such as "usage: 312 calls, 1.2 M prompt tokens, 0.45 USD; details in FILE"."""
+    """Say what all roles used, such as "usage: 312 calls, 1.2 M prompt tokens, 0.45 USD; details in FILE"."""
     total = usage.total()
     parts = [f"{total['calls']} calls"]
     parts += [f"{total['cached']} answers from the cache"] if total["cached"] else []

@@ -47,7 +47,7 @@ class PriceConfig:
 
 @dataclass(kw_only=True)
 class ModelEndpoint:
-    """A model and the server that answers for it. It holds no key, because configurations are saved with each run."""
+    """It describes a model and its server. It holds no key, because configurations are saved with each run."""
 
     name: str
     """Name of the model as its server knows it."""
@@ -95,7 +95,7 @@ class ModelEndpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelAccess:
-    """An endpoint and the key for it that was given on a command line."""
+    """It joins an endpoint and the key for it that was given on a command line."""
 
     endpoint: ModelEndpoint
     api_key: str | None = field(default=None, repr=False)
@@ -114,7 +114,7 @@ class Address:
 
 
 def chat_address(access: ModelAccess, environ: Mapping[str, str] = os.environ) -> Address:
-    """Where to chat and with which key; ConfigError where a key is needed and there is none."""
+    """Find where to chat and with which key. Raises ConfigError where a key is needed and there is none."""
     hint = f"{access.key_flag} or {_key_variable(access.endpoint)}"
     return _address(access.endpoint, access.api_key, environ, hint)
 
@@ -125,7 +125,7 @@ def embeddings_address(
     environ: Mapping[str, str] = os.environ,
     chat: ModelAccess | None = None,
 ) -> Address:
-    """Where to embed and with which key; without an address of its own as for chat, if its provider is the same."""
+    """Find where to embed and with which key: as for chat where no address is given and the provider is the same."""
     key = api_key or environ.get("OPENAI_EMBEDDINGS_API_KEY")
     base_url = endpoint.base_url or _url_from(environ, "OPENAI_EMBEDDINGS_BASE_URL")
     if base_url is not None:

@@ -54,7 +54,7 @@ def read_endpoint(
     provider: str | None = None,
     **settings: Any,
 ) -> ModelAccess:
-    """The model that the flags of `prefix` name, with these settings unless the flags set others. Raises ConfigError.
+    """Read the model that the flags of `prefix` name; they override these settings. Raises ConfigError.
 
     It is on the server of `like` where the flags name no other provider or address. A key stays with the address that
     it was given for. `provider` is taken where the flags name none.
@@ -75,7 +75,7 @@ def read_endpoint(
 
 
 def endpoint_of(settings: dict[str, Any], overrides: Sequence[str]) -> ModelEndpoint:
-    """An endpoint of these settings, those that are None left out, and of `KEY=VALUE` flags. Raises ConfigError."""
+    """Make an endpoint of the settings that are not None and of `KEY=VALUE` flags. Raises ConfigError."""
     given = [f"{key}={json.dumps(value)}" for key, value in settings.items() if value is not None]
     try:
         return load(ModelEndpoint, None, [*given, *overrides])
@@ -106,7 +106,7 @@ def add_cost_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def model_price(text: str) -> tuple[str, PriceConfig]:
-    """The price of one model from `MODEL=IN,OUT`; ValueError for anything else, which argparse reports."""
+    """Read the price of one model from `MODEL=IN,OUT`; argparse reports the ValueError of anything else."""
     name, _, prices = text.rpartition("=")
     given, written = map(float, prices.split(","))
     if not name or min(given, written) < 0:

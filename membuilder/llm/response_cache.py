@@ -18,7 +18,7 @@ _UNUSABLE = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, z
 
 
 class _JsonDisk(diskcache.JSONDisk):
-    """Stores JSON values only, since diskcache alone would unpickle, and so run, what a row says is a pickle."""
+    """It stores JSON values only, since diskcache alone would unpickle, and so run, what a row says is a pickle."""
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
         if mode == diskcache.core.MODE_PICKLE:
@@ -27,12 +27,12 @@ class _JsonDisk(diskcache.JSONDisk):
 
 
 def content_key(**parts: Any) -> str:
-    """One name for one request: the SHA-256 of its parts as JSON."""
+    """Name a request by the SHA-256 of its parts as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class AnswerCache:
-    """A folder of JSON records that several processes may share. Nothing is ever evicted: delete the folder instead.
+    """It keeps JSON records in a folder that processes may share. Nothing is ever evicted: delete the folder instead.
 
     Raises CacheError for a folder that is damaged or not writable.
     """

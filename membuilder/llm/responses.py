@@ -22,7 +22,7 @@ class _Embeddings(msgspec.Struct):
 
 
 def read_chat(payload: object) -> str:
-    """The text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT."""
+    """Return the text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT."""
     match payload:
         case {"choices": [{"message": {} as message, **choice}, *_]}:
             content, finish = message.get("content"), choice.get("finish_reason")
@@ -43,7 +43,7 @@ def read_chat(payload: object) -> str:
 
 
 def read_tokens(payload: object) -> Tokens | None:
-    """What the server says it used; None when it does not say."""
+    """Return what the server says it used; None when it does not say."""
     match payload:
         case {"usage": {"prompt_tokens": int(prompt), "completion_tokens": int(completion)}}:
             return Tokens(prompt=prompt, completion=completion)
@@ -53,7 +53,7 @@ def read_tokens(payload: object) -> Tokens | None:
 
 
 def read_embeddings(payload: object, num_texts: int) -> list[list[float]]:
-    """One vector per text in the order asked, all of one length. Raises ChatError (BAD_RESPONSE)."""
+    """Return one vector per text in the order asked, all of one length. Raises ChatError (BAD_RESPONSE)."""
     try:
         rows = sorted(msgspec.convert(payload, _Embeddings).data, key=attrgetter("index"))
     except msgspec.ValidationError as error:

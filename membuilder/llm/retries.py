@@ -24,7 +24,7 @@ SPREAD_SECONDS = 0.5
 
 
 def pause_seconds(error: ChatError, attempt: int, endpoint: ModelEndpoint) -> float | None:
-    """How long to wait after the failed attempt of this number, from 1; None where another one would not help."""
+    """Say how long to wait after the failed attempt of this number, from 1; None where another would not help."""
     asked = error.retry_after_seconds
     if error.kind not in TRANSIENT or (asked or 0) > endpoint.retry_after_limit_seconds:
         return None
@@ -34,7 +34,7 @@ def pause_seconds(error: ChatError, attempt: int, endpoint: ModelEndpoint) -> fl
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or a date; None: it does not."""
+    """Read the seconds a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or a date; None: none."""
     milliseconds, text = headers.get("retry-after-ms", "").strip(), headers.get("retry-after", "")
     if milliseconds.isdigit():
         return int(milliseconds) / 1000

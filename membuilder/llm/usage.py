@@ -24,14 +24,14 @@ _ADVICE = "remove the line, and the call it tells of is not counted"
 
 
 class Tokens(NamedTuple):
-    """What a server says one answer took."""
+    """It counts what a server says one answer took."""
 
     prompt: int
     completion: int
 
 
 class _Event(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One call: an answer with its seconds, an answer from the cache, or a failure."""
+    """It tells of one call: an answer with its seconds, an answer from the cache, or a failure."""
 
     role: Role
     model: str | None = None
@@ -50,7 +50,7 @@ class _Event(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class Usage:
-    """The counts of one run. Threads and event loops may share it."""
+    """It counts the calls of one run. Threads and event loops may share it."""
 
     def __init__(self) -> None:
         self._events: list[_Event] = []
@@ -93,20 +93,20 @@ class Usage:
             file.write(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """Role -> its totals, ready for JSON. A total that misses a part is None: the cost when any price is unknown,
-        the tokens when any server kept silent about them."""
+        """Return role -> its totals, ready for JSON. A total that misses a part is None: the cost when any price is
+        unknown, the tokens when any server kept silent about them."""
         with self._lock:
             events = list(self._events)
         roles = sorted({event.role for event in events})
         return {role.value: _summary([event for event in events if event.role == role]) for role in roles}
 
     def total(self) -> dict[str, Any]:
-        """The totals of all roles together."""
+        """Return the totals of all roles together."""
         with self._lock:
             return _summary(self._events)
 
     def known_cost(self) -> tuple[float, list[str]]:
-        """Dollars of the answers whose cost is known, and the models that gave others."""
+        """Return the dollars of the answers whose cost is known, and the models that gave others."""
         with self._lock:
             answers = [event for event in self._events if event.seconds is not None]
         unknown = {event.model or "an unnamed model" for event in answers if event.usd is None}
