@@ -25,7 +25,7 @@ from tests.fakes import HashEmbedder
 from tests.sequences import sequence
 from trainer.batching.packing import TrainSequence, dense_tree, pack
 from trainer.configs import DataConfig, States
-from trainer.data.corpus import expert_builds, load_corpus, sft_builds, training_text
+from trainer.data.corpus import Corpus, expert_builds, load_corpus, sft_builds, training_text
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
 from trainer.experience.evaluate import baseline_built, summarize, tally
@@ -272,8 +272,8 @@ def test_of_a_file_the_last_training_dialogues_steer(monkeypatch):
 def test_an_epoch_of_sft_repeats_the_file_and_not_the_extra(setting):
     _, builds, _ = setting
     config = DataConfig(path="talk.json", repeat=2)
-    assert sft_builds(builds[:1], builds[1:], config) == [builds[0], builds[0], *builds[1:]]
-    assert sft_builds(builds, [], DataConfig(repeat=2)) == builds
+    assert sft_builds(Corpus(train=builds[:1], extra=builds[1:]), config) == [builds[0], builds[0], *builds[1:]]
+    assert sft_builds(Corpus(train=builds), DataConfig(repeat=2)) == builds
 
 
 def sequence_of(prompt, completion, rollout: float) -> TrainSequence:

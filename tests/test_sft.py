@@ -14,7 +14,7 @@ from tests.fakes import HashEmbedder
 from trainer import sft
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
 from trainer.configs import DataConfig, TinyConfig
-from trainer.data.corpus import expert_builds, sft_builds, training_text
+from trainer.data.corpus import Corpus, expert_builds, sft_builds, training_text
 from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.logs.run_log import RunLog
@@ -65,7 +65,7 @@ def test_the_same_session_four_times_is_too_little_to_split():
         [in_windows(generate(1, 1, "train", num_sessions=1)[0], 60)], HashEmbedder(), SCHEME, "rules"
     )
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(60), 600)
-    again = sft_builds(builds, [], DataConfig(path="talk.json", repeat=4))
+    again = sft_builds(Corpus(train=builds), DataConfig(path="talk.json", repeat=4))
     found = sft_trees(again, tokenizer, SCHEME, config.max_length, config.over_long)
     with pytest.raises(ConfigError, match="1 sessions to train on"):
         checked_trees(config, start_accelerator(1.0), *found)
@@ -109,4 +109,3 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
     monkeypatch.setattr(shared_prefix, "merged_attention", forgetful)
     with pytest.raises(ParityError, match="must not share prompts"):
         run()
-    log.close()

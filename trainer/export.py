@@ -8,18 +8,16 @@ metrics. Checkpoints of one process, DDP and DeepSpeed are taken, whatever their
 """
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from membuilder.errors import CheckpointError, ConfigError, clear_errors
-from membuilder.files import durable_rename, fsync_tree
+from membuilder.errors import ConfigError, clear_errors
 from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
-from trainer.checkpoint.files import files_of, write_all
+from trainer.checkpoint.files import files_of, model_folder, write_all
 from trainer.checkpoint.folders import MODEL, Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
@@ -44,17 +42,9 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
     model = _model(checkpoint / MODEL, checkpoint / "state", dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with model_folder(target) as partial:
         model.save_pretrained(partial, max_shard_size=shard_size)
-        write_all(partial, files_of(tokenizer))
-        (partial / "README.md").write_text(model_card(checkpoint, manifest), encoding="utf-8")
-        fsync_tree(partial)
-        durable_rename(partial, target)
-    except folders.WRITE_ERRORS as error:  # a full disk, a folder we may not write
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"could not write '{target}': {error}") from error
+        write_all(partial, files_of(tokenizer) | {"README.md": model_card(checkpoint, manifest).encode()})
     return target
 
 

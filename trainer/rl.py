@@ -183,8 +183,8 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         shown = {name: f"{metrics[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in metrics}
         bar.set_postfix(shown, refresh=False)
         bar.update()
-    bar.close()
-    stop.close()
+    for each in (bar, stop, log):
+        each.close()
     return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
 
 
@@ -193,7 +193,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = setup_rl(config)
     with parts.collector.world.watched():
         folder = train(config, parts)
-    parts.log.close()
     parts.collector.engine.close()
     parts.accelerator.print(f"saved {folder}")
 

@@ -91,10 +91,9 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         policy.train()
         total = torch.zeros((), device=accelerator.device)
         for packed, is_real, is_last in update.weighted():
-            ones = torch.ones(packed.sequence.shape, device=accelerator.device)
-            scale = (
-                ones / (update.num_tokens / world.size) * is_real
-            )  # (M,); wrappers average over ranks, ours is a sum
+            # (M,); wrappers average over ranks, ours is a sum
+            scale = torch.ones(packed.sequence.shape, device=accelerator.device)
+            scale = scale / (update.num_tokens / world.size) * is_real
             with micro_step(accelerator, policy, is_last):
                 output = policy(packed, loss=cross_entropy(scale))
                 accelerator.backward(output.loss)
@@ -127,8 +126,8 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})
         bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
         bar.update()
-    bar.close()
-    stop.close()
+    for each in (bar, stop, log):
+        each.close()
     model_dir = save_model(accelerator, policy, tokenizer, Path(config.out) / "model")
     return SFTResult(model_dir=model_dir, num_steps=num_steps, final_loss=loss, validation_loss=validation_loss)
 
@@ -156,7 +155,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = setup_sft(config)
     with parts.world.watched():
         result = train(config, parts)
-    parts.log.close()
     parts.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
 
 

@@ -37,11 +37,12 @@ def prepared_trees(
         sessions[("line", number) if alone else (record.dialogue, record.session)].append(
             encoded(tokenizer, record.prompt, record.completion)
         )
-    fitted = [
-        fit(sequences, range(0), max_length, over_long, session=f"{name}/{number}")
-        for (name, number), sequences in sessions.items()
-    ]
-    return [tree for each in fitted for tree in each.trees()], LengthCounts.sum(each.counts for each in fitted)
+    trees, counts = [], LengthCounts()
+    for (name, number), sequences in sessions.items():
+        fitted, done = fit(sequences, range(0), max_length, over_long, session=f"{name}/{number}")
+        trees += fitted
+        counts += done
+    return trees, counts
 
 
 def read_builds(path: str, scheme: Scheme) -> list[ExpertBuild]:

@@ -26,7 +26,7 @@ def sft_trees(
 
     A role whose update failed is not training data.
     """
-    trees, counts = [], []
+    trees, counts = [], LengthCounts()
     for build in builds:
         for step in build.steps:
             roles = [role for role in scheme.roles if role not in step.result.failures]
@@ -34,10 +34,10 @@ def sft_trees(
             long = any(length(sequence) > max_length for sequence in sequences)
             span = _dialogue(step, tokenizer, scheme) if long else range(0)
             session = f"{build.dialogue.id}/{step.session.index}"
-            fitted = fit(sequences, span, max_length, over_long, session=session)
-            trees += fitted.trees()
-            counts.append(fitted.counts)
-    return trees, LengthCounts.sum(counts)
+            fitted, done = fit(sequences, span, max_length, over_long, session=session)
+            trees += fitted
+            counts += done
+    return trees, counts
 
 
 def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) -> tuple[list[Node], list[Node]]:

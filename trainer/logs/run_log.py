@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,6 @@ SKIPPED_FILE = "skipped.jsonl"
 WANDB_ID_FILE = "wandb_run_id.txt"
 FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
 MAX_TABLE_ROWS = 16
-
-REDACTED = "[redacted]"
-# Whole words, so that `max_prompt_tokens` and `tokenizer` stay; `..._env` holds the name of a variable, not its value.
-SECRET_WORD = re.compile(r"(key|token|secret|secrets|password|passwords|passwd|credentials)$", re.IGNORECASE)
 
 
 class RunLog:
@@ -48,7 +43,7 @@ class RunLog:
         enabled: bool = True,
     ):
         self.enabled, self._out_dir = enabled, Path(out_dir)
-        self._project, self._config, self._run_name = wandb_project, redact(config), run_name
+        self._project, self._config, self._run_name = wandb_project, config, run_name
         self._wandb_run = None
         if enabled:
             self._out_dir.mkdir(parents=True, exist_ok=True)
@@ -67,7 +62,7 @@ class RunLog:
         if run_id is None and not anew and kept.exists():
             run_id = kept.read_text(encoding="utf-8").strip()
         self._wandb_run = _start_wandb(self._out_dir, self._project, self._config, self._run_name, run_id)
-        write_atomic(kept, f"{self._wandb_run.id}\n".encode())
+        write_atomic(kept, f"{self._wandb_run.id}\n")
         return self._wandb_run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -133,23 +128,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
 
 
-def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without the text of any key that is named like a secret."""
-    return {name: REDACTED if _is_secret(name, value) else _redact_inside(value) for name, value in config.items()}
-
-
-def _is_secret(name: str, value: Any) -> bool:
-    words = re.split(r"[^A-Za-z0-9]+", str(name))
-    return isinstance(value, str) and words[-1].lower() != "env" and any(map(SECRET_WORD.search, words))
-
-
-def _redact_inside(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return redact(value)
-    return [_redact_inside(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: str, run_id: str | None) -> "wandb.Run":
+def _start_wandb(
+    out_dir: Path, project: str, config: Mapping[str, Any], run_name: str, run_id: str | None
+) -> "wandb.Run":
     import wandb
 
     mode = os.environ.get("WANDB_MODE")
@@ -171,10 +152,8 @@ def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: 
 def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     import wandb
 
+    def cell(value: Any) -> Any:  # parts of a reward and the like become text: a W&B column holds one type
+        return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value
+
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return wandb.Table(columns=columns, data=[[_cell(row.get(name)) for name in columns] for row in rows])
-
-
-def _cell(value: Any) -> Any:
-    """Turn parts of a reward and the like into text: a W&B column holds one type."""
-    return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value
+    return wandb.Table(columns=columns, data=[[cell(row.get(name)) for name in columns] for row in rows])
