@@ -12,7 +12,7 @@ import torch
 
 from membuilder.errors import CheckpointError
 from tests.forks import as_rank, free_port, start
-from trainer.checkpoint.checkpoints import Best, Checkpoints
+from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.distributed.process_group import World, start_accelerator
 
 pytestmark = pytest.mark.slow
@@ -57,13 +57,13 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(CheckpointError) as caught:
                 if rank == faulty_rank:
                     patch.setattr(*place(engine))
-                checkpoints.save(1, {"step": 1}, 1, {}, BEST)
+                checkpoints.save(Progress(step=1, best=None, wandb_run_id=None), 1, {}, BEST)
             took = time.monotonic() - began
             world.barrier()
             left = [path.name for path in (folder / "checkpoints").iterdir()]
             world.barrier()
             seen[name] = {"said": str(caught.value), "took": took, "left": left}
-        checkpoints.save(2, {"step": 2}, 1, {}, BEST)
+        checkpoints.save(Progress(step=2, best=None, wandb_run_id=None), 1, {}, BEST)
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 

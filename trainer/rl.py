@@ -176,7 +176,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             here = RLProgress(
                 step=step + 1, stream=stream.state, lengths=lengths.state(), best=best, wandb_run_id=wandb_run_id
             )
-            checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
+            checkpoints.save(here, config.keep_last, metrics, BEST)
             cache.forget(step + 1)
         if stopped:
             raise interrupted(step)

@@ -120,7 +120,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
             here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
-            checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
+            checkpoints.save(here, config.keep_last, metrics, BEST)
         if stopped:
             raise interrupted(step)
         shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})

@@ -92,8 +92,8 @@ class Checkpoints:
         self.accelerator.print(f"resuming from '{folder}'")
         return unseal(folder / "progress", "progress", kind, "give resume=previous")
 
-    def save(self, step: int, progress, keep_last: int, metrics: Mapping[str, float], best: Best) -> Path:
-        """Write checkpoint `step` (steps done) and drop all but the last and the best; all processes call it."""
+    def save(self, progress: Progress, keep_last: int, metrics: Mapping[str, float], best: Best) -> None:
+        """Write the checkpoint of `progress` and drop all but the last and the best; all processes call it."""
         deepspeed = zero_stage(self.accelerator) is not None
 
         def fill(partial: Path) -> None:
@@ -109,10 +109,9 @@ class Checkpoints:
 
         meta = {"settings": self.settings, "config": self.config, best.metric: metrics.get(best.metric)}
         whole_folders = [f"state/{MODEL_NAME}"] if deepspeed else []
-        folder = folders.write(self.root, step, fill, meta, self.world.rank == 0, self.world.gather, whole_folders)
+        folders.write(self.root, progress.step, fill, meta, self.world, whole_folders)
         if self.world.rank == 0:
             folders.prune(self.root, keep_last, folders.best_step(self.root, best.metric, best.higher_is_better))
-        return folder
 
 
 @contextmanager
