@@ -8,7 +8,7 @@ from membuilder.config import parse_args
 from membuilder.errors import ConfigError
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from trainer.configs import TrainConfig
-from trainer.memory_estimate.options import add_dry_run, dry_run_of
+from trainer.memory_estimate.options import add_dry_run, launch_of
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -20,10 +20,10 @@ def parse(cls: type[Config], argv: Sequence[str] | None, description: str) -> Co
         check_paths(config)
         quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
         return config
-    launch, lengths = dry_run_of(given)
+    launch = launch_of(given)
     from trainer.memory_estimate.dry_run import report
 
-    text, fits = report(config, launch, lengths)
+    text, fits = report(config, launch)
     print(text)
     raise SystemExit(0 if fits else 1)
 

@@ -42,17 +42,13 @@ def activation_bytes(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     token_ids = torch.zeros(1, num_tokens, dtype=torch.int64, device="meta")
     with Allocated([*model.parameters(), *model.buffers(), token_ids]) as memory:
         hidden = model.base_model(input_ids=token_ids, position_ids=token_ids, use_cache=False).last_hidden_state
         saved = memory.now
         hidden.backward(torch.empty_like(hidden))
     return ActivationBytes(saved=saved, peak=memory.peak)
-
-
-def _drop_gradient(parameter: torch.nn.Parameter) -> None:
-    parameter.grad = None
 
 
 class Allocated(TorchDispatchMode):
