@@ -13,8 +13,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -72,31 +72,39 @@ class Heartbeat:
         self._thread.start()
         atexit.register(self._stop)
 
-    def guard(self) -> None:
-        """From here to `end` this process is stopped when another one is gone."""
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Stop this process, inside, when another one is gone: with a RankError that names it, on whatever host."""
         self._guarding.set()
-
-    def end(self) -> None:
-        """This process needs the others no more. Its number stands still from here on."""
-        with suppress(DistError):  # the store went first: nobody is left to be told
-            self._store.add(f"ended {self._rank}", 1)
-        atexit.unregister(self._stop)
-        self._stop()
+        try:
+            yield
+        except BaseException as error:
+            # a RuntimeError is what gloo, NCCL and DeepSpeed raise when a connection closes
+            gone = self._find() if isinstance(error, RuntimeError) else None
+            first_line = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            self._record(gone or f"rank {self._rank} failed on {self._homes[self._rank].host} ({first_line})")
+            if gone is None:
+                raise
+            raise RankError(self._message(gone)) from error
+        finally:
+            # this process needs the others no more; its number stands still from here on
+            with suppress(DistError):  # the store went first: nobody is left to be told
+                self._store.add(f"ended {self._rank}", 1)
+            atexit.unregister(self._stop)
+            self._stop()
 
     def _stop(self) -> None:
         """End the thread. Without that the interpreter's end may catch it inside the store, and abort (SIGABRT)."""
         self._ended.set()
         self._thread.join()
 
-    def record_failure(self, reason: str) -> None:
+    def _record(self, reason: str) -> None:
         """Write down for all why the run ends; the first reason stays."""
-        try:
+        with suppress(DistError):  # as in `guarding`
             self._store.compare_set("reason", "", reason)
-        except DistError:  # see `end`
-            return
-        time.sleep(2 * PERIOD_SECONDS)  # the store may go with this process: let the others read it
+            time.sleep(2 * PERIOD_SECONDS)  # the store may go with this process: let the others read it
 
-    def find(self) -> str | None:
+    def _find(self) -> str | None:
         """Who ended, or None: looked for until a process that is alive would have given a sign."""
         deadline, before = time.monotonic() + LOST_SECONDS, self._numbers()
         while time.monotonic() < deadline:
@@ -112,8 +120,8 @@ class Heartbeat:
         lost = silent(before, after)
         return self._gone(lost[0], "no sign of life from ") if lost else None
 
-    def error(self, gone: str) -> RankError:
-        return RankError(
+    def _message(self, gone: str) -> str:
+        return (
             f"rank {self._rank} of {len(self._homes)} stops, because {gone}. Look for that one's error, fix its cause "
             "and start again with resume=auto"
         )
@@ -142,7 +150,7 @@ class Heartbeat:
             elif since is None:
                 since = time.monotonic()
             elif time.monotonic() - since > GRACE_SECONDS:
-                print(self.error(gone), file=sys.stderr, flush=True)
+                print(self._message(gone), file=sys.stderr, flush=True)
                 os._exit(1)
             self._ended.wait(PERIOD_SECONDS)
 

@@ -5,11 +5,10 @@ is computed from them (advantages, updates, lengths of a step) is then the same 
 Starting reads what `accelerate launch` put into the environment, and refuses what would quietly train alone.
 """
 
-import heapq
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
@@ -20,7 +19,7 @@ from accelerate.utils import DistributedType
 from torch import distributed
 from transformers.integrations import unset_hf_deepspeed_config
 
-from membuilder.errors import ConfigError, RankError
+from membuilder.errors import ConfigError
 from trainer.distributed.heartbeat import Heartbeat, Home
 
 Value = TypeVar("Value")
@@ -92,7 +91,6 @@ class World:
     size: int = 1
     group: "distributed.ProcessGroup | None" = None
     """Gloo, also beside NCCL: only gloo can tell which process is missing."""
-    home: Home | None = None
     patience: timedelta = PATIENCE
     heartbeat: Heartbeat | None = None
 
@@ -103,9 +101,7 @@ class World:
         group = distributed.new_group(backend="gloo", timeout=patience)
         world = cls(rank=accelerator.process_index, size=accelerator.num_processes, group=group, patience=patience)
         born = world.gather((Home.here(), uuid.uuid4().hex))
-        homes = [home for home, _ in born]
-        heartbeat = Heartbeat(run=born[0][1], rank=world.rank, homes=homes)
-        return replace(world, home=homes[world.rank], heartbeat=heartbeat)
+        return replace(world, heartbeat=Heartbeat(run=born[0][1], rank=world.rank, homes=[home for home, _ in born]))
 
     def shard(self, costs: Sequence[float]) -> list[int]:
         """This process's items of a list in which item i is estimated to cost costs[i]."""
@@ -130,38 +126,17 @@ class World:
         if self.size > 1:
             distributed.monitored_barrier(self.group, timeout=self.patience, wait_all_ranks=True)
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Wrap all that talks to other processes: a RankError then names one that is gone, on whatever host."""
-        with ExitStack() as stack:
-            stack.push(self._leave)
-            if self.heartbeat is not None:
-                self.heartbeat.guard()
-            try:
-                yield
-            except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
-                gone = None if self.heartbeat is None else self.heartbeat.find()
-                if gone is None:
-                    raise
-                self.heartbeat.record_failure(gone)
-                raise self.heartbeat.error(gone) from error
-
-    def _leave(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        """A process that fails by itself lets the others name it."""
-        if self.heartbeat is None:
-            return
-        if error is not None and not isinstance(error, RankError):
-            first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
-            self.heartbeat.record_failure(f"rank {self.rank} failed on {self.home.host} ({first_line})")
-        self.heartbeat.end()
+        return nullcontext() if self.heartbeat is None else self.heartbeat.guarding()
 
 
 def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     """Indices dealt so that ranks cost about the same: the costliest first, each to the rank with the least so far."""
-    ranks = [(0.0, rank) for rank in range(num_ranks)]
+    totals = [0.0] * num_ranks
     dealt: list[list[int]] = [[] for _ in range(num_ranks)]
-    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
-        total, rank = heapq.heappop(ranks)
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        rank = totals.index(min(totals))
         dealt[rank].append(index)
-        heapq.heappush(ranks, (total + costs[index], rank))
+        totals[rank] += costs[index]
     return [sorted(indices) for indices in dealt]
