@@ -5,6 +5,7 @@ This file imports no PyTorch, so that a command can check its arguments first.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from membuilder.schemes.four_agents.prompts import PromptConfig
 
@@ -26,13 +27,9 @@ class ModelConfig:
     path: str | None = None
     """Hugging Face folder or model name; null: a tiny model is made from `tiny`."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
-    dtype: str = "bfloat16"
-    """Type of the trained weights: bfloat16 or float32."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the trained weights."""
     gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"dtype must be bfloat16 or float32, got '{self.dtype}'")
 
 
 class States(StrEnum):

@@ -51,7 +51,6 @@ class SFTResult:
     model_dir: Path
     """After the last step; `best` beside it holds the weights with the lowest validation loss."""
     num_steps: int
-    final_loss: float
     validation_loss: float
 
 
@@ -75,7 +74,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     log.drop_from(begun.step)
     wandb_run_id = log.start_wandb(begun.wandb_run_id, anew=config.resume == "never")
 
-    loss = validation_loss = math.nan
+    validation_loss = math.nan
     bar = progress(total=num_steps, initial=begun.step, label="SFT", unit="step", enabled=accelerator.is_main_process)
     for step in range(begun.step, num_steps):
         # 1. Sessions: every epoch in an order of its own.
@@ -129,7 +128,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     for each in (bar, stop, log):
         each.close()
     model_dir = save_model(accelerator, policy, tokenizer, Path(config.out) / "model")
-    return SFTResult(model_dir=model_dir, num_steps=num_steps, final_loss=loss, validation_loss=validation_loss)
+    return SFTResult(model_dir=model_dir, num_steps=num_steps, validation_loss=validation_loss)
 
 
 def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, float]:
