@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_or_a_folder_that_exists_is_refused(run, exported, 
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="model.safetensors has"):
         export(copy, tmp_path / "out")
-    with pytest.raises(SystemExit, match="there is no checkpoint folder"), exporting.clear_errors("trainer.export"):
+    with pytest.raises(SystemExit, match="^trainer.export: there is no checkpoint folder"):
         exporting.main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -13,6 +13,7 @@ import torch
 from membuilder.errors import CheckpointError
 from tests.forks import as_rank, free_port, start
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
+from trainer.distributed import process_group
 from trainer.distributed.process_group import World, start_accelerator
 
 pytestmark = pytest.mark.slow
@@ -38,13 +39,14 @@ FAULTS = {  # what fails, and in which rank
 def one_of_two(rank: int, port: int, folder: Path) -> None:
     """Saves at a disk that is full in one way after the other, then at one with room."""
     as_rank(rank, 2, port)
+    process_group.PATIENCE = PATIENCE
     os.environ |= {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "DS_ACCELERATOR": "cpu",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(folder / "deepspeed.json"),
     }
-    accelerator = start_accelerator(1.0, patience=PATIENCE)
-    world = World.of(accelerator, patience=PATIENCE)
+    accelerator = start_accelerator(1.0)
+    world = World.of(accelerator)
     model = torch.nn.Linear(8, 8)
     engine, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     checkpoints = Checkpoints(

@@ -183,5 +183,5 @@ def test_settings_that_need_whole_dialogues_are_refused(files):
         load_corpus(data)
     with pytest.raises(ValueError, match="not both"):
         DataConfig(path="a", prepared="b")
-    with pytest.raises(ConfigError, match="model.path: name a model"):
+    with pytest.raises(SystemExit, match="model.path: name a model"):
         sft.main([f"data.prepared={files}/sft.jsonl"])

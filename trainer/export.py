@@ -113,6 +113,7 @@ def _metrics(checkpoint: Path, step: int) -> list[str]:
     return ["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in sorted(last.items()))]
 
 
+@clear_errors("trainer.export")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a folder OUT/checkpoints/step_N")
@@ -122,5 +123,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.export"):
-        main()
+    main()

@@ -199,6 +199,7 @@ def _draw_bars(ax: "Axes", names: list[str], values: list[float | None], colour:
     ax.tick_params(axis="y", length=0)
 
 
+@clear_errors("trainer.plots")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.plots", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path, help=f"folder with {METRICS_FILE}, {SUMMARY_FILE} or both")
@@ -210,5 +211,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.plots"):
-        main()
+    main()

@@ -21,10 +21,8 @@ from membuilder.errors import clear_errors
 from trainer.command_line import parse
 from trainer.rl_config import RLConfig
 
-DESCRIPTION = "Reinforcement learning of memory construction (ADRPO)."
 if __name__ == "__main__":  # a mistake in the arguments is answered before PyTorch is loaded
-    with clear_errors("trainer.rl"):
-        parse(RLConfig, None, DESCRIPTION)
+    parse(RLConfig, None, "trainer.rl")
 
 import torch
 
@@ -188,8 +186,9 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
 
 
+@clear_errors("trainer.rl")
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(RLConfig, argv, DESCRIPTION)
+    config = parse(RLConfig, argv, "trainer.rl")
     parts = setup_rl(config)
     with parts.collector.world.watched():
         folder = train(config, parts)
@@ -198,5 +197,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.rl"):
-        main()
+    main()

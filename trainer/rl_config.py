@@ -11,6 +11,8 @@ from trainer.configs import Aggregation, LossConfig, States, TrainConfig
 
 @dataclass(kw_only=True)
 class RLConfig(TrainConfig):
+    """The settings of reinforcement learning of memory construction (ADRPO)."""
+
     out: str = "runs/rl"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

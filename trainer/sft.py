@@ -21,10 +21,8 @@ from membuilder.errors import clear_errors
 from trainer.command_line import parse
 from trainer.sft_config import SFTConfig
 
-DESCRIPTION = "Supervised fine-tuning on an expert's memory operations."
 if __name__ == "__main__":  # a mistake in the arguments is answered before PyTorch is loaded
-    with clear_errors("trainer.sft"):
-        parse(SFTConfig, None, DESCRIPTION)
+    parse(SFTConfig, None, "trainer.sft")
 
 import torch
 from accelerate import Accelerator
@@ -149,8 +147,9 @@ def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accel
     return float(accelerator.reduce(total))
 
 
+@clear_errors("trainer.sft")
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(SFTConfig, argv, DESCRIPTION)
+    config = parse(SFTConfig, argv, "trainer.sft")
     parts = setup_sft(config)
     with parts.world.watched():
         result = train(config, parts)
@@ -158,5 +157,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.sft"):
-        main()
+    main()

@@ -13,8 +13,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -57,7 +57,7 @@ class Home:
 
 
 class Heartbeat:
-    """This process's number in the store, and a look at the others'."""
+    """This process's number in the store, and a look at the others'; a context manager for what needs the others."""
 
     def __init__(self, run: str, rank: int, homes: Sequence[Home]) -> None:
         """`run` tells apart the runs that use one store after the other; `homes`: of each rank."""
@@ -72,26 +72,24 @@ class Heartbeat:
         self._thread.start()
         atexit.register(self._stop)
 
-    @contextmanager
-    def guarding(self) -> Iterator[None]:
-        """Stop this process, inside, when another one is gone: with a RankError that names it, on whatever host."""
+    def __enter__(self) -> None:
+        """From here on this process is stopped when another one is gone."""
         self._guarding.set()
-        try:
-            yield
-        except BaseException as error:
-            # a RuntimeError is what gloo, NCCL and DeepSpeed raise when a connection closes
-            gone = self._find() if isinstance(error, RuntimeError) else None
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Raise a RankError that names the process that is gone; where this one fails by itself, tell the others."""
+        # a RuntimeError is what gloo, NCCL and DeepSpeed raise when a connection closes
+        gone = self._find() if isinstance(error, RuntimeError) else None
+        if error is not None:
+            first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
             self._record(gone or f"rank {self._rank} failed on {self._homes[self._rank].host} ({first_line})")
-            if gone is None:
-                raise
+        # this process needs the others no more; its number stands still from here on
+        with suppress(DistError):  # the store went first: nobody is left to be told
+            self._store.add(f"ended {self._rank}", 1)
+        atexit.unregister(self._stop)
+        self._stop()
+        if gone is not None:
             raise RankError(self._message(gone)) from error
-        finally:
-            # this process needs the others no more; its number stands still from here on
-            with suppress(DistError):  # the store went first: nobody is left to be told
-                self._store.add(f"ended {self._rank}", 1)
-            atexit.unregister(self._stop)
-            self._stop()
 
     def _stop(self) -> None:
         """End the thread. Without that the interpreter's end may catch it inside the store, and abort (SIGABRT)."""
@@ -100,7 +98,7 @@ class Heartbeat:
 
     def _record(self, reason: str) -> None:
         """Write down for all why the run ends; the first reason stays."""
-        with suppress(DistError):  # as in `guarding`
+        with suppress(DistError):  # as in `__exit__`
             self._store.compare_set("reason", "", reason)
             time.sleep(2 * PERIOD_SECONDS)  # the store may go with this process: let the others read it
 

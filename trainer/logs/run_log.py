@@ -67,8 +67,6 @@ class RunLog:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one line of metrics.jsonl. NaN and infinities become null there, and `nonfinite` lists their names."""
-        if not self.enabled:
-            return
         values = {name: float(value) for name, value in metrics.items()}
         nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
         line = {"step": step} | {name: None if name in nonfinite else value for name, value in values.items()}
@@ -78,17 +76,14 @@ class RunLog:
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write one line of completions.jsonl per row (each has its `step`); the first few also go into a W&B table."""
-        if not self.enabled or not rows:
-            return
         self._write(COMPLETIONS_FILE, rows)
-        if self._wandb_run is not None:
+        if self._wandb_run is not None and rows:
             table = _wandb_table(rows[:MAX_TABLE_ROWS])
             self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
 
     def log_skipped(self, step: int, sessions: Sequence[str]) -> None:
         """Write the sessions of an update that was left out as one line of skipped.jsonl."""
-        if self.enabled:
-            self._write(SKIPPED_FILE, [{"step": step, "sessions": list(sessions)}])
+        self._write(SKIPPED_FILE, [{"step": step, "sessions": list(sessions)}])
 
     def drop_from(self, step: int) -> None:
         """Drop every row of `step` and later, and half a last line: the run resumed at `step` writes them again.
@@ -104,6 +99,8 @@ class RunLog:
             self._wandb_run = None
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not self.enabled:
+            return
         with open(self._out_dir / name, "a", encoding="utf-8") as file:
             # allow_nan=False: a NaN in a completion row must fail here, not in whatever reads the file later.
             file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
