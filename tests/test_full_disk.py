@@ -6,6 +6,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.forks import as_rank, free_port, start
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.distributed import process_group
 from trainer.distributed.process_group import World, start_accelerator
+from trainer.sft_config import SFTConfig
 
 pytestmark = pytest.mark.slow
 PATIENCE = timedelta(seconds=20)
@@ -49,9 +51,10 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     world = World.of(accelerator)
     model = torch.nn.Linear(8, 8)
     engine, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    checkpoints = Checkpoints(
-        root=folder / "checkpoints", settings={}, config={}, accelerator=accelerator, world=world, model_files={}
-    )
+    config = SFTConfig(out=str(folder), keep_last=1)
+    nothing = SimpleNamespace(save_pretrained=lambda folder: None)
+    no_files = SimpleNamespace(config=nothing, generation_config=nothing)
+    checkpoints = Checkpoints(config, accelerator, world, no_files, nothing, BEST)
     seen = {"engine": type(engine).__name__}
     with world.watched():
         for name, (place, faulty_rank) in FAULTS.items():
@@ -59,13 +62,13 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(CheckpointError) as caught:
                 if rank == faulty_rank:
                     patch.setattr(*place(engine))
-                checkpoints.save(Progress(step=1, best=None, wandb_run_id=None), 1, {}, BEST)
+                checkpoints.save(Progress(step=1, best=None, wandb_run_id=None), {})
             took = time.monotonic() - began
             world.barrier()
             left = [path.name for path in (folder / "checkpoints").iterdir()]
             world.barrier()
             seen[name] = {"said": str(caught.value), "took": took, "left": left}
-        checkpoints.save(Progress(step=2, best=None, wandb_run_id=None), 1, {}, BEST)
+        checkpoints.save(Progress(step=2, best=None, wandb_run_id=None), {})
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 

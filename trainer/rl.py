@@ -78,9 +78,9 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     lengths = LengthController(config, parts.builds.steering or parts.builds.train, collector)
 
     # Start anew, or go on from a checkpoint.
-    checkpoints = Checkpoints.of(config, accelerator, world, parts.policy.model, collector.tokenizer)
+    checkpoints = Checkpoints(config, accelerator, world, parts.policy.model, collector.tokenizer, BEST)
     stop, skips, anew = Stop(world), Skips(limit=config.max_skipped), config.resume == "never"
-    begun = checkpoints.load(config.resume, RLProgress)
+    begun = checkpoints.load(RLProgress)
     cache = RolloutCache(Path(config.out) / "journal" if config.journal else None, world, checkpoints.settings, anew)
     describe_run(config, accelerator)
     if begun is not None:
@@ -174,7 +174,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             here = RLProgress(
                 step=step + 1, stream=stream.state, lengths=lengths.state(), best=best, wandb_run_id=wandb_run_id
             )
-            checkpoints.save(here, config.keep_last, metrics, BEST)
+            checkpoints.save(here, metrics)
             cache.forget(step + 1)
         if stopped:
             raise interrupted(step)

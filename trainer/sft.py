@@ -64,9 +64,9 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
 
     # Start anew, or go on from a checkpoint.
-    checkpoints = Checkpoints.of(config, accelerator, world, parts.model, tokenizer)
+    checkpoints = Checkpoints(config, accelerator, world, parts.model, tokenizer, BEST)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
-    begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best=None, wandb_run_id=None)
+    begun = checkpoints.load(Progress) or Progress(step=0, best=None, wandb_run_id=None)
     describe_run(config, accelerator)
     best = begun.best
     log.drop_from(begun.step)
@@ -117,7 +117,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
             here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
-            checkpoints.save(here, config.keep_last, metrics, BEST)
+            checkpoints.save(here, metrics)
         if stopped:
             raise interrupted(step)
         shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})

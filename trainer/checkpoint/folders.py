@@ -1,11 +1,5 @@
 """Checkpoints of a run, `OUT/checkpoints/step_N`: each whole or not there, and none trusted before it is verified.
 
-    recover(root)                                           one process, at the start of a run
-    folder = choose(root, "auto")                           one process: it reads every byte
-    ...
-    write(root, 40, save_my_part, {"val_loss": 1.2}, world)
-    prune(root, keep_last=2, best=best_step(root, "val_loss", higher_is_better=False))      one process
-
 `step_N` was taken after N steps. The folder must be on a file system that all processes share. Names beside it, of
 which `recover` leaves none: `.partial` is being written, `.whole` only waits for its name, `.discarded` is being
 removed.
@@ -161,8 +155,7 @@ def best_step(root: Path, metric: str, higher_is_better: bool) -> int | None:
     """The step whose meta has the best value of a metric, the later of equals; None where none was measured."""
     values = {step: read_manifest(folder).meta.get(metric) for step, folder in checkpoints(root).items()}
     sign = 1 if higher_is_better else -1
-    measured = [(sign * value, step) for step, value in values.items() if value is not None]
-    return max(measured)[1] if measured else None
+    return max(((sign * value, step) for step, value in values.items() if value is not None), default=(0, None))[1]
 
 
 def prune(root: Path, keep_last: int, best: int | None) -> None:

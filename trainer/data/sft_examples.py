@@ -30,7 +30,9 @@ def sft_trees(
     for build in builds:
         for step in build.steps:
             roles = [role for role in scheme.roles if role not in step.result.failures]
-            sequences = [_sequence(step, role, tokenizer, scheme) for role in roles]
+            prompts = [scheme.ask(role, step.session, step.bank_before, step.shown) for role in roles]
+            answers = [scheme.write(role, step.updates[role], step.session, step.shown) for role in roles]
+            sequences = [encoded(tokenizer, *pair) for pair in zip(prompts, answers, strict=True)]
             long = any(length(sequence) > max_length for sequence in sequences)
             span = _dialogue(step, tokenizer, scheme) if long else range(0)
             session = f"{build.dialogue.id}/{step.session.index}"
@@ -63,11 +65,6 @@ def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
     """The sequences of the smallest tree in which some share a prompt's start; none where nothing is shared."""
     sharing = [tree for tree in trees if count_sequences(tree) > 1]
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
-
-
-def _sequence(step: Step, role: str, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> TrainSequence:
-    prompt = scheme.ask(role, step.session, step.bank_before, step.shown)
-    return encoded(tokenizer, prompt, scheme.write(role, step.updates[role], step.session, step.shown))
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainSequence:

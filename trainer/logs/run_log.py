@@ -5,13 +5,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
-
-if TYPE_CHECKING:
-    import wandb
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -23,12 +20,6 @@ MAX_TABLE_ROWS = 16
 
 class RunLog:
     """One run's log, written by one process; with `enabled=False` (every rank but the first) it writes nothing.
-
-        log = RunLog("runs/rl", wandb_project="mine", config={"seed": 0}, run_name="rl")
-        run_id = log.start_wandb(None, anew=True)       or the id that the run's checkpoint holds
-        log.log({"reward/mean": 0.4, "kl": 0.01}, step=1)
-        log.log_completions([{"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 0.4}, "weight": 1.0}])
-        log.close()
 
     In an existing folder it appends; a resumed run first calls `drop_from`.
     """
@@ -61,7 +52,21 @@ class RunLog:
         kept = self._out_dir / WANDB_ID_FILE
         if run_id is None and not anew and kept.exists():
             run_id = kept.read_text(encoding="utf-8").strip()
-        self._wandb_run = _start_wandb(self._out_dir, self._project, self._config, self._run_name, run_id)
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE")
+        if mode is None and wandb.api.api_key is None:
+            mode = "offline"
+            print(
+                "Weights & Biases: no API key (WANDB_API_KEY), so this run is logged offline; "
+                f"upload it later with: wandb sync {self._out_dir / 'wandb'}/offline-run-*",
+                flush=True,
+            )
+        who = {"project": self._project, "name": self._run_name, "id": run_id, "config": self._config}
+        quiet = wandb.Settings(silent=True)
+        self._wandb_run = wandb.init(**who, dir=self._out_dir, mode=mode, resume="allow", settings=quiet)
+        # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
+        self._wandb_run.define_metric("*", step_metric="step")
         write_atomic(kept, f"{self._wandb_run.id}\n")
         return self._wandb_run.id
 
@@ -123,27 +128,6 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield line, json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
-
-
-def _start_wandb(
-    out_dir: Path, project: str, config: Mapping[str, Any], run_name: str, run_id: str | None
-) -> "wandb.Run":
-    import wandb
-
-    mode = os.environ.get("WANDB_MODE")
-    if mode is None and wandb.api.api_key is None:
-        mode = "offline"
-        print(
-            "Weights & Biases: no API key (WANDB_API_KEY), so this run is logged offline; "
-            f"upload it later with: wandb sync {out_dir / 'wandb'}/offline-run-*",
-            flush=True,
-        )
-    quiet = wandb.Settings(silent=True)
-    who = {"project": project, "name": run_name, "id": run_id}
-    run = wandb.init(**who, config=config, dir=out_dir, mode=mode, resume="allow", settings=quiet)
-    # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
-    run.define_metric("*", step_metric="step")
-    return run
 
 
 def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
