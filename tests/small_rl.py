@@ -79,7 +79,7 @@ class Run:
             out=str(folder.parent / "sft"), optim=OptimConfig(lr=2e-2), max_steps=16, sessions_per_step=8
         )
         model = build_model(self.tokenizer, SIZES, seed=1)
-        trees, _ = sft_trees(self.builds, self.tokenizer, self.scheme, config.max_length, config.over_long)
+        trees, _ = sft_trees(self.builds, self.tokenizer, self.scheme, config)
         parts = SFTParts(
             model=model,
             tokenizer=self.tokenizer,

@@ -66,7 +66,7 @@ def test_the_same_session_four_times_is_too_little_to_split():
     )
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(60), 600)
     again = sft_builds(Corpus(train=builds), DataConfig(path="talk.json", repeat=4))
-    found = sft_trees(again, tokenizer, SCHEME, config.max_length, config.over_long)
+    found = sft_trees(again, tokenizer, SCHEME, config)
     with pytest.raises(ConfigError, match="1 sessions to train on"):
         checked_trees(config, start_accelerator(1.0), *found)
 
@@ -86,7 +86,7 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), SIZES.vocab_size)
     config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5)
     accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
-    trees, _ = sft_trees(builds, tokenizer, SCHEME, config.max_length, config.over_long)
+    trees, _ = sft_trees(builds, tokenizer, SCHEME, config)
 
     def run() -> sft.SFTResult:
         parts = SFTParts(

@@ -148,14 +148,14 @@ def setup_sft(
     run = start_run(config, "sft", embedder)
     if builds is None and config.data.prepared is not None:
         model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
-        found = prepared_trees(config.data.prepared, tokenizer, config.max_length, config.over_long)
+        found = prepared_trees(tokenizer, config)
     else:
         scheme = load_scheme(config.scheme, config.prompts)
         if builds is None:
             builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
         epoch = sft_builds(builds, config.data)
         model, tokenizer = _model_for(config, epoch, scheme)
-        found = sft_trees(epoch, tokenizer, scheme, config.max_length, config.over_long)
+        found = sft_trees(epoch, tokenizer, scheme, config)
     trees = checked_trees(config, run.accelerator, *found)
     return SFTParts(**vars(run), model=model, tokenizer=tokenizer, trees=trees)
 

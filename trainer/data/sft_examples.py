@@ -10,19 +10,15 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.schemes.scheme import Scheme, Step
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence, count_sequences, sequences_of
-from trainer.configs import OverLong
 from trainer.data.corpus import ExpertBuild
 from trainer.data.truncation import LengthCounts, dialogue_span, fit, length
+from trainer.sft_config import SFTConfig
 
 
 def sft_trees(
-    builds: Sequence[ExpertBuild],
-    tokenizer: PreTrainedTokenizerBase,
-    scheme: Scheme,
-    max_length: int,
-    over_long: OverLong,
+    builds: Sequence[ExpertBuild], tokenizer: PreTrainedTokenizerBase, scheme: Scheme, config: SFTConfig
 ) -> tuple[list[Node], LengthCounts]:
-    """The trees of all sessions, and what was done to samples longer than `max_length` tokens.
+    """The trees of all sessions, and what was done to samples longer than `config.max_length` tokens.
 
     A role whose update failed is not training data.
     """
@@ -33,10 +29,10 @@ def sft_trees(
             prompts = [scheme.ask(role, step.session, step.bank_before, step.shown) for role in roles]
             answers = [scheme.write(role, step.updates[role], step.session, step.shown) for role in roles]
             sequences = [encoded(tokenizer, *pair) for pair in zip(prompts, answers, strict=True)]
-            long = any(length(sequence) > max_length for sequence in sequences)
+            long = any(length(sequence) > config.max_length for sequence in sequences)
             span = _dialogue(step, tokenizer, scheme) if long else range(0)
             session = f"{build.dialogue.id}/{step.session.index}"
-            fitted, done = fit(sequences, span, max_length, over_long, session=session)
+            fitted, done = fit(sequences, span, config.max_length, config.over_long, session=session)
             trees += fitted
             counts += done
     return trees, counts
