@@ -82,10 +82,12 @@ def model_card(checkpoint: Path, manifest: Manifest) -> str:
     """What the model is, how it was trained and how well it did, as a Hugging Face README."""
     settings = manifest.meta["settings"]
     origin = f"`{settings['model.path']}`" if settings["model.path"] else "random weights"
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["memory", "membuilder"]}
     metrics = "\n".join(_metrics(checkpoint, manifest.step))
     return f"""---
-{yaml.safe_dump(head, sort_keys=False)}---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [memory, membuilder]
+---
 # Memory builder, step {manifest.step}
 
 Turns the sessions of a dialogue into operations on a memory bank (MemBuilder). Trained from {origin}.

@@ -9,7 +9,9 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -60,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run every stage in order."""
-    sft_config, rl_config = load_configs(
-        given.out, given.seed, given.overrides, given.data, given.eval_data, given.steps_rl
-    )
+    steps = [] if given.steps_rl is None else [f"rl.num_steps={given.steps_rl}"]
+    overrides = [*steps, *given.overrides]
+    sft_config, rl_config = load_configs(given.out, given.seed, overrides, given.data, given.eval_data)
     check_paths(sft_config)
     quiet_libraries(Path(given.out) / LOG_FILE)
     # after the arguments were checked: PyTorch and its company take seconds to load
@@ -75,29 +77,26 @@ def run(given: argparse.Namespace) -> None:
     from trainer.plots import plot_run
     from trainer.run_setup import make_collector, make_engine, setup_rl, setup_sft
 
-    clock = Clock()
-    embedder, scheme = Embedder(sft_config.embedding_model), load_scheme(sft_config.scheme, sft_config.prompts)
-    builds = build_corpus(sft_config.data, embedder, scheme, *SIDES)
-    say(f"data: {given.data or 'generated for this run'}\n  train on {ids(builds.train)}")
-    say(f"  evaluate on {ids(builds.held_out)}, never trained on")
-
-    say("SFT: a small Qwen3 learns to imitate the rules")
-    sft_result = sft.train(sft_config, setup_sft(sft_config, builds, embedder))
-    clock.mark("sft")
-
-    say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
-    engine = make_engine(rl_config, sft_result.model_dir)
-    collector = make_collector(rl_config, engine, load_tokenizer(str(sft_result.model_dir)), embedder)
-    systems = compare_baselines(builds.held_out, collector)
-    systems["sft"] = judge_policy(builds.held_out, collector, "sft")
-    clock.mark("eval")
-
-    say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
-    rl.train(rl_config, setup_rl(rl_config, builds, collector))
-    clock.mark("rl")
-    systems["adrpo"] = judge_policy(builds.held_out, collector, "adrpo")
-    engine.close()
-    clock.mark("eval")
+    seconds: Counter[str] = Counter()
+    with timed("sft", seconds):
+        embedder, scheme = Embedder(sft_config.embedding_model), load_scheme(sft_config.scheme, sft_config.prompts)
+        builds = build_corpus(sft_config.data, embedder, scheme, *SIDES)
+        say(f"data: {given.data or 'generated for this run'}\n  train on {ids(builds.train)}")
+        say(f"  evaluate on {ids(builds.held_out)}, never trained on")
+        say("SFT: a small Qwen3 learns to imitate the rules")
+        sft_result = sft.train(sft_config, setup_sft(sft_config, builds, embedder))
+    with timed("eval", seconds):
+        say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
+        engine = make_engine(rl_config, sft_result.model_dir)
+        collector = make_collector(rl_config, engine, load_tokenizer(str(sft_result.model_dir)), embedder)
+        systems = compare_baselines(builds.held_out, collector)
+        systems["sft"] = judge_policy(builds.held_out, collector, "sft")
+    with timed("rl", seconds):
+        say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
+        rl.train(rl_config, setup_rl(rl_config, builds, collector))
+    with timed("eval", seconds):
+        systems["adrpo"] = judge_policy(builds.held_out, collector, "adrpo")
+        engine.close()
 
     rows = {name: asdict(result) for name, result in systems.items()}
     summary = {
@@ -107,7 +106,7 @@ def run(given: argparse.Namespace) -> None:
         "seed": given.seed,
         "engine": rl_config.engine,
         "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
-        "wall_seconds": {"setup": given.setup_seconds, **clock.seconds},
+        "wall_seconds": {"setup": given.setup_seconds, **seconds},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "systems": rows,
         "prompt_too_long": {name: row.pop("prompt_too_long") for name, row in rows.items()},
@@ -120,25 +119,16 @@ def run(given: argparse.Namespace) -> None:
     print(f"summary: {path}")
 
 
-class Clock:
-    """Measures the seconds of each stage, summed where a stage comes twice."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        before, self._last = self._last, time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + self._last - before, 1)
+@contextmanager
+def timed(stage: str, seconds: Counter[str]) -> Iterator[None]:
+    """Add what runs inside to the seconds of a stage."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = round(seconds[stage] + time.perf_counter() - began, 1)
 
 
 def load_configs(
-    out: str,
-    seed: int,
-    overrides: Sequence[str] = (),
-    data: str | None = None,
-    eval_data: str | None = None,
-    steps_rl: int | None = None,
+    out: str, seed: int, overrides: Sequence[str] = (), data: str | None = None, eval_data: str | None = None
 ) -> tuple[SFTConfig, RLConfig]:
     """Both stages' configs with the command line laid over them; RL starts from the model that SFT writes.
 
@@ -151,8 +141,6 @@ def load_configs(
         for_rl += FOR_A_FILE
     if eval_data is not None:
         given.append(f"data.eval_path={eval_data}")
-    if steps_rl is not None:
-        for_rl.append(f"num_steps={steps_rl}")
     own: dict[str, list[str]] = {"sft": [], "rl": []}
     for text in overrides:
         stage, _, setting = text.partition(".")

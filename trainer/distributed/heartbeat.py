@@ -126,7 +126,7 @@ class Heartbeat:
 
     def _live(self) -> None:
         """The thread: give a sign, look at the others, and end this process where the main thread does not."""
-        since, looked, before = None, 0.0, None
+        since, looked, before = time.monotonic(), 0.0, None
         while not self._ended.is_set():
             gone = None
             try:
@@ -144,8 +144,6 @@ class Heartbeat:
             except DistError:
                 gone = gone or self._told() or self._gone_with_the_store()
             if gone is None or not self._guarding.is_set():
-                since = None
-            elif since is None:
                 since = time.monotonic()
             elif time.monotonic() - since > GRACE_SECONDS:
                 print(self._message(gone), file=sys.stderr, flush=True)
@@ -159,11 +157,9 @@ class Heartbeat:
 
     def _told(self) -> str | None:
         """Why the run ends, where somebody knows."""
-        try:
+        with suppress(DistError):  # what was read before it went is all there is
             if self._reason is None and self._store.check(["reason"]):
                 self._reason = self._store.get("reason").decode()
-        except DistError:  # what was read before it went is all there is
-            return self._reason
         return self._reason
 
     def _numbers(self) -> list[int] | None:

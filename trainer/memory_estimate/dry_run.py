@@ -9,7 +9,7 @@ not fit; the exit status is 1 in that case.
 
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.advice import advise, largest_micro_batch
-from trainer.memory_estimate.estimate import GIB, Estimate, estimate, num_roles, parameter_sizes, session_tokens
+from trainer.memory_estimate.estimate import GIB, Estimate, Part, estimate, num_roles, parameter_sizes, session_tokens
 from trainer.memory_estimate.options import Launch
 from trainer.rl_config import RLConfig
 
@@ -35,18 +35,13 @@ def report(config: TrainConfig, launch: Launch) -> tuple[str, bool]:
 def _table(config: TrainConfig, found: Estimate) -> list[str]:
     phases = ("generate", "update", "step") if isinstance(config, RLConfig) else ("update", "step")
     lines = ["GiB on each GPU".ljust(33) + "".join(f"{name:>10}" for name in phases)]
-    for part in found.parts:
+    for part in (*found.parts, Part(name="sum", **found.phases)):
         sizes = [getattr(part, name) for name in phases]
         if any(sizes):
-            lines.append(_row(part.name, sizes))
-    lines.append(_row("sum", [found.phases[name] for name in phases]))
+            lines.append(f"  {part.name:31}" + "".join(f"{size / GIB:10.2f}" for size in sizes))
     spare = (found.gpu_bytes - found.peak) / GIB
-    lines.append(f"  fits, {spare:.2f} GiB to spare" if found.fits else f"  DOES NOT FIT: {-spare:.2f} GiB too much")
-    return lines
-
-
-def _row(name: str, sizes: list[float]) -> str:
-    return f"  {name:31}" + "".join(f"{size / GIB:10.2f}" for size in sizes)
+    verdict = f"  fits, {spare:.2f} GiB to spare" if found.fits else f"  DOES NOT FIT: {-spare:.2f} GiB too much"
+    return [*lines, verdict]
 
 
 def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
