@@ -146,16 +146,12 @@ def setup_sft(
     if config.data.prepared is not None and config.model.path is None:
         raise ConfigError("model.path: name a model; a tiny one is made of dialogues (data.path), not of data.prepared")
     run = start_run(config, "sft", embedder)
-    if builds is None and config.data.prepared is not None:
-        model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
-        found = prepared_trees(tokenizer, config)
-    else:
-        scheme = load_scheme(config.scheme, config.prompts)
-        if builds is None:
-            builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
-        epoch = sft_builds(builds, config.data)
-        model, tokenizer = _model_for(config, epoch, scheme)
-        found = sft_trees(epoch, tokenizer, scheme, config)
+    scheme = load_scheme(config.scheme, config.prompts)
+    if builds is None and config.data.prepared is None:
+        builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
+    epoch = [] if builds is None else sft_builds(builds, config.data)
+    model, tokenizer = _model_for(config, epoch, scheme)
+    found = sft_trees(epoch, tokenizer, scheme, config) if builds else prepared_trees(tokenizer, config)
     trees = checked_trees(config, run.accelerator, *found)
     return SFTParts(**vars(run), model=model, tokenizer=tokenizer, trees=trees)
 

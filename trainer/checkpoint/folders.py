@@ -76,7 +76,18 @@ def write(
 
     def together(action: Callable[[], Any], takes_part: bool = True) -> list:
         """Everybody's result; where one process fails, all raise its error."""
-        result, failure = _attempt(folder, action) if takes_part else (None, None)
+        result = failure = None
+        try:
+            result = action() if takes_part else None
+        except (CheckpointError, WriteError) as error:  # says itself what could not be written
+            failure = error
+        except WRITE_ERRORS as error:
+            failure = CheckpointError(
+                f"could not write checkpoint '{folder}', {free_bytes(folder)} bytes are free on its disk: {error}; "
+                "earlier checkpoints are kept: make room and start again with resume=auto"
+            )
+            failure.__cause__ = error
+            _let_go(error)
         answers = world.gather((result, None if failure is None else str(failure)))
         failed = [f"rank {rank}: {reason}" for rank, (_, reason) in enumerate(answers) if reason is not None]
         if failed:
@@ -222,22 +233,6 @@ def _discard(folder: Path) -> None:
     discarded = folder.with_suffix(".discarded")
     durable_rename(folder, discarded)
     shutil.rmtree(discarded)
-
-
-def _attempt(folder: Path, action: Callable[[], Any]) -> tuple[Any, CheckpointError | None]:
-    """The action's result, and what went wrong instead."""
-    try:
-        return action(), None
-    except (CheckpointError, WriteError) as error:  # says itself what could not be written
-        return None, error
-    except WRITE_ERRORS as error:
-        failure = CheckpointError(
-            f"could not write checkpoint '{folder}', {free_bytes(folder)} bytes are free on its disk: {error}; earlier "
-            "checkpoints are kept: make room and start again with resume=auto"
-        )
-        failure.__cause__ = error
-        _let_go(error)
-        return None, failure
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -12,6 +12,7 @@ that fit are left as they are, and belong into a tree of their own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os.path import commonprefix  # of any sequences
 
 from membuilder.errors import ConfigError
 from trainer.batching.packing import Node, TrainSequence, build_tree
@@ -77,10 +78,9 @@ def dialogue_span(prompt: Sequence[int], without_dialogue: Sequence[int]) -> ran
 
     prompt (1 2 7 7 8 4 5), without (1 2 4 5) -> range(2, 5)
     """
-    limit = min(len(prompt), len(without_dialogue))
-    start = next((i for i in range(limit) if prompt[i] != without_dialogue[i]), limit)
-    most = limit - start  # a token is part of the head or of the tail, not of both
-    tail = next((i for i in range(most) if prompt[-1 - i] != without_dialogue[-1 - i]), most)
+    start = len(commonprefix([prompt, without_dialogue]))
+    # a token is part of the head or of the tail, not of both
+    tail = len(commonprefix([prompt[start:][::-1], without_dialogue[start:][::-1]]))
     return range(start, len(prompt) - tail)
 
 

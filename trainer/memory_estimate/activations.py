@@ -9,7 +9,7 @@ Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
 import weakref
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,8 +19,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 NAME = "shared_prefix_memory"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActivationBytes:
+class ActivationBytes(NamedTuple):
     saved: int
     """Bytes alive when the forward ends: what the backward needs."""
     peak: int

@@ -23,8 +23,8 @@ class Launch:
     def __post_init__(self) -> None:
         if self.num_processes < 1 or self.gpu_memory_gib <= 0:
             raise ConfigError("need num_processes >= 1 and gpu_memory_gib > 0")
-        if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
-            raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
+        if self.offload_optimizer and not self.zero_stage:
+            raise ConfigError("--offload needs ZeRO: give --zero")
         if (self.prompt_tokens is None) != (self.completion_tokens is None):
             raise ConfigError("--prompt-tokens and --completion-tokens go together")
 
