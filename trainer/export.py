@@ -39,7 +39,7 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     from transformers import AutoTokenizer
 
     hide_loading_bars()
-    dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
+    dtype = getattr(torch, manifest.meta["config"]["model"]["dtype"])
     model = _model(checkpoint / MODEL, checkpoint / "state", dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
     with model_folder(target) as partial:
@@ -80,8 +80,8 @@ def _weights(state: Path) -> dict[str, "torch.Tensor"]:
 
 def model_card(checkpoint: Path, manifest: Manifest) -> str:
     """What the model is, how it was trained and how well it did, as a Hugging Face README."""
-    settings = manifest.meta["settings"]
-    origin = f"`{settings['model.path']}`" if settings["model.path"] else "random weights"
+    settings, path = manifest.meta["settings"], manifest.meta["config"]["model"]["path"]
+    origin = f"`{path}`" if path else "random weights"
     metrics = "\n".join(_metrics(checkpoint, manifest.step))
     return f"""---
 library_name: transformers
