@@ -432,7 +432,7 @@ def test_shares_deal_every_tree_once():
         ({"clip": 0}, "need 0 < clip < 1"),
         ({"clip": 1}, "need 0 < clip < 1"),
         ({"clip_high": 0}, "clip_high > 0"),
-        ({"dual_clip": 1.2}, "dual_clip must lie above the trust region, which ends at 1.2"),
+        ({"dual_clip": 1.2}, "dual_clip must lie above the trust region's end, 1.2"),
         ({"kl_coef": -0.1}, "kl_coef >= 0"),
         ({"entropy_coef": -1}, "entropy_coef >= 0"),
         ({"tis_cap": 0}, "tis_cap > 0"),

@@ -67,11 +67,8 @@ class DataConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if (
-            not 0 < self.held_out < 1
-            or min(self.num_train, self.num_held_out, self.max_turns, self.repeat) < 1
-            or min(self.num_extra, self.num_steering) < 0
-        ):
+        counts = (self.num_train, self.num_held_out, self.max_turns, self.repeat)
+        if not 0 < self.held_out < 1 or min(counts) < 1 or min(self.num_extra, self.num_steering) < 0:
             raise ValueError(
                 "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least "
                 "one dialogue on each side"
@@ -159,9 +156,7 @@ class LossConfig:
         if not 0 < self.clip < 1 or high <= 0:
             raise ValueError("need 0 < clip < 1 and clip_high > 0 or null")
         if self.dual_clip is not None and self.dual_clip <= 1 + high:
-            raise ValueError(
-                f"dual_clip must lie above the trust region, which ends at {1 + high}; got {self.dual_clip}"
-            )
+            raise ValueError(f"dual_clip must lie above the trust region's end, {1 + high}; got {self.dual_clip}")
         if min(self.kl_coef, self.entropy_coef) < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
             raise ValueError("need kl_coef >= 0, entropy_coef >= 0, tis_cap > 0 or null")
         if self.name == "dapo" and self.clip_high is None:

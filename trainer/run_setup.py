@@ -27,16 +27,7 @@ from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
 from trainer.batching.packing import Node
 from trainer.configs import States, TrainConfig
-from trainer.data.corpus import (
-    SIDES,
-    Corpus,
-    ExpertBuild,
-    apart,
-    build_corpus,
-    expert_builds,
-    sft_builds,
-    training_text,
-)
+from trainer.data.corpus import Corpus, ExpertBuild, apart, build_corpus, expert_builds, sft_builds, training_text
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.truncation import LengthCounts
@@ -196,8 +187,7 @@ def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
         raise ConfigError(f"{what}: name some in data.eval_path")
     train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
     held_out = [in_windows(each, data.max_turns) for each in ([] if data.eval_path is None else load(data.eval_path))]
-    held_out = expert_builds(held_out, embedder, scheme, SIDES["held_out"])
-    return Corpus(train=train, steering=steering, held_out=held_out)
+    return Corpus(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 
 
 @dataclass(frozen=True, kw_only=True)
