@@ -169,7 +169,8 @@ class FailureKind(StrEnum):
 class Failure:
     """Why an agent's output changed nothing. Model output never raises; it fails with one of these."""
 
-    kind: FailureKind
+    kind: str
+    """A FailureKind; `chat_` and a ChatErrorKind where a server gave no answer."""
     detail: str
 
 
