@@ -6,12 +6,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from membuilder.errors import DataError
-from membuilder.generate.talk import NUM_FRIENDS
+from membuilder.generate.talk import EDGES, NUM_FRIENDS
 from membuilder.generate.topics import SLOT, STAGES, Chatter, Domain, QuestionTemplate, Topic, Values, pool_of, slots_of
 
 _TIMES = {"past", "future"}
 _MONTHS = {"month", "month2"}
-_EDGES = ("greetings", "replies", "goodbyes", "farewells")
 _NUM_SPEAKERS = 2
 
 
@@ -54,7 +53,7 @@ def _check_question(question: QuestionTemplate, topic: Topic, path: Path, where:
 
 def check_chatter(chatter: Chatter, path: Path) -> None:
     slots = {*chatter.slots, "friend"}
-    for field in _EDGES:
+    for field in EDGES:
         _check_slots(getattr(chatter, field), slots | {"other"}, path, field, "texts")
     for field in ("questions", "reactions", "statements"):
         _check_slots(getattr(chatter, field), slots, path, field, "texts")
