@@ -77,13 +77,9 @@ def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
     `queries` (Q, D) gives ids and scores (Q, min(k, N)); one query (D,) gives (min(k, N),). Equal scores come in row
     order. Raises ValueError unless both are float32 of one width and k >= 0.
     """
-    if vectors.ndim != 2 or vectors.dtype != np.float32:
-        raise ValueError(f"vectors must be float32 (N, D), got {vectors.dtype} {vectors.shape}")
-    _check(vectors.shape[1], queries, k)
-    index = _faiss().IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
-    ids, scores = _search_exactly(index, np.atleast_2d(queries), min(k, len(vectors)), len(vectors), None)
-    return (ids, scores) if queries.ndim == 2 else (ids[0], scores[0])
+    index = VectorIndex(vectors.shape[-1], IndexKind.EXACT, IndexConfig(gpu=False))
+    index.add(vectors)
+    return index.search(queries, k)
 
 
 class VectorIndex:
@@ -110,11 +106,9 @@ class VectorIndex:
         """More rows, numbered on. # (M, D)"""
         if vectors.shape[1:] != (self._dimension,) or vectors.dtype != np.float32:
             raise ValueError(f"rows must be float32 (M, {self._dimension}), got {vectors.dtype} {vectors.shape}")
-        rows = np.ascontiguousarray(vectors)
-        if not len(rows):
-            return
-        self._index.add(rows)
-        self._on_gpu = self._copy_on_gpu()
+        if len(vectors):
+            self._index.add(np.ascontiguousarray(vectors))
+            self._on_gpu = self._copy_on_gpu()
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Like `top_k` over the rows held; `allowed` (N,) bool chooses the candidates before the search.
@@ -122,7 +116,11 @@ class VectorIndex:
         Exactly min(k, candidates) rows come back. An approximate index may miss some of the best; where it finds too
         few, or few rows are allowed, that search is exact.
         """
-        _check(self._dimension, queries, k)
+        if queries.ndim not in (1, 2) or queries.shape[-1] != self._dimension or queries.dtype != np.float32:
+            shapes = f"(Q, {self._dimension}) or ({self._dimension},)"
+            raise ValueError(f"queries must be float32 {shapes}, got {queries.dtype} {queries.shape}")
+        if k < 0:
+            raise ValueError(f"k must be at least 0, got {k}")
         if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != bool):
             raise ValueError(f"allowed must be bool ({len(self)},), got {allowed.dtype} {allowed.shape}")
         rows, num_allowed = np.atleast_2d(queries), len(self) if allowed is None else int(allowed.sum())
@@ -179,12 +177,3 @@ def _search_exactly(index, rows, k, num_rows, parameters) -> tuple[np.ndarray, n
 def _in_order(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort((ids, -scores))[:, :k]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-
-
-def _check(dimension: int, queries: np.ndarray, k: int) -> None:
-    if queries.ndim not in (1, 2) or queries.shape[-1] != dimension or queries.dtype != np.float32:
-        raise ValueError(
-            f"queries must be float32 (Q, {dimension}) or ({dimension},), got {queries.dtype} {queries.shape}"
-        )
-    if k < 0:
-        raise ValueError(f"k must be at least 0, got {k}")

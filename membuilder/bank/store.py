@@ -31,7 +31,7 @@ from membuilder.bank.store_rows import (
     session_row,
     turn_rows,
 )
-from membuilder.errors import StoreError, StoreErrorKind
+from membuilder.errors import StoreError
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Session
 
@@ -100,7 +100,7 @@ class Store:
             problem = (
                 f"{num_entries} entries, but {len(rows)} embeddings or some not of {dimension} numbers; build anew"
             )
-            raise StoreError(StoreErrorKind.DAMAGED, self.path, problem)
+            raise StoreError(self.path, problem)
         stacked = np.frombuffer(b"".join(vector for (vector,) in rows), dtype=VECTOR)
         return stacked.astype(np.float32, copy=False).reshape(num_entries, dimension)
 
@@ -143,7 +143,7 @@ def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             problem = f"its file system allows no write-ahead log (got {mode!r}); put the store on a local disk"
-            raise StoreError(StoreErrorKind.UNUSABLE, path, problem)
+            raise StoreError(path, problem)
         _check_settings(store, settings)
         yield store
 
@@ -153,7 +153,7 @@ def reading(path: str | Path) -> Iterator[Store]:
     """The store at `path` as it stands at this moment, whoever goes on writing to it."""
     path = Path(path)
     if not path.is_file():
-        raise StoreError(StoreErrorKind.MISSING, path, "no such store; `python -m membuilder.build` makes one")
+        raise StoreError(path, "no such store; `python -m membuilder.build` makes one")
     with _connected(path, "ro") as connection:
         store = Store(path, connection)
         with _typed(path):
@@ -178,17 +178,17 @@ def _begin(connection: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
 def _check_version(store: Store) -> None:
     if store._rows("PRAGMA application_id")[0][0] != APPLICATION_ID:
         problem = "not a memory store, or one in which nothing was begun; name the file that a build wrote"
-        raise StoreError(StoreErrorKind.NOT_A_STORE, store.path, problem)
+        raise StoreError(store.path, problem)
     version = store._rows("PRAGMA user_version")[0][0]
     if version != SCHEMA_VERSION:
         problem = f"has schema version {version}, this program reads {SCHEMA_VERSION}; use the version that built it"
-        raise StoreError(StoreErrorKind.VERSION, store.path, problem)
+        raise StoreError(store.path, problem)
 
 
 def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
     if differing := difference(store.settings(), json.loads(json.dumps(settings))):
         problem = f"{described(differing)}; build with those, or into a new file"
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        raise StoreError(store.path, problem)
 
 
 @contextmanager
@@ -209,14 +209,14 @@ def _locked(path: Path) -> Iterator[None]:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}; name a file in a folder you may write to"
-        raise StoreError(StoreErrorKind.UNUSABLE, path, problem) from error
+        raise StoreError(path, problem) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
             problem = f"process {holder} is writing to it; wait for that build to end, or stop it"
-            raise StoreError(StoreErrorKind.BUSY, path, problem) from None
+            raise StoreError(path, problem) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield
@@ -232,11 +232,8 @@ def _typed(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         name = vars(error).get("sqlite_errorname", "")  # absent where Python itself refuses
         if name == "SQLITE_FULL":
-            problem = (
-                "no room left on the disk; everything stored before stays. Make room and run the same command again"
-            )
-            raise StoreError(StoreErrorKind.FULL, path, problem) from error
+            problem = "no room left on the disk; everything stored before stays. Make room and run the command again"
+            raise StoreError(path, problem) from error
         if name == "SQLITE_NOTADB":
-            raise StoreError(StoreErrorKind.NOT_A_STORE, path, "not a SQLite file, so not a memory store") from error
-        kind = StoreErrorKind.DAMAGED if name.startswith("SQLITE_CORRUPT") else StoreErrorKind.UNUSABLE
-        raise StoreError(kind, path, f"{error} ({name or type(error).__name__})") from error
+            raise StoreError(path, "not a SQLite file, so not a memory store") from error
+        raise StoreError(path, f"{error} ({name or type(error).__name__})") from error

@@ -48,10 +48,6 @@ class Embedder:
     def dimension(self) -> int:
         return self._model.get_embedding_dimension()
 
-    @property
-    def num_cached(self) -> int:
-        return len(self._vectors)
-
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
         for batch in self._batches([text for text in dict.fromkeys(texts) if text not in self._vectors]):
@@ -77,10 +73,7 @@ class Embedder:
 
 def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: int) -> np.ndarray:
     """Return the vectors of these texts, one row per text. # (N, D)"""
-    rows = np.empty((len(texts), dimension), dtype=np.float32)
-    for row, text in zip(rows, texts, strict=True):
-        row[:] = vectors[text]
-    return rows
+    return np.array([vectors[text] for text in texts], dtype=np.float32).reshape(len(texts), dimension)
 
 
 def default_folder() -> Path:
