@@ -78,10 +78,8 @@ def _words(text: str) -> set[str]:
 
 def load_judge(name: str) -> Judge:
     """`evidence`, `coverage`, or `path/to/file.py:function`; ConfigError where there is no such judge."""
-    if name == "evidence":
-        return evidence
-    if name == "coverage":
-        return coverage
+    if name in (built_in := {"evidence": evidence, "coverage": coverage}):
+        return built_in[name]
     if ":" not in name:
         raise ConfigError(f"judge {name!r} is neither evidence, coverage nor path/to/file.py:function")
     return load_function(name)

