@@ -65,9 +65,9 @@ class CachedEmbedder:
     def _encode(self, texts: Sequence[str]) -> None:
         if self._embedder is None:
             self._embedder = self._make()
-        for text, vector in zip(texts, self._embedder.embed(texts), strict=True):
-            self._cache.put(self._key(text), packed(vector))
-            self._vectors[text] = vector
+        encoded = dict(zip(texts, self._embedder.embed(texts), strict=True))
+        self._cache.put_all({self._key(text): packed(vector) for text, vector in encoded.items()})
+        self._vectors |= encoded
         self.num_encoded += len(texts)
 
     def _key(self, text: str) -> str:

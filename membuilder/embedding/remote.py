@@ -96,10 +96,10 @@ class EndpointEmbedder:
                 f" {self._dimension} were expected; the server is faulty or has changed its model"
             )
             raise ChatError(ChatErrorKind.BAD_RESPONSE, message)
-        for text, vector in zip(texts, vectors / lengths, strict=True):
-            self._vectors[text] = vector
-            if self._cache is not None:
-                self._cache.put(self._key(text), packed(vector))
+        new = dict(zip(texts, vectors / lengths, strict=True))
+        self._vectors |= new
+        if self._cache is not None:
+            self._cache.put_all({self._key(text): packed(vector) for text, vector in new.items()})
 
     def _recall(self, text: str) -> bool:
         """Take the text's vector from the cache, and return whether it was there."""
