@@ -43,7 +43,7 @@ class Key:
 
 
 def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """An instance of `cls`: its defaults, then the YAML file, then overrides such as `optimizer.lr=1e-5`.
+    """Make an instance of `cls`: its defaults, then the YAML file, then overrides such as `optimizer.lr=1e-5`.
 
     Raises ConfigError, naming key and source, for anything that does not fit `cls` or its own checks.
     """
@@ -52,7 +52,7 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = 
 
 
 def from_mappings(cls: type[Config], *layers: tuple[Mapping, str]) -> Config:
-    """An instance of `cls` out of what was `read` and where, which errors name; the later ones win."""
+    """Make an instance of `cls` out of what was `read` and where, which errors name; the later ones win."""
     tree, keys = _defaults(cls), known_keys(cls)
     for given, source in layers:
         _merge(tree, cls, given, prefix="", source=source, keys=keys)
@@ -64,7 +64,7 @@ def from_mappings(cls: type[Config], *layers: tuple[Mapping, str]) -> Config:
 
 
 def dump(config: Any) -> str:
-    """YAML that `load` reads back to an equal instance."""
+    """Return YAML that `load` reads back to an equal instance."""
     return OmegaConf.to_yaml(OmegaConf.create(msgspec.to_builtins(config, enc_hook=str)))
 
 
@@ -74,7 +74,7 @@ def parse_args(
     description: str,
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> tuple[Config, argparse.Namespace]:
-    """The configuration named on a command line, `--config FILE key=value ...`, and what else was given.
+    """Read the configuration named on a command line, `--config FILE key=value ...`, and what else was given.
 
     `add_options` declares further options of the command. A bad configuration ends the program.
     """
@@ -94,7 +94,7 @@ def parse_args(
 
 
 def describe(cls: type) -> str:
-    """Every key with its type, default and meaning, one block each: the body of `--help`."""
+    """Describe every key by its type, default and meaning, one block each: the body of `--help`."""
     tree = _defaults(cls)
     lines = ["keys:"]
     for name, key in known_keys(cls).items():
@@ -105,7 +105,7 @@ def describe(cls: type) -> str:
 
 
 def known_keys(cls: type, prefix: str = "") -> dict[str, Key]:
-    """Full dotted key -> what it holds, in the order the dataclasses declare them."""
+    """Map each full dotted key to what it holds, in the order the dataclasses declare them."""
     hints, texts = typing.get_type_hints(cls), _field_texts(cls)
     keys = {}
     for field in fields(cls):
@@ -119,7 +119,7 @@ def known_keys(cls: type, prefix: str = "") -> dict[str, Key]:
 
 
 def type_name(hint: Any) -> str:
-    """A type as a user would write it: `int | None`, `one of core, episodic`."""
+    """Write a type as a user would: `int | None`, `one of core, episodic`."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
     if typing.get_origin(hint) is typing.Literal:
@@ -142,7 +142,7 @@ def _section(hint: Any) -> type | None:
 
 
 def _field_texts(cls: type) -> dict[str, str]:
-    """Field name -> the string literal written under it, which Python itself does not keep."""
+    """Map each field to the string literal written under it, which Python itself does not keep."""
     texts = {}
     for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
@@ -154,7 +154,7 @@ def _field_texts(cls: type) -> dict[str, str]:
 
 
 def read(path: Path) -> dict:
-    """What a YAML file holds, unchecked. Raises ConfigError."""
+    """Return what a YAML file holds, unchecked. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:
@@ -211,7 +211,7 @@ def _converted(value: Any, hint: Any, refusal: str) -> Any:
 
 
 def _build(cls: type[Config], tree: Mapping, *, prefix: str) -> Config:
-    """The dataclass of a section whose full key is `prefix`, innermost first, so that every `__post_init__` runs."""
+    """Make the dataclass of a section whose full key is `prefix`, innermost first: every `__post_init__` runs."""
     hints, values = typing.get_type_hints(cls), {}
     for field in fields(cls):
         full, hint = prefix + field.name, hints[field.name]
@@ -229,12 +229,12 @@ def _build(cls: type[Config], tree: Mapping, *, prefix: str) -> Config:
 
 
 def nearest(wrong: str, keys: Iterable[str]) -> str:
-    """The full key most like a wrong one; the last word counts once more, for keys given without their section."""
+    """Find the key most like a wrong one; its last word counts once more, for keys given without their section."""
     return max(keys, key=lambda key: ratio(wrong, key) + ratio(wrong.split(".")[-1], key.split(".")[-1]))
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """Plain containers with the default of every key that has one."""
+    """Return plain containers with the default of every key that has one."""
     values = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
     made = {field.name: field.default_factory() for field in fields(cls) if field.default_factory is not MISSING}
     return msgspec.to_builtins(values | made, enc_hook=str)

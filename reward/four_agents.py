@@ -39,7 +39,7 @@ def score(outputs: Mapping[str, RoleOutput], qa: QAResult, config: RewardConfig)
 
 
 def attribution_weights(counts: Mapping[Agent, int], alpha: float) -> dict[Agent, float]:
-    """`alpha` for the agent most often retrieved, 1 for the others and the core; a tie boosts nobody.
+    """Weigh the agent most often retrieved by `alpha`, the others and the core by 1; a tie boosts nobody.
 
     {EPISODIC: 12, SEMANTIC: 30, PROCEDURAL: 8} -> {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 4.0, PROCEDURAL: 1.0}
     """

@@ -48,14 +48,14 @@ class LengthConfig:
 
 
 def length_penalty(agent: Agent, model_tokens: int, expert_tokens: float, config: LengthConfig) -> float:
-    """What one agent pays for what it wrote in one session; the core is held to fixed bounds, not to the expert."""
+    """Return what one agent pays for its text in one session; the core is held to fixed bounds, not to the expert."""
     if agent is Agent.CORE:
         return _ramp(model_tokens, config.core_start_tokens, config.core_maximum_tokens)
     return _entry_penalty(model_tokens, expert_tokens, config)
 
 
 def expert_lengths(written: Sequence[Mapping[str, int]], scope: LengthScope) -> list[dict[str, float]]:
-    """Per session what each role's tokens are compared with, given what the expert wrote in a dialogue's sessions."""
+    """Return per session what each role's tokens are compared with, given what the expert wrote in the sessions."""
     if scope is LengthScope.SESSION:
         return [dict(session) for session in written]
     mean = fmean(tokens for session in written for tokens in session.values())
@@ -73,5 +73,5 @@ def _entry_penalty(model_tokens: int, expert_tokens: float, config: LengthConfig
 
 
 def _ramp(value: float, zero_until: float, one_from: float) -> float:
-    """0 up to one value, 1 from the other, linear between."""
+    """Give 0 up to one value, 1 from the other, and what lies between in proportion."""
     return min(1.0, max(0.0, (value - zero_until) / (one_from - zero_until)))

@@ -44,7 +44,7 @@ def answer_banks(
     judge: Judge,
     k: int = 10,
 ) -> list[QAResult]:
-    """For each bank, what the scheme finds for each question (k entries) and whether core and entries answer it.
+    """Find k entries of each bank for each of its questions, and judge whether they and the core answer it.
 
     An async judge is awaited for the questions of all banks together.
     """

@@ -23,7 +23,7 @@ class ScoredGroup(Group):
 def choose_questions(
     asked: Sequence[Sequence[Question]], session: int, config: RewardConfig, seed: str
 ) -> list[Question]:
-    """What is asked after a session, the same for all members of a group: its own questions, then earlier ones.
+    """Choose what is asked after a session, the same for all members of a group: its own questions, then earlier ones.
 
     `asked`: the questions of each session of the dialogue.
     """

@@ -42,7 +42,7 @@ class Engine(Protocol):
     """Longest prompt plus completion, in tokens. A prompt without room for `max_tokens` more must not be given."""
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        """`n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
+        """Sample `n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
         ...
 
     def load_weights(self, named_tensors, version: int) -> None:

@@ -52,7 +52,7 @@ class IndexConfig:
         return IndexKind.EXACT if num_rows < self.approximate_from or self._on_gpu else IndexKind.HNSW
 
     def stored_settings(self) -> dict:
-        """What a stored index depends on; what is chosen at search time is left out."""
+        """Return what a stored index depends on; what is chosen at search time is left out."""
         return {name: asdict(self)[name] for name in ("hnsw_neighbors", "hnsw_build_width")}
 
     @property
@@ -72,7 +72,7 @@ def _faiss() -> Any:
 
 
 def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of `vectors` (N, D) with the largest inner product to each query, best first, and those products.
+    """Return the k rows of `vectors` (N, D) of largest inner product with each query, best first, and those products.
 
     `queries` (Q, D) gives ids and scores (Q, min(k, N)); one query (D,) gives (min(k, N),). Equal scores come in row
     order. Raises ValueError unless both are float32 of one width and k >= 0.
@@ -94,16 +94,16 @@ class VectorIndex:
         return self._index.ntotal
 
     def to_bytes(self) -> np.ndarray:
-        """As FAISS writes it. # (B,) uint8"""
+        """Return the index as FAISS writes it. # (B,) uint8"""
         return _faiss().serialize_index(self._index)
 
     @classmethod
     def from_bytes(cls, data: np.ndarray, dimension: int, kind: IndexKind, config: IndexConfig) -> "VectorIndex":
-        """What `to_bytes` gave. Only for bytes whose checksum was verified: FAISS trusts what it reads."""
+        """Read what `to_bytes` gave. Use it only for bytes whose checksum was verified: FAISS trusts what it reads."""
         return cls(dimension, kind, config, raw=_faiss().deserialize_index(data))
 
     def add(self, vectors: np.ndarray) -> None:
-        """More rows, numbered on. # (M, D)"""
+        """Add rows, which are numbered on. # (M, D)"""
         if vectors.shape[1:] != (self._dimension,) or vectors.dtype != np.float32:
             raise ValueError(f"rows must be float32 (M, {self._dimension}), got {vectors.dtype} {vectors.shape}")
         if len(vectors):
@@ -111,7 +111,7 @@ class VectorIndex:
             self._on_gpu = self._copy_on_gpu()
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Like `top_k` over the rows held; `allowed` (N,) bool chooses the candidates before the search.
+        """Search the rows held as `top_k` does; `allowed` (N,) bool chooses the candidates before the search.
 
         Exactly min(k, candidates) rows come back. An approximate index may miss some of the best; where it finds too
         few, or few rows are allowed, that search is exact.

@@ -27,7 +27,7 @@ class Memory:
     embedder: TextEmbedder
 
     def retrieve(self, queries: Sequence[str], k: int = 10, include_superseded: bool = True) -> list[Retrieval]:
-        """What `membuilder.bank.retrieve.retrieve` gives for this bank: the same where the index is exact."""
+        """Return what `membuilder.bank.retrieve.retrieve` gives for this bank: the same where the index is exact."""
         entries, dropped = self.bank.entries, frozenset() if include_superseded else self.bank.superseded_ids()
         allowed = np.array([entry.id not in dropped for entry in entries]) if dropped else None
         ids, scores = self.index.search(self.embedder.embed(queries), k, allowed)

@@ -59,7 +59,7 @@ _TABLES = (
 
 
 class Store:
-    """An open store. Every method raises StoreError."""
+    """A Store is an open one. Every method raises StoreError."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path, self.connection = path, connection
@@ -83,7 +83,7 @@ class Store:
         )
 
     def bank(self) -> Bank:
-        """The bank after the last session."""
+        """Return the bank after the last session."""
         sessions = self.sessions()
         rows = self._rows("SELECT id, agent, session, text, source_turns, supersedes FROM entry ORDER BY number")
         if not sessions:
@@ -92,7 +92,7 @@ class Store:
         return Bank(core=last.core, core_quotes=last.core_quotes, entries=read_entries(rows, sessions))
 
     def vectors(self) -> np.ndarray:
-        """Embeddings of the bank's entries, in its order, float32. # (N, D)"""
+        """Return the embeddings of the bank's entries, in its order, float32. # (N, D)"""
         rows = self._rows("SELECT vector FROM embedding ORDER BY entry")
         num_entries = self._rows("SELECT count(*) FROM entry")[0][0]
         dimension = self.settings()["dimension"]
@@ -127,7 +127,7 @@ class Store:
 
 @contextmanager
 def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
-    """The store at `path`, begun if there is none; refused while another process writes to it.
+    """Open the store at `path`, begun if there is none; it is refused while another process writes to it.
 
     `settings` (JSON values, among them `dimension`) must equal those it was begun with.
     """
@@ -150,7 +150,7 @@ def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[Store]:
-    """The store at `path` as it stands at this moment, whoever goes on writing to it."""
+    """Open the store at `path` as it stands at this moment, whoever goes on writing to it."""
     path = Path(path)
     if not path.is_file():
         raise StoreError(path, "no such store; `python -m membuilder.build` makes one")
@@ -226,7 +226,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _typed(path: Path) -> Iterator[None]:
-    """SQLite's errors as StoreError, told apart by SQLite's own codes."""
+    """Raise SQLite's errors as StoreError, told apart by SQLite's own codes."""
     try:
         yield
     except sqlite3.Error as error:

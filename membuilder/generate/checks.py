@@ -15,7 +15,7 @@ _NUM_SPEAKERS = 2
 
 
 def told_slots(values: Values) -> set[str]:
-    """Every slot that a text of a topic may use: `city`, `city2` to `city9` for each pool, times and months."""
+    """Return every slot that a text of a topic may use: `city`, `city2` to `city9` for each pool, times and months."""
     pools = {*values.names, *values.common}
     return _TIMES | _MONTHS | {pool + digit for pool in pools for digit in ("", *"23456789")}
 

@@ -49,7 +49,7 @@ class Shape:
         return (self.starter + turn) % 2
 
     def free_turns(self, speaker: int) -> list[int]:
-        """The positions of a speaker's turns between greeting and goodbye."""
+        """Return the positions of a speaker's turns between greeting and goodbye."""
         return [t for t in range(NUM_EDGE_TURNS, self.num_turns - NUM_EDGE_TURNS) if self.speaker(t) == speaker]
 
 

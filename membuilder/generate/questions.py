@@ -25,7 +25,7 @@ def answerable_questions(
     days: Sequence[date],
     turn_ids: dict[tuple[int, int], tuple[str, ...]],
 ) -> list[Question]:
-    """Questions with evidence, in the order of the session that completes it; they have no id and no date yet.
+    """Ask about what was told, in the order of the session that completes it; ids and dates come later.
 
     `turn_ids` maps (fact, stage) to the turns that tell it.
     """
@@ -54,7 +54,7 @@ def unanswerable_questions(
     last_day: date,
     count: int,
 ) -> list[Question]:
-    """Questions on subjects that the person asked about never mentions; fewer than `count` if subjects run out."""
+    """Ask about subjects that the person never mentions; there are fewer than `count` if subjects run out."""
     drafts = []
     told_once = library.plain + library.dated + library.procedures
     for _ in range(count):
@@ -71,7 +71,7 @@ def unanswerable_questions(
 
 
 def _choose(rng: random.Random, fact: Fact) -> list[QuestionTemplate]:
-    """One question of the kind that a fact was told for (its change, its date), and sometimes a second one."""
+    """Choose a question of the kind that a fact was told for (its change, its date), and sometimes another."""
     possible = [q for q in fact.topic.questions if not q.needs_date or fact.stages[q.stages[0]].phrase is not None]
     is_change = len(fact.stages) > 1
     if is_change:
@@ -86,6 +86,6 @@ def _choose(rng: random.Random, fact: Fact) -> list[QuestionTemplate]:
 
 
 def finish(drafts: Sequence[Question], dialogue_id: str, asked_at: datetime) -> tuple[Question, ...]:
-    """The questions, numbered and dated."""
+    """Number and date the questions."""
     numbered = enumerate(drafts, start=1)
     return tuple(replace(draft, id=f"{dialogue_id}-q{number}", asked_at=asked_at) for number, draft in numbered)

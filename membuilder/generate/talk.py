@@ -22,11 +22,11 @@ class SmallTalk:
         self._statement_last = False
 
     def edge(self, kind: str, other: str) -> str:
-        """One of the `greetings`, `replies`, `goodbyes` or `farewells`, said to `other`."""
+        """Say one of the `greetings`, `replies`, `goodbyes` or `farewells` to `other`."""
         return self._deal(kind, getattr(self._chatter, kind), other)
 
     def filler(self, domain_before: str | None, domain_after: str | None) -> str:
-        """A turn between two others; the domains are those of the facts they tell, if they tell one."""
+        """Say a turn between two others; the domains are those of the facts they tell, if they tell one."""
         after_statement, self._statement_last = self._statement_last and domain_before is None, False
         chance = self._rng.random()
         if domain_after is not None and chance < 0.25:
@@ -56,7 +56,7 @@ class SmallTalk:
         return capitalise(template.format_map(self._values(template, other)))
 
     def _template(self, name: str, cards: Sequence[str]) -> str:
-        """One of the cards of this name, in random order, each once before any repeats."""
+        """Deal one of the cards of this name, in random order, each once before any repeats."""
         if not self._left.get(name):
             self._left[name] = self._rng.sample(cards, len(cards))
         return self._left[name].pop()

@@ -15,7 +15,7 @@ from membuilder.types import Agent, AgentUpdate, Entry, Failure, FailureKind, Op
 
 
 def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseFormat) -> AgentUpdate:
-    """Operations of one answer, or why it is not one. Turn numbers beyond the session are a failure too."""
+    """Read the operations of one answer, or why it is not one. Turn numbers beyond the session are a failure too."""
     try:
         answer = load_json(text)
         json.dumps(answer, ensure_ascii=False).encode()  # a lone surrogate is valid JSON but no text
@@ -35,7 +35,7 @@ def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseForm
 
 
 def render(update: AgentUpdate, agent: Agent, num_turns: int, shown: Sequence[Entry], fmt: ResponseFormat) -> str:
-    """The JSON text an agent would answer for these operations; `parse` reads it back.
+    """Return the JSON text an agent would answer for these operations; `parse` reads it back.
 
     Raises ValueError where the format cannot say it (`turns` cannot carry a written text).
     """
@@ -66,7 +66,7 @@ def _from_turns(answer: dict[str, str], agent: Agent) -> tuple[Operation, ...]:
 
 
 def _operation(answer: dict) -> Operation:
-    """One operation of the `operations` format, of whatever agent."""
+    """Read one operation of the `operations` format, of whatever agent."""
     return Operation(
         kind=OperationKind(answer.get("operation") or answer["action"]),
         text=next((answer[key] for key in ("content", "new_text", "memory", "new_memory") if key in answer), None),
