@@ -43,15 +43,12 @@ class Engine(Protocol):
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         """Sample `n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
-        ...
 
     def load_weights(self, named_tensors, version: int) -> None:
         """Replace the whole model, drop every cached prefix, stamp later completions with `version`."""
-        ...
 
     def sleep(self) -> None:
         """Give memory back until the next `load_weights`, where the engine can; nothing is generated in between."""
-        ...
 
     def close(self) -> None: ...
 

@@ -108,7 +108,8 @@ class VectorIndex:
             raise ValueError(f"rows must be float32 (M, {self._dimension}), got {vectors.dtype} {vectors.shape}")
         if len(vectors):
             self._index.add(np.ascontiguousarray(vectors))
-            self._on_gpu = self._copy_on_gpu()
+            if self.kind is IndexKind.EXACT and self._config._on_gpu:
+                self._on_gpu = _faiss().index_cpu_to_gpu(_faiss().StandardGpuResources(), 0, self._index)
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Search the rows held as `top_k` does; `allowed` (N,) bool chooses the candidates before the search.
@@ -146,11 +147,6 @@ class VectorIndex:
         # the graph keeps its rows in a flat index of their own
         index = _faiss().downcast_index(self._index.storage) if self.kind is IndexKind.HNSW else self._index
         return _search_exactly(index, rows, k, num_allowed, _faiss().SearchParameters(sel=selector))
-
-    def _copy_on_gpu(self) -> "faiss.Index | None":
-        if self.kind is not IndexKind.EXACT or not self._config._on_gpu:
-            return None
-        return _faiss().index_cpu_to_gpu(_faiss().StandardGpuResources(), 0, self._index)
 
 
 def _empty(dimension: int, kind: IndexKind, config: IndexConfig) -> "faiss.Index":

@@ -109,16 +109,18 @@ class Store:
         first = len(bank.entries) - len(vectors) + 1
         new = list(enumerate(bank.entries[first - 1 :], start=first))
         blobs = [vector.tobytes() for vector in vectors.astype(VECTOR, copy=False)]
+        tables = {
+            "session": [session_row(session, bank)],
+            "turn": turn_rows(session),
+            "answer": [answer_row(session, agent, answer) for agent, answer in answers.items()],
+            "entry": [entry_row(number, entry) for number, entry in new],
+            "embedding": [(number, blob) for (number, _), blob in zip(new, blobs, strict=True)],
+        }
         with _typed(self.path), self.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", session_row(session, bank))
-            connection.executemany("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, ?)", turn_rows(session))
-            rows = [answer_row(session, agent, answer) for agent, answer in answers.items()]
-            connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            rows = [entry_row(number, entry) for number, entry in new]
-            connection.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            rows = [(number, blob) for (number, _), blob in zip(new, blobs, strict=True)]
-            connection.executemany("INSERT INTO embedding VALUES (?, ?)", rows)
+            for table, rows in tables.items():
+                for row in rows:
+                    connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
     def _rows(self, query: str) -> list[tuple]:
         with _typed(self.path):

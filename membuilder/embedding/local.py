@@ -29,7 +29,6 @@ class TextEmbedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 unit vectors, one row per text. # (N, D)"""
-        ...
 
 
 class Embedder:
