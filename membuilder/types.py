@@ -169,8 +169,7 @@ class FailureKind(StrEnum):
 class Failure:
     """Why an agent's output changed nothing. Model output never raises; it fails with one of these."""
 
-    kind: str
-    """A FailureKind; `chat_` and a ChatErrorKind where a server gave no answer."""
+    kind: FailureKind
     detail: str
 
 

@@ -63,7 +63,7 @@ class RoleOutput:
     @property
     def is_valid(self) -> bool | None:
         """Whether the output could be used; None where there is none, because the role was not asked."""
-        if self.failure is not None and self.failure.kind == FailureKind.PROMPT_TOO_LONG:
+        if self.failure is not None and self.failure.kind is FailureKind.PROMPT_TOO_LONG:
             return None
         return self.failure is None
 

@@ -18,9 +18,9 @@ from membuilder.bank.index import IndexConfig
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.retrieve import retrieve
 from membuilder.bank.store import Store, reading, writing
-from membuilder.bank.store_rows import Answer
+from membuilder.bank.store_rows import Answer, Reason
 from membuilder.errors import StoreError
-from membuilder.types import Agent, Bank, CoreQuote, Entry, Failure, Operation, OperationKind, Session, Turn
+from membuilder.types import Agent, Bank, CoreQuote, Entry, Operation, OperationKind, Session, Turn
 from tests.fakes import HashEmbedder
 from tests.scripted import START
 
@@ -63,8 +63,8 @@ ANSWERS_1 = {
         seconds=0.25,
         asked_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
     ),
-    EPISODIC: Answer(text=None, failure=Failure(kind="chat_truncated", detail="reached the token limit")),
-    SEMANTIC: Answer(text="half a pair \ud83d", failure=Failure(kind="not_json", detail="at \ud83d")),
+    EPISODIC: Answer(text=None, failure=Reason(kind="chat_truncated", detail="reached the token limit")),
+    SEMANTIC: Answer(text="half a pair \ud83d", failure=Reason(kind="not_json", detail="at \ud83d")),
     PROCEDURAL: Answer(
         text="{}",
         operations=(
@@ -99,7 +99,7 @@ def test_what_goes_in_comes_out(tmp_path):
     assert (first.session, second.session) == (FIRST, SECOND)
     assert (first.core, first.core_quotes) == (BANK_1.core, BANK_1.core_quotes)
     # half a surrogate pair is no text to a database: it is kept as its escape
-    odd = Answer(text="half a pair \\ud83d", failure=Failure(kind="not_json", detail="at \\ud83d"))
+    odd = Answer(text="half a pair \\ud83d", failure=Reason(kind="not_json", detail="at \\ud83d"))
     assert first.answers == ANSWERS_1 | {SEMANTIC: odd}
     assert second.answers == {}
 

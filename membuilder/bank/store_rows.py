@@ -9,9 +9,17 @@ from typing import Any
 
 import msgspec
 
-from membuilder.types import Bank, CoreQuote, Entry, Failure, Operation, Session, Turn
+from membuilder.types import Bank, CoreQuote, Entry, Operation, Session, Turn
 
 Row = Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """Why an answer changed nothing: a `FailureKind`, or `chat_` and a `ChatErrorKind`; and what happened."""
+
+    kind: str
+    detail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +30,7 @@ class Answer:
     """The raw answer; None when none came."""
     operations: tuple[Operation, ...] = ()
     """As parsed. They were applied unless there is a failure."""
-    failure: Failure | None = None
+    failure: Reason | None = None
     shown: tuple[str, ...] = ()
     """Ids of the entries shown to the agent: label e1 in a target is the first."""
     seconds: float = 0.0
@@ -96,7 +104,7 @@ def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterab
         answers_of[session][role] = Answer(
             text=text,
             operations=msgspec.json.decode(operations, type=tuple[Operation, ...]),
-            failure=None if kind is None else Failure(kind=kind, detail=detail),
+            failure=None if kind is None else Reason(kind=kind, detail=detail),
             shown=_ids(shown),
             seconds=seconds,
             asked_at=None if asked_at is None else datetime.fromisoformat(asked_at),

@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 import numpy as np
 
 from membuilder.bank.store import Store
-from membuilder.bank.store_rows import Answer
+from membuilder.bank.store_rows import Answer, Reason
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.scheme import Scheme, SessionResult, Shown
-from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, Session
+from membuilder.types import AgentUpdate, Bank, Dialogue, Session
 
 EMBED_AHEAD_TURNS = 48
 """Turns of one job of embedding ahead: enough for batches, and done in less than a second on one core."""
@@ -37,7 +37,7 @@ class RoleAnswer:
     text: str | None
     """The model's text; None when none came."""
     update: AgentUpdate = AgentUpdate()
-    chat_failure: Failure | None = None
+    chat_failure: Reason | None = None
     seconds: float = 0.0
     asked_at: datetime | None = None
 
@@ -200,7 +200,7 @@ async def _ask_role(
     except ChatError as error:
         if not error.models_fault:
             raise
-        given = {"text": None, "chat_failure": Failure(kind=f"chat_{error.kind}", detail=str(error))}
+        given = {"text": None, "chat_failure": Reason(kind=f"chat_{error.kind}", detail=str(error))}
     return RoleAnswer(**given, seconds=time.perf_counter() - began, asked_at=asked_at)
 
 
@@ -211,10 +211,13 @@ def _embed(embedder: TextEmbedder, texts: Sequence[str]) -> np.ndarray:
 def _stored_answers(answers: Mapping[str, RoleAnswer], result: SessionResult, shown: Shown) -> dict[str, Answer]:
     stored = {}
     for role, answer in answers.items():
+        failure = answer.chat_failure
+        if role in result.failures:
+            failure = Reason(kind=result.failures[role].kind.value, detail=result.failures[role].detail)
         stored[role] = Answer(
             text=answer.text,
             operations=answer.update.operations,
-            failure=result.failures.get(role, answer.chat_failure),
+            failure=failure,
             shown=tuple(entry.id for entry in shown[role]),
             seconds=answer.seconds,
             asked_at=answer.asked_at,
