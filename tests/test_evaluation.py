@@ -215,8 +215,10 @@ def test_the_cache_grows_past_its_first_size_and_refuses_other_files(tmp_path):
     texts = [f"word{n}" for n in range(5000)]
     many.embed(texts)
     assert np.array_equal(many.embed(texts[-1:]), HashEmbedder(dimension=8).embed(texts[-1:]))
-    with pytest.raises(CacheError, match="8 numbers where 16 were expected; remove the folder"):
-        CachedEmbedder(HashEmbedder, tmp_path / "cache", "a", 16).embed(texts[-1:])
+    many.close()
+    with closing(CachedEmbedder(HashEmbedder, tmp_path / "cache", "a", 16)) as wider:
+        with pytest.raises(CacheError, match="8 numbers where 16 were expected; remove the folder"):
+            wider.embed(texts[-1:])
     (tmp_path / "cache" / "cache.db").write_text("no database, but long enough to be read as one" * 20)
     (tmp_path / "file").touch()
     for path in (tmp_path / "cache", tmp_path / "file"):

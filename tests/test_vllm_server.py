@@ -34,7 +34,7 @@ from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, AnswerVerdict, Stric
 from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import EmbeddingConfig, ModelAccess, ModelEndpoint, Provider
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.json_output import without_thoughts
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
@@ -267,7 +267,7 @@ def test_a_prompt_longer_than_the_context_fails_that_call_alone(server):
 
 def test_a_server_that_chats_only_is_refused_as_an_embedder(server):
     with pytest.raises(ChatError) as caught:
-        EndpointEmbedder(EmbeddingConfig(endpoint=config(server)), Usage(), api_key=KEY)
+        EndpointEmbedder(config(server), Usage(), api_key=KEY)
     assert caught.value.kind in (ChatErrorKind.UNKNOWN_MODEL, ChatErrorKind.BAD_REQUEST)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError, StoreErrorKind
+from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.scheme import Scheme, SessionResult, Shown
 from membuilder.types import AgentUpdate, Bank, Dialogue, Session
@@ -237,5 +237,5 @@ def _check_same(dialogue: Dialogue, store: Store) -> int:
     elif len(stored) > len(dialogue.sessions):
         problem = f"holds {len(stored)} sessions already, more than the {len(dialogue.sessions)} to build"
     if problem:
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; build into a new file")
+        raise StoreError(store.path, f"{problem}; build into a new file")
     return len(stored)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
-from membuilder.config import describe, from_mapping, load, read
+from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions
 from membuilder.errors import ConfigError
@@ -63,7 +63,7 @@ def reading_of(path: Path | None) -> Reading:
         return Reading()
     match read(path):
         case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
-            known = from_mapping(PromptConfig, prompts, f"{path}: prompts")
+            known = from_mappings(PromptConfig, (prompts, f"{path}: prompts"))
             return Reading(scheme=scheme, prompts=known, max_turns=max_turns)
     problem = "no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
     raise ConfigError(f"{path}: {problem}")

@@ -95,24 +95,6 @@ class ModelEndpoint:
             _check_url(self.base_url)
 
 
-@dataclass(kw_only=True)
-class EmbeddingConfig:
-    """A model that embeds; of its endpoint the settings of answers (temperature and the like) are not used."""
-
-    endpoint: ModelEndpoint
-    dimensions: int | None = None
-    """Length of the vectors, for models that offer several; None takes the model's own."""
-    batch_size: int = 64
-    """Texts in one request."""
-    max_text_chars: int | None = None
-    """A longer text is embedded by its beginning, as local models do; None sends all of it, and a server that has a
-    limit refuses it."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.max_text_chars is not None and self.max_text_chars < 1):
-            raise ValueError("batch_size and max_text_chars must be at least 1")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelAccess:
     """An endpoint and the key for it that was given on a command line."""

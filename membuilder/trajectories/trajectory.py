@@ -26,7 +26,7 @@ import numpy as np
 from membuilder.bank.store import Store, reading
 from membuilder.bank.store_rows import Answer
 from membuilder.datasets.files import FILE, read_json, read_lines
-from membuilder.errors import DataError, StoreError, StoreErrorKind
+from membuilder.errors import DataError, StoreError
 from membuilder.files import durable_rename, fsync_tree, write_atomic
 from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import render
@@ -100,13 +100,13 @@ def read_trajectory(store: Store) -> Trajectory:
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
     if settings["scheme"] != FOUR_AGENTS:
         problem = f"was built by scheme {settings['scheme']!r}, and trajectories are published for {FOUR_AGENTS} only"
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        raise StoreError(store.path, problem)
     prompts = msgspec.convert(settings["prompts"], PromptConfig)
     if settings["templates_sha256"] != template_hashes(prompts.template_set):
         problem = (
             f"its agents read other templates than today's {prompts.template_set!r}; take those back, or build anew"
         )
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        raise StoreError(store.path, problem)
     entries = {entry.id: entry for entry in last.entries}
     bank, steps = Bank(), []
     for stored in sessions:
@@ -119,13 +119,13 @@ def read_trajectory(store: Store) -> Trajectory:
         result = apply_session(bank, stored.session, updates, shown, prompts.core_limit_chars)
         if result.failures or result.bank.core != stored.core:
             problem = f"the answers about session {stored.session.id} do not give the bank stored for it; build anew"
-            raise StoreError(StoreErrorKind.DAMAGED, store.path, problem)
+            raise StoreError(store.path, problem)
         step = Step(session=stored.session, bank_before=bank, shown=shown, updates=updates, result=result)
         steps.append(ExpertStep(step=step, answers=answers))
         bank = result.bank
     if bank != last:
         problem = "its answers do not give the bank stored with them; build anew"
-        raise StoreError(StoreErrorKind.DAMAGED, store.path, problem)
+        raise StoreError(store.path, problem)
     return Trajectory(
         dialogue=settings["dialogue"],
         speakers=tuple(settings["speakers"]),
