@@ -35,13 +35,8 @@ def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
     if end < len(content):
         with path.open("r+b") as file:
             file.truncate(end)
-    values = []
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            values.append((number, json.loads(line)))
-        except ValueError as error:
-            raise DataError(path, f"line {number}", "JSON", f"is damaged ({error}); {advice}") from error
-    return values
+    lines = enumerate(content[:end].splitlines(), start=1)
+    return [(number, _parse(line, path, f"line {number}", advice)) for number, line in lines]
 
 
 def _text(path: Path) -> str:
@@ -73,7 +68,7 @@ def _bytes(path: Path) -> bytes:
         raise DataError(path, FILE, "gzip", problem) from error
 
 
-def _parse(text: str, path: Path, where: str, advice: str) -> object:
+def _parse(text: str | bytes, path: Path, where: str, advice: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # huge ints and deep nesting raise these too

@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from membuilder.datasets import custom, locomo, longmemeval, perltqa
-from membuilder.datasets.fields import refuse_half_characters
 from membuilder.datasets.files import FILE, read_json, read_lines
+from membuilder.datasets.parsing import refuse_half_characters
 from membuilder.errors import DataError
 from membuilder.types import Dialogue
 

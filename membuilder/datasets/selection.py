@@ -7,6 +7,7 @@ from pathlib import Path
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.load import load
 from membuilder.datasets.sources import DATASETS, SPLIT_FILE
+from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue
 
@@ -75,20 +76,14 @@ def select(dialogues: Sequence[Dialogue], ids: Sequence[str] | None, source: str
 
 def split_ids(split: str, dataset_path: Path) -> list[str]:
     """Ids of a split, read from the file of splits beside the data file: {"sft": [id, ...], "rl": ..., "test": ...}."""
-    path = dataset_path.parent / SPLIT_FILE
-    splits = read_json(path)
-    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
-        found = sorted(splits) if isinstance(splits, dict) else type(splits).__name__
-        raise DataError(path, FILE, split, f"expected an object with lists {list(SPLITS)}, found {found}")
-    return _strings(splits[split], path, split)
+    path, advice = dataset_path.parent / SPLIT_FILE, f"expected an object with lists of ids, {list(SPLITS)}"
+    splits = typed(dict, read_json(path), path, FILE, advice=advice)
+    return typed(list[str], splits.get(split), path, FILE, split, advice)
 
 
 def subset_ids(path: Path) -> list[str]:
     """Ids from a JSON file that is a list of them."""
-    ids = read_json(path)
-    if not isinstance(ids, list):
-        raise DataError(path, FILE, "top level", f"expected a list of ids, found {type(ids).__name__}")
-    return _strings(ids, path, "top level")
+    return typed(list[str], read_json(path), path, FILE, advice="expected a list of ids")
 
 
 def shorten(dialogues: Sequence[Dialogue], sessions: int | None, questions: int | None) -> list[Dialogue]:
@@ -103,10 +98,3 @@ def shorten(dialogues: Sequence[Dialogue], sessions: int | None, questions: int 
         asked = [question for question in dialogue.questions if turn_ids.issuperset(question.evidence)]
         short.append(replace(dialogue, sessions=kept, questions=tuple(asked[:questions])))
     return short
-
-
-def _strings(ids: list, path: Path, field: str) -> list[str]:
-    stranger = next((value for value in ids if not isinstance(value, str)), None)
-    if stranger is not None:
-        raise DataError(path, FILE, field, f"expected a list of ids, found {stranger!r:.80} in it")
-    return ids
