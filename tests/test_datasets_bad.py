@@ -64,7 +64,7 @@ def written(tmp_path, name: str, records: object):
             "d1",
             "sessions[0].turns[1].caption",
         ),
-        ("c.jsonl", changed(DIALOGUE, "questions", 1, "question", value=HALF), "d1", "questions[1].question"),
+        ("c.jsonl", changed(DIALOGUE, "questions", 1, "question", value=HALF), "d1", "questions[1].text"),
         ("c.jsonl", changed(DIALOGUE, "questions", 1, "answer", value=HALF), "d1", "questions[1].answer"),
         ("c.jsonl", changed(DIALOGUE, "questions", 1, "category", value=HALF), "d1", "questions[1].category"),
         ("c.jsonl", changed(DIALOGUE, "id", value=HALF), "half \\ud83d", "id"),
@@ -106,7 +106,7 @@ def test_the_evaluation_refuses_such_a_file_before_it_writes(tmp_path, capsys):
     path = written(tmp_path, "c.jsonl", changed(DIALOGUE, "questions", 0, "question", value=HALF))
     flags = ["--dataset", "custom", "--dataset-path", str(path), "--output-dir", str(tmp_path / "out")]
     assert command.main([*flags, "--system", "none"]) == 2
-    assert "questions[0].question" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "questions[0].text" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 # PerLTQA

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from membuilder.datasets.typed import FieldError, convert, located
 from membuilder.errors import DataError
 from membuilder.types import Dialogue
@@ -92,26 +94,23 @@ def log_report(
 def refuse_half_characters(dialogues: Sequence[Dialogue], path: str | Path) -> None:
     """JSON may hold half a surrogate pair (`\\ud83d` alone), which no model reads and no file can be written with."""
     for position, dialogue in enumerate(dialogues):
-        for field, text in _texts(dialogue):
+        for field, text in _texts(msgspec.to_builtins(dialogue)):
             try:
                 text.encode()
             except UnicodeEncodeError:
                 where = f"record {position} ({ascii(dialogue.id)[1:-1]})"
                 problem = f"{ascii(text):.80} holds half a surrogate pair, which is no text; repair or remove it"
-                raise DataError(path, where, field, problem) from None
+                raise DataError(path, where, field.lstrip("."), problem) from None
 
 
-def _texts(dialogue: Dialogue) -> Iterator[tuple[str, str]]:
-    """Yield (field, text) of everything that is shown, stored or written."""
-    yield "id", dialogue.id
-    for i, speaker in enumerate(dialogue.speakers):
-        yield f"speakers[{i}]", speaker
-    for i, session in enumerate(dialogue.sessions):
-        yield f"sessions[{i}].id", session.id
-        for j, turn in enumerate(session.turns):
-            for name in ("id", "speaker", "text", "caption"):
-                yield f"sessions[{i}].turns[{j}].{name}", getattr(turn, name) or ""
-    for i, question in enumerate(dialogue.questions):
-        for name, text in (("id", question.id), ("question", question.text), ("category", question.category)):
-            yield f"questions[{i}].{name}", text
-        yield f"questions[{i}].answer", question.answer or ""
+def _texts(value: object, field: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (field, text) of every string in a JSON value."""
+    match value:
+        case str():
+            yield field, value
+        case {}:
+            for name, inner in value.items():
+                yield from _texts(inner, f"{field}.{name}")
+        case [*items]:
+            for i, inner in enumerate(items):
+                yield from _texts(inner, f"{field}[{i}]")

@@ -64,10 +64,8 @@ class _Block:
 
     category: str
     time: datetime | None
-    lines: list[tuple[str, str]]
-    """(speaker, text) of each turn."""
-    records: list[str]
-    """For each line, the record it comes from."""
+    lines: list[tuple[str, str, str]]
+    """(record it comes from, speaker, text) of each turn."""
 
 
 def _in_capitals(name: str) -> str:
@@ -119,7 +117,7 @@ def load(folder: Path) -> list[Dialogue]:
                 _question(raw, field, f"{dialogue_id}_q{number}", turns_of, report)
                 for number, (field, raw) in enumerate(asked, start=1)
             )
-        speakers = tuple(dict.fromkeys([name, *(speaker for block in blocks for speaker, _ in block.lines)]))
+        speakers = tuple(dict.fromkeys([name, *(speaker for block in blocks for _, speaker, _ in block.lines)]))
         dialogues.append(Dialogue(id=dialogue_id, speakers=speakers, sessions=sessions, questions=asked_here))
     if not dialogues:
         raise DataError(question_path, FILE, "top level", "asks about no character of the memory file")
@@ -137,36 +135,35 @@ def _sessions(name: str, blocks: list[_Block]) -> tuple[tuple[Session, ...], dic
     for index, block in enumerate(sorted(blocks, key=lambda block: block.time or min(times))):
         turns = tuple(
             Turn(id=f"S{index + 1}:{i}", speaker=speaker, role="user" if speaker == name else "assistant", text=text)
-            for i, (speaker, text) in enumerate(block.lines, start=1)
+            for i, (_, speaker, text) in enumerate(block.lines, start=1)
         )
         time = block.time or min(times)
         sessions.append(Session(id=f"S{index + 1}", index=index, timestamp=time, turns=turns))
-        for turn, record in zip(turns, block.records, strict=True):
+        for turn, (record, *_) in zip(turns, block.lines, strict=True):
             turns_of[block.category, record].append(turn.id)
     return tuple(sessions), turns_of
 
 
 def _blocks(name: str, record: object) -> Iterator[_Block]:
-    fields = _section(record, "profile").items()
-    profile = {field: f"{field}: {value}" for field, value in fields if str(value).strip()}
-    if profile:
-        lines = [(name, text) for text in profile.values()]
-        yield _Block(category="profile", time=None, lines=lines, records=list(profile))
+    profile = _section(record, "profile").items()
+    lines = [(field, name, f"{field}: {value}") for field, value in profile if str(value).strip()]
+    if lines:
+        yield _Block(category="profile", time=None, lines=lines)
     for key, value in _section(record, "social_relationship").items():
         raw = convert(_Relation, value, f"social_relationship.{key}")
         text = f"{raw.supporting_characters} ({raw.relationship}): {raw.description}"
-        yield _Block(category="social_relationship", time=None, lines=[(name, text)], records=[key])
+        yield _Block(category="social_relationship", time=None, lines=[(key, name, text)])
     for key, value in _section(record, "events").items():
         event = convert(_Event, value, f"events.{key}")
         told = str(event.creation_time or "")
-        lines = [(name, f"{event.content} ({told})" if told and _time(told) is None else event.content)]
-        yield _Block(category="events", time=_time(told), lines=lines, records=[key])
+        text = f"{event.content} ({told})" if told and _time(told) is None else event.content
+        yield _Block(category="events", time=_time(told), lines=[(key, name, text)])
     for key, value in _section(record, "dialogues").items():
         place = f"dialogues.{key}"
         for told, said in convert(_Talk, value, place).contents.items():
-            lines = [_line(raw) for raw in convert(list[str], said, f"{place}.contents.{told}") if raw.strip()]
+            lines = [(key, *_line(raw)) for raw in convert(list[str], said, f"{place}.contents.{told}") if raw.strip()]
             if lines:
-                yield _Block(category="dialogues", time=_time(told), lines=lines, records=[key] * len(lines))
+                yield _Block(category="dialogues", time=_time(told), lines=lines)
 
 
 def _section(record: object, key: str) -> dict:

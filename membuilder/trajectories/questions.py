@@ -107,7 +107,7 @@ async def write_questions(
     """
     shown = _shown_entries(step)
     missing, dropped, kept = Counter(dict(wanted)), Counter(), []
-    messages = [_user(_prompt(step, shown, speakers, missing, before))]
+    messages = [_message("user", _prompt(step, shown, speakers, missing, before))]
     for _ in range(ATTEMPTS):
         try:
             reply = await models.writer.complete(messages, schema=SCHEMA)
@@ -119,7 +119,8 @@ async def write_questions(
             break
         except ValueError as error:
             dropped["not_json"] += 1
-            messages += [_assistant(reply), _user(f"That was not the JSON object asked for ({error}). Write it again.")]
+            correction = f"That was not the JSON object asked for ({error}). Write it again."
+            messages += [_message("assistant", reply), _message("user", correction)]
             continue
         good, refused = _sort_out(drafts, step, shown, missing, [*before, *kept], [each.question for each in kept])
         faults = await asyncio.gather(*(_fault(each, step, models) for each in good), return_exceptions=True)
@@ -135,7 +136,7 @@ async def write_questions(
         missing = +missing
         if not missing:
             break
-        messages += [_assistant(reply), _user(_more(refused, missing))]
+        messages += [_message("assistant", reply), _message("user", _more(refused, missing))]
     return SessionQuestions(kept=tuple(kept), dropped=dropped, missing=missing)
 
 
@@ -237,7 +238,7 @@ async def _fault(asked: Asked, step: Step, models: Models) -> str | None:
 
 async def _guess(question: Question, today: datetime, model: ChatModel) -> str:
     prompt = _template("qa_closed_book").substitute(today=f"{today:%Y-%m-%d}", question=on_one_line(question.text))
-    return without_thoughts(await model.complete([_user(prompt)]))
+    return without_thoughts(await model.complete([_message("user", prompt)]))
 
 
 def _prompt(
@@ -267,12 +268,8 @@ def _mix(wanted: Mapping[Kind, int]) -> str:
     return ", ".join(f"{wanted[kind]} {kind}" for kind in Kind if wanted[kind])
 
 
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+def _message(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
 
 
 @cache
