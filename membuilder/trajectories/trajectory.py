@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -26,6 +26,7 @@ import numpy as np
 from membuilder.bank.store import Store, reading
 from membuilder.bank.store_rows import Answer
 from membuilder.datasets.files import FILE, read_json, read_lines
+from membuilder.datasets.typed import typed
 from membuilder.errors import DataError, StoreError, StoreErrorKind
 from membuilder.files import durable_rename, fsync_tree, write_atomic
 from membuilder.schemes.four_agents.apply import apply_session
@@ -39,6 +40,7 @@ from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
 if TYPE_CHECKING:
     from membuilder.bank.index import VectorIndex
 
+T = TypeVar("T")
 STORE_FILE, CALLS_FILE, METADATA_FILE, STATES = "memory.db", "agent_calls.jsonl", "metadata.json", "states"
 QA_FILE = "rl_training_data.jsonl"
 """The questions that membuilder.qa writes into the folder."""
@@ -99,14 +101,15 @@ def read_trajectory(store: Store) -> Trajectory:
     """What a store holds, session by session. The stored operations, applied once more, must give the stored bank."""
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
     if settings["scheme"] != FOUR_AGENTS:
-        problem = f"was built by scheme {settings['scheme']!r}, and trajectories are published for {FOUR_AGENTS} only"
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        problem = (
+            f"was built by scheme {settings['scheme']!r}, but the published formats have the roles of {FOUR_AGENTS}"
+        )
+        advice = "build it anew with membuilder.expert, or train on the dialogues themselves (data.path of trainer.rl)"
+        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; {advice}")
     prompts = msgspec.convert(settings["prompts"], PromptConfig)
     if settings["templates_sha256"] != template_hashes(prompts.template_set):
-        problem = (
-            f"its agents read other templates than today's {prompts.template_set!r}; take those back, or build anew"
-        )
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        problem = f"its agents read other templates than today's {prompts.template_set!r}"
+        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; take those back, or build anew")
     entries = {entry.id: entry for entry in last.entries}
     bank, steps = Bank(), []
     for stored in sessions:
@@ -168,24 +171,20 @@ def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None
     A file that is missing or cannot be read makes the answer no.
     """
     try:
-        metadata = read_json(folder / METADATA_FILE)
+        said = [_read_field(folder / METADATA_FILE, name, int) for name in ("num_sessions", "total_agent_calls")]
         num_calls = len(read_lines(folder / CALLS_FILE))
         with reading(folder / STORE_FILE) as store:
             begun_with = store.settings()
-        states = [folder / STATES / f"state_{number}" for number in range(num_sessions + 1)]
-        num_memories = [len(read_state(state)[1]) for state in states]
-    except (DataError, StoreError):  # missing or damaged: to be written anew
+        for number in range(num_sessions + 1):
+            state = folder / STATES / f"state_{number}"
+            size = _index_bytes(len(read_state(state)[1]), begun_with["dimension"])
+            if (state / INDEX_FILE).stat().st_size != size:
+                return False
+    except (DataError, StoreError, FileNotFoundError):  # missing or damaged: to be written anew
         return False
-    sizes = [_index_bytes(number, begun_with["dimension"]) for number in num_memories]
-    is_indexed = all(
-        (state / INDEX_FILE).is_file() and (state / INDEX_FILE).stat().st_size == size
-        for state, size in zip(states, sizes, strict=True)
-    )
     wanted = json.loads(json.dumps(settings or {}))
     is_same = all(begun_with.get(name) == value for name, value in wanted.items())
-    said = (num_sessions, num_calls)
-    has_said = isinstance(metadata, dict) and (metadata.get("num_sessions"), metadata.get("total_agent_calls")) == said
-    return has_said and is_indexed and is_same
+    return is_same and said == [num_sessions, num_calls]
 
 
 def _empty_index(dimension: int) -> "VectorIndex":
@@ -197,8 +196,7 @@ def _empty_index(dimension: int) -> "VectorIndex":
 
 def _index_bytes(num_rows: int, dimension: int) -> int:
     """Size of an exact index: its head and 4 bytes a number. It is not loaded, since FAISS trusts what it reads."""
-    empty = _empty_index(dimension).to_bytes()
-    return len(empty) + 4 * num_rows * dimension
+    return len(_empty_index(dimension).to_bytes()) + 4 * num_rows * dimension
 
 
 def read_state(folder: Path) -> tuple[str, list[str]]:
@@ -206,14 +204,13 @@ def read_state(folder: Path) -> tuple[str, list[str]]:
 
     Raises DataError where a file is missing or no such state: a missing memory must not pass for an empty one.
     """
-    core_path, payload_path = folder / "core_memory.json", folder / "vector_store" / "payload.json"
-    core, payload = read_json(core_path), read_json(payload_path)
-    if not isinstance(core, dict) or not isinstance(core.get("human"), str):
-        raise DataError(core_path, FILE, "human", "expected the core as a string; write the trajectory anew")
-    memories = payload.get("memories") if isinstance(payload, dict) else None
-    if not isinstance(memories, list) or not all(isinstance(memory, str) for memory in memories):
-        raise DataError(payload_path, FILE, "memories", "expected a list of strings; write the trajectory anew")
-    return core["human"], memories
+    memories = _read_field(folder / "vector_store" / "payload.json", "memories", list[str])
+    return _read_field(folder / "core_memory.json", "human", str), memories
+
+
+def _read_field(path: Path, name: str, kind: type[T]) -> T:
+    advice = "write the trajectory anew"
+    return typed(kind, typed(dict, read_json(path), path, FILE, advice=advice).get(name), path, FILE, name, advice)
 
 
 def session_json(session: Session) -> dict[str, Any]:
