@@ -42,13 +42,8 @@ OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl
 SOURCES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}
 TARGETS = SOURCES | {"rl": (OURS, VERL, VERL_FLAT, DIALOGUES)}
 RECORDS = {"sft": SFTRecord, "rl": RLRecord}
-ENDINGS = {
-    OURS: (".jsonl", PARQUET),
-    LLAMA_FACTORY: (".json",),
-    VERL: (PARQUET,),
-    VERL_FLAT: (PARQUET,),
-    DIALOGUES: (".jsonl",),
-}
+ENDINGS = {OURS: (".jsonl", PARQUET), LLAMA_FACTORY: (".json",), DIALOGUES: (".jsonl",)}
+ENDINGS |= {VERL: (PARQUET,), VERL_FLAT: (PARQUET,)}
 
 
 def prepare(given: argparse.Namespace) -> tuple[int, Counter[str]]:

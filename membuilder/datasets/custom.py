@@ -8,11 +8,7 @@
      "questions": [{"question": "What is Ann's cat called?", "answer": "Miso", "category": "single-session",
                     "evidence": ["t1"], "asked_at": "2024-04-01T10:00"}]}
 
-- The first speaker counts as `user`, every other as `assistant`, unless a turn has its own `"role"`.
-- Sessions stand in time order; timestamps are ISO 8601, all with or all without an offset from UTC.
-- `id` of a session is `S1`, `S2`, ... and of a turn `S1:1`, `S1:2`, ... where left out.
-- `evidence` names the turns that hold the answer; without it a question counts in no evidence recall.
-- A question that the dialogue does not answer has `"answerable": false`; its `answer` may be null or left out.
+The page docs/data-formats.md has the rules.
 """
 
 from collections.abc import Sequence

@@ -43,13 +43,10 @@ def _parsed(path: Path, only: Collection[str] | None) -> list[Dialogue]:
         return locomo.parse(records, path, only)
     if "question_id" in keys:
         return longmemeval.parse(records, path, only)
-    raise DataError(
-        path,
-        "record 0",
-        "conversation or question_id",
-        f"is missing, so this is neither LoCoMo nor LongMemEval (found {keys[:12] or type(records[0]).__name__}); "
-        "give a file as its benchmark publishes it, e.g. locomo10.json or longmemeval_s_cleaned.json",
-    )
+    found = keys[:12] or type(records[0]).__name__
+    problem = f"is missing, so this is neither LoCoMo nor LongMemEval (found {found}); give a file as its benchmark"
+    example = "publishes it, e.g. locomo10.json or longmemeval_s_cleaned.json"
+    raise DataError(path, "record 0", "conversation or question_id", f"{problem} {example}")
 
 
 def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:

@@ -22,14 +22,8 @@ from membuilder.datasets.parsing import LoadReport, common_counts, log_report, p
 from membuilder.datasets.typed import FieldError, Text, one_of
 from membuilder.types import Dialogue, Question, Session, Turn
 
-CATEGORIES = (
-    "single-session-user",
-    "single-session-assistant",
-    "single-session-preference",
-    "multi-session",
-    "knowledge-update",
-    "temporal-reasoning",
-)
+_ONE_SESSION = ("single-session-user", "single-session-assistant", "single-session-preference")
+CATEGORIES = (*_ONE_SESSION, "multi-session", "knowledge-update", "temporal-reasoning")
 ROLES = ("user", "assistant")
 _DATE_FORM, _DATE_EXAMPLE = "%Y/%m/%d (%a) %H:%M", "2023/05/04 (Thu) 09:30"
 _PARALLEL_LISTS = ("haystack_dates", "haystack_session_ids", "haystack_sessions")

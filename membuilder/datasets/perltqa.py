@@ -33,17 +33,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY_FILE, QUESTION_FILE = "perltmem_en_v2.json", "perltqa_en_v2.json"
 CATEGORIES = ("profile", "social_relationship", "events", "dialogues")
-_TIME_FORMS = (
-    "%Y-%m-%d %H:%M:%S",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%d",
-    "%Y/%m/%d",
-    "%B %d, %Y",
-    "%b %d, %Y",
-    "%d %B %Y",
-    "%B %Y",
-    "%Y",
-)
+_NUMBER_FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d", "%Y")
+_MONTH_FORMS = ("%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%B %Y")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -178,7 +169,7 @@ def _line(raw: str) -> tuple[str, str]:
 
 
 def _time(text: str) -> datetime | None:
-    for form in _TIME_FORMS:
+    for form in _NUMBER_FORMS + _MONTH_FORMS:
         try:
             return datetime.strptime(text.strip(), form)
         except ValueError:  # another form, or free text

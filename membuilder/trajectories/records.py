@@ -247,8 +247,7 @@ def _cell(value: Any) -> str | int | None:
 
 
 def _opened(row: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Nested fields of a Parquet row, read back from their JSON."""
-    plain = {field.name for field in fields(kind) if field.type in (str, int, str | None, int | None, Agent | None)}
-    return {
-        name: value if name in plain or value is None else msgspec.json.decode(value) for name, value in row.items()
-    }
+    """Read the nested fields of a Parquet row back from their JSON."""
+    plain = (str, int, str | None, int | None, Agent | None)
+    nested = {field.name for field in fields(kind) if field.type not in plain}
+    return {name: msgspec.json.decode(value) if name in nested and value else value for name, value in row.items()}

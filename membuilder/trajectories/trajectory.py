@@ -44,7 +44,7 @@ T = TypeVar("T")
 STORE_FILE, CALLS_FILE, METADATA_FILE, STATES = "memory.db", "agent_calls.jsonl", "metadata.json", "states"
 QA_FILE = "rl_training_data.jsonl"
 """The questions that membuilder.qa writes into the folder."""
-INDEX_FILE = Path("vector_store") / "index.faiss"
+INDEX_FILE, PAYLOAD_FILE, CORE_FILE = "vector_store/index.faiss", "vector_store/payload.json", "core_memory.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,8 +204,8 @@ def read_state(folder: Path) -> tuple[str, list[str]]:
 
     Raises DataError where a file is missing or no such state: a missing memory must not pass for an empty one.
     """
-    memories = _read_field(folder / "vector_store" / "payload.json", "memories", list[str])
-    return _read_field(folder / "core_memory.json", "human", str), memories
+    memories = _read_field(folder / PAYLOAD_FILE, "memories", list[str])
+    return _read_field(folder / CORE_FILE, "human", str), memories
 
 
 def _read_field(path: Path, name: str, kind: type[T]) -> T:
@@ -254,11 +254,9 @@ def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Traj
     ]
     memories = [f"[{entry.agent.upper()}] {entry.text}" for entry in bank.entries]
     payload = {"dimension": vectors.shape[1], "memories": memories, "metadata": metadata}
-    (folder / INDEX_FILE).with_name("payload.json").write_text(
-        json.dumps(payload, ensure_ascii=False), encoding="utf-8"
-    )
     core = {"human": bank.core, "usage": _usage_percent(bank, trajectory.prompts)}
-    (folder / "core_memory.json").write_text(json.dumps(core, ensure_ascii=False), encoding="utf-8")
+    for path, content in ((PAYLOAD_FILE, payload), (CORE_FILE, core)):
+        (folder / path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _call(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any]:
