@@ -40,32 +40,23 @@ def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
 
 
 def _text(path: Path) -> str:
-    content = _bytes(path)
     try:
-        return content.decode("utf-8-sig")
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except FileNotFoundError:
+        problem = "no such file; check the path (the benchmarks are not shipped with this repository)"
+        raise DataError(path, FILE, "path", problem) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        problem = f"not a whole gzip file ({error}); fetch it again, or drop .gz from its name if it is plain JSON"
+        raise DataError(path, FILE, "gzip", problem) from error
+    except OSError as error:
+        raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         problem = (
             f"not UTF-8 at byte {error.start} (line {line}); save it as UTF-8, or name it .json.gz if it is compressed"
         )
         raise DataError(path, FILE, "encoding", problem) from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        problem = "no such file; check the path (the benchmarks are not shipped with this repository)"
-        raise DataError(path, FILE, "path", problem) from None
-    except OSError as error:
-        raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}") from error
-    if path.suffix != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        problem = f"not a whole gzip file ({error}); fetch it again, or drop .gz from its name if it is plain JSON"
-        raise DataError(path, FILE, "gzip", problem) from error
 
 
 def _parse(text: str | bytes, path: Path, where: str, advice: str) -> object:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from membuilder.datasets.parsing import LoadReport, common_counts, log_report, parse_records, read_time, refuse_repeats
+from membuilder.datasets.parsing import LoadReport, common_counts, parse_records, read_time, refuse_repeats
 from membuilder.datasets.typed import FieldError, Text, convert
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -45,11 +45,6 @@ class _Question(Struct):
     answer: Text | int | None = None
 
 
-class _Speakers(Struct):
-    speaker_a: Text
-    speaker_b: Text
-
-
 class _Record(Struct):
     sample_id: Text
     conversation: dict[str, Any]
@@ -66,27 +61,18 @@ class Evidence:
     """How many strings held more than one id."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoCoMoReport(LoadReport):
-    """What `parse` repaired or left out."""
-
-    dropped_evidence: tuple[str, ...]
-    """Each evidence id that names no turn, as `<question id>: <what the file says>`."""
-    num_split_evidence: int
-    num_repeated_questions: int
-
-
 def parse(records: Sequence[object], path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
     """Make dialogues of a decoded LoCoMo file; DataError names the record (counted from 0) and field at fault.
 
     What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
     """
     dialogues = parse_records(enumerate(records), path, _Record, "sample_id", _dialogue)
-    log_report(report, records, dialogues, path, only)
+    wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
+    report([records[number] for number in wanted], [dialogues[number] for number in wanted]).log(path)
     return dialogues
 
 
-def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoCoMoReport:
+def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
     """Count what `parse` repaired or left out on the way from these records to these dialogues."""
     dropped, num_split, raw_sessions = [], 0, []
     for record, dialogue in zip(records, dialogues, strict=True):
@@ -97,9 +83,9 @@ def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoCoMoRepo
             num_split += evidence.num_split
         raw_sessions += [turns for key, turns in record["conversation"].items() if _SESSION_KEY.fullmatch(key)]
     questions = [(dialogue.id, question.text) for dialogue in dialogues for question in dialogue.questions]
-    return LoCoMoReport(
+    return LoadReport(
         **common_counts(raw_sessions, dialogues),
-        dropped_evidence=tuple(dropped),
+        dropped_evidence=dropped,
         num_split_evidence=num_split,
         num_repeated_questions=len(questions) - len(set(questions)),
     )
@@ -122,8 +108,8 @@ def resolve_evidence(raw: Sequence[str], turn_ids: Set[str]) -> Evidence:
 
 
 def _dialogue(raw: _Record) -> Dialogue:
-    named = convert(_Speakers, raw.conversation, "conversation")
-    speakers = (named.speaker_a, named.speaker_b)
+    names = ("speaker_a", "speaker_b")
+    speakers = tuple(convert(Text, raw.conversation.get(name), f"conversation.{name}") for name in names)
     if speakers[0] == speakers[1]:
         problem = f"is {speakers[1]!r} like speaker_a; the two need different names"
         raise FieldError("conversation.speaker_b", problem)

@@ -12,13 +12,12 @@ What is kept and what is not:
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from membuilder.datasets.parsing import LoadReport, common_counts, log_report, parse_records, read_time
+from membuilder.datasets.parsing import LoadReport, common_counts, parse_records, read_time
 from membuilder.datasets.typed import FieldError, Text, one_of
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -46,29 +45,22 @@ class _Record(Struct):
     haystack_sessions: list[list[_Turn]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LongMemEvalReport(LoadReport):
-    """What `parse` left out, and what looks odd."""
-
-    num_late_evidence: int
-    """Number of questions with evidence dated after the question itself."""
-
-
 def parse(records: Sequence[object], path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
     """Make dialogues of a decoded LongMemEval file; DataError names the record (counted from 0) and field at fault.
 
     What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
     """
     dialogues = parse_records(enumerate(records), path, _Record, "question_id", _dialogue)
-    log_report(report, records, dialogues, path, only)
+    wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
+    report([records[number] for number in wanted], [dialogues[number] for number in wanted]).log(path)
     return dialogues
 
 
-def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LongMemEvalReport:
+def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
     """Count what `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
     raw_sessions = [turns for record in records for turns in record["haystack_sessions"]]
     late = sum(map(_has_late_evidence, dialogues))
-    return LongMemEvalReport(**common_counts(raw_sessions, dialogues), num_late_evidence=late)
+    return LoadReport(**common_counts(raw_sessions, dialogues), num_late_evidence=late)
 
 
 def _has_late_evidence(dialogue: Dialogue) -> bool:

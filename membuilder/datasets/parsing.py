@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -55,18 +55,37 @@ def refuse_repeats(names: Iterable[str], field: str) -> None:
         raise FieldError(field, f"{repeated!r} stands there twice; each may stand once")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class LoadReport:
-    """What every loader counts; a format with more to say adds fields."""
+    """What a loader repaired or left out, and what looks odd; each format counts what it can have."""
 
-    num_without_evidence: int
+    num_without_evidence: int = 0
     """Number of answerable questions that no dense reward can ask."""
-    num_empty_turns: int
-    num_empty_sessions: int
+    num_empty_turns: int = 0
+    num_empty_sessions: int = 0
+    num_late_evidence: int = 0
+    """Number of questions with evidence dated after the question itself."""
+    num_split_evidence: int = 0
+    """Number of strings that held more than one id."""
+    num_repeated_questions: int = 0
+    no_memory: list[str] = field(default_factory=list)
+    """Characters with questions whom the memory file does not have."""
+    no_questions: int = 0
+    """Number of characters with memory but without questions."""
+    undated: int = 0
+    """Number of events and dialogue blocks whose time names no year."""
+    dropped_evidence: list[str] = field(default_factory=list)
+    """Each reference to no turn or record, as `<question id>: <what the file says>`."""
+
+    def log(self, path: str | Path) -> None:
+        """Log what was found in a file, if it is anything."""
+        found = ", ".join(f"{name}={value!r}" for name, value in asdict(self).items() if value)
+        if found:
+            logger.warning("%s: repaired, left out or odd: %s", path, found)
 
 
 def common_counts(raw_sessions: Sequence[Sequence], dialogues: Sequence[Dialogue]) -> dict[str, int]:
-    """Count the fields of LoadReport from the sessions a file holds and the dialogues made of them."""
+    """Count what both LoCoMo and LongMemEval can have, from a file's sessions and the dialogues made of them."""
     sessions = [session for dialogue in dialogues for session in dialogue.sessions]
     questions = [question for dialogue in dialogues for question in dialogue.questions]
     return {
@@ -76,31 +95,16 @@ def common_counts(raw_sessions: Sequence[Sequence], dialogues: Sequence[Dialogue
     }
 
 
-def log_report(
-    report: Callable[[Sequence, Sequence[Dialogue]], LoadReport],
-    records: Sequence,
-    dialogues: Sequence[Dialogue],
-    path: str | Path,
-    only: Collection[str] | None,
-) -> None:
-    """Log what `report` counts as repaired in the dialogues of `only` (None: all), if it is anything."""
-    pairs = zip(records, dialogues, strict=True)
-    wanted = [(record, dialogue) for record, dialogue in pairs if only is None or dialogue.id in only]
-    found = report([record for record, _ in wanted], [dialogue for _, dialogue in wanted])
-    if found != report([], []):
-        logger.warning("%s: %s", path, found)
-
-
 def refuse_half_characters(dialogues: Sequence[Dialogue], path: str | Path) -> None:
     """JSON may hold half a surrogate pair (`\\ud83d` alone), which no model reads and no file can be written with."""
     for position, dialogue in enumerate(dialogues):
-        for field, text in _texts(msgspec.to_builtins(dialogue)):
+        for name, text in _texts(msgspec.to_builtins(dialogue)):
             try:
                 text.encode()
             except UnicodeEncodeError:
                 where = f"record {position} ({ascii(dialogue.id)[1:-1]})"
                 problem = f"{ascii(text):.80} holds half a surrogate pair, which is no text; repair or remove it"
-                raise DataError(path, where, field.lstrip("."), problem) from None
+                raise DataError(path, where, name.lstrip("."), problem) from None
 
 
 def _texts(value: object, field: str = "") -> Iterator[tuple[str, str]]:

@@ -14,10 +14,9 @@ What is kept and what is not:
 """
 
 import ast
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,28 +24,15 @@ from typing import Any
 from msgspec import Struct
 
 from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.parsing import LoadReport
 from membuilder.datasets.typed import FieldError, Text, convert, located, typed
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
-
-logger = logging.getLogger(__name__)
 
 MEMORY_FILE, QUESTION_FILE = "perltmem_en_v2.json", "perltqa_en_v2.json"
 CATEGORIES = ("profile", "social_relationship", "events", "dialogues")
 _NUMBER_FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d", "%Y")
 _MONTH_FORMS = ("%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%B %Y")
-
-
-@dataclass(kw_only=True, slots=True)
-class LoadReport:
-    no_memory: list[str] = field(default_factory=list)
-    """Characters with questions whom the memory file does not have."""
-    no_questions: int = 0
-    """Number of characters with memory but without questions."""
-    undated: int = 0
-    """Number of events and dialogue blocks whose time names no year."""
-    dropped_evidence: list[str] = field(default_factory=list)
-    """Each reference to no record, as `<question id>: <reference>`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +58,6 @@ class _Relation(Struct, rename=_in_capitals):
 class _Event(Struct, rename={"creation_time": "Creation Time"}):
     content: Text
     creation_time: Any = None
-
-
-class _Talk(Struct):
-    contents: dict[str, Any]
-    """The lines said at each time."""
 
 
 class _Question(Struct, rename=_in_capitals):
@@ -112,8 +93,7 @@ def load(folder: Path) -> list[Dialogue]:
         dialogues.append(Dialogue(id=dialogue_id, speakers=speakers, sessions=sessions, questions=asked_here))
     if not dialogues:
         raise DataError(question_path, FILE, "top level", "asks about no character of the memory file")
-    if report != LoadReport():
-        logger.warning("%s: %s", folder, report)
+    report.log(folder)
     return dialogues
 
 
@@ -150,9 +130,10 @@ def _blocks(name: str, record: object) -> Iterator[_Block]:
         text = f"{event.content} ({told})" if told and _time(told) is None else event.content
         yield _Block(category="events", time=_time(told), lines=[(key, name, text)])
     for key, value in _section(record, "dialogues").items():
-        place = f"dialogues.{key}"
-        for told, said in convert(_Talk, value, place).contents.items():
-            lines = [(key, *_line(raw)) for raw in convert(list[str], said, f"{place}.contents.{told}") if raw.strip()]
+        place = f"dialogues.{key}.contents"
+        contents = convert(dict, convert(dict, value, f"dialogues.{key}").get("contents"), place)
+        for told, said in contents.items():
+            lines = [(key, *_line(raw)) for raw in convert(list[str], said, f"{place}.{told}") if raw.strip()]
             if lines:
                 yield _Block(category="dialogues", time=_time(told), lines=lines)
 
