@@ -12,18 +12,18 @@ FETCH_AGAIN = "fetch it again"
 
 
 def read_json(path: Path, advice: str = FETCH_AGAIN) -> object:
-    """The JSON document that a file holds; `advice` tells the user what to do about a damaged file."""
+    """Return the JSON document that a file holds; `advice` tells the user what to do about a damaged file."""
     return _parse(_text(path), path, FILE, advice)
 
 
 def read_lines(path: Path) -> list[tuple[int, object]]:
-    """(line number from 1, value) of each line of a JSON Lines file; blank lines are skipped."""
+    """Return (line number from 1, value) of each line of a JSON Lines file; blank lines are skipped."""
     lines = enumerate(_text(path).split("\n"), start=1)  # not splitlines: JSON strings may hold U+2028
     return [(number, _parse(line, path, f"line {number}", FETCH_AGAIN)) for number, line in lines if line.strip()]
 
 
 def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
-    """(line number from 1, value) of each line of a JSON Lines file that we append to; nothing if there is no file yet.
+    """Return (line number from 1, value) of each line of a file that we append to; nothing if there is no file yet.
 
     A kill may have cut the last line short: the file then loses that line. Raises DataError, with `advice`, if another
     line is damaged.

@@ -1,4 +1,4 @@
-"""LoCoMo raw files (locomo10.json): two people chat over months, many questions per conversation.
+"""Parses LoCoMo (locomo10.json), where two people chat over months and each conversation has many questions.
 
 What is kept and what is not:
 - Sessions are the `session_<n>` keys, by date and then by number; dates without a session are ignored. A session
@@ -92,7 +92,7 @@ def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport
 
 
 def resolve_evidence(raw: Sequence[str], turn_ids: Set[str]) -> Evidence:
-    """Of `["D8:6; D9:17", "D"]` it keeps D8:6 and D9:17 and drops D. Zero padding (`D30:05`) is read as the number."""
+    """Find the turns meant: `["D8:6; D9:17", "D", "D30:05"]` keeps D8:6, D9:17 and D30:5, and drops D."""
     kept, dropped, num_split = [], [], 0
     for text in raw:
         names = re.findall(r"[^;,\s]+", text)

@@ -1,4 +1,4 @@
-"""LongMemEval raw files (oracle, S, M): one user, one assistant, one question per sample; a sample is one dialogue.
+"""Parses LongMemEval (oracle, S, M), where each sample is a dialogue of user and assistant with one question.
 
 What is kept and what is not:
 - Sessions are sorted by date; those with equal dates stay in the file's order. Session and turn ids are ours (`S3`,

@@ -96,7 +96,7 @@ def common_counts(raw_sessions: Sequence[Sequence], dialogues: Sequence[Dialogue
 
 
 def refuse_half_characters(dialogues: Sequence[Dialogue], path: str | Path) -> None:
-    """JSON may hold half a surrogate pair (`\\ud83d` alone), which no model reads and no file can be written with."""
+    """Raise DataError for half a surrogate pair (`\\ud83d` alone), which JSON allows though it is no text."""
     for position, dialogue in enumerate(dialogues):
         for name, text in _texts(msgspec.to_builtins(dialogue)):
             try:

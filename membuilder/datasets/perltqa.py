@@ -1,4 +1,4 @@
-"""PerLTQA raw files (perltmem_en_v2.json, perltqa_en_v2.json): one character's life in records, and questions about it.
+"""Parses PerLTQA (perltmem_en_v2.json, perltqa_en_v2.json), which has characters' lives in records, and questions.
 
 What is kept and what is not:
 - A character with both memory and questions is one dialogue, `char_000`, `char_001`, ... in the memory file's order.
@@ -10,7 +10,7 @@ What is kept and what is not:
 - Evidence is every turn of the records that `Reference Memory` names. A dialogue question thus names many lines of
   which few are needed, so recall by session says more here. References to no record are dropped.
 - `profile_description`, which retells the profile, and `Memory Anchors` are left out.
-`LoadReport` counts what was dropped; `load` logs it.
+`load` logs what was dropped.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Addresses, sizes and checksums of the public benchmarks; no other file holds any.
+"""Holds the addresses, sizes and checksums of the public benchmarks, which no other file does.
 
 LoCoMo and LongMemEval are pinned to a revision and checked by size and checksum. The file of LongMemEval's splits is
 checked the same way but comes from the newest revision: once that changes, fetching it is refused until the checksum

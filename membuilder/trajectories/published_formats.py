@@ -1,4 +1,4 @@
-"""The published shapes of training data: LLaMA-Factory's Alpaca records and veRL's grouped rows.
+"""Reads and writes the published shapes of training data: LLaMA-Factory's Alpaca records and veRL's grouped rows.
 
 Alpaca: a JSON list of {"instruction": prompt, "input": "", "output": fenced JSON}. Where our records know more (agent,
 dialogue, session), that lies in NAME.sources.jsonl beside it, a line for each record.
@@ -35,14 +35,13 @@ _FENCED = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
 _MANY_TURNS = 10**6
 _AGENTS = list(Agent)
 _QUESTION: Column = {"question": str, "answer": str, "type": str, "source": str}
+_OF_CALL: dict[str, Column] = {"conversation_id": str, "session_index": int, "agent_type": str}
 _GROUPED: dict[str, Column] = {
     "prompt": [{"content": str, "role": str}],
     "ability": str,
     "reward_model": {
         "style": str,
-        "conversation_id": str,
-        "session_index": int,
-        "agent_type": str,
+        **_OF_CALL,
         "expert_output": str,
         "ground_truth": str,
         "qa_questions": [_QUESTION],
@@ -50,9 +49,7 @@ _GROUPED: dict[str, Column] = {
     },
     "data_source": str,
     "meta": {
-        "conversation_id": str,
-        "session_index": int,
-        "agent_type": str,
+        **_OF_CALL,
         "agent_index": int,
         "session_group_id": str,
         "call_id": str,
@@ -85,7 +82,7 @@ class _Source(Struct):
 
 
 def write_llama_factory(path: Path, records: Sequence[SFTRecord]) -> None:
-    """The list, and beside it where each record comes from."""
+    """Write the list, and beside it where each record comes from."""
     rows = [{"instruction": each.prompt, "input": "", "output": f"```json\n{each.completion}\n```"} for each in records]
     sources = [
         {"sha256": _sha256(row), "agent": each.agent, "dialogue": each.dialogue, "session": each.session}
@@ -96,7 +93,7 @@ def write_llama_factory(path: Path, records: Sequence[SFTRecord]) -> None:
 
 
 def read_llama_factory(path: Path) -> tuple[list[SFTRecord], Counter[str]]:
-    """Records, and how many answers were left out because they are no operations. DataError for another shape."""
+    """Read records, and count the answers left out because they are no operations. DataError for another shape."""
     rows = read_json(path)
     found = typed(list[_Alpaca], rows, path, FILE, advice="expected records of instruction, empty input and output")
     records, left_out = [], Counter()
@@ -112,14 +109,14 @@ def read_llama_factory(path: Path) -> tuple[list[SFTRecord], Counter[str]]:
 
 
 def write_verl(path: Path, records: Sequence[RLRecord], flat: bool = False) -> None:
-    """Four rows a session, in the agents' order."""
+    """Write four rows a session, in the agents' order."""
     write_table(path, [_row(each, call, flat) for each in records for call in each.calls], _FLAT if flat else _GROUPED)
 
 
 def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
-    """Rows joined to sessions by what they say of themselves, whatever their order; and how many answers were left out
-    because they are no operations (their prompts stay: the policy may be asked all the same). DataError for another
-    shape.
+    """Join rows to sessions by what they say of themselves, whatever their order. DataError for another shape.
+
+    Answers that are no operations are left out and counted; their prompts stay, for the policy may be asked them.
     """
     groups: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for number, row in enumerate(read_table(path), start=1):
@@ -140,7 +137,7 @@ def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
 
 
 def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
-    """The operations in an output, without the published second copy of every text; or None and why there are none."""
+    """Find the operations in an output, without the published second copy of every text; or None, and the reason."""
     fenced = _FENCED.fullmatch(output.strip())
     text = fenced.group(1) if fenced else output
     try:

@@ -1,4 +1,4 @@
-"""Training records, and how our trainers' files hold them: JSON Lines, or Parquet with nested fields as JSON strings.
+"""Makes training records, and keeps them in files: JSON Lines, or Parquet with nested fields as JSON strings.
 
 records = sft_records(trajectory)
 write_records(Path("sft.jsonl"), records, SFTRecord)
@@ -96,7 +96,7 @@ Record = TypeVar("Record", SFTRecord, RLRecord)
 
 
 def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[SFTRecord], Counter[str]]:
-    """A record for each usable answer, and why the others are none: an answer that failed teaches nothing.
+    """Make a record of each usable answer, and count why the others are none: an answer that failed teaches nothing.
 
     `write_out` puts the quoted turns' text in place of `quote`, which is our extension, for programs that do not know
     it.
@@ -122,7 +122,7 @@ def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[S
 def rl_records(
     trajectory: Trajectory, lines: Sequence[QuestionLine], folder: str
 ) -> tuple[list[RLRecord], Counter[str]]:
-    """A record for each session that has questions; without any there is no reward, so it is left out and counted.
+    """Make a record of each session that has questions; one without has no reward, so it is left out and counted.
 
     `lines` are those of the trajectory's rl_training_data.jsonl, one for each session.
     """
@@ -231,7 +231,7 @@ def _question(raw: WrittenQuestion, session: Session, number: str) -> Question:
 
 
 def _written_out(target: str, session: Session) -> str:
-    """`quote` replaced by the text that is stored for it."""
+    """Replace `quote` by the text that is stored for it."""
     answer = json.loads(target)
     for operation in answer.get("operations", [answer]):
         if "quote" not in operation:

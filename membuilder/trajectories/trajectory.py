@@ -1,4 +1,4 @@
-"""An expert's building of one dialogue as a folder, in the published layout, beside the store it was built in.
+"""Keeps an expert's building of one dialogue as a folder, in the published layout, beside its store.
 
     SAMPLE/memory.db                  the durable store, from which a stopped build goes on
     SAMPLE/states/state_0 ... state_N the memory before session 0, ..., after the last one
@@ -58,7 +58,7 @@ class ExpertStep:
 
     @property
     def usable(self) -> tuple[Agent, ...]:
-        """The agents whose answer was parsed and applied: all that is training data."""
+        """Return the agents whose answer was parsed and applied: all that is training data."""
         return tuple(agent for agent, answer in self.answers.items() if answer.failure is None)
 
 
@@ -72,12 +72,12 @@ class Trajectory:
     steps: tuple[ExpertStep, ...]
 
     def prompt(self, number: int, agent: Agent) -> str:
-        """What the agent was asked about session `number`."""
+        """Return what the agent was asked about session `number`."""
         step = self.steps[number].step
         return render_prompt(agent, step.session, step.bank_before, step.shown[agent], self.prompts)
 
     def target(self, number: int, agent: Agent, response_format: ResponseFormat | None = None) -> str:
-        """The operations the agent answered, as text: for the core what is appended, never the core after it."""
+        """Return the operations the agent answered, as text: for the core what is appended, not the core after it."""
         step = self.steps[number].step
         fmt = response_format or self.prompts.response_format
         return render(step.updates[agent], agent, len(step.session.turns), step.shown[agent], fmt)
@@ -98,7 +98,7 @@ def sample_folders(folder: Path) -> list[Path]:
 
 
 def read_trajectory(store: Store) -> Trajectory:
-    """What a store holds, session by session. The stored operations, applied once more, must give the stored bank."""
+    """Read a store session by session. The stored operations, applied once more, must give the stored bank."""
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
     if settings["scheme"] != FOUR_AGENTS:
         problem = (
@@ -195,12 +195,12 @@ def _empty_index(dimension: int) -> "VectorIndex":
 
 
 def _index_bytes(num_rows: int, dimension: int) -> int:
-    """Size of an exact index: its head and 4 bytes a number. It is not loaded, since FAISS trusts what it reads."""
+    """Return the bytes of an exact index: its head and 4 a number. It is not loaded: FAISS trusts what it reads."""
     return len(_empty_index(dimension).to_bytes()) + 4 * num_rows * dimension
 
 
 def read_state(folder: Path) -> tuple[str, list[str]]:
-    """(core, memories with their `[EPISODIC]` and the like) of one state folder, ours or the published program's.
+    """Return (core, memories with their `[EPISODIC]` and the like) of a state folder, ours or the published program's.
 
     Raises DataError where a file is missing or no such state: a missing memory must not pass for an empty one.
     """
@@ -219,13 +219,13 @@ def session_json(session: Session) -> dict[str, Any]:
 
 
 def bank_json(bank: Bank) -> dict[str, Any]:
-    """The published view of a bank: the core, and the texts of each other agent."""
+    """Return the published view of a bank: the core, and the texts of each other agent."""
     texts = {agent.value: [entry.text for entry in bank.entries if entry.agent == agent] for agent in ENTRY_AGENTS}
     return {"core_memory": bank.core, **texts}
 
 
 def actions_json(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any] | None:
-    """What the agent answered as published operations; None where nothing usable came."""
+    """Return what the agent answered as published operations; None where nothing usable came."""
     if agent not in trajectory.steps[number].usable:
         return None
     return json.loads(trajectory.target(number, agent, ResponseFormat.OPERATIONS))
