@@ -109,16 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    shapes = [given.to] if given.trajectories_dir else [given.to, given.source]
-    files = [given.output_file] if given.trajectories_dir else [given.output_file, given.input_file]
     if given.to == DIALOGUES and given.trajectories_dir is None:
         raise ConfigError("--to dialogues needs --trajectories-dir: the sessions without questions stand there only")
     if given.max_length < 1:
         raise ConfigError("--max-length must be at least 1")
     if given.write_out and given.trajectories_dir is None:
         raise ConfigError("--write-out needs --trajectories-dir: the quoted turns stand there")
-    for shape, file in zip(shapes, files, strict=True):
-        if file.suffix not in ENDINGS[shape]:
+    for shape, file in ((given.to, given.output_file), (given.source, given.input_file)):
+        if file is not None and file.suffix not in ENDINGS[shape]:
             raise ConfigError(f"{file}: the shape {shape} is a file that ends in {' or '.join(ENDINGS[shape])}")
 
 

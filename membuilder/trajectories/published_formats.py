@@ -34,36 +34,27 @@ from membuilder.types import Agent, Question
 _FENCED = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
 _MANY_TURNS = 10**6
 _AGENTS = list(Agent)
+_PROMPT: Column = [{"content": str, "role": str}]
 _QUESTION: Column = {"question": str, "answer": str, "type": str, "source": str}
-_OF_CALL: dict[str, Column] = {"conversation_id": str, "session_index": int, "agent_type": str}
+_SESSION: dict[str, Column] = {"conversation_id": str, "session_index": int}
+_CALL: dict[str, Column] = {**_SESSION, "agent_type": str}
+_META: Column = {**_CALL, "agent_index": int, "session_group_id": str, "call_id": str, "is_grouped_training": bool}
 _GROUPED: dict[str, Column] = {
-    "prompt": [{"content": str, "role": str}],
+    "prompt": _PROMPT,
     "ability": str,
     "reward_model": {
         "style": str,
-        **_OF_CALL,
+        **_CALL,
         "expert_output": str,
         "ground_truth": str,
         "qa_questions": [_QUESTION],
         "state_before_path": str,
     },
     "data_source": str,
-    "meta": {
-        **_OF_CALL,
-        "agent_index": int,
-        "session_group_id": str,
-        "call_id": str,
-        "is_grouped_training": bool,
-    },
+    "meta": _META,
     "extra_info": {"record": str},
 }
-_FLAT: dict[str, Column] = {
-    "prompt": [{"content": str, "role": str}],
-    "ability": str,
-    "reward_model": str,
-    "data_source": str,
-    "meta": {"conversation_id": str, "session_index": int},
-}
+_FLAT: Column = {"prompt": _PROMPT, "ability": str, "reward_model": str, "data_source": str, "meta": _SESSION}
 
 
 class _Alpaca(Struct, forbid_unknown_fields=True):
