@@ -537,7 +537,7 @@ def test_a_killed_run_goes_on_where_it_was_and_not_under_other_settings(call, tm
     assert "was begun with other settings: systems=[" in capsys.readouterr().err
     path.write_bytes(b"{]\n" + whole)
     assert call("--system", "rag-turn-bm25") == 2
-    assert "line 1: field 'JSON': is damaged" in capsys.readouterr().err
+    assert "line 1: field 'JSON': not one JSON document" in capsys.readouterr().err
 
 
 def test_build_then_answer_in_two_steps(call, tmp_path, capsys):

@@ -144,7 +144,7 @@ def damage(path, **changes) -> None:
         ),
         (
             lambda db: damage(db / "d1.json", entries=[{}]),
-            "d1.json: entries[0]: field 'id': Object missing required field",
+            "d1.json: whole file: field 'entries[0].id': Object missing required field",
         ),
         (
             lambda db: damage(db / "d1.json", core_quotes=["x"]),
@@ -174,7 +174,7 @@ def test_an_entry_that_cannot_be_of_this_dialogue_is_refused(call, tmp_path, cap
     (entry, *more) = json.loads(path.read_text())["entries"]
     damage(path, entries=[entry | change, *more])
     assert call(None, "--mode", "answer", "--db-path", str(tmp_path / "db")) == 2
-    assert "d1.json: entries[0]: field" in capsys.readouterr().err
+    assert "d1.json: whole file: field 'entries[0]." in capsys.readouterr().err
 
 
 def test_damaged_files_of_a_run_are_refused_by_name(call, tmp_path, capsys):

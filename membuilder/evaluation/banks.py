@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from membuilder.datasets.fields import as_record, take
 from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.typed import typed
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.errors import DataError, EvaluationError
 from membuilder.files import write_atomic
@@ -29,6 +29,10 @@ BUILT_FROM = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embed
 _SAME_DATA = ("dataset_sha256", "sessions")
 """Those that an evaluation which reads the banks must share; it may embed the entries with another embedder."""
 _DAMAGED = "it is damaged; build into another --db-path, or remove it and build again"
+
+
+class _Prompts(msgspec.Struct):
+    include_superseded: bool
 
 
 class BankFolder:
@@ -82,30 +86,33 @@ class BankFolder:
         if not path.exists():
             problem = f"the bank of {dialogue.id!r} is not built; run --mode build to its end first"
             raise EvaluationError(f"{path}: {problem}")
-        bank = as_record(read_json(path, _DAMAGED), Bank, path, FILE, _DAMAGED)
+        bank = typed(Bank, read_json(path, _DAMAGED), path, FILE, advice=_DAMAGED)
         self._check_provenance(bank, dialogue, path)
         return bank
 
     @property
     def max_turns(self) -> int | None:
         """Turns the builder read at once; None: whole sessions."""
-        return take(self.manifest, "max_turns", int, self._folder, MANIFEST) if "max_turns" in self.manifest else None
+        if "max_turns" not in self.manifest:
+            return None
+        return typed(int, self.manifest["max_turns"], self._folder, MANIFEST, "max_turns")
 
     @property
     def include_superseded(self) -> bool:
         """Whether questions find entries that later ones replace, as the builder's prompts say; if none, they do."""
         prompts = self.manifest.get("prompts", {"include_superseded": True})
-        return take(prompts, "include_superseded", bool, self._folder, MANIFEST)
+        return typed(_Prompts, prompts, self._folder, MANIFEST, "prompts").include_superseded
 
     def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
         turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.max_turns))
         roles = load_scheme(self.manifest.get("scheme", FOUR_AGENTS), PromptConfig()).roles
         for i, entry in enumerate(bank.entries):
             if entry.agent not in roles:
-                raise DataError(path, f"entries[{i}]", "agent", f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}")
+                problem = f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}"
+                raise DataError(path, FILE, f"entries[{i}].agent", problem)
             if not 0 <= entry.session < num_sessions or not turns.keys() >= set(entry.source_turns):
                 problem = f"names a session or turn that {dialogue.id!r} does not have: the bank of other data"
-                raise DataError(path, f"entries[{i}]", "session or source_turns", problem)
+                raise DataError(path, FILE, f"entries[{i}].session or source_turns", problem)
         if not turns.keys() >= set(bank.core_sources):
             raise DataError(path, FILE, "core_quotes", f"name a turn that {dialogue.id!r} does not have")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from membuilder.datasets.fields import as_record
 from membuilder.datasets.files import read_appended
+from membuilder.datasets.typed import typed
 from membuilder.evaluation.metrics import METRICS, SET_APART, Outcome, group_of
 from membuilder.evaluation.recall import Item
 from membuilder.llm.answer_and_judge import AnswerVerdict
@@ -108,5 +108,5 @@ def _retrieved(item: Item) -> Retrieved:
 def read_records(path: Path) -> list[Record]:
     """The records of an answers file, the last one of each question; a last line cut short by a kill is cut off."""
     lines = read_appended(path, _ADVICE)
-    records = [as_record(line, Record, path, f"line {number}", _ADVICE) for number, line in lines]
+    records = [typed(Record, line, path, f"line {number}", advice=_ADVICE) for number, line in lines]
     return list({record.key: record for record in records}.values())
