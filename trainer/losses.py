@@ -18,7 +18,6 @@ from membuilder.plugins import load_function
 from trainer.configs import KLEstimator, LossConfig
 
 Column = TypeVar("Column")
-Other = TypeVar("Other")
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are cut to this before exp, so one stray token cannot overflow a step."""
@@ -46,9 +45,6 @@ class TokenValues(Generic[Column]):
         """Those that are there, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(TokenValues)}
         return {name: column for name, column in found.items() if column is not None}
-
-    def map(self, change: Callable[[Column], Other]) -> "TokenValues[Other]":
-        return TokenValues(**{name: change(column) for name, column in self.columns().items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from membuilder.errors import DivergedError
-from trainer.batching.loss_rows import Rows
-from trainer.batching.packing import Node, PackedBatch, count_loss_tokens, count_sequences, micro_batches, pack_on
+from trainer.batching.loss_rows import Objective
+from trainer.batching.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on, sequences_of
+from trainer.configs import LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
+from trainer.losses import Loss
 from trainer.model.policy import Policy
 
 
@@ -45,7 +47,7 @@ def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: to
         batches=[pack_on(nodes, device) for nodes in mine + [spare] * (most - len(mine))],
         num_real=len(mine),
         num_tokens=sum(map(count_loss_tokens, trees)),
-        num_sequences=sum(map(count_sequences, trees)),
+        num_sequences=sum(len(sequences_of(tree)) for tree in trees),
         ids=[tree.id for tree in trees],
     )
 
@@ -79,10 +81,18 @@ def with_proximal(policy: Policy, updates: Sequence[Update], temperature: float)
 
 
 @torch.no_grad()
-def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None, temperature: float) -> Rows:
-    """Gather what the loss of a micro-batch needs besides the policy's own log-probs."""
+def make_objective(
+    loss: Loss,
+    config: LossConfig,
+    packed: PackedBatch,
+    scale: torch.Tensor,
+    reference: Policy | None,
+    temperature: float,
+) -> Objective:
+    """The loss of a micro-batch, for the head; the reference's log-probs are computed here."""
     ref_logprobs = None if reference is None else reference(packed, temperature).logprobs
-    return Rows(scale=scale, values=packed.values, ref_logprobs=ref_logprobs, sequence=packed.sequence)
+    values, sequence = packed.values, packed.sequence
+    return Objective(loss=loss, config=config, scale=scale, values=values, ref_logprobs=ref_logprobs, sequence=sequence)
 
 
 def means_over_tokens(sums: Mapping[str, torch.Tensor], num_tokens: int, accelerator: Accelerator) -> dict[str, float]:

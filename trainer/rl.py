@@ -29,7 +29,7 @@ if __name__ == "__main__":  # a mistake in the arguments is answered before PyTo
 import torch
 
 from membuilder.progress import progress
-from trainer.batching.loss_rows import Objective, token_scale
+from trainer.batching.loss_rows import token_scale
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
@@ -46,7 +46,7 @@ from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import (
     Skips,
     largest_norm,
-    loss_rows,
+    make_objective,
     make_update,
     means_over_tokens,
     micro_step,
@@ -142,9 +142,8 @@ def train(config: RLConfig, parts: RLParts) -> Path:
                     update.num_sequences,
                     config.sampling.max_tokens,
                 )
-                # (M,); wrappers average gradients over processes, ours is a sum
-                rows = loss_rows(packed, scale * is_real * world.size, reference, temperature)
-                objective = Objective(loss=loss_function, config=config.loss, rows=rows)
+                scale = scale * is_real * world.size  # (M,); wrappers average gradients over processes, ours is a sum
+                objective = make_objective(loss_function, config.loss, packed, scale, reference, temperature)
                 with micro_step(accelerator, policy, is_last):
                     output = policy(packed, temperature, objective, objective.whole_sequences)
                     accelerator.backward(output.loss)
