@@ -120,7 +120,7 @@ def gspo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]
     log_ratio = inputs.trainer_logprobs - inputs.proximal_logprobs
     mean = sequence_mean(log_ratio.detach(), inputs.sequence)
     ratio = (mean + inputs.trainer_logprobs - inputs.trainer_logprobs.detach()).clamp(max=MAX_LOG_RATIO).exp()
-    objective, clipping = _clip(ratio, inputs, config)
+    objective, clipping = clipped_objective(inputs, config, ratio)
     penalty, divergence = regularizer(inputs, config)
     return -objective + penalty, clipping | divergence
 
@@ -131,7 +131,7 @@ def cispo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics
 
     The clipped ratio is a weight without gradient, so every token keeps the gradient of its log-prob.
     """
-    ratio = _ratio(inputs).detach()
+    ratio = token_ratio(inputs).detach()
     low, high = bounds(config)
     clipping = {"clip_ratio/mean": ((ratio < low) | (ratio > high)).float()}
     correction, mismatch = mismatch_correction(inputs, config)
@@ -153,16 +153,19 @@ def bounds(config: LossConfig) -> tuple[float, float]:
     return 1 - config.clip, 1 + (config.clip if config.clip_high is None else config.clip_high)
 
 
-def clipped_objective(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """min(r A, clip(r) A) per token, corrected for the engine's mismatch where the config says so."""
-    return _clip(_ratio(inputs), inputs, config)
-
-
-def _ratio(inputs: LossInputs) -> torch.Tensor:
+def token_ratio(inputs: LossInputs) -> torch.Tensor:
+    """r = trainer / proximal, the ratio of each token's probabilities."""
     return (inputs.trainer_logprobs - inputs.proximal_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+def clipped_objective(
+    inputs: LossInputs, config: LossConfig, ratio: torch.Tensor | None = None
+) -> tuple[torch.Tensor, Metrics]:
+    """min(r A, clip(r) A) per token, corrected for the engine's mismatch where the config says so.
+
+    `ratio` (M,) takes the place of r = trainer / proximal.
+    """
+    ratio = token_ratio(inputs) if ratio is None else ratio
     unclipped, clipped = ratio * inputs.advantage, ratio.clamp(*bounds(config)) * inputs.advantage
     metrics = {"clip_ratio/mean": (clipped < unclipped).float().detach()}
     objective = torch.minimum(unclipped, clipped)
@@ -233,9 +236,7 @@ def resolve_loss(name: str) -> Loss:
         return LOSSES[name]
     if ":" in name:
         return load_function(name)
-    raise ConfigError(
-        f"loss.name: '{name}' is none of {sorted(LOSSES)}; a loss of your own is path/to/file.py:function"
-    )
+    raise ConfigError(f"loss.name: '{name}' is none of {sorted(LOSSES)}; your own loss is path/to/file.py:function")
 
 
 def needs_whole_sequences(loss: Loss, config: LossConfig) -> bool:

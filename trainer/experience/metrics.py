@@ -75,23 +75,13 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
     for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_role]:
         score, rollout = group.scores[0], group.rollouts[0]
         for role, sample in rollout.samples.items():
-            rows.append(
-                {
-                    "step": step,
-                    "session": group.id,
-                    "agent": str(role),
-                    "completion": sample.text,
-                    "stored": list(sample.written),
-                    "status": score.status[role].value,
-                    "failure": sample.failure.detail if sample.failure else None,
-                    "reward": score.reward[role],
-                    "qa": score.qa,
-                    **{part: values[role] for part, values in score.parts.items()},
-                    "weight": score.weights[role],
-                    "advantage": advantages[role][0],
-                    "weight_version": None if sample.completion is None else sample.completion.weight_version,
-                }
-            )
+            completion, failure = sample.completion, sample.failure
+            row = {"step": step, "session": group.id, "agent": str(role), "completion": sample.text}
+            row |= {"stored": list(sample.written), "status": score.status[role].value}
+            row |= {"failure": failure.detail if failure else None, "reward": score.reward[role], "qa": score.qa}
+            row |= {part: values[role] for part, values in score.parts.items()}
+            row |= {"weight": score.weights[role], "advantage": advantages[role][0]}
+            rows.append(row | {"weight_version": None if completion is None else completion.weight_version})
     return rows
 
 

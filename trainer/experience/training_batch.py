@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.rollouts import ScoredGroup
+from rollout.types import Sample
 from trainer.advantages import StdScale, group_advantages
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens
 from trainer.losses import TokenValues
@@ -36,7 +37,10 @@ def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdSc
         for role, values in by_role.items():
             carrying = [k for k, advantage in enumerate(values) if advantage]
             silent += not carrying and any(advantage is not None for advantage in values)
-            sequences += [_sequence(group, role, k, values[k]) for k in carrying]
+            sequences += [
+                sampled_sequence(group.rollouts[k].samples[role], values[k], group.scores[k].weights[role])
+                for k in carrying
+            ]
         if sequences:
             trees.append(build_tree(sequences, group.id))
     return Batch(
@@ -47,18 +51,16 @@ def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdSc
     )
 
 
-def _sequence(group: ScoredGroup, role: str, k: int, advantage: float | None) -> TrainSequence:
-    assert advantage is not None, "a missing reward never becomes a sequence"
-    sample, weight = group.rollouts[k].samples[role], group.scores[k].weights[role]
+def sampled_sequence(sample: Sample, advantage: float = 0.0, weight: float = 0.0) -> TrainSequence:
+    """A sampled completion with the values of its tokens; nothing is learned from it where the advantage is 0."""
     assert sample.completion is not None, "what was not sampled has no reward"
     num_tokens = len(sample.completion.token_ids)
+    values = TokenValues(
+        advantage=(advantage,) * num_tokens,
+        weight=(weight,) * num_tokens,
+        truncated=(float(not sample.completion.finished),) * num_tokens,
+        rollout_logprobs=sample.completion.rollout_logprobs,
+    )
     return TrainSequence(
-        prompt_token_ids=sample.prompt_token_ids,
-        completion_token_ids=sample.completion.token_ids,
-        values=TokenValues(
-            advantage=(advantage,) * num_tokens,
-            weight=(weight,) * num_tokens,
-            truncated=(float(not sample.completion.finished),) * num_tokens,
-            rollout_logprobs=sample.completion.rollout_logprobs,
-        ),
+        prompt_token_ids=sample.prompt_token_ids, completion_token_ids=sample.completion.token_ids, values=values
     )

@@ -152,9 +152,7 @@ class _HeadLoss(torch.autograd.Function):
 class _Work:
     """The sweeps over the chunks, and the gradients they leave behind."""
 
-    def __init__(
-        self, hidden, weight, targets, temperature, chunk_rows, impl: Impl, wants_hidden=False, wants_weight=False
-    ) -> None:
+    def __init__(self, hidden, weight, targets, temperature, chunk_rows, impl, wants_hidden=False, wants_weight=False):
         self.hidden, self.weight, self.targets, self.temperature = hidden, weight, targets, temperature
         self.kernels = row_kernels(impl, hidden.device)
         self.chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
@@ -224,10 +222,8 @@ def _evaluate(
     by_logprob, by_entropy = torch.autograd.grad(total, (logprobs, entropy), allow_unused=True)
     by_logprob = torch.zeros_like(logprobs) if by_logprob is None else by_logprob
     metrics = {name: value.detach() for name, value in metrics.items()}
-    return LossOutput(total.detach(), HeadOutput(logprobs.detach(), entropy.detach()), metrics), (
-        by_logprob,
-        by_entropy,
-    )
+    output = LossOutput(total.detach(), HeadOutput(logprobs.detach(), entropy.detach()), metrics)
+    return output, (by_logprob, by_entropy)
 
 
 def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
