@@ -10,7 +10,6 @@ from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
 from tests.sequences import sequence
 from trainer.advantages import StdScale
-from trainer.batching.loss_rows import token_scale
 from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, pack
 from trainer.configs import Aggregation, KLEstimator, LossConfig
 from trainer.losses import (
@@ -365,7 +364,8 @@ def test_only_losses_that_mix_tokens_need_whole_sequences():
     ],
 )
 def test_aggregation(aggregation, scale):
-    found = token_scale(aggregation, torch.tensor([0, 0, 1]), num_tokens=12, num_sequences=4, max_tokens=10)
+    update = Update(batches=[], num_real=0, num_tokens=12, num_sequences=4, ids=[])
+    found = update.token_scale(aggregation, torch.tensor([0, 0, 1]), max_tokens=10)
     assert found.tolist() == pytest.approx(scale)
 
 

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from membuilder.errors import DivergedError
 from trainer.batching.loss_rows import Objective
 from trainer.batching.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on, sequences_of
-from trainer.configs import LossConfig
+from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
-from trainer.losses import Loss
+from trainer.losses import Loss, sequence_lengths
 from trainer.model.policy import Policy
 
 
@@ -35,6 +35,17 @@ class Update:
         """Every micro-batch with the factor of its loss (`is_real`: 1 or 0), and whether it is the update's last."""
         for number, packed in enumerate(self.batches):
             yield packed, float(number < self.num_real), number == len(self.batches) - 1
+
+    def token_scale(self, aggregation: Aggregation, sequence: torch.Tensor, max_tokens: int) -> torch.Tensor:
+        """(M,): what each token's loss is multiplied by before the sum over all tokens of the update.
+
+        Both counts are of the whole update, so any split into micro-batches and ranks gives the same gradient.
+        `sequence` (M,) says which completion a token belongs to; `max_tokens` is the longest completion allowed.
+        """
+        if aggregation is Aggregation.SEQUENCE:
+            return 1 / (sequence_lengths(sequence, torch.float32) * self.num_sequences)
+        divisor = self.num_tokens if aggregation is Aggregation.TOKEN else self.num_sequences * max_tokens
+        return torch.full(sequence.shape, 1 / divisor, device=sequence.device)
 
 
 def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: torch.device) -> Update:

@@ -29,7 +29,6 @@ if __name__ == "__main__":  # a mistake in the arguments is answered before PyTo
 import torch
 
 from membuilder.progress import progress
-from trainer.batching.loss_rows import token_scale
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
@@ -135,13 +134,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         norms: list[float] = []
         for update in updates:
             for packed, is_real, is_last in update.weighted():
-                scale = token_scale(
-                    config.loss.aggregation,
-                    packed.sequence,
-                    update.num_tokens,
-                    update.num_sequences,
-                    config.sampling.max_tokens,
-                )
+                scale = update.token_scale(config.loss.aggregation, packed.sequence, config.sampling.max_tokens)
                 scale = scale * is_real * world.size  # (M,); wrappers average gradients over processes, ours is a sum
                 objective = make_objective(loss_function, config.loss, packed, scale, reference, temperature)
                 with micro_step(accelerator, policy, is_last):

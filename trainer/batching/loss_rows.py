@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.configs import Aggregation, LossConfig
-from trainer.losses import Loss, LossInputs, Metrics, TokenValues, needs_whole_sequences, sequence_lengths
+from trainer.configs import LossConfig
+from trainer.losses import Loss, LossInputs, Metrics, TokenValues, needs_whole_sequences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class Objective:
     loss: Loss
     config: LossConfig
     scale: torch.Tensor
-    """What the token's loss is multiplied by: `token_scale`, times the number of ranks where their mean is taken."""
+    """What each token's loss is multiplied by (`Update.token_scale`)."""
     values: TokenValues[torch.Tensor]
     ref_logprobs: torch.Tensor | None
     sequence: torch.Tensor
@@ -54,23 +54,9 @@ class Objective:
 
 
 def cross_entropy(scale: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, Metrics]]:
-    """Supervised fine-tuning, for the head: minus the log-prob of each row, times its scale (M,)."""
+    """The loss of supervised fine-tuning, for the head: minus each row's log-prob, times its scale (M,)."""
 
     def loss(logprobs: torch.Tensor, entropy: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Metrics]:
         return -logprobs * scale[rows], {"loss": -logprobs}
 
     return loss
-
-
-def token_scale(
-    aggregation: Aggregation, sequence: torch.Tensor, num_tokens: int, num_sequences: int, max_tokens: int
-) -> torch.Tensor:
-    """(M,): what each token's loss is multiplied by before the sum over all tokens of an update.
-
-    `num_tokens` and `num_sequences` count the whole update, over all micro-batches and ranks, so any split into
-    micro-batches gives the same gradient. `max_tokens` is the longest completion allowed.
-    """
-    if aggregation is Aggregation.SEQUENCE:
-        return 1 / (sequence_lengths(sequence, torch.float32) * num_sequences)
-    divisor = num_tokens if aggregation is Aggregation.TOKEN else num_sequences * max_tokens
-    return torch.full(sequence.shape, 1 / divisor, device=sequence.device)

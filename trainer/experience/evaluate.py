@@ -1,4 +1,4 @@
-"""Held-out evaluation: every way of building memory gets the same questions and the same retrieval."""
+"""Held-out evaluation: every system that builds memory gets the same questions and the same retrieval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,18 +16,20 @@ from trainer.experience.collector import Collector
 
 @dataclass(kw_only=True, slots=True)
 class BuiltBank:
-    """What one system made of a dialogue: its bank so far, and how its prompts were answered."""
+    """The bank that one system built of a dialogue so far, and how its prompts were answered."""
 
     bank: Bank = Bank()
     num_outputs: int = 0
     num_valid: int = 0
-    """Outputs that could be used."""
+    """Number of outputs that could be used."""
     num_too_long: int = 0
-    """Prompts that were too long to be answered; they have no output."""
+    """Number of prompts that were too long to be answered; they have no output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SystemResult:
+    """What a system scored on the held-out dialogues."""
+
     accuracy: float | None
     """Mean verdict of the judge on a question (`evidence`: 1 or 0; `coverage`: the share of the answer that was found);
     None if none could be judged."""
@@ -42,7 +44,7 @@ class SystemResult:
     """Share of the prompts that were too long to be answered."""
 
     def metrics(self) -> dict[str, float]:
-        """What a training run logs of it."""
+        """The metrics that a training run logs."""
         values = asdict(self).items()
         return {f"eval/{name}": value for name, value in values if name != "questions" and value is not None}
 
@@ -70,10 +72,10 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DialogueScores:
-    """What the questions found in one dialogue's final bank."""
+    """How the questions of one dialogue were answered from its final bank."""
 
     verdicts: list[float]
-    """Verdicts from 0 to 1 on the questions that could be judged."""
+    """Verdicts, from 0 to 1, on the questions that could be judged."""
     recalls: list[float]
     memory_tokens: int
     built: BuiltBank

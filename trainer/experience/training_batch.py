@@ -1,4 +1,4 @@
-"""Scored groups become prefix trees with advantages and weights, of completions that carry signal only."""
+"""Scored groups become prefix trees with advantages and weights; completions without an advantage are left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,19 @@ from trainer.losses import TokenValues
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
+    """What a step trains on."""
+
     trees: list[Node]
     num_tokens: int
-    """Completion tokens that carry loss: the denominator of the step."""
+    """Number of completion tokens that carry loss."""
     advantages: list[dict[str, list[float | None]]]
     """The advantages of each group and role, one for each rollout."""
     zero_std_share: float
-    """Share of (group, role) pairs whose rewards are all equal; they cost no forward pass."""
+    """Share of (group, role) pairs whose rewards are all equal, so that nothing is learned from them."""
 
 
 def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdScale) -> Batch:
-    """Training sequences of all groups, a prefix tree a group; `roles` gives their order, whatever arrived first."""
+    """The training sequences of all groups, one prefix tree for each group, in the order of `roles` within it."""
     rewards = {
         (number, role): [score.reward[role] for score in group.scores]
         for number, group in enumerate(scored)

@@ -1,7 +1,6 @@
 """Variable-length attention by the flash-attn package, version 2. It has the functions of plain_varlen.py.
 
-It is used on CUDA where the package is installed, else flash_varlen.py is. It is written against flash-attn 2.8 and has
-not run yet.
+It is used on CUDA where the package is installed. It is written against flash-attn 2.8 and has not run yet.
 """
 
 import torch
