@@ -45,7 +45,7 @@ def backward(
 
 
 def _groups(call: PaddedCall, block: Block) -> int:
-    """How many key heads the kernel is shown; they are repeated where so few would leave its backward's threads idle."""
+    """How many key heads the kernel sees; they are repeated where so few would leave threads of its backward idle."""
     num_heads, num_key_heads = block.query.shape[1], block.key.shape[1]
     return num_key_heads if len(call.key_rows.rows) * num_key_heads >= torch.get_num_threads() else num_heads
 
