@@ -12,7 +12,7 @@ from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.scheme import FourAgents
 from tests.fakes import HashEmbedder
 from trainer import sft
-from trainer.batching.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
+from trainer.batching.packing import Node, TrainSequence, build_tree, sequences_of
 from trainer.configs import DataConfig, TinyConfig
 from trainer.data.corpus import Corpus, expert_builds, sft_builds, training_text
 from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
@@ -75,7 +75,7 @@ def test_the_check_takes_the_smallest_session_that_shares_something():
     alone, small, large = (
         tree_of("alone", (1,), prompt=(1,)), tree_of("small", (4, 5), (6,)), tree_of("large", (4, 5, 6), (6, 7)),
     )  # fmt: skip
-    assert [count_sequences(tree) for tree in (alone, small, large)] == [1, 2, 2]
+    assert [len(sequences_of(tree)) for tree in (alone, small, large)] == [1, 2, 2]
     assert smallest_group([large, alone, small]) == [sequences_of(small)]
     assert smallest_group([alone]) == []
 

@@ -27,7 +27,6 @@ if __name__ == "__main__":  # a mistake in the arguments is answered before PyTo
 import torch
 
 from membuilder.progress import progress
-from trainer.batching.loss_rows import Objective, token_scale
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
@@ -44,7 +43,7 @@ from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import (
     Skips,
     largest_norm,
-    loss_rows,
+    make_objective,
     make_update,
     means_over_tokens,
     micro_step,
@@ -133,16 +132,9 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         norms: list[float] = []
         for update in updates:
             for packed, is_real, is_last in update.weighted():
-                scale = token_scale(
-                    config.loss.aggregation,
-                    packed.sequence,
-                    update.num_tokens,
-                    update.num_sequences,
-                    config.sampling.max_tokens,
-                )
-                # (M,); wrappers average gradients over processes, ours is a sum
-                rows = loss_rows(packed, scale * is_real * world.size, reference, temperature)
-                objective = Objective(loss=loss_function, config=config.loss, rows=rows)
+                scale = update.token_scale(config.loss.aggregation, packed.sequence, config.sampling.max_tokens)
+                scale = scale * is_real * world.size  # (M,); wrappers average gradients over processes, ours is a sum
+                objective = make_objective(loss_function, config.loss, packed, scale, reference, temperature)
                 with micro_step(accelerator, policy, is_last):
                     output = policy(packed, temperature, objective, objective.whole_sequences)
                     accelerator.backward(output.loss)

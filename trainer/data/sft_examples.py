@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.schemes.scheme import Scheme, Step
 from rollout.tokens import encode_completion, encode_prompt
-from trainer.batching.packing import Node, TrainSequence, count_sequences, sequences_of
+from trainer.batching.packing import Node, TrainSequence, sequences_of
 from trainer.data.corpus import ExpertBuild
 from trainer.data.truncation import LengthCounts, dialogue_span, fit, length
 from trainer.sft_config import SFTConfig
@@ -59,7 +59,7 @@ def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) ->
 
 def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
     """The sequences of the smallest tree in which some share a prompt's start; none where nothing is shared."""
-    sharing = [tree for tree in trees if count_sequences(tree) > 1]
+    sharing = [tree for tree in trees if len(sequences_of(tree)) > 1]
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
 
 
