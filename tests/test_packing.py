@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from membuilder.config import load
 from membuilder.errors import ConfigError
 from tests.sequences import sequence
 from trainer.batching.attention_plan import padded_calls, varlen_calls
@@ -622,5 +623,5 @@ def test_folder_without_a_model_is_named(tmp_path):
 
 
 def test_unknown_dtype_is_refused():
-    with pytest.raises(ValueError, match="'float16'"):
-        ModelConfig(dtype="float16")
+    with pytest.raises(ConfigError, match="dtype.*float16"):
+        load(ModelConfig, None, ["dtype=float16"])
