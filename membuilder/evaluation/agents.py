@@ -92,7 +92,7 @@ def _job(options: Options, dialogue: Dialogue, path: Path, dimension: int) -> Jo
     if precision is not Precision.FLOAT32:
         embedding = f"{embedding or DEFAULT_PACKAGE} in {precision}"
     config = BuildConfig(
-        dataset=options.dataset,
+        dataset=options.flags.dataset,
         out=str(path),
         model=options.builder.endpoint,
         max_turns=how.max_turns,

@@ -72,13 +72,17 @@ class Summary:
     answerable: Block
     set_apart: Block
     by_category: Mapping[str, Block]
-    """The categories in the order of the questions, adversarial and abstention questions last."""
+    """The categories in the order of the questions' ids, adversarial and abstention questions last."""
     unanswered: int | None
     """Answers that could not be had; None where none were asked for."""
 
 
 def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> Summary:
-    """Compute the numbers of one system's records; `is_answered` says whether answers were asked for."""
+    """Compute the numbers of one system's records; `is_answered` says whether answers were asked for.
+
+    The order of the records, which depends on which answer came first, is of no effect.
+    """
+    records = sorted(records, key=lambda record: record.key)
     set_apart = [record for record in records if record.is_set_apart]
     answerable = [record for record in records if not record.is_set_apart]
     groups = dict.fromkeys(record.group for record in [*answerable, *set_apart])
@@ -97,11 +101,6 @@ def unjudged_share(records: Sequence[Record]) -> float:
     """The share of the verdicts asked of one judge that could not be had; the worse of the two judges."""
     counts = _judge_counts(records).values()
     return max((each.unjudged / (each.judged + each.unjudged) for each in counts), default=0.0)
-
-
-def unanswered_share(records: Sequence[Record]) -> float:
-    """The share of the answers asked for that could not be had."""
-    return sum(record.answer is None for record in records) / len(records) if records else 0.0
 
 
 def _block(records: Sequence[Record], seed: int) -> Block:

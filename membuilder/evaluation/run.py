@@ -16,16 +16,17 @@ from typing import Any
 
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
-from membuilder.evaluation.agents import build_memories, open_writer
+from membuilder.evaluation.agents import build_memories, manifest_of, open_writer
 from membuilder.evaluation.answerer import Roles, ask_all, open_roles
+from membuilder.evaluation.banks import BankFolder, write_settings
 from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.metrics import CUTOFFS, Outcome
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Record, read_records, record_of
-from membuilder.evaluation.report import results, summarize, unanswered_share, unjudged_share
-from membuilder.evaluation.run_settings import is_begun, keep_settings, settings_of
-from membuilder.evaluation.systems import System, embeds_turns, memories, open_system, turn_texts
+from membuilder.evaluation.report import results, summarize, unjudged_share
+from membuilder.evaluation.run_settings import RUN_FILE, is_begun, settings_of
+from membuilder.evaluation.systems import System, embeds_turns, open_system, turn_texts
 from membuilder.evaluation.table import table
 from membuilder.files import write_atomic
 from membuilder.llm.costs import Costs, open_costs, usage_line
@@ -60,12 +61,13 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
     with ExitStack() as opened:
         costs = opened.enter_context(open_costs(options.flags, usage))
         settings = settings_of(options, path, dialogues)
-        was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
+        is_build = options.flags.mode == "build"
+        was_begun = not is_build and is_begun(options.flags.output_dir, settings)
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
         opened_run = _Run(options, dialogues, settings, embedder, systems, costs)
         told = asyncio.run(_ask_models(opened_run))
-    if options.mode == "build":
+    if is_build:
         _say_built(options, told, usage)
         return 0
     return _finish(options, settings | told | {"resumed": was_begun}, usage)
@@ -77,11 +79,11 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         # every model is checked before anything costly begins, and before anything is written
         if options.answerer is not None:
-            asked = open_roles(options.answerer, options.judge, options.top_k, run.costs)
+            asked = open_roles(options.answerer, options.judge, options.flags.top_k, run.costs)
             roles = await stack.enter_async_context(asked)
             prompts |= roles.prompts
         if AGENTS in options.systems:
-            folder = memories(options, run.settings)
+            folder = BankFolder(options.db_path, manifest_of(options, run.settings))
             opened = open_writer(options, run.dialogues, folder, run.costs)
             writer = await stack.enter_async_context(opened)
             prompts |= template_hashes(options.reading.prompts.template_set)
@@ -89,20 +91,20 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
         _embed(run)
         if AGENTS in options.systems:
             told["agents"] = await build_memories(options, run.dialogues, folder, run.embedder, writer)
-        elif options.mode == "build":
+        elif options.flags.mode == "build":
             for dialogue in progress(run.dialogues, label="build", unit="dialogue"):
                 run.systems[options.systems[0]](dialogue, 1)
-        if options.mode != "build":
+        if options.flags.mode != "build":
             await _score(run, roles)
     return told | {"prompts": prompts, "usage": run.costs.usage.report()}
 
 
 def _begin(run: _Run) -> None:
-    is_build = run.options.mode == "build"
-    folder = run.options.db_path if is_build else run.options.output_dir
+    is_build = run.options.flags.mode == "build"
+    folder = run.options.db_path if is_build else run.options.flags.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if not is_build:
-        keep_settings(folder, run.settings)
+        write_settings(folder / RUN_FILE, run.settings)
     run.costs.usage.keep(folder / USAGE_FILE)
 
 
@@ -115,7 +117,7 @@ def _embed(run: _Run) -> None:
 
 async def _score(run: _Run, roles: Roles | None) -> None:
     """Append the records that are not there yet, or not whole."""
-    path = run.options.output_dir / ANSWERS_FILE
+    path = run.options.flags.output_dir / ANSWERS_FILE
     before = read_records(path)
     begun = {record.key for record in before}
     done = {record.key for record in before if record.is_whole(is_answered=roles is not None)}
@@ -127,7 +129,7 @@ async def _score(run: _Run, roles: Roles | None) -> None:
                 return  # what an earlier process got of it is no less
             out.write(record.to_json() + "\n")
             out.flush()
-            if run.options.verbose:
+            if run.options.flags.verbose:
                 _show(record)
 
         # Searched before the first is asked: searching holds up every request in flight.
@@ -141,7 +143,7 @@ async def _score(run: _Run, roles: Roles | None) -> None:
 
 def _cases(run: _Run, done: set) -> Iterator[Outcome]:
     """Search every question without a record; a dialogue that is done is not searched again."""
-    depth = max(*CUTOFFS, run.options.top_k)
+    depth = max(*CUTOFFS, run.options.flags.top_k)
     for name, system in run.systems.items():
         for dialogue in progress(run.dialogues, label=name, unit="dialogue"):
             if all((name, dialogue.id, question.id) in done for question in dialogue.questions):
@@ -152,25 +154,24 @@ def _cases(run: _Run, done: set) -> Iterator[Outcome]:
 
 
 def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
-    records = read_records(options.output_dir / ANSWERS_FILE)
+    folder, seed, is_answered = options.flags.output_dir, options.flags.seed, options.answerer is not None
+    records = read_records(folder / ANSWERS_FILE)
     by_system = {name: [record for record in records if record.system == name] for name in options.systems}
-    is_answered = options.answerer is not None
-    summaries = {name: summarize(records, options.seed, is_answered) for name, records in by_system.items()}
+    summaries = {name: summarize(records, seed, is_answered) for name, records in by_system.items()}
     text = json.dumps(results(summaries, about), indent=2, ensure_ascii=False)
-    write_atomic(options.output_dir / RESULTS_FILE, text + "\n")
-    write_atomic(options.output_dir / TABLE_FILE, table(summaries, options.seed))
-    draw(summaries, options.output_dir / PLOT_FILE)
-    print(table(summaries, options.seed))
+    write_atomic(folder / RESULTS_FILE, text + "\n")
+    write_atomic(folder / TABLE_FILE, table(summaries, seed))
+    draw(summaries, folder / PLOT_FILE)
+    print(table(summaries, seed))
     if about["usage"]:
-        print(usage_line(usage, options.output_dir / USAGE_FILE))
-    print(f"results in {options.output_dir / TABLE_FILE}")
-    misleading = [name for name, records in by_system.items() if _misleads(name, records, about)]
-    return int(bool(misleading))
+        print(usage_line(usage, folder / USAGE_FILE))
+    print(f"results in {folder / TABLE_FILE}")
+    return int(any([_misleads(name, records, is_answered) for name, records in by_system.items()]))  # all are told
 
 
-def _misleads(name: str, records: Sequence[Record], about: dict[str, Any]) -> bool:
+def _misleads(name: str, records: Sequence[Record], is_answered: bool) -> bool:
     """Whether too much of one system is missing, which is also printed; other systems do not make up for it."""
-    unanswered = unanswered_share(records) if about["answer_model"] else 0.0
+    unanswered = sum(record.answer is None for record in records) / max(1, len(records)) if is_answered else 0.0
     missing = [(unanswered, "answers"), (unjudged_share(records), "verdicts")]
     for share, what in missing:
         if share > MAX_MISSING:
