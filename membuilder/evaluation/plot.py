@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from membuilder.evaluation.metrics import Metric
+from membuilder.evaluation.metrics import RECALLS, Metric
 from membuilder.evaluation.report import Block, Estimate, Summary
 from membuilder.evaluation.table import categories, shown_metrics, title
 
@@ -42,7 +42,7 @@ def _panel(axes: Axes, systems: Mapping[str, Mapping[str, Block]], groups: list[
                 _dot(axes, system[group].estimates[metric.name], height, colour)
     for row in range(len(groups) - 1):
         axes.axhline(row + 0.5, color="#dddddd", linewidth=0.8)
-    label = metric.title if metric.is_recall else f"{metric.title} ({_ALL}: answerable ones)"
+    label = metric.title if metric.name in RECALLS else f"{metric.title} ({_ALL}: answerable ones)"
     axes.set(xlim=(0, 1.02), xlabel=label)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

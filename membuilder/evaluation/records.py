@@ -12,7 +12,7 @@ as unanswered or unjudged.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -99,10 +99,8 @@ def record_of(outcome: Outcome) -> Record:
 
 
 def _retrieved(item: Item) -> Retrieved:
-    found = Retrieved(source_turns=item.source_turns, score=item.score)
-    if item.entry_id is None:
-        return found
-    return replace(found, entry_id=item.entry_id, text=item.text, session=item.session)
+    of_entry = {} if item.entry_id is None else {name: getattr(item, name) for name in ("entry_id", "text", "session")}
+    return Retrieved(source_turns=item.source_turns, score=item.score, **of_entry)
 
 
 def read_records(path: Path) -> list[Record]:

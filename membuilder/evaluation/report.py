@@ -1,8 +1,8 @@
 """Computes the numbers of each system from the records of a run, and writes beside them what counts in which mean."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,20 +33,13 @@ _RECALL_BLOCKS = {
 """Key in `results.json` -> metric, without its cutoff."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over the questions that a metric applies to."""
 
     mean: float | None = None
     """The mean; None where there are no such questions."""
     interval: tuple[float, float] | None = None
     """95% bootstrap interval; None where resamples may have no value."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeCounts:
-    judged: int
-    unjudged: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +52,8 @@ class Block:
     """Questions with evidence for which nothing was found but a model's own words, which stand for no turn."""
     estimates: dict[str, Estimate]
     """An estimate for each name of METRICS."""
-    judges: Mapping[str, JudgeCounts]
-    """The counts of each judge; a judge that was asked nothing is left out."""
+    judges: Mapping[str, dict[str, int]]
+    """How many answers each judge `judged` and left `unjudged`; a judge that was asked nothing is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +93,7 @@ def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) ->
 def unjudged_share(records: Sequence[Record]) -> float:
     """The share of the verdicts asked of one judge that could not be had; the worse of the two judges."""
     counts = _judge_counts(records).values()
-    return max((each.unjudged / (each.judged + each.unjudged) for each in counts), default=0.0)
+    return max((each["unjudged"] / sum(each.values()) for each in counts), default=0.0)
 
 
 def _block(records: Sequence[Record], seed: int) -> Block:
@@ -114,10 +107,10 @@ def _block(records: Sequence[Record], seed: int) -> Block:
     )
 
 
-def _judge_counts(records: Sequence[Record]) -> dict[str, JudgeCounts]:
+def _judge_counts(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     verdicts = {name: [each.verdicts[name].correct for each in records if name in each.verdicts] for name in JUDGES}
     return {
-        name: JudgeCounts(judged=len(each) - each.count(None), unjudged=each.count(None))
+        name: {"judged": len(each) - each.count(None), "unjudged": each.count(None)}
         for name, each in verdicts.items()
         if each
     }
@@ -127,13 +120,11 @@ def _estimates(records: Sequence[Record], seed: int) -> dict[str, Estimate]:
     if not records:
         return dict.fromkeys(METRICS, Estimate())
     values = np.array([[record.scores[name] for name in METRICS] for record in records], dtype=np.float64)  # (N, M)
-    present = ~np.isnan(values)
-    sums, counts = np.where(present, values, 0.0).sum(axis=0), present.sum(axis=0)
     estimates = {}
-    for name, total, count, (low, high) in zip(METRICS, sums, counts, bootstrap(values, seed).tolist(), strict=True):
-        mean = round(float(total / count), 6) if count else None
-        interval = None if np.isnan([low, high]).any() else (round(low, 6), round(high, 6))
-        estimates[name] = Estimate(mean=mean, interval=interval)
+    for name, column, bounds in zip(METRICS, values.T, bootstrap(values, seed).tolist(), strict=True):
+        taken = column[~np.isnan(column)]
+        interval = None if np.isnan(bounds).any() else (round(bounds[0], 6), round(bounds[1], 6))
+        estimates[name] = Estimate(round(float(taken.mean()), 6) if len(taken) else None, interval)
     return estimates
 
 
@@ -181,4 +172,4 @@ def _judge_json(block: Block, name: str) -> dict[str, Any] | None:
     if name not in block.judges:
         return None
     estimate = block.estimates[f"judge_{name}"]
-    return {"accuracy": estimate.mean, "interval": estimate.interval, **asdict(block.judges[name])}
+    return {"accuracy": estimate.mean, "interval": estimate.interval, **block.judges[name]}
