@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from membuilder.colours import colours_of
 from membuilder.evaluation.metrics import RECALLS, Metric
 from membuilder.evaluation.report import Block, Estimate, Summary
 from membuilder.evaluation.table import categories, shown_metrics, title
 
 _ALL = "all"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000", "#8c6d31")
 
 
 def draw(summaries: Mapping[str, Summary], path: Path) -> None:
@@ -33,8 +33,9 @@ def draw(summaries: Mapping[str, Summary], path: Path) -> None:
 
 
 def _panel(axes: Axes, systems: Mapping[str, Mapping[str, Block]], groups: list[str], metric: Metric) -> None:
+    colours = colours_of(systems)
     for number, (name, system) in enumerate(systems.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = colours[name]
         axes.plot([], [], "o", color=colour, markersize=5, label=name)  # the legend names systems without values too
         for row, group in enumerate(groups):
             if group in system:
