@@ -31,7 +31,7 @@ def add_data_flags(flags: argparse._ActionsContainer, default: str | None = None
 
 
 def load_selected(given: argparse.Namespace, ids: Sequence[str], ids_from: str) -> tuple[list[Dialogue], Path]:
-    """Return the dialogues that `add_data_flags` and these ids (none: all) choose, and the file or folder that holds them.
+    """Return the dialogues that `add_data_flags` and these ids (none: all) choose, and their file or folder.
 
     `ids_from` says in messages where the ids stand.
     """

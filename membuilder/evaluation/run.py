@@ -16,7 +16,7 @@ from typing import Any
 
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
-from membuilder.evaluation.agents import build_memories, manifest_of, open_writer
+from membuilder.evaluation.agents import build_memories, manifest_of
 from membuilder.evaluation.answerer import Roles, ask_all, open_roles
 from membuilder.evaluation.banks import BankFolder, write_settings
 from membuilder.evaluation.compare import ANSWERS_FILE
@@ -29,6 +29,8 @@ from membuilder.evaluation.run_settings import RUN_FILE, is_begun, settings_of
 from membuilder.evaluation.systems import System, embeds_turns, open_system, turn_texts
 from membuilder.evaluation.table import table
 from membuilder.files import write_atomic
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs, open_costs, usage_line
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
@@ -47,6 +49,8 @@ class _Run:
     options: Options
     dialogues: list[Dialogue]
     settings: dict[str, Any]
+    folder: Path
+    """Where its files go: the banks' folder where it only builds."""
     embedder: TextEmbedder
     systems: dict[str, System]
     costs: Costs
@@ -57,18 +61,17 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
 
     Returns the exit status: 0, or 1 when more than 1% of the answers or verdicts of a system are missing.
     """
-    usage = Usage()
+    usage, is_build = Usage(), options.flags.mode == "build"
+    folder = options.db_path if is_build else options.flags.output_dir
     with ExitStack() as opened:
         costs = opened.enter_context(open_costs(options.flags, usage))
         settings = settings_of(options, path, dialogues)
-        is_build = options.flags.mode == "build"
-        was_begun = not is_build and is_begun(options.flags.output_dir, settings)
+        was_begun = not is_build and is_begun(folder, settings)
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
-        opened_run = _Run(options, dialogues, settings, embedder, systems, costs)
-        told = asyncio.run(_ask_models(opened_run))
+        told = asyncio.run(_ask_models(_Run(options, dialogues, settings, folder, embedder, systems, costs)))
     if is_build:
-        _say_built(options, told, usage)
+        _say_built(folder, told, usage)
         return 0
     return _finish(options, settings | told | {"resumed": was_begun}, usage)
 
@@ -76,36 +79,32 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
 async def _ask_models(run: _Run) -> dict[str, Any]:
     """Check, embed, build, find, answer and judge; returns what the models did, were asked with and used."""
     options, roles, writer, prompts, told = run.options, None, None, {}, {}
+    is_build, has_agents = options.flags.mode == "build", AGENTS in options.systems
     async with AsyncExitStack() as stack:
         # every model is checked before anything costly begins, and before anything is written
         if options.answerer is not None:
             asked = open_roles(options.answerer, options.judge, options.flags.top_k, run.costs)
             roles = await stack.enter_async_context(asked)
             prompts |= roles.prompts
-        if AGENTS in options.systems:
-            folder = BankFolder(options.db_path, manifest_of(options, run.settings))
-            opened = open_writer(options, run.dialogues, folder, run.costs)
-            writer = await stack.enter_async_context(opened)
+        if has_agents:
+            banks = BankFolder(options.db_path, manifest_of(options, run.settings))
+            if not all(banks.has(dialogue) for dialogue in run.dialogues):
+                writer = await stack.enter_async_context(ChatClient(options.builder, Role.BUILDER, run.costs))
+                await writer.check()
             prompts |= template_hashes(options.reading.prompts.template_set)
-        _begin(run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if not is_build:
+            write_settings(run.folder / RUN_FILE, run.settings)
+        run.costs.usage.keep(run.folder / USAGE_FILE)
         _embed(run)
-        if AGENTS in options.systems:
-            told["agents"] = await build_memories(options, run.dialogues, folder, run.embedder, writer)
-        elif options.flags.mode == "build":
+        if has_agents:
+            told["agents"] = await build_memories(options, run.dialogues, banks, run.embedder, writer)
+        elif is_build:
             for dialogue in progress(run.dialogues, label="build", unit="dialogue"):
                 run.systems[options.systems[0]](dialogue, 1)
-        if options.flags.mode != "build":
+        if not is_build:
             await _score(run, roles)
     return told | {"prompts": prompts, "usage": run.costs.usage.report()}
-
-
-def _begin(run: _Run) -> None:
-    is_build = run.options.flags.mode == "build"
-    folder = run.options.db_path if is_build else run.options.flags.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    if not is_build:
-        write_settings(folder / RUN_FILE, run.settings)
-    run.costs.usage.keep(folder / USAGE_FILE)
 
 
 def _embed(run: _Run) -> None:
@@ -117,7 +116,7 @@ def _embed(run: _Run) -> None:
 
 async def _score(run: _Run, roles: Roles | None) -> None:
     """Append the records that are not there yet, or not whole."""
-    path = run.options.flags.output_dir / ANSWERS_FILE
+    path = run.folder / ANSWERS_FILE
     before = read_records(path)
     begun = {record.key for record in before}
     done = {record.key for record in before if record.is_whole(is_answered=roles is not None)}
@@ -172,12 +171,12 @@ def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
 def _misleads(name: str, records: Sequence[Record], is_answered: bool) -> bool:
     """Whether too much of one system is missing, which is also printed; other systems do not make up for it."""
     unanswered = sum(record.answer is None for record in records) / max(1, len(records)) if is_answered else 0.0
-    missing = [(unanswered, "answers"), (unjudged_share(records), "verdicts")]
-    for share, what in missing:
-        if share > MAX_MISSING:
-            problem = f"{share:.1%} of the {what} could not be had, above {MAX_MISSING:.0%}: the means mislead"
-            print(f"{name}: {problem}; see the log, then run again to ask for what is missing", file=sys.stderr)
-    return max(share for share, _ in missing) > MAX_MISSING
+    shares = {"answers": unanswered, "verdicts": unjudged_share(records)}
+    missing = {what: share for what, share in shares.items() if share > MAX_MISSING}
+    for what, share in missing.items():
+        problem = f"{share:.1%} of the {what} could not be had, above {MAX_MISSING:.0%}: the means mislead"
+        print(f"{name}: {problem}; see the log, then run again to ask for what is missing", file=sys.stderr)
+    return bool(missing)
 
 
 def _show(record: Record) -> None:
@@ -187,11 +186,10 @@ def _show(record: Record) -> None:
     print(", ".join([f"{record.system} {record.question_id}: recall@10 {'-' if found is None else found}", *judged]))
 
 
-def _say_built(options: Options, told: dict[str, Any], usage: Usage) -> None:
+def _say_built(folder: Path, told: dict[str, Any], usage: Usage) -> None:
     """Print what the agents built and used, and where the banks are."""
-    if "agents" in told:
-        built = told["agents"]
+    if built := told.get("agents"):
         failed = ", ".join(f"{count} {kind}" for kind, count in built["failed_answers"].items()) or "none"
         print(f"{built['sessions']} sessions, {built['answers']} answers; failed answers: {failed}")
-        print(usage_line(usage, options.db_path / USAGE_FILE))
-    print(f"banks in {options.db_path}")
+        print(usage_line(usage, folder / USAGE_FILE))
+    print(f"banks in {folder}")
