@@ -149,10 +149,7 @@ def _lines(panel: Panel, series: Series) -> list[Line]:
     roles = [name.removeprefix(every) for name in series if name.startswith(every)]
     lines = []
     for line in panel.lines:
-        if ROLE not in line.metric:
-            lines.append(line)
-            continue
-        for role, colour in colours_of(roles).items():
+        for role, colour in colours_of(roles).items() if ROLE in line.metric else [("", line.colour)]:
             metric, label = (text.replace(ROLE, role) for text in (line.metric, line.label))
             lines.append(line._replace(metric=metric, label=label, colour=colour))
     return lines

@@ -81,16 +81,19 @@ def token_f1(question: Question, answer: str) -> float | None:
 
 def exact_match(question: Question, answer: str) -> float | None:
     """1 if the same words stand in both, in whatever order and number (LoCoMo's exact match)."""
-    if question.answer is None or group_of(question) in SET_APART:
-        return None
-    return float(set(_normal(answer).split()) == set(_normal(question.answer).split()))
+    gold = _gold(question)
+    return None if gold is None else float(set(_normal(answer).split()) == set(gold.split()))
 
 
 def substring_match(question: Question, answer: str) -> float | None:
     """1 if the gold answer stands in the answer as whole words, in its order."""
-    if question.answer is None or group_of(question) in SET_APART:
-        return None
-    return float(f" {_normal(question.answer)} " in f" {_normal(answer)} ")
+    gold = _gold(question)
+    return None if gold is None else float(f" {gold} " in f" {_normal(answer)} ")
+
+
+def _gold(question: Question) -> str | None:
+    """The words of the gold answer; None without one, and where the question is set apart."""
+    return None if question.answer is None or group_of(question) in SET_APART else _normal(question.answer)
 
 
 def abstention(question: Question, answer: str) -> float | None:

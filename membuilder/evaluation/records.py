@@ -69,9 +69,8 @@ class Record:
 
     def is_whole(self, is_answered: bool) -> bool:
         """Whether neither the answer, in a run that has them, nor a verdict is missing; else it is asked again."""
-        if is_answered and self.answer is None:
-            return False
-        return all(verdict.correct is not None for verdict in self.verdicts.values())
+        is_judged = all(verdict.correct is not None for verdict in self.verdicts.values())
+        return is_judged and not (is_answered and self.answer is None)
 
     def to_json(self) -> str:
         return json.dumps(msgspec.to_builtins(self), ensure_ascii=False)

@@ -22,15 +22,6 @@ CATEGORY_POLICY = {
     "unjudged, unanswered": "left out of every mean of verdicts or answers, though not of recall, and counted; the run "
     "fails where above 1% of one system's are missing",
 }
-_RECALL_BLOCKS = {
-    "evidence_recall": "recall",
-    "evidence_recall_any": "recall_any",
-    "evidence_recall_mean": "recall_mean",
-    "evidence_recall_session": "session_recall",
-    "evidence_recall_session_any": "session_recall_any",
-    "evidence_recall_session_mean": "session_recall_mean",
-}
-"""Key in `results.json` -> metric, without its cutoff."""
 
 
 class Estimate(NamedTuple):
@@ -108,12 +99,12 @@ def _block(records: Sequence[Record], seed: int) -> Block:
 
 
 def _judge_counts(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    verdicts = {name: [each.verdicts[name].correct for each in records if name in each.verdicts] for name in JUDGES}
-    return {
-        name: {"judged": len(each) - each.count(None), "unjudged": each.count(None)}
-        for name, each in verdicts.items()
-        if each
-    }
+    counts = {}
+    for name in JUDGES:
+        if verdicts := [record.verdicts[name].correct for record in records if name in record.verdicts]:
+            unjudged = verdicts.count(None)
+            counts[name] = {"judged": len(verdicts) - unjudged, "unjudged": unjudged}
+    return counts
 
 
 def _estimates(records: Sequence[Record], seed: int) -> dict[str, Estimate]:
@@ -156,11 +147,16 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 def _block_json(block: Block) -> dict[str, Any]:
     means = {name: estimate.mean for name, estimate in block.estimates.items()}
     bounds = {name: estimate.interval for name, estimate in block.estimates.items()}
+    recalls = {
+        f"evidence_recall{by}{kind}": {str(k): means[f"{level}recall{kind}@{k}"] for k in CUTOFFS}
+        for by, level in (("", ""), ("_session", "session_"))
+        for kind in ("", "_any", "_mean")
+    }
     return {
         "questions": block.questions,
         "questions_with_evidence": block.questions_with_evidence,
         "questions_without_turns": block.questions_without_turns,
-        **{key: {str(k): means[f"{metric}@{k}"] for k in CUTOFFS} for key, metric in _RECALL_BLOCKS.items()},
+        **recalls,
         "evidence_recall_interval": {str(k): bounds[f"recall@{k}"] for k in CUTOFFS},
         **{name: means[name] for name in ANSWER_SCORES},
         "judge": {name: _judge_json(block, name) for name in JUDGES},

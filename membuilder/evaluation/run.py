@@ -18,14 +18,14 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, manifest_of
 from membuilder.evaluation.answerer import Roles, ask_all, open_roles
-from membuilder.evaluation.banks import BankFolder, write_settings
+from membuilder.evaluation.banks import BankFolder, read_settings, refuse_others, write_settings
 from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.metrics import CUTOFFS, Outcome
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
-from membuilder.evaluation.run_settings import RUN_FILE, is_begun, settings_of
+from membuilder.evaluation.run_settings import settings_of
 from membuilder.evaluation.systems import System, embeds_turns, open_system, turn_texts
 from membuilder.evaluation.table import table
 from membuilder.files import write_atomic
@@ -37,7 +37,8 @@ from membuilder.progress import progress
 from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.types import Dialogue
 
-RESULTS_FILE, TABLE_FILE, PLOT_FILE, USAGE_FILE = "results.json", "table.md", "by_category.png", "usage.jsonl"
+RUN_FILE, RESULTS_FILE, TABLE_FILE = "run.json", "results.json", "table.md"
+PLOT_FILE, USAGE_FILE = "by_category.png", "usage.jsonl"
 MAX_MISSING = 0.01
 """Share of a system's answers or verdicts that may be missing before its numbers mislead."""
 
@@ -66,7 +67,10 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
     with ExitStack() as opened:
         costs = opened.enter_context(open_costs(options.flags, usage))
         settings = settings_of(options, path, dialogues)
-        was_begun = not is_build and is_begun(folder, settings)
+        was_begun = not is_build and (folder / RUN_FILE).exists()
+        if was_begun:
+            before = read_settings(folder / RUN_FILE, "choose another --output-dir or remove this one")
+            refuse_others(folder, before, settings, "choose another --output-dir or move it")
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
         told = asyncio.run(_ask_models(_Run(options, dialogues, settings, folder, embedder, systems, costs)))

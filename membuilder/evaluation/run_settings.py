@@ -7,12 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from membuilder.evaluation.banks import BankFolder, read_settings, refuse_others
+from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.options import STORED, Options
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.types import Dialogue
 
-RUN_FILE = "run.json"
 _LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "transformers", "torch")
 
 
@@ -39,16 +38,6 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
         "seed": flags.seed,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
-
-
-def is_begun(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the run was begun before; EvaluationError where that was under other settings."""
-    path = folder / RUN_FILE
-    if not path.exists():
-        return False
-    before = read_settings(path, "choose another --output-dir or remove this one")
-    refuse_others(folder, before, settings, "choose another --output-dir or move it")
-    return True
 
 
 def _named(model: ModelAccess | None) -> dict[str, str | None] | None:

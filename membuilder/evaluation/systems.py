@@ -65,19 +65,17 @@ class Retriever:
         queries = [question.text for question in dialogue.questions]
         if not queries or not items:
             return [Ranking() for _ in queries]
-        scores = self._scores(dialogue, items, queries)  # (Q, N)
+        if self.method is Method.DENSE:
+            scores = self._dense(dialogue, queries)
+        else:
+            scores = bm25_scores([item.text for item in items], queries)
+        if self.method is Method.HYBRID:
+            scores = reciprocal_ranks(self._dense(dialogue, queries)) + reciprocal_ranks(scores)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         return [
             Ranking(items=tuple(replace(items[i], score=row[i]) for i in best))
             for row, best in zip(scores.tolist(), order.tolist(), strict=True)
         ]
-
-    def _scores(self, dialogue: Dialogue, items: Sequence[Item], queries: Sequence[str]) -> np.ndarray:
-        lexical = None if self.method is Method.DENSE else bm25_scores([item.text for item in items], queries)
-        if self.method is Method.BM25:
-            return lexical
-        dense = self._dense(dialogue, queries)
-        return dense if lexical is None else reciprocal_ranks(dense) + reciprocal_ranks(lexical)
 
     def _dense(self, dialogue: Dialogue, queries: Sequence[str]) -> np.ndarray:
         texts = self.embedder.embed(turn_texts(dialogue))
@@ -97,22 +95,19 @@ def bm25_scores(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
     tokenize = partial(bm25s.tokenize, stopwords="en", show_progress=False, return_ids=False)
     words, asked = tokenize(list(texts)), tokenize(list(queries))
     found = np.zeros((len(queries), len(texts)), dtype=np.float32)
-    if not any(words):
-        return found
-    index.index(words, show_progress=False)
-    for row, query in enumerate(asked):
-        known = [word for word in query if word in index.vocab_dict]
-        if known:
-            found[row] = index.get_scores(known)
+    if any(words):
+        index.index(words, show_progress=False)
+        for row, query in enumerate(asked):
+            if known := [word for word in query if word in index.vocab_dict]:
+                found[row] = index.get_scores(known)
     return found
 
 
 def reciprocal_ranks(scores: np.ndarray) -> np.ndarray:
     """1 / (60 + rank), rank from 1, per row; the earlier of equal scores ranks first. # (Q, N)"""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(1, scores.shape[1] + 1)[None, :], axis=1)
-    return 1.0 / (RRF_CONSTANT + ranks)
+    from scipy.stats import rankdata  # seconds to import, and only hybrid search needs it
+
+    return 1.0 / (RRF_CONSTANT + rankdata(-scores, method="ordinal", axis=1))
 
 
 def full_context(dialogue: Dialogue, depth: int) -> list[Ranking]:
