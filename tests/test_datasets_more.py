@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+from argparse import ArgumentParser
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from membuilder.datasets import custom, longmemeval, perltqa
 from membuilder.datasets.load import load
 from membuilder.datasets.selection import (
     DATA_FOLDER,
+    add_data_flags,
     load_selected,
     place_of,
     select,
@@ -319,7 +321,10 @@ def test_a_split_takes_what_the_file_has_of_it(tmp_path):
     (tmp_path / "longmemeval_splits.json").write_text('{"sft": ["q2", "q9"], "rl": ["q1"], "test": []}')
     path = tmp_path / "s.json"
     path.write_text(json.dumps([sample("q1"), sample("q2")]), encoding="utf-8")
-    dialogues, found = load_selected("longmemeval", path, tmp_path)
+    parser = ArgumentParser()
+    add_data_flags(parser)
+    given = parser.parse_args(["--dataset", "longmemeval", "--dataset-path", str(path)])
+    dialogues, found = load_selected(given, (), "--conv-id")
     assert [dialogue.id for dialogue in select(dialogues, split_ids("sft", found), "--split sft")] == ["q2"]
     with pytest.raises(
         ConfigError, match=r"--split test: none of its 0 ids is in the dataset, which has \['q1', 'q2'\]"

@@ -153,7 +153,7 @@ def damage(path, **changes) -> None:
         (lambda db: (db / "manifest.json").write_text("{"), "manifest.json: whole file: field 'JSON': not one JSON"),
         (
             lambda db: (db / "manifest.json").write_text("5"),
-            "manifest.json: whole file: field 'top level': expected an",
+            "manifest.json: whole file: field 'top level': Expected `object`, got `int`; it is damaged",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_damaged_files_of_a_run_are_refused_by_name(call, tmp_path, capsys):
     assert call(None, "--system", "none") == 0
     run_file, answers = tmp_path / "out" / "run.json", tmp_path / "out" / "answers.jsonl"
     whole = run_file.read_text()
-    for content, said in (("{", "not one JSON document"), ("[]", "expected an object, found list")):
+    for content, said in (("{", "not one JSON document"), ("[]", "Expected `object`, got `array`")):
         run_file.write_text(content)
         assert call(None, "--system", "none") == 2
         err = capsys.readouterr().err

@@ -139,6 +139,11 @@ def test_figures_leave_out_what_was_not_logged(tmp_path):
     log.log({"sft/loss": 1.5}, 2)
     log.close()
     assert read_series(tmp_path / "metrics.jsonl") == {"sft/loss": ([1, 2], [2.0, 1.5]), "sft/val_loss": ([1], [2.5])}
+    (tmp_path / "sub").mkdir()
+    log = make_log(tmp_path / "sub")
+    log.log({"prompt_too_long/keeper": 0.0, "reward/keeper": 0.5, "format/core": 1.0}, 1)
+    log.close()
+    assert [path.name for path in plot_run(tmp_path / "sub")] == ["reward.png"]  # the roles are those of the run
     (tmp_path / "summary.json").write_text('{"systems": {"sft": {"accuracy": 0.5}, "rl": {"accuracy": null}}}')
     assert [path.name for path in plot_run(tmp_path)] == ["sft.png", "accuracy.png"]
 

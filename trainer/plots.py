@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from membuilder.colours import PALETTE, colours_of
 from membuilder.errors import ConfigError, clear_errors
-from membuilder.types import Agent
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# These are Okabe and Ito's colours, which colour-blind readers can tell apart; an agent has one colour in every figure.
 INK, GREY = "#222222", "#9a9a9a"
-COLOURS = {Agent.CORE: "#0072B2", Agent.EPISODIC: "#D55E00", Agent.SEMANTIC: "#009E73", Agent.PROCEDURAL: "#CC79A7"}
+BLUE, ORANGE, *_ = PALETTE
 SUMMARY_FILE = "summary.json"
 STYLE = {
     "font.size": 10,
@@ -62,18 +61,20 @@ class Panel(NamedTuple):
     """Lowest value of the y axis, for quantities that cannot go below it."""
 
 
-def _per_agent(prefix: str, style: str = "-", suffix: str = "") -> list[Line]:
-    return [Line(f"{prefix}/{agent}", f"{agent}{suffix}", COLOURS[agent], style, 1.3) for agent in Agent]
+def _per_role(prefix: str, style: str = "-", suffix: str = "") -> Line:
+    """A line for each role, in the role's own colour; which roles there are, only the log of the run tells."""
+    return Line(f"{prefix}/{ROLE}", f"{ROLE}{suffix}", style=style, width=1.3)
 
 
-BLUE, ORANGE = COLOURS[Agent.CORE], COLOURS[Agent.EPISODIC]
+ROLE = "<role>"
+"""What stands in a metric and in its label for the name of a role."""
 REWARD = [
-    Panel("Reward", "reward, 0 to 1", [*_per_agent("reward"), Line("reward/mean", "mean")]),
+    Panel("Reward", "reward, 0 to 1", [_per_role("reward"), Line("reward/mean", "mean")]),
     Panel("Questions answered", "share of questions", [Line("qa/accuracy", "answered")]),
-    Panel("Format kept", "share of outputs", _per_agent("format")),
-    Panel("Length penalty", "penalty, 0 to 1", _per_agent("length_penalty")),
+    Panel("Format kept", "share of outputs", [_per_role("format")]),
+    Panel("Length penalty", "penalty, 0 to 1", [_per_role("length_penalty")]),
 ]
-WRITTEN = [*_per_agent("memory_tokens"), *_per_agent("expert_tokens", ":", " (expert)")]
+WRITTEN = [_per_role("memory_tokens"), _per_role("expert_tokens", ":", " (expert)")]
 LENGTHS = [
     Panel("Memory written per session, against the expert", "tokens", WRITTEN),
     Panel("Completion length", "tokens", [Line("completions/mean_length", "mean")]),
@@ -128,6 +129,7 @@ def read_series(path: str | Path) -> Series:
 
 def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | None:
     """One figure, a panel below the other over the same steps; None when no line of any panel has data."""
+    panels = [panel._replace(lines=_lines(panel, series)) for panel in panels]
     present = [panel for panel in panels if any(line.metric in series for line in panel.lines)]
     if not present:
         return None
@@ -139,6 +141,18 @@ def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | N
         axes[-1, 0].set_xlabel("optimizer step")
         axes[-1, 0].locator_params("x", integer=True, min_n_ticks=1)
     return out
+
+
+def _lines(panel: Panel, series: Series) -> list[Line]:
+    """The lines of a panel, with one for each role in the place of one for all."""
+    every = "prompt_too_long/"  # logged at every step for every role of the scheme, in its order
+    roles = [name.removeprefix(every) for name in series if name.startswith(every)]
+    lines = []
+    for line in panel.lines:
+        for role, colour in colours_of(roles).items() if ROLE in line.metric else [("", line.colour)]:
+            metric, label = (text.replace(ROLE, role) for text in (line.metric, line.label))
+            lines.append(line._replace(metric=metric, label=label, colour=colour))
+    return lines
 
 
 def plot_summary(path: str | Path, out: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Finds a benchmark by its name, and chooses which of its dialogues and questions a run takes."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,26 +19,28 @@ DATA_FOLDER = "data"
 DATASET_NAMES = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
 
 
-def load_selected(
-    name: str,
-    path: str | Path | None,
-    data_folder: str | Path,
-    *,
-    split: str | None = None,
-    subset_file: Path | None = None,
-    ids: Sequence[str] = (),
-    ids_from: str = "--conv-id",
-) -> tuple[list[Dialogue], Path]:
-    """Return the dialogues of a dataset that a split, a file of ids and these ids (none: all) choose, and the file.
+def add_data_flags(flags: argparse._ActionsContainer, default: str | None = None) -> None:
+    """Add the flags that name a dataset and choose its dialogues; without a `default` the dataset must be named."""
+    flags.add_argument("--dataset", default=default, required=default is None, choices=DATASET_NAMES)
+    flags.add_argument("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
+    flags.add_argument("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
+    flags.add_argument("--conv-id", help="one conversation only")
+    flags.add_argument("--split", choices=SPLITS, help="predefined split (longmemeval)")
+    flags.add_argument("--subset-file", type=Path, help="JSON file with a list of ids")
+    flags.add_argument("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
 
-    The file or folder is `path`, or where `membuilder.data` puts it; `ids_from` says in messages where the ids stand.
+
+def load_selected(given: argparse.Namespace, ids: Sequence[str], ids_from: str) -> tuple[list[Dialogue], Path]:
+    """Return the dialogues that `add_data_flags` and these ids (none: all) choose, and their file or folder.
+
+    `ids_from` says in messages where the ids stand.
     """
-    path = place_of(name, path, data_folder)
+    path = place_of(given.dataset, given.dataset_path, given.data_dir)
     chosen = []
-    if split is not None:
-        chosen.append((split_ids(split, path), f"split {split}"))
-    if subset_file is not None:
-        chosen.append((subset_ids(subset_file), str(subset_file)))
+    if given.split is not None:
+        chosen.append((split_ids(given.split, path), f"split {given.split}"))
+    if given.subset_file is not None:
+        chosen.append((subset_ids(given.subset_file), str(given.subset_file)))
     if ids:
         chosen.append((ids, ids_from))
     only = set.intersection(*(set(each) for each, _ in chosen)) if chosen else None

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
@@ -83,6 +83,22 @@ class EmbedderOptions:
     """Folder of a local model's vectors; None: in MEMBUILDER_CACHE, else in the user's own cache."""
     precision: Precision = Precision.FLOAT32
     """Of a local model. A store is built in float32, so that it does not depend on the machine."""
+
+
+def options_of(
+    given: Any, chat: ModelAccess, api_key: str | None, precision: Precision = Precision.FLOAT32
+) -> EmbedderOptions:
+    """The options in the fields `embedding_model`, `embedding_provider` and so on of a configuration, or of flags."""
+    return EmbedderOptions(
+        model=given.embedding_model,
+        provider=given.embedding_provider,
+        base_url=given.embedding_base_url,
+        api_key=api_key,
+        settings=tuple(given.embedding_endpoint),
+        chat=chat,
+        cache=Path(given.embedding_cache) if given.embedding_cache else None,
+        precision=precision,
+    )
 
 
 @contextmanager
