@@ -56,7 +56,7 @@ class Summary:
     answerable: Block
     set_apart: Block
     by_category: Mapping[str, Block]
-    """The categories in the order of the questions' ids, adversarial and abstention questions last."""
+    """The categories in the order of the records, adversarial and abstention questions last."""
     unanswered: int | None
     """Answers that could not be had; None where none were asked for."""
 
@@ -64,12 +64,12 @@ class Summary:
 def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> Summary:
     """Compute the numbers of one system's records; `is_answered` says whether answers were asked for.
 
-    The order of the records, which depends on which answer came first, is of no effect.
+    The order of the records, which depends on which answer came first, changes no number.
     """
+    groups = dict.fromkeys(record.group for record in sorted(records, key=lambda record: record.is_set_apart))
     records = sorted(records, key=lambda record: record.key)
     set_apart = [record for record in records if record.is_set_apart]
     answerable = [record for record in records if not record.is_set_apart]
-    groups = dict.fromkeys(record.group for record in [*answerable, *set_apart])
     every, of_answerable = _block(records, seed), _block(answerable, seed)
     recalls = {name: every.estimates[name] for name in RECALLS}
     return Summary(
