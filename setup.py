@@ -17,8 +17,8 @@ setup(
     entry_points={
         "console_scripts": [
             "membuilder = membuilder.__main__:main",
-            "membuilder-sft = trainer.console:sft",
-            "membuilder-rl = trainer.console:rl",
+            "membuilder-sft = trainer.sft:main",
+            "membuilder-rl = trainer.rl:main",
         ]
     },
     install_requires=[

@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """The exit status of the command, or None if it has none."""
+    """Run the command; return its exit status, or None if it has none."""
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="membuilder", epilog="membuilder COMMAND --help says more about a command.")
     parser.add_argument("--version", action="version", version=__version__)

@@ -13,13 +13,14 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig, read_write
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rapidfuzz.fuzz import ratio
 
@@ -42,29 +43,29 @@ class Key:
 
 
 def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """An instance of `cls`: its defaults, then the YAML file, then overrides such as `optimizer.lr=1e-5`.
+    """Make an instance of `cls`: its defaults, then the YAML file, then overrides such as `optimizer.lr=1e-5`.
 
     Raises ConfigError, naming key and source, for anything that does not fit `cls` or its own checks.
     """
-    keys = known_keys(cls)
-    tree = OmegaConf.structured(cls)
-    if path is not None:
-        _merge(tree, cls, read(Path(path)), prefix="", source=str(path), keys=keys)
-    for override in overrides:
-        _merge(tree, cls, _parse_override(override), prefix="", source=COMMAND_LINE, keys=keys)
-    return _build(tree, key="")
+    from_file = [] if path is None else [(read(Path(path)), str(path))]
+    return from_mappings(cls, *from_file, *((_parse_override(override), COMMAND_LINE) for override in overrides))
 
 
-def from_mapping(cls: type[Config], given: Mapping, source: str) -> Config:
-    """An instance of `cls` out of one section of a file that was `read`; `source` names it in errors."""
-    tree = OmegaConf.structured(cls)
-    _merge(tree, cls, given, prefix="", source=source, keys=known_keys(cls))
-    return _build(tree, key="")
+def from_mappings(cls: type[Config], *layers: tuple[Mapping, str]) -> Config:
+    """Make an instance of `cls` out of what was `read` and where, which errors name; the later ones win."""
+    tree, keys = _defaults(cls), known_keys(cls)
+    for given, source in layers:
+        _merge(tree, cls, given, prefix="", source=source, keys=keys)
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:  # a reference to another key, such as ${seed}, leads nowhere
+        raise ConfigError(f"key '{error.full_key}': {str(error).splitlines()[0]}") from error
+    return _build(cls, resolved, prefix="")
 
 
 def dump(config: Any) -> str:
-    """YAML that `load` reads back to an equal instance."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+    """Return YAML that `load` reads back to an equal instance."""
+    return OmegaConf.to_yaml(OmegaConf.create(msgspec.to_builtins(config, enc_hook=str)))
 
 
 def parse_args(
@@ -73,7 +74,7 @@ def parse_args(
     description: str,
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> tuple[Config, argparse.Namespace]:
-    """The configuration named on a command line, `--config FILE key=value ...`, and what else was given.
+    """Read the configuration named on a command line, `--config FILE key=value ...`, and what else was given.
 
     `add_options` declares further options of the command. A bad configuration ends the program.
     """
@@ -93,8 +94,8 @@ def parse_args(
 
 
 def describe(cls: type) -> str:
-    """Every key with its type, default and meaning, one block each: the body of `--help`."""
-    tree = OmegaConf.structured(cls)
+    """Describe every key by its type, default and meaning, one block each: the body of `--help`."""
+    tree = _defaults(cls)
     lines = ["keys:"]
     for name, key in known_keys(cls).items():
         if key.section is None:
@@ -104,7 +105,7 @@ def describe(cls: type) -> str:
 
 
 def known_keys(cls: type, prefix: str = "") -> dict[str, Key]:
-    """Full dotted key -> what it holds, in the order the dataclasses declare them."""
+    """Map each full dotted key to what it holds, in the order the dataclasses declare them."""
     hints, texts = typing.get_type_hints(cls), _field_texts(cls)
     keys = {}
     for field in fields(cls):
@@ -118,7 +119,7 @@ def known_keys(cls: type, prefix: str = "") -> dict[str, Key]:
 
 
 def type_name(hint: Any) -> str:
-    """A type as a user would write it: `int | None`, `one of core, episodic`."""
+    """Write a type as a user would: `int | None`, `one of core, episodic`."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
     if typing.get_origin(hint) is typing.Literal:
@@ -140,14 +141,8 @@ def _section(hint: Any) -> type | None:
     return next((option for option in _options(hint) if is_dataclass(option)), None)
 
 
-def _item_section(hint: Any) -> type | None:
-    """The dataclass of a list's items, if they are sections themselves."""
-    items = typing.get_args(hint) if typing.get_origin(hint) in (list, tuple) else ()
-    return _section(items[0]) if items else None
-
-
 def _field_texts(cls: type) -> dict[str, str]:
-    """Field name -> the string literal written under it, which Python itself does not keep."""
+    """Map each field to the string literal written under it, which Python itself does not keep."""
     texts = {}
     for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
@@ -159,7 +154,7 @@ def _field_texts(cls: type) -> dict[str, str]:
 
 
 def read(path: Path) -> dict:
-    """What a YAML file holds, unchecked. Raises ConfigError."""
+    """Return what a YAML file holds, unchecked. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:
@@ -184,106 +179,69 @@ def _parse_override(override: str) -> dict:
         raise ConfigError(f"{COMMAND_LINE}: {key}: the value '{text}' is not valid YAML: {error}") from error
 
 
-def _merge(node: DictConfig, cls: type, given: Mapping, *, prefix: str, source: str, keys: Mapping[str, Key]) -> None:
-    """Writes `given` into `node`, a section of dataclass `cls` whose full key is `prefix`."""
+def _merge(tree: dict, cls: type, given: Mapping, *, prefix: str, source: str, keys: Mapping[str, Key]) -> None:
+    """Writes `given` into `tree`, a section of dataclass `cls` whose full key is `prefix`."""
     hints = typing.get_type_hints(cls)
     for name, value in given.items():
         full = f"{prefix}{name}"
         if full not in keys:
             raise ConfigError(f"{source}: unknown key '{full}'. Did you mean '{nearest(full, keys)}'?")
-        section, item_section = keys[full].section, _item_section(hints[name])
+        section = keys[full].section
         if section is not None and isinstance(value, Mapping):
-            if OmegaConf.is_missing(node, name) or node[name] is None:
-                _assign(node, name, OmegaConf.structured(section), full, hints[name], source)
-            _merge(node[name], section, value, prefix=f"{full}.", source=source, keys=keys)
-        elif item_section is not None and isinstance(value, list):
-            items = [
-                _new_item(item_section, item, prefix=f"{full}[{i}].", source=source) for i, item in enumerate(value)
-            ]
-            _assign(node, name, items, full, hints[name], source)
-        else:
-            _assign(node, name, value, full, hints[name], source)
+            if tree.get(name) is None:
+                tree[name] = _defaults(section)
+            _merge(tree[name], section, value, prefix=f"{full}.", source=source, keys=keys)
+            continue
+        if not (isinstance(value, str) and "${" in value):  # a reference is checked once every source was read
+            expected = "a section of keys" if section else type_name(hints[name])
+            _converted(value, hints[name], f"{source}: key '{full}': {value!r} does not fit; expected {expected}")
+        merges = isinstance(value, dict) and isinstance(tree.get(name), dict)
+        tree[name] = tree[name] | value if merges else value
 
 
-def _new_item(cls: type, given: Any, *, prefix: str, source: str) -> Any:
-    if not isinstance(given, Mapping):
-        return given
-    node = OmegaConf.structured(cls)
-    _merge(node, cls, given, prefix=prefix, source=source, keys=known_keys(cls, prefix))
-    return node
-
-
-def _assign(node: DictConfig, name: str, value: Any, full: str, hint: Any, source: str) -> None:
-    expected = "a section of keys" if _section(hint) else type_name(hint)
-    refusal = f"{source}: key '{full}': {value!r} does not fit; expected {expected}"
-    if _confuses_bool(value, hint):
-        raise ConfigError(refusal)
-    try:
-        # A frozen dataclass comes as a read-only section; it is frozen again once built.
-        with read_write(node):
-            OmegaConf.update(node, name, value, merge=type(value) is dict)
-    except OmegaConfBaseException as error:
-        # OmegaConf's first line says what is wrong; the rest names its internals.
-        raise ConfigError(f"{refusal}: {str(error).splitlines()[0]}") from error
-
-
-def _confuses_bool(value: Any, hint: Any) -> bool:
-    """OmegaConf turns 3 into True and true into 1; both are slips."""
+def _converted(value: Any, hint: Any, refusal: str) -> Any:
     options = set(_options(hint)) - {type(None)}
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (options == {bool} and is_number) or (isinstance(value, bool) and options <= {int, float})
+    if options == {str} and isinstance(value, int | float):
+        return str(value)  # YAML reads a name such as 2026 as a number
+    try:
+        # Texts may be read as numbers, but no number as true or false.
+        return msgspec.convert(value, hint, strict=options == {bool}, dec_hook=lambda kind, text: kind(text))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{refusal}: {error}") from error
 
 
-def _build(node: Any, key: str) -> Any:
-    """Plain containers and real dataclass instances, innermost first, so that every `__post_init__` runs."""
-    if isinstance(node, ListConfig | TupleConfig):
-        items = [_build(node[i], f"{key}[{i}]") for i in range(len(node))]
-        return tuple(items) if isinstance(node, TupleConfig) else items
-    if not isinstance(node, DictConfig):
-        return node
-    values = {}
-    for name in node:
-        full = f"{key}.{name}" if key else str(name)
-        if OmegaConf.is_missing(node, name):
+def _build(cls: type[Config], tree: Mapping, *, prefix: str) -> Config:
+    """Make the dataclass of a section whose full key is `prefix`, innermost first: every `__post_init__` runs."""
+    hints, values = typing.get_type_hints(cls), {}
+    for field in fields(cls):
+        full, hint = prefix + field.name, hints[field.name]
+        if field.name not in tree:
             raise ConfigError(f"key '{full}' has no value: set it in the file, or as {full}=... on the command line")
-        try:
-            value = node[name]
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"key '{full}': {str(error).splitlines()[0]}") from error
-        values[name] = _build(value, full)
-    cls = OmegaConf.get_type(node)
-    if not is_dataclass(cls):
-        return values
+        value, section = tree[field.name], _section(hint)
+        if section is not None and isinstance(value, dict):
+            values[field.name] = _build(section, value, prefix=f"{full}.")
+        else:
+            values[field.name] = _converted(value, hint, f"key '{full}': {value!r} does not fit")
     try:
         return cls(**values)
     except ValueError as error:
-        raise ConfigError(f"section '{key}': {error}" if key else f"configuration: {error}") from error
+        raise ConfigError(f"section '{prefix[:-1]}': {error}" if prefix else f"configuration: {error}") from error
 
 
 def nearest(wrong: str, keys: Iterable[str]) -> str:
-    """The full key most like a wrong one; the last word counts once more, for keys given without their section."""
+    """Find the key most like a wrong one; its last word counts once more, for keys given without their section."""
     return max(keys, key=lambda key: ratio(wrong, key) + ratio(wrong.split(".")[-1], key.split(".")[-1]))
 
 
-def _default_text(tree: DictConfig, key: str) -> str:
-    parent, _, name = key.rpartition(".")
-    section = tree
-    for part in filter(None, parent.split(".")):
-        section = None if section is None or OmegaConf.is_missing(section, part) else section[part]
-    if section is None:
-        return "unset"
-    if OmegaConf.is_missing(section, name):
-        return "(required)"
-    return str(_plain(_build(section[name], key)))
+def _defaults(cls: type) -> dict[str, Any]:
+    """Return plain containers with the default of every key that has one."""
+    values = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    made = {field.name: field.default_factory() for field in fields(cls) if field.default_factory is not MISSING}
+    return msgspec.to_builtins(values | made, enc_hook=str)
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {_plain(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    return str(value) if isinstance(value, Path) else value
+def _default_text(tree: Mapping[str, Any], key: str) -> str:
+    *sections, name = key.split(".")
+    for part in sections:
+        tree = (tree or {}).get(part)
+    return "unset" if tree is None else str(tree.get(name, "(required)"))

@@ -32,27 +32,11 @@ class ConfigError(MemBuilderError):
     """A configuration key is unknown or its value has the wrong type or range."""
 
 
-class StoreErrorKind(StrEnum):
-    MISSING = "missing"
-    NOT_A_STORE = "not_a_store"
-    VERSION = "version"
-    BUSY = "busy"
-    """Another process is writing to the store."""
-    OTHER_BUILD = "other_build"
-    """The store was begun with other settings or from another dialogue."""
-    FULL = "full"
-    """No room left on the disk. What was stored before stays."""
-    DAMAGED = "damaged"
-    """The file or its contents contradict themselves."""
-    UNUSABLE = "unusable"
-    """The system refuses to open, read or write the file."""
-
-
 class StoreError(MemBuilderError):
     """A memory store cannot be opened or written."""
 
-    def __init__(self, kind: StoreErrorKind, path, problem: str):
-        self.kind, self.path = kind, str(path)
+    def __init__(self, path, problem: str):
+        self.path = str(path)
         super().__init__(f"{path}: {problem}")
 
 

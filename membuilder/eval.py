@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["compare"]:
             return _compare(argv[1:])
         options = parse(argv)
-        dialogues, path = dialogues_of(options)
-        quiet_libraries(options.output_dir / LOG_FILE)
+        dialogues, path = dialogues_of(options.flags)
+        quiet_libraries(options.flags.output_dir / LOG_FILE)
         from membuilder.evaluation.run import run  # it loads libraries that wrong flags and files need not wait for
 
         return run(options, dialogues, path)

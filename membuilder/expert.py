@@ -19,7 +19,7 @@ from pathlib import Path
 from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
 from membuilder.building.dialogues import build_all, summary
-from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected
+from membuilder.datasets.selection import add_data_flags, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, exit_status
@@ -40,14 +40,7 @@ USAGE_FILE = "usage.jsonl"
 
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
     """The dialogues asked for, in the order of their file."""
-    dialogues, _ = load_selected(
-        given.dataset,
-        given.dataset_path,
-        given.data_dir,
-        split=given.split,
-        subset_file=given.subset_file,
-        ids=() if given.conv_id is None else (given.conv_id,),
-    )
+    dialogues, _ = load_selected(given, () if given.conv_id is None else (given.conv_id,), "--conv-id")
     cut = [in_windows(dialogue, given.max_turns) for dialogue in dialogues]
     return [replace(dialogue, sessions=dialogue.sessions[: given.sessions]) for dialogue in cut]
 
@@ -112,17 +105,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m membuilder.expert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dataset", required=True, choices=DATASET_NAMES)
-    add("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
-    add("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
-    add("--conv-id", help="one conversation only")
-    add("--subset-file", type=Path, help="JSON file with a list of ids")
-    add("--split", choices=SPLITS, help="predefined split (longmemeval)")
+    add_data_flags(parser)
     names, text = ("--expert-model", "--expert"), f"`rules` needs no API; default {EXPERT_MODEL}"
     add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
     add("--scheme", default=FOUR_AGENTS, metavar="FOLDER", help="a scheme of your own; default: %(default)s")
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
-    add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)

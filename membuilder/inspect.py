@@ -21,28 +21,31 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from membuilder.bank.html_page import TIME_FORM, render_page
+from membuilder.bank.html_page import TIME_FORM, render_page, role_colours
 from membuilder.bank.store import reading
 from membuilder.bank.store_rows import Answer, StoredSession
 from membuilder.errors import MemBuilderError
 from membuilder.files import write_atomic
-from membuilder.types import ENTRY_AGENTS, Agent, Bank, Entry
+from membuilder.types import Bank, Entry
 
-COLOURS = {Agent.CORE: "yellow", Agent.EPISODIC: "blue", Agent.SEMANTIC: "green", Agent.PROCEDURAL: "magenta"}
 _STEERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 """Bidirectional classes of the characters that reorder what follows them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Contents:
+    """All that a store holds, and the colour of each role."""
+
     settings: Mapping[str, Any]
     sessions: tuple[StoredSession, ...]
     bank: Bank
+    colours: Mapping[str, str]
 
 
 def read_contents(path: str | Path) -> Contents:
     with reading(path) as store:
-        return Contents(settings=store.settings(), sessions=store.sessions(), bank=store.bank())
+        settings, sessions, bank = store.settings(), store.sessions(), store.bank()
+    return Contents(settings, sessions, bank, role_colours(sessions, bank))
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -57,18 +60,14 @@ def _steers(character: str) -> bool:
 
 def show_bank(contents: Contents) -> RenderableType:
     bank, settings = contents.bank, contents.settings
-    superseded = bank.superseded_ids()
-    head = plain(
-        f"{settings['dialogue']}: {' and '.join(settings['speakers'])}, written by {settings['model']}", "bold"
-    )
-    counts = ", ".join(f"{sum(entry.agent == agent for entry in bank.entries)} {agent}" for agent in ENTRY_AGENTS)
-    num_entries = f"{len(bank.entries)} entries ({counts}), {len(superseded)} of them superseded"
-    core = Panel(
-        plain(bank.core or "(empty)"), title=f"core, {len(bank.core)} characters", border_style=COLOURS[Agent.CORE]
-    )
-    return Group(
-        head, Text(f"{len(contents.sessions)} sessions; {num_entries}"), core, _entries(bank.entries, superseded)
-    )
+    head = f"{settings['dialogue']}: {' and '.join(settings['speakers'])}, written by {settings['model']}"
+    writers = [entry.agent for entry in bank.entries]
+    counts = ", ".join(f"{writers.count(role)} {role}" for role in contents.colours if role != "core")
+    num_entries = f"{len(writers)} entries ({counts}), {len(bank.superseded_ids())} of them superseded"
+    about = Text(f"{len(contents.sessions)} sessions; {num_entries}")
+    title, colour = f"core, {len(bank.core)} characters", contents.colours.get("core", "")
+    core = Panel(plain(bank.core or "(empty)"), title=title, border_style=colour)
+    return Group(plain(head, "bold"), about, core, _entries(contents, bank.entries))
 
 
 def history(bank: Bank, entry_id: str) -> list[Entry]:
@@ -85,18 +84,17 @@ def history(bank: Bank, entry_id: str) -> list[Entry]:
 
 def show_entry(contents: Contents, entry_id: str) -> RenderableType:
     """The history of an entry, and where its words come from."""
-    found = [entry for entry in contents.bank.entries if entry.id == entry_id]
-    if not found:
+    entry = next((entry for entry in contents.bank.entries if entry.id == entry_id), None)
+    if entry is None:
         raise MemBuilderError(f"no entry {entry_id!r}; this store has {len(contents.bank.entries)}, from m1 on")
-    (entry,) = found
     stored = contents.sessions[entry.session]
     said = [turn for turn in stored.session.turns if turn.id in entry.source_turns]
     return Group(
-        _entries(history(contents.bank, entry_id), contents.bank.superseded_ids()),
+        _entries(contents, history(contents.bank, entry_id)),
         plain(f"{entry_id} was written in session {entry.session} ({stored.session.id})", "bold"),
         *(plain(f"  {turn.id} {turn.speaker}: {turn.content}") for turn in said),
         *([] if said else [Text("  in words of the model's own")]),
-        _answer(entry.agent, stored.answers[entry.agent]),
+        _answer(contents, entry.agent, stored.answers[entry.agent]),
     )
 
 
@@ -105,15 +103,13 @@ def show_session(contents: Contents, number: int) -> RenderableType:
     if not 0 <= number < len(contents.sessions):
         raise MemBuilderError(f"no session {number}; this store has {len(contents.sessions)}, numbered from 0")
     stored, session = contents.sessions[number], contents.sessions[number].session
-    head = plain(
-        f"session {number} ({session.id}), {session.timestamp:{TIME_FORM}}, {len(session.turns)} turns", "bold"
-    )
+    head = f"session {number} ({session.id}), {session.timestamp:{TIME_FORM}}, {len(session.turns)} turns"
     new = [entry for entry in contents.bank.entries if entry.session == number]
     before = contents.sessions[number - 1].core if number else ""
-    core = [] if before == stored.core else [_core_change(before, stored.core)]
-    answers = [_answer(agent, answer) for agent, answer in stored.answers.items()]
-    silent = [] if new or core else [Text("nothing changed")]
-    return Group(head, *core, *([_entries(new, contents.bank.superseded_ids())] if new else []), *silent, *answers)
+    changed = [] if before == stored.core else [_core_change(contents, before, stored.core)]
+    changed += [_entries(contents, new)] if new else []
+    answers = [_answer(contents, role, answer) for role, answer in stored.answers.items()]
+    return Group(plain(head, "bold"), *(changed or [Text("nothing changed")]), *answers)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -130,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         contents = read_contents(given.store)
         if given.html is not None:
-            page = render_page(contents.settings, contents.sessions, contents.bank)
-            write_atomic(Path(given.html), page)
+            write_atomic(Path(given.html), render_page(contents.settings, contents.sessions, contents.bank))
             console.print(plain(f"{given.html}: written, open it in a browser"))
         elif given.entry is not None:
             console.print(show_entry(contents, given.entry))
@@ -143,12 +138,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"membuilder.inspect: {error}")
 
 
-def _entries(entries: Sequence[Entry], superseded: frozenset[str]) -> Table:
+def _entries(contents: Contents, entries: Sequence[Entry]) -> Table:
+    superseded = contents.bank.superseded_ids()
     table = Table("id", "agent", "date", "text", "replaces", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for entry in entries:
         table.add_row(
             entry.id,
-            Text(str(entry.agent), style=COLOURS[entry.agent]),
+            Text(entry.agent, style=contents.colours[entry.agent]),
             f"{entry.timestamp:%Y-%m-%d}",
             plain(entry.text, "dim strike" if entry.id in superseded else ""),
             ", ".join(entry.supersedes),
@@ -156,19 +152,18 @@ def _entries(entries: Sequence[Entry], superseded: frozenset[str]) -> Table:
     return table
 
 
-def _answer(agent: Agent, answer: Answer) -> Group:
+def _answer(contents: Contents, role: str, answer: Answer) -> Group:
     outcome = f"{len(answer.operations)} operations" if answer.failure is None else f"failed: {answer.failure.kind}"
-    head = plain(f"{agent} answered in {answer.seconds:.2f} s, {outcome}", COLOURS[agent])
+    head = plain(f"{role} answered in {answer.seconds:.2f} s, {outcome}", contents.colours[role])
     detail = [] if answer.failure is None else [plain(f"  {answer.failure.detail}", "red")]
     return Group(head, *detail, *([] if answer.text is None else [plain(answer.text, "dim")]))
 
 
-def _core_change(before: str, after: str) -> Group:
+def _core_change(contents: Contents, before: str, after: str) -> Group:
     old, new = before.split("\n") if before else [], after.split("\n") if after else []
     gone = [plain(f"- {line}", "red") for line in old if line not in new]
-    return Group(
-        Text("core", style=COLOURS[Agent.CORE]), *gone, *(plain(f"+ {x}", "green") for x in new if x not in old)
-    )
+    come = [plain(f"+ {line}", "green") for line in new if line not in old]
+    return Group(Text("core", style=contents.colours.get("core", "")), *gone, *come)
 
 
 if __name__ == "__main__":

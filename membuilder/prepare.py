@@ -17,16 +17,16 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from membuilder.bank.store import reading
-from membuilder.datasets.files import FILE
-from membuilder.errors import ConfigError, DataError, MemBuilderError
+from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.files import write_atomic
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.trajectories.records import (
     PARQUET,
-    QuestionLine,
     RLRecord,
     SFTRecord,
     dialogue_line,
@@ -36,111 +36,67 @@ from membuilder.trajectories.records import (
     sft_records,
     write_records,
 )
-from membuilder.trajectories.trajectory import (
-    QA_FILE,
-    STORE_FILE,
-    Trajectory,
-    read_trajectory,
-    sample_folders,
-)
+from membuilder.trajectories.trajectory import QA_FILE, STORE_FILE, read_trajectory, sample_folders
 
 OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl", "verl-flat", "dialogues"
 SOURCES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}
 TARGETS = SOURCES | {"rl": (OURS, VERL, VERL_FLAT, DIALOGUES)}
-ENDINGS = {
-    OURS: (".jsonl", PARQUET),
-    LLAMA_FACTORY: (".json",),
-    VERL: (PARQUET,),
-    VERL_FLAT: (PARQUET,),
-    DIALOGUES: (".jsonl",),
-}
+RECORDS = {"sft": SFTRecord, "rl": RLRecord}
+ENDINGS = {OURS: (".jsonl", PARQUET), LLAMA_FACTORY: (".json",), DIALOGUES: (".jsonl",)}
+ENDINGS |= {VERL: (PARQUET,), VERL_FLAT: (PARQUET,)}
 
 
-def prepare_sft(given: argparse.Namespace) -> tuple[int, Counter[str]]:
-    """Number of records written, and why others were not."""
+def prepare(given: argparse.Namespace) -> tuple[int, Counter[str]]:
+    """Write the records (pairs, sessions or dialogues); return their number, and why others were left out."""
     if given.trajectories_dir is not None:
-        records, left_out = [], Counter()
-        for folder in sample_folders(given.trajectories_dir):
-            found, failed = sft_records(_trajectory(folder), given.write_out)
-            records += found
-            left_out += failed
-    elif given.source == LLAMA_FACTORY:
-        records, left_out = read_llama_factory(given.input_file)
-    else:
-        records, left_out = read_records(given.input_file, SFTRecord), Counter()
-    short = [record for record in records if record.estimated_tokens <= given.max_length]
-    left_out["longer_than_max_length"] = len(records) - len(short)
-    _refuse_nothing(short, left_out)
-    if given.to == LLAMA_FACTORY:
-        write_llama_factory(given.output_file, short)
-    else:
-        write_records(given.output_file, short, SFTRecord)
-    return len(short), +left_out
-
-
-def prepare_rl(given: argparse.Namespace) -> tuple[int, Counter[str]]:
-    """Number of records (sessions, or dialogues) written, and why others were not."""
-    if given.to == DIALOGUES:
-        return _write_dialogues(given)
-    records: list[RLRecord] = []
-    left_out: Counter[str] = Counter()
-    if given.trajectories_dir is not None:
-        for folder in sample_folders(given.trajectories_dir):
-            found, without = _with_questions(folder, given.trajectories_dir)
-            records += found
-            left_out += without
-        records.sort(key=lambda record: (record.dialogue, record.session_index))
+        records, left_out = _from_trajectories(given)
+        if given.stage == "rl" and given.to != DIALOGUES:
+            records.sort(key=attrgetter("dialogue", "session_index"))
     elif given.source == OURS:
-        records = read_records(given.input_file, RLRecord)
+        records, left_out = read_records(given.input_file, RECORDS[given.stage]), Counter()
     else:
-        records, left_out = read_verl(given.input_file)
-    _refuse_nothing(records, left_out)
+        records, left_out = (read_llama_factory if given.stage == "sft" else read_verl)(given.input_file)
+    if given.stage == "sft":
+        short = [record for record in records if record.estimated_tokens <= given.max_length]
+        left_out["longer_than_max_length"] = len(records) - len(short)
+        records = short
+    left_out = +left_out
+    if not records:
+        raise ConfigError(f"nothing is left to train on; left out: {dict(left_out) or 'nothing'}")
     if given.to == OURS:
-        write_records(given.output_file, records, RLRecord)
+        write_records(given.output_file, records, RECORDS[given.stage])
+    elif given.to == LLAMA_FACTORY:
+        write_llama_factory(given.output_file, records)
+    elif given.to == DIALOGUES:
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in records]
+        write_atomic(given.output_file, "".join(lines))
     else:
         write_verl(given.output_file, records, flat=given.to == VERL_FLAT)
     return len(records), left_out
 
 
-def _write_dialogues(given: argparse.Namespace) -> tuple[int, Counter[str]]:
-    lines, left_out = [], Counter()
+def _from_trajectories(given: argparse.Namespace) -> tuple[list[Any], Counter[str]]:
+    records, left_out = [], Counter()
     for folder in sample_folders(given.trajectories_dir):
-        trajectory = _trajectory(folder)
-        line, num_unplaced = dialogue_line(trajectory, _question_lines(folder, trajectory))
-        lines.append(line)
-        left_out["question_without_turns"] += num_unplaced
-    write_atomic(given.output_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return len(lines), +left_out
-
-
-def _trajectory(folder: Path) -> Trajectory:
-    with reading(folder / STORE_FILE) as store:
-        return read_trajectory(store)
-
-
-def _with_questions(folder: Path, root: Path) -> tuple[list[RLRecord], Counter[str]]:
-    trajectory = _trajectory(folder)
-    return rl_records(trajectory, _question_lines(folder, trajectory), folder.relative_to(root).as_posix())
-
-
-def _question_lines(folder: Path, trajectory: Trajectory) -> list[QuestionLine]:
-    path = folder / QA_FILE
-    if not path.is_file():
-        problem = "has no questions, so no reward; write them with `python -m membuilder.qa`"
-        raise DataError(path, FILE, "path", problem)
-    return read_question_lines(path, trajectory)
-
-
-def _refuse_nothing(records: Sequence[object], left_out: Counter[str]) -> None:
-    if not records:
-        raise ConfigError(f"nothing is left to train on; left out: {dict(+left_out) or 'nothing'}")
+        with reading(folder / STORE_FILE) as store:
+            trajectory = read_trajectory(store)
+        if given.stage == "sft":
+            found, without = sft_records(trajectory, given.write_out)
+        elif given.to == DIALOGUES:
+            found, without = dialogue_line(trajectory, read_question_lines(folder / QA_FILE, trajectory))
+        else:
+            name = folder.relative_to(given.trajectories_dir).as_posix()
+            found, without = rl_records(trajectory, read_question_lines(folder / QA_FILE, trajectory), name)
+        records += found
+        left_out += without
+    return records, left_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     try:
         _check(given)
-        num_records, left_out = prepare_sft(given) if given.stage == "sft" else prepare_rl(given)
+        num_records, left_out = prepare(given)
     except MemBuilderError as error:
         print(f"membuilder.prepare: {error}", file=sys.stderr)
         return 2
@@ -153,16 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    shapes = [given.to] if given.trajectories_dir else [given.to, given.source]
-    files = [given.output_file] if given.trajectories_dir else [given.output_file, given.input_file]
     if given.to == DIALOGUES and given.trajectories_dir is None:
         raise ConfigError("--to dialogues needs --trajectories-dir: the sessions without questions stand there only")
     if given.max_length < 1:
         raise ConfigError("--max-length must be at least 1")
     if given.write_out and given.trajectories_dir is None:
         raise ConfigError("--write-out needs --trajectories-dir: the quoted turns stand there")
-    for shape, file in zip(shapes, files, strict=True):
-        if file.suffix not in ENDINGS[shape]:
+    for shape, file in ((given.to, given.output_file), (given.source, given.input_file)):
+        if file is not None and file.suffix not in ENDINGS[shape]:
             raise ConfigError(f"{file}: the shape {shape} is a file that ends in {' or '.join(ENDINGS[shape])}")
 
 

@@ -15,7 +15,7 @@ def progress(
     unit: str,
     enabled: bool = True,
 ) -> tqdm:
-    """A bar with rate and time left; in a log file it prints a line every 20 seconds instead of redrawing."""
+    """Show a bar with rate and time left; in a log file it prints a line every 20 seconds instead of redrawing."""
     interval = 0.2 if sys.stderr.isatty() else 20
     return tqdm(
         items, total=total, initial=initial, desc=label, unit=f" {unit}", mininterval=interval, disable=not enabled

@@ -10,7 +10,7 @@ _MAX_NAMED = 4
 def difference(
     recorded: Mapping[str, Any], present: Mapping[str, Any], keys: Iterable[str] | None = None
 ) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (recorded value, value now) of every setting that differs; None stands for one that is absent.
+    """Map the key of each setting that differs to (recorded value, value now); None stands for an absent one.
 
     `keys` compares these top-level settings alone.
     """

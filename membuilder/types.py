@@ -37,7 +37,7 @@ class Turn:
 
     @property
     def content(self) -> str:
-        """Text and picture caption as one string: what agents and retrieval see."""
+        """Join text and picture caption to one string: what agents and retrieval see."""
         return self.text if self.caption is None else f"{self.text} [shares {self.caption}]".strip()
 
 
@@ -72,11 +72,11 @@ class Dialogue:
     questions: tuple[Question, ...]
 
     def session_of_turn(self) -> dict[str, int]:
-        """Turn id -> index of its session."""
+        """Map each turn id to the index of its session."""
         return {turn.id: session.index for session in self.sessions for turn in session.turns}
 
     def questions_by_session(self) -> list[list[Question]]:
-        """Per session the answerable questions whose last evidence lies in it: what a dense reward asks after it."""
+        """List per session the answerable questions whose last evidence lies in it: a dense reward asks them then."""
         where = self.session_of_turn()
         asked: list[list[Question]] = [[] for _ in self.sessions]
         for question in self.questions:
@@ -121,7 +121,7 @@ class Bank:
         return frozenset(old for entry in self.entries for old in entry.supersedes)
 
     def memory_text(self) -> list[str]:
-        """Every stored text, core first: the thing whose tokens are 'memory tokens'."""
+        """Return every stored text, core first: the thing whose tokens are 'memory tokens'."""
         return ([self.core] if self.core else []) + [entry.text for entry in self.entries]
 
 

@@ -10,7 +10,7 @@ from reward.score import Formula
 
 
 def load_formula(scheme: str) -> Formula:
-    """`score` of `four_agents`, or of reward.py in the folder of a scheme. Raises ConfigError where there is none."""
+    """Return `score` of `four_agents`, or of reward.py in a scheme's folder. Raises ConfigError where there is none."""
     if scheme == FOUR_AGENTS:
         return four_agents.score
     if not (Path(scheme) / "reward.py").is_file():

@@ -9,7 +9,6 @@ the reward missing instead of a fallback, and a tie in attribution boosts nobody
 from collections.abc import Mapping
 
 from membuilder.types import ENTRY_AGENTS, Agent
-from reward.attribution import attribution_weights
 from reward.length import length_penalty
 from reward.qa import QAResult
 from reward.score import RewardConfig, RoleOutput, Score, status_of
@@ -37,6 +36,16 @@ def score(outputs: Mapping[str, RoleOutput], qa: QAResult, config: RewardConfig)
         retrieval_counts=counts,
         num_missing_verdicts=qa.num_missing,
     )
+
+
+def attribution_weights(counts: Mapping[Agent, int], alpha: float) -> dict[Agent, float]:
+    """Weigh the agent most often retrieved by `alpha`, the others and the core by 1; a tie boosts nobody.
+
+    {EPISODIC: 12, SEMANTIC: 30, PROCEDURAL: 8} -> {CORE: 1.0, EPISODIC: 1.0, SEMANTIC: 4.0, PROCEDURAL: 1.0}
+    """
+    most = max(counts[agent] for agent in ENTRY_AGENTS)
+    leaders = [agent for agent in ENTRY_AGENTS if counts[agent] == most]
+    return {agent: alpha if leaders == [agent] else 1.0 for agent in Agent}
 
 
 def _reward(valid: bool | None, accuracy: float | None, length: float | None, length_weight: float) -> float | None:

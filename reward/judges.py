@@ -48,7 +48,7 @@ class Judge(Protocol):
 
 
 def evidence(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
-    """1 if every evidence turn stands verbatim in the core or in a retrieved entry, else 0. Needs no gold answer."""
+    """Give 1 if every evidence turn stands verbatim in the core or a retrieved entry, else 0; no gold answer needed."""
     if not question.answerable or not question.evidence:
         return Verdict(correct=None, reason="the question names no evidence for an answer")
     found = {turn_id for entry in retrieval.entries for turn_id in entry.source_turns}.union(bank.core_sources)
@@ -57,7 +57,7 @@ def evidence(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
 
 
 def coverage(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
-    """Share of the gold answer's content words that stand in the core or a retrieved entry, as whole words.
+    """Give the share of the gold answer's content words that stand in the core or a retrieved entry, as whole words.
 
     Case and English function words do not count; nothing is stemmed. Works for memories in the model's own words.
     """
@@ -77,11 +77,9 @@ def _words(text: str) -> set[str]:
 
 
 def load_judge(name: str) -> Judge:
-    """`evidence`, `coverage`, or `path/to/file.py:function`; ConfigError where there is no such judge."""
-    if name == "evidence":
-        return evidence
-    if name == "coverage":
-        return coverage
+    """Load `evidence`, `coverage`, or `path/to/file.py:function`; ConfigError where there is no such judge."""
+    if name in (built_in := {"evidence": evidence, "coverage": coverage}):
+        return built_in[name]
     if ":" not in name:
         raise ConfigError(f"judge {name!r} is neither evidence, coverage nor path/to/file.py:function")
     return load_function(name)

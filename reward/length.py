@@ -48,53 +48,30 @@ class LengthConfig:
 
 
 def length_penalty(agent: Agent, model_tokens: int, expert_tokens: float, config: LengthConfig) -> float:
-    """What one agent pays for what it wrote in one session; the core is held to fixed bounds, not to the expert."""
+    """Return what one agent pays for its text in one session; the core is held to fixed bounds, not to the expert."""
     if agent is Agent.CORE:
-        return core_penalty(model_tokens, config.core_start_tokens, config.core_maximum_tokens)
-    return entry_penalty(
-        model_tokens,
-        expert_tokens,
-        config.tolerance_tokens,
-        config.ratio_lowest,
-        config.ratio_lower,
-        config.ratio_upper,
-        config.ratio_highest,
-    )
+        return _ramp(model_tokens, config.core_start_tokens, config.core_maximum_tokens)
+    return _entry_penalty(model_tokens, expert_tokens, config)
 
 
 def expert_lengths(written: Sequence[Mapping[str, int]], scope: LengthScope) -> list[dict[str, float]]:
-    """Per session what each role's tokens are compared with, given what the expert wrote in a dialogue's sessions."""
+    """Return per session what each role's tokens are compared with, given what the expert wrote in the sessions."""
     if scope is LengthScope.SESSION:
         return [dict(session) for session in written]
     mean = fmean(tokens for session in written for tokens in session.values())
     return [dict.fromkeys(session, mean) for session in written]
 
 
-def core_penalty(num_tokens: int, start: int = 150, maximum: int = 400) -> float:
-    """0 up to `start` tokens of new core text, 1 from `maximum`, linear between."""
-    return _ramp(num_tokens, start, maximum)
-
-
-def entry_penalty(
-    model_tokens: int,
-    expert_tokens: float,
-    tolerance_tokens: int = 200,
-    lowest: float = 0.2,
-    lower: float = 0.5,
-    upper: float = 1.3,
-    highest: float = 2.0,
-) -> float:
-    """0 where the counts differ by less than the tolerance or model / expert lies in [lower, upper].
-
-    Outside it rises linearly to 1 at `lowest` and at `highest`. Against an expert that wrote nothing, any length beyond
-    the tolerance is infinitely too long.
-    """
-    if abs(model_tokens - expert_tokens) < tolerance_tokens:
+def _entry_penalty(model_tokens: int, expert_tokens: float, config: LengthConfig) -> float:
+    """Against an expert that wrote nothing, any length beyond the tolerance is infinitely too long."""
+    if abs(model_tokens - expert_tokens) < config.tolerance_tokens:
         return 0.0
     ratio = model_tokens / expert_tokens if expert_tokens else math.inf
-    too_short = _ramp(-ratio, -lower, -lowest) if lower > lowest else 0.0
-    return max(_ramp(ratio, upper, highest), too_short)
+    bounded = config.ratio_lower > config.ratio_lowest
+    too_short = _ramp(-ratio, -config.ratio_lower, -config.ratio_lowest) if bounded else 0.0
+    return max(_ramp(ratio, config.ratio_upper, config.ratio_highest), too_short)
 
 
 def _ramp(value: float, zero_until: float, one_from: float) -> float:
+    """Give 0 up to one value, 1 from the other, and what lies between in proportion."""
     return min(1.0, max(0.0, (value - zero_until) / (one_from - zero_until)))

@@ -44,7 +44,7 @@ def answer_banks(
     judge: Judge,
     k: int = 10,
 ) -> list[QAResult]:
-    """For each bank, what the scheme finds for each question (k entries) and whether core and entries answer it.
+    """Find k entries of each bank for each of its questions, and judge whether they and the core answer it.
 
     An async judge is awaited for the questions of all banks together.
     """
@@ -57,7 +57,7 @@ def answer_banks(
         for (bank, questions), retrievals in zip(tasks, found, strict=True)
         for question, retrieval in zip(questions, retrievals, strict=True)
     ]
-    verdicts = _judge_all(judge, cases)
+    verdicts = asyncio.run(_judge_all(judge, cases))
     ends = list(accumulate(map(len, found), initial=0))
     return [
         QAResult(retrievals=tuple(retrievals), verdicts=tuple(verdicts[start:end]))
@@ -65,37 +65,17 @@ def answer_banks(
     ]
 
 
-def _judge_all(judge: Judge, cases: Sequence[tuple[Question, Bank, Retrieval]]) -> list[Verdict]:
-    if inspect.iscoroutinefunction(judge) or inspect.iscoroutinefunction(type(judge).__call__):
-        return asyncio.run(_judge_together(judge, cases))
-    return [_judge_one(judge, case) for case in cases]
+async def _judge_all(judge: Judge, cases: Sequence[tuple[Question, Bank, Retrieval]]) -> list[Verdict]:
+    return await asyncio.gather(*(_judge_one(judge, case) for case in cases))
 
 
-async def _judge_together(judge: Judge, cases: Sequence[tuple[Question, Bank, Retrieval]]) -> list[Verdict]:
-    return await asyncio.gather(*(_await_one(judge, case) for case in cases))
-
-
-def _judge_one(judge: Judge, case: tuple[Question, Bank, Retrieval]) -> Verdict:
+async def _judge_one(judge: Judge, case: tuple[Question, Bank, Retrieval]) -> Verdict:
     try:
         verdict = judge(*case)
+        if inspect.isawaitable(verdict):
+            verdict = await verdict
     except (TimeoutError, ConnectionError) as error:  # the judge may live across a network
-        return _unreachable(error)
-    return _checked(verdict, judge)
-
-
-async def _await_one(judge: Judge, case: tuple[Question, Bank, Retrieval]) -> Verdict:
-    try:
-        verdict = await judge(*case)
-    except (TimeoutError, ConnectionError) as error:  # the judge may live across a network
-        return _unreachable(error)
-    return _checked(verdict, judge)
-
-
-def _unreachable(error: Exception) -> Verdict:
-    return Verdict(correct=None, reason=f"judge unreachable: {type(error).__name__}: {error}")
-
-
-def _checked(verdict: object, judge: Judge) -> Verdict:
+        return Verdict(correct=None, reason=f"judge unreachable: {type(error).__name__}: {error}")
     if not isinstance(verdict, Verdict):
         raise TypeError(f"judge {judge!r} must return a reward.judges.Verdict, got {verdict!r}")
     return verdict

@@ -2,12 +2,12 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from membuilder.types import Question
 from reward.qa import QAResult
 from reward.score import Formula, RewardConfig, RoleOutput, Score
-from rollout.types import Group, Rollout
+from rollout.types import Group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class ScoredGroup(Group):
 def choose_questions(
     asked: Sequence[Sequence[Question]], session: int, config: RewardConfig, seed: str
 ) -> list[Question]:
-    """What is asked after a session, the same for all members of a group: its own questions, then earlier ones.
+    """Choose what is asked after a session, the same for all members of a group: its own questions, then earlier ones.
 
     `asked`: the questions of each session of the dialogue.
     """
@@ -44,26 +44,14 @@ def score_group(
     config: RewardConfig,
 ) -> ScoredGroup:
     """Put each rollout's answers and its roles' outputs together; `answers` has one result per rollout."""
-    scores = tuple(
-        formula(_outputs(rollout, expert_tokens, count_tokens), answer, config)
-        for rollout, answer in zip(group.rollouts, answers, strict=True)
-    )
-    return ScoredGroup(
-        id=group.id,
-        dialogue_id=group.dialogue_id,
-        session=group.session,
-        rollouts=group.rollouts,
-        scores=scores,
-        expert_tokens=expert_tokens,
-    )
-
-
-def _outputs(
-    rollout: Rollout, expert_tokens: Mapping[str, float], count_tokens: Callable[[Sequence[str]], int]
-) -> dict[str, RoleOutput]:
-    return {
-        role: RoleOutput(
-            failure=sample.failure, model_tokens=count_tokens(sample.written), expert_tokens=expert_tokens.get(role)
-        )
-        for role, sample in rollout.samples.items()
-    }
+    scores = []
+    for rollout, answer in zip(group.rollouts, answers, strict=True):
+        outputs = {
+            role: RoleOutput(
+                failure=sample.failure, model_tokens=count_tokens(sample.written), expert_tokens=expert_tokens.get(role)
+            )
+            for role, sample in rollout.samples.items()
+        }
+        scores.append(formula(outputs, answer, config))
+    own = {each.name: getattr(group, each.name) for each in fields(group)}
+    return ScoredGroup(**own, scores=tuple(scores), expert_tokens=expert_tokens)

@@ -80,7 +80,7 @@ class TransformersEngine:
 
 
 def _draw(logits: torch.Tensor, sampling: SamplingConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, V) logits -> sampled ids (n,) and their log-probs under the processed distribution (n,)."""
+    """Sample ids (n,) from logits (n, V), with their log-probs under the processed distribution (n,)."""
     if sampling.temperature == 0:
         logprobs = logits.log_softmax(-1)
         token = logits.argmax(-1)

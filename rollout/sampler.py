@@ -24,7 +24,7 @@ class Task:
 
 
 def make_task(dialogue_id: str, session: Session, bank: Bank, scheme: Scheme, embedder: TextEmbedder) -> Task:
-    """The session of a dialogue, to be sampled from this bank; it searches what each role is shown of the bank."""
+    """Make the task of a session, to be sampled from this bank; it searches what each role is shown of the bank."""
     shown = scheme.show(session, bank, embedder)
     return Task(id=f"{dialogue_id}/{session.index}", dialogue_id=dialogue_id, session=session, bank=bank, shown=shown)
 
@@ -38,7 +38,7 @@ def sample_groups(
     num_rollouts: int,
     seed: int,
 ) -> list[Group]:
-    """One group per task, in order. All prompts go to the engine in one call.
+    """Sample one group per task, in order. All prompts go to the engine in one call.
 
     A prompt that leaves the engine no room for `sampling.max_tokens` is not sampled: that role fails, the others go on.
     """

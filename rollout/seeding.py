@@ -15,7 +15,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict:
-    """Every random state of this process, for a checkpoint."""
+    """Return every random state of this process."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 

@@ -15,7 +15,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A prompt's ids: one user message through the chat template, or the text itself if there is no template.
+    """Return a prompt's ids: one user message through the chat template, or the text itself if there is no template.
 
     A control token spelt out in a dialogue stays text: it never ends or opens a message.
     """
@@ -28,7 +28,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a target, with the end token last."""
+    """Return the ids of a target, with the end token last."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*ids, tokenizer.eos_token_id]
 

@@ -42,16 +42,13 @@ class Engine(Protocol):
     """Longest prompt plus completion, in tokens. A prompt without room for `max_tokens` more must not be given."""
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        """`n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
-        ...
+        """Sample `n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
 
     def load_weights(self, named_tensors, version: int) -> None:
         """Replace the whole model, drop every cached prefix, stamp later completions with `version`."""
-        ...
 
     def sleep(self) -> None:
         """Give memory back until the next `load_weights`, where the engine can; nothing is generated in between."""
-        ...
 
     def close(self) -> None: ...
 

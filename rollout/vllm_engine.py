@@ -73,7 +73,7 @@ class VLLMEngine:
             self._names = set(AutoModelForCausalLM.from_config(hf_config).state_dict())
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        """`n` completions per prompt. On CPU vLLM draws from torch's global generator, so that is what `seed` sets."""
+        """Sample `n` completions per prompt. On CPU vLLM draws from torch's global generator, which `seed` sets."""
         if self._asleep:
             raise MemBuilderError("the engine is asleep: load_weights wakes it")
         params = SamplingParams(

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.batching.loss_rows import Objective, cross_entropy
+from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node, TrainSequence, build_tree, pack
 from trainer.configs import LossConfig, OptimConfig
 from trainer.distributed.process_group import World, start_accelerator, zero_stage
@@ -23,7 +23,7 @@ from trainer.losses import TokenValues, adrpo
 from trainer.model.head import LossFunction, row_kernels
 from trainer.model.policy import Policy
 from trainer.optim import make_optimizer
-from trainer.optimizer_step import Skips, loss_rows, make_update, micro_step, named_weights
+from trainer.optimizer_step import Skips, make_objective, make_update, micro_step, named_weights
 
 STEPS, NUM_TREES, MAX_TOKENS = 10, 3, 12
 LOSSES = {"sft": cross_entropy, "rl": adrpo}
@@ -75,7 +75,7 @@ def loss_function(loss, packed, scale: float) -> LossFunction:
     if loss is cross_entropy:
         return cross_entropy(scales)
     config = LossConfig(kl_coef=0, entropy_coef=0.01)
-    return Objective(loss=loss, config=config, rows=loss_rows(packed, scales, None, 1.0))
+    return make_objective(loss, config, packed, scales, None, 1.0)
 
 
 def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:

@@ -16,7 +16,7 @@ from rollout.types import SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer import rl, sft
 from trainer.configs import LossConfig, ModelConfig, OptimConfig, TinyConfig
-from trainer.data.corpus import ExpertBuild, expert_builds, training_text
+from trainer.data.corpus import Corpus, ExpertBuild, expert_builds, training_text
 from trainer.data.sft_examples import sft_trees
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.experience.collector import Collector
@@ -24,7 +24,7 @@ from trainer.logs.run_log import RunLog, read_jsonl
 from trainer.model.policy import Policy, load_model
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
-from trainer.run_setup import RLBuilds, RLParts, SFTParts, make_collector, make_engine
+from trainer.run_setup import RLParts, SFTParts, make_collector, make_engine
 from trainer.sft_config import SFTConfig
 
 SIZES = TinyConfig(vocab_size=600, hidden_size=32, num_layers=2, intermediate_size=64)
@@ -79,7 +79,7 @@ class Run:
             out=str(folder.parent / "sft"), optim=OptimConfig(lr=2e-2), max_steps=16, sessions_per_step=8
         )
         model = build_model(self.tokenizer, SIZES, seed=1)
-        trees, _ = sft_trees(self.builds, self.tokenizer, self.scheme, config.max_length, config.over_long)
+        trees, _ = sft_trees(self.builds, self.tokenizer, self.scheme, config)
         parts = SFTParts(
             model=model,
             tokenizer=self.tokenizer,
@@ -90,7 +90,6 @@ class Run:
             log=RunLog(config.out, None, {}, "sft"),
         )
         sft.train(config, parts)
-        parts.log.close()
         model.save_pretrained(folder)
 
     def train(self) -> list[dict]:
@@ -99,14 +98,13 @@ class Run:
             policy=self.policy,
             reference=self.reference,
             collector=self.collector,
-            builds=RLBuilds(train=self.builds, steering=[], held_out=self.builds),
+            builds=Corpus(train=self.builds, held_out=self.builds),
             accelerator=self.accelerator,
             world=World(),
             embedder=HashEmbedder(),
             log=RunLog(self.config.out, None, {}, "rl"),
         )
         rl.train(self.config, parts)
-        parts.log.close()
         return read_jsonl(Path(self.config.out) / "metrics.jsonl")
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from trainer.checkpoint import folders
 from trainer.checkpoint.folders import choose, prune, write
@@ -33,7 +34,7 @@ def is_whole(folder: Path) -> bool:
 
 def alone(root: Path, step: int, put=None, **meta) -> Path:
     """`write` by the only process of a run."""
-    return write(root, step, put or fill(step), meta, True, lambda value: [value])
+    return write(root, step, put or fill(step), meta, SimpleNamespace(rank=0, gather=lambda value: [value]))
 
 
 def write_forever(root: Path) -> None:
@@ -98,7 +99,7 @@ def one_of_two(root: Path, rank: int, barrier, values, fault: tuple[str, int | N
     if rank == faulty_rank and kind == "begin":
         folders.recover = lambda root: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     try:
-        answers.put((rank, write(own, 1, put, {}, rank == 0, gather).name))
+        answers.put((rank, write(own, 1, put, {}, SimpleNamespace(rank=rank, gather=gather)).name))
     except Exception as error:
         answers.put((rank, f"{type(error).__name__}: {error}"))
 

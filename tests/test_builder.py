@@ -21,7 +21,7 @@ from membuilder.config import load as load_config
 from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder
-from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError, StoreErrorKind
+from membuilder.errors import BuildStopped, ChatError, ChatErrorKind, ConfigError, DataError, StoreError
 from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.rules import propose
@@ -226,7 +226,7 @@ def test_a_store_that_cannot_be_written_ends_the_build_and_nothing_is_stored_beh
 
     def full(store: Store, session, *rest) -> None:
         if session.id == "D2":
-            raise StoreError(StoreErrorKind.FULL, store.path, "no room left")
+            raise StoreError(store.path, "no room left")
         append(store, session, *rest)
 
     monkeypatch.setattr(Store, "append", full)

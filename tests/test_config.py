@@ -35,12 +35,6 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    path: str
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     model: str
     seed: int = 0
@@ -51,7 +45,6 @@ class RunConfig:
     folder: Path = Path("runs")
     layers: list[int] = field(default_factory=list)
     betas: tuple[float, ...] = (0.9, 0.95)
-    sources: list[Source] = field(default_factory=list)
     reward: RewardConfig = field(default_factory=RewardConfig)
     judge: LengthConfig | None = None
 
@@ -82,15 +75,10 @@ def test_file_then_overrides_win_over_defaults(tmp_path):
     assert isinstance(config.reward.length, LengthConfig) and isinstance(config.layers, list)
 
 
-def test_optional_section_dict_entry_and_list_of_sections():
-    config = load(
-        RunConfig,
-        None,
-        ["model=m", "judge.cap=2", "reward.weights.semantic=0.5", "sources=[{path: a}, {path: b, weight: 2}]"],
-    )
+def test_optional_section_and_dict_entry():
+    config = load(RunConfig, None, ["model=m", "judge.cap=2", "reward.weights.semantic=0.5"])
     assert config.judge == LengthConfig(cap=2.0)
     assert config.reward.weights == {"core": 1.0, "semantic": 0.5}
-    assert config.sources == [Source(path="a"), Source(path="b", weight=2.0)]
     assert load(RunConfig, None, ["model=m", "judge.cap=2", "judge=null"]).judge is None
 
 
@@ -106,9 +94,6 @@ def test_unknown_key_names_source_and_nearest_key(tmp_path):
         "command line: unknown key 'reward.length.cpa'. Did you mean 'reward.length.cap'?"
     )
     assert "Did you mean 'reward.alpha'?" in refusal("alpha=2")
-    assert refusal("sources=[{path: a, wieght: 2}]") == (
-        "command line: unknown key 'sources[0].wieght'. Did you mean 'sources[0].weight'?"
-    )
 
 
 @pytest.mark.parametrize(
@@ -124,8 +109,6 @@ def test_unknown_key_names_source_and_nearest_key(tmp_path):
         ("mode=maybe", "command line: key 'mode': 'maybe' does not fit; expected one of on, off"),
         ("layers=3", "command line: key 'layers': 3 does not fit; expected list[int]"),
         ("layers=[a]", "command line: key 'layers': ['a'] does not fit; expected list[int]"),
-        ("sources=[3]", "command line: key 'sources': [3] does not fit; expected list[Source]"),
-        ("sources=[{path: [1]}]", "command line: key 'sources[0].path': [1] does not fit; expected str"),
         ("reward=3", "command line: key 'reward': 3 does not fit; expected a section of keys"),
         ("reward.weights.core=x", "command line: key 'reward.weights': {'core': 'x'} does not fit; expected dict["),
     ],
@@ -141,7 +124,6 @@ def test_failed_check_of_a_section_is_named():
 def test_required_key_without_value():
     with pytest.raises(ConfigError, match="key 'model' has no value: set it in the file, or as model=..."):
         load(RunConfig, None)
-    assert "key 'sources[0].path' has no value" in refusal("sources=[{weight: 2}]")
 
 
 @pytest.mark.parametrize(

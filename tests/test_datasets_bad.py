@@ -64,7 +64,7 @@ def written(tmp_path, name: str, records: object):
             "d1",
             "sessions[0].turns[1].caption",
         ),
-        ("c.jsonl", changed(DIALOGUE, "questions", 1, "question", value=HALF), "d1", "questions[1].question"),
+        ("c.jsonl", changed(DIALOGUE, "questions", 1, "question", value=HALF), "d1", "questions[1].text"),
         ("c.jsonl", changed(DIALOGUE, "questions", 1, "answer", value=HALF), "d1", "questions[1].answer"),
         ("c.jsonl", changed(DIALOGUE, "questions", 1, "category", value=HALF), "d1", "questions[1].category"),
         ("c.jsonl", changed(DIALOGUE, "id", value=HALF), "half \\ud83d", "id"),
@@ -106,7 +106,7 @@ def test_the_evaluation_refuses_such_a_file_before_it_writes(tmp_path, capsys):
     path = written(tmp_path, "c.jsonl", changed(DIALOGUE, "questions", 0, "question", value=HALF))
     flags = ["--dataset", "custom", "--dataset-path", str(path), "--output-dir", str(tmp_path / "out")]
     assert command.main([*flags, "--system", "none"]) == 2
-    assert "questions[0].question" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "questions[0].text" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 # PerLTQA
@@ -115,13 +115,13 @@ def test_the_evaluation_refuses_such_a_file_before_it_writes(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("questions", "record", "field"),
     [
-        ([{"Li Wen": 5}], "record 0", "Li Wen"),
-        ([{"Li Wen": ["profile"]}], "record 0", "Li Wen"),
-        ([{"Li Wen": {"events": [{"1_0_0": 5}]}}], "record 0 (Li Wen), events[0]", "1_0_0"),
-        ([{"Li Wen": {"events": [{"1_0_0": "Who?"}]}}], "record 0 (Li Wen), events[0]", "1_0_0"),
+        ([{"Li Wen": 5}], "record 0 (Li Wen)", "Li Wen"),
+        ([{"Li Wen": ["profile"]}], "record 0 (Li Wen)", "Li Wen"),
+        ([{"Li Wen": {"events": [{"1_0_0": 5}]}}], "record 0 (Li Wen)", "events[0].1_0_0"),
+        ([{"Li Wen": {"events": [{"1_0_0": "Who?"}]}}], "record 0 (Li Wen)", "events[0].1_0_0"),
         ([{"Li Wen": {"events": [5]}}], "record 0 (Li Wen)", "events[0]"),
         ([{"Li Wen": {"events": 5}}], "record 0 (Li Wen)", "events"),
-        ([{"Li Wen": {"events": [{"1_0_0": [5]}]}}], "record 0 (Li Wen), events[0]", "Reference Memory"),
+        ([{"Li Wen": {"events": [{"1_0_0": [5]}]}}], "record 0 (Li Wen)", "events[0].1_0_0[0]"),
     ],
 )
 def test_perltqa_questions_of_another_shape_are_refused(tmp_path, questions, record, field):
@@ -134,9 +134,9 @@ def test_perltqa_questions_of_another_shape_are_refused(tmp_path, questions, rec
 @pytest.mark.parametrize(
     ("contents", "field"),
     [
-        ({"2022-05-13": "Li Wen: I bought a boat."}, "2022-05-13"),
-        ({"2022-05-13": 5}, "2022-05-13"),
-        ({"2022-05-13": ["Li Wen: Hi", {"Li Wen": "Hi"}]}, "2022-05-13[1]"),
+        ({"2022-05-13": "Li Wen: I bought a boat."}, "contents.2022-05-13"),
+        ({"2022-05-13": 5}, "contents.2022-05-13"),
+        ({"2022-05-13": ["Li Wen: Hi", {"Li Wen": "Hi"}]}, "contents.2022-05-13[1]"),
         ("Li Wen: I bought a boat.", "contents"),
     ],
 )
@@ -144,5 +144,5 @@ def test_perltqa_dialogues_of_another_shape_are_refused(tmp_path, contents, fiel
     memory = changed(MEMORY, "Li Wen", "dialogues", "1_0_0#1", "contents", value=contents)
     with pytest.raises(DataError) as caught:
         load(perltqa_folder(tmp_path, memory, QUESTIONS))
-    assert caught.value.path.endswith("perltmem_en_v2.json") and caught.value.field == field
-    assert caught.value.record.startswith("record 1 (Li Wen), dialogues 1_0_0#1")
+    assert caught.value.path.endswith("perltmem_en_v2.json") and caught.value.record == "record 1 (Li Wen)"
+    assert caught.value.field == f"dialogues.1_0_0#1.{field}"

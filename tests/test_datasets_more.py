@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+from argparse import ArgumentParser
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from membuilder.datasets import custom, longmemeval, perltqa
 from membuilder.datasets.load import load
 from membuilder.datasets.selection import (
     DATA_FOLDER,
+    add_data_flags,
     load_selected,
     place_of,
     select,
@@ -126,16 +128,16 @@ def test_perltqa_references_become_evidence_and_what_is_lost_is_said(tmp_path, c
         (
             lambda memory, questions: questions[1]["Li Wen"]["profile"][0].pop("Answer"),
             "perltqa",
-            "profile[0]",
-            "Answer",
+            "record 1 (Li Wen)",
+            "profile[0].Answer",
         ),
         (
             lambda memory, questions: questions[1]["Li Wen"]["events"][0]["1_0_1"][1].update(
                 {"Reference Memory": "[x"}
             ),
             "perltqa",
-            "events[1]",
-            "Reference Memory",
+            "record 1 (Li Wen)",
+            "events[0].1_0_1[1].Reference Memory",
         ),
     ],
 )
@@ -181,7 +183,12 @@ def turn(**fields) -> dict:
     [
         (lambda d: d["sessions"][0].update(turns=[]), "line 1", "sessions[0].turns", "length >= 1"),
         (lambda d: d.update(sesions=[]), "line 1", "sesions", "unknown field"),
-        (lambda d: d["sessions"][0]["turns"][0].update(text=" "), "sessions[0].turns[0]", "text", "is empty"),
+        (
+            lambda d: d["sessions"][0]["turns"][0].update(text=" "),
+            "line 1 (ann-bob)",
+            "sessions[0].turns[0].text",
+            "is empty",
+        ),
         (
             lambda d: d["sessions"][0]["turns"][1].update(id="t1"),
             "line 1 (ann-bob)",
@@ -196,25 +203,40 @@ def turn(**fields) -> dict:
         ),
         (
             lambda d: d["sessions"].append({"timestamp": "2024-03-14", "turns": [turn()]}),
-            "sessions[1]",
-            "timestamp",
+            "line 1 (ann-bob)",
+            "sessions[1].timestamp",
             "put the sessions in time order",
         ),
-        (lambda d: d["sessions"][0].update(timestamp="yesterday"), "sessions[0]", "timestamp", "ISO 8601"),
+        (
+            lambda d: d["sessions"][0].update(timestamp="yesterday"),
+            "line 1 (ann-bob)",
+            "sessions[0].timestamp",
+            "ISO 8601",
+        ),
         (
             lambda d: d["questions"][0].update(asked_at="2024-04-01T10:00Z"),
-            "questions[0]",
-            "asked_at",
+            "line 1 (ann-bob)",
+            "questions[0].asked_at",
             "give all or none",
         ),
         (
             lambda d: d["questions"][0].update(asked_at="2024-03-15T09:29"),
-            "questions[0]",
-            "asked_at",
+            "line 1 (ann-bob)",
+            "questions[0].asked_at",
             "is before its evidence 't1'",
         ),
-        (lambda d: d["questions"][0].update(evidence=["t9"]), "questions[0]", "evidence", "'t9' is no turn"),
-        (lambda d: d["questions"][0].update(answer=None), "questions[0]", "answer", '"answerable": false'),
+        (
+            lambda d: d["questions"][0].update(evidence=["t9"]),
+            "line 1 (ann-bob)",
+            "questions[0].evidence",
+            "'t9' is no turn",
+        ),
+        (
+            lambda d: d["questions"][0].update(answer=None),
+            "line 1 (ann-bob)",
+            "questions[0].answer",
+            '"answerable": false',
+        ),
         (lambda d: d.update(speakers=["Ann"]), "line 1 (ann-bob)", "speakers", "does not name 'Bob'"),
         (
             lambda d: d.update(speakers=["Ann", "Bob", "Ann"]),
@@ -224,8 +246,8 @@ def turn(**fields) -> dict:
         ),
         (
             lambda d: d["questions"][0].update(evidence=["t1", "t1"]),
-            "questions[0]",
-            "evidence",
+            "line 1 (ann-bob)",
+            "questions[0].evidence",
             "'t1' stands there twice",
         ),
         (lambda d: d["questions"][0].update(answer=True), "line 1", "questions[0].answer", "got `bool`"),
@@ -246,7 +268,7 @@ def test_custom_refusals_name_path_record_and_field(tmp_path, spoil, record, fie
 def test_custom_refuses_repeated_dialogues_damaged_lines_and_other_encodings(tmp_path):
     path = tmp_path / "mine.jsonl"
     write_lines(path, example(), example())
-    with pytest.raises(DataError, match=r"record 1 \(ann-bob\): field 'id': is also the id of record 0"):
+    with pytest.raises(DataError, match=r"line 2 \(ann-bob\): field 'id': is also the id of line 1"):
         load(path)
     path.write_text(json.dumps(example()) + '\n{"id": ', encoding="utf-8")
     with pytest.raises(DataError, match="line 2: field 'JSON': not one JSON document"):
@@ -285,7 +307,11 @@ def test_longmemeval_says_what_is_out_of_order_late_and_empty(caplog):
         (dialogue,) = longmemeval.parse([sample()], "s.json")
     assert [session.timestamp.day for session in dialogue.sessions] == [1, 5]
     said = caplog.text
-    assert "s.json: LongMemEvalReport(" in said and "num_late_evidence=1" in said and "num_empty_sessions=1" in said
+    assert (
+        said.count("s.json: repaired, left out or odd: ") == 1
+        and "num_late_evidence=1" in said
+        and "num_empty_sessions=1" in said
+    )
 
 
 # choosing
@@ -295,7 +321,10 @@ def test_a_split_takes_what_the_file_has_of_it(tmp_path):
     (tmp_path / "longmemeval_splits.json").write_text('{"sft": ["q2", "q9"], "rl": ["q1"], "test": []}')
     path = tmp_path / "s.json"
     path.write_text(json.dumps([sample("q1"), sample("q2")]), encoding="utf-8")
-    dialogues, found = load_selected("longmemeval", path, tmp_path)
+    parser = ArgumentParser()
+    add_data_flags(parser)
+    given = parser.parse_args(["--dataset", "longmemeval", "--dataset-path", str(path)])
+    dialogues, found = load_selected(given, (), "--conv-id")
     assert [dialogue.id for dialogue in select(dialogues, split_ids("sft", found), "--split sft")] == ["q2"]
     with pytest.raises(
         ConfigError, match=r"--split test: none of its 0 ids is in the dataset, which has \['q1', 'q2'\]"

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -248,16 +249,17 @@ async def embeddings(request: Request, writer) -> None:
     await payload({"data": rows[::-1], "usage": {"prompt_tokens": 2 * len(rows)}})(request, writer)
 
 
-def embedding_endpoint(server: FaultServer) -> ModelEndpoint:
+def embedder_of(server: FaultServer, usage: Usage | None = None, **more) -> closing[EndpointEmbedder]:
     quick = {"max_attempts": 3, "timeout_seconds": 2.0, "check_timeout_seconds": 2.0, "max_wait_seconds": 0.01}
-    return ModelEndpoint(name="e", provider=Provider.VLLM, base_url=server.base_url, **quick)
+    endpoint = ModelEndpoint(name="e", provider=Provider.VLLM, base_url=server.base_url, **quick)
+    return closing(EndpointEmbedder(endpoint, usage or Usage(), **more))
 
 
 def test_an_endpoint_embeds_in_batches_in_order_to_unit_length_and_each_text_once(monkeypatch):
-    monkeypatch.setattr(remote, "BATCH_TEXTS", 2)
+    monkeypatch.setattr(remote, "BATCH", 2)
     usage = Usage()
     with FaultServer(embeddings) as server:
-        with EndpointEmbedder(embedding_endpoint(server), usage, api_key="k") as embedder:
+        with embedder_of(server, usage, api_key="k") as embedder:
             rows = embedder.embed(["cat", "dog", "cat", "Oslo"])
             again = embedder.embed(["Oslo", "cat"])
             assert embedder.embed([]).shape == (0, 4) and embedder.dimension == 4
@@ -282,7 +284,7 @@ def test_an_endpoint_serves_retrieval_also_from_inside_an_event_loop():
     async def search(embedder):
         return retrieve(Bank(entries=entries), ["cat?"], embedder, k=1)
 
-    with FaultServer(embeddings) as server, EndpointEmbedder(embedding_endpoint(server), Usage()) as embedder:
+    with FaultServer(embeddings) as server, embedder_of(server) as embedder:
         (found,) = asyncio.run(search(embedder))
     assert [entry.id for entry in found.entries] == ["a cat"]
 
@@ -293,7 +295,7 @@ def test_vectors_are_kept_between_runs(tmp_path):
         rows = []
         for _ in range(2):
             cache = AnswerCache(tmp_path)
-            with EndpointEmbedder(embedding_endpoint(server), usage, cache=cache) as embedder:
+            with embedder_of(server, usage, cache=cache) as embedder:
                 rows.append(embedder.embed(["cat", "dog"]))
             cache.close()
         np.testing.assert_array_equal(*rows)
@@ -302,7 +304,7 @@ def test_vectors_are_kept_between_runs(tmp_path):
         shorter = payload({"data": [{"index": 0, "embedding": [1.0]}]})
         server.script = [shorter]
         cache = AnswerCache(tmp_path)
-        with EndpointEmbedder(embedding_endpoint(server), usage, cache=cache) as embedder:
+        with embedder_of(server, usage, cache=cache) as embedder:
             with pytest.raises(CacheError, match="changed"):
                 embedder.embed(["cat"])
         cache.close()
@@ -328,18 +330,20 @@ WRONG_EMBEDDINGS = {
 @pytest.mark.parametrize("fault", WRONG_EMBEDDINGS)
 def test_a_wrong_vector_is_an_error_never_a_zero_vector(fault):
     with FaultServer(embeddings, WRONG_EMBEDDINGS[fault]) as server:
-        with EndpointEmbedder(embedding_endpoint(server), Usage()) as embedder, pytest.raises(ChatError) as caught:
+        with embedder_of(server) as embedder, pytest.raises(ChatError) as caught:
             embedder.embed(["cat"])
     assert caught.value.kind is ChatErrorKind.BAD_RESPONSE
 
 
-def test_a_text_beyond_the_servers_limit_is_an_error_never_an_empty_context():
+def test_a_text_beyond_the_servers_limit_is_an_error_never_an_empty_context(monkeypatch):
+    monkeypatch.setattr(remote, "BATCH", 1)
+
     async def limited(request: Request, writer) -> None:
         too_long = any(len(text) > 10 for text in request.body["input"])
         await (status(400, "maximum context length is 10") if too_long else embeddings)(request, writer)
 
     with FaultServer(limited) as server:
-        with EndpointEmbedder(embedding_endpoint(server), Usage()) as embedder:
+        with embedder_of(server) as embedder:
             with pytest.raises(ChatError, match="maximum context length is 10") as caught:
                 embedder.embed(["cat", "a cat in Oslo", "dog"])
         assert caught.value.kind is ChatErrorKind.BAD_REQUEST
@@ -347,5 +351,5 @@ def test_a_text_beyond_the_servers_limit_is_an_error_never_an_empty_context():
 
 def test_an_embedder_that_cannot_work_fails_when_it_is_made():
     with FaultServer(status(401)) as server, pytest.raises(ChatError) as caught:
-        EndpointEmbedder(embedding_endpoint(server), Usage())
+        embedder_of(server)
     assert caught.value.kind is ChatErrorKind.REFUSED_KEY and "OPENAI_EMBEDDINGS_API_KEY" in str(caught.value)

@@ -22,6 +22,7 @@ from membuilder.errors import CacheError, ConfigError, EvaluationError
 from membuilder.evaluation import run
 from membuilder.evaluation.answerer import Roles, ask_all
 from membuilder.evaluation.banks import BankFolder
+from membuilder.evaluation.compare import compare
 from membuilder.evaluation.metrics import Outcome
 from membuilder.evaluation.options import command_line, parse
 from membuilder.evaluation.recall import Item, Ranking
@@ -215,8 +216,10 @@ def test_the_cache_grows_past_its_first_size_and_refuses_other_files(tmp_path):
     texts = [f"word{n}" for n in range(5000)]
     many.embed(texts)
     assert np.array_equal(many.embed(texts[-1:]), HashEmbedder(dimension=8).embed(texts[-1:]))
-    with pytest.raises(CacheError, match="8 numbers where 16 were expected; remove the folder"):
-        CachedEmbedder(HashEmbedder, tmp_path / "cache", "a", 16).embed(texts[-1:])
+    many.close()
+    with closing(CachedEmbedder(HashEmbedder, tmp_path / "cache", "a", 16)) as wider:
+        with pytest.raises(CacheError, match="8 numbers where 16 were expected; remove the folder"):
+            wider.embed(texts[-1:])
     (tmp_path / "cache" / "cache.db").write_text("no database, but long enough to be read as one" * 20)
     (tmp_path / "file").touch()
     for path in (tmp_path / "cache", tmp_path / "file"):
@@ -328,6 +331,25 @@ def test_a_summary_by_hand():
     assert list(summary["by_category"]) == ["single-hop", "multi-hop", "adversarial"]
     assert summary["by_category"]["multi-hop"]["evidence_recall"]["5"] == 0.0
     assert unjudged_share(records) == pytest.approx(1 / 3)  # of the lenient judge's; the strict one gave all three
+
+
+def test_the_order_of_the_answers_changes_no_interval_and_no_test():
+    """With several questions in flight, `answers.jsonl` has them in the order in which the answers came."""
+    one = dialogue().questions[0]
+    questions = [replace(one, id=f"q{number}", category=("a", "b")[number % 2]) for number in range(12)]
+    a, b = (
+        [
+            record(each, found("S1:2" if n % k else "S1:1"), judged("Miso cat" if n % k else "Miso", True, n % k == 0))
+            for n, each in enumerate(questions)
+        ]
+        for k in (2, 3)
+    )
+    mixed = [b[number] for number in (7, 2, 11, 0, 5, 9, 1, 10, 3, 8, 4, 6)]
+    in_order, out_of_order = (summary_json(summarize(records, seed=0)) for records in (b, mixed))
+    assert in_order == out_of_order
+    assert in_order["evidence_recall_interval"]["10"][0] < in_order["evidence_recall"]["10"]
+    metrics = ("recall@10", "f1", "judge_lenient")
+    assert compare(a, b, metrics, seed=0) == compare(a[::-1], mixed, metrics, seed=0)
 
 
 def test_questions_of_a_locomo_file_count_under_their_own_names(tmp_path):
@@ -535,7 +557,7 @@ def test_a_killed_run_goes_on_where_it_was_and_not_under_other_settings(call, tm
     assert "was begun with other settings: systems=[" in capsys.readouterr().err
     path.write_bytes(b"{]\n" + whole)
     assert call("--system", "rag-turn-bm25") == 2
-    assert "line 1: field 'JSON': is damaged" in capsys.readouterr().err
+    assert "line 1: field 'JSON': not one JSON document" in capsys.readouterr().err
 
 
 def test_build_then_answer_in_two_steps(call, tmp_path, capsys):
@@ -626,14 +648,14 @@ def test_the_published_flags_have_their_names_and_defaults():
     defaults = vars(command_line().parse_args([]))
     assert {name: defaults[name] for name in published} == published
     options = parse([])
-    assert (options.answerer, options.judge, options.builder, options.split, options.ids) == (
+    assert (options.answerer, options.judge, options.builder, options.flags.split, options.flags.conv_id) == (
         None,
         None,
         None,
         None,
-        (),
+        None,
     )
-    assert (options.concurrency, options.build_parallel, options.top_k, options.db_path) == (1, 1, 10, None)
+    assert (options.concurrency, options.build_parallel, options.flags.top_k, options.db_path) == (1, 1, 10, None)
     assert parse(["--parallel"]).build_parallel == parse(["--parallel"]).concurrency == 4
     api, own = parse(["--model", "m"]), parse(["--model", "m", "--provider", "vllm"])
     assert place(api.answerer)[:3] == ("m", "openai", None)
@@ -647,7 +669,9 @@ def test_the_published_flags_have_their_names_and_defaults():
         " --sessions 3 --questions 4 --top-k 7 --db-path db --vector-store faiss --concurrency 2 --parallel --workers 6"
         " --output-dir o --verbose".split()
     )
-    assert given.ids == ("a", "b", "c") and given.split == "test" and given.concurrency == 6 and given.top_k == 7
+    flags = given.flags
+    assert (flags.conv_id, flags.sample_id, flags.character_id) == ("a", "b", "c") and flags.split == "test"
+    assert given.concurrency == 6 and flags.top_k == 7
     assert "k'" not in repr(given)  # the key
 
 

@@ -144,7 +144,7 @@ def damage(path, **changes) -> None:
         ),
         (
             lambda db: damage(db / "d1.json", entries=[{}]),
-            "d1.json: entries[0]: field 'id': Object missing required field",
+            "d1.json: whole file: field 'entries[0].id': Object missing required field",
         ),
         (
             lambda db: damage(db / "d1.json", core_quotes=["x"]),
@@ -153,7 +153,7 @@ def damage(path, **changes) -> None:
         (lambda db: (db / "manifest.json").write_text("{"), "manifest.json: whole file: field 'JSON': not one JSON"),
         (
             lambda db: (db / "manifest.json").write_text("5"),
-            "manifest.json: whole file: field 'top level': expected an",
+            "manifest.json: whole file: field 'top level': Expected `object`, got `int`; it is damaged",
         ),
     ],
 )
@@ -174,14 +174,14 @@ def test_an_entry_that_cannot_be_of_this_dialogue_is_refused(call, tmp_path, cap
     (entry, *more) = json.loads(path.read_text())["entries"]
     damage(path, entries=[entry | change, *more])
     assert call(None, "--mode", "answer", "--db-path", str(tmp_path / "db")) == 2
-    assert "d1.json: entries[0]: field" in capsys.readouterr().err
+    assert "d1.json: whole file: field 'entries[0]." in capsys.readouterr().err
 
 
 def test_damaged_files_of_a_run_are_refused_by_name(call, tmp_path, capsys):
     assert call(None, "--system", "none") == 0
     run_file, answers = tmp_path / "out" / "run.json", tmp_path / "out" / "answers.jsonl"
     whole = run_file.read_text()
-    for content, said in (("{", "not one JSON document"), ("[]", "expected an object, found list")):
+    for content, said in (("{", "not one JSON document"), ("[]", "Expected `object`, got `array`")):
         run_file.write_text(content)
         assert call(None, "--system", "none") == 2
         err = capsys.readouterr().err

@@ -14,6 +14,7 @@ from membuilder.bank.retrieve import retrieve
 from membuilder.datasets.windows import in_windows, sessions_of_windows
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.metrics import RECALLS
+from membuilder.evaluation.options import Reading
 from membuilder.evaluation.recall import Item, Ranking, evidence_recall
 from membuilder.evaluation.records import read_records
 from membuilder.evaluation.systems import from_memories
@@ -135,7 +136,7 @@ def test_an_entry_written_in_a_window_counts_for_the_whole_session():
     assert len(windows.sessions) == 6 and sessions_of_windows(whole, 2) == [0, 0, 0, 1, 1, 1]
     assert sessions_of_windows(whole, None) == [0, 1] == sessions_of_windows(whole, 5)
     bank = Bank(entries=(replace(bank_of(["tent five"]).entries[0], session=4),))
-    (ranking,) = from_memories(lambda _: memory_of(bank, HashEmbedder()), max_turns=2)(whole, 5)
+    (ranking,) = from_memories(lambda _: memory_of(bank, HashEmbedder()), Reading(max_turns=2))(whole, 5)
     assert ranking.items[0].session == 1
 
 
@@ -147,7 +148,7 @@ def test_superseded_entries_are_found_where_the_builders_prompts_include_them(tm
     folder.save(dialogue(), replace(bank, entries=(bank.entries[0], replace(bank.entries[1], supersedes=("m1",)))))
     found = from_memories(
         lambda each: memory_of(folder.load(each), HashEmbedder(64), IndexConfig(gpu=False)),
-        include_superseded=BankFolder(tmp_path / "banks").include_superseded,
+        BankFolder(tmp_path / "banks").reading,
     )
     assert {item.entry_id for ranking in found(dialogue(), 5) for item in ranking.items} == {"m2"} | (
         {"m1"} if include else set()

@@ -6,14 +6,17 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from membuilder.errors import CheckpointError
 from tests.forks import as_rank, free_port, start
-from trainer.checkpoint.checkpoints import Best, Checkpoints
+from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
+from trainer.distributed import process_group
 from trainer.distributed.process_group import World, start_accelerator
+from trainer.sft_config import SFTConfig
 
 pytestmark = pytest.mark.slow
 PATIENCE = timedelta(seconds=20)
@@ -38,18 +41,20 @@ FAULTS = {  # what fails, and in which rank
 def one_of_two(rank: int, port: int, folder: Path) -> None:
     """Saves at a disk that is full in one way after the other, then at one with room."""
     as_rank(rank, 2, port)
+    process_group.PATIENCE = PATIENCE
     os.environ |= {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "DS_ACCELERATOR": "cpu",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(folder / "deepspeed.json"),
     }
-    accelerator = start_accelerator(1.0, patience=PATIENCE)
-    world = World.of(accelerator, patience=PATIENCE)
+    accelerator = start_accelerator(1.0)
+    world = World.of(accelerator)
     model = torch.nn.Linear(8, 8)
     engine, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    checkpoints = Checkpoints(
-        root=folder / "checkpoints", settings={}, config={}, accelerator=accelerator, world=world, model_files={}
-    )
+    config = SFTConfig(out=str(folder), keep_last=1)
+    nothing = SimpleNamespace(save_pretrained=lambda folder: None)
+    no_files = SimpleNamespace(config=nothing, generation_config=nothing)
+    checkpoints = Checkpoints(config, accelerator, world, no_files, nothing, BEST)
     seen = {"engine": type(engine).__name__}
     with world.watched():
         for name, (place, faulty_rank) in FAULTS.items():
@@ -57,13 +62,13 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(CheckpointError) as caught:
                 if rank == faulty_rank:
                     patch.setattr(*place(engine))
-                checkpoints.save(1, {"step": 1}, 1, {}, BEST)
+                checkpoints.save(Progress(step=1, best=None, wandb_run_id=None), {})
             took = time.monotonic() - began
             world.barrier()
             left = [path.name for path in (folder / "checkpoints").iterdir()]
             world.barrier()
             seen[name] = {"said": str(caught.value), "took": took, "left": left}
-        checkpoints.save(2, {"step": 2}, 1, {}, BEST)
+        checkpoints.save(Progress(step=2, best=None, wandb_run_id=None), {})
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 

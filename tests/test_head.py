@@ -4,13 +4,14 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.distributions import Categorical
 
-from trainer.batching.loss_rows import Objective, Rows, cross_entropy
+from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.configs import KLEstimator, LossConfig
 from trainer.kernels import plain_rows
 from trainer.losses import LOSSES, TokenValues
@@ -28,7 +29,7 @@ def config_of(name: str, **changes) -> LossConfig:
 
 @pytest.fixture
 def case():
-    """float64 hidden states, weight, targets and rows whose ratios lie on both sides of every bound."""
+    """float64 hidden states, weight, targets and an objective whose ratios lie on both sides of every bound."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -37,7 +38,9 @@ def case():
     hidden, weight = normal(NUM_ROWS, WIDTH).requires_grad_(), normal(VOCAB, WIDTH).requires_grad_()
     targets = torch.randint(VOCAB, (NUM_ROWS,), generator=generator)
     near = token_logprobs(hidden, weight, targets, 0.7).logprobs
-    rows = Rows(
+    objective = Objective(
+        loss=LOSSES["grpo"],
+        config=LossConfig(),
         scale=torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64),
         values=TokenValues(
             proximal_logprobs=near + 0.3 * normal(NUM_ROWS),
@@ -49,7 +52,7 @@ def case():
         ref_logprobs=near + 0.3 * normal(NUM_ROWS),
         sequence=torch.tensor([k for k, length in enumerate(LENGTHS) for _ in range(length)]),
     )
-    return hidden, weight, targets, rows
+    return hidden, weight, targets, objective
 
 
 def by_autograd(hidden, weight, targets, loss_function, temperature: float):
@@ -73,8 +76,8 @@ CONFIGS += [config_of("adrpo", sequence_mask=[0.8, 1.25]), config_of("grpo", ent
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.kl_estimator}")
 @pytest.mark.parametrize("chunk_rows", [1, 3, 7, NUM_ROWS, 1000])
 def test_every_loss_equals_autograd_whatever_the_chunk(case, config, chunk_rows):
-    hidden, weight, targets, rows = case
-    objective = Objective(loss=LOSSES[config.name], config=config, rows=rows)
+    hidden, weight, targets, objective = case
+    objective = replace(objective, loss=LOSSES[config.name], config=config)
     expected, metrics, gradients = by_autograd(hidden, weight, targets, objective, temperature=0.7)
     output = head_loss(hidden, weight, targets, 0.7, objective, objective.whole_sequences, chunk_rows)
     assert_close(output.loss, expected)
@@ -87,12 +90,12 @@ def test_every_loss_equals_autograd_whatever_the_chunk(case, config, chunk_rows)
 
 def test_a_loss_of_ones_own_that_mixes_tokens_is_never_cut(case):
     """A loss without the `per_token` mark is given all rows at once, however small the head's chunks."""
-    hidden, weight, targets, rows = case
+    hidden, weight, targets, objective = case
 
     def centred(inputs, config):
         return -(inputs.trainer_logprobs - inputs.trainer_logprobs.mean()) * inputs.advantage, {}
 
-    objective = Objective(loss=centred, config=LossConfig(), rows=rows)
+    objective = replace(objective, loss=centred)
     expected, _, gradients = by_autograd(hidden, weight, targets, objective, temperature=1.0)
     assert objective.whole_sequences
     output = head_loss(hidden, weight, targets, 1.0, objective, objective.whole_sequences, chunk_rows=3)
@@ -102,8 +105,8 @@ def test_a_loss_of_ones_own_that_mixes_tokens_is_never_cut(case):
 
 def test_a_tied_weight_gets_both_gradients(case):
     """The weight also makes the hidden states, as an embedding does."""
-    _, weight, targets, rows = case
-    loss = cross_entropy(rows.scale)
+    _, weight, targets, objective = case
+    loss = cross_entropy(objective.scale)
     embedded = weight[targets.roll(1)].tanh()
     expected = torch.autograd.grad(by_autograd_loss(embedded, weight, targets, loss), weight)[0]
     embedded = weight[targets.roll(1)].tanh()
@@ -117,8 +120,8 @@ def by_autograd_loss(hidden, weight, targets, loss_function) -> torch.Tensor:
 
 
 def test_an_outer_factor_reaches_both_gradients(case):
-    hidden, weight, targets, rows = case
-    loss = cross_entropy(rows.scale)
+    hidden, weight, targets, objective = case
+    loss = cross_entropy(objective.scale)
     once = torch.autograd.grad(head_loss(hidden, weight, targets, 1.0, loss).loss, (hidden, weight))
     thrice = torch.autograd.grad(3 * head_loss(hidden, weight, targets, 1.0, loss).loss, (hidden, weight))
     for one, three in zip(once, thrice, strict=True):
@@ -127,8 +130,8 @@ def test_an_outer_factor_reaches_both_gradients(case):
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
 def test_a_frozen_side_gets_no_gradient_and_the_other_its_own(case, frozen):
-    hidden, weight, targets, rows = case
-    loss = cross_entropy(rows.scale)
+    hidden, weight, targets, objective = case
+    loss = cross_entropy(objective.scale)
     both = dict(zip(("hidden", "weight"), by_autograd(hidden, weight, targets, loss, 1.0)[2], strict=True))
     tensors = {"hidden": hidden, "weight": weight}
     tensors[frozen] = tensors[frozen].detach()
@@ -138,9 +141,9 @@ def test_a_frozen_side_gets_no_gradient_and_the_other_its_own(case, frozen):
 
 
 def test_without_gradients_none_are_made(case, monkeypatch):
-    hidden, weight, targets, rows = case
+    hidden, weight, targets, objective = case
     monkeypatch.setattr(plain_rows, "write_gradient_", lambda *_: pytest.fail("a gradient nobody asked for"))
-    objective = Objective(loss=LOSSES["gspo"], config=config_of("gspo"), rows=rows)
+    objective = replace(objective, loss=LOSSES["gspo"], config=config_of("gspo"))
     with torch.no_grad():
         assert not head_loss(hidden, weight, targets, 1.0, objective, True, chunk_rows=4).loss.requires_grad
 
@@ -246,9 +249,9 @@ def test_the_triton_kernels_equal_their_plain_twin():
 
 def test_the_gradient_is_given_once(case):
     """It is scaled in place: a second backward of the same graph must not give it scaled twice."""
-    hidden, weight, targets, rows = case
+    hidden, weight, targets, objective = case
     config = config_of("grpo")
-    loss = head_loss(hidden, weight, targets, 0.7, Objective(loss=LOSSES["grpo"], config=config, rows=rows)).loss
+    loss = head_loss(hidden, weight, targets, 0.7, replace(objective, config=config)).loss
     (3 * loss).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

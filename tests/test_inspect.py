@@ -14,6 +14,7 @@ from rich.console import Console
 from membuilder.bank.html_page import render_page
 from membuilder.bank.store import writing
 from membuilder.building.builder import Builder, ask_model
+from membuilder.colours import colours_of
 from membuilder.inspect import history, main, read_contents, show_bank, show_entry, show_session
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
@@ -137,7 +138,9 @@ def test_the_page_needs_nothing_beside_itself_and_holds_no_markup_of_others(stor
     assert "<img" not in page and "<!--" not in page
     assert "<title>Memory of &lt;b&gt;d&lt;/b&gt;</title>" in page
     raw = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
-    assert json.loads(raw)["sessions"][1]["turns"][1]["text"] == SCRIPT
+    data = json.loads(raw)
+    assert data["sessions"][1]["turns"][1]["text"] == SCRIPT
+    assert data["colours"] == colours_of(Agent) == read_contents(store_path).colours  # those of the figures
     assert "default-src 'none'" in page and "unsafe" not in page
 
 

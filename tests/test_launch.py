@@ -17,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from membuilder.config import load, parse_args
 from tests.test_dry_run import folder_4b  # noqa: F401
 from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, estimate
-from trainer.memory_estimate.options import Launch, add_dry_run, dry_run_of
+from trainer.memory_estimate.options import Launch, add_dry_run, launch_of
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
@@ -270,7 +270,7 @@ def test_the_published_configs_fit_80_gib_as_their_heads_say(name, launch, folde
     assert f"#   python -m trainer.{stage} --dry-run --config configs/{name}.yaml {' '.join(options)}" in head
     kind = {"sft": SFTConfig, "rl": RLConfig}[stage]
     config, arguments = parse_args(kind, ["--config", str(path), *options, f"model.path={folder_4b}"], "", add_dry_run)
-    given, _ = dry_run_of(arguments)
+    given = launch_of(arguments)
     assert given == Launch(**launch) and given.gpu_memory_gib == 80
     assert estimate(config, given).fits
     if "offload_optimizer" in launch:  # "only" so

@@ -7,7 +7,7 @@ import pytest
 
 from membuilder.errors import DataError
 from trainer.logs.provenance import PACKAGES, provenance
-from trainer.logs.run_log import RunLog, read_jsonl, redact
+from trainer.logs.run_log import RunLog, read_jsonl
 from trainer.plots import plot_run, read_series
 
 
@@ -110,30 +110,6 @@ def test_disabled_log_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_secrets_are_redacted_and_token_counts_are_not():
-    config = {
-        "api_key": "sk-1",
-        "judge": {"apiKey": "sk-2", "hf-token": "hf", "api_key_env": "OPENAI_API_KEY", "db_password": "x"},
-        "servers": [{"secret": "y", "url": "u"}],
-        "max_prompt_tokens": 20000,
-        "tokenizer": "qwen",
-        "token": None,
-    }
-    assert redact(config) == {
-        "api_key": "[redacted]",
-        "judge": {
-            "apiKey": "[redacted]",
-            "hf-token": "[redacted]",
-            "api_key_env": "OPENAI_API_KEY",
-            "db_password": "[redacted]",
-        },
-        "servers": [{"secret": "[redacted]", "url": "u"}],
-        "max_prompt_tokens": 20000,
-        "tokenizer": "qwen",
-        "token": None,
-    }
-
-
 @pytest.mark.slow
 def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, monkeypatch, capsys):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
@@ -143,7 +119,7 @@ def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, mon
     ids = []
     # a run; the same from its checkpoint; the same killed before it had one; another run in its place
     for step, (checkpoint, anew) in enumerate([(False, True), (True, False), (False, False), (False, True)]):
-        log = RunLog(tmp_path, wandb_project="membuilder-test", config={"api_key": "sk-1"}, run_name="r")
+        log = RunLog(tmp_path, wandb_project="membuilder-test", config={"seed": 1}, run_name="r")
         ids.append(log.start_wandb(ids[-1] if checkpoint else None, anew))
         log.log({"kl": math.nan}, step)
         log.log_completions([{"step": step, "completion": "a", "reward": {"qa": 1.0}}, {"step": step}])
@@ -163,6 +139,11 @@ def test_figures_leave_out_what_was_not_logged(tmp_path):
     log.log({"sft/loss": 1.5}, 2)
     log.close()
     assert read_series(tmp_path / "metrics.jsonl") == {"sft/loss": ([1, 2], [2.0, 1.5]), "sft/val_loss": ([1], [2.5])}
+    (tmp_path / "sub").mkdir()
+    log = make_log(tmp_path / "sub")
+    log.log({"prompt_too_long/keeper": 0.0, "reward/keeper": 0.5, "format/core": 1.0}, 1)
+    log.close()
+    assert [path.name for path in plot_run(tmp_path / "sub")] == ["reward.png"]  # the roles are those of the run
     (tmp_path / "summary.json").write_text('{"systems": {"sft": {"accuracy": 0.5}, "rl": {"accuracy": null}}}')
     assert [path.name for path in plot_run(tmp_path)] == ["sft.png", "accuracy.png"]
 

@@ -10,7 +10,6 @@ from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
 from tests.sequences import sequence
 from trainer.advantages import StdScale
-from trainer.batching.loss_rows import token_scale
 from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, pack
 from trainer.configs import Aggregation, KLEstimator, LossConfig
 from trainer.losses import (
@@ -28,7 +27,7 @@ from trainer.losses import (
     resolve_loss,
 )
 from trainer.model.policy import Policy
-from trainer.optimizer_step import Update, largest_norm, loss_rows, shares, with_proximal
+from trainer.optimizer_step import Update, largest_norm, make_objective, shares, with_proximal
 from trainer.rl_config import RLConfig
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
@@ -365,7 +364,8 @@ def test_only_losses_that_mix_tokens_need_whole_sequences():
     ],
 )
 def test_aggregation(aggregation, scale):
-    found = token_scale(aggregation, torch.tensor([0, 0, 1]), num_tokens=12, num_sequences=4, max_tokens=10)
+    update = Update(batches=[], num_real=0, num_tokens=12, num_sequences=4, ids=[])
+    found = update.token_scale(aggregation, torch.tensor([0, 0, 1]), max_tokens=10)
     assert found.tolist() == pytest.approx(scale)
 
 
@@ -378,20 +378,20 @@ def tiny_policy(seed: int) -> Policy:
     return Policy(Qwen3ForCausalLM(Qwen3Config(vocab_size=16, num_key_value_heads=2, **sizes)))
 
 
-def test_rows_of_a_batch_know_everything_but_the_policy():
+def test_the_objective_of_a_batch_knows_everything_but_the_policy():
     values = {"rollout_logprobs": (-1.0, -2.0), "advantage": (1.0, 1.0), "weight": (4.0, 4.0)}
     packed = pack([build_tree([sequence((1, 2), (3, 4), **values)])])
     reference = tiny_policy(1)
-    rows = loss_rows(packed, torch.tensor([0.5, 0.5]), reference, temperature=1.0)
-    assert rows.values.rollout_logprobs.tolist() == [-1, -2] and rows.values.weight.tolist() == [4, 4]
-    torch.testing.assert_close(rows.ref_logprobs, reference(packed).logprobs)
-    assert not rows.ref_logprobs.requires_grad
+    objective = make_objective(adrpo, LossConfig(), packed, torch.tensor([0.5, 0.5]), reference, temperature=1.0)
+    assert objective.values.rollout_logprobs.tolist() == [-1, -2] and objective.values.weight.tolist() == [4, 4]
+    torch.testing.assert_close(objective.ref_logprobs, reference(packed).logprobs)
+    assert not objective.ref_logprobs.requires_grad
 
     logprobs = torch.tensor([-0.5, -0.7], requires_grad=True)
-    inputs = rows.inputs(logprobs, torch.zeros(2), slice(0, 2))
+    inputs = objective.inputs(logprobs, torch.zeros(2), slice(0, 2))
     assert inputs.trainer_logprobs is logprobs
     assert torch.equal(inputs.proximal_logprobs, logprobs) and not inputs.proximal_logprobs.requires_grad
-    assert rows.inputs(logprobs[1:], torch.zeros(1), slice(1, 2)).rollout_logprobs.tolist() == [-2]
+    assert objective.inputs(logprobs[1:], torch.zeros(1), slice(1, 2)).rollout_logprobs.tolist() == [-2]
 
 
 def test_several_updates_share_the_behaviour_of_the_first():
@@ -403,8 +403,8 @@ def test_several_updates_share_the_behaviour_of_the_first():
     assert packed.values.proximal_logprobs is None, "what was given is left as it was"
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(2)
-    rows = loss_rows(filled.batches[0], torch.ones(2), None, temperature=1.0)
-    assert torch.equal(rows.values.proximal_logprobs, before) and not torch.equal(policy(packed).logprobs, before)
+    objective = make_objective(adrpo, NO_KL, filled.batches[0], torch.ones(2), None, temperature=1.0)
+    assert torch.equal(objective.values.proximal_logprobs, before) and not torch.equal(policy(packed).logprobs, before)
 
 
 def test_the_largest_norm_is_that_of_the_updates_that_were_taken():
@@ -432,7 +432,7 @@ def test_shares_deal_every_tree_once():
         ({"clip": 0}, "need 0 < clip < 1"),
         ({"clip": 1}, "need 0 < clip < 1"),
         ({"clip_high": 0}, "clip_high > 0"),
-        ({"dual_clip": 1.2}, "dual_clip must lie above the trust region, which ends at 1.2"),
+        ({"dual_clip": 1.2}, "dual_clip must lie above the trust region's end, 1.2"),
         ({"kl_coef": -0.1}, "kl_coef >= 0"),
         ({"entropy_coef": -1}, "entropy_coef >= 0"),
         ({"tis_cap": 0}, "tis_cap > 0"),

@@ -1,11 +1,10 @@
 """What a wheel carries, by setuptools' own list: the files of the source tree, the version, the console scripts."""
 
+import importlib
 import pkgutil
 import re
 import runpy
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import setuptools
@@ -13,7 +12,6 @@ import setuptools
 import membuilder
 from membuilder import __main__ as console
 from membuilder.errors import ConfigError
-from trainer import console as trainer_console
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("membuilder", "rollout", "reward", "trainer")
@@ -76,10 +74,14 @@ def test_the_console_lists_every_command_and_passes_its_words_on(capsys):
 
 
 @pytest.mark.parametrize("loop", ["sft", "rl"])
-def test_a_loops_script_ends_with_our_message_alone(loop, monkeypatch):
-    def refuse() -> None:
+def test_a_loops_script_ends_with_our_message_alone(loop, tmp_path, monkeypatch):
+    module = importlib.import_module(f"trainer.{loop}")
+    with pytest.raises(SystemExit, match=f"^trainer.{loop}: data.path: no file is at 'nowhere.json'$"):
+        module.main(["data.path=nowhere.json"])
+
+    def refuse(config) -> None:
         raise ConfigError("model.path: name it")
 
-    monkeypatch.setitem(sys.modules, f"trainer.{loop}", SimpleNamespace(main=refuse))
-    with pytest.raises(SystemExit, match=f"^membuilder-{loop}: model.path: name it$"):
-        getattr(trainer_console, loop)()
+    monkeypatch.setattr(module, f"setup_{loop}", refuse)
+    with pytest.raises(SystemExit, match=f"^trainer.{loop}: model.path: name it$"):
+        module.main([f"out={tmp_path}"])

@@ -26,10 +26,11 @@ from transformers import (
 )
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from membuilder.config import load
 from membuilder.errors import ConfigError
 from tests.sequences import sequence
 from trainer.batching.attention_plan import padded_calls, varlen_calls
-from trainer.batching.loss_rows import Objective, Rows, cross_entropy
+from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
 from trainer.configs import LossConfig, ModelConfig
 from trainer.losses import LOSSES, TokenValues
@@ -359,14 +360,16 @@ def test_a_rectangle_costs_at_most_twice_its_segments(monkeypatch):
     assert blocks == [(slice(0, 11), (3, 4)), (slice(11, 203), (3, 100)), (slice(203, 205), (1, 2))]
 
 
-def random_rows(batch: PackedBatch, near: torch.Tensor) -> Rows:
+def random_objective(config: LossConfig, batch: PackedBatch, near: torch.Tensor) -> Objective:
     """Every input of a loss at random, ratios on both sides of their bounds, some tokens masked out."""
     source = torch.Generator().manual_seed(3)
 
     def normal() -> torch.Tensor:
         return torch.randn(len(near), generator=source, dtype=torch.float64)
 
-    return Rows(
+    return Objective(
+        loss=LOSSES[config.name],
+        config=config,
         scale=torch.rand(len(near), generator=source, dtype=torch.float64),
         values=TokenValues(
             proximal_logprobs=near + 0.3 * normal(),
@@ -387,17 +390,16 @@ def test_every_loss_on_trees_equals_autograd_on_dense_copies(name, plan, double_
     config = LossConfig(name=name, kl_coef=0.1, entropy_coef=0.05, tis_cap=1.1, **own)
     model, session_groups = make_model(), TREE_CASES["several trees"]
     policy, batch = packed_copy(model), pack([build_tree(group) for group in session_groups], plan)
-    rows = random_rows(batch, policy(batch).logprobs)
+    objective = random_objective(config, batch, policy(batch).logprobs)
 
     place = batch.values.rollout_logprobs.argsort().argsort()  # of each packed row among the dense ones
     logits = torch.cat([dense_logits(model, item) for group in session_groups for item in group])[place]
     dense = Categorical(logits=logits)
-    inputs = rows.inputs(dense.log_prob(batch.targets), dense.entropy(), slice(None))
+    inputs = objective.inputs(dense.log_prob(batch.targets), dense.entropy(), slice(None))
     per_token, _ = LOSSES[name](inputs, config)
-    expected_loss = (per_token * rows.scale).sum()
+    expected_loss = (per_token * objective.scale).sum()
     expected = gradients(model, expected_loss)
 
-    objective = Objective(loss=LOSSES[name], config=config, rows=rows)
     output = policy(batch, 1.0, objective, objective.whole_sequences)
     assert (output.loss - expected_loss).abs() <= 1e-10 * expected_loss.abs()
     assert_same_gradients(gradients(policy, output.loss), expected, relative=1e-10)
@@ -621,5 +623,5 @@ def test_folder_without_a_model_is_named(tmp_path):
 
 
 def test_unknown_dtype_is_refused():
-    with pytest.raises(ValueError, match="'float16'"):
-        ModelConfig(dtype="float16")
+    with pytest.raises(ConfigError, match="dtype.*float16"):
+        load(ModelConfig, None, ["dtype=float16"])

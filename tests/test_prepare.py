@@ -5,6 +5,7 @@ examples.
 import json
 import os
 import random
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -461,6 +462,19 @@ def test_missing_or_cut_questions_are_an_error_and_write_nothing(tmp_path, capsy
     damage(folder)
     assert run("rl", "--trajectories-dir", tmp_path / "t", "--output-file", tmp_path / "rl.jsonl") == 2
     assert said in capsys.readouterr().err and not (tmp_path / "rl.jsonl").exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_a_trajectory_of_another_scheme_is_refused_by_name_with_what_to_do(tmp_path, capsys, stage):
+    folder = make(tmp_path / "t" / "d", THREE, keep_all)
+    sample(folder, Scripted(two_questions))
+    with sqlite3.connect(folder / "memory.db") as store:
+        store.execute("UPDATE setting SET value = ? WHERE name = 'scheme'", ('"toy"',))
+    assert run(stage, "--trajectories-dir", tmp_path / "t", "--output-file", tmp_path / "x.jsonl") == 2
+    said = capsys.readouterr().err
+    assert f"{folder / 'memory.db'}: was built by scheme 'toy', but the published formats" in said
+    assert "build it anew with membuilder.expert, or train on the dialogues themselves (data.path" in said
+    assert not (tmp_path / "x.jsonl").exists()
 
 
 def test_a_file_of_another_kind_is_named(tmp_path, capsys):

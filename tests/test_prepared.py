@@ -28,6 +28,7 @@ from trainer.data.prepared import prepared_trees, read_builds
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
 from trainer.run_setup import rl_builds
+from trainer.sft_config import SFTConfig
 
 TINY = TinyConfig(vocab_size=700, hidden_size=32, num_layers=2, intermediate_size=64, max_position=2048)
 
@@ -69,6 +70,10 @@ def tokenizer(model):
     return load_tokenizer(str(model))
 
 
+def sft_config(path: Path | str, max_length: int, over_long: OverLong = OverLong.DROP) -> SFTConfig:
+    return SFTConfig(data=DataConfig(prepared=str(path)), max_length=max_length, over_long=over_long)
+
+
 def records(files: Path) -> list[SFTRecord]:
     return read_records(files / "sft.jsonl", SFTRecord)
 
@@ -79,7 +84,7 @@ def leaves(node: Node) -> list[Node]:
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_the_pairs_of_a_session_share_a_tree(files, tokenizer, ending):
-    trees, counts = prepared_trees(str(files / f"sft.{ending}"), tokenizer, 2000, OverLong.DROP)
+    trees, counts = prepared_trees(tokenizer, sft_config(files / f"sft.{ending}", 2000))
     assert [tree.id for tree in trees] == ["d/0", "d/1", "d/2", "e/0", "e/1"]
     assert (counts.num_whole, counts.num_dropped) == (20, 0)
     found = [leaf.sequence for tree in trees for leaf in leaves(tree)]
@@ -99,10 +104,10 @@ def test_the_pairs_of_a_session_share_a_tree(files, tokenizer, ending):
 def test_a_pair_that_names_no_session_stands_alone_and_long_ones_are_counted(files, tokenizer, tmp_path):
     lines = [{"prompt": "say a", "completion": "{}"}, {"prompt": "say b " * 500, "completion": "{}"}]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    trees, counts = prepared_trees(str(tmp_path / "sft.jsonl"), tokenizer, 400, OverLong.DROP)
+    trees, counts = prepared_trees(tokenizer, sft_config(tmp_path / "sft.jsonl", 400))
     assert len(trees) == 1 and (counts.num_whole, counts.num_dropped) == (1, 1)
     with pytest.raises(ConfigError, match="over_long=drop or over_long=error"):
-        prepared_trees(str(tmp_path / "sft.jsonl"), tokenizer, 400, OverLong.CUT)
+        prepared_trees(tokenizer, sft_config(tmp_path / "sft.jsonl", 400, OverLong.CUT))
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -160,7 +165,7 @@ def test_other_files_are_refused_by_name(files, tokenizer, other, read, message)
     (files / "empty.jsonl").write_text("")
     path = str(files / other)
     with pytest.raises(DataError, match=f"{other}.*{message}"):
-        read_builds(path, FourAgents(PROMPTS)) if read == "rl" else prepared_trees(path, tokenizer, 2000, OverLong.DROP)
+        read_builds(path, FourAgents(PROMPTS)) if read == "rl" else prepared_trees(tokenizer, sft_config(path, 2000))
 
 
 def test_a_file_of_prompts_alone_or_of_other_operations_is_refused(files, tmp_path):
@@ -183,5 +188,5 @@ def test_settings_that_need_whole_dialogues_are_refused(files):
         load_corpus(data)
     with pytest.raises(ValueError, match="not both"):
         DataConfig(path="a", prepared="b")
-    with pytest.raises(ConfigError, match="model.path: name a model"):
+    with pytest.raises(SystemExit, match="model.path: name a model"):
         sft.main([f"data.prepared={files}/sft.jsonl"])

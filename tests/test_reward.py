@@ -22,10 +22,9 @@ from membuilder.types import (
     Session,
     Turn,
 )
-from reward.attribution import attribution_weights
-from reward.four_agents import score
+from reward.four_agents import attribution_weights, score
 from reward.judges import Verdict, coverage, evidence, load_judge
-from reward.length import LengthConfig, LengthScope, core_penalty, entry_penalty, expert_lengths, length_penalty
+from reward.length import LengthConfig, LengthScope, expert_lengths, length_penalty
 from reward.qa import QAResult, answer_banks
 from reward.rollouts import choose_questions
 from reward.score import RewardConfig, RewardStatus, RoleOutput
@@ -65,7 +64,7 @@ def outputs_of(**changed: RoleOutput) -> dict[Agent, RoleOutput]:
 
 @pytest.mark.parametrize("tokens, penalty", [(0, 0), (150, 0), (200, 0.2), (275, 0.5), (400, 1), (9000, 1)])
 def test_core_penalty(tokens, penalty):
-    assert core_penalty(tokens) == pytest.approx(penalty)
+    assert length_penalty(CORE, tokens, 0, LengthConfig()) == pytest.approx(penalty)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_core_penalty(tokens, penalty):
     ],
 )
 def test_entry_penalty(model, expert, penalty):
-    assert entry_penalty(model, expert) == pytest.approx(penalty)
+    assert length_penalty(SEMANTIC, model, expert, LengthConfig()) == pytest.approx(penalty)
 
 
 @pytest.mark.parametrize("tokens", [0, 40, 400, 4000])
@@ -305,7 +304,7 @@ def test_an_async_judge_sees_all_banks_questions_together_and_answers_stay_in_pl
     ],
 )
 def test_only_a_clear_leader_is_boosted(counts, boosted):
-    weights = attribution_weights(dict(zip(ENTRY_AGENTS, counts, strict=True)))
+    weights = attribution_weights(dict(zip(ENTRY_AGENTS, counts, strict=True)), alpha=4.0)
     assert weights == {agent: 4.0 if agent is boosted else 1.0 for agent in Agent}
 
 

@@ -25,12 +25,12 @@ from tests.fakes import HashEmbedder
 from tests.sequences import sequence
 from trainer.batching.packing import TrainSequence, dense_tree, pack
 from trainer.configs import DataConfig, States
-from trainer.data.corpus import expert_builds, load_corpus, sft_builds, training_text
+from trainer.data.corpus import Corpus, expert_builds, load_corpus, sft_builds, training_text
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
-from trainer.experience.evaluate import baseline_built, summarize, tally
+from trainer.experience.evaluate import summarize, tally, without_model
 from trainer.experience.length_controller import LengthController
-from trainer.experience.parity import check_engine, check_shared, sampled_only
+from trainer.experience.parity import check_engine, check_shared
 from trainer.experience.session_stream import SessionStream
 from trainer.model import shared_prefix
 from trainer.model.policy import Policy
@@ -213,7 +213,7 @@ def test_accuracy_is_the_mean_of_verdicts_that_may_be_shares(setting):
     verdicts = itertools.cycle([Verdict(correct=0.25, reason=""), Verdict(correct=1.0, reason="")])
     collector = replace(collector_of(setting, "{}")[0], judge=lambda *case: next(verdicts))
     dialogues = [build.dialogue for build in builds]
-    tallies = tally(dialogues, [baseline_built(each, Bank(), num_roles=4) for each in dialogues], collector)
+    tallies = tally(dialogues, without_model(lambda build: Bank(), builds), collector)
     shares = [verdict for each in tallies for verdict in each.verdicts]
     assert set(shares) == {0.25, 1.0}
     result = summarize(tallies)
@@ -272,8 +272,8 @@ def test_of_a_file_the_last_training_dialogues_steer(monkeypatch):
 def test_an_epoch_of_sft_repeats_the_file_and_not_the_extra(setting):
     _, builds, _ = setting
     config = DataConfig(path="talk.json", repeat=2)
-    assert sft_builds(builds[:1], builds[1:], config) == [builds[0], builds[0], *builds[1:]]
-    assert sft_builds(builds, [], DataConfig(repeat=2)) == builds
+    assert sft_builds(Corpus(train=builds[:1], extra=builds[1:]), config) == [builds[0], builds[0], *builds[1:]]
+    assert sft_builds(Corpus(train=builds), DataConfig(repeat=2)) == builds
 
 
 def sequence_of(prompt, completion, rollout: float) -> TrainSequence:
@@ -337,7 +337,11 @@ def rolled_out(policy, groups):
     """The groups with the policy's own log-probs as the engine's, each sequence run alone."""
     return [
         [
-            replace(each, values=sampled_only(tuple(policy(pack([dense_tree(each)])).logprobs.tolist())))
+            sequence(
+                each.prompt_token_ids,
+                each.completion_token_ids,
+                rollout_logprobs=tuple(policy(pack([dense_tree(each)])).logprobs.tolist()),
+            )
             for each in group
         ]
         for group in groups
@@ -359,7 +363,7 @@ def test_what_is_compared_does_not_depend_on_the_micro_batches(policy):
     """A wrong log-prob is found at the token where it stands, whatever the order of the batches."""
     groups = rolled_out(policy, [*GROUPS, [sequence_of((8,) * 9, (1, 2, 3), 0.0)]])
     right = groups[0][2].values.rollout_logprobs
-    groups[0][2] = replace(groups[0][2], values=sampled_only((right[0] - 0.7,)))
+    groups[0][2] = replace(groups[0][2], values=replace(groups[0][2].values, rollout_logprobs=(right[0] - 0.7,)))
     for max_tokens in (1, 6, WIDE):
         # one token of seven is off by 0.7
         assert check_engine(policy, groups, 1.0, bound=0.11, max_tokens=max_tokens) == pytest.approx(0.1, abs=1e-5)

@@ -12,9 +12,9 @@ from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.scheme import FourAgents
 from tests.fakes import HashEmbedder
 from trainer import sft
-from trainer.batching.packing import Node, TrainSequence, build_tree, count_sequences, sequences_of
+from trainer.batching.packing import Node, TrainSequence, build_tree, sequences_of
 from trainer.configs import DataConfig, TinyConfig
-from trainer.data.corpus import expert_builds, sft_builds, training_text
+from trainer.data.corpus import Corpus, expert_builds, sft_builds, training_text
 from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.logs.run_log import RunLog
@@ -65,8 +65,8 @@ def test_the_same_session_four_times_is_too_little_to_split():
         [in_windows(generate(1, 1, "train", num_sessions=1)[0], 60)], HashEmbedder(), SCHEME, "rules"
     )
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(60), 600)
-    again = sft_builds(builds, [], DataConfig(path="talk.json", repeat=4))
-    found = sft_trees(again, tokenizer, SCHEME, config.max_length, config.over_long)
+    again = sft_builds(Corpus(train=builds), DataConfig(path="talk.json", repeat=4))
+    found = sft_trees(again, tokenizer, SCHEME, config)
     with pytest.raises(ConfigError, match="1 sessions to train on"):
         checked_trees(config, start_accelerator(1.0), *found)
 
@@ -75,7 +75,7 @@ def test_the_check_takes_the_smallest_session_that_shares_something():
     alone, small, large = (
         tree_of("alone", (1,), prompt=(1,)), tree_of("small", (4, 5), (6,)), tree_of("large", (4, 5, 6), (6, 7)),
     )  # fmt: skip
-    assert [count_sequences(tree) for tree in (alone, small, large)] == [1, 2, 2]
+    assert [len(sequences_of(tree)) for tree in (alone, small, large)] == [1, 2, 2]
     assert smallest_group([large, alone, small]) == [sequences_of(small)]
     assert smallest_group([alone]) == []
 
@@ -86,7 +86,7 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), SIZES.vocab_size)
     config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5)
     accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
-    trees, _ = sft_trees(builds, tokenizer, SCHEME, config.max_length, config.over_long)
+    trees, _ = sft_trees(builds, tokenizer, SCHEME, config)
 
     def run() -> sft.SFTResult:
         parts = SFTParts(
@@ -109,4 +109,3 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
     monkeypatch.setattr(shared_prefix, "merged_attention", forgetful)
     with pytest.raises(ParityError, match="must not share prompts"):
         run()
-    log.close()

@@ -26,12 +26,10 @@ def group_advantages(
     A group whose rewards are all equal, or that has one valid member, gets zeros: it carries no signal.
     """
     centred = [_centre(rewards) for rewards in groups]
-    if scale is StdScale.BATCH:
-        batch_std = _std([value for group in centred for value in group if value is not None])
-        return [_divide(group, batch_std) for group in centred]
-    if scale is StdScale.GROUP:
-        return [_divide(group, _std([value for value in group if value is not None])) for group in centred]
-    return centred
+    if scale is StdScale.NONE:
+        return centred
+    step = [value for group in centred for value in group]
+    return [_divide(group, _std(step if scale is StdScale.BATCH else group)) for group in centred]
 
 
 def _centre(rewards: Sequence[float | None]) -> list[float | None]:
@@ -45,9 +43,10 @@ def _centre(rewards: Sequence[float | None]) -> list[float | None]:
     return [None if reward is None else reward - mean for reward in rewards]
 
 
-def _std(values: Sequence[float]) -> float:
-    """Population standard deviation of centred values."""
-    return math.sqrt(sum(value * value for value in values) / len(values)) if values else 0.0
+def _std(values: Sequence[float | None]) -> float:
+    """Population standard deviation of the centred values that there are."""
+    squares = [value * value for value in values if value is not None]
+    return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
 
 
 def _divide(values: Sequence[float | None], std: float) -> list[float | None]:

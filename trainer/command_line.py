@@ -5,26 +5,27 @@ from pathlib import Path
 from typing import TypeVar
 
 from membuilder.config import parse_args
-from membuilder.errors import ConfigError
+from membuilder.errors import ConfigError, clear_errors
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from trainer.configs import TrainConfig
-from trainer.memory_estimate.options import add_dry_run, dry_run_of
+from trainer.memory_estimate.options import add_dry_run, launch_of
 
 Config = TypeVar("Config", bound=TrainConfig)
 
 
-def parse(cls: type[Config], argv: Sequence[str] | None, description: str) -> Config:
+def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config:
     """The configuration of a command line. With --dry-run the report is printed and the program ends."""
-    config, given = parse_args(cls, argv, description, add_dry_run)
-    if not given.dry_run:
-        check_paths(config)
-        quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
-        return config
-    launch, lengths = dry_run_of(given)
-    from trainer.memory_estimate.dry_run import report
+    config, given = parse_args(cls, argv, cls.__doc__, add_dry_run)
+    with clear_errors(program):
+        if not given.dry_run:
+            check_paths(config)
+            quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
+            return config
+        launch = launch_of(given)
+        from trainer.memory_estimate.dry_run import report
 
-    text, fits = report(config, launch, lengths)
-    print(text)
+        text, fits = report(config, launch)
+        print(text)
     raise SystemExit(0 if fits else 1)
 
 

@@ -5,6 +5,7 @@ This file imports no PyTorch, so that a command can check its arguments first.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from membuilder.schemes.four_agents.prompts import PromptConfig
 
@@ -26,13 +27,9 @@ class ModelConfig:
     path: str | None = None
     """Hugging Face folder or model name; null: a tiny model is made from `tiny`."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
-    dtype: str = "bfloat16"
-    """Type of the trained weights: bfloat16 or float32."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the trained weights."""
     gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"dtype must be bfloat16 or float32, got '{self.dtype}'")
 
 
 class States(StrEnum):
@@ -70,11 +67,8 @@ class DataConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if (
-            not 0 < self.held_out < 1
-            or min(self.num_train, self.num_held_out, self.max_turns, self.repeat) < 1
-            or min(self.num_extra, self.num_steering) < 0
-        ):
+        counts = (self.num_train, self.num_held_out, self.max_turns, self.repeat)
+        if not 0 < self.held_out < 1 or min(counts) < 1 or min(self.num_extra, self.num_steering) < 0:
             raise ValueError(
                 "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least "
                 "one dialogue on each side"
@@ -162,9 +156,7 @@ class LossConfig:
         if not 0 < self.clip < 1 or high <= 0:
             raise ValueError("need 0 < clip < 1 and clip_high > 0 or null")
         if self.dual_clip is not None and self.dual_clip <= 1 + high:
-            raise ValueError(
-                f"dual_clip must lie above the trust region, which ends at {1 + high}; got {self.dual_clip}"
-            )
+            raise ValueError(f"dual_clip must lie above the trust region's end, {1 + high}; got {self.dual_clip}")
         if min(self.kl_coef, self.entropy_coef) < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
             raise ValueError("need kl_coef >= 0, entropy_coef >= 0, tis_cap > 0 or null")
         if self.name == "dapo" and self.clip_high is None:

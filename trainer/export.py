@@ -8,18 +8,16 @@ metrics. Checkpoints of one process, DDP and DeepSpeed are taken, whatever their
 """
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from membuilder.errors import CheckpointError, ConfigError, clear_errors
-from membuilder.files import durable_rename, fsync_tree
+from membuilder.errors import ConfigError, clear_errors
 from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
-from trainer.checkpoint.files import files_of, write_all
+from trainer.checkpoint.files import files_of, model_folder, write_all
 from trainer.checkpoint.folders import MODEL, Manifest
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
@@ -41,20 +39,12 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     from transformers import AutoTokenizer
 
     hide_loading_bars()
-    dtype = getattr(torch, manifest.meta["settings"]["model.dtype"])
+    dtype = getattr(torch, manifest.meta["config"]["model"]["dtype"])
     model = _model(checkpoint / MODEL, checkpoint / "state", dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with model_folder(target) as partial:
         model.save_pretrained(partial, max_shard_size=shard_size)
-        write_all(partial, files_of(tokenizer))
-        (partial / "README.md").write_text(model_card(checkpoint, manifest), encoding="utf-8")
-        fsync_tree(partial)
-        durable_rename(partial, target)
-    except folders.WRITE_ERRORS as error:  # a full disk, a folder we may not write
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"could not write '{target}': {error}") from error
+        write_all(partial, files_of(tokenizer) | {"README.md": model_card(checkpoint, manifest).encode()})
     return target
 
 
@@ -90,12 +80,14 @@ def _weights(state: Path) -> dict[str, "torch.Tensor"]:
 
 def model_card(checkpoint: Path, manifest: Manifest) -> str:
     """What the model is, how it was trained and how well it did, as a Hugging Face README."""
-    settings = manifest.meta["settings"]
-    origin = f"`{settings['model.path']}`" if settings["model.path"] else "random weights"
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["memory", "membuilder"]}
+    settings, path = manifest.meta["settings"], manifest.meta["config"]["model"]["path"]
+    origin = f"`{path}`" if path else "random weights"
     metrics = "\n".join(_metrics(checkpoint, manifest.step))
     return f"""---
-{yaml.safe_dump(head, sort_keys=False)}---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [memory, membuilder]
+---
 # Memory builder, step {manifest.step}
 
 Turns the sessions of a dialogue into operations on a memory bank (MemBuilder). Trained from {origin}.
@@ -123,6 +115,7 @@ def _metrics(checkpoint: Path, step: int) -> list[str]:
     return ["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in sorted(last.items()))]
 
 
+@clear_errors("trainer.export")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a folder OUT/checkpoints/step_N")
@@ -132,5 +125,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.export"):
-        main()
+    main()

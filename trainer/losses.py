@@ -1,10 +1,11 @@
-"""Policy losses a researcher edits: pure functions from per-token numbers to a per-token loss and detached metrics.
+"""The policy losses: pure functions from per-token numbers to a per-token loss and detached metrics.
 
-Every tensor is (M,): one value per completion token that carries loss, over all agents and rollouts of a micro-batch.
-The caller scales each token by `LossConfig.aggregation` and sums, so a loss never averages by itself. A config names a
-loss by its function name here, or as `path/to/file.py:function`. The fused and the plain head call the same function.
+Every tensor is (M,): one value for each completion token that carries loss, over all agents and rollouts of a
+micro-batch. The caller scales the tokens (`LossConfig.aggregation`) and sums, so a loss never averages by itself. A
+config names a loss by its function name here, or as `path/to/file.py:function`.
 
-Letters: r = trainer / proximal, A advantage, w attribution weight, sg() no gradient, T tokens of a completion.
+Letters: r is the probability of a token under the trainer over that under the proximal policy, A its advantage, w its
+attribution weight; sg() lets no gradient through.
 """
 
 from collections.abc import Callable
@@ -18,51 +19,47 @@ from membuilder.plugins import load_function
 from trainer.configs import KLEstimator, LossConfig
 
 Column = TypeVar("Column")
-Other = TypeVar("Other")
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are cut to this before exp, so one stray token cannot overflow a step."""
+"""Log-ratios are cut to this before exp, so that one stray token cannot make a step overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenValues(Generic[Column]):
-    """What is known of sampled tokens before the model runs: a column of numbers under each name.
+    """What is known of sampled tokens before the model runs.
 
-    A column is a tuple with one float per completion token (of a sequence), or a tensor (M,) (of a packed batch).
+    A column holds one number per completion token: it is a tuple (of one sequence) or a tensor (M,) (of a micro-batch).
     """
 
     advantage: Column
     weight: Column
-    """Attribution weight of the token's agent in its rollout."""
+    """Attribution weight of the agent that wrote the token, in its rollout."""
     truncated: Column
-    """1 where the token's completion was cut at the length limit, else 0."""
+    """1 where the completion was cut at the length limit, else 0."""
     rollout_logprobs: Column
-    """As the engine reported them when it sampled."""
+    """Log-probs that the engine reported when it sampled."""
     proximal_logprobs: Column | None = None
-    """Under the policy at the start of this batch's updates, as the trainer computes it. None where one update consumes
-    the samples: the log-probs of its own forward pass, detached, are the proximal's."""
+    """Log-probs under the policy at the start of the step's updates, computed by the trainer. None where there is one
+    update: its own forward pass gives them."""
 
     def columns(self) -> dict[str, Column]:
-        """Those that are there, by name."""
+        """The columns that are present, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(TokenValues)}
         return {name: column for name, column in found.items() if column is not None}
-
-    def map(self, change: Callable[[Column], Other]) -> "TokenValues[Other]":
-        return TokenValues(**{name: change(column) for name, column in self.columns().items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossInputs(TokenValues[torch.Tensor]):
-    """`TokenValues`, whose `proximal_logprobs` are always there, and what the models say of the same tokens."""
+    """What a loss is given: `TokenValues` with `proximal_logprobs` present, and what the models say of the tokens."""
 
     trainer_logprobs: torch.Tensor
-    """Under the policy being trained; with a gradient."""
+    """Log-probs under the policy being trained, with a gradient."""
     entropy: torch.Tensor
-    """Of the policy being trained, over the whole vocabulary at this token; with a gradient."""
+    """Entropy of the trained policy's distribution over the vocabulary at this token, with a gradient."""
     ref_logprobs: torch.Tensor | None
-    """Under the frozen reference; None when kl_coef is 0."""
+    """Log-probs under the frozen reference; None when kl_coef is 0."""
     sequence: torch.Tensor
-    """int64: which completion of the micro-batch the token belongs to, from 0, without gaps."""
+    """int64 number of the completion that the token belongs to, from 0, without gaps."""
 
 
 Metrics = dict[str, torch.Tensor]
@@ -70,10 +67,7 @@ Loss = Callable[[LossInputs, LossConfig], tuple[torch.Tensor, Metrics]]
 
 
 def per_token(loss: Loss) -> Loss:
-    """Marks a loss in which no token depends on another: the fused head then needs one pass over the vocabulary.
-
-    A loss without this mark is handed whole micro-batches at the price of one more matmul.
-    """
+    """Mark a loss in which no token depends on another; without the mark the head does one more matmul."""
     loss.per_token = True
     return loss
 
@@ -82,8 +76,8 @@ def per_token(loss: Loss) -> Loss:
 def adrpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """-min(w r A, w clip(r) A) + beta KL - eta H: the attribution weight scales both sides of the min.
 
-    Objective of MemBuilder (arXiv 2601.05488). Weighting the unclipped side alone would boost only penalties: for
-    A > 0 and w > 1 the min then always takes the unweighted side.
+    This is the objective of MemBuilder (arXiv 2601.05488). If only the unclipped side were weighted, the weight would
+    boost penalties only: for A > 0 and w > 1 the min would always take the unweighted side.
     """
     objective, clipping = clipped_objective(inputs, config)
     penalty, divergence = regularizer(inputs, config)
@@ -94,7 +88,7 @@ def adrpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics
 def grpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """-min(r A, clip(r) A) + beta KL - eta H (Shao et al. 2024, arXiv 2402.03300); ignores attribution.
 
-    As published with `aggregation: sequence`; the default mean over tokens is what later work uses. Dr. GRPO
+    It is as published with `aggregation: sequence`; later work takes the mean over tokens, the default here. Dr. GRPO
     (arXiv 2503.20783) has the same term: `loss.name: dr_grpo` sets the two keys in which it differs.
     """
     objective, clipping = clipped_objective(inputs, config)
@@ -106,8 +100,7 @@ def grpo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]
 def dapo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """GRPO with a higher upper clip, a mean over tokens and no signal from cut completions (arXiv 2503.14476).
 
-    The config insists on `clip_high` (published: 0.28). Masked tokens stay in the denominator, so masking never makes
-    the others louder.
+    Masked tokens still count in the mean, so masking some does not make the others weigh more.
     """
     objective, clipping = clipped_objective(inputs, config)
     penalty, divergence = regularizer(inputs, config)
@@ -118,13 +111,13 @@ def dapo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]
 def gspo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """-min(s A, clip(s) A) with s = exp(mean log r) of the completion (Zheng et al. 2025, arXiv 2507.18071, eq. 5).
 
-    In the token form s_t = sg(s) trainer / sg(trainer), whose value is s and whose gradient reaches each token.
-    Published with `aggregation: sequence` and clips of 3e-4 and 4e-4.
+    It is computed per token, s_t = sg(s) trainer / sg(trainer): its value is s, and each token gets a gradient. The
+    published settings are `aggregation: sequence`, `clip: 3e-4` and `clip_high: 4e-4`.
     """
     log_ratio = inputs.trainer_logprobs - inputs.proximal_logprobs
     mean = sequence_mean(log_ratio.detach(), inputs.sequence)
     ratio = (mean + inputs.trainer_logprobs - inputs.trainer_logprobs.detach()).clamp(max=MAX_LOG_RATIO).exp()
-    objective, clipping = _clip(ratio, inputs, config)
+    objective, clipping = clipped_objective(inputs, config, ratio)
     penalty, divergence = regularizer(inputs, config)
     return -objective + penalty, clipping | divergence
 
@@ -135,7 +128,7 @@ def cispo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics
 
     The clipped ratio is a weight without gradient, so every token keeps the gradient of its log-prob.
     """
-    ratio = _ratio(inputs).detach()
+    ratio = token_ratio(inputs).detach()
     low, high = bounds(config)
     clipping = {"clip_ratio/mean": ((ratio < low) | (ratio > high)).float()}
     correction, mismatch = mismatch_correction(inputs, config)
@@ -146,27 +139,30 @@ def cispo(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics
 
 @per_token
 def reinforce(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """-A log trainer (Williams 1992): on policy, for one update per batch of samples."""
+    """-A log trainer (Williams 1992), which is right for one update per batch of samples."""
     correction, mismatch = mismatch_correction(inputs, config)
     penalty, divergence = regularizer(inputs, config)
     return -inputs.advantage * inputs.trainer_logprobs * correction + penalty, mismatch | divergence
 
 
 def bounds(config: LossConfig) -> tuple[float, float]:
-    """The trust region of the ratio."""
+    """The lowest and the highest ratio that is not clipped."""
     return 1 - config.clip, 1 + (config.clip if config.clip_high is None else config.clip_high)
 
 
-def clipped_objective(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """min(r A, clip(r) A) per token, corrected for the engine's mismatch where the config says so."""
-    return _clip(_ratio(inputs), inputs, config)
-
-
-def _ratio(inputs: LossInputs) -> torch.Tensor:
+def token_ratio(inputs: LossInputs) -> torch.Tensor:
+    """r = trainer / proximal, the ratio of each token's probabilities."""
     return (inputs.trainer_logprobs - inputs.proximal_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+def clipped_objective(
+    inputs: LossInputs, config: LossConfig, ratio: torch.Tensor | None = None
+) -> tuple[torch.Tensor, Metrics]:
+    """min(r A, clip(r) A) per token, corrected for the engine's mismatch where the config says so.
+
+    `ratio` (M,) takes the place of r = trainer / proximal.
+    """
+    ratio = token_ratio(inputs) if ratio is None else ratio
     unclipped, clipped = ratio * inputs.advantage, ratio.clamp(*bounds(config)) * inputs.advantage
     metrics = {"clip_ratio/mean": (clipped < unclipped).float().detach()}
     objective = torch.minimum(unclipped, clipped)
@@ -180,10 +176,10 @@ def _clip(ratio: torch.Tensor, inputs: LossInputs, config: LossConfig) -> tuple[
 
 
 def mismatch_correction(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """What a policy term is multiplied by because the engine, not the trainer, sampled its tokens; no gradient.
+    """The factor, without gradient, of a policy term whose tokens were sampled by the engine and not by the trainer.
 
-    `tis_cap`: min(proximal / rollout, cap) per token (Espeholt et al. 2018, arXiv 1802.01561). `sequence_mask`: 0 for
-    a completion whose geometric mean of that ratio leaves the band; a product would die with length.
+    `tis_cap` gives min(proximal / rollout, cap) per token (Espeholt et al. 2018, arXiv 1802.01561). `sequence_mask`
+    gives 0 for a completion whose geometric mean of that ratio leaves the band; a product would shrink with length.
     """
     log_mismatch = (inputs.proximal_logprobs - inputs.rollout_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     correction, metrics = torch.ones_like(log_mismatch), {}
@@ -200,8 +196,8 @@ def mismatch_correction(inputs: LossInputs, config: LossConfig) -> tuple[torch.T
 
 
 def regularizer(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """kl_coef KL(trainer || reference) - entropy_coef H, per token; its metric is `kl`."""
-    # a coefficient of 0 must not touch the entropies: the head then leaves their gradient out
+    """kl_coef KL(trainer || reference) - entropy_coef H, per token, where H is the entropy; its metric is `kl`."""
+    # at a coefficient of 0 the entropies must not be used: the head then leaves their gradient out
     bonus = config.entropy_coef * inputs.entropy if config.entropy_coef else torch.zeros_like(inputs.entropy)
     if inputs.ref_logprobs is None:
         return -bonus, {}
@@ -216,14 +212,14 @@ def regularizer(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, M
 
 
 def sequence_mean(values: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
-    """(M,): at every token the mean of `values` over its completion."""
-    zeros = torch.zeros_like(values)  # there are at most as many completions as tokens; counting them would be a sync
-    sums = zeros.index_add(0, sequence, values)
+    """The mean of `values` over each token's completion, (M,)."""
+    # there are at most as many completions as tokens; to count them, the host would have to wait for the GPU
+    sums = torch.zeros_like(values).index_add(0, sequence, values)
     return sums[sequence] / sequence_lengths(sequence, values.dtype)
 
 
 def sequence_lengths(sequence: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(M,): at every token the number of tokens of its completion."""
+    """The number of tokens of each token's completion, (M,)."""
     ones = torch.ones(sequence.shape, dtype=dtype, device=sequence.device)
     return torch.zeros_like(ones).index_add(0, sequence, ones)[sequence]
 
@@ -237,11 +233,9 @@ def resolve_loss(name: str) -> Loss:
         return LOSSES[name]
     if ":" in name:
         return load_function(name)
-    raise ConfigError(
-        f"loss.name: '{name}' is none of {sorted(LOSSES)}; a loss of your own is path/to/file.py:function"
-    )
+    raise ConfigError(f"loss.name: '{name}' is none of {sorted(LOSSES)}; your own loss is path/to/file.py:function")
 
 
 def needs_whole_sequences(loss: Loss, config: LossConfig) -> bool:
-    """Whether tokens of one completion may depend on each other, so that no part of it can be computed alone."""
+    """Whether tokens of one completion may depend on each other, so that the loss needs all of them at once."""
     return config.sequence_mask is not None or not getattr(loss, "per_token", False)

@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from membuilder.errors import DivergedError
-from trainer.batching.loss_rows import Rows
-from trainer.batching.packing import Node, PackedBatch, count_loss_tokens, count_sequences, micro_batches, pack_on
+from trainer.batching.loss_rows import Objective
+from trainer.batching.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on, sequences_of
+from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
+from trainer.losses import Loss, sequence_lengths
 from trainer.model.policy import Policy
 
 
@@ -34,6 +36,17 @@ class Update:
         for number, packed in enumerate(self.batches):
             yield packed, float(number < self.num_real), number == len(self.batches) - 1
 
+    def token_scale(self, aggregation: Aggregation, sequence: torch.Tensor, max_tokens: int) -> torch.Tensor:
+        """(M,): what each token's loss is multiplied by before the sum over all tokens of the update.
+
+        Both counts are of the whole update, so any split into micro-batches and ranks gives the same gradient.
+        `sequence` (M,) says which completion a token belongs to; `max_tokens` is the longest completion allowed.
+        """
+        if aggregation is Aggregation.SEQUENCE:
+            return 1 / (sequence_lengths(sequence, torch.float32) * self.num_sequences)
+        divisor = self.num_tokens if aggregation is Aggregation.TOKEN else self.num_sequences * max_tokens
+        return torch.full(sequence.shape, 1 / divisor, device=sequence.device)
+
 
 def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: torch.device) -> Update:
     """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; no tree is cut."""
@@ -45,7 +58,7 @@ def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: to
         batches=[pack_on(nodes, device) for nodes in mine + [spare] * (most - len(mine))],
         num_real=len(mine),
         num_tokens=sum(map(count_loss_tokens, trees)),
-        num_sequences=sum(map(count_sequences, trees)),
+        num_sequences=sum(len(sequences_of(tree)) for tree in trees),
         ids=[tree.id for tree in trees],
     )
 
@@ -79,10 +92,18 @@ def with_proximal(policy: Policy, updates: Sequence[Update], temperature: float)
 
 
 @torch.no_grad()
-def loss_rows(packed: PackedBatch, scale: torch.Tensor, reference: Policy | None, temperature: float) -> Rows:
-    """Gather what the loss of a micro-batch needs besides the policy's own log-probs."""
+def make_objective(
+    loss: Loss,
+    config: LossConfig,
+    packed: PackedBatch,
+    scale: torch.Tensor,
+    reference: Policy | None,
+    temperature: float,
+) -> Objective:
+    """The loss of a micro-batch, for the head; the reference's log-probs are computed here."""
     ref_logprobs = None if reference is None else reference(packed, temperature).logprobs
-    return Rows(scale=scale, values=packed.values, ref_logprobs=ref_logprobs, sequence=packed.sequence)
+    values, sequence = packed.values, packed.sequence
+    return Objective(loss=loss, config=config, scale=scale, values=values, ref_logprobs=ref_logprobs, sequence=sequence)
 
 
 def means_over_tokens(sums: Mapping[str, torch.Tensor], num_tokens: int, accelerator: Accelerator) -> dict[str, float]:

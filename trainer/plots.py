@@ -7,21 +7,21 @@ A metric that was not logged has no panel.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from membuilder.colours import PALETTE, colours_of
 from membuilder.errors import ConfigError, clear_errors
-from membuilder.types import Agent
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# These are Okabe and Ito's colours, which colour-blind readers can tell apart; an agent has one colour in every figure.
 INK, GREY = "#222222", "#9a9a9a"
-COLOURS = {Agent.CORE: "#0072B2", Agent.EPISODIC: "#D55E00", Agent.SEMANTIC: "#009E73", Agent.PROCEDURAL: "#CC79A7"}
+BLUE, ORANGE, *_ = PALETTE
 SUMMARY_FILE = "summary.json"
 STYLE = {
     "font.size": 10,
@@ -61,18 +61,20 @@ class Panel(NamedTuple):
     """Lowest value of the y axis, for quantities that cannot go below it."""
 
 
-def _per_agent(prefix: str, style: str = "-", suffix: str = "") -> list[Line]:
-    return [Line(f"{prefix}/{agent}", f"{agent}{suffix}", COLOURS[agent], style, 1.3) for agent in Agent]
+def _per_role(prefix: str, style: str = "-", suffix: str = "") -> Line:
+    """A line for each role, in the role's own colour; which roles there are, only the log of the run tells."""
+    return Line(f"{prefix}/{ROLE}", f"{ROLE}{suffix}", style=style, width=1.3)
 
 
-BLUE, ORANGE = COLOURS[Agent.CORE], COLOURS[Agent.EPISODIC]
+ROLE = "<role>"
+"""What stands in a metric and in its label for the name of a role."""
 REWARD = [
-    Panel("Reward", "reward, 0 to 1", [*_per_agent("reward"), Line("reward/mean", "mean")]),
+    Panel("Reward", "reward, 0 to 1", [_per_role("reward"), Line("reward/mean", "mean")]),
     Panel("Questions answered", "share of questions", [Line("qa/accuracy", "answered")]),
-    Panel("Format kept", "share of outputs", _per_agent("format")),
-    Panel("Length penalty", "penalty, 0 to 1", _per_agent("length_penalty")),
+    Panel("Format kept", "share of outputs", [_per_role("format")]),
+    Panel("Length penalty", "penalty, 0 to 1", [_per_role("length_penalty")]),
 ]
-WRITTEN = [*_per_agent("memory_tokens"), *_per_agent("expert_tokens", ":", " (expert)")]
+WRITTEN = [_per_role("memory_tokens"), _per_role("expert_tokens", ":", " (expert)")]
 LENGTHS = [
     Panel("Memory written per session, against the expert", "tokens", WRITTEN),
     Panel("Completion length", "tokens", [Line("completions/mean_length", "mean")]),
@@ -102,14 +104,13 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 def plot_run(run_dir: str | Path) -> list[Path]:
     """Draw every figure that a run has data for, as PNGs in `run_dir`/plots."""
-    run_dir = Path(run_dir)
-    out_dir = run_dir / "plots"
+    metrics, summary, out_dir = (Path(run_dir, name) for name in (METRICS_FILE, SUMMARY_FILE, "plots"))
     written = []
-    if (run_dir / METRICS_FILE).is_file():
-        series = read_series(run_dir / METRICS_FILE)
+    if metrics.is_file():
+        series = read_series(metrics)
         written += [plot_metrics(series, panels, out_dir / f"{name}.png") for name, panels in FIGURES.items()]
-    if (run_dir / SUMMARY_FILE).is_file():
-        written.append(plot_summary(run_dir / SUMMARY_FILE, out_dir / "accuracy.png"))
+    if summary.is_file():
+        written.append(plot_summary(summary, out_dir / "accuracy.png"))
     return [path for path in written if path is not None]
 
 
@@ -128,45 +129,61 @@ def read_series(path: str | Path) -> Series:
 
 def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | None:
     """One figure, a panel below the other over the same steps; None when no line of any panel has data."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
+    panels = [panel._replace(lines=_lines(panel, series)) for panel in panels]
     present = [panel for panel in panels if any(line.metric in series for line in panel.lines)]
     if not present:
         return None
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8, 0.5 + 2.4 * len(present)), layout="constrained")
+    with _figure(out, 8, 0.5 + 2.4 * len(present)) as figure:
         axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)
         for ax, panel in zip(axes[:, 0], present, strict=True):
             _draw_panel(ax, panel, series)
         figure.align_ylabels()
         axes[-1, 0].set_xlabel("optimizer step")
-        axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        return _save(figure, out)
+        axes[-1, 0].locator_params("x", integer=True, min_n_ticks=1)
+    return out
+
+
+def _lines(panel: Panel, series: Series) -> list[Line]:
+    """The lines of a panel, with one for each role in the place of one for all."""
+    every = "prompt_too_long/"  # logged at every step for every role of the scheme, in its order
+    roles = [name.removeprefix(every) for name in series if name.startswith(every)]
+    lines = []
+    for line in panel.lines:
+        for role, colour in colours_of(roles).items() if ROLE in line.metric else [("", line.colour)]:
+            metric, label = (text.replace(ROLE, role) for text in (line.metric, line.label))
+            lines.append(line._replace(metric=metric, label=label, colour=colour))
+    return lines
 
 
 def plot_summary(path: str | Path, out: Path) -> Path | None:
     """Accuracy per system, best first, with the memory it needed; None when no system has an accuracy."""
+    systems = json.loads(Path(path).read_text(encoding="utf-8"))["systems"]
+    scored = {name: system for name, system in systems.items() if system.get("accuracy") is not None}
+    if not scored:
+        return None
+    names = sorted(scored, key=lambda name: scored[name]["accuracy"])
+    columns = [("accuracy", "Questions answered", BLUE, "{:.1%}")]
+    if any(system.get("memory_tokens") is not None for system in scored.values()):
+        columns.append(("memory_tokens", "Memory, tokens per dialogue", GREY, "{:,.0f}"))
+    with _figure(out, 9, 0.9 + 0.4 * len(names), grid=False) as figure:
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)
+        for ax, (key, title, colour, text) in zip(axes[0], columns, strict=True):
+            _draw_bars(ax, names, [scored[name].get(key) for name in names], colour, text)
+            ax.set_title(title)
+    return out
+
+
+@contextmanager
+def _figure(out: Path, width: float, height: float, grid: bool = True) -> "Iterator[Figure]":
+    """Give a figure to draw in, its size in inches, which is written to `out` in the end."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    systems = json.loads(Path(path).read_text(encoding="utf-8"))["systems"]
-    scored = [(name, system) for name, system in systems.items() if system.get("accuracy") is not None]
-    if not scored:
-        return None
-    scored.sort(key=lambda item: item[1]["accuracy"])
-    names = [name for name, _ in scored]
-    columns = [("accuracy", "Questions answered", BLUE, "{:.1%}")]
-    if any(system.get("memory_tokens") is not None for _, system in scored):
-        columns.append(("memory_tokens", "Memory, tokens per dialogue", GREY, "{:,.0f}"))
-    with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(9, 0.9 + 0.4 * len(names)), layout="constrained")
-        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)
-        for ax, (key, title, colour, text) in zip(axes[0], columns, strict=True):
-            _draw_bars(ax, names, [system.get(key) for _, system in scored], colour, text)
-            ax.set_title(title)
-        return _save(figure, out)
+    with rc_context(STYLE | {"axes.grid": grid}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
 
 
 def _draw_panel(ax: "Axes", panel: Panel, series: Series) -> None:
@@ -196,12 +213,7 @@ def _draw_bars(ax: "Axes", names: list[str], values: list[float | None], colour:
     ax.tick_params(axis="y", length=0)
 
 
-def _save(figure: "Figure", out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    return out
-
-
+@clear_errors("trainer.plots")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.plots", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path, help=f"folder with {METRICS_FILE}, {SUMMARY_FILE} or both")
@@ -213,5 +225,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.plots"):
-        main()
+    main()

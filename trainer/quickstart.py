@@ -9,8 +9,11 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +26,10 @@ from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
 if TYPE_CHECKING:
-    from membuilder.types import Dialogue
+    from trainer.data.corpus import ExpertBuild
     from trainer.experience.evaluate import SystemResult
 
+say = partial(print, flush=True)
 CONFIGS = Path(__file__).parent.parent / "configs"
 FOR_A_FILE = (
     # A few long conversations are learned by heart soon: fewer and smaller steps, and a lower price, because on real
@@ -56,87 +60,75 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(parser.parse_args(argv))
 
 
-def run(given: argparse.Namespace) -> dict:
-    """Run every stage in order; returns what summary.json holds."""
-    sft_config, rl_config = load_configs(
-        given.out, given.seed, given.overrides, given.data, given.eval_data, given.steps_rl
-    )
+def run(given: argparse.Namespace) -> None:
+    """Run every stage in order."""
+    steps = [] if given.steps_rl is None else [f"rl.num_steps={given.steps_rl}"]
+    overrides = [*steps, *given.overrides]
+    sft_config, rl_config = load_configs(given.out, given.seed, overrides, given.data, given.eval_data)
     check_paths(sft_config)
-    out = Path(given.out)
-    quiet_libraries(out / LOG_FILE)
+    quiet_libraries(Path(given.out) / LOG_FILE)
     # after the arguments were checked: PyTorch and its company take seconds to load
+    from membuilder.embedding.local import Embedder
+    from membuilder.schemes.load import load_scheme
     from rollout.tokens import load_tokenizer
+    from trainer import rl, sft
+    from trainer.data.corpus import SIDES, build_corpus
     from trainer.experience.evaluate import compare_baselines, judge_policy
-    from trainer.pipeline import prepare, run_rl, run_sft
     from trainer.plots import plot_run
-    from trainer.run_setup import make_collector, make_engine
+    from trainer.run_setup import make_collector, make_engine, setup_rl, setup_sft
 
-    clock = Clock()
-    prepared = prepare(sft_config)
-    say(f"data: {given.data or 'generated for this run'}")
-    say(f"  train on {ids(prepared.corpus.train)}")
-    say(f"  evaluate on {ids(prepared.corpus.held_out)}, never trained on")
-
-    say("SFT: a small Qwen3 learns to imitate the rules")
-    sft_result = run_sft(sft_config, prepared)
-    clock.mark("sft")
-
-    say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
-    engine = make_engine(rl_config, sft_result.model_dir)
-    collector = make_collector(rl_config, engine, load_tokenizer(str(sft_result.model_dir)), prepared.embedder)
-    held_out = prepared.for_rl.held_out
-    systems = compare_baselines(held_out, collector)
-    systems["sft"] = judge_policy(held_out, collector, "sft")
-    clock.mark("eval")
-
-    say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
-    run_rl(rl_config, collector, prepared)
-    clock.mark("rl")
-    systems["adrpo"] = judge_policy(held_out, collector, "adrpo")
-    engine.close()
-    clock.mark("eval")
+    seconds: Counter[str] = Counter()
+    with timed("sft", seconds):
+        embedder, scheme = Embedder(sft_config.embedding_model), load_scheme(sft_config.scheme, sft_config.prompts)
+        builds = build_corpus(sft_config.data, embedder, scheme, *SIDES)
+        say(f"data: {given.data or 'generated for this run'}\n  train on {ids(builds.train)}")
+        say(f"  evaluate on {ids(builds.held_out)}, never trained on")
+        say("SFT: a small Qwen3 learns to imitate the rules")
+        sft_result = sft.train(sft_config, setup_sft(sft_config, builds, embedder))
+    with timed("eval", seconds):
+        say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
+        engine = make_engine(rl_config, sft_result.model_dir)
+        collector = make_collector(rl_config, engine, load_tokenizer(str(sft_result.model_dir)), embedder)
+        systems = compare_baselines(builds.held_out, collector)
+        systems["sft"] = judge_policy(builds.held_out, collector, "sft")
+    with timed("rl", seconds):
+        say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
+        rl.train(rl_config, setup_rl(rl_config, builds, collector))
+    with timed("eval", seconds):
+        systems["adrpo"] = judge_policy(builds.held_out, collector, "adrpo")
+        engine.close()
 
     rows = {name: asdict(result) for name, result in systems.items()}
     summary = {
         "data": given.data or "generated",
         "eval_data": given.eval_data or ("split of data" if given.data else "generated, other people"),
-        "held_out": [dialogue.id for dialogue in prepared.corpus.held_out],
+        "held_out": [build.dialogue.id for build in builds.held_out],
         "seed": given.seed,
         "engine": rl_config.engine,
         "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
-        "wall_seconds": {"setup": given.setup_seconds, **clock.seconds},
+        "wall_seconds": {"setup": given.setup_seconds, **seconds},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "systems": rows,
         "prompt_too_long": {name: row.pop("prompt_too_long") for name, row in rows.items()},
     }
-    write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    path = Path(given.out, "summary.json")
+    write_atomic(path, json.dumps(summary, indent=2) + "\n")
     print(table(systems, rl_config.reward.judge))
-    for folder in (out, out / "sft", out / "rl"):
-        for path in plot_run(folder):
-            print(f"picture: {path}")
-    print(f"summary: {out / 'summary.json'}")
-    return summary
+    for picture in (picture for folder in ("", "sft", "rl") for picture in plot_run(path.parent / folder)):
+        print(f"picture: {picture}")
+    print(f"summary: {path}")
 
 
-class Clock:
-    """Measures the seconds of each stage, summed where a stage comes twice."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        before, self._last = self._last, time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + self._last - before, 1)
+@contextmanager
+def timed(stage: str, seconds: Counter[str]) -> Iterator[None]:
+    """Add what runs inside to the seconds of a stage."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = round(seconds[stage] + time.perf_counter() - began, 1)
 
 
 def load_configs(
-    out: str,
-    seed: int,
-    overrides: Sequence[str] = (),
-    data: str | None = None,
-    eval_data: str | None = None,
-    steps_rl: int | None = None,
+    out: str, seed: int, overrides: Sequence[str] = (), data: str | None = None, eval_data: str | None = None
 ) -> tuple[SFTConfig, RLConfig]:
     """Both stages' configs with the command line laid over them; RL starts from the model that SFT writes.
 
@@ -149,8 +141,6 @@ def load_configs(
         for_rl += FOR_A_FILE
     if eval_data is not None:
         given.append(f"data.eval_path={eval_data}")
-    if steps_rl is not None:
-        for_rl.append(f"num_steps={steps_rl}")
     own: dict[str, list[str]] = {"sft": [], "rl": []}
     for text in overrides:
         stage, _, setting = text.partition(".")
@@ -162,9 +152,9 @@ def load_configs(
     return sft_config, load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *start, *own["rl"]])
 
 
-def ids(dialogues: "Sequence[Dialogue]") -> str:
-    names = ", ".join(dialogue.id for dialogue in dialogues[:8])
-    return f"{len(dialogues)} dialogues ({names}{', ...' if len(dialogues) > 8 else ''})"
+def ids(builds: "Sequence[ExpertBuild]") -> str:
+    names = ", ".join(build.dialogue.id for build in builds[:8])
+    return f"{len(builds)} dialogues ({names}{', ...' if len(builds) > 8 else ''})"
 
 
 def table(systems: dict[str, "SystemResult"], judge: str) -> str:
@@ -177,20 +167,16 @@ def table(systems: dict[str, "SystemResult"], judge: str) -> str:
     questions = next(iter(systems.values())).questions
     measured = "whose whole evidence is found" if judge == "evidence" else f"as the judge '{judge}' sees them answered"
     lines.append(f"accuracy: share of {questions} questions about held-out dialogues {measured}")
-    for name, result in systems.items():
-        if result.prompt_too_long:
-            lines.append(
-                f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
-            )
+    lines += [
+        f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
+        for name, result in systems.items()
+        if result.prompt_too_long
+    ]
     return "\n".join(lines)
 
 
 def _share(value: float | None) -> str:
     return "missing" if value is None else f"{value:.3f}"
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,12 @@ from membuilder.errors import clear_errors
 from trainer.command_line import parse
 from trainer.rl_config import RLConfig
 
-DESCRIPTION = "Reinforcement learning of memory construction (ADRPO)."
 if __name__ == "__main__":  # a mistake in the arguments is answered before PyTorch is loaded
-    with clear_errors("trainer.rl"):
-        parse(RLConfig, None, DESCRIPTION)
+    parse(RLConfig, None, "trainer.rl")
 
 import torch
 
 from membuilder.progress import progress
-from trainer.batching.loss_rows import Objective, token_scale
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
@@ -46,7 +43,7 @@ from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import (
     Skips,
     largest_norm,
-    loss_rows,
+    make_objective,
     make_update,
     means_over_tokens,
     micro_step,
@@ -80,9 +77,9 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     lengths = LengthController(config, parts.builds.steering or parts.builds.train, collector)
 
     # Start anew, or go on from a checkpoint.
-    checkpoints = Checkpoints.of(config, accelerator, world, parts.policy.model, collector.tokenizer)
+    checkpoints = Checkpoints(config, accelerator, world, parts.policy.model, collector.tokenizer, BEST)
     stop, skips, anew = Stop(world), Skips(limit=config.max_skipped), config.resume == "never"
-    begun = checkpoints.load(config.resume, RLProgress)
+    begun = checkpoints.load(RLProgress)
     cache = RolloutCache(Path(config.out) / "journal" if config.journal else None, world, checkpoints.settings, anew)
     describe_run(config, accelerator)
     if begun is not None:
@@ -135,16 +132,9 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         norms: list[float] = []
         for update in updates:
             for packed, is_real, is_last in update.weighted():
-                scale = token_scale(
-                    config.loss.aggregation,
-                    packed.sequence,
-                    update.num_tokens,
-                    update.num_sequences,
-                    config.sampling.max_tokens,
-                )
-                # (M,); wrappers average gradients over processes, ours is a sum
-                rows = loss_rows(packed, scale * is_real * world.size, reference, temperature)
-                objective = Objective(loss=loss_function, config=config.loss, rows=rows)
+                scale = update.token_scale(config.loss.aggregation, packed.sequence, config.sampling.max_tokens)
+                scale = scale * is_real * world.size  # (M,); wrappers average gradients over processes, ours is a sum
+                objective = make_objective(loss_function, config.loss, packed, scale, reference, temperature)
                 with micro_step(accelerator, policy, is_last):
                     output = policy(packed, temperature, objective, objective.whole_sequences)
                     accelerator.backward(output.loss)
@@ -176,28 +166,27 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             here = RLProgress(
                 step=step + 1, stream=stream.state, lengths=lengths.state(), best=best, wandb_run_id=wandb_run_id
             )
-            checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
+            checkpoints.save(here, metrics)
             cache.forget(step + 1)
         if stopped:
             raise interrupted(step)
         shown = {name: f"{metrics[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in metrics}
         bar.set_postfix(shown, refresh=False)
         bar.update()
-    bar.close()
-    stop.close()
+    for each in (bar, stop, log):
+        each.close()
     return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
 
 
+@clear_errors("trainer.rl")
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(RLConfig, argv, DESCRIPTION)
+    config = parse(RLConfig, argv, "trainer.rl")
     parts = setup_rl(config)
     with parts.collector.world.watched():
         folder = train(config, parts)
-    parts.log.close()
     parts.collector.engine.close()
     parts.accelerator.print(f"saved {folder}")
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.rl"):
-        main()
+    main()

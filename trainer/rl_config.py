@@ -1,6 +1,7 @@
 """Every setting of the RL loop. `python -m trainer.rl --help` prints them."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from reward.score import RewardConfig
 from rollout.types import SamplingConfig
@@ -10,12 +11,14 @@ from trainer.configs import Aggregation, LossConfig, States, TrainConfig
 
 @dataclass(kw_only=True)
 class RLConfig(TrainConfig):
+    """The settings of reinforcement learning of memory construction (ADRPO)."""
+
     out: str = "runs/rl"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    engine: str = "vllm"
-    """`vllm` or `transformers`."""
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """What samples the rollouts."""
     engine_memory: float = 0.6
     """Share of a GPU's memory that vLLM may use while it is awake (its gpu_memory_utilization)."""
     engine_sleep: bool = True
@@ -57,8 +60,6 @@ class RLConfig(TrainConfig):
     """Completions written to the table per step and agent."""
 
     def __post_init__(self) -> None:
-        if self.engine not in ("vllm", "transformers"):
-            raise ValueError(f"engine must be vllm or transformers, got '{self.engine}'")
         if not 0 < self.engine_memory < 1:
             raise ValueError(f"engine_memory must lie between 0 and 1, got {self.engine_memory}")
         if not 0 <= self.length_smoothing < 1:
@@ -70,11 +71,9 @@ class RLConfig(TrainConfig):
             )
         if self.num_rollouts < 2:
             raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")
-        if self.loss.name == "dr_grpo":
-            self._set_dr_grpo()
-
-    def _set_dr_grpo(self) -> None:
-        """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) is GRPO without its biases to length and difficulty."""
+        if self.loss.name != "dr_grpo":
+            return
+        # Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) is GRPO without its biases to length and difficulty.
         if self.loss.aggregation is Aggregation.SEQUENCE or self.advantage_std is StdScale.BATCH:
             raise ValueError(
                 "loss.name=dr_grpo sets loss.aggregation=constant and advantage_std=none: leave both out, or take "

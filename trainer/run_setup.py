@@ -27,7 +27,7 @@ from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
 from trainer.batching.packing import Node
 from trainer.configs import States, TrainConfig
-from trainer.data.corpus import ExpertBuild, apart, expert_builds, load_corpus, sft_builds, training_text
+from trainer.data.corpus import Corpus, ExpertBuild, apart, build_corpus, expert_builds, sft_builds, training_text
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.truncation import LengthCounts
@@ -61,8 +61,7 @@ def start_run(config: TrainConfig, name: str, embedder: Embedder | None = None) 
             "model.dtype=float32"
         )
     seed_everything(config.seed)
-    out = Path(config.out)
-    log = RunLog(out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
+    log = RunLog(config.out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
     world = World.of(accelerator)
     return Run(accelerator=accelerator, world=world, log=log, embedder=embedder or Embedder(config.embedding_model))
 
@@ -73,10 +72,8 @@ def describe_run(config: TrainConfig, accelerator: Accelerator) -> None:
     Called once the run is accepted: one that is refused must not change what stands there about another.
     """
     if accelerator.is_main_process:
-        out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "config.yaml", dump(config).encode())
-        write_atomic(out / "provenance.json", json.dumps(provenance(), indent=2).encode())
+        write_atomic(Path(config.out) / "config.yaml", dump(config))
+        write_atomic(Path(config.out) / "provenance.json", json.dumps(provenance(), indent=2))
         write_library_log()
 
 
@@ -134,23 +131,18 @@ class SFTParts(Run):
 
 
 def setup_sft(
-    config: SFTConfig, builds: Sequence[ExpertBuild] | None = None, embedder: TextEmbedder | None = None
+    config: SFTConfig, builds: Corpus[ExpertBuild] | None = None, embedder: TextEmbedder | None = None
 ) -> SFTParts:
     """Make the parts of a run. Builds that stand already are used instead of those of `config.data`."""
     if config.data.prepared is not None and config.model.path is None:
         raise ConfigError("model.path: name a model; a tiny one is made of dialogues (data.path), not of data.prepared")
     run = start_run(config, "sft", embedder)
-    if builds is None and config.data.prepared is not None:
-        model, tokenizer = load_model(config.model.path, config.model), load_tokenizer(config.model.path)
-        found = prepared_trees(config.data.prepared, tokenizer, config.max_length, config.over_long)
-    else:
-        scheme = load_scheme(config.scheme, config.prompts)
-        if builds is None:
-            corpus = load_corpus(config.data)
-            train = expert_builds(corpus.train, run.embedder, scheme, "training")
-            builds = sft_builds(train, expert_builds(corpus.extra, run.embedder, scheme, "extra"), config.data)
-        model, tokenizer = _model_for(config, builds, scheme)
-        found = sft_trees(builds, tokenizer, scheme, config.max_length, config.over_long)
+    scheme = load_scheme(config.scheme, config.prompts)
+    if builds is None and config.data.prepared is None:
+        builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
+    epoch = [] if builds is None else sft_builds(builds, config.data)
+    model, tokenizer = _model_for(config, epoch, scheme)
+    found = sft_trees(epoch, tokenizer, scheme, config) if builds else prepared_trees(tokenizer, config)
     trees = checked_trees(config, run.accelerator, *found)
     return SFTParts(**vars(run), model=model, tokenizer=tokenizer, trees=trees)
 
@@ -179,38 +171,23 @@ def checked_trees(config: SFTConfig, accelerator: Accelerator, trees: list[Node]
     return trees
 
 
-@dataclass(frozen=True, kw_only=True)
-class RLBuilds:
-    """What the expert did with the dialogues of an RL run."""
-
-    train: list[ExpertBuild]
-    steering: list[ExpertBuild]
-    """Dialogues that lengths are measured in; where there are none, `train` is used."""
-    held_out: list[ExpertBuild]
-
-
-def rl_builds(config: RLConfig, embedder: TextEmbedder) -> RLBuilds:
+def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
     """The expert's work on dialogues, or what a prepared file holds of it."""
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
-        corpus = load_corpus(data)
-        held_out = corpus.held_out
-        train = expert_builds(corpus.train, embedder, scheme, "training")
-        steering = expert_builds(corpus.steering, embedder, scheme, "steering")
-    else:
-        if config.states is not States.EXPERT or not config.dense:
-            raise ConfigError(
-                "data.prepared holds single sessions with the expert's memory before them, not every session of a "
-                "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
-                "dialogues) for data.path"
-            )
-        if config.eval_every and data.eval_path is None:
-            what = "eval_every evaluates whole dialogues, which data.prepared has not"
-            raise ConfigError(f"{what}: name some in data.eval_path")
-        train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
-        held_out = [] if data.eval_path is None else load(data.eval_path)
-        held_out = [in_windows(dialogue, data.max_turns) for dialogue in held_out]
-    return RLBuilds(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
+        return build_corpus(data, embedder, scheme, "train", "steering", "held_out")
+    if config.states is not States.EXPERT or not config.dense:
+        raise ConfigError(
+            "data.prepared holds single sessions with the expert's memory before them, not every session of a "
+            "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
+            "dialogues) for data.path"
+        )
+    if config.eval_every and data.eval_path is None:
+        what = "eval_every evaluates whole dialogues, which data.prepared has not"
+        raise ConfigError(f"{what}: name some in data.eval_path")
+    train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
+    held_out = [in_windows(each, data.max_turns) for each in ([] if data.eval_path is None else load(data.eval_path))]
+    return Corpus(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,15 +199,17 @@ class RLParts(Run):
     """The policy as it starts, for the KL term; None when kl_coef is 0."""
     collector: Collector
     """What samples and scores; its engine holds the weights of `policy`."""
-    builds: RLBuilds
+    builds: Corpus[ExpertBuild]
 
 
-def setup_rl(config: RLConfig, builds: RLBuilds | None = None, collector: Collector | None = None) -> RLParts:
+def setup_rl(
+    config: RLConfig, builds: Corpus[ExpertBuild] | None = None, collector: Collector | None = None
+) -> RLParts:
     """Make the parts of a run. Builds and a collector that stand already are used instead of new ones."""
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl", None if collector is None else collector.embedder)
-    builds = rl_builds(config, run.embedder) if builds is None else builds
+    builds = builds or rl_builds(config, run.embedder)
     policy = Policy(load_model(config.model.path, config.model))
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
     if collector is None:

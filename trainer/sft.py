@@ -21,10 +21,8 @@ from membuilder.errors import clear_errors
 from trainer.command_line import parse
 from trainer.sft_config import SFTConfig
 
-DESCRIPTION = "Supervised fine-tuning on an expert's memory operations."
 if __name__ == "__main__":  # a mistake in the arguments is answered before PyTorch is loaded
-    with clear_errors("trainer.sft"):
-        parse(SFTConfig, None, DESCRIPTION)
+    parse(SFTConfig, None, "trainer.sft")
 
 import torch
 from accelerate import Accelerator
@@ -51,7 +49,6 @@ class SFTResult:
     model_dir: Path
     """After the last step; `best` beside it holds the weights with the lowest validation loss."""
     num_steps: int
-    final_loss: float
     validation_loss: float
 
 
@@ -67,15 +64,15 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
 
     # Start anew, or go on from a checkpoint.
-    checkpoints = Checkpoints.of(config, accelerator, world, parts.model, tokenizer)
+    checkpoints = Checkpoints(config, accelerator, world, parts.model, tokenizer, BEST)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
-    begun = checkpoints.load(config.resume, Progress) or Progress(step=0, best=None, wandb_run_id=None)
+    begun = checkpoints.load(Progress) or Progress(step=0, best=None, wandb_run_id=None)
     describe_run(config, accelerator)
     best = begun.best
     log.drop_from(begun.step)
     wandb_run_id = log.start_wandb(begun.wandb_run_id, anew=config.resume == "never")
 
-    loss = validation_loss = math.nan
+    validation_loss = math.nan
     bar = progress(total=num_steps, initial=begun.step, label="SFT", unit="step", enabled=accelerator.is_main_process)
     for step in range(begun.step, num_steps):
         # 1. Sessions: every epoch in an order of its own.
@@ -91,10 +88,9 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         policy.train()
         total = torch.zeros((), device=accelerator.device)
         for packed, is_real, is_last in update.weighted():
-            ones = torch.ones(packed.sequence.shape, device=accelerator.device)
-            scale = (
-                ones / (update.num_tokens / world.size) * is_real
-            )  # (M,); wrappers average over ranks, ours is a sum
+            # (M,); wrappers average over ranks, ours is a sum
+            scale = torch.ones(packed.sequence.shape, device=accelerator.device)
+            scale = scale / (update.num_tokens / world.size) * is_real
             with micro_step(accelerator, policy, is_last):
                 output = policy(packed, loss=cross_entropy(scale))
                 accelerator.backward(output.loss)
@@ -121,16 +117,16 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         stopped = stop.asked
         if stopped or (step + 1) % config.save_every == 0:
             here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
-            checkpoints.save(step + 1, here, config.keep_last, metrics, BEST)
+            checkpoints.save(here, metrics)
         if stopped:
             raise interrupted(step)
         shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})
         bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
         bar.update()
-    bar.close()
-    stop.close()
+    for each in (bar, stop, log):
+        each.close()
     model_dir = save_model(accelerator, policy, tokenizer, Path(config.out) / "model")
-    return SFTResult(model_dir=model_dir, num_steps=num_steps, final_loss=loss, validation_loss=validation_loss)
+    return SFTResult(model_dir=model_dir, num_steps=num_steps, validation_loss=validation_loss)
 
 
 def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, float]:
@@ -151,15 +147,14 @@ def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accel
     return float(accelerator.reduce(total))
 
 
+@clear_errors("trainer.sft")
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(SFTConfig, argv, DESCRIPTION)
+    config = parse(SFTConfig, argv, "trainer.sft")
     parts = setup_sft(config)
     with parts.world.watched():
         result = train(config, parts)
-    parts.log.close()
     parts.accelerator.print(f"saved {result.model_dir}; validation loss {result.validation_loss:.3f} nats per token")
 
 
 if __name__ == "__main__":
-    with clear_errors("trainer.sft"):
-        main()
+    main()

@@ -7,6 +7,8 @@ from trainer.configs import OptimConfig, OverLong, TrainConfig
 
 @dataclass(kw_only=True)
 class SFTConfig(TrainConfig):
+    """The settings of supervised fine-tuning on an expert's memory operations."""
+
     out: str = "runs/sft"
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
     num_epochs: int = 10

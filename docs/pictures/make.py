@@ -25,11 +25,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 sys.path.insert(0, str(ROOT))
+from membuilder.colours import PALETTE, colours_of  # noqa: E402
+from membuilder.types import Agent  # noqa: E402
 from tests.chromium import open_chromium  # noqa: E402
-from trainer.plots import COLOURS, GREY, INK, STYLE  # noqa: E402
+from trainer.plots import GREY, INK, STYLE  # noqa: E402
 
 RESULTS = ROOT / "tests/benchmarks/results"
-BLUE, ORANGE, *_ = COLOURS.values()
+BLUE, ORANGE, *_ = PALETTE
 SYSTEMS = {
     "random": "random turns",
     "longest": "longest turns",
@@ -108,7 +110,7 @@ def draw_pipeline() -> None:
     ax.set_ylim(0, 5.15)
     ax.axis("off")
     box(ax, 0.1, 2.65, 1.9, 1.5, GREY, "One session", "of the dialogue,\nand the memory\nbefore it")
-    for number, (agent, colour) in enumerate(COLOURS.items()):
+    for number, (agent, colour) in enumerate(colours_of(Agent).items()):
         y = 4.45 - number * 0.78
         box(ax, 3.0, y, 2.0, 0.6, colour, f"{agent} agent")
         arrow(ax, (2.08, 3.4), (2.95, y + 0.3))

@@ -13,45 +13,35 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import msgspec
+
 from membuilder.bank.store_rows import StoredSession
+from membuilder.colours import colours_of
 from membuilder.types import Bank
 
 _TEMPLATES = Path(__file__).parent / "templates"
 TIME_FORM = "%Y-%m-%d %H:%M"
 
 
+def role_colours(sessions: Sequence[StoredSession], bank: Bank) -> dict[str, str]:
+    """Role -> its colour, for every role that answered or wrote an entry."""
+    answered = [role for stored in sessions for role in stored.answers]
+    return colours_of(dict.fromkeys([*answered, *(entry.agent for entry in bank.entries)]))
+
+
 def render_page(settings: Mapping[str, Any], sessions: Sequence[StoredSession], bank: Bank) -> str:
     """The whole page as text."""
     style, script = _template("inspect.css"), _template("inspect.js")
+    content = {name: settings[name] for name in ("dialogue", "speakers", "model")}
+    content |= {"core": bank.core, "entries": bank.entries, "colours": role_colours(sessions, bank)}
     return Template(_template("inspect.html")).substitute(
         title=html.escape(f"Memory of {settings['dialogue']}"),
         style=style,
         style_hash=_hash(style),
         script=script,
         script_hash=_hash(script),
-        data=_as_json(_content(settings, sessions, bank)),
+        data=_as_json(content | {"sessions": [_session(each) for each in sessions]}),
     )
-
-
-def _content(settings: Mapping[str, Any], sessions: Sequence[StoredSession], bank: Bank) -> dict[str, Any]:
-    return {
-        "dialogue": settings["dialogue"],
-        "speakers": settings["speakers"],
-        "model": settings["model"],
-        "core": bank.core,
-        "sessions": [_session(each) for each in sessions],
-        "entries": [
-            {
-                "id": entry.id,
-                "agent": str(entry.agent),
-                "text": entry.text,
-                "session": entry.session,
-                "sources": entry.source_turns,
-                "supersedes": entry.supersedes,
-            }
-            for entry in bank.entries
-        ],
-    }
 
 
 def _session(stored: StoredSession) -> dict[str, Any]:
@@ -63,20 +53,15 @@ def _session(stored: StoredSession) -> dict[str, Any]:
         "core": stored.core,
         "turns": [{"id": turn.id, "speaker": turn.speaker, "text": turn.content} for turn in session.turns],
         "answers": [
-            {
-                "agent": str(agent),
-                "text": answer.text,
-                "seconds": answer.seconds,
-                "failure": answer.failure and {"kind": answer.failure.kind, "detail": answer.failure.detail},
-            }
-            for agent, answer in stored.answers.items()
+            {"agent": role, "text": answer.text, "seconds": answer.seconds, "failure": answer.failure}
+            for role, answer in stored.answers.items()
         ],
     }
 
 
 def _as_json(content: Any) -> str:
     """JSON that cannot end the script element it stands in, nor open a comment there."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(msgspec.to_builtins(content), ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -52,7 +52,7 @@ class IndexConfig:
         return IndexKind.EXACT if num_rows < self.approximate_from or self._on_gpu else IndexKind.HNSW
 
     def stored_settings(self) -> dict:
-        """What a stored index depends on; what is chosen at search time is left out."""
+        """Return what a stored index depends on; what is chosen at search time is left out."""
         return {name: asdict(self)[name] for name in ("hnsw_neighbors", "hnsw_build_width")}
 
     @property
@@ -72,18 +72,14 @@ def _faiss() -> Any:
 
 
 def top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of `vectors` (N, D) with the largest inner product to each query, best first, and those products.
+    """Return the k rows of `vectors` (N, D) of largest inner product with each query, best first, and those products.
 
     `queries` (Q, D) gives ids and scores (Q, min(k, N)); one query (D,) gives (min(k, N),). Equal scores come in row
     order. Raises ValueError unless both are float32 of one width and k >= 0.
     """
-    if vectors.ndim != 2 or vectors.dtype != np.float32:
-        raise ValueError(f"vectors must be float32 (N, D), got {vectors.dtype} {vectors.shape}")
-    _check(vectors.shape[1], queries, k)
-    index = _faiss().IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
-    ids, scores = _search_exactly(index, np.atleast_2d(queries), min(k, len(vectors)), len(vectors), None)
-    return (ids, scores) if queries.ndim == 2 else (ids[0], scores[0])
+    index = VectorIndex(vectors.shape[-1], IndexKind.EXACT, IndexConfig(gpu=False))
+    index.add(vectors)
+    return index.search(queries, k)
 
 
 class VectorIndex:
@@ -98,31 +94,34 @@ class VectorIndex:
         return self._index.ntotal
 
     def to_bytes(self) -> np.ndarray:
-        """As FAISS writes it. # (B,) uint8"""
+        """Return the index as FAISS writes it. # (B,) uint8"""
         return _faiss().serialize_index(self._index)
 
     @classmethod
     def from_bytes(cls, data: np.ndarray, dimension: int, kind: IndexKind, config: IndexConfig) -> "VectorIndex":
-        """What `to_bytes` gave. Only for bytes whose checksum was verified: FAISS trusts what it reads."""
+        """Read what `to_bytes` gave. Use it only for bytes whose checksum was verified: FAISS trusts what it reads."""
         return cls(dimension, kind, config, raw=_faiss().deserialize_index(data))
 
     def add(self, vectors: np.ndarray) -> None:
-        """More rows, numbered on. # (M, D)"""
+        """Add rows, which are numbered on. # (M, D)"""
         if vectors.shape[1:] != (self._dimension,) or vectors.dtype != np.float32:
             raise ValueError(f"rows must be float32 (M, {self._dimension}), got {vectors.dtype} {vectors.shape}")
-        rows = np.ascontiguousarray(vectors)
-        if not len(rows):
-            return
-        self._index.add(rows)
-        self._on_gpu = self._copy_on_gpu()
+        if len(vectors):
+            self._index.add(np.ascontiguousarray(vectors))
+            if self.kind is IndexKind.EXACT and self._config._on_gpu:
+                self._on_gpu = _faiss().index_cpu_to_gpu(_faiss().StandardGpuResources(), 0, self._index)
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Like `top_k` over the rows held; `allowed` (N,) bool chooses the candidates before the search.
+        """Search the rows held as `top_k` does; `allowed` (N,) bool chooses the candidates before the search.
 
         Exactly min(k, candidates) rows come back. An approximate index may miss some of the best; where it finds too
         few, or few rows are allowed, that search is exact.
         """
-        _check(self._dimension, queries, k)
+        if queries.ndim not in (1, 2) or queries.shape[-1] != self._dimension or queries.dtype != np.float32:
+            shapes = f"(Q, {self._dimension}) or ({self._dimension},)"
+            raise ValueError(f"queries must be float32 {shapes}, got {queries.dtype} {queries.shape}")
+        if k < 0:
+            raise ValueError(f"k must be at least 0, got {k}")
         if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != bool):
             raise ValueError(f"allowed must be bool ({len(self)},), got {allowed.dtype} {allowed.shape}")
         rows, num_allowed = np.atleast_2d(queries), len(self) if allowed is None else int(allowed.sum())
@@ -149,11 +148,6 @@ class VectorIndex:
         index = _faiss().downcast_index(self._index.storage) if self.kind is IndexKind.HNSW else self._index
         return _search_exactly(index, rows, k, num_allowed, _faiss().SearchParameters(sel=selector))
 
-    def _copy_on_gpu(self) -> "faiss.Index | None":
-        if self.kind is not IndexKind.EXACT or not self._config._on_gpu:
-            return None
-        return _faiss().index_cpu_to_gpu(_faiss().StandardGpuResources(), 0, self._index)
-
 
 def _empty(dimension: int, kind: IndexKind, config: IndexConfig) -> "faiss.Index":
     if kind is IndexKind.HNSW:
@@ -179,12 +173,3 @@ def _search_exactly(index, rows, k, num_rows, parameters) -> tuple[np.ndarray, n
 def _in_order(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort((ids, -scores))[:, :k]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-
-
-def _check(dimension: int, queries: np.ndarray, k: int) -> None:
-    if queries.ndim not in (1, 2) or queries.shape[-1] != dimension or queries.dtype != np.float32:
-        raise ValueError(
-            f"queries must be float32 (Q, {dimension}) or ({dimension},), got {queries.dtype} {queries.shape}"
-        )
-    if k < 0:
-        raise ValueError(f"k must be at least 0, got {k}")

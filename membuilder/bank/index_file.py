@@ -26,7 +26,7 @@ def index_path(store_path: str | Path) -> Path:
 
 
 def open_index(path: Path, vectors: np.ndarray, config: IndexConfig) -> VectorIndex:
-    """An index of all rows of `vectors` (N, D), from the file where that fits them; the file is brought up to date.
+    """Index all rows of `vectors` (N, D), from the file where that fits them; the file is brought up to date.
 
     An exact index needs no file. Where the file cannot be written that is logged, and the next opening builds anew.
     """

@@ -15,7 +15,7 @@ from membuilder.bank.index_file import index_path, open_index
 from membuilder.bank.retrieve import Retrieval
 from membuilder.bank.store import reading
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import StoreError, StoreErrorKind
+from membuilder.errors import StoreError
 from membuilder.types import Bank
 
 
@@ -26,24 +26,15 @@ class Memory:
     """Of the bank's entries, in its order."""
     embedder: TextEmbedder
 
-    def retrieve(
-        self, queries: Sequence[str], k: int = 10, agent: str | None = None, include_superseded: bool = True
-    ) -> list[Retrieval]:
-        """What `membuilder.retrieve.retrieve` gives for this bank: the same where the index is exact."""
-        ids, scores = self.index.search(self.embedder.embed(queries), k, self._candidates(agent, include_superseded))
-        entries = self.bank.entries
+    def retrieve(self, queries: Sequence[str], k: int = 10, include_superseded: bool = True) -> list[Retrieval]:
+        """Return what `membuilder.bank.retrieve.retrieve` gives for this bank: the same where the index is exact."""
+        entries, dropped = self.bank.entries, frozenset() if include_superseded else self.bank.superseded_ids()
+        allowed = np.array([entry.id not in dropped for entry in entries]) if dropped else None
+        ids, scores = self.index.search(self.embedder.embed(queries), k, allowed)
         return [
             Retrieval(entries=tuple(entries[row] for row in found), scores=tuple(similarities))
             for found, similarities in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
-
-    def _candidates(self, agent: str | None, include_superseded: bool) -> np.ndarray | None:
-        """None: every entry."""
-        if agent is None and include_superseded:
-            return None
-        dropped = frozenset() if include_superseded else self.bank.superseded_ids()
-        allowed = (agent in (None, entry.agent) and entry.id not in dropped for entry in self.bank.entries)
-        return np.fromiter(allowed, dtype=bool, count=len(self.bank.entries))
 
 
 def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> Memory:
@@ -52,7 +43,7 @@ def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | 
         bank, vectors = store.bank(), store.vectors()
     if vectors.shape[1] != embedder.dimension:
         problem = f"its embeddings have {vectors.shape[1]} numbers, this embedder's {embedder.dimension}; name the same"
-        raise StoreError(StoreErrorKind.OTHER_BUILD, path, problem)
+        raise StoreError(path, problem)
     return _indexed(bank, vectors, embedder, index_path(path), config)
 
 

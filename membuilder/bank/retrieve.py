@@ -27,7 +27,7 @@ def retrieve(
     agent: str | None = None,
     include_superseded: bool = True,
 ) -> list[Retrieval]:
-    """The k entries most similar to each query, out of the whole bank: entries of every session compete alike.
+    """Find the k entries most similar to each query in the whole bank: entries of every session compete alike.
 
     `agent` and `include_superseded` choose the candidates before the search, so k of them come back if there are k.
     """
@@ -49,7 +49,7 @@ def related(
     k: int = 20,
     include_superseded: bool = True,
 ) -> tuple[Entry, ...]:
-    """The agent's own entries to show it beside a session, the most related first.
+    """Find the agent's own entries to show it beside a session, the most related first.
 
     A whole session is longer than an embedding model reads (256 word pieces for MiniLM), so each turn is a query and
     an entry ranks by its similarity to the turn it fits best. A turn is embedded as it would be stored, so one that is

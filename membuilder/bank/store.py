@@ -31,7 +31,7 @@ from membuilder.bank.store_rows import (
     session_row,
     turn_rows,
 )
-from membuilder.errors import StoreError, StoreErrorKind
+from membuilder.errors import StoreError
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Session
 
@@ -59,7 +59,7 @@ _TABLES = (
 
 
 class Store:
-    """An open store. Every method raises StoreError."""
+    """A Store is an open one. Every method raises StoreError."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path, self.connection = path, connection
@@ -83,7 +83,7 @@ class Store:
         )
 
     def bank(self) -> Bank:
-        """The bank after the last session."""
+        """Return the bank after the last session."""
         sessions = self.sessions()
         rows = self._rows("SELECT id, agent, session, text, source_turns, supersedes FROM entry ORDER BY number")
         if not sessions:
@@ -92,7 +92,7 @@ class Store:
         return Bank(core=last.core, core_quotes=last.core_quotes, entries=read_entries(rows, sessions))
 
     def vectors(self) -> np.ndarray:
-        """Embeddings of the bank's entries, in its order, float32. # (N, D)"""
+        """Return the embeddings of the bank's entries, in its order, float32. # (N, D)"""
         rows = self._rows("SELECT vector FROM embedding ORDER BY entry")
         num_entries = self._rows("SELECT count(*) FROM entry")[0][0]
         dimension = self.settings()["dimension"]
@@ -100,7 +100,7 @@ class Store:
             problem = (
                 f"{num_entries} entries, but {len(rows)} embeddings or some not of {dimension} numbers; build anew"
             )
-            raise StoreError(StoreErrorKind.DAMAGED, self.path, problem)
+            raise StoreError(self.path, problem)
         stacked = np.frombuffer(b"".join(vector for (vector,) in rows), dtype=VECTOR)
         return stacked.astype(np.float32, copy=False).reshape(num_entries, dimension)
 
@@ -109,16 +109,18 @@ class Store:
         first = len(bank.entries) - len(vectors) + 1
         new = list(enumerate(bank.entries[first - 1 :], start=first))
         blobs = [vector.tobytes() for vector in vectors.astype(VECTOR, copy=False)]
+        tables = {
+            "session": [session_row(session, bank)],
+            "turn": turn_rows(session),
+            "answer": [answer_row(session, agent, answer) for agent, answer in answers.items()],
+            "entry": [entry_row(number, entry) for number, entry in new],
+            "embedding": [(number, blob) for (number, _), blob in zip(new, blobs, strict=True)],
+        }
         with _typed(self.path), self.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?)", session_row(session, bank))
-            connection.executemany("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, ?)", turn_rows(session))
-            rows = [answer_row(session, agent, answer) for agent, answer in answers.items()]
-            connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            rows = [entry_row(number, entry) for number, entry in new]
-            connection.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            rows = [(number, blob) for (number, _), blob in zip(new, blobs, strict=True)]
-            connection.executemany("INSERT INTO embedding VALUES (?, ?)", rows)
+            for table, rows in tables.items():
+                for row in rows:
+                    connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
     def _rows(self, query: str) -> list[tuple]:
         with _typed(self.path):
@@ -127,7 +129,7 @@ class Store:
 
 @contextmanager
 def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
-    """The store at `path`, begun if there is none; refused while another process writes to it.
+    """Open the store at `path`, begun if there is none; it is refused while another process writes to it.
 
     `settings` (JSON values, among them `dimension`) must equal those it was begun with.
     """
@@ -143,17 +145,17 @@ def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             problem = f"its file system allows no write-ahead log (got {mode!r}); put the store on a local disk"
-            raise StoreError(StoreErrorKind.UNUSABLE, path, problem)
+            raise StoreError(path, problem)
         _check_settings(store, settings)
         yield store
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[Store]:
-    """The store at `path` as it stands at this moment, whoever goes on writing to it."""
+    """Open the store at `path` as it stands at this moment, whoever goes on writing to it."""
     path = Path(path)
     if not path.is_file():
-        raise StoreError(StoreErrorKind.MISSING, path, "no such store; `python -m membuilder.build` makes one")
+        raise StoreError(path, "no such store; `python -m membuilder.build` makes one")
     with _connected(path, "ro") as connection:
         store = Store(path, connection)
         with _typed(path):
@@ -178,17 +180,17 @@ def _begin(connection: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
 def _check_version(store: Store) -> None:
     if store._rows("PRAGMA application_id")[0][0] != APPLICATION_ID:
         problem = "not a memory store, or one in which nothing was begun; name the file that a build wrote"
-        raise StoreError(StoreErrorKind.NOT_A_STORE, store.path, problem)
+        raise StoreError(store.path, problem)
     version = store._rows("PRAGMA user_version")[0][0]
     if version != SCHEMA_VERSION:
         problem = f"has schema version {version}, this program reads {SCHEMA_VERSION}; use the version that built it"
-        raise StoreError(StoreErrorKind.VERSION, store.path, problem)
+        raise StoreError(store.path, problem)
 
 
 def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
     if differing := difference(store.settings(), json.loads(json.dumps(settings))):
         problem = f"{described(differing)}; build with those, or into a new file"
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        raise StoreError(store.path, problem)
 
 
 @contextmanager
@@ -209,14 +211,14 @@ def _locked(path: Path) -> Iterator[None]:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}; name a file in a folder you may write to"
-        raise StoreError(StoreErrorKind.UNUSABLE, path, problem) from error
+        raise StoreError(path, problem) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
             problem = f"process {holder} is writing to it; wait for that build to end, or stop it"
-            raise StoreError(StoreErrorKind.BUSY, path, problem) from None
+            raise StoreError(path, problem) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield
@@ -226,17 +228,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _typed(path: Path) -> Iterator[None]:
-    """SQLite's errors as StoreError, told apart by SQLite's own codes."""
+    """Raise SQLite's errors as StoreError, told apart by SQLite's own codes."""
     try:
         yield
     except sqlite3.Error as error:
         name = vars(error).get("sqlite_errorname", "")  # absent where Python itself refuses
         if name == "SQLITE_FULL":
-            problem = (
-                "no room left on the disk; everything stored before stays. Make room and run the same command again"
-            )
-            raise StoreError(StoreErrorKind.FULL, path, problem) from error
+            problem = "no room left on the disk; everything stored before stays. Make room and run the command again"
+            raise StoreError(path, problem) from error
         if name == "SQLITE_NOTADB":
-            raise StoreError(StoreErrorKind.NOT_A_STORE, path, "not a SQLite file, so not a memory store") from error
-        kind = StoreErrorKind.DAMAGED if name.startswith("SQLITE_CORRUPT") else StoreErrorKind.UNUSABLE
-        raise StoreError(kind, path, f"{error} ({name or type(error).__name__})") from error
+            raise StoreError(path, "not a SQLite file, so not a memory store") from error
+        raise StoreError(path, f"{error} ({name or type(error).__name__})") from error

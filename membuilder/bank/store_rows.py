@@ -1,12 +1,15 @@
 """Records of the store <-> rows of its tables. Lists are JSON in a column; the tables are in `store.py`."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from membuilder.types import Bank, CoreQuote, Entry, Operation, OperationKind, Session, Turn
+import msgspec
+
+from membuilder.types import Bank, CoreQuote, Entry, Operation, Session, Turn
 
 Row = Sequence[Any]
 
@@ -62,25 +65,18 @@ def turn_rows(session: Session) -> list[Row]:
 def answer_row(session: Session, role: str, answer: Answer) -> Row:
     failure = (None, None) if answer.failure is None else (answer.failure.kind, storable(answer.failure.detail))
     text = None if answer.text is None else storable(answer.text)
-    operations = _dump([_operation(operation) for operation in answer.operations])
     asked_at = None if answer.asked_at is None else answer.asked_at.isoformat()
-    return session.index, str(role), _dump(answer.shown), text, operations, *failure, answer.seconds, asked_at
+    shown, operations = _dump(answer.shown), _dump(answer.operations)
+    return session.index, str(role), shown, text, operations, *failure, answer.seconds, asked_at
 
 
 def entry_row(number: int, entry: Entry) -> Row:
-    return (
-        number,
-        entry.id,
-        str(entry.agent),
-        entry.session,
-        entry.text,
-        _dump(entry.source_turns),
-        _dump(entry.supersedes),
-    )
+    source_turns, supersedes = _dump(entry.source_turns), _dump(entry.supersedes)
+    return number, entry.id, str(entry.agent), entry.session, entry.text, source_turns, supersedes
 
 
 def storable(text: str) -> str:
-    """Half a surrogate pair, which JSON from outside may hold, is no text to a database: written as its escape."""
+    """Half a surrogate pair, which JSON from outside may hold, is no text to a database: it becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -100,65 +96,26 @@ def read_entries(rows: Iterable[Row], sessions: Sequence[StoredSession]) -> tupl
 
 
 def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterable[Row]) -> tuple[StoredSession, ...]:
-    turns_of: dict[int, list[Turn]] = {}
+    turns_of: dict[int, list[Turn]] = defaultdict(list)
     for session, turn_id, speaker, role, text, caption in turns:
-        turn = Turn(id=turn_id, speaker=speaker, role=role, text=text, caption=caption)
-        turns_of.setdefault(session, []).append(turn)
-    answers_of: dict[int, dict[str, Answer]] = {}
-    for session, role, *rest in answers:
-        answers_of.setdefault(session, {})[role] = _answer(*rest)
-    return tuple(
-        StoredSession(
-            session=Session(
-                id=session_id,
-                index=number,
-                timestamp=datetime.fromisoformat(timestamp),
-                turns=tuple(turns_of.get(number, ())),
-            ),
-            answers=answers_of.get(number, {}),
-            core=core,
-            core_quotes=tuple(CoreQuote(turn_id=turn_id, text=text) for turn_id, text in json.loads(quotes)),
+        turns_of[session].append(Turn(id=turn_id, speaker=speaker, role=role, text=text, caption=caption))
+    answers_of: dict[int, dict[str, Answer]] = defaultdict(dict)
+    for session, role, shown, text, operations, kind, detail, seconds, asked_at in answers:
+        answers_of[session][role] = Answer(
+            text=text,
+            operations=msgspec.json.decode(operations, type=tuple[Operation, ...]),
+            failure=None if kind is None else Reason(kind=kind, detail=detail),
+            shown=_ids(shown),
+            seconds=seconds,
+            asked_at=None if asked_at is None else datetime.fromisoformat(asked_at),
         )
-        for number, session_id, timestamp, core, quotes in sessions
-    )
-
-
-def _answer(
-    shown: str,
-    text: str | None,
-    operations: str,
-    kind: str | None,
-    detail: str,
-    seconds: float,
-    asked_at: str | None,
-) -> Answer:
-    return Answer(
-        text=text,
-        operations=tuple(
-            Operation(
-                kind=OperationKind(raw["kind"]),
-                text=raw["text"],
-                quote=tuple(raw["quote"]),
-                targets=tuple(raw["targets"]),
-                old_text=raw["old_text"],
-            )
-            for raw in json.loads(operations)
-        ),
-        failure=None if kind is None else Reason(kind=kind, detail=detail),
-        shown=_ids(shown),
-        seconds=seconds,
-        asked_at=None if asked_at is None else datetime.fromisoformat(asked_at),
-    )
-
-
-def _operation(operation: Operation) -> dict[str, Any]:
-    return {
-        "kind": operation.kind.value,
-        "text": operation.text,
-        "quote": operation.quote,
-        "targets": operation.targets,
-        "old_text": operation.old_text,
-    }
+    stored = []
+    for number, session_id, timestamp, core, quotes in sessions:
+        when, said = datetime.fromisoformat(timestamp), tuple(turns_of[number])
+        session = Session(id=session_id, index=number, timestamp=when, turns=said)
+        core_quotes = tuple(CoreQuote(turn_id=turn_id, text=text) for turn_id, text in json.loads(quotes))
+        stored.append(StoredSession(session=session, answers=answers_of[number], core=core, core_quotes=core_quotes))
+    return tuple(stored)
 
 
 def _ids(text: str) -> tuple[str, ...]:
@@ -166,4 +123,4 @@ def _ids(text: str) -> tuple[str, ...]:
 
 
 def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return msgspec.json.encode(value).decode()

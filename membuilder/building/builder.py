@@ -20,7 +20,7 @@ import numpy as np
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
 from membuilder.embedding.local import TextEmbedder, in_rows
-from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError, StoreErrorKind
+from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.scheme import Scheme, Shown
 from membuilder.text import HALF_CHARACTER, is_text
@@ -179,4 +179,4 @@ def _check_same(dialogue: Dialogue, store: Store) -> int:
     problem = f"holds {len(stored)} sessions already, more than the {len(dialogue.sessions)} to build"
     if differs:
         problem = f"session {differs[0]} was read with another date or other turns than {dialogue.id} has there"
-    raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, f"{problem}; build into a new file")
+    raise StoreError(store.path, f"{problem}; build into a new file")

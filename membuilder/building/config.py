@@ -1,13 +1,12 @@
 """What a build is asked for, and what its store records of that."""
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from membuilder.bank.index import IndexConfig
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.embedding.local import DEFAULT_PACKAGE
-from membuilder.embedding.options import EmbedderOptions
+from membuilder.embedding.options import EmbedderOptions, options_of
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
 from membuilder.schemes.load import FOUR_AGENTS
@@ -92,12 +91,4 @@ class BuildConfig:
         return ModelAccess(endpoint=self.model, api_key=keys.chat)
 
     def embedder(self, keys: Keys) -> EmbedderOptions:
-        return EmbedderOptions(
-            model=self.embedding_model,
-            provider=self.embedding_provider,
-            base_url=self.embedding_base_url,
-            api_key=keys.embedding,
-            settings=tuple(self.embedding_endpoint),
-            chat=self.chat(keys),
-            cache=None if self.embedding_cache is None else Path(self.embedding_cache),
-        )
+        return options_of(self, self.chat(keys), keys.embedding)

@@ -12,18 +12,18 @@ FETCH_AGAIN = "fetch it again"
 
 
 def read_json(path: Path, advice: str = FETCH_AGAIN) -> object:
-    """The JSON document that a file holds; `advice` tells the user what to do about a damaged file."""
+    """Return the JSON document that a file holds; `advice` tells the user what to do about a damaged file."""
     return _parse(_text(path), path, FILE, advice)
 
 
 def read_lines(path: Path) -> list[tuple[int, object]]:
-    """(line number from 1, value) of each line of a JSON Lines file; blank lines are skipped."""
+    """Return (line number from 1, value) of each line of a JSON Lines file; blank lines are skipped."""
     lines = enumerate(_text(path).split("\n"), start=1)  # not splitlines: JSON strings may hold U+2028
     return [(number, _parse(line, path, f"line {number}", FETCH_AGAIN)) for number, line in lines if line.strip()]
 
 
 def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
-    """(line number from 1, value) of each line of a JSON Lines file that we append to; nothing if there is no file yet.
+    """Return (line number from 1, value) of each line of a file that we append to; nothing if there is no file yet.
 
     A kill may have cut the last line short: the file then loses that line. Raises DataError, with `advice`, if another
     line is damaged.
@@ -35,45 +35,31 @@ def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
     if end < len(content):
         with path.open("r+b") as file:
             file.truncate(end)
-    values = []
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            values.append((number, json.loads(line)))
-        except ValueError as error:
-            raise DataError(path, f"line {number}", "JSON", f"is damaged ({error}); {advice}") from error
-    return values
+    lines = enumerate(content[:end].splitlines(), start=1)
+    return [(number, _parse(line, path, f"line {number}", advice)) for number, line in lines]
 
 
 def _text(path: Path) -> str:
-    content = _bytes(path)
     try:
-        return content.decode("utf-8-sig")
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except FileNotFoundError:
+        problem = "no such file; check the path (the benchmarks are not shipped with this repository)"
+        raise DataError(path, FILE, "path", problem) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        problem = f"not a whole gzip file ({error}); fetch it again, or drop .gz from its name if it is plain JSON"
+        raise DataError(path, FILE, "gzip", problem) from error
+    except OSError as error:
+        raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         problem = (
             f"not UTF-8 at byte {error.start} (line {line}); save it as UTF-8, or name it .json.gz if it is compressed"
         )
         raise DataError(path, FILE, "encoding", problem) from error
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        problem = "no such file; check the path (the benchmarks are not shipped with this repository)"
-        raise DataError(path, FILE, "path", problem) from None
-    except OSError as error:
-        raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}") from error
-    if path.suffix != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        problem = f"not a whole gzip file ({error}); fetch it again, or drop .gz from its name if it is plain JSON"
-        raise DataError(path, FILE, "gzip", problem) from error
-
-
-def _parse(text: str, path: Path, where: str, advice: str) -> object:
+def _parse(text: str | bytes, path: Path, where: str, advice: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # huge ints and deep nesting raise these too

@@ -9,14 +9,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from membuilder.datasets import custom, locomo, longmemeval, perltqa
-from membuilder.datasets.fields import refuse_half_characters
 from membuilder.datasets.files import FILE, read_json, read_lines
+from membuilder.datasets.parsing import refuse_half_characters
 from membuilder.errors import DataError
 from membuilder.types import Dialogue
 
 
 def load(path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
-    """The dialogues of a LoCoMo, LongMemEval or custom file, or of a folder with PerLTQA's two files.
+    """Return the dialogues of a LoCoMo, LongMemEval or custom file, or of a folder with PerLTQA's two files.
 
     LoCoMo and LongMemEval (oracle, S or M) files are .json or .json.gz and told apart by their records; custom files
     are .jsonl or .jsonl.gz (membuilder/datasets/custom.py). `only` names the dialogues that are wanted: all are
@@ -43,17 +43,14 @@ def _parsed(path: Path, only: Collection[str] | None) -> list[Dialogue]:
         return locomo.parse(records, path, only)
     if "question_id" in keys:
         return longmemeval.parse(records, path, only)
-    raise DataError(
-        path,
-        "record 0",
-        "conversation or question_id",
-        f"is missing, so this is neither LoCoMo nor LongMemEval (found {keys[:12] or type(records[0]).__name__}); "
-        "give a file as its benchmark publishes it, e.g. locomo10.json or longmemeval_s_cleaned.json",
-    )
+    found = keys[:12] or type(records[0]).__name__
+    problem = f"is missing, so this is neither LoCoMo nor LongMemEval (found {found}); give a file as its benchmark"
+    example = "publishes it, e.g. locomo10.json or longmemeval_s_cleaned.json"
+    raise DataError(path, "record 0", "conversation or question_id", f"{problem} {example}")
 
 
 def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """(train, held-out), whole dialogues each, in the order given; `held_out` is a count (int) or a fraction (float).
+    """Return whole dialogues to train on and to hold out, in the order given; `held_out` is a count or a fraction.
 
     Dialogues that share evidence stay on one side, so the held-out side may be a little smaller than asked for. Which
     side a dialogue falls on depends on seed and ids alone, not on the order of the file.
@@ -84,7 +81,7 @@ def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tu
 
 
 def _families(dialogues: Sequence[Dialogue]) -> list[list[str]]:
-    """Groups the ids of dialogues that share an evidence turn word for word: LongMemEval asks some histories twice."""
+    """Group the ids of dialogues that share an evidence turn word for word: LongMemEval asks some histories twice."""
     family_of: dict[str, list[str]] = {}
     first_with: dict[str, str] = {}
     for dialogue in dialogues:

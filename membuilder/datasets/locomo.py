@@ -1,4 +1,4 @@
-"""LoCoMo raw files (locomo10.json): two people chat over months, many questions per conversation.
+"""Parses LoCoMo (locomo10.json), where two people chat over months and each conversation has many questions.
 
 What is kept and what is not:
 - Sessions are the `session_<n>` keys, by date and then by number; dates without a session are ignored. A session
@@ -15,9 +15,12 @@ import re
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from membuilder.datasets.fields import LoadReport, parse_records, read_time, take, take_answer, take_text
-from membuilder.errors import DataError
+from msgspec import Meta, Struct
+
+from membuilder.datasets.parsing import LoadReport, common_counts, parse_records, read_time, refuse_repeats
+from membuilder.datasets.typed import FieldError, Text, convert
 from membuilder.types import Dialogue, Question, Session, Turn
 
 # The file does not explain its numbers; what the evidence looks like agrees with these names.
@@ -26,6 +29,27 @@ _ADVERSARIAL = 5
 _DATE_FORM, _DATE_EXAMPLE = "%I:%M %p on %d %B, %Y", "1:05 pm on 3 March, 2023"
 _SESSION_KEY = re.compile(r"session_([1-9]\d*)")
 _TURN_ID = re.compile(r"D(\d+):(\d+)")
+
+
+class _Turn(Struct):
+    dia_id: Text
+    speaker: str
+    text: str
+    blip_caption: str | None = None
+
+
+class _Question(Struct):
+    question: Text
+    category: Annotated[int, Meta(ge=1, le=len(CATEGORIES))]
+    evidence: list[str]
+    answer: Text | int | None = None
+
+
+class _Record(Struct):
+    sample_id: Text
+    conversation: dict[str, Any]
+    """The speakers, and for each session n its turns in `session_n` and its date in `session_n_date_time`."""
+    qa: list[_Question]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,50 +61,38 @@ class Evidence:
     """How many strings held more than one id."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoCoMoReport(LoadReport):
-    """What `parse` repaired or left out."""
-
-    dropped_evidence: tuple[str, ...]
-    """Each evidence id that names no turn, as `<question id>: <what the file says>`."""
-    num_split_evidence: int
-    num_repeated_questions: int
-
-
 def parse(records: Sequence[object], path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
-    """Dialogues of a decoded LoCoMo file; raises DataError naming the record (counted from 0) and field at fault.
+    """Make dialogues of a decoded LoCoMo file; DataError names the record (counted from 0) and field at fault.
 
     What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
     """
-    return parse_records(records, path, _dialogue, "sample_id", report, only)
+    dialogues = parse_records(enumerate(records), path, _Record, "sample_id", _dialogue)
+    wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
+    report([records[number] for number in wanted], [dialogues[number] for number in wanted]).log(path)
+    return dialogues
 
 
-def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoCoMoReport:
-    """Counts what `parse` repaired or left out on the way from these records to these dialogues."""
-    dropped, num_split, num_turns, num_sessions = [], 0, 0, 0
+def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
+    """Count what `parse` repaired or left out on the way from these records to these dialogues."""
+    dropped, num_split, raw_sessions = [], 0, []
     for record, dialogue in zip(records, dialogues, strict=True):
         turn_ids = dialogue.session_of_turn().keys()
         for raw, question in zip(record["qa"], dialogue.questions, strict=True):
             evidence = resolve_evidence(raw["evidence"], turn_ids)
             dropped += [f"{question.id}: {name!r}" for name in evidence.dropped]
             num_split += evidence.num_split
-        raw_sessions = [turns for key, turns in record["conversation"].items() if _SESSION_KEY.fullmatch(key)]
-        num_sessions += len(raw_sessions)
-        num_turns += sum(map(len, raw_sessions))
-    questions = [question for dialogue in dialogues for question in dialogue.questions]
-    distinct = {(dialogue.id, question.text) for dialogue in dialogues for question in dialogue.questions}
-    return LoCoMoReport(
-        dropped_evidence=tuple(dropped),
+        raw_sessions += [turns for key, turns in record["conversation"].items() if _SESSION_KEY.fullmatch(key)]
+    questions = [(dialogue.id, question.text) for dialogue in dialogues for question in dialogue.questions]
+    return LoadReport(
+        **common_counts(raw_sessions, dialogues),
+        dropped_evidence=dropped,
         num_split_evidence=num_split,
-        num_without_evidence=sum(question.answerable and not question.evidence for question in questions),
-        num_repeated_questions=len(questions) - len(distinct),
-        num_empty_turns=num_turns - sum(len(session.turns) for dialogue in dialogues for session in dialogue.sessions),
-        num_empty_sessions=num_sessions - sum(len(dialogue.sessions) for dialogue in dialogues),
+        num_repeated_questions=len(questions) - len(set(questions)),
     )
 
 
 def resolve_evidence(raw: Sequence[str], turn_ids: Set[str]) -> Evidence:
-    """Of `["D8:6; D9:17", "D"]` it keeps D8:6 and D9:17 and drops D. Zero padding (`D30:05`) is read as the number."""
+    """Find the turns meant: `["D8:6; D9:17", "D", "D30:05"]` keeps D8:6, D9:17 and D30:5, and drops D."""
     kept, dropped, num_split = [], [], 0
     for text in raw:
         names = re.findall(r"[^;,\s]+", text)
@@ -95,79 +107,55 @@ def resolve_evidence(raw: Sequence[str], turn_ids: Set[str]) -> Evidence:
     return Evidence(kept=tuple(dict.fromkeys(kept)), dropped=tuple(dropped), num_split=num_split)
 
 
-def _dialogue(record: object, path: str | Path, position: int) -> Dialogue:
-    dialogue_id = take_text(record, "sample_id", path, f"record {position}")
-    where = f"record {position} ({dialogue_id})"
-    conversation = take(record, "conversation", dict, path, where)
-    speakers = tuple(take_text(conversation, key, path, where) for key in ("speaker_a", "speaker_b"))
+def _dialogue(raw: _Record) -> Dialogue:
+    names = ("speaker_a", "speaker_b")
+    speakers = tuple(convert(Text, raw.conversation.get(name), f"conversation.{name}") for name in names)
     if speakers[0] == speakers[1]:
-        raise DataError(path, where, "speaker_b", f"is {speakers[1]!r} like speaker_a; the two need different names")
-    sessions = _sessions(conversation, speakers, path, where)
-    turn_ids: set[str] = set()
-    for session in sessions:
-        for turn in session.turns:
-            if turn.id in turn_ids:
-                problem = f"{turn.id!r} names two turns; every turn needs its own id"
-                raise DataError(path, f"{where}, session {session.id}", "dia_id", problem)
-            turn_ids.add(turn.id)
+        problem = f"is {speakers[1]!r} like speaker_a; the two need different names"
+        raise FieldError("conversation.speaker_b", problem)
+    sessions = _sessions(raw.conversation, speakers)
+    turn_ids = [turn.id for session in sessions for turn in session.turns]
+    refuse_repeats(turn_ids, "conversation.session_*[].dia_id")
     questions = tuple(
-        _question(raw, f"{dialogue_id}_q{number}", turn_ids, path, f"{where}, qa[{number - 1}]")
-        for number, raw in enumerate(take(record, "qa", list, path, where), start=1)
+        _question(asked, f"{raw.sample_id}_q{i + 1}", set(turn_ids), f"qa[{i}]") for i, asked in enumerate(raw.qa)
     )
-    return Dialogue(id=dialogue_id, speakers=speakers, sessions=sessions, questions=questions)
+    return Dialogue(id=raw.sample_id, speakers=speakers, sessions=sessions, questions=questions)
 
 
-def _sessions(conversation: dict, speakers: tuple[str, ...], path: str | Path, where: str) -> tuple[Session, ...]:
-    numbers = sorted(int(match[1]) for match in map(_SESSION_KEY.fullmatch, conversation) if match)
+def _sessions(conversation: dict[str, Any], speakers: tuple[str, str]) -> tuple[Session, ...]:
     dated = []
-    for number in numbers:
-        key = f"session_{number}"
-        raw_turns = take(conversation, key, list, path, where)
-        turns = [_turn(raw, speakers, path, f"{where}, {key}[{i}]") for i, raw in enumerate(raw_turns)]
+    for number in sorted(int(match[1]) for match in map(_SESSION_KEY.fullmatch, conversation) if match):
+        field = f"conversation.session_{number}"
+        raw_turns = convert(list[_Turn], conversation[f"session_{number}"], field)
+        turns = [_turn(raw, speakers, f"{field}[{i}]") for i, raw in enumerate(raw_turns)]
         turns = tuple(turn for turn in turns if turn.content.strip())
         if turns:
-            date = take(conversation, f"{key}_date_time", str, path, where)
-            time = read_time(date, _DATE_FORM, _DATE_EXAMPLE, path, where, f"{key}_date_time")
-            dated.append((time, number, turns))
+            date = convert(str, conversation.get(f"session_{number}_date_time"), f"{field}_date_time")
+            dated.append((read_time(date, _DATE_FORM, _DATE_EXAMPLE, f"{field}_date_time"), number, turns))
     if not dated:
-        raise DataError(path, where, "conversation", "has no session with turns; remove the record or restore them")
+        raise FieldError("conversation", "has no session with turns; remove the record or restore them")
     return tuple(
         Session(id=f"D{number}", index=index, timestamp=time, turns=turns)
         for index, (time, number, turns) in enumerate(sorted(dated, key=lambda session: session[0]))
     )
 
 
-def _turn(raw: object, speakers: tuple[str, ...], path: str | Path, where: str) -> Turn:
-    turn_id = take_text(raw, "dia_id", path, where)
-    speaker = take(raw, "speaker", str, path, where)
-    if speaker not in speakers:
-        raise DataError(path, where, "speaker", f"is {speaker!r}, neither of the two speakers {speakers}")
-    caption = take(raw, "blip_caption", (str, type(None)), path, where) if "blip_caption" in raw else None
-    return Turn(
-        id=turn_id,
-        speaker=speaker,
-        role="user" if speaker == speakers[0] else "assistant",
-        text=take(raw, "text", str, path, where),
-        caption=caption if caption and caption.strip() else None,
-    )
+def _turn(raw: _Turn, speakers: tuple[str, str], field: str) -> Turn:
+    if raw.speaker not in speakers:
+        raise FieldError(f"{field}.speaker", f"is {raw.speaker!r}, neither of the two speakers {speakers}")
+    role = "user" if raw.speaker == speakers[0] else "assistant"
+    caption = raw.blip_caption if raw.blip_caption and raw.blip_caption.strip() else None
+    return Turn(id=raw.dia_id, speaker=raw.speaker, role=role, text=raw.text, caption=caption)
 
 
-def _question(raw: object, question_id: str, turn_ids: set[str], path: str | Path, where: str) -> Question:
-    text = take_text(raw, "question", path, where)
-    category = take(raw, "category", int, path, where)
-    if category not in CATEGORIES:
-        raise DataError(path, where, "category", f"is {category}, expected one of {list(CATEGORIES)}")
-    evidence = take(raw, "evidence", list, path, where)
-    for i, name in enumerate(evidence):
-        if not isinstance(name, str):
-            raise DataError(path, where, f"evidence[{i}]", f"expected a turn id like 'D2:4', found {name!r:.80}")
-    has_no_answer = category == _ADVERSARIAL and raw.get("answer") is None
-    answer = None if has_no_answer else take_answer(raw, path, where)
+def _question(raw: _Question, question_id: str, turn_ids: Set[str], field: str) -> Question:
+    if raw.answer is None and raw.category != _ADVERSARIAL:
+        raise FieldError(f"{field}.answer", "is missing; only adversarial questions have none")
     return Question(
         id=question_id,
-        text=text,
-        answer=answer,
-        category=CATEGORIES[category],
-        evidence=resolve_evidence(evidence, turn_ids).kept,
-        answerable=answer is not None,
+        text=raw.question,
+        answer=None if raw.answer is None else str(raw.answer),
+        category=CATEGORIES[raw.category],
+        evidence=resolve_evidence(raw.evidence, turn_ids).kept,
+        answerable=raw.answer is not None,
     )

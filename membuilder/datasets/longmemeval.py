@@ -1,4 +1,4 @@
-"""LongMemEval raw files (oracle, S, M): one user, one assistant, one question per sample; a sample is one dialogue.
+"""Parses LongMemEval (oracle, S, M), where each sample is a dialogue of user and assistant with one question.
 
 What is kept and what is not:
 - Sessions are sorted by date; those with equal dates stay in the file's order. Session and turn ids are ours (`S3`,
@@ -12,53 +12,55 @@ What is kept and what is not:
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from membuilder.datasets.fields import LoadReport, parse_records, read_time, take, take_answer, take_text
-from membuilder.errors import DataError
+from msgspec import Struct
+
+from membuilder.datasets.parsing import LoadReport, common_counts, parse_records, read_time
+from membuilder.datasets.typed import FieldError, Text, one_of
 from membuilder.types import Dialogue, Question, Session, Turn
 
-CATEGORIES = (
-    "single-session-user",
-    "single-session-assistant",
-    "single-session-preference",
-    "multi-session",
-    "knowledge-update",
-    "temporal-reasoning",
-)
+_ONE_SESSION = ("single-session-user", "single-session-assistant", "single-session-preference")
+CATEGORIES = (*_ONE_SESSION, "multi-session", "knowledge-update", "temporal-reasoning")
 ROLES = ("user", "assistant")
 _DATE_FORM, _DATE_EXAMPLE = "%Y/%m/%d (%a) %H:%M", "2023/05/04 (Thu) 09:30"
 _PARALLEL_LISTS = ("haystack_dates", "haystack_session_ids", "haystack_sessions")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LongMemEvalReport(LoadReport):
-    """What `parse` left out, and what looks odd."""
+class _Turn(Struct):
+    role: one_of(ROLES)
+    content: str
+    has_answer: bool | None = None
 
-    num_late_evidence: int
-    """Number of questions with evidence dated after the question itself."""
+
+class _Record(Struct):
+    question_id: Text
+    question_type: one_of(CATEGORIES)
+    question: Text
+    answer: Text | int
+    question_date: str
+    haystack_dates: list[str]
+    haystack_session_ids: list[Any]
+    haystack_sessions: list[list[_Turn]]
 
 
 def parse(records: Sequence[object], path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
-    """Dialogues of a decoded LongMemEval file; DataError names the record (counted from 0) and field at fault.
+    """Make dialogues of a decoded LongMemEval file; DataError names the record (counted from 0) and field at fault.
 
     What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
     """
-    return parse_records(records, path, _dialogue, "question_id", report, only)
+    dialogues = parse_records(enumerate(records), path, _Record, "question_id", _dialogue)
+    wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
+    report([records[number] for number in wanted], [dialogues[number] for number in wanted]).log(path)
+    return dialogues
 
 
-def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LongMemEvalReport:
-    """Counts what `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
+def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
+    """Count what `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
     raw_sessions = [turns for record in records for turns in record["haystack_sessions"]]
-    sessions = [session for dialogue in dialogues for session in dialogue.sessions]
-    questions = [question for dialogue in dialogues for question in dialogue.questions]
-    return LongMemEvalReport(
-        num_late_evidence=sum(map(_has_late_evidence, dialogues)),
-        num_without_evidence=sum(question.answerable and not question.evidence for question in questions),
-        num_empty_turns=sum(map(len, raw_sessions)) - sum(len(session.turns) for session in sessions),
-        num_empty_sessions=len(raw_sessions) - len(sessions),
-    )
+    late = sum(map(_has_late_evidence, dialogues))
+    return LoadReport(**common_counts(raw_sessions, dialogues), num_late_evidence=late)
 
 
 def _has_late_evidence(dialogue: Dialogue) -> bool:
@@ -66,63 +68,41 @@ def _has_late_evidence(dialogue: Dialogue) -> bool:
     return any(dialogue.sessions[where[turn_id]].timestamp > question.asked_at for turn_id in question.evidence)
 
 
-def _dialogue(record: object, path: str | Path, position: int) -> Dialogue:
-    question_id = take_text(record, "question_id", path, f"record {position}")
-    where = f"record {position} ({question_id})"
-    category = take(record, "question_type", str, path, where)
-    if category not in CATEGORIES:
-        raise DataError(path, where, "question_type", f"is {category!r}, expected one of {list(CATEGORIES)}")
-    sessions, evidence = _sessions(record, path, where)
-    asked = take(record, "question_date", str, path, where)
+def _dialogue(raw: _Record) -> Dialogue:
+    sessions, evidence = _sessions(raw)
     question = Question(
-        id=question_id,
-        text=take_text(record, "question", path, where),
-        answer=take_answer(record, path, where),
-        category=category,
+        id=raw.question_id,
+        text=raw.question,
+        answer=str(raw.answer),
+        category=raw.question_type,
         evidence=evidence,
-        asked_at=read_time(asked, _DATE_FORM, _DATE_EXAMPLE, path, where, "question_date"),
-        answerable=not question_id.endswith("_abs"),
+        asked_at=read_time(raw.question_date, _DATE_FORM, _DATE_EXAMPLE, "question_date"),
+        answerable=not raw.question_id.endswith("_abs"),
     )
-    return Dialogue(id=question_id, speakers=ROLES, sessions=sessions, questions=(question,))
+    return Dialogue(id=raw.question_id, speakers=ROLES, sessions=sessions, questions=(question,))
 
 
-def _sessions(record: object, path: str | Path, where: str) -> tuple[tuple[Session, ...], tuple[str, ...]]:
-    """The sessions in time order, and the ids of their evidence turns."""
-    dates, ids, raw_sessions = (take(record, key, list, path, where) for key in _PARALLEL_LISTS)
-    if not len(dates) == len(ids) == len(raw_sessions):
-        lengths = ", ".join(f"{key} {len(record[key])}" for key in _PARALLEL_LISTS)
-        raise DataError(path, where, "haystack_sessions", f"the three lists must be equally long, found {lengths}")
+def _sessions(raw: _Record) -> tuple[tuple[Session, ...], tuple[str, ...]]:
+    """Return the sessions in time order, and the ids of their evidence turns."""
+    lengths = {name: len(getattr(raw, name)) for name in _PARALLEL_LISTS}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise FieldError("haystack_sessions", f"the three lists must be equally long, found {found}")
     times = [
-        read_time(date, _DATE_FORM, _DATE_EXAMPLE, path, where, f"haystack_dates[{i}]") for i, date in enumerate(dates)
+        read_time(date, _DATE_FORM, _DATE_EXAMPLE, f"haystack_dates[{i}]") for i, date in enumerate(raw.haystack_dates)
     ]
     sessions, evidence = [], []
     for i in sorted(range(len(times)), key=times.__getitem__):
-        raw_turns = _raw_turns(raw_sessions[i], path, where, f"haystack_sessions[{i}]")
+        raw_turns = [turn for turn in raw.haystack_sessions[i] if turn.content.strip()]
         if not raw_turns:
             continue
         session_id = f"S{len(sessions) + 1}"
         turns = tuple(
-            Turn(id=f"{session_id}:{number}", speaker=raw["role"], role=raw["role"], text=raw["content"])
-            for number, raw in enumerate(raw_turns, start=1)
+            Turn(id=f"{session_id}:{number}", speaker=turn.role, role=turn.role, text=turn.content)
+            for number, turn in enumerate(raw_turns, start=1)
         )
-        evidence += [turn.id for turn, raw in zip(turns, raw_turns, strict=True) if raw.get("has_answer")]
+        evidence += [turn.id for turn, said in zip(turns, raw_turns, strict=True) if said.has_answer]
         sessions.append(Session(id=session_id, index=len(sessions), timestamp=times[i], turns=turns))
     if not sessions:
-        problem = "has no session with turns; remove the record or restore them"
-        raise DataError(path, where, "haystack_sessions", problem)
+        raise FieldError("haystack_sessions", "has no session with turns; remove the record or restore them")
     return tuple(sessions), tuple(evidence)
-
-
-def _raw_turns(session: object, path: str | Path, where: str, field: str) -> list[dict]:
-    """The turns of one session that say something, each checked."""
-    if not isinstance(session, list):
-        raise DataError(path, where, field, f"expected a list of turns, found {type(session).__name__}")
-    for i, raw in enumerate(session):
-        turn = f"{where}, {field}[{i}]"
-        role = take(raw, "role", str, path, turn)
-        if role not in ROLES:
-            raise DataError(path, turn, "role", f"is {role!r}, expected one of {list(ROLES)}")
-        take(raw, "content", str, path, turn)
-        if "has_answer" in raw:
-            take(raw, "has_answer", (bool, type(None)), path, turn)
-    return [raw for raw in session if raw["content"].strip()]

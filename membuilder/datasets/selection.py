@@ -1,5 +1,6 @@
 """Finds a benchmark by its name, and chooses which of its dialogues and questions a run takes."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.load import load
 from membuilder.datasets.sources import DATASETS, SPLIT_FILE
+from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue
 
@@ -17,26 +19,28 @@ DATA_FOLDER = "data"
 DATASET_NAMES = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
 
 
-def load_selected(
-    name: str,
-    path: str | Path | None,
-    data_folder: str | Path,
-    *,
-    split: str | None = None,
-    subset_file: Path | None = None,
-    ids: Sequence[str] = (),
-    ids_from: str = "--conv-id",
-) -> tuple[list[Dialogue], Path]:
-    """The dialogues of a dataset that a split, a file of ids and these ids (none: all) choose, and the file.
+def add_data_flags(flags: argparse._ActionsContainer, default: str | None = None) -> None:
+    """Add the flags that name a dataset and choose its dialogues; without a `default` the dataset must be named."""
+    flags.add_argument("--dataset", default=default, required=default is None, choices=DATASET_NAMES)
+    flags.add_argument("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
+    flags.add_argument("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
+    flags.add_argument("--conv-id", help="one conversation only")
+    flags.add_argument("--split", choices=SPLITS, help="predefined split (longmemeval)")
+    flags.add_argument("--subset-file", type=Path, help="JSON file with a list of ids")
+    flags.add_argument("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
 
-    The file or folder is `path`, or where `membuilder.data` puts it; `ids_from` says in messages where the ids stand.
+
+def load_selected(given: argparse.Namespace, ids: Sequence[str], ids_from: str) -> tuple[list[Dialogue], Path]:
+    """Return the dialogues that `add_data_flags` and these ids (none: all) choose, and their file or folder.
+
+    `ids_from` says in messages where the ids stand.
     """
-    path = place_of(name, path, data_folder)
+    path = place_of(given.dataset, given.dataset_path, given.data_dir)
     chosen = []
-    if split is not None:
-        chosen.append((split_ids(split, path), f"split {split}"))
-    if subset_file is not None:
-        chosen.append((subset_ids(subset_file), str(subset_file)))
+    if given.split is not None:
+        chosen.append((split_ids(given.split, path), f"split {given.split}"))
+    if given.subset_file is not None:
+        chosen.append((subset_ids(given.subset_file), str(given.subset_file)))
     if ids:
         chosen.append((ids, ids_from))
     only = set.intersection(*(set(each) for each, _ in chosen)) if chosen else None
@@ -47,7 +51,7 @@ def load_selected(
 
 
 def place_of(name: str, path: str | Path | None, data_folder: str | Path) -> Path:
-    """Where a dataset lies: `path`, or where `membuilder.data` puts it. Raises ConfigError or DataError."""
+    """Return where a dataset lies: `path`, or where `membuilder.data` puts it. Raises ConfigError or DataError."""
     if path is None:
         if name not in DATASETS:
             raise ConfigError(f"dataset {name!r} has no public home; name its file by --dataset-path")
@@ -58,13 +62,11 @@ def place_of(name: str, path: str | Path | None, data_folder: str | Path) -> Pat
     return Path(path)
 
 
-def select(dialogues: Sequence[Dialogue], ids: Sequence[str] | None, source: str) -> list[Dialogue]:
-    """The dialogues with these ids, in the file's order; None takes all. Raises ConfigError if none of them is there.
+def select(dialogues: Sequence[Dialogue], ids: Sequence[str], source: str) -> list[Dialogue]:
+    """Return the dialogues with these ids, in the file's order. Raises ConfigError if none of them is there.
 
     Ids that are not in the file are ignored: a split names a whole benchmark, of which the file may be a part.
     """
-    if ids is None:
-        return list(dialogues)
     wanted = set(ids)
     chosen = [dialogue for dialogue in dialogues if dialogue.id in wanted]
     if not chosen:
@@ -74,28 +76,19 @@ def select(dialogues: Sequence[Dialogue], ids: Sequence[str] | None, source: str
 
 
 def split_ids(split: str, dataset_path: Path) -> list[str]:
-    """Ids of a split, read from the file of splits beside the data file: {"sft": [id, ...], "rl": ..., "test": ...}."""
-    path = dataset_path.parent / SPLIT_FILE
-    splits = read_json(path)
-    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
-        found = sorted(splits) if isinstance(splits, dict) else type(splits).__name__
-        raise DataError(path, FILE, split, f"expected an object with lists {list(SPLITS)}, found {found}")
-    return _strings(splits[split], path, split)
+    """Read ids from the file of splits beside the data file: {"sft": [id, ...], "rl": ..., "test": ...}."""
+    path, advice = dataset_path.parent / SPLIT_FILE, f"expected an object with lists of ids, {list(SPLITS)}"
+    splits = typed(dict, read_json(path), path, FILE, advice=advice)
+    return typed(list[str], splits.get(split), path, FILE, split, advice)
 
 
 def subset_ids(path: Path) -> list[str]:
-    """Ids from a JSON file that is a list of them."""
-    ids = read_json(path)
-    if not isinstance(ids, list):
-        raise DataError(path, FILE, "top level", f"expected a list of ids, found {type(ids).__name__}")
-    return _strings(ids, path, "top level")
+    """Read ids from a JSON file that is a list of them."""
+    return typed(list[str], read_json(path), path, FILE, advice="expected a list of ids")
 
 
 def shorten(dialogues: Sequence[Dialogue], sessions: int | None, questions: int | None) -> list[Dialogue]:
-    """Each dialogue cut to its first sessions and questions.
-
-    Questions about turns that were cut away are left out, for nothing could answer them.
-    """
+    """Cut each dialogue to its first sessions and questions, without questions about turns that were cut away."""
     short = []
     for dialogue in dialogues:
         kept = dialogue.sessions[:sessions]
@@ -103,10 +96,3 @@ def shorten(dialogues: Sequence[Dialogue], sessions: int | None, questions: int 
         asked = [question for question in dialogue.questions if turn_ids.issuperset(question.evidence)]
         short.append(replace(dialogue, sessions=kept, questions=tuple(asked[:questions])))
     return short
-
-
-def _strings(ids: list, path: Path, field: str) -> list[str]:
-    stranger = next((value for value in ids if not isinstance(value, str)), None)
-    if stranger is not None:
-        raise DataError(path, FILE, field, f"expected a list of ids, found {stranger!r:.80} in it")
-    return ids

@@ -1,4 +1,4 @@
-"""Addresses, sizes and checksums of the public benchmarks; no other file holds any.
+"""Holds the addresses, sizes and checksums of the public benchmarks, which no other file does.
 
 LoCoMo and LongMemEval are pinned to a revision and checked by size and checksum. The file of LongMemEval's splits is
 checked the same way but comes from the newest revision: once that changes, fetching it is refused until the checksum
@@ -44,6 +44,12 @@ class PublicDataset:
         return self.folder if self.whole_folder else f"{self.folder}/{self.files[0].name}"
 
 
+_LOCOMO_10 = RemoteFile(
+    url=f"{_LOCOMO}/locomo10.json",
+    size=2_805_274,
+    sha256="79fa87e90f04081343b8c8debecb80a9a6842b76a7aa537dc9fdf651ea698ff4",
+)
+_PERLTQA_FILES = tuple(RemoteFile(url=f"{_PERLTQA}/{name}_en_v2.json") for name in ("perltmem", "perltqa"))
 _SPLITS = RemoteFile(
     url=f"{_MEMBUILDER}/{SPLIT_FILE}",
     size=8702,
@@ -60,17 +66,7 @@ _LONGMEMEVAL_S = _longmemeval(
     "longmemeval_s_cleaned.json", 277_383_467, "d6f21ea9d60a0d56f34a05b609c79c88a451d2ae03597821ea3d5a9678c3a442"
 )
 DATASETS = {
-    "locomo": PublicDataset(
-        folder="locomo",
-        files=(
-            RemoteFile(
-                url=f"{_LOCOMO}/locomo10.json",
-                size=2_805_274,
-                sha256="79fa87e90f04081343b8c8debecb80a9a6842b76a7aa537dc9fdf651ea698ff4",
-            ),
-        ),
-        license="CC BY-NC 4.0",
-    ),
+    "locomo": PublicDataset(folder="locomo", files=(_LOCOMO_10,), license="CC BY-NC 4.0"),
     "longmemeval": _LONGMEMEVAL_S,
     "longmemeval-s": _LONGMEMEVAL_S,
     "longmemeval-m": _longmemeval(
@@ -79,13 +75,5 @@ DATASETS = {
     "longmemeval-oracle": _longmemeval(
         "longmemeval_oracle.json", 15_388_478, "821a2034d219ab45846873dd14c14f12cfe7776e73527a483f9dac095d38620c"
     ),
-    "perltqa": PublicDataset(
-        folder="perltqa",
-        files=(
-            RemoteFile(url=f"{_PERLTQA}/perltmem_en_v2.json"),
-            RemoteFile(url=f"{_PERLTQA}/perltqa_en_v2.json"),
-        ),
-        license="CC BY-NC 4.0",
-        whole_folder=True,
-    ),
+    "perltqa": PublicDataset(folder="perltqa", files=_PERLTQA_FILES, license="CC BY-NC 4.0", whole_folder=True),
 }

@@ -6,7 +6,7 @@ from membuilder.types import Dialogue, Session
 
 
 def in_windows(dialogue: Dialogue, max_turns: int) -> Dialogue:
-    """The dialogue with no session of more than `max_turns` turns; turn ids and questions stay as they are.
+    """Return the dialogue with no session of more than `max_turns` turns; turn ids and questions stay as they are.
 
     A long session is cut into the fewest consecutive windows, as equal in size as can be.
     """
@@ -15,7 +15,7 @@ def in_windows(dialogue: Dialogue, max_turns: int) -> Dialogue:
 
 
 def sessions_of_windows(dialogue: Dialogue, max_turns: int | None) -> list[int]:
-    """For each window the index of its session; with None every session is read whole and is its own window."""
+    """Return the session of each window, by index; with None every session is read whole and is its own window."""
     sessions = dialogue.sessions
     return [s.index for s in sessions for _ in ([s] if max_turns is None else _windows(s, max_turns))]
 

@@ -44,7 +44,7 @@ class CachedEmbedder:
         self._cache.close()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         absent = [text for text in dict.fromkeys(texts) if text not in self._vectors and not self._recall(text)]
         # Like lengths together: a batch of the embedder then holds texts of one token length.
         absent.sort(key=len)
@@ -65,9 +65,9 @@ class CachedEmbedder:
     def _encode(self, texts: Sequence[str]) -> None:
         if self._embedder is None:
             self._embedder = self._make()
-        for text, vector in zip(texts, self._embedder.embed(texts), strict=True):
-            self._cache.put(self._key(text), packed(vector))
-            self._vectors[text] = vector
+        encoded = dict(zip(texts, self._embedder.embed(texts), strict=True))
+        self._cache.put_all({self._key(text): packed(vector) for text, vector in encoded.items()})
+        self._vectors |= encoded
         self.num_encoded += len(texts)
 
     def _key(self, text: str) -> str:
@@ -81,7 +81,7 @@ def packed(vector: np.ndarray) -> dict[str, str]:
 
 
 def unpacked(stored: dict[str, Any], dimension: int, remedy: str) -> np.ndarray:
-    """The vector that `packed` was given, bit for bit.
+    """Return the vector that `packed` was given, bit for bit.
 
     Raises CacheError, with `remedy`, for a record that holds no vector or one of another dimension.
     """
@@ -95,7 +95,7 @@ def unpacked(stored: dict[str, Any], dimension: int, remedy: str) -> np.ndarray:
 
 
 def fingerprint_of(folder: str | Path) -> str:
-    """Hash of every file of a model folder, by name and content."""
+    """Hash every file of a model folder, by name and content."""
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
         with path.open("rb") as file:

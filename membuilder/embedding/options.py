@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
@@ -32,14 +32,8 @@ class Precision(StrEnum):
     """A third of the time where the processor computes in it, several times as long where it does not."""
 
 
-def cache_folder() -> Path:
-    """`MEMBUILDER_CACHE`, else membuilder's folder under the user's cache."""
-    named = os.environ.get("MEMBUILDER_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "membuilder"
-
-
 def best_precision() -> Precision:
-    """bfloat16 where the processor has it, as far as Linux tells; else float32."""
+    """Choose bfloat16 where the processor has it, as far as Linux tells; else float32."""
     path = Path("/proc/cpuinfo")
     flags = path.read_text(encoding="utf-8") if path.is_file() else ""
     return Precision.BFLOAT16 if "avx512_bf16" in flags or "amx_bf16" in flags else Precision.FLOAT32
@@ -61,7 +55,7 @@ def open_embedder(model: str | None, precision: Precision, cache: Path) -> Cache
 
 
 def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
-    """Vectors from an endpoint, checked with one text. Raises ConfigError or ChatError."""
+    """Take vectors from an endpoint, which is checked with one text. Raises ConfigError or ChatError."""
     # takes a second to import, which a local model need not wait for
     from membuilder.embedding.remote import EndpointEmbedder
 
@@ -69,8 +63,8 @@ def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
         raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
     server = {"name": options.model, "provider": options.provider, "base_url": options.base_url}
     endpoint = endpoint_of(server, options.settings)
-    endpoint, chat = replace(endpoint, price=costs.price_of(endpoint)), options.chat
-    return EndpointEmbedder(endpoint, costs.usage, api_key=options.api_key, cache=costs.answers, chat=chat)
+    endpoint = replace(endpoint, price=costs.price_of(endpoint))
+    return EndpointEmbedder(endpoint, costs.usage, api_key=options.api_key, cache=costs.answers, chat=options.chat)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,16 +80,32 @@ class EmbedderOptions:
     chat: ModelAccess | None = None
     """Whose address and key hold where the provider is the same and no other is given."""
     cache: Path | None = None
-    """Folder of a local model's vectors; None: in `cache_folder()`."""
+    """Folder of a local model's vectors; None: in MEMBUILDER_CACHE, else in the user's own cache."""
     precision: Precision = Precision.FLOAT32
     """Of a local model. A store is built in float32, so that it does not depend on the machine."""
+
+
+def options_of(
+    given: Any, chat: ModelAccess, api_key: str | None, precision: Precision = Precision.FLOAT32
+) -> EmbedderOptions:
+    """The options in the fields `embedding_model`, `embedding_provider` and so on of a configuration, or of flags."""
+    return EmbedderOptions(
+        model=given.embedding_model,
+        provider=given.embedding_provider,
+        base_url=given.embedding_base_url,
+        api_key=api_key,
+        settings=tuple(given.embedding_endpoint),
+        chat=chat,
+        cache=Path(given.embedding_cache) if given.embedding_cache else None,
+        precision=precision,
+    )
 
 
 @contextmanager
 def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder]:
     """Open the embedder; a model of a hub has no cache on disk. Raises ConfigError or ChatError."""
     if options.provider is not None:
-        with open_remote(options, costs) as embedder:
+        with closing(open_remote(options, costs)) as embedder:
             yield embedder
     elif options.base_url or options.api_key:
         raise ConfigError("--embedding-base-url and --embedding-api-key need --embedding-provider: a server embeds")
@@ -104,6 +114,7 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
             raise ConfigError(f"precision {options.precision} needs a model in a folder, not {options.model!r}")
         yield Embedder(options.model)
     else:
-        cache = options.cache or cache_folder() / CACHE_NAME
+        home = os.environ.get("MEMBUILDER_CACHE") or Path.home() / ".cache" / "membuilder"
+        cache = options.cache or Path(home) / CACHE_NAME
         with closing(open_embedder(options.model, options.precision, cache)) as embedder:
             yield embedder

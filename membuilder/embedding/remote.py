@@ -1,11 +1,12 @@
 """A `TextEmbedder` whose vectors come from an endpoint; `local.py` holds the default, which needs no server.
 
-with EndpointEmbedder(ModelEndpoint(name="text-embedding-3-small"), usage) as embedder:
+with closing(EndpointEmbedder(ModelEndpoint(name="text-embedding-3-small"), usage)) as embedder:
     vectors = embedder.embed(["one text", "another"])  # (2, D)
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 from anyio.from_thread import start_blocking_portal
@@ -21,16 +22,16 @@ from membuilder.llm.response_cache import AnswerCache, content_key
 from membuilder.llm.responses import read_embeddings
 from membuilder.llm.usage import Usage
 
-BATCH_TEXTS = 64
+BATCH = 64
 """Texts in one request."""
 
 
-class EndpointEmbedder(AbstractContextManager):
+class EndpointEmbedder:
     """Embeds each distinct text once per run, and once ever with a cache.
 
     `embed` blocks like every TextEmbedder; its requests run in an event loop of their own thread, so it also works
     when called from inside a running loop. Starting it asks for one vector: a refused key, an unknown model or a dead
-    server raises ChatError there. `with` closes it. Without an address of its own it asks `chat`'s server, if that has
+    server raises ChatError there. Without an address of its own it asks `chat`'s server, if that has
     the same provider.
     """
 
@@ -53,7 +54,7 @@ class EndpointEmbedder(AbstractContextManager):
             self._dimension = len(self._portal.call(self._check))
             self._stack = stack.pop_all()
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stack.close()
 
     @property
@@ -61,9 +62,9 @@ class EndpointEmbedder(AbstractContextManager):
         return self._dimension
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors and not self._recall(text)]
-        batches = [new[start : start + BATCH_TEXTS] for start in range(0, len(new), BATCH_TEXTS)]
+        batches = [new[start : start + BATCH] for start in range(0, len(new), BATCH)]
         if batches:
             # the first batch that fails ends the others
             self._portal.call(for_each, self._embed_batch, batches, self._endpoint.concurrency)
@@ -75,10 +76,7 @@ class EndpointEmbedder(AbstractContextManager):
 
     async def _request(self, texts: Sequence[str], max_attempts: int) -> list[list[float]]:
         body = {"model": self._endpoint.name, "input": texts, "encoding_format": "float"}
-
-        def read(payload: object) -> list[list[float]]:
-            return read_embeddings(payload, len(texts))
-
+        read = partial(read_embeddings, num_texts=len(texts))
         return await self._connection.post("/embeddings", body, read, max_attempts)
 
     async def _embed_batch(self, texts: Sequence[str]) -> None:
@@ -91,10 +89,10 @@ class EndpointEmbedder(AbstractContextManager):
                 f" {self._dimension} were expected; the server is faulty or has changed its model"
             )
             raise ChatError(ChatErrorKind.BAD_RESPONSE, message)
-        for text, vector in zip(texts, vectors / lengths, strict=True):
-            self._vectors[text] = vector
-            if self._cache is not None:
-                self._cache.put(self._key(text), packed(vector))
+        new = dict(zip(texts, vectors / lengths, strict=True))
+        self._vectors |= new
+        if self._cache is not None:
+            self._cache.put_all({self._key(text): packed(vector) for text, vector in new.items()})
 
     def _recall(self, text: str) -> bool:
         """Take the text's vector from the cache, and return whether it was there."""
@@ -107,6 +105,5 @@ class EndpointEmbedder(AbstractContextManager):
         return True
 
     def _key(self, text: str) -> str:
-        # `dimensions` stands in the keys of every cache that is kept
-        url, model = self._connection.base_url, self._endpoint.name
-        return content_key(kind="embedding/1", url=url, model=model, dimensions=None, text=text)
+        server = {"url": self._connection.base_url, "model": self._endpoint.name, "dimensions": None}
+        return content_key(kind="embedding/1", **server, text=text)

@@ -4,8 +4,8 @@ A trained checkpoint is one more model: served by vLLM and reached like any othe
 answer format it was trained with, which `--build-config` takes from the run's own `config.yaml`.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
 from membuilder.embedding.options import Precision
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import Options
-from membuilder.llm.chat_model import ChatModel, Role
-from membuilder.llm.client import ChatClient
-from membuilder.llm.costs import Costs
+from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.schemes.load import load_scheme
 from membuilder.types import Dialogue
@@ -42,25 +40,8 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@asynccontextmanager
-async def open_writer(
-    options: Options, dialogues: Sequence[Dialogue], folder: BankFolder, costs: Costs
-) -> AsyncIterator[ChatModel | None]:
-    """The model that writes the memories, checked with one small call; None where all of them are there already."""
-    if all(folder.has(dialogue) for dialogue in dialogues):
-        yield None
-        return
-    async with ChatClient(options.builder, Role.BUILDER, costs) as model:
-        await model.check()
-        yield model
-
-
 async def build_memories(
-    options: Options,
-    dialogues: Sequence[Dialogue],
-    folder: BankFolder,
-    embedder: TextEmbedder,
-    model: ChatModel | None,
+    options: Options, dialogues: Sequence[Dialogue], folder: BankFolder, embedder: TextEmbedder, model: ChatModel | None
 ) -> dict[str, Any]:
     """Let `model` write every memory that `folder` lacks; returns how many sessions and failed answers all took.
 
@@ -92,7 +73,7 @@ def _job(options: Options, dialogue: Dialogue, path: Path, dimension: int) -> Jo
     if precision is not Precision.FLOAT32:
         embedding = f"{embedding or DEFAULT_PACKAGE} in {precision}"
     config = BuildConfig(
-        dataset=options.dataset,
+        dataset=options.flags.dataset,
         out=str(path),
         model=options.builder.endpoint,
         max_turns=how.max_turns,

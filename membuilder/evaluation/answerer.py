@@ -66,19 +66,14 @@ async def open_roles(answerer: ModelAccess, judge: ModelAccess, top_k: int, cost
 async def ask_all(cases: Iterable[Outcome], roles: Roles, concurrency: int, write: Callable[[Outcome], None]) -> None:
     """Answer and judge each question, at most `concurrency` at once; each is written as soon as it is whole.
 
-    An answer that could not be had stays None.
+    An answer that could not be had stays None. Without a gold answer nothing is judged, nor counts as unjudged.
     """
 
     async def ask(case: Outcome) -> None:
-        write(await _ask(case, roles))
+        question, verdicts = case.question, []
+        answer = await roles.answer(question, case.ranking, case.dialogue.sessions[-1].timestamp)
+        if answer is not None and (question.answer is not None or not question.answerable):
+            verdicts = await asyncio.gather(*(roles.judge(name, question, answer) for name in JUDGES))
+        write(replace(case, answer=answer, verdicts=dict(zip(JUDGES, verdicts, strict=False))))
 
     await for_each(ask, cases, concurrency)
-
-
-async def _ask(case: Outcome, roles: Roles) -> Outcome:
-    question = case.question
-    answer = await roles.answer(question, case.ranking, case.dialogue.sessions[-1].timestamp)
-    if answer is None or (question.answer is None and question.answerable):
-        return replace(case, answer=answer)  # without a gold answer nothing can be judged, nor counts as unjudged
-    verdicts = await asyncio.gather(*(roles.judge(name, question, answer) for name in JUDGES))
-    return replace(case, answer=answer, verdicts=dict(zip(JUDGES, verdicts, strict=True)))

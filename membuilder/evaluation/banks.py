@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from membuilder.datasets.fields import as_record, take
 from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.typed import typed
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.errors import DataError, EvaluationError
+from membuilder.evaluation.options import Reading
 from membuilder.files import write_atomic
-from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.load import FOUR_AGENTS, load_scheme
+from membuilder.schemes.load import load_scheme
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Dialogue
 
@@ -39,16 +39,17 @@ class BankFolder:
 
         Raises EvaluationError where the folder holds other banks than these, or none to read.
         """
-        self._folder, path = folder, folder / MANIFEST
-        if not path.exists():
+        self._folder, self._file = folder, folder / MANIFEST
+        if not self._file.exists():
             if manifest is None:
                 problem = f"no {MANIFEST}; build the banks first with --mode build --db-path {folder}"
                 raise EvaluationError(f"{folder}: {problem}")
             self.manifest = dict(manifest)
-            return
-        self.manifest = read_object(path, _DAMAGED)
-        if manifest is not None:
-            self._refuse_others(manifest, self.manifest.keys() | manifest.keys(), "choose another --db-path")
+        else:
+            self.manifest = read_settings(self._file, _DAMAGED)
+            if manifest is not None:
+                refuse_others(folder, self.manifest, manifest, "choose another --db-path")
+        self.reading = typed(Reading, self.manifest, self._file, FILE, advice=_DAMAGED)
 
     def check(self, run: Mapping[str, Any], build_model: str | None) -> None:
         """Refuse banks of other data than `run` (settings of an evaluation) tells of, or of another `build_model`."""
@@ -56,18 +57,12 @@ class BankFolder:
         wanted = {key: run[key] for key in _SAME_DATA}
         if build_model is not None:
             wanted |= {"builder": "agents", "model": build_model}
-        self._refuse_others(wanted, wanted.keys(), advice)
+        refuse_others(self._folder, self.manifest, wanted, advice, keys=wanted)
 
     def begin(self) -> None:
         """Write down whose banks these will be, before the first of them is there."""
-        path = self._folder / MANIFEST
-        if not path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(self.manifest, indent=2) + "\n")
-
-    def _refuse_others(self, wanted: Mapping[str, Any], keys: Iterable[str], advice: str) -> None:
-        if differing := difference(self.manifest, wanted, keys):
-            raise EvaluationError(f"{self._folder} {described(differing)}; {advice}")
+        if not self._file.exists():
+            write_settings(self._file, self.manifest)
 
     def has(self, dialogue: Dialogue) -> bool:
         return self.path(dialogue).exists()
@@ -82,30 +77,20 @@ class BankFolder:
         if not path.exists():
             problem = f"the bank of {dialogue.id!r} is not built; run --mode build to its end first"
             raise EvaluationError(f"{path}: {problem}")
-        bank = as_record(read_json(path, _DAMAGED), Bank, path, FILE, _DAMAGED)
+        bank = typed(Bank, read_json(path, _DAMAGED), path, FILE, advice=_DAMAGED)
         self._check_provenance(bank, dialogue, path)
         return bank
 
-    @property
-    def max_turns(self) -> int | None:
-        """Turns the builder read at once; None: whole sessions."""
-        return take(self.manifest, "max_turns", int, self._folder, MANIFEST) if "max_turns" in self.manifest else None
-
-    @property
-    def include_superseded(self) -> bool:
-        """Whether questions find entries that later ones replace, as the builder's prompts say; if none, they do."""
-        prompts = self.manifest.get("prompts", {"include_superseded": True})
-        return take(prompts, "include_superseded", bool, self._folder, MANIFEST)
-
     def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
-        turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.max_turns))
-        roles = load_scheme(self.manifest.get("scheme", FOUR_AGENTS), PromptConfig()).roles
+        turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.reading.max_turns))
+        roles = load_scheme(self.reading.scheme, self.reading.prompts).roles
         for i, entry in enumerate(bank.entries):
             if entry.agent not in roles:
-                raise DataError(path, f"entries[{i}]", "agent", f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}")
+                problem = f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}"
+                raise DataError(path, FILE, f"entries[{i}].agent", problem)
             if not 0 <= entry.session < num_sessions or not turns.keys() >= set(entry.source_turns):
                 problem = f"names a session or turn that {dialogue.id!r} does not have: the bank of other data"
-                raise DataError(path, f"entries[{i}]", "session or source_turns", problem)
+                raise DataError(path, FILE, f"entries[{i}].session or source_turns", problem)
         if not turns.keys() >= set(bank.core_sources):
             raise DataError(path, FILE, "core_quotes", f"name a turn that {dialogue.id!r} does not have")
 
@@ -117,9 +102,18 @@ class BankFolder:
         return self._folder / f"{safe[:150]}{suffix}"
 
 
-def read_object(path: Path, advice: str) -> dict[str, Any]:
-    """A file of our own that holds one JSON object. Raises DataError, with `advice`, where it does not."""
-    raw = read_json(path, advice)
-    if not isinstance(raw, dict):
-        raise DataError(path, FILE, "top level", f"expected an object, found {type(raw).__name__}; {advice}")
-    return raw
+def read_settings(path: Path, advice: str) -> dict[str, Any]:
+    """The settings kept in a file of our own. Raises DataError, with `advice`, where it holds no JSON object."""
+    return typed(dict[str, Any], read_json(path, advice), path, FILE, advice=advice)
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    write_atomic(path, json.dumps(settings, indent=2) + "\n")
+
+
+def refuse_others(
+    folder: Path, then: Mapping[str, Any], now: Mapping[str, Any], advice: str, keys: Iterable[str] | None = None
+) -> None:
+    """Raise EvaluationError, with `advice`, where what a folder holds was begun with other settings (under `keys`)."""
+    if differing := difference(then, now, keys):
+        raise EvaluationError(f"{folder} {described(differing)}; {advice}")

@@ -45,17 +45,14 @@ def compare(
     changed = [key for key in by_key_a if _asked(by_key_a[key]) != _asked(by_key_b[key])]
     if changed:
         raise EvaluationError(f"question {changed[0]} is not the same in both runs ({len(changed)} such); other data?")
+    both = [(by_key_a[key], by_key_b[key]) for key in sorted(by_key_a)]  # the files are in the order of the answers
     found: dict[str, dict[str, Paired]] = {}
     for metric in metrics:
-        for column, wants_set_apart in (("answerable", False), ("set apart", True)):
-            pairs = [
-                (by_key_a[key].scores[metric], by_key_b[key].scores[metric])
-                for key in by_key_a
-                if by_key_a[key].is_set_apart == wants_set_apart
-            ]
-            both = np.array([pair for pair in pairs if None not in pair], dtype=np.float64)
-            if len(both):
-                found.setdefault(metric, {})[column] = paired(both[:, 0], both[:, 1], seed)
+        for column, is_set_apart in (("answerable", False), ("set apart", True)):
+            scores = [(a.scores[metric], b.scores[metric]) for a, b in both if a.is_set_apart == is_set_apart]
+            pairs = np.array([pair for pair in scores if None not in pair], dtype=np.float64)  # (N, 2)
+            if len(pairs):
+                found.setdefault(metric, {})[column] = paired(pairs[:, 0], pairs[:, 1], seed)
     if not found:
         problem = f"no question has a score of {', '.join(metrics)} on both sides; known are {list(METRICS)}"
         raise EvaluationError(problem)

@@ -4,7 +4,7 @@ Questions are resampled one by one. Those of one dialogue are alike, so interval
 side: they tell about other questions to these dialogues, less about other dialogues.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Paired:
+class Paired(NamedTuple):
     """How B does against A over the same questions."""
 
     questions: int
@@ -55,45 +54,24 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int) -> Paired:
         raise ValueError(f"need the same questions on both sides, got {len(a)} and {len(b)}")
     difference = b - a
     only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
-    (low, high), *_ = bootstrap(difference[:, None], seed)
-    if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
-        test, p_value = "McNemar, exact", _mcnemar(only_a, only_b)
-    else:
-        test, p_value = "permutation of signs", _sign_permutation(difference, seed)
-    return Paired(
-        questions=len(a),
-        mean_a=float(a.mean()),
-        mean_b=float(b.mean()),
-        difference=float(difference.mean()),
-        low=float(low),
-        high=float(high),
-        p_value=p_value,
-        test=test,
-        only_a=only_a,
-        only_b=only_b,
-    )
+    is_binary = set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}
+    p_value = 1.0
+    if only_a or only_b:
+        p_value = _mcnemar(only_a, only_b) if is_binary else _sign_permutation(difference, seed)
+    means = [float(values.mean()) for values in (a, b, difference)]
+    test = "McNemar, exact" if is_binary else "permutation of signs"
+    return Paired(len(a), *means, *bootstrap(difference[:, None], seed)[0].tolist(), p_value, test, only_a, only_b)
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
-    if only_a + only_b == 0:
-        return 1.0
     from scipy import stats  # seconds to import, and only comparisons need it
 
     return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
 def _sign_permutation(difference: np.ndarray, seed: int) -> float:
-    if not difference.any():
-        return 1.0
     from scipy import stats
 
-    result = stats.permutation_test(
-        (difference,),
-        lambda sample, axis: sample.mean(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=9999,
-        batch=500,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+    rng = np.random.default_rng(seed)
+    options = {"permutation_type": "samples", "vectorized": True, "n_resamples": 9999, "batch": 500, "rng": rng}
+    return float(stats.permutation_test((difference,), np.mean, **options).pvalue)

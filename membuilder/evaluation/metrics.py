@@ -9,15 +9,12 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 from membuilder.evaluation.recall import Ranking, evidence_recall
 from membuilder.llm.answer_and_judge import AnswerVerdict
 from membuilder.types import Dialogue, Question
-
-if TYPE_CHECKING:
-    from nltk.stem import PorterStemmer
 
 CUTOFFS = (5, 10, 20)
 JUDGES = ("strict", "lenient")
@@ -47,20 +44,15 @@ class Outcome:
     """The verdict of each judge that applies to the question."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """One number per question."""
 
     name: str
     """Its name in records, in `compare --metric` and in tables."""
-    title: str
-    """What it is called where it is shown by category."""
     meaning: str
     score: Callable[[Outcome], float | None]
-    by_category: bool = False
-    """Whether tables and pictures show it by category."""
-    is_recall: bool = False
-    """Recall counts on every question with evidence; all else on the answerable questions only."""
+    title: str | None = None
+    """What it is called where it is shown by category; None: it is not shown there."""
 
 
 def group_of(question: Question) -> str:
@@ -89,16 +81,19 @@ def token_f1(question: Question, answer: str) -> float | None:
 
 def exact_match(question: Question, answer: str) -> float | None:
     """1 if the same words stand in both, in whatever order and number (LoCoMo's exact match)."""
-    if question.answer is None or group_of(question) in SET_APART:
-        return None
-    return float(set(_normal(answer).split()) == set(_normal(question.answer).split()))
+    gold = _gold(question)
+    return None if gold is None else float(set(_normal(answer).split()) == set(gold.split()))
 
 
 def substring_match(question: Question, answer: str) -> float | None:
     """1 if the gold answer stands in the answer as whole words, in its order."""
-    if question.answer is None or group_of(question) in SET_APART:
-        return None
-    return float(f" {_normal(question.answer)} " in f" {_normal(answer)} ")
+    gold = _gold(question)
+    return None if gold is None else float(f" {gold} " in f" {_normal(answer)} ")
+
+
+def _gold(question: Question) -> str | None:
+    """The words of the gold answer; None without one, and where the question is set apart."""
+    return None if question.answer is None or group_of(question) in SET_APART else _normal(question.answer)
 
 
 def abstention(question: Question, answer: str) -> float | None:
@@ -128,14 +123,9 @@ def _stems(text: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def _stem(word: str) -> str:
-    return _stemmer().stem(word)
-
-
-@cache
-def _stemmer() -> "PorterStemmer":
     from nltk.stem import PorterStemmer  # seconds to import, which `--help` need not wait for
 
-    return PorterStemmer()
+    return PorterStemmer().stem(word)
 
 
 def _normal(text: str) -> str:
@@ -151,14 +141,10 @@ def _recall_metrics() -> Iterator[Metric]:
     for level in ("", "session_"):
         for kind, (part, meaning) in kinds.items():
             for k in CUTOFFS:
-                yield Metric(
-                    name=f"{level}recall{kind}@{k}",
-                    title=f"evidence {level}recall{kind}@{k}",
-                    meaning=f"{meaning}, by {'sessions' if level else 'turns'}, in the first {k} items",
-                    score=partial(_recall, by_session=bool(level), part=part, k=k),
-                    by_category=level + kind == "" and k == 10,
-                    is_recall=True,
-                )
+                name = f"{level}recall{kind}@{k}"
+                meaning_at_k = f"{meaning}, by {'sessions' if level else 'turns'}, in the first {k} items"
+                score = partial(_recall, by_session=bool(level), part=part, k=k)
+                yield Metric(name, meaning_at_k, score, f"evidence {name}" if name == "recall@10" else None)
 
 
 def _recall(outcome: Outcome, *, by_session: bool, part: str, k: int) -> float | None:
@@ -171,31 +157,28 @@ def _of_answer(score: Callable[[Question, str], float | None]) -> Callable[[Outc
     return lambda outcome: None if outcome.answer is None else score(outcome.question, outcome.answer)
 
 
-def _of_judge(name: str) -> Callable[[Outcome], float | None]:
-    def score(outcome: Outcome) -> float | None:
-        verdict = outcome.verdicts.get(name)
-        return None if verdict is None or verdict.correct is None else float(verdict.correct)
-
-    return score
+def _of_judge(outcome: Outcome, name: str) -> float | None:
+    verdict = outcome.verdicts.get(name)
+    return None if verdict is None or verdict.correct is None else float(verdict.correct)
 
 
-_ANSWER_SCORES = (
-    ("f1", "F1", "shared stemmed words of answer and gold answer", token_f1),
-    ("exact", "exact match", "whether both hold the same words", exact_match),
-    ("substring", "substring match", "whether the gold answer stands in the answer", substring_match),
-    ("abstention", "abstention", "whether an unanswerable question was turned down", abstention),
-    ("wrongly_abstained", "wrongly abstained", "whether an answerable question was turned down", wrongly_abstained),
+_RECALLS = tuple(_recall_metrics())
+"""These count on every question with evidence; all others on the answerable questions only."""
+_ANSWERS = (
+    Metric("f1", "shared stemmed words of answer and gold answer", _of_answer(token_f1), "F1"),
+    Metric("exact", "whether both hold the same words", _of_answer(exact_match)),
+    Metric("substring", "whether the gold answer stands in the answer", _of_answer(substring_match)),
+    Metric("abstention", "whether an unanswerable question was turned down", _of_answer(abstention)),
+    Metric("wrongly_abstained", "whether an answerable question was turned down", _of_answer(wrongly_abstained)),
 )
-
-
-def _answer_metrics() -> Iterator[Metric]:
-    for name, title, meaning, score in _ANSWER_SCORES:
-        yield Metric(name=name, title=title, meaning=meaning, score=_of_answer(score), by_category=name == "f1")
-    for name in JUDGES:
-        title, meaning = f"judge, {name}", f"whether the {name} judge calls the answer right"
-        yield Metric(name=f"judge_{name}", title=title, meaning=meaning, score=_of_judge(name), by_category=True)
-
-
-METRICS = {metric.name: metric for metric in (*_recall_metrics(), *_answer_metrics())}
-RECALLS = tuple(name for name, metric in METRICS.items() if metric.is_recall)
-ANSWER_SCORES = tuple(name for name, *_ in _ANSWER_SCORES)
+_VERDICTS = tuple(
+    Metric(
+        f"judge_{name}",
+        f"whether the {name} judge calls the answer right",
+        partial(_of_judge, name=name),
+        f"judge, {name}",
+    )
+    for name in JUDGES
+)
+METRICS = {metric.name: metric for metric in (*_RECALLS, *_ANSWERS, *_VERDICTS)}
+RECALLS, ANSWER_SCORES = (tuple(metric.name for metric in metrics) for metrics in (_RECALLS, _ANSWERS))

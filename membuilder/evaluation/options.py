@@ -1,22 +1,24 @@
-"""Command line of `python -m membuilder.eval`: the published document's flags under their names, and what we add."""
+"""Reads the command line of `python -m membuilder.eval`: the published document's flags under their names, and ours."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
-from membuilder.config import describe, from_mapping, load, read
-from membuilder.datasets.selection import DATA_FOLDER, DATASET_NAMES, SPLITS, load_selected, shorten
-from membuilder.embedding.options import EmbedderOptions
+from membuilder.config import describe, from_mappings, load, read
+from membuilder.datasets.selection import add_data_flags, load_selected, shorten
+from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
 from membuilder.errors import ConfigError
-from membuilder.evaluation.model_flags import add_models, dialogues_at_once, embedder, models, questions_at_once
+from membuilder.evaluation.metrics import JUDGES
 from membuilder.llm.endpoints import ModelAccess
-from membuilder.llm.flags import add_cost_flags, add_embedding_flags
+from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.load import FOUR_AGENTS
+from membuilder.schemes.load import FOUR_AGENTS, load_scheme
 from membuilder.types import Dialogue
 
+JUDGE_MODEL = "gpt-4.1"
+"""The judge of the published document."""
 RETRIEVERS = tuple(f"rag-{unit}{method}" for unit in ("turn", "session") for method in ("", "-bm25", "-hybrid"))
 """Search by embeddings unless the name says otherwise."""
 AGENTS = "agents"
@@ -53,17 +55,17 @@ class Reading:
 
     scheme: str = FOUR_AGENTS
     prompts: PromptConfig = field(default_factory=PromptConfig)
-    max_turns: int = 60
-    """Turns read at once: a longer session becomes several of the same date."""
+    max_turns: int | None = None
+    """Turns read at once, so that a longer session becomes several of the same date; None: whole sessions."""
 
 
 def reading_of(path: Path | None) -> Reading:
     """The reading that the `config.yaml` of a training run tells; None: as real models read. Raises ConfigError."""
     if path is None:
-        return Reading()
+        return Reading(max_turns=60)
     match read(path):
         case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
-            known = from_mapping(PromptConfig, prompts, f"{path}: prompts")
+            known = from_mappings(PromptConfig, (prompts, f"{path}: prompts"))
             return Reading(scheme=scheme, prompts=known, max_turns=max_turns)
     problem = "no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
     raise ConfigError(f"{path}: {problem}")
@@ -71,16 +73,9 @@ def reading_of(path: Path | None) -> Reading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What an evaluation is asked for."""
+    """What an evaluation is asked for: the flags as they were given, and what they come to together."""
 
-    dataset: str
-    dataset_path: Path | None
-    data_dir: Path
-    ids: tuple[str, ...]
-    """The ids of --conv-id, --sample-id and --character-id; empty: all dialogues."""
-    split: str | None
-    subset_file: Path | None
-    mode: str
+    flags: argparse.Namespace = field(repr=False)
     systems: tuple[str, ...]
     answerer: ModelAccess | None
     """None: retrieval is scored, nothing is answered."""
@@ -90,65 +85,58 @@ class Options:
     reading: Reading
     build_parallel: int
     """Dialogues that system agents builds at once."""
-    sessions: int | None
-    questions: int | None
-    top_k: int
     db_path: Path | None
     """Where the banks of the one system lie that builds or reads them; None: no bank is kept."""
-    build_model: str | None
-    """Who wrote the stored banks that system bank reads; None: whoever did."""
     index: IndexConfig
     """How the entries of a bank are searched."""
     concurrency: int
     """Questions in flight at once."""
-    output_dir: Path
     embedder: EmbedderOptions
-    flags: argparse.Namespace = field(repr=False)
-    """All flags as they were given, for what reads flags of its own (costs)."""
-    seed: int
-    verbose: bool
 
 
 def parse(argv: Sequence[str]) -> Options:
     """Read the command line. A bad flag ends the program; flags that do not fit each other raise ConfigError."""
     given = command_line().parse_args(argv)
-    answerer, judge, writer = models(given)
-    default = STORED if given.mode == "answer" else RULES if writer is None else AGENTS
+    writes = given.build_model is not None or given.model is not None
+    default = STORED if given.mode == "answer" else AGENTS if writes else RULES
     systems = tuple(dict.fromkeys(given.system or [default]))
-    _check_mode(given.mode, systems)
-    chosen = {
-        "ids": tuple(name for name in (given.conv_id, given.sample_id, given.character_id) if name is not None),
-        "systems": systems,
-        "answerer": answerer,
-        "judge": judge,
-        "builder": writer if AGENTS in systems else None,
-        "reading": reading_of(given.build_config),
-        "build_parallel": dialogues_at_once(given),
-        "db_path": _db_path(given, systems),
-        "build_model": given.build_model if STORED in systems else None,
-        "index": load(IndexConfig, None, given.index),
-        "concurrency": questions_at_once(given),
-        "embedder": embedder(given),
-        "flags": given,
-    }
-    as_given = {each.name: getattr(given, each.name) for each in fields(Options) if each.name not in chosen}
-    options = Options(**as_given, **chosen)
-    _check(options)
-    return options
-
-
-def dialogues_of(options: Options) -> tuple[list[Dialogue], Path]:
-    """The dialogues to ask about, and the file they came from."""
-    dialogues, path = load_selected(
-        options.dataset,
-        options.dataset_path,
-        options.data_dir,
-        split=options.split,
-        subset_file=options.subset_file,
-        ids=options.ids,
-        ids_from=f"--conv-id, --sample-id or --character-id {options.ids}",
+    _check(given, systems)
+    reading, questions = reading_of(given.build_config), given.concurrency
+    if given.parallel:
+        questions = max(questions, given.workers)
+    dialogues = given.workers if given.parallel else 1
+    # what --model and the flags beside it say: the other models and embeddings take their server from it
+    first = read_endpoint(given, "", given.model or "unnamed", max_tokens=given.max_tokens, concurrency=questions)
+    answerer = judge = builder = None
+    if given.model is not None and given.mode != "build":
+        answerer = first
+        settings = {"max_tokens": given.max_tokens, "concurrency": questions * len(JUDGES)}
+        name = given.judge_model or JUDGE_MODEL  # at openai, so that a self-hosted model does not grade itself
+        judge = read_endpoint(given, "judge-", name, like=first, provider="openai", **settings)
+    if writes:
+        num_roles = len(load_scheme(reading.scheme, reading.prompts).roles)
+        settings = {"max_tokens": given.max_tokens, "concurrency": dialogues * num_roles}
+        builder = read_endpoint(given, "build-", given.build_model or given.model, like=first, **settings)
+    return Options(
+        flags=given,
+        systems=systems,
+        answerer=answerer,
+        judge=judge,
+        builder=builder if AGENTS in systems else None,
+        reading=reading,
+        build_parallel=dialogues,
+        db_path=_db_path(given, systems),
+        index=load(IndexConfig, None, given.index),
+        concurrency=questions,
+        embedder=options_of(given, first, given.embedding_api_key, _precision(given)),
     )
-    return shorten(dialogues, options.sessions, options.questions), path
+
+
+def dialogues_of(given: argparse.Namespace) -> tuple[list[Dialogue], Path]:
+    """The dialogues to ask about, and the file they came from."""
+    ids = [name for name in (given.conv_id, given.sample_id, given.character_id) if name is not None]
+    dialogues, path = load_selected(given, ids, f"--conv-id, --sample-id or --character-id {tuple(ids)}")
+    return shorten(dialogues, given.sessions, given.questions), path
 
 
 def _db_path(given: argparse.Namespace, systems: Sequence[str]) -> Path | None:
@@ -161,24 +149,33 @@ def _db_path(given: argparse.Namespace, systems: Sequence[str]) -> Path | None:
     return given.output_dir / MEMORIES if is_needed or AGENTS in kept else None
 
 
-def _check_mode(mode: str, systems: Sequence[str]) -> None:
-    if mode == "build" and set(systems) - set(BUILDERS):
-        raise ConfigError(f"--mode build needs a system that builds: {', '.join(BUILDERS)}")
-    if mode == "answer" and set(systems) & set(BUILDERS):
-        raise ConfigError(f"--mode answer builds nothing; its banks are system {STORED}, which reads --db-path")
+def _precision(given: argparse.Namespace) -> Precision:
+    if given.embedding_precision and given.embedding_provider:
+        raise ConfigError("--embedding-precision is that of a local model: a server embeds in its own")
+    if given.embedding_precision:
+        return Precision(given.embedding_precision)
+    is_folder = given.embedding_model is None or Path(given.embedding_model).exists()
+    return best_precision() if is_folder and given.embedding_provider is None else Precision.FLOAT32
 
 
-def _check(options: Options) -> None:
-    counts = (options.top_k, options.concurrency, options.build_parallel, options.sessions, options.questions)
+def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
+    """Raise ConfigError for flags that do not fit each other."""
+    counts = (given.top_k, given.concurrency, given.workers, given.sessions, given.questions)
     if min(count for count in counts if count is not None) < 1:
         raise ConfigError("--top-k, --concurrency, --workers, --sessions and --questions must be at least 1")
-    if AGENTS in options.systems and options.builder is None:
+    if given.mode == "build" and set(systems) - set(BUILDERS):
+        raise ConfigError(f"--mode build needs a system that builds: {', '.join(BUILDERS)}")
+    if given.mode == "answer" and set(systems) & set(BUILDERS):
+        raise ConfigError(f"--mode answer builds nothing; its banks are system {STORED}, which reads --db-path")
+    if given.judge_model is not None and given.model is None and given.mode != "build":
+        raise ConfigError("--judge-model needs --model: without answers there is nothing to judge")
+    if AGENTS in systems and given.build_model is None and given.model is None:
         raise ConfigError(f"system {AGENTS} needs --build-model or --model: who writes the memories")
-    if options.split and options.subset_file:
+    if given.split and given.subset_file:
         raise ConfigError("--split and --subset-file both choose the samples; give one of them")
-    if options.split and not options.dataset.startswith("longmemeval"):
-        raise ConfigError(f"--split names parts of longmemeval; dataset {options.dataset} has none")
-    if options.dataset == "custom" and options.dataset_path is None:
+    if given.split and not given.dataset.startswith("longmemeval"):
+        raise ConfigError(f"--split names parts of longmemeval; dataset {given.dataset} has none")
+    if given.dataset == "custom" and given.dataset_path is None:
         problem = "dataset custom needs --dataset-path FILE.jsonl; membuilder/datasets/custom.py has its format"
         raise ConfigError(problem)
 
@@ -190,30 +187,34 @@ def command_line() -> argparse.ArgumentParser:
         epilog=f"{EPILOG}\n\n--index {describe(IndexConfig)}",
         formatter_class=_Help,
     )
-    _add_data(parser)
-    add_models(parser)
-    _add_run(parser)
+    flags = parser.add_argument_group("data")
+    add_data_flags(flags, default="locomo")
+    flags.add_argument("--sample-id", help="one sample (longmemeval)")
+    flags.add_argument("--character-id", help="one character (perltqa)")
+    flags.add_argument("--questions", type=int, metavar="N", help="first questions of each dialogue only")
+    _add_models(parser.add_argument_group("models"))
+    _add_run(parser.add_argument_group("run").add_argument)
     add_embedding_flags(parser)
     add_cost_flags(parser)
     return parser
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", default="locomo", choices=DATASET_NAMES)
-    add("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
-    add("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
-    add("--conv-id", help="one conversation (locomo)")
-    add("--sample-id", help="one sample (longmemeval)")
-    add("--character-id", help="one character (perltqa)")
-    add("--split", choices=SPLITS, help="predefined split (longmemeval)")
-    add("--subset-file", type=Path, help="JSON file with a list of ids")
-    add("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
-    add("--questions", type=int, metavar="N", help="first questions of each dialogue only")
+def _add_models(flags: argparse._ActionsContainer) -> None:
+    text = "answers the questions; without it retrieval is scored and nothing is asked"
+    add_endpoint_flags(flags, "", text, provider="openai")
+    add_endpoint_flags(flags, "judge-", f"grades the answers; {JUDGE_MODEL} at provider openai unless given")
+    add_endpoint_flags(flags, "build-", "writes the memories of system agents; else --model")
+    text = "config.yaml of the run that trained the checkpoint: its prompts, answer format and turns read at once"
+    flags.add_argument("--build-config", type=Path, metavar="FILE", help=text)
+    flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
+    precisions = [str(each) for each in Precision]
+    flags.add_argument("--embedding-precision", choices=precisions, help="else what is fastest here")
+    flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
+    text = "how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below"
+    flags.add_argument("--index", **SETTINGS, help=text)
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("run").add_argument
+def _add_run(add: Callable[..., argparse.Action]) -> None:
     add("--mode", default="full", choices=("build", "answer", "full"))
     text = "repeatable; else rules, agents where a model is named, bank in mode answer"
     add("--system", action="append", choices=SYSTEMS, help=text)

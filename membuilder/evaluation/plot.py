@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from membuilder.evaluation.metrics import Metric
-from membuilder.evaluation.report import Block, Estimate, Summary
+from membuilder.colours import colours_of
+from membuilder.evaluation.metrics import RECALLS, Metric
+from membuilder.evaluation.report import Block, Summary
 from membuilder.evaluation.table import categories, shown_metrics, title
 
 _ALL = "all"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000", "#8c6d31")
 
 
 def draw(summaries: Mapping[str, Summary], path: Path) -> None:
@@ -33,28 +33,24 @@ def draw(summaries: Mapping[str, Summary], path: Path) -> None:
 
 
 def _panel(axes: Axes, systems: Mapping[str, Mapping[str, Block]], groups: list[str], metric: Metric) -> None:
-    for number, (name, system) in enumerate(systems.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+    for number, (name, colour) in enumerate(colours_of(systems).items()):
+        system = systems[name]
         axes.plot([], [], "o", color=colour, markersize=5, label=name)  # the legend names systems without values too
         for row, group in enumerate(groups):
-            if group in system:
-                height = row + (number - (len(systems) - 1) / 2) * 0.7 / len(systems)
-                _dot(axes, system[group].estimates[metric.name], height, colour)
+            mean, interval = system[group].estimates[metric.name] if group in system else (None, None)
+            height = row + (number - (len(systems) - 1) / 2) * 0.7 / len(systems)
+            if interval is not None:
+                axes.plot(interval, [height, height], color=colour, linewidth=1.5, alpha=0.6)
+            if mean is not None:
+                axes.plot([mean], [height], "o", color=colour, markersize=5)
     for row in range(len(groups) - 1):
         axes.axhline(row + 0.5, color="#dddddd", linewidth=0.8)
-    label = metric.title if metric.is_recall else f"{metric.title} ({_ALL}: answerable ones)"
+    label = metric.title if metric.name in RECALLS else f"{metric.title} ({_ALL}: answerable ones)"
     axes.set(xlim=(0, 1.02), xlabel=label)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
-
-
-def _dot(axes: Axes, estimate: Estimate, height: float, colour: str) -> None:
-    if estimate.interval is not None:
-        axes.plot(estimate.interval, [height, height], color=colour, linewidth=1.5, alpha=0.6)
-    if estimate.mean is not None:
-        axes.plot([estimate.mean], [height], "o", color=colour, markersize=5)
 
 
 def _row_title(group: str, systems: Mapping[str, Mapping[str, Block]]) -> str:

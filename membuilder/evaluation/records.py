@@ -12,14 +12,14 @@ as unanswered or unjudged.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from membuilder.datasets.fields import as_record
 from membuilder.datasets.files import read_appended
+from membuilder.datasets.typed import typed
 from membuilder.evaluation.metrics import METRICS, SET_APART, Outcome, group_of
 from membuilder.evaluation.recall import Item
 from membuilder.llm.answer_and_judge import AnswerVerdict
@@ -69,9 +69,8 @@ class Record:
 
     def is_whole(self, is_answered: bool) -> bool:
         """Whether neither the answer, in a run that has them, nor a verdict is missing; else it is asked again."""
-        if is_answered and self.answer is None:
-            return False
-        return all(verdict.correct is not None for verdict in self.verdicts.values())
+        is_judged = all(verdict.correct is not None for verdict in self.verdicts.values())
+        return is_judged and not (is_answered and self.answer is None)
 
     def to_json(self) -> str:
         return json.dumps(msgspec.to_builtins(self), ensure_ascii=False)
@@ -99,14 +98,12 @@ def record_of(outcome: Outcome) -> Record:
 
 
 def _retrieved(item: Item) -> Retrieved:
-    found = Retrieved(source_turns=item.source_turns, score=item.score)
-    if item.entry_id is None:
-        return found
-    return replace(found, entry_id=item.entry_id, text=item.text, session=item.session)
+    of_entry = {} if item.entry_id is None else {name: getattr(item, name) for name in ("entry_id", "text", "session")}
+    return Retrieved(source_turns=item.source_turns, score=item.score, **of_entry)
 
 
 def read_records(path: Path) -> list[Record]:
     """The records of an answers file, the last one of each question; a last line cut short by a kill is cut off."""
     lines = read_appended(path, _ADVICE)
-    records = [as_record(line, Record, path, f"line {number}", _ADVICE) for number, line in lines]
+    records = [typed(Record, line, path, f"line {number}", advice=_ADVICE) for number, line in lines]
     return list({record.key: record for record in records}.values())

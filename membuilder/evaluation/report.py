@@ -1,8 +1,8 @@
 """Computes the numbers of each system from the records of a run, and writes beside them what counts in which mean."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,31 +22,15 @@ CATEGORY_POLICY = {
     "unjudged, unanswered": "left out of every mean of verdicts or answers, though not of recall, and counted; the run "
     "fails where above 1% of one system's are missing",
 }
-_RECALL_BLOCKS = {
-    "evidence_recall": "recall",
-    "evidence_recall_any": "recall_any",
-    "evidence_recall_mean": "recall_mean",
-    "evidence_recall_session": "session_recall",
-    "evidence_recall_session_any": "session_recall_any",
-    "evidence_recall_session_mean": "session_recall_mean",
-}
-"""Key in `results.json` -> metric, without its cutoff."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over the questions that a metric applies to."""
 
     mean: float | None = None
     """The mean; None where there are no such questions."""
     interval: tuple[float, float] | None = None
     """95% bootstrap interval; None where resamples may have no value."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeCounts:
-    judged: int
-    unjudged: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +43,8 @@ class Block:
     """Questions with evidence for which nothing was found but a model's own words, which stand for no turn."""
     estimates: dict[str, Estimate]
     """An estimate for each name of METRICS."""
-    judges: Mapping[str, JudgeCounts]
-    """The counts of each judge; a judge that was asked nothing is left out."""
+    judges: Mapping[str, dict[str, int]]
+    """How many answers each judge `judged` and left `unjudged`; a judge that was asked nothing is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,16 +56,20 @@ class Summary:
     answerable: Block
     set_apart: Block
     by_category: Mapping[str, Block]
-    """The categories in the order of the questions, adversarial and abstention questions last."""
+    """The categories in the order of the records, adversarial and abstention questions last."""
     unanswered: int | None
     """Answers that could not be had; None where none were asked for."""
 
 
 def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> Summary:
-    """Compute the numbers of one system's records; `is_answered` says whether answers were asked for."""
+    """Compute the numbers of one system's records; `is_answered` says whether answers were asked for.
+
+    The order of the records, which depends on which answer came first, changes no number.
+    """
+    groups = dict.fromkeys(record.group for record in sorted(records, key=lambda record: record.is_set_apart))
+    records = sorted(records, key=lambda record: record.key)
     set_apart = [record for record in records if record.is_set_apart]
     answerable = [record for record in records if not record.is_set_apart]
-    groups = dict.fromkeys(record.group for record in [*answerable, *set_apart])
     every, of_answerable = _block(records, seed), _block(answerable, seed)
     recalls = {name: every.estimates[name] for name in RECALLS}
     return Summary(
@@ -96,12 +84,7 @@ def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) ->
 def unjudged_share(records: Sequence[Record]) -> float:
     """The share of the verdicts asked of one judge that could not be had; the worse of the two judges."""
     counts = _judge_counts(records).values()
-    return max((each.unjudged / (each.judged + each.unjudged) for each in counts), default=0.0)
-
-
-def unanswered_share(records: Sequence[Record]) -> float:
-    """The share of the answers asked for that could not be had."""
-    return sum(record.answer is None for record in records) / len(records) if records else 0.0
+    return max((each["unjudged"] / sum(each.values()) for each in counts), default=0.0)
 
 
 def _block(records: Sequence[Record], seed: int) -> Block:
@@ -115,26 +98,24 @@ def _block(records: Sequence[Record], seed: int) -> Block:
     )
 
 
-def _judge_counts(records: Sequence[Record]) -> dict[str, JudgeCounts]:
-    verdicts = {name: [each.verdicts[name].correct for each in records if name in each.verdicts] for name in JUDGES}
-    return {
-        name: JudgeCounts(judged=len(each) - each.count(None), unjudged=each.count(None))
-        for name, each in verdicts.items()
-        if each
-    }
+def _judge_counts(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    counts = {}
+    for name in JUDGES:
+        if verdicts := [record.verdicts[name].correct for record in records if name in record.verdicts]:
+            unjudged = verdicts.count(None)
+            counts[name] = {"judged": len(verdicts) - unjudged, "unjudged": unjudged}
+    return counts
 
 
 def _estimates(records: Sequence[Record], seed: int) -> dict[str, Estimate]:
     if not records:
         return dict.fromkeys(METRICS, Estimate())
     values = np.array([[record.scores[name] for name in METRICS] for record in records], dtype=np.float64)  # (N, M)
-    present = ~np.isnan(values)
-    sums, counts = np.where(present, values, 0.0).sum(axis=0), present.sum(axis=0)
     estimates = {}
-    for name, total, count, (low, high) in zip(METRICS, sums, counts, bootstrap(values, seed).tolist(), strict=True):
-        mean = round(float(total / count), 6) if count else None
-        interval = None if np.isnan([low, high]).any() else (round(low, 6), round(high, 6))
-        estimates[name] = Estimate(mean=mean, interval=interval)
+    for name, column, bounds in zip(METRICS, values.T, bootstrap(values, seed).tolist(), strict=True):
+        taken = column[~np.isnan(column)]
+        interval = None if np.isnan(bounds).any() else (round(bounds[0], 6), round(bounds[1], 6))
+        estimates[name] = Estimate(round(float(taken.mean()), 6) if len(taken) else None, interval)
     return estimates
 
 
@@ -166,11 +147,16 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 def _block_json(block: Block) -> dict[str, Any]:
     means = {name: estimate.mean for name, estimate in block.estimates.items()}
     bounds = {name: estimate.interval for name, estimate in block.estimates.items()}
+    recalls = {
+        f"evidence_recall{by}{kind}": {str(k): means[f"{level}recall{kind}@{k}"] for k in CUTOFFS}
+        for by, level in (("", ""), ("_session", "session_"))
+        for kind in ("", "_any", "_mean")
+    }
     return {
         "questions": block.questions,
         "questions_with_evidence": block.questions_with_evidence,
         "questions_without_turns": block.questions_without_turns,
-        **{key: {str(k): means[f"{metric}@{k}"] for k in CUTOFFS} for key, metric in _RECALL_BLOCKS.items()},
+        **recalls,
         "evidence_recall_interval": {str(k): bounds[f"recall@{k}"] for k in CUTOFFS},
         **{name: means[name] for name in ANSWER_SCORES},
         "judge": {name: _judge_json(block, name) for name in JUDGES},
@@ -182,4 +168,4 @@ def _judge_json(block: Block, name: str) -> dict[str, Any] | None:
     if name not in block.judges:
         return None
     estimate = block.estimates[f"judge_{name}"]
-    return {"accuracy": estimate.mean, "interval": estimate.interval, **asdict(block.judges[name])}
+    return {"accuracy": estimate.mean, "interval": estimate.interval, **block.judges[name]}

@@ -16,25 +16,29 @@ from typing import Any
 
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
-from membuilder.evaluation.agents import build_memories, open_writer
+from membuilder.evaluation.agents import build_memories, manifest_of
 from membuilder.evaluation.answerer import Roles, ask_all, open_roles
+from membuilder.evaluation.banks import BankFolder, read_settings, refuse_others, write_settings
 from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.metrics import CUTOFFS, Outcome
 from membuilder.evaluation.options import AGENTS, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Record, read_records, record_of
-from membuilder.evaluation.report import results, summarize, unanswered_share, unjudged_share
-from membuilder.evaluation.run_settings import is_begun, keep_settings, settings_of
-from membuilder.evaluation.systems import System, embeds_turns, memories, open_system, turn_texts
+from membuilder.evaluation.report import results, summarize, unjudged_share
+from membuilder.evaluation.run_settings import settings_of
+from membuilder.evaluation.systems import System, embeds_turns, open_system, turn_texts
 from membuilder.evaluation.table import table
 from membuilder.files import write_atomic
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs, open_costs, usage_line
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.types import Dialogue
 
-RESULTS_FILE, TABLE_FILE, PLOT_FILE, USAGE_FILE = "results.json", "table.md", "by_category.png", "usage.jsonl"
+RUN_FILE, RESULTS_FILE, TABLE_FILE = "run.json", "results.json", "table.md"
+PLOT_FILE, USAGE_FILE = "by_category.png", "usage.jsonl"
 MAX_MISSING = 0.01
 """Share of a system's answers or verdicts that may be missing before its numbers mislead."""
 
@@ -46,6 +50,8 @@ class _Run:
     options: Options
     dialogues: list[Dialogue]
     settings: dict[str, Any]
+    folder: Path
+    """Where its files go: the banks' folder where it only builds."""
     embedder: TextEmbedder
     systems: dict[str, System]
     costs: Costs
@@ -56,17 +62,20 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
 
     Returns the exit status: 0, or 1 when more than 1% of the answers or verdicts of a system are missing.
     """
-    usage = Usage()
+    usage, is_build = Usage(), options.flags.mode == "build"
+    folder = options.db_path if is_build else options.flags.output_dir
     with ExitStack() as opened:
         costs = opened.enter_context(open_costs(options.flags, usage))
         settings = settings_of(options, path, dialogues)
-        was_begun = options.mode != "build" and is_begun(options.output_dir, settings)
+        was_begun = not is_build and (folder / RUN_FILE).exists()
+        if was_begun:
+            before = read_settings(folder / RUN_FILE, "choose another --output-dir or remove this one")
+            refuse_others(folder, before, settings, "choose another --output-dir or move it")
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
-        opened_run = _Run(options, dialogues, settings, embedder, systems, costs)
-        told = asyncio.run(_ask_models(opened_run))
-    if options.mode == "build":
-        _say_built(options, told, usage)
+        told = asyncio.run(_ask_models(_Run(options, dialogues, settings, folder, embedder, systems, costs)))
+    if is_build:
+        _say_built(folder, told, usage)
         return 0
     return _finish(options, settings | told | {"resumed": was_begun}, usage)
 
@@ -74,36 +83,32 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
 async def _ask_models(run: _Run) -> dict[str, Any]:
     """Check, embed, build, find, answer and judge; returns what the models did, were asked with and used."""
     options, roles, writer, prompts, told = run.options, None, None, {}, {}
+    is_build, has_agents = options.flags.mode == "build", AGENTS in options.systems
     async with AsyncExitStack() as stack:
         # every model is checked before anything costly begins, and before anything is written
         if options.answerer is not None:
-            asked = open_roles(options.answerer, options.judge, options.top_k, run.costs)
+            asked = open_roles(options.answerer, options.judge, options.flags.top_k, run.costs)
             roles = await stack.enter_async_context(asked)
             prompts |= roles.prompts
-        if AGENTS in options.systems:
-            folder = memories(options, run.settings)
-            opened = open_writer(options, run.dialogues, folder, run.costs)
-            writer = await stack.enter_async_context(opened)
+        if has_agents:
+            banks = BankFolder(options.db_path, manifest_of(options, run.settings))
+            if not all(banks.has(dialogue) for dialogue in run.dialogues):
+                writer = await stack.enter_async_context(ChatClient(options.builder, Role.BUILDER, run.costs))
+                await writer.check()
             prompts |= template_hashes(options.reading.prompts.template_set)
-        _begin(run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if not is_build:
+            write_settings(run.folder / RUN_FILE, run.settings)
+        run.costs.usage.keep(run.folder / USAGE_FILE)
         _embed(run)
-        if AGENTS in options.systems:
-            told["agents"] = await build_memories(options, run.dialogues, folder, run.embedder, writer)
-        elif options.mode == "build":
+        if has_agents:
+            told["agents"] = await build_memories(options, run.dialogues, banks, run.embedder, writer)
+        elif is_build:
             for dialogue in progress(run.dialogues, label="build", unit="dialogue"):
                 run.systems[options.systems[0]](dialogue, 1)
-        if options.mode != "build":
+        if not is_build:
             await _score(run, roles)
     return told | {"prompts": prompts, "usage": run.costs.usage.report()}
-
-
-def _begin(run: _Run) -> None:
-    is_build = run.options.mode == "build"
-    folder = run.options.db_path if is_build else run.options.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    if not is_build:
-        keep_settings(folder, run.settings)
-    run.costs.usage.keep(folder / USAGE_FILE)
 
 
 def _embed(run: _Run) -> None:
@@ -115,7 +120,7 @@ def _embed(run: _Run) -> None:
 
 async def _score(run: _Run, roles: Roles | None) -> None:
     """Append the records that are not there yet, or not whole."""
-    path = run.options.output_dir / ANSWERS_FILE
+    path = run.folder / ANSWERS_FILE
     before = read_records(path)
     begun = {record.key for record in before}
     done = {record.key for record in before if record.is_whole(is_answered=roles is not None)}
@@ -127,7 +132,7 @@ async def _score(run: _Run, roles: Roles | None) -> None:
                 return  # what an earlier process got of it is no less
             out.write(record.to_json() + "\n")
             out.flush()
-            if run.options.verbose:
+            if run.options.flags.verbose:
                 _show(record)
 
         # Searched before the first is asked: searching holds up every request in flight.
@@ -141,7 +146,7 @@ async def _score(run: _Run, roles: Roles | None) -> None:
 
 def _cases(run: _Run, done: set) -> Iterator[Outcome]:
     """Search every question without a record; a dialogue that is done is not searched again."""
-    depth = max(*CUTOFFS, run.options.top_k)
+    depth = max(*CUTOFFS, run.options.flags.top_k)
     for name, system in run.systems.items():
         for dialogue in progress(run.dialogues, label=name, unit="dialogue"):
             if all((name, dialogue.id, question.id) in done for question in dialogue.questions):
@@ -152,31 +157,30 @@ def _cases(run: _Run, done: set) -> Iterator[Outcome]:
 
 
 def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
-    records = read_records(options.output_dir / ANSWERS_FILE)
+    folder, seed, is_answered = options.flags.output_dir, options.flags.seed, options.answerer is not None
+    records = read_records(folder / ANSWERS_FILE)
     by_system = {name: [record for record in records if record.system == name] for name in options.systems}
-    is_answered = options.answerer is not None
-    summaries = {name: summarize(records, options.seed, is_answered) for name, records in by_system.items()}
+    summaries = {name: summarize(records, seed, is_answered) for name, records in by_system.items()}
     text = json.dumps(results(summaries, about), indent=2, ensure_ascii=False)
-    write_atomic(options.output_dir / RESULTS_FILE, text + "\n")
-    write_atomic(options.output_dir / TABLE_FILE, table(summaries, options.seed))
-    draw(summaries, options.output_dir / PLOT_FILE)
-    print(table(summaries, options.seed))
+    write_atomic(folder / RESULTS_FILE, text + "\n")
+    write_atomic(folder / TABLE_FILE, table(summaries, seed))
+    draw(summaries, folder / PLOT_FILE)
+    print(table(summaries, seed))
     if about["usage"]:
-        print(usage_line(usage, options.output_dir / USAGE_FILE))
-    print(f"results in {options.output_dir / TABLE_FILE}")
-    misleading = [name for name, records in by_system.items() if _misleads(name, records, about)]
-    return int(bool(misleading))
+        print(usage_line(usage, folder / USAGE_FILE))
+    print(f"results in {folder / TABLE_FILE}")
+    return int(any([_misleads(name, records, is_answered) for name, records in by_system.items()]))  # all are told
 
 
-def _misleads(name: str, records: Sequence[Record], about: dict[str, Any]) -> bool:
+def _misleads(name: str, records: Sequence[Record], is_answered: bool) -> bool:
     """Whether too much of one system is missing, which is also printed; other systems do not make up for it."""
-    unanswered = unanswered_share(records) if about["answer_model"] else 0.0
-    missing = [(unanswered, "answers"), (unjudged_share(records), "verdicts")]
-    for share, what in missing:
-        if share > MAX_MISSING:
-            problem = f"{share:.1%} of the {what} could not be had, above {MAX_MISSING:.0%}: the means mislead"
-            print(f"{name}: {problem}; see the log, then run again to ask for what is missing", file=sys.stderr)
-    return max(share for share, _ in missing) > MAX_MISSING
+    unanswered = sum(record.answer is None for record in records) / max(1, len(records)) if is_answered else 0.0
+    shares = {"answers": unanswered, "verdicts": unjudged_share(records)}
+    missing = {what: share for what, share in shares.items() if share > MAX_MISSING}
+    for what, share in missing.items():
+        problem = f"{share:.1%} of the {what} could not be had, above {MAX_MISSING:.0%}: the means mislead"
+        print(f"{name}: {problem}; see the log, then run again to ask for what is missing", file=sys.stderr)
+    return bool(missing)
 
 
 def _show(record: Record) -> None:
@@ -186,11 +190,10 @@ def _show(record: Record) -> None:
     print(", ".join([f"{record.system} {record.question_id}: recall@10 {'-' if found is None else found}", *judged]))
 
 
-def _say_built(options: Options, told: dict[str, Any], usage: Usage) -> None:
+def _say_built(folder: Path, told: dict[str, Any], usage: Usage) -> None:
     """Print what the agents built and used, and where the banks are."""
-    if "agents" in told:
-        built = told["agents"]
+    if built := told.get("agents"):
         failed = ", ".join(f"{count} {kind}" for kind, count in built["failed_answers"].items()) or "none"
         print(f"{built['sessions']} sessions, {built['answers']} answers; failed answers: {failed}")
-        print(usage_line(usage, options.db_path / USAGE_FILE))
-    print(f"banks in {options.db_path}")
+        print(usage_line(usage, folder / USAGE_FILE))
+    print(f"banks in {folder}")

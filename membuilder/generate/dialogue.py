@@ -22,7 +22,7 @@ from membuilder.generate.questions import (
     unanswerable_questions,
 )
 from membuilder.generate.supply import Supply
-from membuilder.generate.talk import NUM_FRIENDS, SmallTalk
+from membuilder.generate.talk import EDGES, NUM_FRIENDS, SmallTalk
 from membuilder.generate.topics import Split
 from membuilder.types import Dialogue, Session, Turn
 
@@ -49,7 +49,7 @@ class Shape:
         return (self.starter + turn) % 2
 
     def free_turns(self, speaker: int) -> list[int]:
-        """The positions of a speaker's turns between greeting and goodbye."""
+        """Return the positions of a speaker's turns between greeting and goodbye."""
         return [t for t in range(NUM_EDGE_TURNS, self.num_turns - NUM_EDGE_TURNS) if self.speaker(t) == speaker]
 
 
@@ -87,11 +87,8 @@ def _dialogue(
     shapes = _shapes(rng, num_sessions, turns_per_session)
     days = [shape.timestamp.date() for shape in shapes]
 
-    room = Room(
-        rng,
-        free_turns=[(len(shape.free_turns(0)), len(shape.free_turns(1))) for shape in shapes],
-        num_turns=[shape.num_turns for shape in shapes],
-    )
+    free_turns = [(len(shape.free_turns(0)), len(shape.free_turns(1))) for shape in shapes]
+    room = Room(rng, free_turns, num_turns=[shape.num_turns for shape in shapes])
     used_subjects: tuple[set[str], set[str]] = (set(), set())
     facts = plan_facts(rng, library, supply, room, days[-1], used_subjects)
 
@@ -109,25 +106,17 @@ def _dialogue(
     count = round(UNANSWERABLE_PER_ANSWERABLE * len(drafts))
     drafts += unanswerable_questions(rng, library, supply, speakers, used_subjects, days[-1], count)
     asked_at = shapes[-1].timestamp + timedelta(days=rng.randint(2, 20))
-    return Dialogue(
-        id=dialogue_id,
-        speakers=speakers,
-        sessions=tuple(sessions),
-        questions=finish(drafts, dialogue_id, asked_at),
-    )
+    questions = finish(drafts, dialogue_id, asked_at)
+    return Dialogue(id=dialogue_id, speakers=speakers, sessions=tuple(sessions), questions=questions)
 
 
 def _shapes(rng: random.Random, num_sessions: int, turns_per_session: int) -> list[Shape]:
     day = FIRST_DAY + timedelta(days=rng.randrange(1000))
     shapes = []
     for _ in range(num_sessions):
-        shapes.append(
-            Shape(
-                timestamp=day + timedelta(minutes=rng.randrange(9 * 60, 21 * 60)),
-                num_turns=turns_per_session + rng.randint(-TURNS_SPREAD, TURNS_SPREAD),
-                starter=rng.randrange(2),
-            )
-        )
+        timestamp = day + timedelta(minutes=rng.randrange(9 * 60, 21 * 60))
+        num_turns = turns_per_session + rng.randint(-TURNS_SPREAD, TURNS_SPREAD)
+        shapes.append(Shape(timestamp=timestamp, num_turns=num_turns, starter=rng.randrange(2)))
         day += timedelta(days=rng.randint(4, 28))
     return shapes
 
@@ -170,11 +159,11 @@ def _turns(
             told[position] = text
             domains[position] = facts[fact].topic.domain
 
+    edges = dict(zip((0, 1, shape.num_turns - 2, shape.num_turns - 1), EDGES, strict=True))
+
     def say(position: int) -> str:
-        other = speakers[1 - shape.speaker(position)]
-        edges = {0: talk.greeting, 1: talk.reply, shape.num_turns - 2: talk.goodbye, shape.num_turns - 1: talk.farewell}
         if position in edges:
-            return edges[position](other)
+            return talk.edge(edges[position], speakers[1 - shape.speaker(position)])
         if position in told:
             return told[position]
         return talk.filler(domains.get(position - 1), domains.get(position + 1))

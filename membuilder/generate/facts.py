@@ -48,7 +48,7 @@ class Room:
         self._own = [[max(own - 1, 1) for own in pair] for pair in free_turns]
 
     def sessions(self, owner: int, num_turns: int) -> list[int]:
-        """The sessions where this speaker can tell a stage of `num_turns` turns."""
+        """Return the sessions where this speaker can tell a stage of `num_turns` turns."""
         return [s for s in range(len(self._total)) if min(self._total[s], self._own[s][owner]) >= num_turns]
 
     def take(self, session: int, owner: int, num_turns: int) -> None:
@@ -61,7 +61,7 @@ class Room:
 
 
 def months_after(rng: random.Random, day: date) -> dict[str, str]:
-    """Two months after the dialogue, the second after the first: a plan of the dialogue always lies in its future."""
+    """Draw two months after the dialogue, the second after the first: a plan always lies in its future."""
     near, far = rng.randint(1, 3), rng.randint(4, 6)
     return {"month": month_name(day, near).split()[0], "month2": month_name(day, far).split()[0]}
 
@@ -79,7 +79,7 @@ def plan_facts(
     last_day: date,
     used_subjects: tuple[set[str], set[str]],
 ) -> list[Fact]:
-    """Facts that fill `room`; the subjects each speaker talks about are added to `used_subjects`."""
+    """Plan facts that fill `room`; the subjects each speaker talks about are added to `used_subjects`."""
     facts: list[Fact] = []
     months = months_after(rng, last_day)
 
@@ -120,7 +120,7 @@ def _tell(
     topics: list[Topic],
     owner: int,
 ) -> Fact | None:
-    """One of the topics, told by `owner` in sessions with room for it; None where there is no topic or no room."""
+    """Let `owner` tell one of the topics in sessions with room for it; None where there is no topic or no room."""
     if not topics:
         return None
     topic = rng.choice(topics)

@@ -43,7 +43,7 @@ class Library:
 
 @cache
 def load_library(folder: Path = TEXT_FOLDER) -> Library:
-    """The texts of a folder, read once in a process. A fault raises DataError, which names file, table and field."""
+    """Read the texts of a folder, once in a process. A fault raises DataError, which names file, table and field."""
     values_path, chatter_path, replies_path = (folder / f"{name}.toml" for name in ("values", "chatter", "replies"))
     values = _with_pools(Values, values_path, "names", "common")
     chatter = _with_pools(Chatter, chatter_path, "slots")
@@ -63,7 +63,7 @@ def load_library(folder: Path = TEXT_FOLDER) -> Library:
 
 
 def _with_pools(kind: type[Record], path: Path, *sections: str) -> Record:
-    """The record of a whole file; its pools are checked one by one, so that a fault is named with its pool."""
+    """Read the record of a whole file; its pools are checked one by one, so that a fault is named with its pool."""
     tables = _read(path)
     for section in sections:
         pools = tables.get(section)

@@ -11,7 +11,7 @@ _SENTENCE_START = re.compile(r"(^|[.?!] )([a-z])")
 
 
 def tell(rng: random.Random, template: str, values: Mapping[str, str], leads: Sequence[str]) -> str:
-    """The filled template, sometimes with a lead in front where the turn stays short."""
+    """Fill the template, sometimes with a lead in front where the turn stays short."""
     plain = capitalise(template.format_map(values))
     if rng.random() > LEAD_SHARE:
         return plain
@@ -26,6 +26,6 @@ def capitalise(text: str) -> str:
 
 
 def _mid_sentence(template: str) -> str:
-    """The template with a lower-case first word, unless that is a slot (a value has its own case), `I` or a title."""
+    """Lower the first letter, unless the first word is a slot (a value has its own case), `I` or a title."""
     keeps_case = template.startswith("{") or template.split()[0] in ("I", "Dr")
     return template if keeps_case else template[0].lower() + template[1:]

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import date, datetime
 
 from membuilder.generate.facts import Fact, draw_values, months_after
@@ -18,24 +18,14 @@ SECOND_QUESTION_OTHER = 0.25
 UNANSWERABLE_PER_ANSWERABLE = 0.11
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Draft:
-    """A question that has no id and no date yet."""
-
-    text: str
-    answer: str | None
-    category: str
-    evidence: tuple[str, ...]
-
-
 def answerable_questions(
     rng: random.Random,
     facts: Sequence[Fact],
     speakers: tuple[str, str],
     days: Sequence[date],
     turn_ids: dict[tuple[int, int], tuple[str, ...]],
-) -> list[Draft]:
-    """Questions with evidence, in the order of the session that completes it.
+) -> list[Question]:
+    """Ask about what was told, in the order of the session that completes it; ids and dates come later.
 
     `turn_ids` maps (fact, stage) to the turns that tell it.
     """
@@ -44,7 +34,8 @@ def answerable_questions(
         for question in _choose(rng, fact):
             told = fact.stages[question.stages[-1]]
             when = {"date": resolve(told.phrase, days[told.session])} if question.needs_date else {}
-            draft = Draft(
+            draft = Question(
+                id="",
                 text=rng.choice(question.texts).format_map(fact.values | {"name": speakers[fact.owner]}),
                 answer=question.answer.format_map(fact.values | when),
                 category=question.category,
@@ -62,8 +53,8 @@ def unanswerable_questions(
     used_subjects: tuple[set[str], set[str]],
     last_day: date,
     count: int,
-) -> list[Draft]:
-    """Questions on subjects that the person asked about never mentions; fewer than `count` if subjects run out."""
+) -> list[Question]:
+    """Ask about subjects that the person never mentions; there are fewer than `count` if subjects run out."""
     drafts = []
     told_once = library.plain + library.dated + library.procedures
     for _ in range(count):
@@ -75,12 +66,12 @@ def unanswerable_questions(
         used_subjects[owner].add(topic.subject)
         values = draw_values(topic, supply, months_after(rng, last_day)) | {"name": speakers[owner]}
         text = rng.choice(rng.choice(topic.questions).texts).format_map(values)
-        drafts.append(Draft(text=text, answer=None, category="unanswerable", evidence=()))
+        drafts.append(Question(id="", text=text, answer=None, category="unanswerable", evidence=(), answerable=False))
     return drafts
 
 
 def _choose(rng: random.Random, fact: Fact) -> list[QuestionTemplate]:
-    """One question of the kind that a fact was told for (its change, its date), and sometimes a second one."""
+    """Choose a question of the kind that a fact was told for (its change, its date), and sometimes another."""
     possible = [q for q in fact.topic.questions if not q.needs_date or fact.stages[q.stages[0]].phrase is not None]
     is_change = len(fact.stages) > 1
     if is_change:
@@ -94,16 +85,7 @@ def _choose(rng: random.Random, fact: Fact) -> list[QuestionTemplate]:
     return [first]
 
 
-def finish(drafts: Sequence[Draft], dialogue_id: str, asked_at: datetime) -> tuple[Question, ...]:
-    return tuple(
-        Question(
-            id=f"{dialogue_id}-q{number}",
-            text=draft.text,
-            answer=draft.answer,
-            category=draft.category,
-            evidence=draft.evidence,
-            asked_at=asked_at,
-            answerable=bool(draft.evidence),
-        )
-        for number, draft in enumerate(drafts, start=1)
-    )
+def finish(drafts: Sequence[Question], dialogue_id: str, asked_at: datetime) -> tuple[Question, ...]:
+    """Number and date the questions."""
+    numbered = enumerate(drafts, start=1)
+    return tuple(replace(draft, id=f"{dialogue_id}-q{number}", asked_at=asked_at) for number, draft in numbered)

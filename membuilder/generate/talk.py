@@ -8,19 +8,8 @@ from membuilder.generate.topics import SLOT, Chatter, Domain
 
 NUM_FRIENDS = 4
 """Acquaintances that the small talk of a dialogue may name."""
-
-
-class Deck:
-    """Deals its cards in random order, each once before any repeats."""
-
-    def __init__(self, rng: random.Random, cards: Sequence[str]):
-        self._rng, self._cards = rng, cards
-        self._left: list[str] = []
-
-    def deal(self) -> str:
-        if not self._left:
-            self._left = self._rng.sample(self._cards, len(self._cards))
-        return self._left.pop()
+EDGES = ("greetings", "replies", "goodbyes", "farewells")
+"""What the first two and the last two turns of a session are."""
 
 
 class SmallTalk:
@@ -29,23 +18,15 @@ class SmallTalk:
     def __init__(self, rng: random.Random, chatter: Chatter, domains: Mapping[str, Domain], friends: Sequence[str]):
         self._rng, self._chatter, self._domains = rng, chatter, domains
         self._slots = chatter.slots | {"friend": friends}
-        self._decks: dict[str, Deck] = {}
+        self._left: dict[str, list[str]] = {}
         self._statement_last = False
 
-    def greeting(self, other: str) -> str:
-        return self._deal("greetings", self._chatter.greetings, other)
-
-    def reply(self, other: str) -> str:
-        return self._deal("replies", self._chatter.replies, other)
-
-    def goodbye(self, other: str) -> str:
-        return self._deal("goodbyes", self._chatter.goodbyes, other)
-
-    def farewell(self, other: str) -> str:
-        return self._deal("farewells", self._chatter.farewells, other)
+    def edge(self, kind: str, other: str) -> str:
+        """Say one of the `greetings`, `replies`, `goodbyes` or `farewells` to `other`."""
+        return self._deal(kind, getattr(self._chatter, kind), other)
 
     def filler(self, domain_before: str | None, domain_after: str | None) -> str:
-        """A turn between two others; the domains are those of the facts they tell, if they tell one."""
+        """Say a turn between two others; the domains are those of the facts they tell, if they tell one."""
         after_statement, self._statement_last = self._statement_last and domain_before is None, False
         chance = self._rng.random()
         if domain_after is not None and chance < 0.25:
@@ -75,9 +56,10 @@ class SmallTalk:
         return capitalise(template.format_map(self._values(template, other)))
 
     def _template(self, name: str, cards: Sequence[str]) -> str:
-        if name not in self._decks:
-            self._decks[name] = Deck(self._rng, cards)
-        return self._decks[name].deal()
+        """Deal one of the cards of this name, in random order, each once before any repeats."""
+        if not self._left.get(name):
+            self._left[name] = self._rng.sample(cards, len(cards))
+        return self._left[name].pop()
 
     def _values(self, template: str, other: str) -> dict[str, str]:
         slots = [slot for slot in SLOT.findall(template) if slot != "other"]

@@ -12,12 +12,12 @@ MONTHS = (
 
 
 def day_name(day: date) -> str:
-    """A day as 7 May 2023, spelled out here because strftime follows the locale."""
+    """Write a day as 7 May 2023, spelled out here because strftime follows the locale."""
     return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
 
 
 def month_name(day: date, months_later: int) -> str:
-    """The month `months_later` after the month of `day`, as June 2023."""
+    """Write the month `months_later` after the month of `day`, as June 2023."""
     years, month = divmod(day.month - 1 + months_later, 12)
     return f"{MONTHS[month]} {day.year + years}"
 
@@ -80,5 +80,5 @@ def draw_phrase(rng: random.Random, slot: str) -> str:
 
 
 def resolve(phrase: str, said: date) -> str:
-    """The date a phrase means, at its own precision: resolve("last month", 8 May 2023) is April 2023."""
+    """Write the date a phrase means, at its own precision: resolve("last month", 8 May 2023) is April 2023."""
     return (PAST | FUTURE)[phrase](said)

@@ -60,7 +60,7 @@ class Topic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return (self.first,) if self.later is None else (self.first, self.later)
 
     def slots(self) -> tuple[str, ...]:
-        """Every slot of the stages, sorted; the questions have no others but `{name}` and `{date}`."""
+        """Return every slot of the stages, sorted; the questions have no others but `{name}` and `{date}`."""
         return tuple(sorted({slot for stage in self.stages for slot in slots_of(stage)}))
 
 
@@ -93,7 +93,7 @@ class Values(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Pools that both splits use whole."""
 
     def pool(self, name: str, split: Split) -> tuple[str, ...]:
-        """The values a split may use: every third name is held out, common words are open to both."""
+        """Return the values a split may use: every third name is held out, common words are open to both."""
         if name in self.common:
             return self.common[name]
         return tuple(value for index, value in enumerate(self.names[name]) if (index % 3 == 2) == (split == "heldout"))

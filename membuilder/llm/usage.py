@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from membuilder.datasets.fields import as_record
 from membuilder.datasets.files import read_appended
+from membuilder.datasets.typed import typed
 from membuilder.errors import ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.endpoints import PriceConfig
@@ -77,7 +77,7 @@ class Usage:
         """Append every call to this file from here on; what stands in it already counts as well. Raises DataError."""
         with self._lock:
             lines = read_appended(path, _ADVICE)
-            stored = [as_record(line, _Event, path, f"line {number}", _ADVICE) for number, line in lines]
+            stored = [typed(_Event, line, path, f"line {number}", advice=_ADVICE) for number, line in lines]
             self._file = path
             self._append(self._events)
             self._events += stored

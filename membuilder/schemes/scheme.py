@@ -49,36 +49,28 @@ class Scheme(Protocol):
     """Proposes updates without a model: for SFT and for lengths to compare with. None: there is no such expert."""
 
     def show(self, session: Session, bank: Bank, embedder: TextEmbedder) -> Shown:
-        """The entries each role sees beside the session."""
-        ...
+        """Choose the entries each role sees beside the session."""
 
     def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str:
-        """The prompt of a role. Roles whose prompts begin alike share that part's computation."""
-        ...
+        """Write the prompt of a role. Roles whose prompts begin alike share that part's computation."""
 
     def schema(self, role: str, session: Session) -> dict[str, Any]:
-        """The JSON schema of a role's answer, for endpoints that can hold a model to one."""
-        ...
+        """Return the JSON schema of a role's answer, for endpoints that can hold a model to one."""
 
     def parse(self, role: str, text: str, session: Session) -> AgentUpdate:
-        """What a role answered. A text that is no answer gives an update with a failure; nothing is raised."""
-        ...
+        """Read what a role answered. A text that is no answer gives an update with a failure; nothing is raised."""
 
     def write(self, role: str, update: AgentUpdate, session: Session, shown: Shown) -> str:
-        """The text a model would have answered for an update; `parse` reads it back."""
-        ...
+        """Write the text a model would have answered for an update; `parse` reads it back."""
 
     def apply(self, session: Session, bank: Bank, updates: Mapping[str, AgentUpdate], shown: Shown) -> SessionResult:
-        """The bank after the session. A role whose update fails changes nothing and leaves the others as they are."""
-        ...
+        """Return the bank after the session. A role whose update fails changes nothing, and the others are applied."""
 
     def find(self, bank: Bank, questions: Sequence[str], embedder: TextEmbedder, k: int) -> list[Retrieval]:
-        """The k entries of the bank that the answerer gets for each question, besides the core text."""
-        ...
+        """Find the k entries of the bank that the answerer gets for each question, besides the core text."""
 
     def tiny_tokens(self, max_turns: int) -> list[str]:
-        """Strings that a tokenizer trained for a tiny policy keeps whole, for sessions of at most so many turns."""
-        ...
+        """Return strings that the tokenizer of a tiny policy keeps whole, for sessions of at most so many turns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""The published shapes of training data: LLaMA-Factory's Alpaca records and veRL's grouped rows.
+"""Reads and writes the published shapes of training data: LLaMA-Factory's Alpaca records and veRL's grouped rows.
 
 Alpaca: a JSON list of {"instruction": prompt, "input": "", "output": fenced JSON}. Where our records know more (agent,
 dialogue, session), that lies in NAME.sources.jsonl beside it, a line for each record.
@@ -13,14 +13,16 @@ Reading accepts what other programs wrote: what they do not tell is None, and an
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from membuilder.datasets.files import FILE, read_json, read_lines
+from membuilder.datasets.typed import convert, typed
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
 from membuilder.schemes.four_agents.operations import parse
@@ -29,47 +31,49 @@ from membuilder.trajectories.parquet import Column, read_table, write_table
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord
 from membuilder.types import Agent, Question
 
-ALPACA_KEYS = {"instruction", "input", "output"}
 _FENCED = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
 _MANY_TURNS = 10**6
 _AGENTS = list(Agent)
+_PROMPT: Column = [{"content": str, "role": str}]
 _QUESTION: Column = {"question": str, "answer": str, "type": str, "source": str}
+_SESSION: dict[str, Column] = {"conversation_id": str, "session_index": int}
+_CALL: dict[str, Column] = {**_SESSION, "agent_type": str}
+_META: Column = {**_CALL, "agent_index": int, "session_group_id": str, "call_id": str, "is_grouped_training": bool}
 _GROUPED: dict[str, Column] = {
-    "prompt": [{"content": str, "role": str}],
+    "prompt": _PROMPT,
     "ability": str,
     "reward_model": {
         "style": str,
-        "conversation_id": str,
-        "session_index": int,
-        "agent_type": str,
+        **_CALL,
         "expert_output": str,
         "ground_truth": str,
         "qa_questions": [_QUESTION],
         "state_before_path": str,
     },
     "data_source": str,
-    "meta": {
-        "conversation_id": str,
-        "session_index": int,
-        "agent_type": str,
-        "agent_index": int,
-        "session_group_id": str,
-        "call_id": str,
-        "is_grouped_training": bool,
-    },
+    "meta": _META,
     "extra_info": {"record": str},
 }
-_FLAT: dict[str, Column] = {
-    "prompt": [{"content": str, "role": str}],
-    "ability": str,
-    "reward_model": str,
-    "data_source": str,
-    "meta": {"conversation_id": str, "session_index": int},
-}
+_FLAT: Column = {"prompt": _PROMPT, "ability": str, "reward_model": str, "data_source": str, "meta": _SESSION}
+
+
+class _Alpaca(Struct, forbid_unknown_fields=True):
+    instruction: str
+    input: Literal[""]
+    output: str
+
+
+class _Source(Struct):
+    """Where a record comes from; a file of other programs does not tell it."""
+
+    sha256: str = ""
+    agent: Agent | None = None
+    dialogue: str | None = None
+    session: int | None = None
 
 
 def write_llama_factory(path: Path, records: Sequence[SFTRecord]) -> None:
-    """The list, and beside it where each record comes from."""
+    """Write the list, and beside it where each record comes from."""
     rows = [{"instruction": each.prompt, "input": "", "output": f"```json\n{each.completion}\n```"} for each in records]
     sources = [
         {"sha256": _sha256(row), "agent": each.agent, "dialogue": each.dialogue, "session": each.session}
@@ -80,62 +84,51 @@ def write_llama_factory(path: Path, records: Sequence[SFTRecord]) -> None:
 
 
 def read_llama_factory(path: Path) -> tuple[list[SFTRecord], Counter[str]]:
-    """Records, and how many answers were left out because they are no operations. DataError for another shape."""
+    """Read records, and count the answers left out because they are no operations. DataError for another shape."""
     rows = read_json(path)
-    if not isinstance(rows, list):
-        raise DataError(path, FILE, "top level", f"expected a list of records, found {type(rows).__name__}")
-    sources = _sources(path, rows)
+    found = typed(list[_Alpaca], rows, path, FILE, advice="expected records of instruction, empty input and output")
     records, left_out = [], Counter()
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or set(row) != ALPACA_KEYS or not all(isinstance(v, str) for v in row.values()):
-            raise DataError(
-                path, f"record {number}", "keys", f"expected strings {sorted(ALPACA_KEYS)} and nothing else"
-            )
-        if row["input"]:
-            raise DataError(path, f"record {number}", "input", "is not empty; the prompt belongs into instruction")
-        agent = Agent(sources[number]["agent"]) if sources and sources[number]["agent"] else None
-        completion, problem = _completion(row["output"], agent)
+    for row, source in zip(found, _sources(path, rows), strict=True):
+        completion, problem = _completion(row.output, source.agent)
         if completion is None:
             left_out[problem] += 1
             continue
-        known = {name: sources[number][name] for name in ("dialogue", "session")} if sources else {}
-        agent = agent or (Agent.CORE if '"operation"' in completion else None)
-        records.append(SFTRecord(prompt=row["instruction"], completion=completion, agent=agent, **known))
+        agent = source.agent or (Agent.CORE if '"operation"' in completion else None)
+        origin = {"agent": agent, "dialogue": source.dialogue, "session": source.session}
+        records.append(SFTRecord(prompt=row.instruction, completion=completion, **origin))
     return records, left_out
 
 
 def write_verl(path: Path, records: Sequence[RLRecord], flat: bool = False) -> None:
-    """Four rows a session, in the agents' order."""
+    """Write four rows a session, in the agents' order."""
     write_table(path, [_row(each, call, flat) for each in records for call in each.calls], _FLAT if flat else _GROUPED)
 
 
 def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
-    """Rows joined to sessions by what they say of themselves, whatever their order; and how many answers were left out
-    because they are no operations (their prompts stay: the policy may be asked all the same). DataError for another
-    shape.
+    """Join rows to sessions by what they say of themselves, whatever their order. DataError for another shape.
+
+    Answers that are no operations are left out and counted; their prompts stay, for the policy may be asked them.
     """
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for number, row in enumerate(read_table(path), start=1):
         match row:
             case {"prompt": [{"content": str()}], "meta": {"conversation_id": str(name), "session_index": int(index)}}:
-                groups.setdefault((name, index), []).append(row)
+                groups[name, index].append(row)
             case _:
                 problem = "expected prompt, and meta with conversation_id and session_index"
                 raise DataError(path, f"row {number}", "prompt or meta", problem)
     records, left_out = [], Counter()
-    for name, index in sorted(groups):
+    for (name, index), rows in sorted(groups.items()):
         try:
-            record, reasons = _record(path, name, index, groups[name, index])
+            records.append(_record(path, name, index, rows, left_out))
         except (KeyError, TypeError, ValueError) as error:  # nested fields of another shape
             problem = f"reward_model, meta or extra_info is of another shape: {type(error).__name__}: {error}"
             raise DataError(path, f"{name} session {index}", "reward_model", problem) from error
-        records.append(record)
-        left_out.update(reasons)
     return records, left_out
 
 
 def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
-    """The operations in an output, without the published second copy of every text; or None and why there are none."""
+    """Find the operations in an output, without the published second copy of every text; or None, and the reason."""
     fenced = _FENCED.fullmatch(output.strip())
     text = fenced.group(1) if fenced else output
     try:
@@ -161,12 +154,13 @@ def _sources_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.sources.jsonl")
 
 
-def _sources(path: Path, rows: list[Any]) -> list[dict[str, Any]] | None:
-    """None where there is no such file; DataError where it is of other records."""
+def _sources(path: Path, rows: list[Any]) -> list[_Source]:
+    """Return where each row comes from, as the file beside it says; DataError where that is of other rows."""
     if not _sources_path(path).is_file():
-        return None
-    sources: list[Any] = [source for _, source in read_lines(_sources_path(path))]
-    if [isinstance(source, dict) and source.get("sha256") for source in sources] != [_sha256(row) for row in rows]:
+        return [_Source()] * len(rows)
+    lines = read_lines(_sources_path(path))
+    sources = [typed(_Source, source, _sources_path(path), f"line {number}") for number, source in lines]
+    if [source.sha256 for source in sources] != [_sha256(row) for row in rows]:
         raise DataError(_sources_path(path), FILE, "sha256", f"is not of the records in {path}; export them anew")
     return sources
 
@@ -180,82 +174,60 @@ def _row(record: RLRecord, call: ExpertCall, flat: bool) -> dict[str, Any]:
         raise DataError(record.dialogue, f"session {record.session_index}", "agent", "is not known; cannot be exported")
     whole, group = msgspec.json.encode(record).decode(), f"{record.dialogue}_session-{record.session_index}"
     meta = {"conversation_id": record.dialogue, "session_index": record.session_index}
-    row = {"prompt": [{"role": "user", "content": call.prompt}]}
+    row = {"prompt": [{"role": "user", "content": call.prompt}], "meta": meta}
     if flat:
         model = json.dumps({"agent_type": call.agent.value, "record": whole}, ensure_ascii=False)
-        return row | {
-            "ability": "memory_construction",
-            "data_source": "membuilder",
-            "reward_model": model,
-            "meta": meta,
-        }
+        return row | {"ability": "memory_construction", "data_source": "membuilder", "reward_model": model}
+    meta |= {"agent_type": call.agent.value}
     ground_truth = {each.agent.value: each.completion for each in record.calls if each.agent is not None}
-    questions = [{"question": q.text, "answer": q.answer, "type": q.category, "source": ""} for q in record.questions]
-    reward_model = {
+    reward_model = meta | {
         "style": "memory_management",
-        **meta,
-        "agent_type": call.agent.value,
         "expert_output": call.completion,
         "ground_truth": json.dumps(ground_truth, ensure_ascii=False),
-        "qa_questions": questions,
+        "qa_questions": [
+            {"question": q.text, "answer": q.answer, "type": q.category, "source": ""} for q in record.questions
+        ],
         "state_before_path": record.state_before,
     }
-    more = {
-        "agent_type": call.agent.value,
+    meta |= {
         "agent_index": _AGENTS.index(call.agent),
         "session_group_id": group,
         "call_id": f"{group}_{call.agent}",
         "is_grouped_training": True,
     }
-    return row | {
-        "ability": "memory_management",
-        "data_source": "memory_management_grouped",
-        "reward_model": reward_model,
-        "meta": meta | more,
-        "extra_info": {"record": whole},
-    }
+    names = {"ability": "memory_management", "data_source": "memory_management_grouped"}
+    return row | names | {"reward_model": reward_model, "extra_info": {"record": whole}}
 
 
-def _record(path: Path, name: str, index: int, rows: list[dict[str, Any]]) -> tuple[RLRecord, list[str]]:
-    """A session, and why answers of it were left out."""
-    wholes = {_whole(row) for row in rows}
-    where = f"{name} session {index}"
+def _record(path: Path, name: str, index: int, rows: list[dict[str, Any]], left_out: Counter[str]) -> RLRecord:
+    """Return the record of a session, and count why answers of it were left out."""
+    wholes, where = {_whole(row) for row in rows}, f"{name} session {index}"
     if wholes != {None}:
         if len(wholes) > 1:
             raise DataError(path, where, "record", "its rows disagree; export them anew")
         try:
-            return msgspec.json.decode(wholes.pop() or "", type=RLRecord), []
+            return msgspec.json.decode(wholes.pop() or "", type=RLRecord)
         except msgspec.MsgspecError as error:
             raise DataError(path, where, "record", f"is no RLRecord: {error}") from error
     models = [row["reward_model"] if isinstance(row.get("reward_model"), dict) else {} for row in rows]
     agents = [row["meta"].get("agent_type") for row in rows]
     if any(count > 1 for agent, count in Counter(agents).items() if agent is not None):
         raise DataError(path, where, "meta.agent_type", "an agent has two rows; each session has one row an agent")
-    calls, left_out = [], []
+    calls = []
     for row, model, name_of_agent in zip(rows, models, agents, strict=True):
-        agent = Agent(name_of_agent) if name_of_agent else None
-        output, completion = model.get("expert_output"), None
-        if output is not None and not isinstance(output, str):
-            raise TypeError("expert_output is no text")
-        if output is not None:
-            completion, problem = _completion(output, agent)
-            left_out += [problem] if completion is None else []
+        agent, completion = Agent(name_of_agent) if name_of_agent else None, None
+        if model.get("expert_output") is not None:
+            completion, problem = _completion(convert(str, model["expert_output"], "expert_output"), agent)
+            left_out.update([problem] if completion is None else [])
         calls.append(ExpertCall(prompt=row["prompt"][0]["content"], agent=agent, completion=completion))
     calls.sort(key=lambda call: _AGENTS.index(call.agent) if call.agent else len(_AGENTS))
     asked = next((model["qa_questions"] for model in models if model.get("qa_questions")), [])
-    questions = [
+    questions = tuple(
         Question(id=f"{index}-{n}", text=raw["question"], answer=raw["answer"], category=raw["type"], evidence=())
         for n, raw in enumerate(asked)
-    ]
-    state_before = next((model["state_before_path"] for model in models if model.get("state_before_path")), None)
-    record = RLRecord(
-        dialogue=name,
-        session_index=index,
-        questions=tuple(questions),
-        calls=tuple(calls),
-        state_before=state_before,
     )
-    return record, left_out
+    state = next((model["state_before_path"] for model in models if model.get("state_before_path")), None)
+    return RLRecord(dialogue=name, session_index=index, questions=questions, calls=tuple(calls), state_before=state)
 
 
 def _whole(row: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""How many synthetic questions of which kind a session is asked."""
+"""Plans how many synthetic questions of which kind a session is asked."""
 
 from collections import Counter
 from enum import StrEnum
@@ -11,11 +11,11 @@ class Kind(StrEnum):
 
 
 MIX = {Kind.SINGLE_SESSION: 0.5, Kind.MULTI_SESSION: 0.3, Kind.TEMPORAL: 0.2}
-"""The published one."""
+"""The published mix."""
 
 
 def plan(num_sessions: int, per_session: int) -> list[Counter[Kind]]:
-    """How many questions of each kind for each session: over a dialogue the mix is MIX, as nearly as can be.
+    """Count the questions of each kind to ask each session: over a dialogue the mix is MIX, as nearly as can be.
 
     Each place goes to the kind that is furthest behind. The first session has no earlier one to be combined with; what
     it cannot ask is made up for later.

@@ -1,4 +1,4 @@
-"""Synthetic questions about one session of an expert's building, written by a model and checked by models.
+"""Lets a model write questions about one session of an expert's building, and models check them.
 
 A question is kept if it is of a kind asked for, names evidence that exists and fits its kind, repeats nothing, is
 answered from that evidence alone, and, where a model is given for it, is not answered without any. What is dropped is
@@ -79,12 +79,12 @@ class Asked:
 
     @property
     def sources(self) -> list[str]:
-        """The turns and entries it is answered from, as `turn:ID` and `entry:ID`."""
+        """Return the turns and entries it is answered from, as `turn:ID` and `entry:ID`."""
         return [f"{'turn' if isinstance(each, Turn) else 'entry'}:{each.id}" for each in self.evidence]
 
     @property
     def source_turns(self) -> list[str] | None:
-        """The turns that hold the answer; None if an entry of its evidence does not say which turns it was made of."""
+        """Return the turns that hold the answer; None if an entry of its evidence does not say what it was made of."""
         turns = [(each.id,) if isinstance(each, Turn) else each.source_turns for each in self.evidence]
         return list(dict.fromkeys(turn for ids in turns for turn in ids)) if all(turns) else None
 
@@ -101,13 +101,13 @@ class SessionQuestions:
 async def write_questions(
     step: Step, speakers: Sequence[str], wanted: Mapping[Kind, int], before: Sequence[Asked], models: Models
 ) -> SessionQuestions:
-    """Questions about a session from the memory after it; `before` are those of the sessions before.
+    """Write questions about a session from the memory after it; `before` are those of the sessions before.
 
     Raises ChatError where a server fails: its outage is not the writer's lack of questions.
     """
     shown = _shown_entries(step)
     missing, dropped, kept = Counter(dict(wanted)), Counter(), []
-    messages = [_user(_prompt(step, shown, speakers, missing, before))]
+    messages = [_message("user", _prompt(step, shown, speakers, missing, before))]
     for _ in range(ATTEMPTS):
         try:
             reply = await models.writer.complete(messages, schema=SCHEMA)
@@ -119,7 +119,8 @@ async def write_questions(
             break
         except ValueError as error:
             dropped["not_json"] += 1
-            messages += [_assistant(reply), _user(f"That was not the JSON object asked for ({error}). Write it again.")]
+            correction = f"That was not the JSON object asked for ({error}). Write it again."
+            messages += [_message("assistant", reply), _message("user", correction)]
             continue
         good, refused = _sort_out(drafts, step, shown, missing, [*before, *kept], [each.question for each in kept])
         faults = await asyncio.gather(*(_fault(each, step, models) for each in good), return_exceptions=True)
@@ -135,12 +136,12 @@ async def write_questions(
         missing = +missing
         if not missing:
             break
-        messages += [_assistant(reply), _user(_more(refused, missing))]
+        messages += [_message("assistant", reply), _message("user", _more(refused, missing))]
     return SessionQuestions(kept=tuple(kept), dropped=dropped, missing=missing)
 
 
 def _read(reply: str) -> list[dict[str, Any]]:
-    """Raises ValueError for anything but the JSON asked for."""
+    """Return the drafts; raises ValueError for anything but the JSON asked for."""
     answered = read_json(reply, SCHEMA)
     if not is_text(json.dumps(answered, ensure_ascii=False)):
         raise ValueError(HALF_CHARACTER)
@@ -148,7 +149,7 @@ def _read(reply: str) -> list[dict[str, Any]]:
 
 
 def _shown_entries(step: Step) -> list[Entry]:
-    """Earlier entries most related to the session, then those it wrote; none that is out of date."""
+    """Return earlier entries most related to the session, then those it wrote; none that is out of date."""
     bank = step.result.bank
     old = bank.superseded_ids()
     earlier = [
@@ -168,7 +169,7 @@ def _sort_out(
     before: Sequence[Asked],
     asked_here: Sequence[str],
 ) -> tuple[list[Asked], list[tuple[str, str]]]:
-    """Drafts that may be put to the checker, and the others with the reason. Needs no model."""
+    """Return the drafts that may be put to the checker, and the others with the reason. Needs no model."""
     room, good, refused = Counter(missing), [], []
     labels: dict[str, Turn | Entry] = {f"#{n}": turn for n, turn in enumerate(step.session.turns, start=1)}
     labels |= {f"e{n}": entry for n, entry in enumerate(shown, start=1)}
@@ -200,7 +201,7 @@ def _fits(kind: Kind, sessions: Collection[int], here: int) -> bool:
 
 
 def _is_duplicate(asked: Asked, others: Sequence[Asked]) -> bool:
-    """Whether another question is much like it and has its answer; a new answer makes a new question."""
+    """Return whether another question is much like it and has its answer; a new answer makes a new question."""
     answer_words, question = _words(asked.answer), " ".join(_words(asked.question))
     return any(
         _words(other.answer) == answer_words
@@ -214,7 +215,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 async def _fault(asked: Asked, step: Step, models: Models) -> str | None:
-    """Why a question must not be kept; None: it passed."""
+    """Return why a question must not be kept; None: it passed."""
     now = step.session.timestamp
     question = Question(id="", text=asked.question, answer=asked.answer, category=asked.kind, evidence=(), asked_at=now)
     memories = [each.text if isinstance(each, Entry) else quoted(step.session, each) for each in asked.evidence]
@@ -238,7 +239,7 @@ async def _fault(asked: Asked, step: Step, models: Models) -> str | None:
 
 async def _guess(question: Question, today: datetime, model: ChatModel) -> str:
     prompt = _template("qa_closed_book").substitute(today=f"{today:%Y-%m-%d}", question=on_one_line(question.text))
-    return without_thoughts(await model.complete([_user(prompt)]))
+    return without_thoughts(await model.complete([_message("user", prompt)]))
 
 
 def _prompt(
@@ -268,12 +269,8 @@ def _mix(wanted: Mapping[Kind, int]) -> str:
     return ", ".join(f"{wanted[kind]} {kind}" for kind in Kind if wanted[kind])
 
 
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+def _message(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
 
 
 @cache

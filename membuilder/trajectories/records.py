@@ -1,4 +1,4 @@
-"""Training records, and how our trainers' files hold them: JSON Lines, or Parquet with nested fields as JSON strings.
+"""Makes training records, and keeps them in files: JSON Lines, or Parquet with nested fields as JSON strings.
 
 records = sft_records(trajectory)
 write_records(Path("sft.jsonl"), records, SFTRecord)
@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from membuilder.datasets.files import FILE, read_lines
+from membuilder.datasets.typed import typed
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
 from membuilder.text import quoted
-from membuilder.trajectories.parquet import Column, read_table, write_table
+from membuilder.trajectories.parquet import read_table, write_table
 from membuilder.trajectories.trajectory import STATES, Trajectory
 from membuilder.types import Agent, Bank, Question, Session
 
@@ -95,7 +96,7 @@ Record = TypeVar("Record", SFTRecord, RLRecord)
 
 
 def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[SFTRecord], Counter[str]]:
-    """A record for each usable answer, and why the others are none: an answer that failed teaches nothing.
+    """Make a record of each usable answer, and count why the others are none: an answer that failed teaches nothing.
 
     `write_out` puts the quoted turns' text in place of `quote`, which is our extension, for programs that do not know
     it.
@@ -121,7 +122,7 @@ def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[S
 def rl_records(
     trajectory: Trajectory, lines: Sequence[QuestionLine], folder: str
 ) -> tuple[list[RLRecord], Counter[str]]:
-    """A record for each session that has questions; without any there is no reward, so it is left out and counted.
+    """Make a record of each session that has questions; one without has no reward, so it is left out and counted.
 
     `lines` are those of the trajectory's rl_training_data.jsonl, one for each session.
     """
@@ -154,30 +155,23 @@ def rl_records(
     return records, left_out
 
 
-def dialogue_line(trajectory: Trajectory, lines: Sequence[QuestionLine]) -> tuple[dict[str, Any], int]:
-    """A line of the custom dataset with the written questions, and how many questions it cannot hold.
+def dialogue_line(trajectory: Trajectory, lines: Sequence[QuestionLine]) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Return one line of the custom dataset with the written questions, and count the questions it cannot hold.
 
     These are the ones whose evidence is an entry that does not say which turns it was made of: nobody could tell after
     which session to ask them.
     """
-    sessions = [each.step.session for each in trajectory.steps if each.step.session.turns]
     asked = [
         _question(raw, each.step.session, f"{trajectory.dialogue}_q{number}-{n}")
         for number, (each, found) in enumerate(zip(trajectory.steps, lines, strict=True))
         for n, raw in enumerate(found.questions)
     ]
     placed = [question for question in asked if question.evidence]
+    sessions = [each.step.session for each in trajectory.steps if each.step.session.turns]
     line = {
         "id": trajectory.dialogue,
-        "speakers": list(trajectory.speakers),
-        "sessions": [
-            {
-                "id": session.id,
-                "timestamp": session.timestamp.isoformat(),
-                "turns": [msgspec.to_builtins(turn) for turn in session.turns],
-            }
-            for session in sessions
-        ],
+        "speakers": trajectory.speakers,
+        "sessions": [{"id": s.id, "timestamp": s.timestamp.isoformat(), "turns": s.turns} for s in sessions],
         "questions": [
             {
                 "id": question.id,
@@ -185,47 +179,39 @@ def dialogue_line(trajectory: Trajectory, lines: Sequence[QuestionLine]) -> tupl
                 "answer": question.answer,
                 "category": question.category,
                 "evidence": question.evidence,
-                "asked_at": question.asked_at.isoformat() if question.asked_at else None,
+                "asked_at": question.asked_at.isoformat(),
             }
             for question in placed
         ],
     }
-    return line, len(asked) - len(placed)
+    return [msgspec.to_builtins(line)], Counter(question_without_turns=len(asked) - len(placed))
 
 
 def write_records(path: Path, records: Sequence[Record], kind: type[Record]) -> None:
-    """To a .parquet or .jsonl file, whole or not at all."""
+    """Write to a .parquet or .jsonl file, whole or not at all."""
     if path.suffix != PARQUET:
         write_atomic(path, "".join(msgspec.json.encode(record).decode() + "\n" for record in records))
         return
-    columns = {field.name: _column(field.type) for field in fields(kind)}
+    columns = {field.name: int if field.type in (int, int | None) else str for field in fields(kind)}
     rows = [{name: _cell(value) for name, value in msgspec.to_builtins(record).items()} for record in records]
     write_table(path, rows, columns)
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """What `write_records` wrote; DataError names file, line and problem of anything else."""
+    """Read what `write_records` wrote; DataError names file, line and field of anything else."""
     if path.suffix == PARQUET:
         numbered = [(number, _opened(row, kind)) for number, row in enumerate(read_table(path), start=1)]
     else:
         numbered = read_lines(path)
-    records = []
-    for number, raw in numbered:
-        try:
-            records.append(msgspec.convert(raw, kind))
-        except msgspec.ValidationError as error:
-            raise DataError(path, f"line {number}", FILE, f"is no {kind.__name__}: {error}") from error
-    return records
+    return [typed(kind, raw, path, f"line {number}", advice=f"is no {kind.__name__}") for number, raw in numbered]
 
 
 def read_question_lines(path: Path, trajectory: Trajectory) -> list[QuestionLine]:
-    """One line for each session of the trajectory; DataError for anything else."""
-    lines = []
-    for number, raw in read_lines(path):
-        try:
-            lines.append(msgspec.convert(raw, QuestionLine))
-        except msgspec.ValidationError as error:
-            raise DataError(path, f"line {number}", FILE, str(error)) from error
+    """Read one line for each session of the trajectory; DataError for anything else."""
+    if not path.is_file():
+        problem = "has no questions, so no reward; write them with `python -m membuilder.qa`"
+        raise DataError(path, FILE, "path", problem)
+    lines = [typed(QuestionLine, raw, path, f"line {number}") for number, raw in read_lines(path)]
     wanted = [(trajectory.dialogue, number) for number in range(len(trajectory.steps))]
     if [(line.conversation_id, line.session_index) for line in lines] != wanted:
         problem = f"is not one line for each of {len(wanted)} sessions; move it away and run membuilder.qa again"
@@ -245,7 +231,7 @@ def _question(raw: WrittenQuestion, session: Session, number: str) -> Question:
 
 
 def _written_out(target: str, session: Session) -> str:
-    """`quote` replaced by the text that is stored for it."""
+    """Replace `quote` by the text that is stored for it."""
     answer = json.loads(target)
     for operation in answer.get("operations", [answer]):
         if "quote" not in operation:
@@ -256,17 +242,12 @@ def _written_out(target: str, session: Session) -> str:
     return json.dumps(answer, ensure_ascii=False)
 
 
-def _column(hint: Any) -> Column:
-    return int if hint in (int, int | None) else str
-
-
 def _cell(value: Any) -> str | int | None:
     return value if value is None or isinstance(value, str | int) else msgspec.json.encode(value).decode()
 
 
 def _opened(row: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Nested fields of a Parquet row, read back from their JSON."""
-    plain = {field.name for field in fields(kind) if field.type in (str, int, str | None, int | None, Agent | None)}
-    return {
-        name: value if name in plain or value is None else msgspec.json.decode(value) for name, value in row.items()
-    }
+    """Read the nested fields of a Parquet row back from their JSON."""
+    plain = (str, int, str | None, int | None, Agent | None)
+    nested = {field.name for field in fields(kind) if field.type not in plain}
+    return {name: msgspec.json.decode(value) if name in nested and value else value for name, value in row.items()}

@@ -1,4 +1,4 @@
-"""An expert's building of one dialogue as a folder, in the published layout, beside the store it was built in.
+"""Keeps an expert's building of one dialogue as a folder, in the published layout, beside its store.
 
     SAMPLE/memory.db                  the durable store, from which a stopped build goes on
     SAMPLE/states/state_0 ... state_N the memory before session 0, ..., after the last one
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -26,7 +26,8 @@ import numpy as np
 from membuilder.bank.store import Store, reading
 from membuilder.bank.store_rows import Answer
 from membuilder.datasets.files import FILE, read_json, read_lines
-from membuilder.errors import DataError, StoreError, StoreErrorKind
+from membuilder.datasets.typed import typed
+from membuilder.errors import DataError, StoreError
 from membuilder.files import durable_rename, fsync_tree, write_atomic
 from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import render
@@ -39,10 +40,11 @@ from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Session
 if TYPE_CHECKING:
     from membuilder.bank.index import VectorIndex
 
+T = TypeVar("T")
 STORE_FILE, CALLS_FILE, METADATA_FILE, STATES = "memory.db", "agent_calls.jsonl", "metadata.json", "states"
 QA_FILE = "rl_training_data.jsonl"
 """The questions that membuilder.qa writes into the folder."""
-INDEX_FILE = Path("vector_store") / "index.faiss"
+INDEX_FILE, PAYLOAD_FILE, CORE_FILE = "vector_store/index.faiss", "vector_store/payload.json", "core_memory.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +58,7 @@ class ExpertStep:
 
     @property
     def usable(self) -> tuple[Agent, ...]:
-        """The agents whose answer was parsed and applied: all that is training data."""
+        """Return the agents whose answer was parsed and applied: all that is training data."""
         return tuple(agent for agent, answer in self.answers.items() if answer.failure is None)
 
 
@@ -70,12 +72,12 @@ class Trajectory:
     steps: tuple[ExpertStep, ...]
 
     def prompt(self, number: int, agent: Agent) -> str:
-        """What the agent was asked about session `number`."""
+        """Return what the agent was asked about session `number`."""
         step = self.steps[number].step
         return render_prompt(agent, step.session, step.bank_before, step.shown[agent], self.prompts)
 
     def target(self, number: int, agent: Agent, response_format: ResponseFormat | None = None) -> str:
-        """The operations the agent answered, as text: for the core what is appended, never the core after it."""
+        """Return the operations the agent answered, as text: for the core what is appended, not the core after it."""
         step = self.steps[number].step
         fmt = response_format or self.prompts.response_format
         return render(step.updates[agent], agent, len(step.session.turns), step.shown[agent], fmt)
@@ -96,17 +98,18 @@ def sample_folders(folder: Path) -> list[Path]:
 
 
 def read_trajectory(store: Store) -> Trajectory:
-    """What a store holds, session by session. The stored operations, applied once more, must give the stored bank."""
+    """Read a store session by session. The stored operations, applied once more, must give the stored bank."""
     settings, sessions, last = store.settings(), store.sessions(), store.bank()
     if settings["scheme"] != FOUR_AGENTS:
-        problem = f"was built by scheme {settings['scheme']!r}, and trajectories are published for {FOUR_AGENTS} only"
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        problem = (
+            f"was built by scheme {settings['scheme']!r}, but the published formats have the roles of {FOUR_AGENTS}"
+        )
+        advice = "build it anew with membuilder.expert, or train on the dialogues themselves (data.path of trainer.rl)"
+        raise StoreError(store.path, f"{problem}; {advice}")
     prompts = msgspec.convert(settings["prompts"], PromptConfig)
     if settings["templates_sha256"] != template_hashes(prompts.template_set):
-        problem = (
-            f"its agents read other templates than today's {prompts.template_set!r}; take those back, or build anew"
-        )
-        raise StoreError(StoreErrorKind.OTHER_BUILD, store.path, problem)
+        problem = f"its agents read other templates than today's {prompts.template_set!r}"
+        raise StoreError(store.path, f"{problem}; take those back, or build anew")
     entries = {entry.id: entry for entry in last.entries}
     bank, steps = Bank(), []
     for stored in sessions:
@@ -119,13 +122,13 @@ def read_trajectory(store: Store) -> Trajectory:
         result = apply_session(bank, stored.session, updates, shown, prompts.core_limit_chars)
         if result.failures or result.bank.core != stored.core:
             problem = f"the answers about session {stored.session.id} do not give the bank stored for it; build anew"
-            raise StoreError(StoreErrorKind.DAMAGED, store.path, problem)
+            raise StoreError(store.path, problem)
         step = Step(session=stored.session, bank_before=bank, shown=shown, updates=updates, result=result)
         steps.append(ExpertStep(step=step, answers=answers))
         bank = result.bank
     if bank != last:
         problem = "its answers do not give the bank stored with them; build anew"
-        raise StoreError(StoreErrorKind.DAMAGED, store.path, problem)
+        raise StoreError(store.path, problem)
     return Trajectory(
         dialogue=settings["dialogue"],
         speakers=tuple(settings["speakers"]),
@@ -168,24 +171,20 @@ def is_whole(folder: Path, num_sessions: int, settings: Mapping[str, Any] | None
     A file that is missing or cannot be read makes the answer no.
     """
     try:
-        metadata = read_json(folder / METADATA_FILE)
+        said = [_read_field(folder / METADATA_FILE, name, int) for name in ("num_sessions", "total_agent_calls")]
         num_calls = len(read_lines(folder / CALLS_FILE))
         with reading(folder / STORE_FILE) as store:
             begun_with = store.settings()
-        states = [folder / STATES / f"state_{number}" for number in range(num_sessions + 1)]
-        num_memories = [len(read_state(state)[1]) for state in states]
-    except (DataError, StoreError):  # missing or damaged: to be written anew
+        for number in range(num_sessions + 1):
+            state = folder / STATES / f"state_{number}"
+            size = _index_bytes(len(read_state(state)[1]), begun_with["dimension"])
+            if (state / INDEX_FILE).stat().st_size != size:
+                return False
+    except (DataError, StoreError, FileNotFoundError):  # missing or damaged: to be written anew
         return False
-    sizes = [_index_bytes(number, begun_with["dimension"]) for number in num_memories]
-    is_indexed = all(
-        (state / INDEX_FILE).is_file() and (state / INDEX_FILE).stat().st_size == size
-        for state, size in zip(states, sizes, strict=True)
-    )
     wanted = json.loads(json.dumps(settings or {}))
     is_same = all(begun_with.get(name) == value for name, value in wanted.items())
-    said = (num_sessions, num_calls)
-    has_said = isinstance(metadata, dict) and (metadata.get("num_sessions"), metadata.get("total_agent_calls")) == said
-    return has_said and is_indexed and is_same
+    return is_same and said == [num_sessions, num_calls]
 
 
 def _empty_index(dimension: int) -> "VectorIndex":
@@ -196,24 +195,22 @@ def _empty_index(dimension: int) -> "VectorIndex":
 
 
 def _index_bytes(num_rows: int, dimension: int) -> int:
-    """Size of an exact index: its head and 4 bytes a number. It is not loaded, since FAISS trusts what it reads."""
-    empty = _empty_index(dimension).to_bytes()
-    return len(empty) + 4 * num_rows * dimension
+    """Return the bytes of an exact index: its head and 4 a number. It is not loaded: FAISS trusts what it reads."""
+    return len(_empty_index(dimension).to_bytes()) + 4 * num_rows * dimension
 
 
 def read_state(folder: Path) -> tuple[str, list[str]]:
-    """(core, memories with their `[EPISODIC]` and the like) of one state folder, ours or the published program's.
+    """Return (core, memories with their `[EPISODIC]` and the like) of a state folder, ours or the published program's.
 
     Raises DataError where a file is missing or no such state: a missing memory must not pass for an empty one.
     """
-    core_path, payload_path = folder / "core_memory.json", folder / "vector_store" / "payload.json"
-    core, payload = read_json(core_path), read_json(payload_path)
-    if not isinstance(core, dict) or not isinstance(core.get("human"), str):
-        raise DataError(core_path, FILE, "human", "expected the core as a string; write the trajectory anew")
-    memories = payload.get("memories") if isinstance(payload, dict) else None
-    if not isinstance(memories, list) or not all(isinstance(memory, str) for memory in memories):
-        raise DataError(payload_path, FILE, "memories", "expected a list of strings; write the trajectory anew")
-    return core["human"], memories
+    memories = _read_field(folder / PAYLOAD_FILE, "memories", list[str])
+    return _read_field(folder / CORE_FILE, "human", str), memories
+
+
+def _read_field(path: Path, name: str, kind: type[T]) -> T:
+    advice = "write the trajectory anew"
+    return typed(kind, typed(dict, read_json(path), path, FILE, advice=advice).get(name), path, FILE, name, advice)
 
 
 def session_json(session: Session) -> dict[str, Any]:
@@ -222,13 +219,13 @@ def session_json(session: Session) -> dict[str, Any]:
 
 
 def bank_json(bank: Bank) -> dict[str, Any]:
-    """The published view of a bank: the core, and the texts of each other agent."""
+    """Return the published view of a bank: the core, and the texts of each other agent."""
     texts = {agent.value: [entry.text for entry in bank.entries if entry.agent == agent] for agent in ENTRY_AGENTS}
     return {"core_memory": bank.core, **texts}
 
 
 def actions_json(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any] | None:
-    """What the agent answered as published operations; None where nothing usable came."""
+    """Return what the agent answered as published operations; None where nothing usable came."""
     if agent not in trajectory.steps[number].usable:
         return None
     return json.loads(trajectory.target(number, agent, ResponseFormat.OPERATIONS))
@@ -257,11 +254,9 @@ def _write_state(folder: Path, bank: Bank, vectors: np.ndarray, trajectory: Traj
     ]
     memories = [f"[{entry.agent.upper()}] {entry.text}" for entry in bank.entries]
     payload = {"dimension": vectors.shape[1], "memories": memories, "metadata": metadata}
-    (folder / INDEX_FILE).with_name("payload.json").write_text(
-        json.dumps(payload, ensure_ascii=False), encoding="utf-8"
-    )
     core = {"human": bank.core, "usage": _usage_percent(bank, trajectory.prompts)}
-    (folder / "core_memory.json").write_text(json.dumps(core, ensure_ascii=False), encoding="utf-8")
+    for path, content in ((PAYLOAD_FILE, payload), (CORE_FILE, core)):
+        (folder / path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _call(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any]:

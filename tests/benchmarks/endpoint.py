@@ -88,7 +88,7 @@ async def questions(base_url: str, cache: AnswerCache | None, repeat: int) -> in
             out.flush()
 
         async with open_roles(
-            options.answerer, options.judge, options.top_k, Costs(usage=usage, answers=cache)
+            options.answerer, options.judge, options.flags.top_k, Costs(usage=usage, answers=cache)
         ) as roles:
             await ask_all(cases, roles, options.concurrency, write)
     return sum(role["calls"] for role in usage.report().values()) - 2  # the checks

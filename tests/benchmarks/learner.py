@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
 from tests.sequences import sequence
-from trainer.batching.loss_rows import Objective, Rows
+from trainer.batching.loss_rows import Objective
 from trainer.batching.packing import build_tree, dense_tree, pack_on
 from trainer.configs import LossConfig
 from trainer.losses import grpo
@@ -94,8 +94,9 @@ def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], Loss
     trees = [build_tree(sequences)] if shared else [dense_tree(sequence) for sequence in sequences]
     policy, packed = Policy(model_of(shape)).train(), pack_on(trees, device())
     scale = torch.full(packed.targets.shape, 1 / len(packed.targets), device=device())
-    rows = Rows(scale=scale, values=packed.values, ref_logprobs=None, sequence=packed.sequence)
-    objective = Objective(loss=grpo, config=LossConfig(name="grpo", kl_coef=0), rows=rows)
+    config = LossConfig(name="grpo", kl_coef=0)
+    known = {"values": packed.values, "sequence": packed.sequence, "ref_logprobs": None}
+    objective = Objective(loss=grpo, config=config, scale=scale, **known)
     return policy, partial(policy, packed, 1.0, objective)
 
 

@@ -18,16 +18,18 @@ from statistics import fmean
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.embedding.local import Embedder
+from membuilder.schemes.load import load_scheme
 from rollout.tokens import load_tokenizer
+from trainer import rl, sft
 from trainer.configs import ModelConfig
+from trainer.data.corpus import SIDES, Corpus, ExpertBuild, build_corpus
 from trainer.experience.collector import Collector
 from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
 from trainer.model.policy import load_model
-from trainer.pipeline import Prepared, prepare, run_rl, run_sft
 from trainer.quickstart import load_configs
 from trainer.rl_config import RLConfig
-from trainer.run_setup import make_collector, make_engine
+from trainer.run_setup import make_collector, make_engine, setup_rl, setup_sft
 
 VARIANTS = {
     "adrpo": (),
@@ -59,7 +61,7 @@ def main() -> None:
 class Start:
     """What every variant of a seed starts from."""
 
-    prepared: Prepared
+    builds: Corpus[ExpertBuild]
     model_dir: Path
     tokenizer: PreTrainedTokenizerBase
 
@@ -77,21 +79,22 @@ class Benchmark:
         start = self.starts.get(seed) or self._start(seed)
         began = time.perf_counter()
         config, collector = self._collector(seed, name, start)
-        run_rl(config, collector, start.prepared)
-        result = asdict(judge_policy(start.prepared.for_rl.held_out, collector, name))
+        rl.train(config, setup_rl(config, start.builds, collector))
+        result = asdict(judge_policy(start.builds.held_out, collector, name))
         seconds = round(time.perf_counter() - began)
         self._add(seed, {name: result | {"steps": config.num_steps, "seconds": seconds}})
 
     def _start(self, seed: int) -> Start:
-        sft_config, _ = load_configs(str(self.folder / f"seed{seed}"), seed)
-        prepared = prepare(sft_config, self.embedder)
-        model_dir = Path(sft_config.out) / "model"
+        config, _ = load_configs(str(self.folder / f"seed{seed}"), seed)
+        scheme = load_scheme(config.scheme, config.prompts)
+        builds = build_corpus(config.data, self.embedder, scheme, *SIDES)
+        model_dir = Path(config.out) / "model"
         if not model_dir.is_dir():  # a folder of an earlier run has it already
-            run_sft(sft_config, prepared)
-        start = self.starts[seed] = Start(prepared, model_dir, load_tokenizer(str(model_dir)))
+            sft.train(config, setup_sft(config, builds, self.embedder))
+        start = self.starts[seed] = Start(builds, model_dir, load_tokenizer(str(model_dir)))
         _, collector = self._collector(seed, "adrpo", start)
-        rows = {name: asdict(row) for name, row in compare_baselines(prepared.for_rl.held_out, collector).items()}
-        self._add(seed, rows | {"sft": asdict(judge_policy(prepared.for_rl.held_out, collector, "sft"))})
+        rows = {name: asdict(row) for name, row in compare_baselines(builds.held_out, collector).items()}
+        self._add(seed, rows | {"sft": asdict(judge_policy(builds.held_out, collector, "sft"))})
         return start
 
     def _collector(self, seed: int, name: str, start: Start) -> tuple[RLConfig, Collector]:

@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.kernel_twins import assert_rows_equal_their_plain_twin
-from trainer.batching.loss_rows import Objective, Rows, cross_entropy
+from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.configs import LossConfig
 from trainer.kernels import plain_varlen
@@ -127,8 +127,10 @@ def test_a_step_makes_the_host_wait_for_nothing():
     targets, sequence = torch.randint(5000, (2000,), device=CUDA), torch.arange(2000, device=CUDA) // 100
     ones = torch.ones(2000, device=CUDA)
     values = TokenValues(advantage=ones, weight=ones, truncated=0 * ones, rollout_logprobs=-ones)
-    rows = Rows(scale=ones / 2000, values=values, ref_logprobs=None, sequence=sequence)
-    objective = Objective(loss=reinforce, config=LossConfig(kl_coef=0), rows=rows)
+    config, scale = LossConfig(kl_coef=0), ones / 2000
+    objective = Objective(
+        loss=reinforce, config=config, scale=scale, values=values, ref_logprobs=None, sequence=sequence
+    )
     head_loss(hidden, weight, targets, 1.0, objective).loss.backward()  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")
     try:

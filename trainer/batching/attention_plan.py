@@ -7,33 +7,20 @@ is a node's tokens, or all descendants of a node at one depth, with the keys tha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Level:
     """The nodes of one depth: where their tokens stand in the packed row and whose children they are."""
 
-    above: "Level | None"
     parents: list[int]
-    """The number of each node's parent in `above`; unused for roots."""
+    """The number of each node's parent in the level above; unused for roots."""
     spans: list[range]
     """The packed indices of each node's tokens."""
-
-    def path(self, number: int) -> list[int]:
-        """The packed indices of the tokens above a node, from the root down."""
-        if self.above is None:
-            return []
-        parent = self.parents[number]
-        return self.above.path(parent) + list(self.above.spans[parent])
-
-    def depth_below(self, number: int) -> int:
-        """How many tokens stand from the root to the end of a node: the position of what follows it."""
-        own = len(self.spans[number])
-        return own if self.above is None else own + self.above.depth_below(self.parents[number])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,9 +41,6 @@ class VarlenCall:
         """Where segments begin and how long they are at most, in the order of PyTorch's operators."""
         return self.query_bounds, self.key_bounds, self.max_queries, self.max_keys
 
-    def to(self, device: torch.device) -> "VarlenCall":
-        return replace(self, query_bounds=self.query_bounds.to(device), key_bounds=self.key_bounds.to(device))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rectangle:
@@ -65,10 +49,6 @@ class Rectangle:
     rows: torch.Tensor  # (S, R) indices into the block, 0 where padded
     valid: torch.Tensor | None  # (S, R) bool; None where nothing is padded: the block is a rectangle as it stands
     places: torch.Tensor  # (tokens of the block,) where each stands in the flattened rectangle
-
-    def to(self, device: torch.device) -> "Rectangle":
-        valid = None if self.valid is None else self.valid.to(device)
-        return Rectangle(rows=self.rows.to(device), valid=valid, places=self.places.to(device))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,12 +62,9 @@ class PaddedCall:
     causal: bool
     """Whether each segment attends to itself, as in VarlenCall."""
 
-    def to(self, device: torch.device) -> "PaddedCall":
-        return replace(self, query_rows=self.query_rows.to(device), key_rows=self.key_rows.to(device))
-
 
 Call = VarlenCall | PaddedCall
-Plan = Callable[[Sequence[Level]], list[VarlenCall] | list[PaddedCall]]
+Plan = Callable[[Sequence[Level]], list[Call]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,14 +78,15 @@ class Pair:
 
 def pairs(levels: Sequence[Level]) -> Iterator[Pair]:
     """Yield the pairs of each depth: with itself first, then with the depths above it, the nearest first."""
-    for level in levels:
-        if any(level.spans):
-            yield Pair(queries=level.spans, keys=level.spans, causal=True)
-        ancestors, above = level.parents, level.above
-        while above is not None:
-            if any(level.spans) and any(above.spans):
+    for depth, level in enumerate(levels):
+        if not any(level.spans):
+            continue
+        yield Pair(queries=level.spans, keys=level.spans, causal=True)
+        ancestors = level.parents
+        for above in reversed(levels[:depth]):
+            if any(above.spans):
                 yield Pair(queries=_descendants(level, ancestors, len(above.spans)), keys=above.spans, causal=False)
-            ancestors, above = [above.parents[ancestor] for ancestor in ancestors], above.above
+            ancestors = [above.parents[ancestor] for ancestor in ancestors]
 
 
 def _descendants(level: Level, ancestors: Sequence[int], num_ancestors: int) -> list[range]:
@@ -121,6 +99,7 @@ def _descendants(level: Level, ancestors: Sequence[int], num_ancestors: int) -> 
 
 
 def varlen_calls(levels: Sequence[Level]) -> list[VarlenCall]:
+    """One call for each pair, in the form of flash attention."""
     return [
         VarlenCall(
             queries=_block(pair.queries),
@@ -136,6 +115,7 @@ def varlen_calls(levels: Sequence[Level]) -> list[VarlenCall]:
 
 
 def padded_calls(levels: Sequence[Level]) -> list[PaddedCall]:
+    """One call for each run of segments of alike size, in the form of SDPA's kernel for CPUs."""
     return [
         PaddedCall(
             queries=_block(part.queries),

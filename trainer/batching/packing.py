@@ -13,11 +13,11 @@ the only place where the next-token shift is made. Letters: N packed tokens, M r
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
 
-from trainer.batching.attention_plan import Level, PaddedCall, Plan, VarlenCall, padded_calls, varlen_calls
+from trainer.batching.attention_plan import Call, Level, Plan, padded_calls, varlen_calls
 from trainer.losses import TokenValues
 
 
@@ -53,7 +53,7 @@ class PackedBatch:
 
     token_ids: torch.Tensor  # (1, N) int64
     position_ids: torch.Tensor  # (1, N) int64
-    plan: list[PaddedCall] | list[VarlenCall]
+    plan: list[Call]  # all of one form
     predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
     targets: torch.Tensor  # (M,) int64
     sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
@@ -61,10 +61,7 @@ class PackedBatch:
     values: TokenValues[torch.Tensor] | None  # columns (M,) float32
 
     def to(self, device: torch.device) -> "PackedBatch":
-        names = ("token_ids", "position_ids", "predict_from", "targets", "sequence")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        values = None if self.values is None else self.values.map(lambda column: column.to(device))
-        return replace(self, **moved, plan=[call.to(device) for call in self.plan], values=values)
+        return _moved(self, device)
 
 
 def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
@@ -104,10 +101,6 @@ def count_loss_tokens(node: Node) -> int:
     return sum(len(sequence.completion_token_ids) for sequence in sequences_of(node))
 
 
-def count_sequences(node: Node) -> int:
-    return len(sequences_of(node))
-
-
 def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
     """Batches of at most `max_tokens` (shared tokens count once); no tree is split, so a longer one stands alone.
 
@@ -133,65 +126,64 @@ def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:
 
 def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
     """Lay the trees out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
-    layout = _Layout()
-    level: list[tuple[Node, int]] = [(tree, 0) for tree in trees]
-    while level:
-        level = layout.add_level(level)
-    return layout.tensors(plan)
-
-
-class _Layout:
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self.position_ids: list[int] = []
-        self.levels: list[Level] = []
-        self.predict_from: list[int] = []
-        self.targets: list[int] = []
-        self.sequences: list[TrainSequence] = []
-        self.columns: dict[str, list[float]] = defaultdict(list)
-
-    def add_level(self, level: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
-        """Place nodes of one depth, each with the number of its parent one depth above; returns the next depth."""
-        above = self.levels[-1] if self.levels else None
-        spans = [self._place(node, above.depth_below(parent) if above else 0) for node, parent in level]
-        self.levels.append(Level(above=above, parents=[parent for _, parent in level], spans=spans))
-        for number, (node, _) in enumerate(level):
+    token_ids: list[int] = []
+    position_ids: list[int] = []
+    predict_from: list[int] = []
+    sequences: list[TrainSequence] = []
+    levels: list[Level] = []
+    # each node of a depth, the number of its parent one depth above, and the packed indices of all tokens above it
+    nodes: list[tuple[Node, int, list[int]]] = [(tree, 0, []) for tree in trees]
+    while nodes:
+        spans, below = [], []
+        for number, (node, _, above) in enumerate(nodes):
+            spans.append(range(len(token_ids), len(token_ids) + len(node.token_ids)))
+            token_ids += node.token_ids
+            position_ids += range(len(above), len(above) + len(node.token_ids))
+            path = [*above, *spans[-1]]
             if node.sequence is not None:
-                self._add_rows(node.sequence, self.levels[-1].path(number) + list(spans[number]))
-        return [(child, number) for number, (node, _) in enumerate(level) for child in node.children]
+                predict_from += path[-len(node.sequence.completion_token_ids) :]
+                sequences.append(node.sequence)
+            below += [(child, number, path) for child in node.children]
+        levels.append(Level(parents=[parent for _, parent, _ in nodes], spans=spans))
+        nodes = below
+    lengths = torch.tensor([len(sequence.completion_token_ids) for sequence in sequences], dtype=torch.int64)
+    return PackedBatch(
+        token_ids=torch.tensor([token_ids]),
+        position_ids=torch.tensor([position_ids]),
+        plan=plan(levels),
+        predict_from=torch.tensor(predict_from),
+        targets=torch.tensor([token for sequence in sequences for token in sequence.completion_token_ids]),
+        sequence=torch.arange(len(lengths)).repeat_interleave(lengths),
+        sequences=tuple(sequences),
+        values=_joined_values(sequences),
+    )
 
-    def _place(self, node: Node, depth: int) -> range:
-        start = len(self.token_ids)
-        self.token_ids += node.token_ids
-        self.position_ids += range(depth, depth + len(node.token_ids))
-        return range(start, len(self.token_ids))
 
-    def _add_rows(self, sequence: TrainSequence, path: list[int]) -> None:
-        count = len(sequence.completion_token_ids)
+def _joined_values(sequences: Sequence[TrainSequence]) -> TokenValues[torch.Tensor] | None:
+    """The columns of all sequences, one after another; None where they have none."""
+    joined: dict[str, list[float]] = defaultdict(list)
+    for number, sequence in enumerate(sequences):
         columns = {} if sequence.values is None else sequence.values.columns()
-        if self.sequences and columns.keys() != self.columns.keys():
-            raise ValueError(f"sequences carry different values: {sorted(columns)}, {sorted(self.columns)}")
+        if number and columns.keys() != joined.keys():
+            raise ValueError(f"sequences carry different values: {sorted(columns)}, {sorted(joined)}")
         for name, column in columns.items():
-            if len(column) != count:
+            if len(column) != len(sequence.completion_token_ids):
+                count = len(sequence.completion_token_ids)
                 raise ValueError(f"{name} has {len(column)} values for {count} completion tokens")
-            self.columns[name] += column
-        self.predict_from += path[-count:]
-        self.targets += sequence.completion_token_ids
-        self.sequences.append(sequence)
+            joined[name] += column
+    tensors = {name: torch.tensor(column, dtype=torch.float32) for name, column in joined.items()}
+    return TokenValues(**tensors) if tensors else None
 
-    def tensors(self, plan: Plan) -> PackedBatch:
-        lengths = [len(sequence.completion_token_ids) for sequence in self.sequences]
-        columns = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
-        return PackedBatch(
-            token_ids=torch.tensor([self.token_ids]),
-            position_ids=torch.tensor([self.position_ids]),
-            plan=plan(self.levels),
-            predict_from=torch.tensor(self.predict_from),
-            targets=torch.tensor(self.targets),
-            sequence=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64)),
-            sequences=tuple(self.sequences),
-            values=TokenValues(**columns) if columns else None,
-        )
+
+def _moved(value, device: torch.device):
+    """A tensor on the device; a record or list whose tensors are on the device; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, list):
+        return [_moved(each, device) for each in value]
+    if is_dataclass(value):
+        return replace(value, **{each.name: _moved(getattr(value, each.name), device) for each in fields(value)})
+    return value
 
 
 def _common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:

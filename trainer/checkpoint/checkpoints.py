@@ -10,8 +10,9 @@ its rollouts, one file a step. A run goes on only with the settings it began wit
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from trainer.checkpoint.checksummed_json import encode, seal, unseal
 from trainer.checkpoint.files import files_of, write_all
 from trainer.checkpoint.folders import MODEL, WRITE_ERRORS
 from trainer.checkpoint.run_settings import check_settings, resolved, settings_of
+from trainer.configs import TrainConfig
 from trainer.distributed.process_group import World, zero_stage
 
 
@@ -55,84 +57,67 @@ class Best:
         return best is None or (value > best if self.higher_is_better else value < best)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    root: Path
-    settings: dict
-    """See trainer/checkpoint/run_settings.py."""
-    config: dict
-    """All of it, to read; a run goes on by `settings`."""
-    accelerator: Accelerator
-    world: World
-    model_files: dict[str, bytes]
-    """Path in a model folder -> content of all files but the weights, whose own writers hide a full disk."""
+    """The checkpoints of a run, whose configuration says where they are and how many are kept."""
 
-    @classmethod
-    def of(cls, config, accelerator: Accelerator, world: World, model: PreTrainedModel, tokenizer) -> "Checkpoints":
-        return cls(
-            root=Path(config.out) / "checkpoints",
-            settings=settings_of(config, accelerator),
-            config=resolved(config),
-            accelerator=accelerator,
-            world=world,
-            model_files=files_of(model.config, model.generation_config, tokenizer),
-        )
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, world: World, model: PreTrainedModel, tokenizer, best: Best
+    ) -> None:
+        self.settings = settings_of(config, accelerator)
+        self._root, self._config, self._best = Path(config.out) / "checkpoints", config, best
+        self._accelerator, self._world = accelerator, world
+        # all files of a model folder but the weights, whose own writers hide a full disk
+        self._model_files = files_of(model.config, model.generation_config, tokenizer)
 
-    def load(self, resume: str, kind: type[Kind]) -> Kind | None:
+    def load(self, kind: type[Kind]) -> Kind | None:
         """Put model, optimizer and random states back; returns the loop's place, or None to start anew."""
         folder = None
-        if self.world.rank == 0:
-            folders.recover(self.root)
-            folder = folders.choose(self.root, resume)
-        folder = self.world.gather(folder)[0]
+        if self._world.rank == 0:
+            folders.recover(self._root)
+            folder = folders.choose(self._root, self._config.resume)
+        folder = self._world.gather(folder)[0]
         if folder is None:
             return None
         check_settings(folder, folders.read_manifest(folder).meta["settings"], self.settings)
-        self.accelerator.load_state(str(folder / "state"))
-        self.accelerator.print(f"resuming from '{folder}'")
+        self._accelerator.load_state(str(folder / "state"))
+        self._accelerator.print(f"resuming from '{folder}'")
         return unseal(folder / "progress", "progress", kind, "give resume=previous")
 
-    def save(self, step: int, progress, keep_last: int, metrics: Mapping[str, float], best: Best) -> Path:
-        """Write checkpoint `step` (steps done) and drop all but the last and the best; all processes call it."""
-        deepspeed = zero_stage(self.accelerator) is not None
+    def save(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Write the checkpoint of `progress` and drop all but the last and the best; all processes call it."""
+        deepspeed, best = zero_stage(self._accelerator) is not None, self._best
 
-        def fill(partial: Path) -> None:
-            if deepspeed:
-                with errors_after_the_last_barrier(self.accelerator):
-                    # its file `latest` would be written outside of what is caught, and nothing here reads it
-                    self.accelerator.save_state(str(partial / "state"), save_latest=False)
-            else:
-                self.accelerator.save_state(str(partial / "state"))
-            if self.world.rank == 0:
-                write_all(partial / MODEL, self.model_files)
-                write_atomic(partial / "progress", seal("progress", encode(progress, type(progress), "progress")))
+        def fill(folder: Path) -> None:
+            with errors_after_the_last_barrier(self._accelerator) if deepspeed else nullcontext():
+                # DeepSpeed's file `latest` would be written outside of what is caught, and nothing here reads it
+                self._accelerator.save_state(str(folder / "state"), save_latest=False)
+            if self._world.rank == 0:
+                write_all(folder / MODEL, self._model_files)
+                write_atomic(folder / "progress", seal("progress", encode(progress, type(progress), "progress")))
 
-        meta = {"settings": self.settings, "config": self.config, best.metric: metrics.get(best.metric)}
+        meta = {"settings": self.settings, "config": resolved(self._config), best.metric: metrics.get(best.metric)}
         whole_folders = [f"state/{MODEL_NAME}"] if deepspeed else []
-        folder = folders.write(self.root, step, fill, meta, self.world.rank == 0, self.world.gather, whole_folders)
-        if self.world.rank == 0:
-            folders.prune(self.root, keep_last, folders.best_step(self.root, best.metric, best.higher_is_better))
-        return folder
+        folders.write(self._root, progress.step, fill, meta, self._world, whole_folders)
+        if self._world.rank == 0:
+            best_step = folders.best_step(self._root, best.metric, best.higher_is_better)
+            folders.prune(self._root, self._config.keep_last, best_step)
 
 
 @contextmanager
 def errors_after_the_last_barrier(accelerator: Accelerator) -> Iterator[None]:
     """DeepSpeed's processes meet after each has written: one that could not would leave the others waiting for it."""
-    engine = accelerator.deepspeed_engine_wrapped.engine
-    writers, kept = [(engine.checkpoint_engine, "save"), (engine, "_copy_recovery_script")], []
+    engine, kept = accelerator.deepspeed_engine_wrapped.engine, []
+    writers = [(engine.checkpoint_engine, "save"), (engine, "_copy_recovery_script")]
 
-    def keeping(write: Callable) -> Callable:
-        def attempt(*args, **kwargs) -> None:
-            try:
-                if not kept:
-                    write(*args, **kwargs)
-            except WRITE_ERRORS as error:
-                kept.append(error)
-
-        return attempt
+    def attempt(write: Callable, *args, **kwargs) -> None:
+        try:
+            if not kept:
+                write(*args, **kwargs)
+        except WRITE_ERRORS as error:
+            kept.append(error)
 
     for owner, name in writers:
-        setattr(owner, name, keeping(getattr(owner, name)))
+        setattr(owner, name, partial(attempt, getattr(owner, name)))
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
 """Models written so that a reader finds either the whole of them or none, also after a power cut."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> Path:
-    """Write a Hugging Face folder (safetensors and tokenizer) beside its place, then rename it there."""
+    """Write a Hugging Face folder: safetensors and tokenizer."""
     state = accelerator.get_state_dict(policy)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(policy).model
@@ -26,19 +27,26 @@ def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> P
             name: state[f"model.{first.setdefault(id(parameter), name)}"]
             for name, parameter in model.state_dict(keep_vars=True).items()
         }
-        partial = folder.with_name(folder.name + ".partial")
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
+        with model_folder(folder) as partial:
             model.save_pretrained(partial, state_dict=weights)
             write_all(partial, files_of(tokenizer))
-            fsync_tree(partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            durable_rename(partial, folder)
-        except (OSError, SafetensorError) as error:  # a full disk, a folder we may not write
-            shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"could not save the model to '{folder}': {error}; earlier files are kept") from error
     accelerator.wait_for_everyone()
     return folder
+
+
+@contextmanager
+def model_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder beside `folder` to write a model to, which takes its place when the block ends without an error."""
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        yield partial
+        fsync_tree(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        durable_rename(partial, folder)
+    except (OSError, SafetensorError) as error:  # a full disk, a folder we may not write
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"could not save the model to '{folder}': {error}; earlier files are kept") from error
 
 
 def files_of(*parts) -> dict[str, bytes]:

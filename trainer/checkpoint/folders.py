@@ -1,11 +1,5 @@
 """Checkpoints of a run, `OUT/checkpoints/step_N`: each whole or not there, and none trusted before it is verified.
 
-    recover(root)                                           one process, at the start of a run
-    folder = choose(root, "auto")                           one process: it reads every byte
-    ...
-    write(root, 40, save_my_part, {"val_loss": 1.2}, world.rank == 0, world.gather)
-    prune(root, keep_last=2, best=best_step(root, "val_loss", higher_is_better=False))      one process
-
 `step_N` was taken after N steps. The folder must be on a file system that all processes share. Names beside it, of
 which `recover` leaves none: `.partial` is being written, `.whole` only waits for its name, `.discarded` is being
 removed.
@@ -19,13 +13,16 @@ from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from membuilder.errors import CheckpointError, ConfigError, WriteError
 from membuilder.files import durable_rename, free_bytes, fsync, fsync_tree
 from trainer.checkpoint.checksummed_json import encode, seal, unseal
+
+if TYPE_CHECKING:
+    from trainer.distributed.process_group import World
 
 MANIFEST = "manifest.json"
 MODEL = "model"
@@ -59,34 +56,44 @@ def write(
     root: Path,
     step: int,
     fill: Callable[[Path], None],
-    meta: Mapping[str, Any],
-    is_main: bool,
-    gather: Callable[[Any], list],
+    meta: dict[str, Any],
+    world: "World",
     folders: Sequence[str] = (),
 ) -> Path:
     """Write checkpoint `step_N`; all processes call it, and each one's `fill` puts its files into the same folder.
 
-    `gather` gives everybody's value, in the order of ranks. `folders` are made before any process fills: what meets the
-    others inside `fill` (DeepSpeed's writer does) must not fail before that.
+    `folders` are made before any process fills: what meets the others inside `fill` (DeepSpeed's writer does) must not
+    fail before that.
 
     Checkpoints of this step or later are of a line of training that the run has left: the new one replaces them. `meta`
     is JSON, None for what was not measured. Costs a sha256 of every byte in the main process, a few files at a time.
 
     Raises CheckpointError in every process when one of them could not write; earlier checkpoints are then kept.
     """
-    encode(dict(meta), dict[str, Any], f"meta of checkpoint {step}")
+    encode(meta, dict[str, Any], f"meta of checkpoint {step}")
     folder = root / f"step_{step}"
-    partial = _beside(folder, ".partial")
+    partial, is_main = folder.with_suffix(".partial"), world.rank == 0
 
     def together(action: Callable[[], Any], takes_part: bool = True) -> list:
         """Everybody's result; where one process fails, all raise its error."""
-        result, failure = _attempt(folder, action) if takes_part else (None, None)
-        answers = gather((result, None if failure is None else str(failure)))
-        failed = [(rank, reason) for rank, (_, reason) in enumerate(answers) if reason is not None]
+        result = failure = None
+        try:
+            result = action() if takes_part else None
+        except (CheckpointError, WriteError) as error:  # says itself what could not be written
+            failure = error
+        except WRITE_ERRORS as error:
+            failure = CheckpointError(
+                f"could not write checkpoint '{folder}', {free_bytes(folder)} bytes are free on its disk: {error}; "
+                "earlier checkpoints are kept: make room and start again with resume=auto"
+            )
+            failure.__cause__ = error
+            _let_go(error)
+        answers = world.gather((result, None if failure is None else str(failure)))
+        failed = [f"rank {rank}: {reason}" for rank, (_, reason) in enumerate(answers) if reason is not None]
         if failed:
             if is_main:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise failure or CheckpointError(f"rank {failed[0][0]}: {failed[0][1]}")
+            raise failure or CheckpointError(failed[0])
         return [result for result, _ in answers]
 
     together(lambda: _begin(root, partial, folders), is_main)
@@ -109,18 +116,19 @@ def recover(root: Path) -> None:
 def verify(folder: Path) -> Manifest:
     """Compare every file with the manifest; CheckpointError names the first that is damaged, missing or unexpected."""
     manifest = read_manifest(folder)
-    found = _files(folder)
-    for name in sorted(manifest.files.keys() | found.keys()):
+    written, found = manifest.files, _sums(_files(folder))
+    for name in sorted(written | found):
         if name not in found:
-            raise _damaged(folder, f"{name} is missing")
-        if name not in manifest.files:
-            raise _damaged(folder, f"{name} is not in its manifest")
-        size, expected = found[name].stat().st_size, manifest.files[name].size
-        if size != expected:
-            raise _damaged(folder, f"{name} has {size} bytes where {expected} were written")
-    for name, measured in _sums(found).items():
-        if measured != manifest.files[name]:
-            raise _damaged(folder, f"{name} does not hold what was written (sha256)")
+            problem = "is missing"
+        elif name not in written:
+            problem = "is not in its manifest"
+        elif found[name].size != written[name].size:
+            problem = f"has {found[name].size} bytes where {written[name].size} were written"
+        elif found[name] != written[name]:
+            problem = "does not hold what was written (sha256)"
+        else:
+            continue
+        raise CheckpointError(f"checkpoint '{folder}' is damaged: {name} {problem}; {PREVIOUS}")
     return manifest
 
 
@@ -145,23 +153,20 @@ def choose(root: Path, resume: str) -> Path | None:
                 "go on from it, or another `out` to start anew"
             )
         return None
-    if resume == "auto":
-        if not folders:
-            return None
-        verify(folders[-1])
-        return folders[-1]
     if resume == "previous":
         return _newest_whole(root, folders)
-    verify(Path(resume))
-    return Path(resume)
+    if resume == "auto" and not folders:
+        return None
+    folder = folders[-1] if resume == "auto" else Path(resume)
+    verify(folder)
+    return folder
 
 
 def best_step(root: Path, metric: str, higher_is_better: bool) -> int | None:
     """The step whose meta has the best value of a metric, the later of equals; None where none was measured."""
     values = {step: read_manifest(folder).meta.get(metric) for step, folder in checkpoints(root).items()}
     sign = 1 if higher_is_better else -1
-    measured = [(sign * value, step) for step, value in values.items() if value is not None]
-    return max(measured)[1] if measured else None
+    return max(((sign * value, step) for step, value in values.items() if value is not None), default=(0, None))[1]
 
 
 def prune(root: Path, keep_last: int, best: int | None) -> None:
@@ -200,15 +205,15 @@ def _begin(root: Path, partial: Path, folders: Sequence[str]) -> None:
         (partial / name).mkdir(parents=True)
 
 
-def _finish(root: Path, folder: Path, partial: Path, names: Iterable[str], step: int, meta: Mapping[str, Any]) -> None:
+def _finish(root: Path, folder: Path, partial: Path, names: Iterable[str], step: int, meta: dict[str, Any]) -> None:
     files = {name: partial / name for name in sorted(names)}
     for name, path in files.items():
         if not path.exists():
             raise FileNotFoundError(f"'{root}' is not on a file system that all processes share ({name} is not there)")
-    manifest = Manifest(step=step, meta=dict(meta), files=_sums(files))
+    manifest = Manifest(step=step, meta=meta, files=_sums(files))
     (partial / MANIFEST).write_bytes(seal(LABEL, encode(manifest, Manifest, f"manifest of checkpoint {step}")))
     fsync_tree(partial)
-    whole = _beside(folder, ".whole")
+    whole = folder.with_suffix(".whole")
     durable_rename(partial, whole)
     _give_name(root, whole)
 
@@ -225,25 +230,9 @@ def _give_name(root: Path, whole: Path) -> None:
 
 def _discard(folder: Path) -> None:
     """Take the name away first: half a removed checkpoint must not look like a damaged one."""
-    discarded = _beside(folder, ".discarded")
+    discarded = folder.with_suffix(".discarded")
     durable_rename(folder, discarded)
     shutil.rmtree(discarded)
-
-
-def _attempt(folder: Path, action: Callable[[], Any]) -> tuple[Any, CheckpointError | None]:
-    """The action's result, and what went wrong instead."""
-    try:
-        return action(), None
-    except (CheckpointError, WriteError) as error:  # says itself what could not be written
-        return None, error
-    except WRITE_ERRORS as error:
-        failure = CheckpointError(
-            f"could not write checkpoint '{folder}', {free_bytes(folder)} bytes are free on its disk: {error}; earlier "
-            "checkpoints are kept: make room and start again with resume=auto"
-        )
-        failure.__cause__ = error
-        _let_go(error)
-        return None, failure
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -267,11 +256,3 @@ def _sums(files: Mapping[str, Path]) -> dict[str, FileSum]:
 def _sum(path: Path) -> FileSum:
     with open(path, "rb") as file:
         return FileSum(sha256=file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(folder.name + suffix)
-
-
-def _damaged(folder: Path, problem: str) -> CheckpointError:
-    return CheckpointError(f"checkpoint '{folder}' is damaged: {problem}; {PREVIOUS}")

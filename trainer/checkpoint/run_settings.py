@@ -24,8 +24,8 @@ def resolved(config) -> dict[str, Any]:
 
 
 def settings_of(config, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the settings by dotted key, without those of FREE, and how the run was launched."""
-    kept = {key: value for key, value in _flat(resolved(config)).items() if key not in FREE}
+    """Return the resolved configuration without the keys of FREE, and how the run was launched."""
+    kept = {key: value for key, value in resolved(config).items() if key not in FREE}
     return kept | {"processes": accelerator.num_processes, "wrapper": _wrapper(accelerator)}
 
 
@@ -42,10 +42,3 @@ def _wrapper(accelerator: Accelerator) -> str:
     if stage is not None:
         return f"DeepSpeed ZeRO-{stage}"
     return "none" if accelerator.distributed_type is DistributedType.NO else "DDP"
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

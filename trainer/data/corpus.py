@@ -1,8 +1,8 @@
 """The dialogues of a run, and what the offline expert makes of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from membuilder.datasets.load import load, split
 from membuilder.datasets.windows import in_windows
@@ -17,17 +17,23 @@ from trainer.configs import DataConfig
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus:
-    train: list[Dialogue]
-    extra: list[Dialogue]
+@dataclass(frozen=True, kw_only=True)
+class Corpus(Generic[Item]):
+    """The dialogues of a run, or what the expert made of each; a side that nobody asked for is empty."""
+
+    train: list[Item]
+    extra: list[Item] = field(default_factory=list)
     """Dialogues that only SFT trains on."""
-    steering: list[Dialogue]
+    steering: list[Item] = field(default_factory=list)
     """Dialogues apart from those of SFT and RL; where there are none, lengths are steered on RL's own."""
-    held_out: list[Dialogue]
+    held_out: list[Item] = field(default_factory=list)
 
 
-def load_corpus(config: DataConfig) -> Corpus:
+SIDES = {"train": "training", "extra": "extra", "steering": "steering", "held_out": "held-out"}
+"""The sides of a corpus, and what the user is told they are."""
+
+
+def load_corpus(config: DataConfig) -> Corpus[Dialogue]:
     """Train and held-out dialogues; no dialogue (in the generated corpus: no person) is on both sides."""
     if config.prepared is not None:
         raise ConfigError("data.prepared holds no dialogues: trainer.sft and trainer.rl read it, each its own kind")
@@ -43,8 +49,8 @@ def load_corpus(config: DataConfig) -> Corpus:
     if config.path is not None:
         train, steering = apart(train, config.num_steering)
         extra = generate(config.num_extra, config.seed, "train") if config.num_extra else []
-    sides = {"train": train, "extra": extra, "steering": steering, "held_out": held_out}
-    return Corpus(**{side: [in_windows(each, config.max_turns) for each in sides[side]] for side in sides})
+    sides = zip(SIDES, (train, extra, steering, held_out), strict=True)
+    return Corpus(**{side: [in_windows(each, config.max_turns) for each in dialogues] for side, dialogues in sides})
 
 
 def apart(dialogues: list[Item], number: int) -> tuple[list[Item], list[Item]]:
@@ -72,9 +78,15 @@ class ExpertBuild:
         return [{role: count_tokens(texts) for role, texts in step.result.written.items()} for step in self.steps]
 
 
-def sft_builds(train: Sequence[ExpertBuild], extra: Sequence[ExpertBuild], config: DataConfig) -> list[ExpertBuild]:
+def sft_builds(builds: Corpus[ExpertBuild], config: DataConfig) -> list[ExpertBuild]:
     """What an epoch of SFT goes through."""
-    return [*(list(train) * (config.repeat if config.path is not None else 1)), *extra]
+    return builds.train * (1 if config.path is None else config.repeat) + builds.extra
+
+
+def build_corpus(config: DataConfig, embedder: TextEmbedder, scheme: Scheme, *sides: str) -> Corpus[ExpertBuild]:
+    """What the scheme's offline expert makes of some sides of the corpus that `load_corpus` gives."""
+    corpus = load_corpus(config)
+    return Corpus(**{side: expert_builds(getattr(corpus, side), embedder, scheme, SIDES[side]) for side in sides})
 
 
 def expert_builds(

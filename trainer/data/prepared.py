@@ -20,28 +20,28 @@ from trainer.configs import OverLong
 from trainer.data.corpus import ExpertBuild
 from trainer.data.sft_examples import encoded
 from trainer.data.truncation import LengthCounts, fit
+from trainer.sft_config import SFTConfig
 
 
-def prepared_trees(
-    path: str, tokenizer: PreTrainedTokenizerBase, max_length: int, over_long: OverLong
-) -> tuple[list[Node], LengthCounts]:
-    """The trees of an SFT file's sessions, in the file's order; a pair without a session has a tree of its own."""
-    if over_long is OverLong.CUT:
+def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tuple[list[Node], LengthCounts]:
+    """The trees of the sessions of `config.data.prepared`, in order; a pair without a session has one of its own."""
+    if config.over_long is OverLong.CUT:
         raise ConfigError(
             "over_long=cut takes tokens out of the dialogue, and a prepared file does not say where in a prompt that "
             "is: set over_long=drop or over_long=error"
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
-    for number, record in enumerate(_read(path, SFTRecord, "sft")):
+    for number, record in enumerate(_read(config.data.prepared, SFTRecord, "sft")):
         alone = record.dialogue is None or record.session is None
         sessions[("line", number) if alone else (record.dialogue, record.session)].append(
             encoded(tokenizer, record.prompt, record.completion)
         )
-    fitted = [
-        fit(sequences, range(0), max_length, over_long, session=f"{name}/{number}")
-        for (name, number), sequences in sessions.items()
-    ]
-    return [tree for each in fitted for tree in each.trees()], LengthCounts.sum(each.counts for each in fitted)
+    trees, counts = [], LengthCounts()
+    for (name, number), sequences in sessions.items():
+        fitted, done = fit(sequences, range(0), config.max_length, config.over_long, session=f"{name}/{number}")
+        trees += fitted
+        counts += done
+    return trees, counts
 
 
 def read_builds(path: str, scheme: Scheme) -> list[ExpertBuild]:

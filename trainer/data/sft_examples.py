@@ -9,35 +9,33 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.schemes.scheme import Scheme, Step
 from rollout.tokens import encode_completion, encode_prompt
-from trainer.batching.packing import Node, TrainSequence, count_sequences, sequences_of
-from trainer.configs import OverLong
+from trainer.batching.packing import Node, TrainSequence, sequences_of
 from trainer.data.corpus import ExpertBuild
 from trainer.data.truncation import LengthCounts, dialogue_span, fit, length
+from trainer.sft_config import SFTConfig
 
 
 def sft_trees(
-    builds: Sequence[ExpertBuild],
-    tokenizer: PreTrainedTokenizerBase,
-    scheme: Scheme,
-    max_length: int,
-    over_long: OverLong,
+    builds: Sequence[ExpertBuild], tokenizer: PreTrainedTokenizerBase, scheme: Scheme, config: SFTConfig
 ) -> tuple[list[Node], LengthCounts]:
-    """The trees of all sessions, and what was done to samples longer than `max_length` tokens.
+    """The trees of all sessions, and what was done to samples longer than `config.max_length` tokens.
 
     A role whose update failed is not training data.
     """
-    trees, counts = [], []
+    trees, counts = [], LengthCounts()
     for build in builds:
         for step in build.steps:
             roles = [role for role in scheme.roles if role not in step.result.failures]
-            sequences = [_sequence(step, role, tokenizer, scheme) for role in roles]
-            long = any(length(sequence) > max_length for sequence in sequences)
+            prompts = [scheme.ask(role, step.session, step.bank_before, step.shown) for role in roles]
+            answers = [scheme.write(role, step.updates[role], step.session, step.shown) for role in roles]
+            sequences = [encoded(tokenizer, *pair) for pair in zip(prompts, answers, strict=True)]
+            long = any(length(sequence) > config.max_length for sequence in sequences)
             span = _dialogue(step, tokenizer, scheme) if long else range(0)
             session = f"{build.dialogue.id}/{step.session.index}"
-            fitted = fit(sequences, span, max_length, over_long, session=session)
-            trees += fitted.trees()
-            counts.append(fitted.counts)
-    return trees, LengthCounts.sum(counts)
+            fitted, done = fit(sequences, span, config.max_length, config.over_long, session=session)
+            trees += fitted
+            counts += done
+    return trees, counts
 
 
 def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) -> tuple[list[Node], list[Node]]:
@@ -61,13 +59,8 @@ def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) ->
 
 def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
     """The sequences of the smallest tree in which some share a prompt's start; none where nothing is shared."""
-    sharing = [tree for tree in trees if count_sequences(tree) > 1]
+    sharing = [tree for tree in trees if len(sequences_of(tree)) > 1]
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
-
-
-def _sequence(step: Step, role: str, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> TrainSequence:
-    prompt = scheme.ask(role, step.session, step.bank_before, step.shown)
-    return encoded(tokenizer, prompt, scheme.write(role, step.updates[role], step.session, step.shown))
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainSequence:

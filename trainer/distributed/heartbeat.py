@@ -57,7 +57,7 @@ class Home:
 
 
 class Heartbeat:
-    """This process's number in the store, and a look at the others'."""
+    """This process's number in the store, and a look at the others'; a context manager for what needs the others."""
 
     def __init__(self, run: str, rank: int, homes: Sequence[Home]) -> None:
         """`run` tells apart the runs that use one store after the other; `homes`: of each rank."""
@@ -72,31 +72,37 @@ class Heartbeat:
         self._thread.start()
         atexit.register(self._stop)
 
-    def guard(self) -> None:
-        """From here to `end` this process is stopped when another one is gone."""
+    def __enter__(self) -> None:
+        """From here on this process is stopped when another one is gone."""
         self._guarding.set()
 
-    def end(self) -> None:
-        """This process needs the others no more. Its number stands still from here on."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Raise a RankError that names the process that is gone; where this one fails by itself, tell the others."""
+        # a RuntimeError is what gloo, NCCL and DeepSpeed raise when a connection closes
+        gone = self._find() if isinstance(error, RuntimeError) else None
+        if error is not None:
+            first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
+            self._record(gone or f"rank {self._rank} failed on {self._homes[self._rank].host} ({first_line})")
+        # this process needs the others no more; its number stands still from here on
         with suppress(DistError):  # the store went first: nobody is left to be told
             self._store.add(f"ended {self._rank}", 1)
         atexit.unregister(self._stop)
         self._stop()
+        if gone is not None:
+            raise RankError(self._message(gone)) from error
 
     def _stop(self) -> None:
         """End the thread. Without that the interpreter's end may catch it inside the store, and abort (SIGABRT)."""
         self._ended.set()
         self._thread.join()
 
-    def record_failure(self, reason: str) -> None:
+    def _record(self, reason: str) -> None:
         """Write down for all why the run ends; the first reason stays."""
-        try:
+        with suppress(DistError):  # as in `__exit__`
             self._store.compare_set("reason", "", reason)
-        except DistError:  # see `end`
-            return
-        time.sleep(2 * PERIOD_SECONDS)  # the store may go with this process: let the others read it
+            time.sleep(2 * PERIOD_SECONDS)  # the store may go with this process: let the others read it
 
-    def find(self) -> str | None:
+    def _find(self) -> str | None:
         """Who ended, or None: looked for until a process that is alive would have given a sign."""
         deadline, before = time.monotonic() + LOST_SECONDS, self._numbers()
         while time.monotonic() < deadline:
@@ -112,15 +118,15 @@ class Heartbeat:
         lost = silent(before, after)
         return self._gone(lost[0], "no sign of life from ") if lost else None
 
-    def error(self, gone: str) -> RankError:
-        return RankError(
+    def _message(self, gone: str) -> str:
+        return (
             f"rank {self._rank} of {len(self._homes)} stops, because {gone}. Look for that one's error, fix its cause "
             "and start again with resume=auto"
         )
 
     def _live(self) -> None:
         """The thread: give a sign, look at the others, and end this process where the main thread does not."""
-        since, looked, before = None, 0.0, None
+        since, looked, before = time.monotonic(), 0.0, None
         while not self._ended.is_set():
             gone = None
             try:
@@ -138,11 +144,9 @@ class Heartbeat:
             except DistError:
                 gone = gone or self._told() or self._gone_with_the_store()
             if gone is None or not self._guarding.is_set():
-                since = None
-            elif since is None:
                 since = time.monotonic()
             elif time.monotonic() - since > GRACE_SECONDS:
-                print(self.error(gone), file=sys.stderr, flush=True)
+                print(self._message(gone), file=sys.stderr, flush=True)
                 os._exit(1)
             self._ended.wait(PERIOD_SECONDS)
 
@@ -153,11 +157,9 @@ class Heartbeat:
 
     def _told(self) -> str | None:
         """Why the run ends, where somebody knows."""
-        try:
+        with suppress(DistError):  # what was read before it went is all there is
             if self._reason is None and self._store.check(["reason"]):
                 self._reason = self._store.get("reason").decode()
-        except DistError:  # what was read before it went is all there is
-            return self._reason
         return self._reason
 
     def _numbers(self) -> list[int] | None:

@@ -5,11 +5,10 @@ is computed from them (advantages, updates, lengths of a step) is then the same 
 Starting reads what `accelerate launch` put into the environment, and refuses what would quietly train alone.
 """
 
-import heapq
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
@@ -20,7 +19,7 @@ from accelerate.utils import DistributedType
 from torch import distributed
 from transformers.integrations import unset_hf_deepspeed_config
 
-from membuilder.errors import ConfigError, RankError
+from membuilder.errors import ConfigError
 from trainer.distributed.heartbeat import Heartbeat, Home
 
 Value = TypeVar("Value")
@@ -29,13 +28,13 @@ PATIENCE = timedelta(hours=1)
 """How long processes wait for one that still runs; a dead one is noticed at once, because its connection closes."""
 
 
-def start_accelerator(max_grad_norm: float, patience: timedelta = PATIENCE) -> Accelerator:
+def start_accelerator(max_grad_norm: float) -> Accelerator:
     """One process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself."""
     on_cpu, launched = not torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        accelerator = _start_deepspeed(on_cpu, max_grad_norm, patience)
+        accelerator = _start_deepspeed(on_cpu, max_grad_norm)
     else:
-        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     if accelerator.num_processes != launched:
         raise ConfigError(
             f"launched as {launched} processes but Accelerate made {accelerator.num_processes} of them: every "
@@ -44,7 +43,7 @@ def start_accelerator(max_grad_norm: float, patience: timedelta = PATIENCE) -> A
     return accelerator
 
 
-def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) -> Accelerator:
+def _start_deepspeed(on_cpu: bool, max_grad_norm: float) -> Accelerator:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
@@ -52,7 +51,7 @@ def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) ->
         # gloo is enough: DeepSpeed would compile its shared-memory kernels first, and wait forever for the lock of a
         # compilation that was killed
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="gloo", timeout=patience)
+        deepspeed.init_distributed(dist_backend="gloo", timeout=PATIENCE)
         state = PartialState()  # without CUDA Accelerate leaves this at one process
         state.num_processes = distributed.get_world_size()
         state.process_index = distributed.get_rank()
@@ -61,7 +60,7 @@ def _start_deepspeed(on_cpu: bool, max_grad_norm: float, patience: timedelta) ->
     plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # ours are packed by tokens; DeepSpeed wants a number
     plugin.deepspeed_config["gradient_accumulation_steps"] = 1  # the loop says itself which backward is the last
-    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)])
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     # else, under ZeRO-3, transformers would partition whatever it loads from now on, the engine's and the reference's
     # too
     unset_hf_deepspeed_config()
@@ -92,20 +91,16 @@ class World:
     size: int = 1
     group: "distributed.ProcessGroup | None" = None
     """Gloo, also beside NCCL: only gloo can tell which process is missing."""
-    home: Home | None = None
-    patience: timedelta = PATIENCE
     heartbeat: Heartbeat | None = None
 
     @classmethod
-    def of(cls, accelerator: Accelerator, patience: timedelta = PATIENCE) -> "World":
+    def of(cls, accelerator: Accelerator) -> "World":
         if accelerator.num_processes == 1:
             return cls()
-        group = distributed.new_group(backend="gloo", timeout=patience)
-        world = cls(rank=accelerator.process_index, size=accelerator.num_processes, group=group, patience=patience)
+        group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        world = cls(rank=accelerator.process_index, size=accelerator.num_processes, group=group)
         born = world.gather((Home.here(), uuid.uuid4().hex))
-        homes = [home for home, _ in born]
-        heartbeat = Heartbeat(run=born[0][1], rank=world.rank, homes=homes)
-        return replace(world, home=homes[world.rank], heartbeat=heartbeat)
+        return replace(world, heartbeat=Heartbeat(run=born[0][1], rank=world.rank, homes=[home for home, _ in born]))
 
     def shard(self, costs: Sequence[float]) -> list[int]:
         """This process's items of a list in which item i is estimated to cost costs[i]."""
@@ -128,40 +123,19 @@ class World:
     def barrier(self) -> None:
         """Wait for everybody."""
         if self.size > 1:
-            distributed.monitored_barrier(self.group, timeout=self.patience, wait_all_ranks=True)
+            distributed.monitored_barrier(self.group, timeout=PATIENCE, wait_all_ranks=True)
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Wrap all that talks to other processes: a RankError then names one that is gone, on whatever host."""
-        with ExitStack() as stack:
-            stack.push(self._leave)
-            if self.heartbeat is not None:
-                self.heartbeat.guard()
-            try:
-                yield
-            except RuntimeError as error:  # what gloo, NCCL and DeepSpeed raise when a connection closes
-                gone = None if self.heartbeat is None else self.heartbeat.find()
-                if gone is None:
-                    raise
-                self.heartbeat.record_failure(gone)
-                raise self.heartbeat.error(gone) from error
-
-    def _leave(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        """A process that fails by itself lets the others name it."""
-        if self.heartbeat is None:
-            return
-        if error is not None and not isinstance(error, RankError):
-            first_line = f"{kind.__name__}: {error}".splitlines()[0][:300]
-            self.heartbeat.record_failure(f"rank {self.rank} failed on {self.home.host} ({first_line})")
-        self.heartbeat.end()
+        return nullcontext() if self.heartbeat is None else self.heartbeat
 
 
 def deal(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     """Indices dealt so that ranks cost about the same: the costliest first, each to the rank with the least so far."""
-    ranks = [(0.0, rank) for rank in range(num_ranks)]
+    totals = [0.0] * num_ranks
     dealt: list[list[int]] = [[] for _ in range(num_ranks)]
-    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
-        total, rank = heapq.heappop(ranks)
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        rank = totals.index(min(totals))
         dealt[rank].append(index)
-        heapq.heappush(ranks, (total + costs[index], rank))
+        totals[rank] += costs[index]
     return [sorted(indices) for indices in dealt]

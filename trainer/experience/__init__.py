@@ -1,1 +1,1 @@
-"""The experience of an RL step: which sessions, their rollouts and rewards, and the batch made of them."""
+"""What an RL step learns from: the choice of sessions, their rollouts and rewards, and the batch made of them."""

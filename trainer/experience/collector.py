@@ -52,18 +52,15 @@ class Collector:
         """Take G rollouts of each slot's session from one bank, and ask them the session's questions."""
         mine = self.world.shard(stream.costs())
         groups = self.sample([stream.task(slot) for slot in mine], self.sampling, self.num_rollouts, seed)
-        reward = replace(self.reward, length_weight=length_weight)
-        banks, expert_tokens = [], []
-        for slot, group in zip(mine, groups, strict=True):
-            build, session = stream.expert(slot)
+        experts = [stream.expert(slot) for slot in mine]
+        banks = []
+        for (build, session), group in zip(experts, groups, strict=True):
             questions = choose_questions(build.asked(), session, self.reward, f"{seed}-{group.id}")
             banks += [(rollout.bank, questions) for rollout in group.rollouts]
-            expert_tokens.append(self._expert_tokens(build)[session])
-        answers = self.answer(banks)
-        starts = range(0, len(answers), self.num_rollouts)
+        answers, size = self.answer(banks), self.num_rollouts
         scored = [
-            self._score(group, answers[start : start + self.num_rollouts], tokens, reward)
-            for group, start, tokens in zip(groups, starts, expert_tokens, strict=True)
+            self._score(group, self._expert_tokens(build)[session], answers[k * size : (k + 1) * size], length_weight)
+            for k, ((build, session), group) in enumerate(zip(experts, groups, strict=True))
         ]
         return self.world.gather_in_order(mine, scored)
 
@@ -99,11 +96,10 @@ class Collector:
             )
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
         mine = self.world.shard([len(build.steps) for build in chosen])
-        reward = replace(self.reward, length_weight=length_weight)
-        scored = self.world.gather_in_order(mine, [self._dialogue(chosen[k], reward, seed + k) for k in mine])
+        scored = self.world.gather_in_order(mine, [self._dialogue(chosen[k], length_weight, seed + k) for k in mine])
         return [group for groups in scored for group in groups]
 
-    def _dialogue(self, build: ExpertBuild, reward: RewardConfig, seed: int) -> list[ScoredGroup]:
+    def _dialogue(self, build: ExpertBuild, length_weight: float, seed: int) -> list[ScoredGroup]:
         banks, groups = [Bank()] * self.num_rollouts, []
         for step in build.steps:
             session = step.session
@@ -114,17 +110,17 @@ class Collector:
             banks = [rollout.bank for rollout in rollouts]
         questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
         answers = self.answer([(bank, questions) for bank in banks])
-        return [
-            self._score(group, answers, expert, reward)
-            for group, expert in zip(groups, self._expert_tokens(build), strict=True)
-        ]
+        expert_tokens = self._expert_tokens(build)
+        return [self._score(*pair, answers, length_weight) for pair in zip(groups, expert_tokens, strict=True)]
 
     def _score(
-        self, group: Group, answers: Sequence[QAResult], expert_tokens: dict[str, float], reward: RewardConfig
+        self, group: Group, expert_tokens: dict[str, float], answers: Sequence[QAResult], length_weight: float
     ) -> ScoredGroup:
+        reward = replace(self.reward, length_weight=length_weight)
         return score_group(group, answers, expert_tokens, self.count_tokens, self.formula, reward)
 
     def _expert_tokens(self, build: ExpertBuild) -> list[dict[str, float]]:
+        """What the length penalty compares with, of each session and role."""
         return expert_lengths(build.tokens_written(self.count_tokens), self.reward.length.scope)
 
     def sample(self, tasks: Sequence[Task], sampling: SamplingConfig, num_rollouts: int, seed: int) -> list[Group]:

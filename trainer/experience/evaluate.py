@@ -1,7 +1,8 @@
-"""Held-out evaluation: every way of building memory gets the same questions and the same retrieval."""
+"""Held-out evaluation: every system that builds memory gets the same questions and the same retrieval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.building.baselines import longest_turns, random_turns, store_all, store_within
@@ -15,18 +16,20 @@ from trainer.experience.collector import Collector
 
 @dataclass(kw_only=True, slots=True)
 class BuiltBank:
-    """What one system made of a dialogue: its bank so far, and how its prompts were answered."""
+    """The bank that one system built of a dialogue so far, and how its prompts were answered."""
 
     bank: Bank = Bank()
     num_outputs: int = 0
     num_valid: int = 0
-    """Outputs that could be used."""
+    """Number of outputs that could be used."""
     num_too_long: int = 0
-    """Prompts that were too long to be answered; they have no output."""
+    """Number of prompts that were too long to be answered; they have no output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SystemResult:
+    """What a system scored on the held-out dialogues."""
+
     accuracy: float | None
     """Mean verdict of the judge on a question (`evidence`: 1 or 0; `coverage`: the share of the answer that was found);
     None if none could be judged."""
@@ -41,7 +44,7 @@ class SystemResult:
     """Share of the prompts that were too long to be answered."""
 
     def metrics(self) -> dict[str, float]:
-        """What a training run logs of it."""
+        """The metrics that a training run logs."""
         values = asdict(self).items()
         return {f"eval/{name}": value for name, value in values if name != "questions" and value is not None}
 
@@ -69,10 +72,10 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DialogueScores:
-    """What the questions found in one dialogue's final bank."""
+    """How the questions of one dialogue were answered from its final bank."""
 
     verdicts: list[float]
-    """Verdicts from 0 to 1 on the questions that could be judged."""
+    """Verdicts, from 0 to 1, on the questions that could be judged."""
     recalls: list[float]
     memory_tokens: int
     built: BuiltBank
@@ -80,32 +83,30 @@ class DialogueScores:
 
 def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: Collector) -> list[DialogueScores]:
     """Put every answerable question with evidence to the final banks."""
-    tasks = [
-        (each.bank, [question for question in dialogue.questions if question.answerable and question.evidence])
-        for dialogue, each in zip(dialogues, built, strict=True)
-    ]
+    questions = [[each for each in dialogue.questions if each.answerable and each.evidence] for dialogue in dialogues]
+    answers = collector.answer([(each.bank, asked) for each, asked in zip(built, questions, strict=True)])
     return [
         DialogueScores(
             verdicts=[verdict.correct for verdict in answer.verdicts if verdict.correct is not None],
-            recalls=[_recall(*pair, each.bank) for pair in zip(questions, answer.retrievals, strict=True)],
+            recalls=[_recall(*pair, each.bank) for pair in zip(asked, answer.retrievals, strict=True)],
             memory_tokens=collector.count_tokens(each.bank.memory_text()),
             built=each,
         )
-        for (_, questions), answer, each in zip(tasks, collector.answer(tasks), built, strict=True)
+        for asked, answer, each in zip(questions, answers, built, strict=True)
     ]
 
 
-def summarize(tallies: Sequence[DialogueScores]) -> SystemResult:
+def summarize(scores: Sequence[DialogueScores]) -> SystemResult:
     """The means over all dialogues, of a question or of a dialogue."""
-    verdicts = [verdict for each in tallies for verdict in each.verdicts]
-    recalls = [recall for each in tallies for recall in each.recalls]
-    num_outputs = sum(each.built.num_outputs for each in tallies)
-    num_too_long = sum(each.built.num_too_long for each in tallies)
+    verdicts = [verdict for each in scores for verdict in each.verdicts]
+    recalls = [recall for each in scores for recall in each.recalls]
+    num_outputs = sum(each.built.num_outputs for each in scores)
+    num_too_long = sum(each.built.num_too_long for each in scores)
     return SystemResult(
         accuracy=sum(verdicts) / len(verdicts) if verdicts else None,
         recall_at_10=sum(recalls) / len(recalls),
-        memory_tokens=sum(each.memory_tokens for each in tallies) / len(tallies),
-        format_valid=sum(each.built.num_valid for each in tallies) / num_outputs if num_outputs else None,
+        memory_tokens=sum(each.memory_tokens for each in scores) / len(scores),
+        format_valid=sum(each.built.num_valid for each in scores) / num_outputs if num_outputs else None,
         questions=len(recalls),
         prompt_too_long=num_too_long / (num_outputs + num_too_long),
     )
@@ -116,53 +117,44 @@ def _recall(question: Question, retrieval: Retrieval, bank: Bank) -> float:
     return recall(set(question.evidence), sources.union(bank.core_sources)).mean
 
 
-def baseline_built(dialogue: Dialogue, bank: Bank, num_roles: int) -> BuiltBank:
-    """A bank made without a model: nothing can be ill-formed."""
-    count = len(dialogue.sessions) * num_roles
-    return BuiltBank(bank=bank, num_outputs=count, num_valid=count)
+def without_model(make: Callable[[ExpertBuild], Bank], builds: Sequence[ExpertBuild]) -> list[BuiltBank]:
+    """Banks made without a model: nothing can be ill-formed."""
+    return [BuiltBank(bank=make(build), num_outputs=1, num_valid=1) for build in builds]
 
 
 def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> dict[str, SystemResult]:
     """Judge systems without a model; `random` and `longest` store as many tokens as the rules did of each dialogue."""
 
-    def within(order: Callable[[Dialogue], list[Turn]]) -> Callable[[ExpertBuild], Bank]:
-        def make(build: ExpertBuild) -> Bank:
-            budget = collector.count_tokens(build.steps[-1].result.bank.memory_text())
-            return store_within(build.dialogue, order(build.dialogue), budget, collector.count_tokens)
-
-        return make
+    def within(order: Callable[[Dialogue], list[Turn]], build: ExpertBuild) -> Bank:
+        budget = collector.count_tokens(build.steps[-1].result.bank.memory_text())
+        return store_within(build.dialogue, order(build.dialogue), budget, collector.count_tokens)
 
     systems: dict[str, Callable[[ExpertBuild], Bank]] = {
         "empty": lambda build: Bank(),
-        "random": within(random_turns),
-        "longest": within(longest_turns),
+        "random": partial(within, random_turns),
+        "longest": partial(within, longest_turns),
         "rules": lambda build: build.steps[-1].result.bank,
         "all": lambda build: store_all(build.dialogue),
     }
-    num_roles, is_main = len(collector.scheme.roles), collector.world.rank == 0
-
-    def judged(make: Callable[[ExpertBuild], Bank]) -> SystemResult:
-        return judge_built(
-            held_out, lambda mine: [baseline_built(each.dialogue, make(each), num_roles) for each in mine], collector
-        )
-
+    is_main = collector.world.rank == 0
     bar = progress(systems.items(), label="baselines build and are asked", unit="system", enabled=is_main)
-    return {name: judged(make) for name, make in bar}
+    return {name: _judge(held_out, partial(without_model, make), collector) for name, make in bar}
 
 
 def judge_policy(held_out: Sequence[ExpertBuild], collector: Collector, name: str) -> SystemResult:
     """Held-out accuracy of whatever model the collector's engine holds."""
-    label = f"{name} builds the held-out banks"
-    return judge_built(
-        held_out, lambda mine: build_with_policy([each.dialogue for each in mine], collector, label), collector
-    )
+
+    def make(builds: Sequence[ExpertBuild]) -> list[BuiltBank]:
+        return build_with_policy([build.dialogue for build in builds], collector, f"{name} builds the held-out banks")
+
+    return _judge(held_out, make, collector)
 
 
-def judge_built(
-    held_out: Sequence[ExpertBuild], make: Callable[[list[ExpertBuild]], list[BuiltBank]], collector: Collector
+def _judge(
+    held_out: Sequence[ExpertBuild], make: Callable[[Sequence[ExpertBuild]], list[BuiltBank]], collector: Collector
 ) -> SystemResult:
     """Each process builds and judges its share of the dialogues; all get the result over all."""
     mine = collector.world.shard([len(build.steps) for build in held_out])
     builds = [held_out[index] for index in mine]
-    tallies = tally([build.dialogue for build in builds], make(builds), collector)
-    return summarize(collector.world.gather_in_order(mine, tallies))
+    scores = tally([build.dialogue for build in builds], make(builds), collector)
+    return summarize(collector.world.gather_in_order(mine, scores))

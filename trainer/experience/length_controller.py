@@ -1,7 +1,7 @@
-"""Steering of memory lengths: how heavy the length penalty weighs follows how much greedy decoding writes.
+"""Steering of memory lengths: the weight of the length penalty follows how much greedy decoding writes.
 
 It is off unless `length_target` is set. The weight of a step is `length_weight` x (ratio / target) ** `length_gain`, at
-most 1; the ratio is smoothed over steps, because one step's sessions are few.
+most 1; the ratio is smoothed over steps, because each step has few sessions.
 """
 
 import math
@@ -27,21 +27,16 @@ class LengthState:
 
 
 class LengthController:
-    """Measures what greedy decoding writes in sessions of its own, and sets the length weight by it.
-
-    weight, measured = lengths.weight()        before a step is sampled
-    lengths.advance(measured)                  after it, also where `measured` comes from the journal
-    """
+    """Measures in sessions of `builds` how much greedy decoding writes, and sets the length weight by it."""
 
     def __init__(self, config: RLConfig, builds: Sequence[ExpertBuild], collector: Collector) -> None:
-        """Measure in the sessions of `builds`."""
         self._config, self._collector, self._smoothed = config, collector, None
         self._stream = SessionStream(
             builds, collector.embedder, collector.scheme, config.sessions_per_step, States.EXPERT, config.seed
         )
 
     def weight(self) -> tuple[float, dict[str, float]]:
-        """The step's length weight, and what to log about it."""
+        """The length weight of the step that is sampled next, and what to log about it."""
         config, weight = self._config, self._config.reward.length_weight
         if config.length_target is None:
             return weight, {}
@@ -54,11 +49,12 @@ class LengthController:
         return weight, {"length_weight": weight, "memory_ratio": ratio, SMOOTHED: smoothed}
 
     def advance(self, measured: Mapping[str, float]) -> None:
-        """Remember what `weight` measured, and move on to other sessions."""
+        """Remember what `weight` measured (it may come from the journal), and move on to other sessions."""
         self._smoothed = measured.get(SMOOTHED, self._smoothed)
         self._stream.skip()
 
     def state(self) -> LengthState:
+        """What a checkpoint keeps."""
         return LengthState(stream=self._stream.state, memory_ratio=self._smoothed)
 
     def load(self, state: LengthState) -> None:

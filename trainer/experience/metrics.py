@@ -1,4 +1,4 @@
-"""Numbers of a step under the names TRL and veRL users know, split per role."""
+"""The metrics of a step, by role, under the names that users of TRL and veRL know."""
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, pstdev
@@ -11,10 +11,7 @@ from trainer.experience.training_batch import Batch
 
 
 def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
-    """Stop when too many rewards could not be judged: what is left would no longer be the objective.
-
-    A prompt that is too long costs only its own reward. Where all are too long, a setting is wrong, so that stops too.
-    """
+    """Raise RewardError if too many rewards could not be judged, ConfigError if every prompt was too long."""
     statuses = [status for group in scored for score in group.scores for status in score.status.values()]
     missing = sum(status is RewardStatus.NOT_JUDGED for status in statuses)
     if missing > max_share * len(statuses):
@@ -33,7 +30,7 @@ def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
 def rollout_metrics(
     scored: Sequence[ScoredGroup], batch: Batch, count_tokens: Callable[[Sequence[str]], int]
 ) -> dict[str, float]:
-    """Means over the step's rollouts; a mean over nothing is left out."""
+    """Return means over the step's rollouts; a mean over nothing is left out."""
     scores = [score for group in scored for score in group.scores]
     rollouts = [rollout for group in scored for rollout in group.rollouts]
     samples = [sample for rollout in rollouts for sample in rollout.samples.values()]
@@ -70,28 +67,18 @@ def rollout_metrics(
 
 
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_role: int) -> list[dict]:
-    """One row per role of the first groups' first rollouts, with every reward part beside its completion."""
+    """One row for each role of the first groups' first rollouts: the completion and every part of its reward."""
     rows = []
     for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_role]:
         score, rollout = group.scores[0], group.rollouts[0]
         for role, sample in rollout.samples.items():
-            rows.append(
-                {
-                    "step": step,
-                    "session": group.id,
-                    "agent": str(role),
-                    "completion": sample.text,
-                    "stored": list(sample.written),
-                    "status": score.status[role].value,
-                    "failure": sample.failure.detail if sample.failure else None,
-                    "reward": score.reward[role],
-                    "qa": score.qa,
-                    **{part: values[role] for part, values in score.parts.items()},
-                    "weight": score.weights[role],
-                    "advantage": advantages[role][0],
-                    "weight_version": None if sample.completion is None else sample.completion.weight_version,
-                }
-            )
+            completion, failure = sample.completion, sample.failure
+            row = {"step": step, "session": group.id, "agent": str(role), "completion": sample.text}
+            row |= {"stored": list(sample.written), "status": score.status[role].value}
+            row |= {"failure": failure.detail if failure else None, "reward": score.reward[role], "qa": score.qa}
+            row |= {part: values[role] for part, values in score.parts.items()}
+            row |= {"weight": score.weights[role], "advantage": advantages[role][0]}
+            rows.append(row | {"weight_version": None if completion is None else completion.weight_version})
     return rows
 
 

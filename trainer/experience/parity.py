@@ -2,7 +2,8 @@
 
 Comparing the engine with the trainer catches stale weights, templates and temperatures. Comparing shared prompts with
 dense copies catches an attention kernel or a model for which running the prompt once is not the same. Both run in
-micro-batches like the learner's, so a check fits where a step fits.
+micro-batches like the learner's, so a check fits where a step fits. All processes of a run call a check together, each
+with samples of its own.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from rollout.types import SamplingConfig
 from trainer.batching.packing import Node, TrainSequence, build_tree, dense_tree, micro_batches, pack_on
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
-from trainer.losses import TokenValues
+from trainer.experience.training_batch import sampled_sequence
 from trainer.rl_config import RLConfig
 
 Groups = list[list[TrainSequence]]
@@ -23,7 +24,7 @@ ALONE = World()
 
 
 def check_parity(policy, collector: Collector, tasks: list[Task], config: RLConfig, seed: int) -> None:
-    """Sample the tasks and run both checks on what comes; raises ParityError. All processes call it."""
+    """Sample the tasks and run both checks on what comes; raises ParityError."""
     temperature, world = config.sampling.temperature, collector.world
     groups = sample_sequences(collector, tasks, temperature, seed)
     check_engine(policy, groups, temperature, config.parity_bound, config.max_tokens, world)
@@ -34,66 +35,37 @@ def sample_sequences(collector: Collector, tasks: list[Task], temperature: float
     """Two rollouts of each task from the uncut distribution; prompts that are too long are left out."""
     sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
     groups = collector.sample(tasks, sampling, 2, seed)
-    sampled = [
-        [
-            TrainSequence(
-                prompt_token_ids=sample.prompt_token_ids,
-                completion_token_ids=sample.completion.token_ids,
-                values=sampled_only(sample.completion.rollout_logprobs),
-            )
-            for rollout in group.rollouts
-            for sample in rollout.samples.values()
-            if sample.completion is not None
-        ]
-        for group in groups
-    ]
-    return [sequences for sequences in sampled if sequences]
+    found = []
+    for group in groups:
+        samples = [sample for rollout in group.rollouts for sample in rollout.samples.values()]
+        found.append([sampled_sequence(sample) for sample in samples if sample.completion is not None])
+    return [sequences for sequences in found if sequences]
 
 
 @torch.no_grad()
 def check_engine(
     policy, groups: Groups, temperature: float, bound: float, max_tokens: int, world: World = ALONE
 ) -> float | None:
-    """Mean |trainer - engine| log-prob in nats; raises ParityError above `bound`. None: there was nothing to compare.
-
-    All processes call it, each with samples of its own.
-    """
+    """Mean |trainer - engine| log-prob in nats, None if nothing was sampled; ParityError above `bound`."""
     sequences = [sequence for group in groups for sequence in group]
     expected = torch.tensor([value for sequence in sequences for value in sequence.values.rollout_logprobs])
     found = _logprobs(policy, map(build_tree, groups), sequences, temperature, max_tokens, world)
-    return _within(
-        (found - expected).abs(),
-        bound,
-        "engine and trainer differ by {found}: the engine holds other weights, or template, temperature or dtype "
-        "differ. Nothing was trained on these samples. Raise parity_bound only if the gap is {rounding}.",
-    )
+    problem = "engine and trainer differ by {gap}: the engine holds other weights, or template, temperature or dtype "
+    return _mean_gap(found, expected, bound, "parity_bound", problem + "differ")
 
 
 @torch.no_grad()
 def check_shared(
     policy, groups: Groups, temperature: float, bound: float, max_tokens: int, world: World = ALONE
 ) -> float | None:
-    """Mean |shared - dense| log-prob in nats between packed trees and whole copies; raises ParityError above `bound`.
-
-    None: there was nothing to compare. All processes call it, each with samples of its own.
-    """
+    """Mean |packed trees - dense copies| log-prob in nats, None if nothing was sampled; ParityError above `bound`."""
     sequences = [sequence for group in groups for sequence in group]
     found, expected = (
         _logprobs(policy, trees, sequences, temperature, max_tokens, world)
         for trees in (map(build_tree, groups), map(dense_tree, sequences))
     )
-    return _within(
-        (found - expected).abs(),
-        bound,
-        "shared prompts give log-probs that differ from dense copies by {found}: this model or attention kernel must "
-        "not share prompts. Nothing was trained on these samples. Raise shared_bound only if the gap is {rounding}.",
-    )
-
-
-def sampled_only(rollout_logprobs: tuple[float, ...]) -> TokenValues[tuple[float, ...]]:
-    """The values of tokens that nothing is learned from."""
-    zeros = (0.0,) * len(rollout_logprobs)
-    return TokenValues(advantage=zeros, weight=zeros, truncated=zeros, rollout_logprobs=rollout_logprobs)
+    problem = "shared prompts give log-probs that differ from dense copies by {gap}: this model or attention kernel "
+    return _mean_gap(found, expected, bound, "shared_bound", problem + "must not share prompts")
 
 
 def _logprobs(
@@ -116,11 +88,15 @@ def _logprobs(
     return torch.cat([torch.empty(0), *(found[id(sequence)] for sequence in sequences)])
 
 
-def _within(gap: torch.Tensor, bound: float, message: str) -> float | None:
+def _mean_gap(found: torch.Tensor, expected: torch.Tensor, bound: float, key: str, problem: str) -> float | None:
+    gap = (found - expected).abs()
     if not len(gap):
         return None
     mean = float(gap.mean())
     if not mean <= bound:
-        found = f"{mean:.2g} nats a token (bound {bound}, worst {float(gap.max()):.2g})"
-        raise ParityError(message.format(found=found, rounding="the known rounding of a low-precision dtype"))
+        what = problem.format(gap=f"{mean:.2g} nats a token (bound {bound}, worst {float(gap.max()):.2g})")
+        raise ParityError(
+            f"{what}. Nothing was trained on these samples. Raise {key} only if the gap is the known rounding of a "
+            "low-precision dtype."
+        )
     return mean

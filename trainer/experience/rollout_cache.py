@@ -1,15 +1,7 @@
-"""What was sampled and scored since the last checkpoint, so that a resumed run neither generates nor judges it again.
+"""The journal: what was sampled and scored since the last checkpoint, so that a resumed run does not do it again.
 
-    cache = RolloutCache(root, world, settings, anew=False)
-    experience = cache.read(step)
-    if experience is None:
-        experience = sample_and_score(step)
-        cache.write(step, experience)
-    ...
-    cache.forget(before_step=41)        once checkpoint 41 is written; step 41 is the first it has not done
-
-This journal has one file per step, of all processes' sessions, written by one of them; beside them stand the settings
-they were sampled under, because no run with others may learn from them.
+It has one file per step with the sessions of all processes. Beside these files stand the settings that they were
+sampled under, because a run with other settings must not learn from them.
 """
 
 import re
@@ -35,17 +27,17 @@ class Experience:
 
     scored: list[ScoredGroup]
     steered: dict[str, float]
-    """The metrics of the length controller: what it measured and set."""
+    """Metrics of the length controller: what it measured and set."""
 
 
 class RolloutCache:
-    """The journal of a run: one process reads and writes it, all get what it holds."""
+    """The journal of a run, which one process reads and writes for all."""
 
     def __init__(self, root: Path | None, world: World, settings: Mapping[str, Any], anew: bool) -> None:
-        """Open the journal once the checkpoints accepted the run; with `root` None there is none.
+        """Open the journal in `root`; None means that the run keeps none.
 
-        Raises ConfigError where steps stand that another run sampled: under other settings, or any at all for one that
-        starts `anew`, which would write over them.
+        Raises ConfigError where it holds steps that were sampled under other settings, or any steps at all if the run
+        starts `anew`, because it would write over them.
         """
         self._root, self._world = root, world
         self._writes = root is not None and world.rank == 0
@@ -65,10 +57,7 @@ class RolloutCache:
         check_settings(root, unseal(root / SETTINGS, SETTINGS_LABEL, dict, remedy), settings)
 
     def read(self, step: int) -> Experience | None:
-        """The experience exactly as it was given to `write`; None where nothing was written.
-
-        A whole number in a field of floats comes back as the float of that value. A damaged file is a CheckpointError.
-        """
+        """The experience that was given to `write`, or None; a damaged file is a CheckpointError."""
         if self._root is None:
             return None
         found, path = None, self._root / f"step_{step}.json"
@@ -77,7 +66,7 @@ class RolloutCache:
         return self._world.gather(found)[0]
 
     def write(self, step: int, experience: Experience) -> None:
-        """Keep a step's experience. Later steps in the journal are of a policy that was left behind, and are removed.
+        """Keep a step's experience, and remove later steps, which another policy sampled.
 
         Raises CheckpointError, naming the group, for a value that would not come back the same, such as nan.
         """
@@ -98,6 +87,6 @@ class RolloutCache:
                 path.unlink(missing_ok=True)
 
     def _files(self) -> list[tuple[Path, int]]:
-        """(file, step) of everything in the journal."""
+        """Everything in the journal, as pairs (file, step)."""
         found = [(path, NAME.fullmatch(path.name)) for path in self._root.glob("*")]
         return [(path, int(match[1])) for path, match in found if match]

@@ -1,8 +1,8 @@
-"""Which session is sampled next, and from which bank.
+"""The stream of sessions: which one is sampled next, and from which memory bank.
 
-`expert`: sessions in random order, each from the bank the expert had built before it (the published way; at test time
-the policy meets banks of its own making instead). `policy`: dialogues are walked in order, several at a time, and each
-session starts from the bank that one of the policy's own rollouts left behind.
+With `states: expert`, sessions come in random order, each with the bank that the expert had built before it (the
+published way). With `states: policy`, dialogues are walked in order, several at a time, and each session starts from
+the bank that one of the policy's own rollouts left behind, as it will at test time.
 """
 
 import random
@@ -20,7 +20,7 @@ from trainer.data.corpus import ExpertBuild
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
-    """One dialogue being walked through."""
+    """A place in the stream: the session of a dialogue that is sampled next."""
 
     dialogue: int
     session: int
@@ -30,18 +30,15 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamState:
-    """A stream's state as a checkpoint keeps it."""
+    """The state of a stream as a checkpoint keeps it."""
 
     taken: int
-    """Dialogues begun so far."""
+    """Number of dialogues begun so far."""
     slots: tuple[Slot, ...]
 
 
 class SessionStream:
-    """Endless tasks, a function of (builds, seed, what was advanced): `state` is all a checkpoint needs.
-
-    Every process of a run holds the same stream and samples its share of the slots.
-    """
+    """An endless stream of tasks, which is the same on every process; each samples its share of the slots."""
 
     def __init__(
         self,
@@ -59,7 +56,7 @@ class SessionStream:
         self._tasks: dict[int, Task] = {}  # kept for the current slots, because making one searches related entries
 
     def _start(self, spread: bool) -> Slot:
-        """Begin the next dialogue of the shuffled order; `spread` starts it anywhere, with the expert's bank."""
+        """Begin the next dialogue of the shuffled order; with `spread` at a random session, with the expert's bank."""
         epoch, position = divmod(self._taken, len(self._builds))
         rng = random.Random(f"{self._seed}-{epoch}")
         dialogue = rng.sample(range(len(self._builds)), len(self._builds))[position]
@@ -70,14 +67,15 @@ class SessionStream:
 
     @property
     def state(self) -> StreamState:
+        """What a checkpoint keeps."""
         return StreamState(taken=self._taken, slots=tuple(self._slots))
 
-    def load_state(self, position: StreamState) -> None:
+    def load_state(self, state: StreamState) -> None:
         """Go on from where a stream of the same builds and seed stood."""
-        self._taken, self._slots, self._tasks = position.taken, list(position.slots), {}
+        self._taken, self._slots, self._tasks = state.taken, list(state.slots), {}
 
     def task(self, slot: int) -> Task:
-        """The session of a slot, to be sampled."""
+        """What is sampled in a slot."""
         if slot not in self._tasks:
             build, session = self.expert(slot)
             self._tasks[slot] = make_task(
@@ -86,17 +84,17 @@ class SessionStream:
         return self._tasks[slot]
 
     def costs(self) -> list[float]:
-        """About how much each slot's session costs to sample: the characters its prompts hold."""
+        """Estimates of what each slot's session costs to sample: the number of characters of its prompts."""
         sessions = (self._builds[slot.dialogue].steps[slot.session].session for slot in self._slots)
         texts = (sum(len(turn.text) for turn in session.turns) for session in sessions)
         return [float(length + len(slot.bank.core)) for length, slot in zip(texts, self._slots, strict=True)]
 
     def expert(self, slot: int) -> tuple[ExpertBuild, int]:
-        """The expert's build and the session index behind task number `slot`."""
+        """The expert's build of a slot's dialogue, and the index of its session."""
         return self._builds[self._slots[slot].dialogue], self._slots[slot].session
 
     def skip(self) -> None:
-        """Move every slot to another session, whatever came of this one."""
+        """Begin another dialogue in every slot, at a random session."""
         self._tasks = {}
         self._slots = [self._start(spread=True) for _ in self._slots]
 
@@ -109,7 +107,7 @@ class SessionStream:
         for index, (slot, group) in enumerate(zip(self._slots, groups, strict=True)):
             steps = self._builds[slot.dialogue].steps
             if slot.session + 1 < len(steps):
-                # rollouts are exchangeable, so the first is as good a random choice as any
+                # rollouts are drawn alike, so the first is as random a choice as any other
                 self._slots[index] = Slot(dialogue=slot.dialogue, session=slot.session + 1, bank=group.rollouts[0].bank)
             else:
                 self._slots[index] = self._start(spread=False)

@@ -1,9 +1,10 @@
-"""Scored groups become prefix trees with advantages and weights, of completions that carry signal only."""
+"""Scored groups become prefix trees with advantages and weights; completions without an advantage are left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.rollouts import ScoredGroup
+from rollout.types import Sample
 from trainer.advantages import StdScale, group_advantages
 from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens
 from trainer.losses import TokenValues
@@ -11,17 +12,19 @@ from trainer.losses import TokenValues
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
+    """What a step trains on."""
+
     trees: list[Node]
     num_tokens: int
-    """Completion tokens that carry loss: the denominator of the step."""
+    """Number of completion tokens that carry loss."""
     advantages: list[dict[str, list[float | None]]]
     """The advantages of each group and role, one for each rollout."""
     zero_std_share: float
-    """Share of (group, role) pairs whose rewards are all equal; they cost no forward pass."""
+    """Share of (group, role) pairs whose rewards are all equal, so that nothing is learned from them."""
 
 
 def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdScale) -> Batch:
-    """Training sequences of all groups, a prefix tree a group; `roles` gives their order, whatever arrived first."""
+    """The training sequences of all groups, one prefix tree for each group, in the order of `roles` within it."""
     rewards = {
         (number, role): [score.reward[role] for score in group.scores]
         for number, group in enumerate(scored)
@@ -36,7 +39,10 @@ def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdSc
         for role, values in by_role.items():
             carrying = [k for k, advantage in enumerate(values) if advantage]
             silent += not carrying and any(advantage is not None for advantage in values)
-            sequences += [_sequence(group, role, k, values[k]) for k in carrying]
+            sequences += [
+                sampled_sequence(group.rollouts[k].samples[role], values[k], group.scores[k].weights[role])
+                for k in carrying
+            ]
         if sequences:
             trees.append(build_tree(sequences, group.id))
     return Batch(
@@ -47,18 +53,16 @@ def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdSc
     )
 
 
-def _sequence(group: ScoredGroup, role: str, k: int, advantage: float | None) -> TrainSequence:
-    assert advantage is not None, "a missing reward never becomes a sequence"
-    sample, weight = group.rollouts[k].samples[role], group.scores[k].weights[role]
+def sampled_sequence(sample: Sample, advantage: float = 0.0, weight: float = 0.0) -> TrainSequence:
+    """A sampled completion with the values of its tokens; nothing is learned from it where the advantage is 0."""
     assert sample.completion is not None, "what was not sampled has no reward"
     num_tokens = len(sample.completion.token_ids)
+    values = TokenValues(
+        advantage=(advantage,) * num_tokens,
+        weight=(weight,) * num_tokens,
+        truncated=(float(not sample.completion.finished),) * num_tokens,
+        rollout_logprobs=sample.completion.rollout_logprobs,
+    )
     return TrainSequence(
-        prompt_token_ids=sample.prompt_token_ids,
-        completion_token_ids=sample.completion.token_ids,
-        values=TokenValues(
-            advantage=(advantage,) * num_tokens,
-            weight=(weight,) * num_tokens,
-            truncated=(float(not sample.completion.finished),) * num_tokens,
-            rollout_logprobs=sample.completion.rollout_logprobs,
-        ),
+        prompt_token_ids=sample.prompt_token_ids, completion_token_ids=sample.completion.token_ids, values=values
     )

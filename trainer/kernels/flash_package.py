@@ -1,7 +1,6 @@
 """Variable-length attention by the flash-attn package, version 2. It has the functions of plain_varlen.py.
 
-It is used on CUDA where the package is installed, else flash_varlen.py is. It is written against flash-attn 2.8 and has
-not run yet.
+It is used on CUDA where the package is installed. It is written against flash-attn 2.8 and has not run yet.
 """
 
 import torch
@@ -22,35 +21,15 @@ def backward(
     gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: VarlenCall, scale: float
 ) -> Block:
     """Do what plain_varlen.backward does."""
-    found = Block(*map(torch.empty_like, block))
-    _flash_attn_varlen_backward(
-        dout=gradient,
-        out=out,
-        softmax_lse=lse,
-        dq=found.query,
-        dk=found.key,
-        dv=found.value,
-        **_inputs(block, call, scale),
-        deterministic=False,
-        zero_tensors=True,  # keys that no query reads get no gradient written
-    )
-    return found
+    dq, dk, dv = map(torch.empty_like, block)
+    given = _inputs(block, call, scale) | {"deterministic": False}
+    given["zero_tensors"] = True  # keys that no query reads get no gradient written
+    _flash_attn_varlen_backward(dout=gradient, out=out, softmax_lse=lse, dq=dq, dk=dk, dv=dv, **given)
+    return Block(dq, dk, dv)
 
 
 def _inputs(block: Block, call: VarlenCall, scale: float) -> dict:
-    return {
-        "q": block.query,
-        "k": block.key,
-        "v": block.value,
-        "cu_seqlens_q": call.query_bounds,
-        "cu_seqlens_k": call.key_bounds,
-        "max_seqlen_q": call.max_queries,
-        "max_seqlen_k": call.max_keys,
-        "dropout_p": 0.0,
-        "softmax_scale": scale,
-        "causal": call.causal,
-        "window_size_left": -1,
-        "window_size_right": -1,
-        "softcap": 0.0,
-        "alibi_slopes": None,
-    }
+    names = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    unused = {"dropout_p": 0.0, "window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None}
+    inputs = dict(zip(names, (*block, *call.segments), strict=True))
+    return inputs | unused | {"softmax_scale": scale, "causal": call.causal}

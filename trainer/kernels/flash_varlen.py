@@ -1,7 +1,7 @@
 """Variable-length attention by the flash kernels of PyTorch (CUDA). It has the functions of plain_varlen.py.
 
-`torch.nn.attention.varlen.varlen_attn` calls the same two operators; they are called here without it because a merged
-backward hands them the output and log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13.
+The operators are called without `torch.nn.attention.varlen.varlen_attn` because the backward hands them the output and
+log-sum-exp of a larger softmax. This is written against torch 2.11 to 2.13.
 """
 
 import importlib.util
@@ -12,8 +12,7 @@ from torch.nn import attention
 from trainer.batching.attention_plan import VarlenCall
 from trainer.kernels.plain_varlen import Block
 
-# PyTorch's own kernels are FlashAttention 2. Where flash-attn 3 is installed (Hopper), PyTorch can route the same two
-# operators to it.
+# PyTorch's own kernels are FlashAttention 2; where flash-attn 3 is installed, it routes the same operators there.
 if importlib.util.find_spec("flash_attn_interface") and torch.cuda.get_device_capability() == (9, 0):
     attention.activate_flash_attention_impl("FA3")
 

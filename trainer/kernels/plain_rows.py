@@ -1,4 +1,4 @@
-"""What the head needs of a chunk of logits, row by row, in plain PyTorch: the twin of triton_rows.py, on any device.
+"""The statistics and gradients of rows of logits in plain PyTorch, for any device; triton_rows.py is the fast twin.
 
 Letters: n rows of a chunk, V vocabulary, T temperature; z = logits / T, p = softmax(z), H = -sum p log p.
 """
@@ -10,13 +10,15 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowStatistics:
+    """What the loss and its gradient need to know of a chunk of logits."""
+
     logprobs: torch.Tensor  # (n,) float32, log p of the target
     entropy: torch.Tensor  # (n,) float32
     logsumexp: torch.Tensor  # (n,) float32, of z
 
 
 def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
-    """Statistics of logits (n, V) in any float type, computed in at least float32; the logits stay as they are."""
+    """Compute the statistics of logits (n, V) in at least float32; the logits stay as they are."""
     z = logits.to(_wide(logits)) / temperature
     maximum = z.amax(-1)
     z.sub_(maximum[:, None])
@@ -40,8 +42,8 @@ def write_gradient_(
 ) -> None:
     """Overwrite logits (n, V) by the gradient of the loss with respect to them, in their own type.
 
-    (dL/dlogp (onehot - p) - dL/dH p (log p + H)) / T, from the loss's gradients (n,) by log-prob and by entropy; None
-    for the latter leaves its term out.
+    It is (dL/dlogp (onehot - p) - dL/dH p (log p + H)) / T, from the loss's gradients (n,) by log-prob and by entropy.
+    None for the latter leaves its term out.
     """
     gradient = logits.to(_wide(logits))  # the logits themselves where they are wide enough
     gradient.div_(temperature).sub_(rows.logsumexp[:, None])  # log p

@@ -1,4 +1,4 @@
-"""Variable-length attention in plain PyTorch, segment by segment: the twin of flash_varlen.py, on any device.
+"""Variable-length attention in plain PyTorch, segment by segment, for any device; flash_varlen.py is the fast twin.
 
     forward   out = softmax(s q k^T) v, lse = log sum exp(s q k^T)
     backward  with any (out, lse) of a larger softmax that these keys are part of: P = exp(s q k^T - lse),

@@ -1,7 +1,8 @@
 """Attention of padded rectangles by SDPA's flash kernel for CPUs. It has the functions of plain_varlen.py.
 
-The two operators are called without `scaled_dot_product_attention` because a merged backward hands them the output and
-log-sum-exp of the whole softmax. Written against torch 2.11 to 2.13. Letters: S segments, R rows, T keys of a segment.
+The operators are called without `scaled_dot_product_attention` because the backward hands them the output and
+log-sum-exp of a larger softmax. This is written against torch 2.11 to 2.13.
+Letters: S segments, R rows, T keys of a segment.
 """
 
 import torch
@@ -44,10 +45,7 @@ def backward(
 
 
 def _groups(call: PaddedCall, block: Block) -> int:
-    """How many key heads the kernel is shown.
-
-    Its backward gives each key head of a segment a thread, so that too few of them are repeated.
-    """
+    """How many key heads the kernel sees; they are repeated where so few would leave threads of its backward idle."""
     num_heads, num_key_heads = block.query.shape[1], block.key.shape[1]
     return num_key_heads if len(call.key_rows.rows) * num_key_heads >= torch.get_num_threads() else num_heads
 
@@ -75,7 +73,7 @@ def _unpad(padded: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
 
 
 def _fold(padded: torch.Tensor, call: PaddedCall, num_groups: int) -> torch.Tensor:
-    """(S, H, R, D) -> (S, Hkv, H / Hkv x R, D): without a causal mask, heads that share keys are just more rows."""
+    """(S, H, R, D) -> (S, Hkv, H / Hkv x R, D): without a causal mask, heads that share keys can count as more rows."""
     return padded if call.causal else padded.unflatten(1, (num_groups, -1)).flatten(2, 3)
 
 
@@ -87,7 +85,7 @@ def _unfold(folded: torch.Tensor, call: PaddedCall, num_heads: int) -> torch.Ten
 
 
 def _mask(call: PaddedCall, dtype: torch.dtype) -> torch.Tensor | None:
-    """(S, 1, 1, T) to add to the scores; None where all keys are real, or where causality hides the padding."""
+    """What is added to the scores, (S, 1, 1, T); None where no key is padding or the causal mask hides the padding."""
     if call.causal or call.key_rows.valid is None:
         return None
     bias = torch.zeros(call.key_rows.valid.shape, dtype=dtype, device=call.key_rows.valid.device)

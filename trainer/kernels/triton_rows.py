@@ -1,8 +1,7 @@
-"""The row sweeps of the head as Triton kernels.
+"""The functions of plain_rows.py as Triton kernels.
 
-A row is read once for its statistics, and read and written once for its gradient. The functions are those of
-plain_rows.py. One program holds one row; a row is read in blocks with a running maximum,
-so the sum of exponentials never overflows and nothing of size (n, V) is made besides the logits themselves.
+One program handles one row, and reads it in blocks with a running maximum. So the sum of exponentials never overflows,
+and nothing of size (n, V) is made besides the logits themselves.
 """
 
 import torch
@@ -12,7 +11,7 @@ import triton.language as tl
 from trainer.kernels.plain_rows import RowStatistics
 
 BLOCK = 4096
-"""Vocabulary entries a program reads at a time."""
+"""Vocabulary entries that a program reads at a time."""
 
 
 @triton.jit

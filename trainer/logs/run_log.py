@@ -3,16 +3,12 @@
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
-
-if TYPE_CHECKING:
-    import wandb
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -21,19 +17,9 @@ WANDB_ID_FILE = "wandb_run_id.txt"
 FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
 MAX_TABLE_ROWS = 16
 
-REDACTED = "[redacted]"
-# Whole words, so that `max_prompt_tokens` and `tokenizer` stay; `..._env` holds the name of a variable, not its value.
-SECRET_WORD = re.compile(r"(key|token|secret|secrets|password|passwords|passwd|credentials)$", re.IGNORECASE)
-
 
 class RunLog:
     """One run's log, written by one process; with `enabled=False` (every rank but the first) it writes nothing.
-
-        log = RunLog("runs/rl", wandb_project="mine", config={"seed": 0}, run_name="rl")
-        run_id = log.start_wandb(None, anew=True)       or the id that the run's checkpoint holds
-        log.log({"reward/mean": 0.4, "kl": 0.01}, step=1)
-        log.log_completions([{"step": 1, "agent": "core", "completion": "{}", "reward": {"qa": 0.4}, "weight": 1.0}])
-        log.close()
 
     In an existing folder it appends; a resumed run first calls `drop_from`.
     """
@@ -48,7 +34,7 @@ class RunLog:
         enabled: bool = True,
     ):
         self.enabled, self._out_dir = enabled, Path(out_dir)
-        self._project, self._config, self._run_name = wandb_project, redact(config), run_name
+        self._project, self._config, self._run_name = wandb_project, config, run_name
         self._wandb_run = None
         if enabled:
             self._out_dir.mkdir(parents=True, exist_ok=True)
@@ -66,14 +52,26 @@ class RunLog:
         kept = self._out_dir / WANDB_ID_FILE
         if run_id is None and not anew and kept.exists():
             run_id = kept.read_text(encoding="utf-8").strip()
-        self._wandb_run = _start_wandb(self._out_dir, self._project, self._config, self._run_name, run_id)
-        write_atomic(kept, f"{self._wandb_run.id}\n".encode())
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE")
+        if mode is None and wandb.api.api_key is None:
+            mode = "offline"
+            print(
+                "Weights & Biases: no API key (WANDB_API_KEY), so this run is logged offline; "
+                f"upload it later with: wandb sync {self._out_dir / 'wandb'}/offline-run-*",
+                flush=True,
+            )
+        who = {"project": self._project, "name": self._run_name, "id": run_id, "config": self._config}
+        quiet = wandb.Settings(silent=True)
+        self._wandb_run = wandb.init(**who, dir=self._out_dir, mode=mode, resume="allow", settings=quiet)
+        # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
+        self._wandb_run.define_metric("*", step_metric="step")
+        write_atomic(kept, f"{self._wandb_run.id}\n")
         return self._wandb_run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one line of metrics.jsonl. NaN and infinities become null there, and `nonfinite` lists their names."""
-        if not self.enabled:
-            return
         values = {name: float(value) for name, value in metrics.items()}
         nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
         line = {"step": step} | {name: None if name in nonfinite else value for name, value in values.items()}
@@ -83,17 +81,14 @@ class RunLog:
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write one line of completions.jsonl per row (each has its `step`); the first few also go into a W&B table."""
-        if not self.enabled or not rows:
-            return
         self._write(COMPLETIONS_FILE, rows)
-        if self._wandb_run is not None:
+        if self._wandb_run is not None and rows:
             table = _wandb_table(rows[:MAX_TABLE_ROWS])
             self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
 
     def log_skipped(self, step: int, sessions: Sequence[str]) -> None:
         """Write the sessions of an update that was left out as one line of skipped.jsonl."""
-        if self.enabled:
-            self._write(SKIPPED_FILE, [{"step": step, "sessions": list(sessions)}])
+        self._write(SKIPPED_FILE, [{"step": step, "sessions": list(sessions)}])
 
     def drop_from(self, step: int) -> None:
         """Drop every row of `step` and later, and half a last line: the run resumed at `step` writes them again.
@@ -109,6 +104,8 @@ class RunLog:
             self._wandb_run = None
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not self.enabled:
+            return
         with open(self._out_dir / name, "a", encoding="utf-8") as file:
             # allow_nan=False: a NaN in a completion row must fail here, not in whatever reads the file later.
             file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -133,48 +130,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
 
 
-def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without the text of any key that is named like a secret."""
-    return {name: REDACTED if _is_secret(name, value) else _redact_inside(value) for name, value in config.items()}
-
-
-def _is_secret(name: str, value: Any) -> bool:
-    words = re.split(r"[^A-Za-z0-9]+", str(name))
-    return isinstance(value, str) and words[-1].lower() != "env" and any(map(SECRET_WORD.search, words))
-
-
-def _redact_inside(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return redact(value)
-    return [_redact_inside(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _start_wandb(out_dir: Path, project: str, config: dict[str, Any], run_name: str, run_id: str | None) -> "wandb.Run":
-    import wandb
-
-    mode = os.environ.get("WANDB_MODE")
-    if mode is None and wandb.api.api_key is None:
-        mode = "offline"
-        print(
-            "Weights & Biases: no API key (WANDB_API_KEY), so this run is logged offline; "
-            f"upload it later with: wandb sync {out_dir / 'wandb'}/offline-run-*",
-            flush=True,
-        )
-    quiet = wandb.Settings(silent=True)
-    who = {"project": project, "name": run_name, "id": run_id}
-    run = wandb.init(**who, config=config, dir=out_dir, mode=mode, resume="allow", settings=quiet)
-    # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
-    run.define_metric("*", step_metric="step")
-    return run
-
-
 def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     import wandb
 
+    def cell(value: Any) -> Any:  # parts of a reward and the like become text: a W&B column holds one type
+        return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value
+
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return wandb.Table(columns=columns, data=[[_cell(row.get(name)) for name in columns] for row in rows])
-
-
-def _cell(value: Any) -> Any:
-    """Turn parts of a reward and the like into text: a W&B column holds one type."""
-    return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value
+    return wandb.Table(columns=columns, data=[[cell(row.get(name)) for name in columns] for row in rows])

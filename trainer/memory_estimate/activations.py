@@ -9,7 +9,7 @@ Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
 import weakref
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,8 +19,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 NAME = "shared_prefix_memory"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActivationBytes:
+class ActivationBytes(NamedTuple):
     saved: int
     """Bytes alive when the forward ends: what the backward needs."""
     peak: int
@@ -42,17 +41,13 @@ def activation_bytes(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     token_ids = torch.zeros(1, num_tokens, dtype=torch.int64, device="meta")
     with Allocated([*model.parameters(), *model.buffers(), token_ids]) as memory:
         hidden = model.base_model(input_ids=token_ids, position_ids=token_ids, use_cache=False).last_hidden_state
         saved = memory.now
         hidden.backward(torch.empty_like(hidden))
     return ActivationBytes(saved=saved, peak=memory.peak)
-
-
-def _drop_gradient(parameter: torch.nn.Parameter) -> None:
-    parameter.grad = None
 
 
 class Allocated(TorchDispatchMode):

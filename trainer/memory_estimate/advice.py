@@ -3,9 +3,8 @@
 Each change is tried on the estimate, from what costs least to what costs most.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 from trainer.configs import TrainConfig
@@ -15,6 +14,8 @@ from trainer.rl_config import RLConfig
 
 MIN_TOKENS = 4000
 """Smallest `max_tokens` worth proposing."""
+CHANGES = ("checkpointing", "sleep", "ZeRO-2", "max_tokens", "engine_memory", "ZeRO-3", "offload", "no reference")
+"""Names of the changes to try, from what costs least to what costs most."""
 
 
 class Change(NamedTuple):
@@ -29,96 +30,68 @@ class Change(NamedTuple):
         return estimate(self.config, self.launch).excess
 
 
-Option = Callable[[TrainConfig, Launch], Change | None]
-"""Applies one change, or has none to make."""
-
-
 def advise(config: TrainConfig, launch: Launch) -> list[str]:
     """Name each change that makes the run fit by itself, or else several that do so together, with none to spare."""
-    single = [change.text for option in OPTIONS if (change := option(config, launch)) and not change.excess]
+    single = [change.text for name in CHANGES if (change := make(name, config, launch)) and not change.excess]
     if single:
         return ["Fits with any one of", *(f"  {text}" for text in single)]
-    chosen: list[Option] = []
+    chosen: list[str] = []
     at = Change("", config, launch)
-    for option in OPTIONS:
-        change = option(at.config, at.launch)
+    for name in CHANGES:
+        change = make(name, at.config, at.launch)
         if change is not None and change.excess < at.excess:
-            chosen, at = [*chosen, option], change
+            chosen, at = [*chosen, name], change
     if at.excess:
         return ["Nothing above makes it fit: more or larger GPUs, or a smaller model (model.path)"]
-    for option in reversed(chosen):
-        fewer = [other for other in chosen if other is not option]
-        if not _apply(fewer, config, launch)[-1].excess:
+    for name in reversed(chosen):
+        fewer = [other for other in chosen if other != name]
+        if not _make_all(fewer, config, launch)[-1].excess:
             chosen = fewer
-    return ["Fits with all of", *(f"  {change.text}" for change in _apply(chosen, config, launch))]
+    return ["Fits with all of", *(f"  {change.text}" for change in _make_all(chosen, config, launch))]
 
 
-def _apply(options: Sequence[Option], config: TrainConfig, launch: Launch) -> list[Change]:
+def _make_all(names: Sequence[str], config: TrainConfig, launch: Launch) -> list[Change]:
     """The changes one after the other; one that has nothing left to change is left out."""
     changes = []
-    for option in options:
-        if change := option(config, launch):
+    for name in names:
+        if change := make(name, config, launch):
             changes.append(change)
             config, launch = change.config, change.launch
     return changes
 
 
-def _checkpointing(config: TrainConfig, launch: Launch) -> Change | None:
-    if config.model.gradient_checkpointing:
-        return None
-    changed = replace(config, model=replace(config.model, gradient_checkpointing=True))
-    return Change("model.gradient_checkpointing=true", changed, launch)
+def make(name: str, config: TrainConfig, launch: Launch) -> Change | None:
+    """The run after a change; None where it has nothing to change."""
+    is_rl = isinstance(config, RLConfig)
+    has_vllm = is_rl and config.engine == "vllm"
+    match name:
+        case "checkpointing" if not config.model.gradient_checkpointing:
+            changed = replace(config, model=replace(config.model, gradient_checkpointing=True))
+            return Change("model.gradient_checkpointing=true", changed, launch)
+        case "sleep" if has_vllm and not config.engine_sleep:
+            return Change("engine_sleep=true", replace(config, engine_sleep=True), launch)
+        case "ZeRO-2" | "ZeRO-3" if launch.zero_stage < (stage := int(name[-1])) and launch.num_processes > 1:
+            text = f"--zero {stage}: configs/accelerate/zero{stage}.yaml"
+            return Change(text, config, replace(launch, zero_stage=stage))
+        case "max_tokens" if MIN_TOKENS <= (largest := largest_micro_batch(config, launch)) < config.max_tokens:
+            text = f"max_tokens={largest}, if no session has more"
+            return Change(text, replace(config, max_tokens=largest), launch)
+        case "engine_memory" if has_vllm and (share := _engine_share(config, launch)) < config.engine_memory:
+            return Change(f"engine_memory={share:.2f}", replace(config, engine_memory=share), launch)
+        case "offload" if launch.zero_stage in (1, 2) and not launch.offload_optimizer:
+            text = "--offload: optimizer in host memory, configs/accelerate/zero2_offload.yaml"
+            return Change(text, config, replace(launch, offload_optimizer=True))
+        case "no reference" if is_rl and config.loss.kl_coef:
+            text = "loss.kl_coef=0: no reference policy (another objective than the published one)"
+            return Change(text, replace(config, loss=replace(config.loss, kl_coef=0.0)), launch)
+    return None
 
 
-def _sleep(config: TrainConfig, launch: Launch) -> Change | None:
-    if not isinstance(config, RLConfig) or config.engine_sleep or config.engine != "vllm":
-        return None
-    return Change("engine_sleep=true", replace(config, engine_sleep=True), launch)
-
-
-def _zero(stage: int, config: TrainConfig, launch: Launch) -> Change | None:
-    if launch.zero_stage >= stage or launch.num_processes == 1:
-        return None
-    return Change(f"--zero {stage}: configs/accelerate/zero{stage}.yaml", config, replace(launch, zero_stage=stage))
-
-
-def _max_tokens(config: TrainConfig, launch: Launch) -> Change | None:
-    largest = largest_micro_batch(config, launch)
-    if not MIN_TOKENS <= largest < config.max_tokens:
-        return None
-    return Change(f"max_tokens={largest}, if no session has more", replace(config, max_tokens=largest), launch)
-
-
-def _engine_memory(config: TrainConfig, launch: Launch) -> Change | None:
-    """Lower engine_memory to what two of the longest sequences need, in whole hundredths."""
-    if not isinstance(config, RLConfig) or config.engine != "vllm":
-        return None
+def _engine_share(config: RLConfig, launch: Launch) -> float:
+    """The engine_memory that two of the longest sequences need, in whole hundredths."""
     found = estimate(config, launch)
     room = 2 * config.max_model_len * found.kv_bytes_per_token
-    share = -(-(config.engine_memory * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100
-    if share >= config.engine_memory:
-        return None
-    return Change(f"engine_memory={share:.2f}", replace(config, engine_memory=share), launch)
-
-
-def _offload(config: TrainConfig, launch: Launch) -> Change | None:
-    if launch.offload_optimizer or launch.zero_stage not in (1, 2):
-        return None
-    text = "--offload: optimizer in host memory, configs/accelerate/zero2_offload.yaml"
-    return Change(text, config, replace(launch, offload_optimizer=True))
-
-
-def _no_reference(config: TrainConfig, launch: Launch) -> Change | None:
-    if not isinstance(config, RLConfig) or not config.loss.kl_coef:
-        return None
-    text = "loss.kl_coef=0: no reference policy (another objective than the published one)"
-    return Change(text, replace(config, loss=replace(config.loss, kl_coef=0.0)), launch)
-
-
-OPTIONS: tuple[Option, ...] = (
-    _checkpointing, _sleep, partial(_zero, 2), _max_tokens, _engine_memory, partial(_zero, 3), _offload, _no_reference,
-)  # fmt: skip
-"""The changes to try, from what costs least to what costs most."""
+    return -(-(config.engine_memory * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100
 
 
 def largest_micro_batch(config: TrainConfig, launch: Launch) -> int:

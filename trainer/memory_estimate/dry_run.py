@@ -9,12 +9,12 @@ not fit; the exit status is 1 in that case.
 
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.advice import advise, largest_micro_batch
-from trainer.memory_estimate.estimate import GIB, Estimate, estimate, num_roles, parameter_sizes, session_tokens
-from trainer.memory_estimate.options import Launch, Lengths
+from trainer.memory_estimate.estimate import GIB, Estimate, Part, estimate, num_roles, parameter_sizes, session_tokens
+from trainer.memory_estimate.options import Launch
 from trainer.rl_config import RLConfig
 
 
-def report(config: TrainConfig, launch: Launch, lengths: Lengths | None = None) -> tuple[str, bool]:
+def report(config: TrainConfig, launch: Launch) -> tuple[str, bool]:
     """The whole answer, as text for a terminal, and whether the run fits."""
     found = estimate(config, launch)
     lines = [
@@ -24,7 +24,7 @@ def report(config: TrainConfig, launch: Launch, lengths: Lengths | None = None) 
         "",
         *_table(config, found),
         "",
-        *_tokens(config, launch, lengths),
+        *_tokens(config, launch),
         "",
         *_warnings(config, launch, found),
         *([] if found.fits else advise(config, launch)),
@@ -35,21 +35,16 @@ def report(config: TrainConfig, launch: Launch, lengths: Lengths | None = None) 
 def _table(config: TrainConfig, found: Estimate) -> list[str]:
     phases = ("generate", "update", "step") if isinstance(config, RLConfig) else ("update", "step")
     lines = ["GiB on each GPU".ljust(33) + "".join(f"{name:>10}" for name in phases)]
-    for part in found.parts:
+    for part in (*found.parts, Part(name="sum", **found.phases)):
         sizes = [getattr(part, name) for name in phases]
         if any(sizes):
-            lines.append(_row(part.name, sizes))
-    lines.append(_row("sum", [found.phases[name] for name in phases]))
+            lines.append(f"  {part.name:31}" + "".join(f"{size / GIB:10.2f}" for size in sizes))
     spare = (found.gpu_bytes - found.peak) / GIB
-    lines.append(f"  fits, {spare:.2f} GiB to spare" if found.fits else f"  DOES NOT FIT: {-spare:.2f} GiB too much")
-    return lines
+    verdict = f"  fits, {spare:.2f} GiB to spare" if found.fits else f"  DOES NOT FIT: {-spare:.2f} GiB too much"
+    return [*lines, verdict]
 
 
-def _row(name: str, sizes: list[float]) -> str:
-    return f"  {name:31}" + "".join(f"{size / GIB:10.2f}" for size in sizes)
-
-
-def _tokens(config: TrainConfig, launch: Launch, lengths: Lengths | None) -> list[str]:
+def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
     """What one step generates and trains on."""
     sessions, is_rl = config.sessions_per_step, isinstance(config, RLConfig)
     per_rank = -(-sessions // launch.num_processes)
@@ -62,20 +57,19 @@ def _tokens(config: TrainConfig, launch: Launch, lengths: Lengths | None) -> lis
         lines.append(f"  {launch.num_processes - sessions} GPUs get no session: raise sessions_per_step")
     if is_rl:
         lines.append(f"  generates at most {sequences * config.sampling.max_tokens:,} tokens")
-    if lengths is None:
+    prompt, completion = launch.prompt_tokens, launch.completion_tokens
+    if prompt is None:
         most = sessions * config.max_tokens
-        lines.append(
+        return lines + [
             f"  trains on at most {most:,} packed tokens, if no session is longer than max_tokens; --prompt-tokens and "
             "--completion-tokens tell of your data"
-        )
-        return lines
-    packed = session_tokens(config, lengths.prompt, lengths.completion)
+        ]
+    packed = session_tokens(config, prompt, completion)
     over = " (over max_tokens: a micro-batch of its own)" * (packed > config.max_tokens)
-    lines.append(
-        f"  at {lengths.prompt:,} + {lengths.completion:,} tokens: {sequences * lengths.completion:,} tokens to learn "
+    return lines + [
+        f"  at {prompt:,} + {completion:,} tokens: {sequences * completion:,} tokens to learn "
         f"from, at most {packed:,} packed tokens a session{over}, {sessions * packed:,} a step"
-    )
-    return lines
+    ]
 
 
 def _warnings(config: TrainConfig, launch: Launch, found: Estimate) -> list[str]:

@@ -6,8 +6,8 @@ What is assumed instead of counted carries that word in its name.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -41,8 +41,7 @@ def session_tokens(config: TrainConfig, prompt: int, completion: int) -> int:
     return num_roles(config) * (prompt + copies * completion)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """Bytes of one thing on one GPU, in the three phases of a step."""
 
     name: str
@@ -55,8 +54,7 @@ class Part:
         return cls(name=name, generate=num_bytes, update=num_bytes, step=num_bytes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(NamedTuple):
     parts: tuple[Part, ...]
     gpu_bytes: float
     kv_bytes: float | None

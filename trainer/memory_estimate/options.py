@@ -8,7 +8,7 @@ from membuilder.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """The settings of a run that stand in the accelerate and DeepSpeed files."""
+    """What stands in the accelerate and DeepSpeed files of a run, and how long the samples of its data are."""
 
     num_processes: int = 1
     gpu_memory_gib: float = 80.0
@@ -16,20 +16,17 @@ class Launch:
     """0 is a run without DeepSpeed (DDP, or one plain process)."""
     offload_optimizer: bool = False
     """Master weights and moments in host memory (configs/accelerate/zero2_offload.yaml)."""
+    prompt_tokens: int | None = None
+    """Mean of your data; without it the report says only what the caps allow."""
+    completion_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_processes < 1 or self.gpu_memory_gib <= 0:
             raise ConfigError("need num_processes >= 1 and gpu_memory_gib > 0")
-        if self.zero_stage not in (0, 1, 2, 3) or (self.offload_optimizer and not self.zero_stage):
-            raise ConfigError("zero_stage is 0, 1, 2 or 3, and offload_optimizer needs ZeRO")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Mean tokens of your data; without them the report says only what the caps allow."""
-
-    prompt: int
-    completion: int
+        if self.offload_optimizer and not self.zero_stage:
+            raise ConfigError("--offload needs ZeRO: give --zero")
+        if (self.prompt_tokens is None) != (self.completion_tokens is None):
+            raise ConfigError("--prompt-tokens and --completion-tokens go together")
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +42,6 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     add("--completion-tokens", type=int, metavar="N", help="mean completion of your data")
 
 
-def dry_run_of(given: argparse.Namespace) -> tuple[Launch, Lengths | None]:
+def launch_of(given: argparse.Namespace) -> Launch:
     """The options of `add_dry_run` as they were given."""
-    if (given.prompt_tokens is None) != (given.completion_tokens is None):
-        raise ConfigError("--prompt-tokens and --completion-tokens go together")
-    launch = Launch(**{field.name: getattr(given, field.name) for field in fields(Launch)})
-    if given.prompt_tokens is None:
-        return launch, None
-    return launch, Lengths(prompt=given.prompt_tokens, completion=given.completion_tokens)
+    return Launch(**{field.name: getattr(given, field.name) for field in fields(Launch)})

@@ -1,15 +1,13 @@
-"""Hidden states and head weight give log-probs, entropies and a loss, without ever holding (rows, vocabulary).
+"""The output head: hidden states give log-probs, entropies and a loss, and never all logits (rows, vocabulary) at once.
 
-The vocabulary is 100 times wider than a hidden state, so logits are made a chunk of rows at a time in one reused
-workspace. The loss is a function that the caller gives. Where its tokens do not depend on each other the gradients
-are made in the same pass:
+The logits are made a chunk of rows at a time in one workspace. The caller gives the loss as a function. Where no token
+of it depends on another, the gradients of a chunk are made in the same pass, with three matmuls:
 
-    logits = hidden W^T / statistics of each row / the loss on those few numbers, its gradient by autograd
-    logits <- gradient by logits, in place / d hidden = that W / d W += that^T hidden, in float32
+    logits = hidden W^T; statistics of each row; the loss on these few numbers, and its gradient by autograd
+    logits <- gradient by logits, in place; d hidden = that W; d W += that^T hidden, in float32
 
-Three matmuls, nothing recomputed, no host sync: the loss scale stands inside the coefficients. A loss that mixes the
-tokens of a completion is called with `whole_sequences`: it gets all log-probs at once and costs a fourth matmul.
-Arithmetic as in Liger-Kernel's fused cross-entropy (arXiv 2410.10989), for a per-token weighted policy gradient.
+A loss that mixes the tokens of a completion (`whole_sequences`) gets all log-probs at once and costs a fourth matmul.
+The arithmetic is that of Liger-Kernel's fused cross-entropy (arXiv 2410.10989), for weighted policy gradients.
 Letters: M rows, n rows of a chunk, H hidden width, V vocabulary.
 """
 
@@ -21,9 +19,9 @@ import torch
 from trainer.kernels import plain_rows
 
 Metrics = dict[str, torch.Tensor]
-"""name -> (M,) or, of some rows, as many values as rows"""
+"""Name -> one value for each row."""
 LossFunction = Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, Metrics]]
-"""(log-probs, entropies, which rows they are of) -> (scaled loss of each row, metrics); the head sums the losses."""
+"""(log-probs, entropies, which rows they belong to) -> (scaled loss of each row, metrics); the head sums the losses."""
 Impl = Literal["auto", "plain", "triton"]
 """Kernels of the rows' statistics and gradients; `auto`: Triton on CUDA, else plain PyTorch."""
 
@@ -36,7 +34,7 @@ class HeadOutput(NamedTuple):
 
 class LossOutput(NamedTuple):
     loss: torch.Tensor
-    """Scalar: the scaled sum over the rows; its backward hands out gradients that are already made."""
+    """Sum of the scaled losses of all rows; its backward hands out gradients that are already made."""
     head: HeadOutput
     metrics: Metrics
 
@@ -51,16 +49,9 @@ def row_kernels(impl: Impl, device: torch.device):
 
 
 WORKSPACE_BYTES = 3 * 2**29
-"""On a GPU: what the head may hold beyond its inputs and their gradients."""
+"""Memory that the head may take on a GPU beyond its inputs and their gradients."""
 SLICE = 2**22
-"""How many numbers are rounded to a narrower type at once."""
-
-
-def default_chunk_rows(num_rows: int, weight: torch.Tensor) -> int:
-    """How many rows a chunk has: on a CPU so few that its logits stay in the cache."""
-    if weight.device.type != "cuda":
-        return 128
-    return chunk_rows_within(WORKSPACE_BYTES, num_rows, *weight.shape, weight.element_size())
+"""Count of numbers that are rounded to a narrower type at once."""
 
 
 def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: int, item: int) -> int:
@@ -72,7 +63,7 @@ def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: in
 
 
 class Head(torch.nn.Module):
-    """Takes the place of a model's output layer and owns its weight, so wrappers that gather weights know it."""
+    """The module that replaces a model's output layer and owns its weight, so wrappers that gather weights see it."""
 
     def __init__(self, weight: torch.nn.Parameter, impl: Impl = "auto") -> None:
         super().__init__()
@@ -152,12 +143,12 @@ class _HeadLoss(torch.autograd.Function):
 class _Work:
     """The sweeps over the chunks, and the gradients they leave behind."""
 
-    def __init__(
-        self, hidden, weight, targets, temperature, chunk_rows, impl: Impl, wants_hidden=False, wants_weight=False
-    ) -> None:
+    def __init__(self, hidden, weight, targets, temperature, chunk_rows, impl, wants_hidden=False, wants_weight=False):
         self.hidden, self.weight, self.targets, self.temperature = hidden, weight, targets, temperature
         self.kernels = row_kernels(impl, hidden.device)
-        self.chunk_rows = chunk_rows or default_chunk_rows(len(hidden), weight)
+        if chunk_rows is None and weight.device.type == "cuda":
+            chunk_rows = chunk_rows_within(WORKSPACE_BYTES, len(hidden), *weight.shape, weight.element_size())
+        self.chunk_rows = chunk_rows or 128  # on a CPU so few that their logits stay in the cache
         # float32 over several chunks: rounding to bfloat16 after every add costs 1% of the gradient after 64 chunks
         wide = weight.dtype if len(hidden) <= self.chunk_rows else torch.promote_types(weight.dtype, torch.float32)
         self.hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
@@ -173,7 +164,7 @@ class _Work:
             yield chunk, logits, self.kernels.statistics(logits, self.targets[chunk], self.temperature)
 
     def room(self) -> HeadOutput:
-        """Room for all results: small ones kept between large ones would cut the heap into useless pieces."""
+        """Empty tensors for all results: many small ones between large ones would fragment the memory."""
         dtype = torch.promote_types(self.hidden.dtype, torch.float32)
         return HeadOutput(*(self.hidden.new_empty(len(self.hidden), dtype=dtype) for _ in range(2)))
 
@@ -203,7 +194,7 @@ class _Work:
         return result
 
     def _gradients(self, chunk: slice, logits: torch.Tensor, rows: plain_rows.RowStatistics, coefficients) -> None:
-        """Add what these rows give; `coefficients` are the loss's gradients by their log-probs and entropies."""
+        """Add the gradients of these rows; `coefficients` are the loss's gradients by their log-probs and entropies."""
         if self.hidden_gradient is None and self.weight_gradient is None:
             return
         self.kernels.write_gradient_(logits, self.targets[chunk], rows, *coefficients, self.temperature)
@@ -224,17 +215,12 @@ def _evaluate(
     by_logprob, by_entropy = torch.autograd.grad(total, (logprobs, entropy), allow_unused=True)
     by_logprob = torch.zeros_like(logprobs) if by_logprob is None else by_logprob
     metrics = {name: value.detach() for name, value in metrics.items()}
-    return LossOutput(total.detach(), HeadOutput(logprobs.detach(), entropy.detach()), metrics), (
-        by_logprob,
-        by_entropy,
-    )
+    output = LossOutput(total.detach(), HeadOutput(logprobs.detach(), entropy.detach()), metrics)
+    return output, (by_logprob, by_entropy)
 
 
 def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """gradient x factor in `dtype`, written over the gradient itself, which autograd will not ask for again.
-
-    A second gradient beside it would be the most that the head ever holds. A narrowed one keeps the wide one's storage.
-    """
+    """The gradient times the factor, in `dtype`, written into the storage of the gradient to save memory."""
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
     flat = gradient.view(-1)

@@ -18,17 +18,12 @@ from trainer.batching.attention_plan import Call, PaddedCall
 from trainer.kernels import plain_varlen, sdpa_padded
 from trainer.kernels.plain_varlen import Block
 
-HALF = (torch.bfloat16, torch.float16)
-
 
 def kernels_for(call: Call, query: torch.Tensor):
-    """The module with `forward` and `backward` for calls of this form on such tensors.
-
-    Flash kernels take half precision only: float32 on a GPU holds a segment's scores whole, which suits small models.
-    """
+    """The module whose `forward` and `backward` run calls of this form; flash kernels take half precision only."""
     if isinstance(call, PaddedCall):
         return sdpa_padded
-    if query.device.type != "cuda" or query.dtype not in HALF:
+    if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
         return plain_varlen
     # By its own module: flash-attn 4 also has a `flash_attn`. Version 3, where it is, is reached through PyTorch.
     if importlib.util.find_spec("flash_attn_2_cuda") and not importlib.util.find_spec("flash_attn_interface"):
@@ -83,7 +78,7 @@ class _Merged(torch.autograd.Function):
 
 
 def _merge_(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
-    """Fold one call's output (Q, H, D) and lse (H, Q) into what earlier calls found for the same queries, in place."""
+    """Merge a call's output (Q, H, D) and lse (H, Q) into those of earlier calls for the same queries, in place."""
     merged = torch.logaddexp(lse, part_lse)
     kept, added = ((each - merged).exp().T[:, :, None] for each in (lse, part_lse))
     out.copy_(out * kept + part * added)

@@ -16,6 +16,7 @@ from trainer.model.shared_prefix import hidden_states, use_shared_prefix
 
 
 def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
+    """The model of a folder or hub name, in the config's dtype; ConfigError where there is none."""
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError) as error:  # a folder or hub name the user gave
@@ -26,7 +27,7 @@ def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
 
 
 def _check_plain_head(model: PreTrainedModel) -> None:
-    """Our head computes softmax(hidden @ weight^T): one that does more would be silently wrong."""
+    """Refuse models whose head does more than softmax(hidden @ weight^T), which is what ours computes."""
     config = model.config
     scaled = [
         name
@@ -38,6 +39,8 @@ def _check_plain_head(model: PreTrainedModel) -> None:
 
 
 class Policy(torch.nn.Module):
+    """A decoder that runs packed prefix trees, with our head in place of its own."""
+
     def __init__(self, model: PreTrainedModel, head_impl: Impl = "auto") -> None:
         super().__init__()
         use_shared_prefix(model)
@@ -52,6 +55,6 @@ class Policy(torch.nn.Module):
         loss: LossFunction | None = None,
         whole_sequences: bool = False,
     ) -> HeadOutput | LossOutput:
-        """Log-prob and entropy of every target row (M,) of a packed batch, without gradient; or the loss on them."""
+        """Return log-probs and entropies (M,) of a batch's targets, without gradient, or the loss on them."""
         hidden = hidden_states(self.model, batch)
         return self.model.get_output_embeddings()(hidden, batch.targets, temperature, loss, whole_sequences)

@@ -1,8 +1,7 @@
 """Attention over packed prefix trees, for any transformers decoder, through `AttentionInterface`.
 
-What siblings share stands once in the packed row and is read there (merged_attention.py), by variable-length flash
-calls on CUDA and by padded calls of SDPA's kernel on CPU. It equals dense copies of every sequence (a test holds it to
-1e-10 in float64).
+Tokens that several sequences share stand once in the packed row, and attention reads them there
+(merged_attention.py). The results equal those of dense copies of every sequence.
 """
 
 from collections.abc import Sequence
@@ -59,7 +58,7 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
     if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
         raise ValueError("shared-prefix packing refuses mixture-of-experts models: routing depends on the whole batch")
     model.set_attn_implementation(NAME)
-    # where it cannot set it, transformers warns and goes on; of a model without attention (xLSTM) it says that it did
+    # transformers only warns where it cannot set it, and claims to have set it for models without attention (xLSTM)
     if config._attn_implementation != NAME or not model.is_backend_compatible():
         raise ValueError(
             f"shared-prefix packing cannot replace the attention of {type(model).__name__}: transformers does not give "

@@ -1,8 +1,7 @@
 """A policy small enough to train from scratch on a laptop CPU: Qwen3 architecture, its own tokenizer.
 
-Real runs name a model instead. The tokenizer is byte-level BPE, so any text survives a round trip. Turn numbers and
-the pieces of the per-turn answer are tokens of their own: the number after a turn in the prompt and the same number in
-the answer are the same token, which one attention head can match.
+The tokenizer is byte-level BPE, so any text survives a round trip. Turn numbers and the pieces of an answer are tokens
+of their own: a turn's number in the prompt and in the answer are the same token, which one attention head can match.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ PAD, END = "<pad>", "<end>"
 
 
 def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over `texts`; each string of `added` is a token of its own (`Scheme.tiny_tokens`)."""
+    """Train byte-level BPE on `texts`; each string of `added` is a token of its own (`Scheme.tiny_tokens`)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,6 +33,7 @@ def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 of these sizes with random weights."""
     torch.manual_seed(seed)
     model_config = Qwen3Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,

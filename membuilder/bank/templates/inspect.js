@@ -1,7 +1,7 @@
 "use strict";
 // Everything a dialogue or a model wrote reaches the page through textContent only, so it is never markup.
 const data = JSON.parse(document.getElementById("data").textContent);
-const AGENTS = ["core", "episodic", "semantic", "procedural"];
+const AGENTS = Object.keys(data.colours).filter(agent => agent !== "core");  // who writes entries
 const PAGE = 200;
 const byId = new Map(data.entries.map(entry => [entry.id, entry]));
 const turns = new Map(data.sessions.flatMap(session => session.turns.map(turn => [turn.id, turn])));
@@ -9,13 +9,14 @@ const replacedBy = new Map();
 for (const entry of data.entries) for (const old of entry.supersedes) replacedBy.set(old, [...(replacedBy.get(old) || []), entry.id]);
 const inSession = data.sessions.map(() => []);
 for (const entry of data.entries) inSession[entry.session].push(entry);
-const state = { query: "", agents: new Set(AGENTS.slice(1)), current: false, session: null, entry: null, limit: PAGE };
+const state = { query: "", agents: new Set(AGENTS), current: false, session: null, entry: null, limit: PAGE };
 
 function make(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "class") node.className = value;
+    else if (name === "agent") node.style.setProperty("--agent", data.colours[value]);
     else node.setAttribute(name, value);
   }
   node.append(...children.filter(child => child !== null));
@@ -35,7 +36,7 @@ function marked(text) {
   return [...parts, text.slice(end)];
 }
 
-const words = entry => [entry.id, entry.text, ...entry.sources].join(" ").toLowerCase();
+const words = entry => [entry.id, entry.text, ...entry.source_turns].join(" ").toLowerCase();
 const haystack = new Map(data.entries.map(entry => [entry.id, words(entry)]));
 function matches(entry) {
   return state.agents.has(entry.agent) && !(state.current && replacedBy.has(entry.id))
@@ -44,7 +45,7 @@ function matches(entry) {
 }
 
 function goTo(id) {
-  Object.assign(state, { query: "", agents: new Set(AGENTS.slice(1)), current: false, session: null, entry: id, limit: data.entries.length });
+  Object.assign(state, { query: "", agents: new Set(AGENTS), current: false, session: null, entry: id, limit: data.entries.length });
   render();
   document.querySelector(".target").scrollIntoView({ block: "center" });
 }
@@ -53,14 +54,14 @@ const list = ids => ids.flatMap((id, position) => position ? [", ", link(id)] : 
 
 function entryCard(entry) {
   const newer = replacedBy.get(entry.id);
-  const sources = entry.sources.map(id => turns.get(id)).filter(Boolean);
-  return make("article", { class: `card entry ${entry.agent}${newer ? " old" : ""}${state.entry === entry.id ? " target" : ""}`, "data-id": entry.id },
+  const sources = entry.source_turns.map(id => turns.get(id)).filter(Boolean);
+  return make("article", { class: `card entry ${entry.agent}${newer ? " old" : ""}${state.entry === entry.id ? " target" : ""}`, agent: entry.agent, "data-id": entry.id },
     make("p", { class: "text" }, ...marked(entry.text)),
     make("div", { class: "meta" },
       make("span", { class: "agent" }, entry.agent), make("span", { class: "number" }, entry.id),
       entry.supersedes.length ? make("span", {}, "replaces ", ...list(entry.supersedes)) : null,
       newer ? make("span", {}, "replaced by ", ...list(newer)) : null),
-    sources.length ? make("details", {}, make("summary", {}, `said in ${entry.sources.join(", ")}`), ...sources.map(quote)) : null);
+    sources.length ? make("details", {}, make("summary", {}, `said in ${entry.source_turns.join(", ")}`), ...sources.map(quote)) : null);
 }
 const quote = turn => make("blockquote", {}, make("b", {}, `${turn.speaker}: `), turn.text);
 
@@ -81,7 +82,7 @@ function sessionCard(session) {
   const rows = session.answers.map(answer => {
     const changed = answer.agent === "core" ? coreChange(session)
       : inSession[session.number].filter(entry => entry.agent === answer.agent && matches(entry)).map(entryCard);
-    return make("div", { class: `row ${answer.agent}` },
+    return make("div", { class: "row", agent: answer.agent },
       make("span", { class: "agent" }, answer.agent), make("span", { class: "soft small number" }, `  ${answer.seconds.toFixed(2)} s`),
       answer.failure ? make("p", { class: "failed" }, make("b", {}, answer.failure.kind), `: ${answer.failure.detail}`) : null,
       ...(changed.length || answer.failure ? changed : [make("p", { class: "soft" }, "changed nothing")]),
@@ -104,10 +105,10 @@ function timeline() {
     const bar = make("button", { class: "bar", "aria-pressed": state.session === session.number,
       title: `session ${session.number} (${session.id}), ${session.time}: ${inSession[session.number].length} new entries`, onclick: () => choose(session.number) });
     if (session.answers.some(answer => answer.failure)) bar.append(make("i", { title: "an answer failed" }));
-    for (const agent of AGENTS.slice(1)) {
+    for (const agent of AGENTS) {
       const count = inSession[session.number].filter(entry => entry.agent === agent && state.agents.has(agent)).length;
       if (!count) continue;
-      const part = make("span", { class: agent });
+      const part = make("span", { agent });
       part.style.height = `${100 * count / most}%`;
       bar.append(part);
     }
@@ -131,7 +132,7 @@ function header() {
 
 function chip(agent) {
   const count = data.entries.filter(entry => entry.agent === agent).length;
-  return make("button", { class: `chip ${agent}`, "aria-pressed": state.agents.has(agent), onclick: () => {
+  return make("button", { class: `chip ${agent}`, agent, "aria-pressed": state.agents.has(agent), onclick: () => {
     if (!state.agents.delete(agent)) state.agents.add(agent);
     state.limit = PAGE;
     render();
@@ -144,7 +145,7 @@ function tools() {
   search.addEventListener("input", () => { Object.assign(state, { query: search.value, entry: null, limit: PAGE }); renderList(); });
   const current = make("input", { type: "checkbox", id: "current", onchange: event => { state.current = event.target.checked; renderList(); } });
   current.checked = state.current;
-  return make("div", { class: "tools" }, search, ...AGENTS.slice(1).map(chip), make("label", { class: "small" }, current, "current only"));
+  return make("div", { class: "tools" }, search, ...AGENTS.map(chip), make("label", { class: "small" }, current, "current only"));
 }
 
 function renderList() {
@@ -162,7 +163,7 @@ function renderList() {
 }
 
 function render() {
-  const core = make("section", { class: "card core" }, make("h2", {}, "Core memory"), make("p", { class: `text${data.core ? "" : " soft"}` }, data.core || "empty"));
+  const core = make("section", { class: "card core", agent: "core" }, make("h2", {}, "Core memory"), make("p", { class: `text${data.core ? "" : " soft"}` }, data.core || "empty"));
   document.getElementById("page").replaceChildren(header(), timeline(), tools(),
     make("div", { class: "columns" }, make("main", {}, make("p", { class: "soft small number", id: "count", "aria-live": "polite" }), make("div", { id: "list" })),
       make("aside", { class: "side" }, core)));

@@ -39,7 +39,7 @@ def apply_session(
     shown: Mapping[str, Sequence[Entry]],
     core_limit: int = CORE_LIMIT_CHARS,
 ) -> SessionResult:
-    """All four agents' updates, in one fixed order whatever the order of `updates`; one failing leaves the others."""
+    """Apply all four agents' updates, in one order whatever that of `updates`; one failing leaves the others."""
     written, failures = {}, {}
     for agent in Agent:
         applied = apply_update(bank, session, agent, updates[agent], shown[agent], core_limit)
@@ -57,7 +57,7 @@ def apply_update(
     shown: Sequence[Entry],
     core_limit: int = CORE_LIMIT_CHARS,
 ) -> Applied:
-    """One agent's update; on the first failing operation the bank comes back as it was, with the reason."""
+    """Apply one agent's update; on the first failing operation the bank comes back as it was, with the reason."""
     if update.failure is not None:
         return Applied(bank=bank, failure=update.failure)
     changed, written = bank, []
@@ -113,7 +113,7 @@ def _add_entry(bank: Bank, session: Session, agent: Agent, operation: Operation,
 
 
 def resolve(target: str, shown: Sequence[Entry]) -> Entry | Failure:
-    """The shown entry a target means: its label (e1 is the first shown), bank id, whole text or unambiguous prefix."""
+    """Find the shown entry a target means by label (e1 is the first), bank id, whole text or unambiguous prefix."""
     labels = {f"e{position}": entry for position, entry in enumerate(shown, start=1)}
     if target in labels:
         return labels[target]

@@ -17,7 +17,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def phrases(*alternatives: str) -> re.Pattern[str]:
-    """Phrases of a text in `Cues.statements` form; a look-behind for the space is several times faster than \\b."""
+    """Match phrases in `Cues.statements` form; a look-behind for the space is several times faster than \\b."""
     return re.compile(rf"(?<= )(?:{'|'.join(alternatives)})\b")
 
 
@@ -149,17 +149,17 @@ class Cues:
 
     @property
     def lectures(self) -> bool:
-        """Long and hardly about the speaker: general knowledge, which nobody needs to remember."""
+        """Whether the turn is long and hardly about the speaker: general knowledge, which nobody needs to remember."""
         return self.num_words > 80 and self.num_first_person * 40 < self.num_words
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers, in order."""
+    """Return the lower-case words and numbers, in order."""
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
 def content_words(text_words: Iterable[str]) -> frozenset[str]:
-    """What a text is about: its words less function words, reactions and pronouns, plurals as singulars."""
+    """Return what a text is about: its words less function words, reactions and pronouns, plurals as singulars."""
     return frozenset(_singular(word) for word in text_words if word not in _NOT_CONTENT and len(word) > 2)
 
 
@@ -179,7 +179,7 @@ def _num_names(statements: str, speakers: Collection[str]) -> int:
 
 
 def read(turn: Turn, before: Turn | None, speakers: Collection[str], familiar: Collection[str]) -> Cues:
-    """The cues of a turn, given the turn before it and the content words of the session so far."""
+    """Read the cues of a turn, given the turn before it and the content words of the session so far."""
     sentences = [sentence for sentence in _SENTENCE_END.split(turn.text.replace("’", "'")) if sentence]
     statements = " ".join(sentence for sentence in sentences if "?" not in sentence)
     said = words(statements)
@@ -211,7 +211,7 @@ def read(turn: Turn, before: Turn | None, speakers: Collection[str], familiar: C
 
 
 def score(cues: Cues) -> float:
-    """How much a turn tells, in units of one time word.
+    """Weigh how much a turn tells, in units of one time word.
 
     The weights are a logistic fit of which turns of four LoCoMo conversations are asked about later, rounded by hand.
     """

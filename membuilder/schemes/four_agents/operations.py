@@ -15,7 +15,7 @@ from membuilder.types import Agent, AgentUpdate, Entry, Failure, FailureKind, Op
 
 
 def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseFormat) -> AgentUpdate:
-    """Operations of one answer, or why it is not one. Turn numbers beyond the session are a failure too."""
+    """Read the operations of one answer, or why it is not one. Turn numbers beyond the session are a failure too."""
     try:
         answer = load_json(text)
         json.dumps(answer, ensure_ascii=False).encode()  # a lone surrogate is valid JSON but no text
@@ -26,7 +26,7 @@ def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseForm
         return _failed(FailureKind.SCHEMA, f"{problem.json_path}: {problem.message[:200]}")
     if response_format is ResponseFormat.TURNS:
         return AgentUpdate(operations=_from_turns(answer, agent))
-    operations = _from_core(answer) if agent is Agent.CORE else tuple(map(_from_action, answer["operations"]))
+    operations = map(_operation, [answer] if agent is Agent.CORE else answer["operations"])
     operations = tuple(operation for operation in operations if operation.kind is not OperationKind.SKIP)
     beyond = [number for operation in operations for number in operation.quote if number > num_turns]
     if beyond:
@@ -35,7 +35,7 @@ def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseForm
 
 
 def render(update: AgentUpdate, agent: Agent, num_turns: int, shown: Sequence[Entry], fmt: ResponseFormat) -> str:
-    """The JSON text an agent would answer for these operations; `parse` reads it back.
+    """Return the JSON text an agent would answer for these operations; `parse` reads it back.
 
     Raises ValueError where the format cannot say it (`turns` cannot carry a written text).
     """
@@ -57,30 +57,23 @@ def _from_turns(answer: dict[str, str], agent: Agent) -> tuple[Operation, ...]:
     for key, decision in answer.items():
         quote = (int(key[1:]),)
         if decision == "add":
-            kind = OperationKind.APPEND if agent is Agent.CORE else OperationKind.ADD
-            operations.append(Operation(kind=kind, quote=quote))
-            continue
-        targets = tuple(decision.split("+"))
-        kind = OperationKind.UPDATE if len(targets) == 1 else OperationKind.MERGE
+            targets, kind = (), OperationKind.APPEND if agent is Agent.CORE else OperationKind.ADD
+        else:
+            targets = tuple(decision.split("+"))
+            kind = OperationKind.UPDATE if len(targets) == 1 else OperationKind.MERGE
         operations.append(Operation(kind=kind, quote=quote, targets=targets))
     return tuple(operations)
 
 
-def _from_core(answer: dict) -> tuple[Operation, ...]:
-    text = answer.get("content", answer.get("new_text"))
-    kind, quote = OperationKind(answer["operation"]), _quote(answer)
-    return (Operation(kind=kind, text=text, quote=quote, old_text=answer.get("old_text")),)
-
-
-def _from_action(answer: dict) -> Operation:
-    text = answer.get("memory", answer.get("new_memory"))
-    targets = tuple(answer.get("old_memories", [answer["old_memory"]] if "old_memory" in answer else []))
-    kind, quote = OperationKind(answer["action"]), _quote(answer)
-    return Operation(kind=kind, text=text, quote=quote, targets=targets)
-
-
-def _quote(answer: dict) -> tuple[int, ...]:
-    return tuple(map(int, answer.get("quote", ())))  # to JSON schema 3.0 is an integer too
+def _operation(answer: dict) -> Operation:
+    """Read one operation of the `operations` format, of whatever agent."""
+    return Operation(
+        kind=OperationKind(answer.get("operation") or answer["action"]),
+        text=next((answer[key] for key in ("content", "new_text", "memory", "new_memory") if key in answer), None),
+        quote=tuple(map(int, answer.get("quote", ()))),  # to JSON schema 3.0 is an integer too
+        targets=tuple(answer.get("old_memories", [answer["old_memory"]] if "old_memory" in answer else ())),
+        old_text=answer.get("old_text"),
+    )
 
 
 def _to_turns(operations: Sequence[Operation], num_turns: int, labels: dict[str, str]) -> dict[str, str]:

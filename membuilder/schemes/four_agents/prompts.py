@@ -49,7 +49,7 @@ def _template(template_set: str, name: str) -> Template:
 
 
 def template_hashes(template_set: str) -> dict[str, str]:
-    """`set/name` -> SHA-256 of each file of a template set: an edited template makes other prompts."""
+    """Map `set/name` to the SHA-256 of each file of a template set: an edited one makes other prompts."""
     files = sorted((TEMPLATES / template_set).glob("*.txt"))
     return {f"{template_set}/{file.stem}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
@@ -65,7 +65,7 @@ def _shown_turn(number: int, turn: Turn, config: PromptConfig) -> str:
 
 
 def render_prompt(agent: Agent, session: Session, bank: Bank, shown: Sequence[Entry], config: PromptConfig) -> str:
-    """The prompt text of one agent for one session, given the bank before it and the entries shown to it."""
+    """Write the prompt of one agent for one session, given the bank before it and the entries shown to it."""
     if agent is Agent.CORE:
         memory = bank.core
     else:

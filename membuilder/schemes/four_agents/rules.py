@@ -11,7 +11,6 @@ entries only. A turn that tells enough (`cues.score`) is quoted by one agent, so
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS
@@ -71,14 +70,8 @@ _CONTINUES = phrases(
 _QUOTED_SPEAKER = re.compile(r"^\[[\d-]+\] ([^:\n]+):", re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Choice:
-    agent: Agent
-    targets: tuple[str, ...] = ()
-
-
 def propose(session: Session, bank: Bank, shown: Mapping[Agent, tuple[Entry, ...]]) -> dict[Agent, AgentUpdate]:
-    """Operations of all four agents for one session, every turn quoted at most once; nothing worth storing is empty."""
+    """Propose all four agents' operations for one session; each turn is quoted at most once, and some not at all."""
     operations: dict[Agent, list[Operation]] = {agent: [] for agent in Agent}
     speakers = {turn.speaker for turn in session.turns}
     familiar: set[str] = set()
@@ -91,7 +84,7 @@ def propose(session: Session, bank: Bank, shown: Mapping[Agent, tuple[Entry, ...
         choice = _choose(cues, turn, current)
         if choice is None:
             continue
-        agent, targets = choice.agent, choice.targets
+        agent, targets = choice
         if agent is Agent.CORE:
             grown = core_chars + len(quoted(session, turn)) + (core_chars > 0)  # a line break joins them
             if grown <= CORE_LIMIT_CHARS:
@@ -109,17 +102,19 @@ def _kind(agent: Agent, targets: tuple[str, ...]) -> OperationKind:
     return (OperationKind.ADD, OperationKind.UPDATE, OperationKind.MERGE)[len(targets)]
 
 
-def _choose(cues: Cues, turn: Turn, current: Sequence[Entry]) -> _Choice | None:
-    """Which agent stores a turn, over which entries. A change of something stored counts however little is said."""
+def _choose(cues: Cues, turn: Turn, current: Sequence[Entry]) -> tuple[Agent, tuple[str, ...]] | None:
+    """Choose the agent that stores a turn and the ids of the entries it replaces; None where nobody does.
+
+    A change of something stored counts however little is said."""
     outdated = _outdated(cues, turn.speaker, current) if cues.changes else None
     if outdated is not None:
-        return _Choice(agent=outdated.agent, targets=(outdated.id,))
+        return Agent(outdated.agent), (outdated.id,)
     agent = _route(cues, turn.text)
     if score(cues) + _BONUS.get(agent, 0.0) < KEEP_SCORE:
         return None
     if agent is Agent.EPISODIC and _CONTINUES.search(cues.statements):
-        return _Choice(agent=agent, targets=_same_event(cues, turn.speaker, current))
-    return _Choice(agent=agent)
+        return agent, _same_event(cues, turn.speaker, current)
+    return agent, ()
 
 
 def _route(cues: Cues, text: str) -> Agent:
@@ -141,14 +136,14 @@ def _is_identity(cues: Cues, text: str) -> bool:
 
 
 def _outdated(cues: Cues, speaker: str, current: Sequence[Entry]) -> Entry | None:
-    """The entry a changing turn is most about; of equals, the first shown."""
+    """Find the entry a changing turn is most about; of equals, the first shown."""
     overlaps = [_overlap(cues, speaker, entry) for entry in current]
     best = max(overlaps, default=0.0)
     return current[overlaps.index(best)] if best >= _MIN_UPDATE_OVERLAP else None
 
 
 def _same_event(cues: Cues, speaker: str, current: Sequence[Entry]) -> tuple[str, ...]:
-    """The two entries on the event a turn continues, or none: both share words with it and with each other."""
+    """Find the two entries on the event a turn continues, or none: both share words with it and with each other."""
     episodes = [entry for entry in current if entry.agent == Agent.EPISODIC]
     overlaps = {entry.id: _overlap(cues, speaker, entry) for entry in episodes}
     about = sorted(episodes, key=lambda entry: -overlaps[entry.id])[:2]
@@ -159,7 +154,7 @@ def _same_event(cues: Cues, speaker: str, current: Sequence[Entry]) -> tuple[str
 
 
 def _overlap(cues: Cues, speaker: str, entry: Entry) -> float:
-    """Shared content words as a share of the shorter text; 0 when the entry is not about the speaker."""
+    """Measure shared content words as a share of the shorter text; 0 when the entry is not about the speaker."""
     if speaker not in (_QUOTED_SPEAKER.findall(entry.text) or entry.text):
         return 0.0
     name = content_words(words(speaker))
@@ -174,5 +169,5 @@ def _subject(text: str) -> frozenset[str]:
 
 
 def _lasting(content: frozenset[str]) -> frozenset[str]:
-    """Content words less dates and numbers, which are what changes."""
+    """Leave out dates and numbers, which are what changes."""
     return frozenset(word for word in content - TIME_WORDS - NUMBER_WORDS if not word.isdigit())

@@ -34,7 +34,7 @@ def _object(**properties: dict) -> dict:
 
 
 def _named(key: str, kind: str, text_key: str, **more: dict) -> list[dict]:
-    """The operation with a written text, and the same with a quote."""
+    """Return the operation with a written text, and the same with a quote."""
     tag = {key: {"const": kind}}
     return [_object(**tag, **more, **{text_key: _TEXT}), _object(**tag, **more, quote=_QUOTE)]
 
@@ -70,7 +70,7 @@ def _turns_schema(agent: Agent, num_turns: int) -> dict:
 
 
 def schema(agent: Agent, response_format: ResponseFormat, num_turns: int) -> dict:
-    """The JSON schema of one agent's answer about a session of `num_turns` turns."""
+    """Return the JSON schema of one agent's answer about a session of `num_turns` turns."""
     if response_format is ResponseFormat.OPERATIONS:
         return _operations_schema(agent)
     return _turns_schema(agent, num_turns)

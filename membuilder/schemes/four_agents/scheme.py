@@ -28,7 +28,7 @@ class FourAgents:
     expert = staticmethod(propose)
 
     def show(self, session: Session, bank: Bank, embedder: TextEmbedder) -> Shown:
-        """Each agent's own entries, the most related first; the core agent sees the core text instead."""
+        """Show each agent's own entries, the most related first; the core agent sees the core text instead."""
         number, superseded = self.prompts.entries_shown, self.prompts.include_superseded
         if number == 0:
             return {agent: () for agent in Agent}
@@ -55,7 +55,7 @@ class FourAgents:
         return retrieve(bank, questions, embedder, k, include_superseded=self.prompts.include_superseded)
 
     def tiny_tokens(self, max_turns: int) -> list[str]:
-        """Turn numbers, agent tags and the pieces between numbers in an answer of the `turns` format."""
+        """Return turn numbers, agent tags and the pieces between numbers in an answer of the `turns` format."""
         decisions = ["add", *(f"e{label}" for label in range(1, TINY_MAX_SHOWN + 1))]
         pieces = ['{"', "{}", *(f'":"{decision}{end}' for decision in decisions for end in ('","', '"}'))]
         return [*(f"#{number}" for number in range(1, max_turns + 1)), *(f"[{agent}]\n" for agent in Agent), *pieces]
