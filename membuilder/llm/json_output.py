@@ -18,10 +18,10 @@ def load_json(text: str) -> Any:
     """The one JSON value of an answer. Raises ValueError, or RecursionError for JSON nested too deeply."""
     body = without_thoughts(text)
     fenced = _FENCE.fullmatch(body)
-    return json.loads(fenced.group(1) if fenced else body, object_pairs_hook=_no_duplicate_keys)
+    return json.loads(fenced.group(1) if fenced else body, object_pairs_hook=no_duplicate_keys)
 
 
-def _no_duplicate_keys(pairs: list[tuple[str, object]]) -> dict:
+def no_duplicate_keys(pairs: list[tuple[str, object]]) -> dict:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         raise ValueError("an object names the same key twice")

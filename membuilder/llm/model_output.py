@@ -1,0 +1,134 @@
+"""Reads what real models write: reasoning before the answer, a fence or prose around its JSON, small slips inside it.
+
+    read_model_json('Let me see.</think>Here it is:\\n```json\\n{"operations": [],}\\n```')  ->  {"operations": []}
+
+What stays ambiguous is refused and never guessed: two different values, a value or reasoning without its end. Rewards
+use the strict `json_output.load_json` instead, so that a policy learns to write JSON and nothing else.
+"""
+
+import json
+import re
+from typing import Any
+
+from membuilder.llm.json_output import no_duplicate_keys
+
+_NAMES = "think|thinking|thought|thoughts|reasoning|reflection|seed:think"
+_OPENING = re.compile(rf"<(?:{_NAMES})>|\[THINK\]|◁think▷", re.IGNORECASE)
+_CLOSING = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_FINAL = re.compile(r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|(?<=\S)assistantfinal")
+"""Begins the answer in harmony (gpt-oss): with its special tokens, or as left by a server that drops them."""
+_OTHER_CHANNEL = re.compile(r"<\|channel\|>\s*(?!final)|\A\s*analysis(?=[A-Z])")
+_END = re.compile(
+    r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|return|call)\|>|</s>|<end_of_turn>|<eos>"
+)
+"""Tokens that end an answer; what follows a leaked one is no part of it."""
+_VALUE = re.compile(r'\{\s*["}]|\[\s*\{')
+"""Where a JSON object or a list of them begins; `{name}` and `[1]` in prose begin none."""
+_DRAFT = re.compile(r'(?:\[\s*)?\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\})')
+"""The same with a whole key: what is no JSON after all costs little to find out."""
+_TRAILING_COMMA = re.compile(r",\s*[\]}]")
+
+
+class _TooDeep(ValueError):
+    """Python's reader gives up on JSON of a thousand levels, and would again at every level."""
+
+
+def read_model_json(text: str) -> Any:
+    """Return the one JSON value that a model answered with. Raises ValueError saying why there is none."""
+    text = _stripped(text)
+    try:
+        value, end = _decode(text, 0)
+        if end == len(text):
+            return _unwrapped(value)
+    except ValueError:
+        pass  # there is more than a value, or none
+    text = text[_answer_start(_masked(text)) :]
+    if opening := _OPENING.search(_masked(text)):
+        raise ValueError(f"the reasoning has no end: {_shown(text[opening.start() :])}")
+    if leaked := _END.search(_masked(text)):
+        text = text[: leaked.start()]
+    different: list[Any] = []
+    position = 0
+    while (start := _VALUE.search(text, position)) is not None:
+        value, position = _decode(text, start.start())
+        if value not in different:
+            different.append(value)
+    if len(different) != 1:
+        found = f"{len(different)} different JSON values" if different else "no JSON object"
+        raise ValueError(f"the answer holds {found}: {_shown(text)}")
+    return _unwrapped(different[0])
+
+
+def read_model_text(text: str) -> str:
+    """Return an answer in words without reasoning and end tokens. Raises ValueError where the reasoning has no end."""
+    text = _stripped(text)
+    text = text[_answer_start(text) :].lstrip()
+    if _OPENING.match(text):
+        raise ValueError(f"the reasoning has no end: {_shown(text)}")
+    return _END.split(text, maxsplit=1)[0].rstrip()
+
+
+def _answer_start(text: str) -> int:
+    """Where the answer begins: behind the last piece of reasoning."""
+    finals, closings = list(_FINAL.finditer(text)), list(_CLOSING.finditer(text))
+    if not finals and _OTHER_CHANNEL.search(text):
+        raise ValueError(f"the answer holds reasoning and no final message: {_shown(text)}")
+    return max((each[-1].end() for each in (finals, closings) if each), default=0)
+
+
+def _masked(text: str) -> str:
+    """The text with blanks for every JSON value, because a tag inside a value is a part of it."""
+    parts, position, past = [], 0, 0
+    while (start := _DRAFT.search(text, position)) is not None:
+        try:
+            _, position = _decode(text, start.start())
+        except _TooDeep:
+            raise
+        except ValueError:  # a draft in the reasoning
+            position = start.start() + 1
+            continue
+        parts += [text[past : start.start()], " " * (position - start.start())]
+        past = position
+    return "".join(parts) + text[past:]
+
+
+def _decode(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value at `start` and where it ends. Line breaks in strings and commas before a bracket do no harm."""
+    while True:
+        try:
+            return _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            comma = text.rfind(",", start, error.pos + 1)
+            trailing = _TRAILING_COMMA.match(text, max(comma, 0))
+            if trailing is None or trailing.end() <= error.pos:
+                raise
+            text = f"{text[:comma]} {text[comma + 1 :]}"  # a blank keeps every position
+        except RecursionError as error:
+            raise _TooDeep("the JSON is nested too deeply") from error
+
+
+def _unwrapped(value: Any) -> Any:
+    """The arguments of a single tool call, which some models wrap around what they were asked for."""
+    match value:
+        case {"tool_calls": [call], **rest} | {"function": {} as call, **rest} if not rest.keys() - {"type", "id"}:
+            return _unwrapped(call)
+        case {"name": str(), "arguments": arguments, **rest} if not rest.keys() - {"type", "id"}:
+            return json.loads(arguments) if isinstance(arguments, str) else arguments
+        case {"name": str(), "parameters": {} as arguments, **rest} if not rest.keys() - {"type", "id"}:
+            return arguments
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _stripped(text: str) -> str:
+    return text.strip("\ufeff\u200b \t\r\n")
+
+
+def _shown(text: str) -> str:
+    return repr(text[:200])
+
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=no_duplicate_keys, parse_constant=_refuse_constant)
