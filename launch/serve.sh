@@ -5,6 +5,8 @@
 #
 # PORT  8000
 # TP    GPUs that one copy of the model is divided over (1)
+# Without a GPU the model is served eagerly and in its checkpoint's type; later options overrule both.
+#
 # VLLM_API_KEY  key that callers must show (default: none is asked for)
 # PYTHON  interpreter that has vLLM (default: .venv's if there is one, else python3)
 set -euo pipefail
@@ -26,10 +28,16 @@ python=${PYTHON:-python3}
 # read by vLLM's CPU build only: GiB of cache, and no pinning of its threads to cores
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-4} VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
 export VLLM_NO_USAGE_STATS=1
+# Without a GPU vLLM would compile for minutes, answer wrongly in bfloat16, and turn float32 weights into bfloat16.
+as_on_cpu=()
+if ! nvidia-smi -L > /dev/null 2>&1; then
+    dtype=$(sed -nE 's/^  "(torch_)?dtype": "([a-z0-9]+)",?$/\2/p' "$folder/config.json" | head -n 1)
+    as_on_cpu=(--enforce-eager --dtype "${dtype:-auto}")
+fi
 # not `vllm serve`: that asks for a package of the name vllm, and the CPU build has another
 command=(
     "$python" -m vllm.entrypoints.openai.api_server --model "$folder" --host 127.0.0.1 --port "$port"
-    --tensor-parallel-size "$tensor_parallel" --served-model-name "$(basename "$folder")" "$@"
+    --tensor-parallel-size "$tensor_parallel" --served-model-name "$(basename "$folder")" "${as_on_cpu[@]}" "$@"
 )
 printf '+'
 printf ' %q' "${command[@]}"

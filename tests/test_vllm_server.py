@@ -7,17 +7,11 @@ the server counts them, and refused keys, unknown models and a killed server loo
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -43,15 +37,14 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Question
 from rollout.tokens import encode_prompt, load_tokenizer
 from tests import killed
+from tests.vllm_servers import Server, serving
 from trainer.configs import TinyConfig
 from trainer.model.tiny_model import END, build_model, train_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 KEY = "sk-tiny-server"
-START_SECONDS = 900  # a minute on an idle core; many share one when tests run beside each other
 TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}]\n{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
@@ -61,31 +54,6 @@ TINY = TinyConfig(
 )
 TEXTS = ["Ann: I adopted a cat called Miso. #1", "Ben: Yesterday I moved to Oslo for a new job. #2"] * 5
 QUESTION = Question(id="q", text="What is the cat called?", answer="Miso", category="single", evidence=("1",))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    process: subprocess.Popen
-    base_url: str
-    model: Path
-    """Its folder."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_healthy(process: subprocess.Popen, port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    pytest.fail(f"the vLLM server did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
 def make_brief(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -118,31 +86,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
     make_brief(model, tokenizer)
     model.save_pretrained(folder / "tiny")
     tokenizer.save_pretrained(folder / "tiny")
-    port, log = free_port(), folder / "server.log"
-    options = {
-        "max-model-len": 4096,
-        "dtype": "float32",
-        "max-num-seqs": 16,
-    }
-    command = [str(ROOT / "launch/serve.sh"), str(folder / "tiny"), str(port), "1", "--enforce-eager"]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    environment = os.environ | {
-        "PYTHON": sys.executable,
-        "VLLM_API_KEY": KEY,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",  # off in a process that has loaded our own engine
-    }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-        try:
-            wait_until_healthy(process, port, log)
-            yield Server(process=process, base_url=f"http://127.0.0.1:{port}/v1", model=folder / "tiny")
-        finally:
-            with suppress(ProcessLookupError):  # the server and its engine may be gone: a test kills it
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(60)
+    with serving(folder / "tiny", "--max-model-len=4096", "--max-num-seqs=16", key=KEY) as server:
+        yield server
 
 
 def config(server: Server, *, model: str = "tiny", max_tokens: int = 200, **endpoint) -> ModelEndpoint:

@@ -1,0 +1,64 @@
+"""A real pretrained model on a real vLLM server, with the defaults of launch/serve.sh."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from tests.pretrained import smollm2  # noqa: F401
+from tests.vllm_servers import Server, serving
+
+pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
+pytestmark = pytest.mark.slow
+
+KEY = "sk-real-server"
+QUESTIONS = ["What is the capital of France?", "Name three animals that live in the sea.", "Who wrote Hamlet?"]
+NUM_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def server(smollm2) -> Iterator[Server]:  # noqa: F811
+    with serving(smollm2, key=KEY) as server:
+        yield server
+
+
+def post(server: Server, path: str, **body) -> dict:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(server.base_url + path, json.dumps({"model": "smollm2"} | body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return json.load(response)
+
+
+@torch.no_grad()
+def logprobs(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """Of every token of the vocabulary at the place of each of `tokens` (T, V)."""
+    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1)
+
+
+def test_greedy_tokens_and_log_probs_are_those_of_transformers(server):
+    """In the checkpoint's bfloat16: no further from float32 than transformers' own bfloat16 is."""
+    same = AutoModelForCausalLM.from_pretrained(server.model, dtype="auto")
+    exact = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(server.model)
+    assert same.dtype == torch.bfloat16
+    texts, server_errors, own_errors = [], [], []
+    for question in QUESTIONS:
+        chat = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+        settings = {"max_tokens": NUM_TOKENS, "temperature": 0, "logprobs": 1, "return_token_ids": True}
+        choice = post(server, "/completions", prompt=prompt, **settings)["choices"][0]
+        tokens, found = choice["token_ids"], torch.tensor(choice["logprobs"]["token_logprobs"])
+        places = torch.tensor(tokens)[:, None]
+        truth, own = logprobs(exact, prompt, tokens), logprobs(same, prompt, tokens)
+        chosen = truth.gather(1, places)[:, 0]
+        # greedy: no other token is better by more than bfloat16 can confuse
+        assert (truth.max(-1).values - chosen).max() < 0.3
+        server_errors.append((found - chosen).abs())
+        own_errors.append((own.gather(1, places)[:, 0] - chosen).abs())
+        texts.append(choice["text"])
+    assert torch.cat(server_errors).mean() < 1.5 * torch.cat(own_errors).mean()
+    assert "Paris" in texts[0] and "Shakespeare" in texts[2], texts
