@@ -98,7 +98,7 @@ def test_a_schema_is_sent_without_what_vllms_grammars_do_not_know():
         schema = {"oneOf": [{"type": "object", "properties": properties}]}
         run(settings(server.base_url), lambda client: client.complete(ask("hi"), schema=schema))
     sent = server.requests[0].body["response_format"]["json_schema"]["schema"]
-    assert sent == {"oneOf": [{"type": "object", "properties": {"uniqueItems": {"type": "boolean"}, "quote": items}}]}
+    assert sent == {"anyOf": [{"type": "object", "properties": {"uniqueItems": {"type": "boolean"}, "quote": items}}]}
 
 
 def test_openai_gets_its_own_name_for_the_token_limit():

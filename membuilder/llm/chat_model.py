@@ -1,6 +1,7 @@
 """Describes what the program needs of a language model, without a client library; `client.py` holds the real one."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
@@ -30,16 +31,35 @@ class ChatModel(Protocol):
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str: ...
 
 
-def response_format(schema: Any) -> dict[str, Any]:
-    """Return the part of a request that asks a server to hold to a schema; answers are checked against all of it."""
+_PORTABLE = ("type", "enum", "required", "additionalProperties", "minItems", "maxItems", "description", "$ref")
+_WHOLE = re.compile(r"\^(?!.*\(\?).*\$")
 
-    def known(part: dict[str, Any]) -> dict[str, Any]:
-        # vLLM's grammars refuse `uniqueItems`; a property of that name is a schema of its own, and stays
-        return {key: value for key, value in part.items() if key != "uniqueItems" or not isinstance(value, bool)}
 
-    sendable = json.loads(json.dumps(schema), object_hook=known)
-    # not `strict`: OpenAI's strict mode takes no optional property and no oneOf
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable, "strict": False}}
+def sendable(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema as servers take it: what JSON Schema, xgrammar, outlines and OpenAI mean alike, and nothing else.
+
+    Answers are checked against all of it. A pattern goes out only where it names the whole text, because grammars match
+    the whole text: to xgrammar `\\S` is one character.
+    """
+    sent: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "const":
+            sent["enum"] = [value]
+        elif key in ("oneOf", "anyOf"):
+            sent["anyOf"] = [sendable(option) for option in value]
+        elif key in ("properties", "$defs"):
+            sent[key] = {name: sendable(part) for name, part in value.items()}
+        elif key == "items":
+            sent[key] = sendable(value)
+        elif key in _PORTABLE or (key == "pattern" and _WHOLE.fullmatch(value)):
+            sent[key] = value
+    return sent
+
+
+def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a request that asks the server to hold to a schema."""
+    # not `strict`: OpenAI's strict mode takes no optional property and no choice at the top
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": sendable(schema), "strict": False}}
 
 
 def read_json(text: str, schema: Mapping) -> Any:

@@ -28,14 +28,23 @@ def _object(**properties: dict) -> dict:
     return {
         "type": "object",
         "properties": properties,
-        "required": [name for name in properties if name != "reason"],
+        "required": list(properties),
         "additionalProperties": False,
     }
 
 
+def _kind(name: str) -> dict:
+    return {"type": "string", "const": name}
+
+
+def _skip(key: str) -> list[dict]:
+    """Return skipping without a reason and with one: no property is optional, because OpenAI's strict mode knows none."""
+    return [_object(**{key: _kind("SKIP")}), _object(**{key: _kind("SKIP")}, reason={"type": "string"})]
+
+
 def _named(key: str, kind: str, text_key: str, **more: dict) -> list[dict]:
     """Return the operation with a written text, and the same with a quote."""
-    tag = {key: {"const": kind}}
+    tag = {key: _kind(kind)}
     return [_object(**tag, **more, **{text_key: _TEXT}), _object(**tag, **more, quote=_QUOTE)]
 
 
@@ -43,17 +52,17 @@ def _operations_schema(agent: Agent) -> dict:
     if agent is Agent.CORE:
         options = [
             *_named("operation", "APPEND", "content"),
-            _object(operation={"const": "REPLACE"}, old_text=_TEXT, new_text=_TEXT),
-            _object(operation={"const": "REWRITE"}, content=_TEXT),
-            _object(operation={"const": "SKIP"}, reason={"type": "string"}),
+            _object(operation=_kind("REPLACE"), old_text=_TEXT, new_text=_TEXT),
+            _object(operation=_kind("REWRITE"), content=_TEXT),
+            *_skip("operation"),
         ]
-        return {"oneOf": options}
+        return {"type": "object", "oneOf": options}
     options = [*_named("action", "ADD", "memory"), *_named("action", "UPDATE", "new_memory", old_memory=_TEXT)]
     if agent is Agent.EPISODIC:
         old = {"type": "array", "items": _TEXT, "minItems": 2, "uniqueItems": True}
         options += _named("action", "MERGE", "new_memory", old_memories=old)
     if agent is Agent.SEMANTIC:
-        options.append(_object(action={"const": "SKIP"}, reason={"type": "string"}))
+        options += _skip("action")
     return _object(operations={"type": "array", "items": {"oneOf": options}})
 
 
@@ -63,8 +72,8 @@ def _turns_schema(agent: Agent, num_turns: int) -> dict:
         decisions.append("e[0-9]+")
     if agent is Agent.EPISODIC:
         decisions.append(r"e[0-9]+(\+e[0-9]+)+")
-    # Python's $ also matches before a final newline
-    decision = {"type": "string", "pattern": f"^({'|'.join(decisions)})$(?!\\n)"}
+    # the second part, because Python's $ also matches before a final newline
+    decision = {"type": "string", "pattern": f"^({'|'.join(decisions)})$", "not": {"pattern": "\n"}}
     turns = {f"#{number}": decision for number in range(1, num_turns + 1)}
     return _object(**turns) | {"required": []}
 
