@@ -1,13 +1,25 @@
 """A real pretrained model on a real vLLM server, with the defaults of launch/serve.sh."""
 
+import asyncio
 import json
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import ChatClient
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
+from membuilder.llm.usage import Usage
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.schemas import ResponseFormat
+from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.types import Bank, Session, Turn
 from tests.pretrained import smollm2  # noqa: F401
 from tests.vllm_servers import Server, serving
 
@@ -62,3 +74,45 @@ def test_greedy_tokens_and_log_probs_are_those_of_transformers(server):
         texts.append(choice["text"])
     assert torch.cat(server_errors).mean() < 1.5 * torch.cat(own_errors).mean()
     assert "Paris" in texts[0] and "Shakespeare" in texts[2], texts
+
+
+def test_whole_sentences_are_written_under_the_schemas(server):
+    """All four agents about one session, as a build asks them; an answer may be cut short, but not to one character."""
+    turns = [
+        ("Ann", "Yesterday I adopted a grey cat called Miso."),
+        ("Ben", "I start at the library on Monday."),
+    ]
+    session = Session(
+        id="s",
+        index=0,
+        timestamp=datetime(2023, 5, 8),
+        turns=tuple(Turn(id=name, speaker=name, role="user", text=text) for name, text in turns),
+    )
+    scheme = FourAgents(PromptConfig(response_format=ResponseFormat.OPERATIONS))
+    endpoint = ModelEndpoint(
+        name="smollm2", provider=Provider.VLLM, base_url=server.base_url, max_tokens=150, timeout_seconds=300
+    )
+
+    async def answers() -> list:
+        shown = scheme.show(session, Bank(), None)
+        async with ChatClient(
+            ModelAccess(endpoint=endpoint, api_key=KEY), Role.BUILDER, Costs(usage=Usage())
+        ) as client:
+            asked = [
+                client.complete(
+                    [{"role": "user", "content": scheme.ask(role, session, Bank(), shown)}],
+                    schema=scheme.schema(role, session),
+                )
+                for role in scheme.roles
+            ]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    memories = []
+    for role, answer in zip(scheme.roles, asyncio.run(answers()), strict=True):
+        if isinstance(answer, ChatError):
+            assert answer.kind is ChatErrorKind.TRUNCATED, answer
+            continue
+        update = scheme.parse(role, answer, session)
+        assert update.failure is None, (role, answer)
+        memories += [operation.text for operation in update.operations if operation.text]
+    assert memories and max(len(memory.split()) for memory in memories) >= 3, memories
