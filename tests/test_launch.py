@@ -153,6 +153,7 @@ def test_scripts_are_clean_for_shellcheck():
 
 def test_serve_gives_vllm_the_folder_the_port_and_the_gpus(fake_bin, tmp_path):
     write_program(fake_bin / "snake", 'printf "%s\\n" "$@"\n')
+    write_program(fake_bin / "nvidia-smi", "exit 0\n")
     folder = tmp_path / "my model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -162,6 +163,16 @@ def test_serve_gives_vllm_the_folder_the_port_and_the_gpus(fake_bin, tmp_path):
     assert printed_command(start("serve.sh", str(folder), env=environment(fake_bin, PYTHON="snake")))[1] == plain
     more = start("serve.sh", str(folder), "9000", "2", "--seed", "1", env=environment(fake_bin, PYTHON="snake"))
     assert printed_command(more)[1] == [*full, "--seed", "1"]
+
+
+@pytest.mark.parametrize(("config", "dtype"), [('{\n  "dtype": "float32",\n  "x": 1\n}', "float32"), ("{}", "auto")])
+def test_serve_is_eager_and_keeps_the_checkpoints_type_without_a_gpu(fake_bin, tmp_path, config, dtype):
+    """What vLLM compiles for a CPU answers wrongly in bfloat16, and its own choice of type is never float32."""
+    write_program(fake_bin / "snake", 'printf "%s\\n" "$@"\n')
+    write_program(fake_bin / "nvidia-smi", "exit 9\n")
+    (tmp_path / "config.json").write_text(config)
+    result = start("serve.sh", str(tmp_path), "8000", "1", "--seed=1", env=environment(fake_bin, PYTHON="snake"))
+    assert printed_command(result)[1][-4:] == ["--enforce-eager", "--dtype", dtype, "--seed=1"]
 
 
 @pytest.mark.parametrize(

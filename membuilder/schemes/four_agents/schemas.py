@@ -38,7 +38,7 @@ def _kind(name: str) -> dict:
 
 
 def _skip(key: str) -> list[dict]:
-    """Return skipping without a reason and with one: no property is optional, because OpenAI's strict mode knows none."""
+    """Return skipping without a reason and with one: OpenAI's strict mode knows no optional property."""
     return [_object(**{key: _kind("SKIP")}), _object(**{key: _kind("SKIP")}, reason={"type": "string"})]
 
 
