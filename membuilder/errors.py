@@ -77,8 +77,12 @@ class ChatErrorKind(StrEnum):
     TIMEOUT = "timeout"
     EXHAUSTED = "exhausted"
     """The server asked to be tried again (408, 409, 429, 5xx) until the attempts were used up."""
+    REFUSES_ALL = "refuses_all"
+    """The server refused a request and the small check request after it: an empty balance, a closed endpoint."""
     BAD_REQUEST = "bad_request"
-    """The server refuses this one request, such as a prompt longer than the model's context."""
+    """The server refuses this one request; it answered the small check request after it."""
+    UNFIT_PROMPT = "unfit_prompt"
+    """The prompt is longer than the model's context, as the server's own code says, or is no text."""
     BAD_RESPONSE = "bad_response"
     """What came back is not an answer: not JSON, or cut short."""
     NO_TEXT = "no_text"
@@ -90,10 +94,22 @@ class ChatErrorKind(StrEnum):
 
 
 FATAL_CHAT_ERRORS = frozenset(
-    {ChatErrorKind.REFUSED_KEY, ChatErrorKind.NO_CREDIT, ChatErrorKind.UNKNOWN_MODEL, ChatErrorKind.UNREACHABLE}
+    {
+        ChatErrorKind.REFUSED_KEY,
+        ChatErrorKind.NO_CREDIT,
+        ChatErrorKind.UNKNOWN_MODEL,
+        ChatErrorKind.UNREACHABLE,
+        ChatErrorKind.REFUSES_ALL,
+    }
 )
 MODEL_FAULTS = frozenset(
-    {ChatErrorKind.BAD_REQUEST, ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED, ChatErrorKind.NO_TEXT}
+    {
+        ChatErrorKind.BAD_REQUEST,
+        ChatErrorKind.UNFIT_PROMPT,
+        ChatErrorKind.TRUNCATED,
+        ChatErrorKind.DECLINED,
+        ChatErrorKind.NO_TEXT,
+    }
 )
 
 

@@ -261,3 +261,35 @@ def test_writer_checker_and_closed_book_model_may_be_on_three_servers(tmp_path, 
 def test_a_closed_book_server_needs_a_closed_book_model(tmp_path, capsys):
     assert qa.main(["--trajectories-dir", str(tmp_path), "--closed-book-provider", "vllm"]) == 2
     assert "need --closed-book-model" in capsys.readouterr().err
+
+
+REFUSALS = {
+    "402": status(402, "top up your account"),
+    "400 that speaks of money": status(400, "insufficient balance"),
+    "revoked key": status(401, "key revoked"),
+    "key refused by a 400": status(400, "API key not valid"),
+    "closed endpoint": status(410, "this endpoint is closed"),
+    "model taken away": status(404, "no such model"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("command", PLACES)
+def test_a_server_that_refuses_everything_stops_a_run_and_nothing_of_it_is_stored(
+    command, refusal, asked, tmp_path, capsys
+):
+    """In the middle of a build, from one moment to the next; the same command goes on once the server answers."""
+    check_and_one_session = [answering(served)] * 5
+    with FaultServer(*check_and_one_session, REFUSALS[refusal]) as server:
+        assert run(command, asked(command, server)) == 2
+    said = capsys.readouterr().err
+    assert "goes on" in said and "Traceback" not in said
+    path = tmp_path / PLACES[command][0]
+    with reading(path) as store:
+        assert store.num_sessions() == 1
+        assert not any(answer.failure for session in store.sessions() for answer in session.answers.values())
+    with FaultServer(answering(served)) as server:
+        assert run(command, asked(command, server)) == 0
+        assert len(server.requests) == 1 + 4 * 2
+    with reading(path) as store:
+        assert store.num_sessions() == 3

@@ -187,7 +187,9 @@ def test_an_outage_ends_the_build_with_everything_before_it_kept_and_the_next_ru
 
 def test_every_kind_of_chat_error_is_the_models_fault_or_ends_the_build():
     stored = {kind for kind in ChatErrorKind if ChatError(kind, "").models_fault}
-    assert stored == {ChatErrorKind(name) for name in ("bad_request", "truncated", "declined", "no_text")}
+    assert stored == {
+        ChatErrorKind(name) for name in ("bad_request", "unfit_prompt", "truncated", "declined", "no_text")
+    }
     assert not any(ChatError(kind, "").fatal for kind in stored)
 
 

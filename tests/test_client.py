@@ -154,7 +154,10 @@ def test_a_broken_answer_is_tried_again_and_named_when_it_stays(fault):
     assert usage.report()["judge"]["failed_attempts"] == {kind.value: 1}
     with FaultServer(behaviour) as server:
         error = failure(settings(server.base_url))
-    assert error.kind is kind and len(server.requests) == 3
+    # a server that writes nothing may write nothing to anybody: the small check request is asked after it
+    refuses_all = kind is ChatErrorKind.NO_TEXT
+    assert error.kind is (ChatErrorKind.REFUSES_ALL if refuses_all else kind)
+    assert len(server.requests) == (5 if refuses_all else 3)
     assert server.base_url in str(error) and "given up after 3 attempts" in str(error)
 
 
@@ -196,6 +199,7 @@ FATAL = {
     "404": (status(404, "no such model"), ChatErrorKind.UNKNOWN_MODEL, "'m'"),
     "400 for the model": (status(400, "unknown", "model_not_found"), ChatErrorKind.UNKNOWN_MODEL, "'m'"),
     "no credit": (status(429, "pay", "insufficient_quota"), ChatErrorKind.NO_CREDIT, "no credit"),
+    "payment required": (status(402, "top up"), ChatErrorKind.NO_CREDIT, "top up"),
 }
 
 
@@ -209,8 +213,8 @@ def test_what_cannot_heal_fails_at_once_and_is_fatal(fault):
 
 
 ONE_CALL = {
-    "too long a prompt": (status(400, "maximum context length"), ChatErrorKind.BAD_REQUEST, "maximum context length"),
-    "unprocessable": (status(422), ChatErrorKind.BAD_REQUEST, "422"),
+    "too long a prompt": (status(400, "too long", "context_length_exceeded"), ChatErrorKind.UNFIT_PROMPT, "too long"),
+    "filtered prompt": (status(400, "no", "content_filter"), ChatErrorKind.DECLINED, "content filter"),
     "reached the limit": (answer("half an ans", "length"), ChatErrorKind.TRUNCATED, "max_tokens"),
     "limit reached while thinking": (answer(None, "length"), ChatErrorKind.TRUNCATED, "max_tokens"),
     "filtered": (answer("", "content_filter"), ChatErrorKind.DECLINED, "content_filter"),
@@ -227,13 +231,36 @@ def test_what_is_wrong_with_one_call_fails_that_call_alone(fault):
     assert (error.kind, error.fatal, len(server.requests)) == (kind, False, 1)
     assert hint in str(error)
     # an answer cut short is paid for like any other
-    assert usage.report()["judge"]["prompt_tokens"] == (7 if kind in ("truncated", "declined") else 0)
+    assert usage.report()["judge"]["prompt_tokens"] == (7 if "prompt" not in fault else 0)
+
+
+@pytest.mark.parametrize("refusal", [status(400, "maximum context length"), status(422), answer("")])
+def test_a_refusal_concerns_one_call_where_the_small_check_request_is_answered(refusal):
+    """Whatever the words: a server that answers the next request was speaking of this one."""
+    with FaultServer(refusal, answer("ready")) as server:
+        error = failure(settings(server.base_url, max_attempts=1))
+    assert error.models_fault and not error.fatal and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "refusal", [status(400, "insufficient balance"), status(400, "API key expired"), status(410, "closed"), answer("")]
+)
+def test_a_refusal_of_every_request_is_fatal_whatever_its_words(refusal):
+    with FaultServer(refusal) as server:
+        error = failure(settings(server.base_url, max_attempts=1))
+    assert (error.kind, error.fatal) == (ChatErrorKind.REFUSES_ALL, True) and "smallest request too" in str(error)
+
+
+def test_a_server_that_dies_after_a_refusal_is_not_the_models_fault():
+    with FaultServer(status(400, "bad"), status(503)) as server:
+        error = failure(settings(server.base_url, max_attempts=1))
+    assert (error.kind, error.models_fault) == (ChatErrorKind.EXHAUSTED, False)
 
 
 def test_half_a_surrogate_pair_in_a_prompt_fails_that_call_alone():
     with FaultServer(answer("yes")) as server:
         error = failure(settings(server.base_url), lambda client: client.complete(ask("\ud83d")))
-    assert (error.kind, error.fatal, server.requests) == (ChatErrorKind.BAD_REQUEST, False, [])
+    assert (error.kind, error.fatal, server.requests) == (ChatErrorKind.UNFIT_PROMPT, False, [])
 
 
 def test_no_more_requests_than_configured_are_in_flight():
@@ -277,7 +304,8 @@ def test_a_refusal_of_the_prompt_is_not_blamed_on_the_schema():
 
     with FaultServer(status(400, "too long"), status(400, "too long"), answer("{}")) as server:
         run(settings(server.base_url), use)
-    assert ["response_format" in request.body for request in server.requests] == [True, False, True]
+    # without the schema, then the small check request: it is answered, so the refusal was about the prompt
+    assert ["response_format" in request.body for request in server.requests] == [True, False, False, True]
 
 
 def check(client: ChatClient):

@@ -42,6 +42,11 @@ CHECK_SCHEMA = {
 CHECK_MESSAGES = [{"role": "user", "content": 'Answer with this JSON object and nothing else: {"ready": true}'}]
 CHECK_ATTEMPTS = 2
 TRANSIENT_STATUSES = frozenset({408, 409, 429})  # and every 5xx
+CONTEXT_CODES = ("context_length_exceeded", "string_above_max_length")
+VLLM_CONTEXT_PARAMS = ("input_tokens", "input_text")
+FILTER_CODES = ("content_filter", "content_policy_violation")
+ABOUT_ALL = (ChatErrorKind.BAD_REQUEST, ChatErrorKind.NO_TEXT)
+"""Failures that may concern this prompt or every prompt; only another request can tell."""
 _SIMPLEST = content_key(schema=CHECK_SCHEMA)
 
 _log = logging.getLogger(__name__)
@@ -142,7 +147,7 @@ class Connection:
             problem = f"no connection, or it broke; is a server that speaks HTTP running at this address? ({cause})"
             kind = ChatErrorKind.UNREACHABLE
         except UnicodeEncodeError:
-            kind, problem = ChatErrorKind.BAD_REQUEST, f"the request {HALF_CHARACTER}; repair the data it comes from"
+            kind, problem = ChatErrorKind.UNFIT_PROMPT, f"the request {HALF_CHARACTER}; repair the data it comes from"
         except (ValueError, RecursionError) as error:  # from the JSON reader
             problem = f"the answer is not JSON or was cut short ({type(error).__name__})"
             kind = ChatErrorKind.BAD_RESPONSE
@@ -154,7 +159,7 @@ class Connection:
         status, model, target = error.status_code, self._endpoint.name, error.response.headers.get("location")
         body = error.body if isinstance(error.body, dict) else {}
         said = self._without_key(str(body.get("message") or error.message))
-        if error.code == "insufficient_quota":  # a 429 that no waiting heals
+        if status == 402 or error.code == "insufficient_quota":  # a 429 of that code is healed by no waiting
             kind, problem = ChatErrorKind.NO_CREDIT, "the account of this API key has no credit left."
         elif status in TRANSIENT_STATUSES or status >= 500:
             kind, problem = ChatErrorKind.EXHAUSTED, f"HTTP {status}; lower concurrency {SETTING_HINT} or try later."
@@ -165,6 +170,10 @@ class Connection:
             problem = f"it serves no model {model!r} (HTTP {status}); check the model's name, and that the base URL is"
             problem += " the root of an OpenAI-compatible API, usually ending in /v1."
             kind = ChatErrorKind.UNKNOWN_MODEL
+        elif error.code in CONTEXT_CODES or error.param in VLLM_CONTEXT_PARAMS:
+            kind, problem = ChatErrorKind.UNFIT_PROMPT, f"the prompt does not fit the context of {model!r}."
+        elif error.code in FILTER_CODES:
+            kind, problem = ChatErrorKind.DECLINED, f"a content filter refuses the prompt (HTTP {status})."
         elif 300 <= status < 400:
             problem = f"it redirects to {target} (HTTP {status}); set the base URL to the final address."
             kind = ChatErrorKind.UNREACHABLE
@@ -220,15 +229,33 @@ class ChatClient(AbstractAsyncContextManager):
         Raises ChatError.
         """
         if self._cache is None:
-            return await self._ask(messages, schema, self._endpoint.max_attempts)
+            return await self._answer(messages, schema)
         key = content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
         stored = self._cache.get(key)
         if stored is None:
-            stored = {"text": await self._ask(messages, schema, self._endpoint.max_attempts)}
+            stored = {"text": await self._answer(messages, schema)}
             self._cache.put(key, stored)
         else:
             self._usage.add_cached(self._role)
         return stored["text"]
+
+    async def _answer(self, messages: Sequence[Message], schema: Mapping | None) -> str:
+        """Ask; where the server refuses, ask the small check request too, because words may blame the wrong thing."""
+        try:
+            return await self._ask(messages, schema, self._endpoint.max_attempts)
+        except ChatError as error:
+            if error.kind not in ABOUT_ALL:
+                raise
+            refusal = error
+        try:
+            await self._ask(CHECK_MESSAGES, None, CHECK_ATTEMPTS)
+        except ChatError as error:
+            if error.kind in ABOUT_ALL:
+                problem = f"{refusal} It refuses the smallest request too: {error}"
+                raise ChatError(ChatErrorKind.REFUSES_ALL, problem) from None
+            if not error.models_fault:
+                raise
+        raise refusal
 
     async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> str:
         body, send = self._body(messages), partial(self._connection.post, "/chat/completions")
