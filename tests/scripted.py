@@ -30,8 +30,7 @@ class ScriptedModel:
         self.running = self.most_running = 0
 
     async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str:
-        (message,) = messages
-        prompt = message["content"]
+        prompt = messages[0]["content"]
         agent = agent_of(prompt)
         self.prompts.append((agent, prompt))
         self.running += 1

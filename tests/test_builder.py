@@ -332,7 +332,6 @@ FAKES = [
     '{"operation": "REWRITE", "content": ""}',
     '{"operation": "REPLACE", "old_text": "never stood there", "new_text": "x"}',
     '{"operations": [{"action": "UPDATE", "old_memory": "m1; DROP TABLE entry", "new_memory": "x"}]}',
-    "Sure! " + '{"operations": [{"action": "ADD", "memory": "x"}]}',
 ]
 
 

@@ -137,7 +137,7 @@ BROKEN = {
     "choices of null": (payload(completion("x") | {"choices": None}), ChatErrorKind.BAD_RESPONSE),
     "content null": (answer(None), ChatErrorKind.NO_TEXT),
     "content blank": (answer(" \n"), ChatErrorKind.NO_TEXT),
-    "content of a wrong type": (answer(["x"]), ChatErrorKind.BAD_RESPONSE),
+    "content of a wrong type": (answer({"text": "x"}), ChatErrorKind.BAD_RESPONSE),
     "not HTTP": (garbage, ChatErrorKind.UNREACHABLE),
     "redirected": (status(307, location="http://elsewhere/v1"), ChatErrorKind.UNREACHABLE),
     "half a surrogate pair": (answer("\ud83d"), ChatErrorKind.NO_TEXT),
@@ -457,3 +457,18 @@ def test_bytes_of_an_answer_are_not_enough_to_be_one():
 
     with FaultServer(short) as server:
         assert failure(settings(server.base_url, max_attempts=1)).kind is ChatErrorKind.UNREACHABLE
+
+
+def test_content_in_parts_is_their_text():
+    parts = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "yes"}, {"type": "text", "text": "!"}]
+    with FaultServer(answer(parts)) as server:
+        assert run(settings(server.base_url), lambda client: client.complete(ask("hi"))) == "yes!"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_an_answer_that_came_as_reasoning_alone_says_what_mends_it(name):
+    body = completion("")
+    body["choices"][0]["message"] |= {"content": None, name: '{"correct": true}'}
+    with FaultServer(payload(body), answer("ready")) as server:
+        error = failure(settings(server.base_url, max_attempts=1))
+    assert error.kind is ChatErrorKind.NO_TEXT and "reasoning parser" in str(error) and "extra_body" in str(error)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from membuilder.llm.answer_and_judge import read_verdict
 from membuilder.llm.json_output import load_json
 from membuilder.llm.model_output import read_model_json, read_model_text
 
@@ -115,3 +116,34 @@ def test_long_texts_cost_little(piece):
     seconds(1000)
     short = min(seconds(3_000) for _ in range(3))
     assert min(seconds(30_000) for _ in range(2)) < 35 * max(short, 1e-3)
+
+
+def test_pythons_words_are_read_as_jsons():
+    assert read_model_json('{"a": True, "b": FALSE, "c": None, "d": "True, None"}') == {
+        "a": True, "b": False, "c": None, "d": "True, None",
+    }  # fmt: skip
+    with pytest.raises(ValueError):
+        read_model_json('{"a": Truest}')
+
+
+@pytest.mark.parametrize(
+    ("reply", "correct"),
+    [
+        ('{"correct": true, "reason": "same"}', True),
+        ('{"correct": "yes"}', True),
+        ('{"correct": "TRUE", "confidence": 0.9}', True),
+        ('{"reason": "no", "correct": FALSE}', False),
+        ('The verdict:\n```json\n{"correct": "No"}\n```', False),
+        ('{"correct": "maybe"}', None),
+        ('{"correct": null}', None),
+        ('{"verdict": true}', None),
+        ('{"correct": true} or rather {"correct": false}', None),
+        ("[true]", None),
+    ],
+)
+def test_a_verdict_is_read_in_the_judges_own_words(reply, correct):
+    if correct is None:
+        with pytest.raises(ValueError):
+            read_verdict(reply)
+    else:
+        assert read_verdict(reply).correct is correct

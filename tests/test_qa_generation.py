@@ -170,7 +170,7 @@ def test_an_old_question_is_new_when_its_answer_is(steps):
         '{"questions": [{"question": "Q?", "answer": "a", "type": "temporal", "evidence": []}]}',
         '{"questions": [{"question": "Q?", "answer": "a", "type": "other", "evidence": ["#1"]}]}',
         '{"questions": [{"question": "\\ud83d?", "answer": "a", "type": "temporal", "evidence": ["#1"]}]}',
-        '{"questions": []} and more',
+        '{"questions": []} or {"questions": null}',
     ],
 )
 def test_a_reply_that_is_not_the_json_asked_for_is_asked_for_again_and_counted(steps, reply):

@@ -29,7 +29,7 @@ from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
-from membuilder.llm.json_output import without_thoughts
+from membuilder.llm.model_output import read_model_text
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.schemas import ResponseFormat, schema
@@ -182,7 +182,7 @@ def test_an_answer_and_a_judgement_come_back(server):
 
     usage = Usage()
     text, judgement = run(config(server, max_tokens=200), use, usage)
-    assert replies[0] and text == without_thoughts(replies[0])
+    assert replies[0] and text == read_model_text(replies[0])
     verdict = read_json(replies[-1], VERDICT_SCHEMA)
     assert judgement == AnswerVerdict(correct=verdict["correct"], reason=verdict.get("reason", ""))
     assert usage.report()["judge"]["calls"] == len(replies) >= 2

@@ -9,6 +9,7 @@ changes nothing and is stored with its reason. A server that fails ends the buil
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,14 @@ from membuilder.bank.store_rows import Answer, Reason
 from membuilder.embedding.local import TextEmbedder, in_rows
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
+from membuilder.llm.model_output import read_model_json
 from membuilder.schemes.scheme import Scheme, Shown
 from membuilder.text import HALF_CHARACTER, is_text
-from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, Session
+from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, FailureKind, Session
 
+ATTEMPTS = 2
+"""Times a role is asked while its answer cannot be read."""
+UNREADABLE = (FailureKind.NOT_JSON, FailureKind.SCHEMA)
 Answers = dict[str, tuple[AgentUpdate, Answer]]
 """Role -> what it wants to change, and what the store keeps of its answer, but for the entries shown."""
 Ask = Callable[[Session, Bank, Shown], Awaitable[Answers]]
@@ -40,10 +45,17 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
     async def ask_role(role: str, session: Session, bank: Bank, shown: Shown) -> tuple[AgentUpdate, Answer]:
         asked_at, began = datetime.now(UTC), time.perf_counter()
         messages = [{"role": "user", "content": scheme.ask(role, session, bank, shown)}]
+        schema = scheme.schema(role, session)
         text, update, failure = None, AgentUpdate(), None
         try:
-            text = await model.complete(messages, schema=scheme.schema(role, session))
-            update = scheme.parse(role, text, session)
+            for _ in range(ATTEMPTS):
+                text = await model.complete(messages, schema=schema)
+                update = _read(scheme, role, text, session)
+                if update.failure is None or update.failure.kind not in UNREADABLE:
+                    break
+                # the longer conversation is another request, so neither a cache nor a temperature of 0 repeats it
+                complaint = f"That was not the JSON object asked for ({update.failure.detail}). Write it again."
+                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": complaint}]
         except ChatError as error:
             if not error.models_fault:
                 raise
@@ -59,6 +71,18 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
         return dict(zip(scheme.roles, answers, strict=True))
 
     return ask
+
+
+def _read(scheme: Scheme, role: str, text: str, session: Session) -> AgentUpdate:
+    """Read a real model's answer as the scheme reads a policy's; else the one JSON value that stands in it."""
+    update = scheme.parse(role, text, session)
+    if update.failure is None or update.failure.kind not in UNREADABLE:
+        return update
+    try:
+        found = json.dumps(read_model_json(text), ensure_ascii=False)
+    except ValueError:
+        return update
+    return scheme.parse(role, found, session)
 
 
 def ask_expert(scheme: Scheme) -> Ask:

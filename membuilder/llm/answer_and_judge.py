@@ -19,8 +19,8 @@ from string import Template
 from typing import Any
 
 from membuilder.errors import ChatError, ChatErrorKind
-from membuilder.llm.chat_model import ChatModel, Message, read_json
-from membuilder.llm.json_output import without_thoughts
+from membuilder.llm.chat_model import ChatModel, Message, read_words
+from membuilder.llm.model_output import read_model_json
 from membuilder.text import on_one_line
 from membuilder.types import Question
 
@@ -36,6 +36,7 @@ JUDGE_ATTEMPTS = 3
 """Times a judge is asked before an answer stays unjudged."""
 _ANOTHER_TRY = (ChatErrorKind.TRUNCATED, ChatErrorKind.DECLINED)
 """Failures that another wording may mend; the client has already tried again where waiting may help."""
+_SAID = {"true": True, "yes": True, "correct": True, "false": False, "no": False, "incorrect": False}
 _SHORT = 'Reply with {"correct": true} or {"correct": false} and nothing else.'
 
 
@@ -67,7 +68,7 @@ async def answer(
         now=f"Today is {asked_at:%A, %Y-%m-%d}." if asked_at else "",
         question=question.text,
     )
-    return without_thoughts(await model.complete([_user(prompt)]))
+    return read_words(await model.complete([_user(prompt)]))
 
 
 async def judge(
@@ -85,8 +86,7 @@ async def judge(
     for asked in [model, *[again or model] * (JUDGE_ATTEMPTS - 1)]:
         try:
             reply = await asked.complete(messages, schema=VERDICT_SCHEMA)
-            verdict = read_json(reply, VERDICT_SCHEMA)
-            return AnswerVerdict(correct=verdict["correct"], reason=verdict.get("reason", ""))
+            return read_verdict(reply)
         except ChatError as error:
             if error.fatal:
                 raise
@@ -100,6 +100,16 @@ async def judge(
             complaint = _user(f"That was not the JSON object asked for ({problem}). {_SHORT}")
             messages += [{"role": "assistant", "content": reply}, complaint]
     return AnswerVerdict(correct=None, reason=f"no verdict in {JUDGE_ATTEMPTS} replies: {problem}")
+
+
+def read_verdict(reply: str) -> AnswerVerdict:
+    """Read a judge's reply, which may say yes or no in its own way. Raises ValueError where it says neither."""
+    verdict = read_model_json(reply)
+    said = verdict.get("correct") if isinstance(verdict, dict) else None
+    correct = _SAID.get(str(said).strip().casefold())
+    if correct is None:
+        raise ValueError(f"expected an object with 'correct': true or false, found {reply[:200]!r}")
+    return AnswerVerdict(correct=correct, reason=str(verdict.get("reason") or ""))
 
 
 def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -> str:

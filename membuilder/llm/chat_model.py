@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from jsonschema import Draft202012Validator
 
-from membuilder.llm.json_output import load_json
+from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.llm.endpoints import SETTING_HINT
+from membuilder.llm.model_output import read_model_json, read_model_text
 
 Message = dict[str, str]  # {"role": "system"|"user"|"assistant", "content": text}
 
@@ -63,19 +65,24 @@ def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(text: str, schema: Mapping) -> Any:
-    """Return the JSON of an answer that fits `schema`; only a think-block and a code fence may stand around it.
+    """Return the JSON of an answer that fits `schema`, in whatever a real model puts around it.
 
     A schema sent with a request binds only servers that honour it, so the answer is checked all the same. Raises
     ValueError saying what is wrong.
     """
-    try:
-        answer = load_json(text)
-    except RecursionError as error:
-        raise ValueError("JSON nested too deeply") from error
+    answer = read_model_json(text)
     problem = next(iter(_validator(json.dumps(schema)).iter_errors(answer)), None)
     if problem is not None:
         raise ValueError(f"{problem.json_path}: {problem.message[:200]}")
     return answer
+
+
+def read_words(text: str) -> str:
+    """Return an answer in words without the reasoning before it. Raises ChatError where there is nothing else."""
+    try:
+        return read_model_text(text)
+    except ValueError as error:
+        raise ChatError(ChatErrorKind.NO_TEXT, f"{error}; raise max_tokens {SETTING_HINT}") from error
 
 
 @lru_cache(maxsize=256)

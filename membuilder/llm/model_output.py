@@ -26,6 +26,9 @@ _VALUE = re.compile(r'\{\s*["}]|\[\s*\{')
 """Where a JSON object or a list of them begins; `{name}` and `[1]` in prose begin none."""
 _DRAFT = re.compile(r'(?:\[\s*)?\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\})')
 """The same with a whole key: what is no JSON after all costs little to find out."""
+_LITERAL = re.compile(r"\b(?:true|false|none)\b", re.IGNORECASE)
+_LITERALS = {"true": "true", "false": "false", "none": "null"}
+"""Python's words, or shouted ones, and JSON's, each as long as the other: no position changes."""
 _TRAILING_COMMA = re.compile(r",\s*[\]}]")
 
 
@@ -93,11 +96,14 @@ def _masked(text: str) -> str:
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value at `start` and where it ends. Line breaks in strings and commas before a bracket do no harm."""
+    """The JSON value at `start` and where it ends. Harmless: line breaks in strings, trailing commas, `True`."""
     while True:
         try:
             return _DECODER.raw_decode(text, start)
         except json.JSONDecodeError as error:
+            if (word := _LITERAL.match(text, error.pos)) is not None:
+                text = f"{text[: error.pos]}{_LITERALS[word[0].casefold()]}{text[word.end() :]}"
+                continue
             comma = text.rfind(",", start, error.pos + 1)
             trailing = _TRAILING_COMMA.match(text, max(comma, 0))
             if trailing is None or trailing.end() <= error.pos:

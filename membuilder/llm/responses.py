@@ -33,13 +33,26 @@ def read_chat(payload: object) -> str:
         raise ChatError(ChatErrorKind.TRUNCATED, message)
     if finish == "content_filter" or message.get("refusal"):
         raise ChatError(ChatErrorKind.DECLINED, f"the model declined to answer: {message.get('refusal') or finish}")
+    if isinstance(content, list):  # parts; those of other types, such as reasoning, are no part of the answer
+        content = "".join(part["text"] for part in content if _is_text_part(part))
     if content is not None and not isinstance(content, str):
         raise _bad(payload, "the answer is no text")
     if content is None or not content.strip():
-        raise ChatError(ChatErrorKind.NO_TEXT, "the model answered without a text")
+        problem = "the model answered without a text"
+        if message.get("reasoning_content") or message.get("reasoning"):
+            problem = "the server called the whole answer reasoning: serve the model without a reasoning parser, or"
+            problem += f" switch its thinking off by extra_body {SETTING_HINT}"
+        raise ChatError(ChatErrorKind.NO_TEXT, problem)
     if not is_text(content):
         raise ChatError(ChatErrorKind.NO_TEXT, f"the answer {HALF_CHARACTER}: {content[:200]!r}")
     return content
+
+
+def _is_text_part(part: object) -> bool:
+    match part:
+        case {"type": "text" | "output_text", "text": str()}:
+            return True
+    return False
 
 
 def read_tokens(payload: object) -> Tokens | None:

@@ -21,8 +21,7 @@ from rapidfuzz.fuzz import token_set_ratio
 
 from membuilder.errors import ChatError
 from membuilder.llm.answer_and_judge import Strictness, answer, judge
-from membuilder.llm.chat_model import ChatModel, Message, read_json
-from membuilder.llm.json_output import without_thoughts
+from membuilder.llm.chat_model import ChatModel, Message, read_json, read_words
 from membuilder.schemes.scheme import Step
 from membuilder.text import HALF_CHARACTER, is_text, on_one_line, quoted
 from membuilder.trajectories.question_plan import Kind
@@ -239,7 +238,7 @@ async def _fault(asked: Asked, step: Step, models: Models) -> str | None:
 
 async def _guess(question: Question, today: datetime, model: ChatModel) -> str:
     prompt = _template("qa_closed_book").substitute(today=f"{today:%Y-%m-%d}", question=on_one_line(question.text))
-    return without_thoughts(await model.complete([_message("user", prompt)]))
+    return read_words(await model.complete([_message("user", prompt)]))
 
 
 def _prompt(
