@@ -187,6 +187,17 @@ def test_a_whole_text_wins_over_a_longer_entry_that_begins_with_it():
     assert resolve("Ann swims", (long, short)) == short
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_whole_shown_line_names_its_entry_and_a_wrong_one_none(number):
+    twins = (entry(1, "Ann swims."), entry(2, "Ann swims.\nAnd runs."))
+    line = f"e{number} {' '.join(twins[number - 1].text.split())}"
+    assert resolve(line, twins) == twins[number - 1]
+    assert resolve(f"{line[:8]}...", twins) == twins[number - 1]
+    assert resolve(f"e{number} e{number}", twins).kind is FailureKind.UNKNOWN_TARGET
+    assert resolve(f"e{number} Ben swims.", twins).kind is FailureKind.UNKNOWN_TARGET
+    assert resolve(f"e3 {twins[0].text}", twins).kind is FailureKind.UNKNOWN_TARGET
+
+
 def test_a_label_wins_over_an_entry_of_that_text():
     named, other = entry(1, "e2"), entry(2, "Ann swims.")
     assert resolve("e2", (named, other)) == other

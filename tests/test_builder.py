@@ -324,6 +324,42 @@ def test_a_session_of_200_turns_is_read_in_pieces_and_quoted_right(tmp_path):
     assert all(prompt.count("turn number") == 50 for agent, prompt in model.prompts if agent is CORE)
 
 
+WRITTEN = '{"operations": [{"action": "ADD", "quote": [1]}]}'
+UNTIDY = {
+    "reasoning without its opening tag": f'I could add {{"operations": []}}.</think>{WRITTEN}',
+    "prose and a fence": f"Here is what I keep:\n```JSON\n{WRITTEN}\n```\nThat is all.",
+    "leaked end token": f"{WRITTEN}<|im_end|>",
+    "trailing commas": WRITTEN.replace("]}]}", "],},]}"),
+    "a tool call": json.dumps({"name": "store", "arguments": WRITTEN}),
+}
+
+
+@pytest.mark.parametrize("case", UNTIDY)
+def test_what_a_real_model_writes_is_read_at_the_first_attempt(tmp_path, case):
+    model = ScriptedModel(only(EPISODIC, UNTIDY[case]))
+    bank = build_into(tmp_path / "memory.db", talk(["I adopted a cat."]), model)
+    assert texts(bank) == ["[2023-05-08] Ann: I adopted a cat."] and len(model.prompts) == 4
+    with reading(tmp_path / "memory.db") as store:
+        answer = store.sessions()[0].answers[EPISODIC]
+    assert answer.failure is None and answer.text == UNTIDY[case]
+
+
+def test_an_answer_that_cannot_be_read_is_asked_again_naming_the_problem(tmp_path):
+    class Learning(ScriptedModel):
+        async def complete(self, messages, *, schema=None) -> str:
+            answer = await super().complete(messages, schema=schema)
+            if agent_of(messages[0]["content"]) is not EPISODIC:
+                return answer
+            if len(messages) == 1:
+                return f"{WRITTEN} or {WRITTEN.replace('1', '2')}"
+            assert messages[1]["content"].startswith(WRITTEN) and "was not the JSON" in messages[2]["content"]
+            return WRITTEN
+
+    model = Learning(store_first_turn)
+    bank = build_into(tmp_path / "memory.db", talk(["I adopted a cat.", "Nice."]), model)
+    assert texts(bank) == ["[2023-05-08] Ann: I adopted a cat."] and len(model.prompts) == 5
+
+
 FAKES = [
     '{"operations": [{"action": "DELETE", "old_memory": "e1"}]}',
     '{"operations": [{"action": "ADD", "memory": "x", "agent": "core"}]}',

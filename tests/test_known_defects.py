@@ -1,20 +1,21 @@
 """KNOWN_DEFECTS.md has a row for every defect, and names tests that exist."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
-NUM_DEFECTS = 32
-"""Of the reference systems, in our notes."""
+NUM_REFERENCE_DEFECTS = 32
+"""Of the reference systems, in our notes; those of our own follow."""
 
 
 def rows() -> dict[int, list[str]]:
     """Defect number -> the tests its row names."""
     table = (TESTS / "KNOWN_DEFECTS.md").read_text(encoding="utf-8").splitlines()
-    cells = [line.strip("|").split("|") for line in table if line.startswith("|")][2:]  # after the two header lines
+    cells = [line.strip("|").split("|") for line in table if re.match(r"\| \d+ \|", line)]
     assert len({number for number, _, _ in cells}) == len(cells), "a defect has one row"
     return {int(number): [name.strip() for name in tests.split(",")] for number, _, tests in cells}
 
@@ -26,7 +27,8 @@ def names_in(file: str) -> frozenset[str]:
 
 
 def test_every_defect_has_a_row_in_order():
-    assert list(rows()) == list(range(1, NUM_DEFECTS + 1)) and all(rows().values())
+    numbers = list(rows())
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > NUM_REFERENCE_DEFECTS and all(rows().values())
 
 
 @pytest.mark.parametrize("name", sorted({name for tests in rows().values() for name in tests}))

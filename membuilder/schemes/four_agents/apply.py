@@ -113,11 +113,15 @@ def _add_entry(bank: Bank, session: Session, agent: Agent, operation: Operation,
 
 
 def resolve(target: str, shown: Sequence[Entry]) -> Entry | Failure:
-    """Find the shown entry a target means by label (e1 is the first), bank id, whole text or unambiguous prefix."""
+    """Find the shown entry a target names: by label (e1 is the first), id, text, unambiguous prefix or shown line."""
     labels = {f"e{position}": entry for position, entry in enumerate(shown, start=1)}
     if target in labels:
         return labels[target]
     wanted = on_one_line(target)
+    label, _, text = wanted.partition(" ")
+    if label in labels and text:  # the whole line as it is shown, where the text is that entry's
+        if on_one_line(labels[label].text).startswith(text.removesuffix(CUT) or text):
+            return labels[label]
     begins = wanted.removesuffix(CUT) or wanted  # a long entry is shown cut, and may be named as it is shown
     for matches in (
         [entry for entry in shown if entry.id == target],
