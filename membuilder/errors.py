@@ -149,6 +149,10 @@ class FetchError(MemBuilderError):
     """A public file could not be fetched, or what came is not that file."""
 
 
+class PushError(MemBuilderError):
+    """A model could not be uploaded; its folder stands."""
+
+
 class EvaluationError(MemBuilderError):
     """An evaluation cannot go on, or its result would mislead."""
 

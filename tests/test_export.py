@@ -1,16 +1,23 @@
 """A checkpoint of a real run as a model folder: trainer, transformers and vLLM answer alike; the card describes it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from membuilder.errors import CheckpointError, ConfigError
+from rollout.tokens import encode_prompt
 from rollout.types import SamplingConfig
 from tests import both_loops, forks
 from tests.forks import embedder  # noqa: F401
@@ -18,6 +25,7 @@ from tests.test_snapshots import small_disk  # noqa: F401
 from trainer import export as exporting
 from trainer import sft
 from trainer.batching.packing import TrainSequence, dense_tree, pack
+from trainer.checkpoint.model_card import METRICS, model_card
 from trainer.configs import ModelConfig
 from trainer.export import export
 from trainer.model.policy import Policy, load_model
@@ -93,13 +101,96 @@ def test_vllm_answers_as_the_trainer(exported, answers):
     assert [list(completion.token_ids) for (completion,) in found] == answers
 
 
-def test_the_card_has_settings_and_metrics(run, exported):
+def test_the_card_says_what_the_model_is_and_how_to_use_it(run, exported):
     card = (exported / "README.md").read_text()
     losses = [json.loads(line)["sft/loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert card.startswith("---\nlibrary_name: transformers\n") and "step 6" in card
+    assert ModelCard(card).data.library_name == "transformers" and "step 6" in card
     assert f"| sft/loss | {losses[5]} |" in card and "sessions_per_step: 7" in card
+    assert "AutoModelForCausalLM.from_pretrained" in card and "launch/serve.sh" in card and "Licence" in card
+    assert "trained from random weights" in card and str(run.parent) not in card
     export(run / "checkpoints/step_4", run / "earlier")
     assert f"| sft/loss | {losses[3]} |" in (run / "earlier/README.md").read_text()
+    assert (run / "model/README.md").read_text() == card, "a run's own models carry it too"
+
+
+def test_the_card_has_ten_metrics_and_knows_the_base_model_through_local_folders(tmp_path):
+    """An RL run starts from the folder of an SFT run, which started from a model of the hub."""
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0} | dict.fromkeys(METRICS, 0.5)) + "\n")
+    first = model_card(
+        {"model": {"path": "org/base-1B"}, "out": "x", "data": {"path": "/home/me/x.jsonl"}}, tmp_path, 1
+    )
+    assert first.count(" | 0.5 |") == 10 and "/home/me" not in first
+    assert ModelCard(first).data.base_model == "org/base-1B" and "huggingface.co/org/base-1B" in first
+    first = first.replace("library_name:", "license: apache-2.0\nlibrary_name:")
+    (tmp_path / "README.md").write_text(first)
+    second = ModelCard(model_card({"model": {"path": str(tmp_path)}}, tmp_path, 1))
+    assert (second.data.base_model, second.data.license) == ("org/base-1B", "apache-2.0")
+    assert str(tmp_path) not in str(second) and "Licence: apache-2.0" in str(second)
+    (tmp_path / "README.md").unlink()
+    assert "a local model" in model_card({"model": {"path": str(tmp_path)}}, tmp_path, 1)
+
+
+def test_a_tiny_model_has_a_chat_template_that_asks_what_training_asked(exported):
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    text = "2022-03-19 Kofi: hello #1 <end> {{ x }}"
+    plain = AutoTokenizer.from_pretrained(exported)
+    plain.chat_template = None
+    assert tokenizer.chat_template is not None
+    assert encode_prompt(tokenizer, text.replace("<end>", "")) == encode_prompt(plain, text.replace("<end>", ""))
+    assert tokenizer.eos_token_id not in encode_prompt(tokenizer, text)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the model hub as an upload needs, on loopback."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        self.server.asked.append((self.path, self.headers["authorization"], body))
+        root = f"http://127.0.0.1:{self.server.server_port}/me/m"
+        answers = {
+            "/api/repos/create": {"url": root, "name": "me/m"},
+            "/api/validate-yaml": {"errors": [], "warnings": []},
+            "/api/models/me/m/commit/main": {"commitOid": "1", "commitUrl": f"{root}/commit/1", "pullRequestUrl": None},
+        }
+        answer = answers.get(self.path)
+        if self.path == "/api/models/me/m/preupload/main":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            answer = {"files": [{"path": name} | modes for name in names]}
+        content = json.dumps(answer).encode()
+        self.send_response(404 if answer is None or self.server.refuses else 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_model_is_uploaded_to_the_hub_or_its_folder_stands(run, tmp_path, refuses):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked, server.refuses = [], refuses
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
+    command = [sys.executable, "-m", "trainer.export", str(run / "checkpoints/step_6"), str(tmp_path / "m")]
+    command += ["--push-to-hub", "me/m", "--private"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub, timeout=120, check=False)
+    server.shutdown()
+    server.server_close()
+    assert (tmp_path / "m/model.safetensors").is_file() and "hf_secret" not in result.stdout + result.stderr
+    created = json.loads(server.asked[0][2])
+    assert created["visibility"] == "private" and server.asked[0][1] == "Bearer hf_secret"
+    if refuses:
+        assert result.returncode == 1 and "is whole" in result.stderr and "hf upload me/m" in result.stderr
+        assert "Traceback" not in result.stderr
+        return
+    assert result.returncode == 0 and f"uploaded to {hub['HF_ENDPOINT']}/me/m" in result.stdout
+    lines = [json.loads(line) for line in server.asked[-1][2].splitlines()]
+    sent = {line["value"]["path"] for line in lines if line["key"] == "file"}
+    assert sent == {path.name for path in (tmp_path / "m").iterdir()} >= {"README.md", "model.safetensors"}
 
 
 def test_a_damaged_checkpoint_or_a_folder_that_exists_is_refused(run, exported, tmp_path):

@@ -22,7 +22,7 @@ ORDER = {
         " schemes building trajectories evaluation"
     ).split(),
     "trainer": (
-        "configs advantages rl_config sft_config losses optim batching kernels model data distributed checkpoint logs"
+        "configs advantages rl_config sft_config losses optim batching kernels model data distributed logs checkpoint"
         " experience memory_estimate optimizer_step"
     ).split(),
 }

@@ -238,6 +238,7 @@ def test_a_model_that_does_not_fit_is_a_clear_error(small_disk):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from trainer.checkpoint.files import save_model
+    from trainer.sft_config import SFTConfig
 
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=8192, hidden_size=16, intermediate_size=16, num_hidden_layers=1))
     policy = torch.nn.Module()
@@ -245,7 +246,7 @@ def test_a_model_that_does_not_fit_is_a_clear_error(small_disk):
     (small_disk / "model").mkdir()
     (small_disk / "model" / "old").write_bytes(b"old")
     with pytest.raises(CheckpointError, match="could not save the model to .*No space left on device"):
-        save_model(Accelerator(cpu=True), policy, None, small_disk / "model")
+        save_model(Accelerator(cpu=True), policy, None, SFTConfig(out=str(small_disk)), 1, "model")
     assert names(small_disk) == ["model"]
     assert (small_disk / "model" / "old").read_bytes() == b"old"
 

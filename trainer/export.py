@@ -2,9 +2,10 @@
 
     python -m trainer.export runs/rl/checkpoints/step_40 exported
     launch/serve.sh exported
+    python -m trainer.export runs/rl/checkpoints/step_40 exported --push-to-hub me/my-memory --private
 
-The folder holds safetensors in shards, tokenizer, generation config, and a model card with the run's settings and
-metrics. Checkpoints of one process, DDP and DeepSpeed are taken, whatever their number of processes; no GPU is needed.
+The folder holds safetensors in shards, tokenizer with chat template, generation config, and a model card.
+Checkpoints of one process, DDP and DeepSpeed are taken, whatever their number of processes; no GPU is needed.
 """
 
 import argparse
@@ -12,14 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from membuilder.errors import ConfigError, clear_errors
+from membuilder.errors import ConfigError, PushError, clear_errors
 from membuilder.quiet import hide_loading_bars
 from trainer.checkpoint import folders
-from trainer.checkpoint.files import files_of, model_folder, write_all
-from trainer.checkpoint.folders import MODEL, Manifest
-from trainer.logs.run_log import METRICS_FILE, read_jsonl
+from trainer.checkpoint.folders import MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +35,17 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     import torch  # here and below: neither --help nor a checkpoint that is refused waits for it
     from transformers import AutoTokenizer
 
+    from trainer.checkpoint.files import files_of, model_folder, write_all
+    from trainer.checkpoint.model_card import CARD, model_card
+
     hide_loading_bars()
     dtype = getattr(torch, manifest.meta["config"]["model"]["dtype"])
     model = _model(checkpoint / MODEL, checkpoint / "state", dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
     with model_folder(target) as partial:
         model.save_pretrained(partial, max_shard_size=shard_size)
-        write_all(partial, files_of(tokenizer) | {"README.md": model_card(checkpoint, manifest).encode()})
+        card = model_card(manifest.meta["config"], checkpoint.absolute().parent.parent, manifest.step)
+        write_all(partial, files_of(tokenizer) | {CARD: card.encode()})
     return target
 
 
@@ -78,41 +79,20 @@ def _weights(state: Path) -> dict[str, "torch.Tensor"]:
     }
 
 
-def model_card(checkpoint: Path, manifest: Manifest) -> str:
-    """What the model is, how it was trained and how well it did, as a Hugging Face README."""
-    settings, path = manifest.meta["settings"], manifest.meta["config"]["model"]["path"]
-    origin = f"`{path}`" if path else "random weights"
-    metrics = "\n".join(_metrics(checkpoint, manifest.step))
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [memory, membuilder]
----
-# Memory builder, step {manifest.step}
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Upload a model folder to the hub, into a repository that is made where it is missing; return its address."""
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-Turns the sessions of a dialogue into operations on a memory bank (MemBuilder). Trained from {origin}.
-
-## Metrics
-
-{metrics}
-
-## Settings
-
-```yaml
-{yaml.safe_dump(settings)}```
-"""
-
-
-def _metrics(checkpoint: Path, step: int) -> list[str]:
-    """The last value of each metric up to the checkpoint, out of the run's log."""
-    path = checkpoint.absolute().parent.parent / METRICS_FILE
-    if not path.is_file():
-        return [f"Not known: the run's {METRICS_FILE} does not stand beside its checkpoints."]
-    last: dict[str, float] = {}
-    for row in read_jsonl(path):
-        if row["step"] < step:
-            last |= {name: value for name, value in row.items() if name not in ("step", "nonfinite")}
-    return ["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in sorted(last.items()))]
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, commit_message="A memory builder (MemBuilder)")
+    except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
+        problem = f"{repository} was not uploaded ({error}); '{folder}' is whole: log in (`hf auth login`, or HF_TOKEN)"
+        raise PushError(f"{problem} and run `hf upload {repository} {folder}`") from error
+    return str(address)
 
 
 @clear_errors("trainer.export")
@@ -120,8 +100,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a folder OUT/checkpoints/step_N")
     parser.add_argument("folder", type=Path, help="folder to write; it must not exist")
+    hub = "upload it too, into this repository of the hub, such as me/my-memory; log in by `hf auth login` or HF_TOKEN"
+    parser.add_argument("--push-to-hub", metavar="NAME", help=hub)
+    parser.add_argument("--private", action="store_true", help="a repository that is made shows itself to nobody else")
     given = parser.parse_args(argv)
+    if given.private and given.push_to_hub is None:
+        raise ConfigError("--private goes with --push-to-hub NAME")
     print(f"wrote {export(given.checkpoint, given.folder)}")
+    if given.push_to_hub is not None:
+        print(f"uploaded to {push(given.folder, given.push_to_hub, given.private)}")
 
 
 if __name__ == "__main__":

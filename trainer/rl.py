@@ -175,7 +175,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         bar.update()
     for each in (bar, stop, log):
         each.close()
-    return save_model(accelerator, policy, collector.tokenizer, Path(config.out) / "model")
+    return save_model(accelerator, policy, collector.tokenizer, config, config.num_steps, "model")
 
 
 @clear_errors("trainer.rl")

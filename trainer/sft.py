@@ -110,7 +110,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
             metrics[BEST.metric] = validation_loss
             if BEST.is_beaten(best, validation_loss):
                 best = validation_loss
-                save_model(accelerator, policy, tokenizer, Path(config.out) / "best")
+                save_model(accelerator, policy, tokenizer, config, step + 1, "best")
 
         # 4. Log and save.
         log.log(metrics, step)
@@ -125,7 +125,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         bar.update()
     for each in (bar, stop, log):
         each.close()
-    model_dir = save_model(accelerator, policy, tokenizer, Path(config.out) / "model")
+    model_dir = save_model(accelerator, policy, tokenizer, config, num_steps, "model")
     return SFTResult(model_dir=model_dir, num_steps=num_steps, validation_loss=validation_loss)
 
 

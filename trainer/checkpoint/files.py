@@ -11,13 +11,18 @@ from safetensors import SafetensorError
 
 from membuilder.errors import CheckpointError
 from membuilder.files import durable_rename, fsync_tree
+from trainer.checkpoint.model_card import CARD, model_card
+from trainer.checkpoint.run_settings import resolved
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from trainer.configs import TrainConfig
 
-def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> Path:
-    """Write a Hugging Face folder: safetensors and tokenizer."""
+
+def save_model(accelerator: "Accelerator", policy, tokenizer, config: "TrainConfig", step: int, name: str) -> Path:
+    """Write the folder `name` of the run after `step` steps: safetensors, tokenizer and card, for Hugging Face."""
+    folder = Path(config.out) / name
     state = accelerator.get_state_dict(policy)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(policy).model
@@ -29,7 +34,8 @@ def save_model(accelerator: "Accelerator", policy, tokenizer, folder: Path) -> P
         }
         with model_folder(folder) as partial:
             model.save_pretrained(partial, state_dict=weights)
-            write_all(partial, files_of(tokenizer))
+            card = model_card(resolved(config), folder.parent, step)
+            write_all(partial, files_of(tokenizer) | {CARD: card.encode()})
     accelerator.wait_for_everyone()
     return folder
 

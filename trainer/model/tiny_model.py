@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trainer.configs import TinyConfig
 
 PAD, END = "<pad>", "<end>"
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+"""The texts of the messages and nothing else, so that a server asks the model what training asked it."""
 
 
 def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -29,7 +31,9 @@ def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int)
     tokenizer.train_from_iterator(texts, trainer)
     # longest first, so that "#12" is never read as "#1" and "2"
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in sorted(added, key=len, reverse=True)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int) -> Qwen3ForCausalLM:

@@ -1,0 +1,97 @@
+"""Writes the card that every saved model carries: what it is, how to use it, and how well it did."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from trainer.logs.run_log import METRICS_FILE, read_jsonl
+
+CARD = "README.md"
+METRICS = (
+    "eval/accuracy", "reward/mean", "qa/accuracy", "memory_ratio", "sft/loss", "sft/val_loss", "loss", "kl", "entropy",
+    "clip_ratio/mean", "sampling/logp_difference/mean", "frac_reward_zero_std", "rewards/missing", "grad_norm", "lr",
+)  # fmt: skip
+"""The most telling first; a card has the first ten that the run logged."""
+NUM_METRICS = 10
+USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_HUB_NAME")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_HUB_NAME")
+```
+
+Serve it on this machine and build a memory with it:
+
+```bash
+launch/serve.sh FOLDER 8000
+python -m membuilder.build --model FOLDER --provider vllm --base-url http://localhost:8000/v1 --out memory.db
+```"""
+
+
+def model_card(config: Mapping[str, Any], run: Path, step: int) -> str:
+    """Return the card of a model after `step` steps of the run that logged into `run`, without local paths."""
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation", tags=["memory", "membuilder"],
+        **_base(config["model"]["path"]),
+    )  # fmt: skip
+    origin = f"[{data.base_model}](https://huggingface.co/{data.base_model})" if data.base_model else None
+    return f"""---
+{data.to_yaml()}
+---
+# Memory builder, step {step}
+
+Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, arXiv 2601.05488).
+
+- Base model: {origin or ("a local model" if config["model"]["path"] else "none, trained from random weights")}
+- Licence: {data.license or ("that of the base model" if origin else "not known to this program; name it here")}
+
+## Use
+
+{USE}
+
+## Metrics
+
+{_metrics(run / METRICS_FILE, step)}
+
+## Settings
+
+```yaml
+{yaml.safe_dump(_without_paths(config))}```
+"""
+
+
+def _base(path: str | None) -> dict[str, str]:
+    """The base model and its licence, as far as they are known: a local folder has them in its own card."""
+    if path is None:
+        return {}
+    if not Path(path).is_dir():
+        return {"base_model": path}
+    card = Path(path) / CARD
+    if not card.is_file():
+        return {}
+    known = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    return {name: value for name in ("base_model", "license") if isinstance(value := known.get(name), str)}
+
+
+def _metrics(path: Path, step: int) -> str:
+    """The last value of the main metrics before `step`, out of the run's log, as a table."""
+    last: dict[str, float] = {}
+    for row in read_jsonl(path) if path.is_file() else []:
+        if row["step"] < step:
+            last |= row
+    names = [name for name in METRICS if name in last][:NUM_METRICS]
+    if not names:
+        return f"Not known: the run's {METRICS_FILE} is not at hand."
+    return "\n".join(["| metric | value |", "|---|---|", *(f"| {name} | {last[name]} |" for name in names)])
+
+
+def _without_paths(value: Any) -> Any:
+    """The settings but for texts with a slash, which name files of the machine that trained."""
+    if isinstance(value, Mapping):
+        kept = {key: _without_paths(part) for key, part in value.items() if key != "out"}
+        return {key: part for key, part in kept.items() if not (isinstance(part, str) and "/" in part)}
+    return [_without_paths(part) for part in value] if isinstance(value, list) else value
