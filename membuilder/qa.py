@@ -221,7 +221,10 @@ def _ask(given: argparse.Namespace) -> int:
             print(f"{folder}: {'; '.join(counts)}")
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
-        print(f"membuilder.qa: {share:.1%} of the questions asked for are missing (--max-missing)", file=sys.stderr)
+        problem = f"{share:.1%} of the questions asked for are missing, more than --max-missing {given.max_missing:g}"
+        stands = f"The {len(reports)} files {QA_FILE} are whole and usable, with fewer questions than asked for"
+        advice = "to ask again, remove a sample's file and its report, and name another --model"
+        print(f"membuilder.qa: {problem}. {stands}; {advice}.", file=sys.stderr)
         return 1
     return 0
 
