@@ -83,6 +83,7 @@ class ModelEndpoint:
     """null: that of --price, else the cost is reported as unknown."""
 
     def __post_init__(self) -> None:
+        self.provider = Provider(self.provider)  # in Python it may be given as text
         if min(self.concurrency, self.max_attempts, self.max_tokens) < 1:
             raise ValueError("concurrency, max_attempts and max_tokens must be at least 1")
         if min(self.timeout_seconds, self.check_timeout_seconds) <= 0:
