@@ -8,5 +8,5 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """One colour for each name, of a role or a system, by its place among them."""
+    """Return one colour for each name, of a role or a system, by its place among them."""
     return dict(zip(names, cycle(PALETTE), strict=False))

@@ -39,7 +39,7 @@ USAGE_FILE = "usage.jsonl"
 
 
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
-    """The dialogues asked for, in the order of their file."""
+    """Return the dialogues asked for, in the order of their file."""
     dialogues, _ = load_selected(given, () if given.conv_id is None else (given.conv_id,), "--conv-id")
     cut = [in_windows(dialogue, given.max_turns) for dialogue in dialogues]
     return [replace(dialogue, sessions=dialogue.sessions[: given.sessions]) for dialogue in cut]

@@ -58,6 +58,6 @@ def fsync(path: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """How much is free on the disk of a folder, which need not exist yet; a user's quota may allow less."""
+    """Tell how much is free on the disk of a folder, which need not exist yet; a user's quota may allow less."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     return shutil.disk_usage(nearest).free

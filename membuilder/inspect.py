@@ -71,7 +71,7 @@ def show_bank(contents: Contents) -> RenderableType:
 
 
 def history(bank: Bank, entry_id: str) -> list[Entry]:
-    """What an entry replaced, the entry, and what replaced it, through any number of steps; the oldest first."""
+    """Return what an entry replaced, the entry, and what replaced it, through any number of steps; the oldest first."""
     older, newer = {entry_id}, {entry_id}
     for entry in reversed(bank.entries):  # an entry is younger than those it supersedes
         if entry.id in older:
@@ -83,7 +83,7 @@ def history(bank: Bank, entry_id: str) -> list[Entry]:
 
 
 def show_entry(contents: Contents, entry_id: str) -> RenderableType:
-    """The history of an entry, and where its words come from."""
+    """Return the history of an entry, and where its words come from."""
     entry = next((entry for entry in contents.bank.entries if entry.id == entry_id), None)
     if entry is None:
         raise MemBuilderError(f"no entry {entry_id!r}; this store has {len(contents.bank.entries)}, from m1 on")
@@ -99,7 +99,7 @@ def show_entry(contents: Contents, entry_id: str) -> RenderableType:
 
 
 def show_session(contents: Contents, number: int) -> RenderableType:
-    """What each agent answered about a session and what that changed."""
+    """Return what each agent answered about a session and what that changed."""
     if not 0 <= number < len(contents.sessions):
         raise MemBuilderError(f"no session {number}; this store has {len(contents.sessions)}, numbered from 0")
     stored, session = contents.sessions[number], contents.sessions[number].session

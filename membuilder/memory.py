@@ -113,7 +113,7 @@ class Memory(AbstractContextManager):
 
 
 def _session(messages: Sequence[Mapping[str, str]], index: int, when: datetime, path: Path) -> Session:
-    """A conversation as a session. Raises DataError for a message that is none."""
+    """Return a conversation as a session. Raises DataError for a message that is none."""
     turns = []
     for number, message in enumerate(messages, start=1):
         role, content, name = message.get("role"), message.get("content"), message.get("name")

@@ -9,7 +9,7 @@ from membuilder.errors import ConfigError
 
 
 def load_function(name: str) -> Callable:
-    """The function of a file, which is run anew. Raises ConfigError where there is no such file or function."""
+    """Return the function of a file, which is run anew. Raises ConfigError where there is no such file or function."""
     path, _, function = name.partition(":")
     if not Path(path).is_file() or not function:
         raise ConfigError(f"'{name}': expected path/to/file.py:function, and no file is at '{path}'")

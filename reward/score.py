@@ -62,7 +62,7 @@ class RoleOutput:
 
     @property
     def is_valid(self) -> bool | None:
-        """Whether the output could be used; None where there is none, because the role was not asked."""
+        """Tell whether the output could be used; None where there is none, because the role was not asked."""
         if self.failure is not None and self.failure.kind is FailureKind.PROMPT_TOO_LONG:
             return None
         return self.failure is None
@@ -90,7 +90,7 @@ Formula = Callable[[Mapping[str, RoleOutput], QAResult, RewardConfig], Score]
 
 
 def status_of(valid: bool | None, qa: QAResult) -> RewardStatus:
-    """Why a reward is what it is; `valid` as in `RoleOutput.is_valid`."""
+    """Tell why a reward is what it is; `valid` as in `RoleOutput.is_valid`."""
     if valid is None:
         return RewardStatus.PROMPT_TOO_LONG
     if not qa.verdicts:

@@ -14,7 +14,7 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config:
-    """The configuration of a command line. With --dry-run the report is printed and the program ends."""
+    """Return the configuration of a command line. With --dry-run the report is printed and the program ends."""
     config, given = parse_args(cls, argv, cls.__doc__, add_dry_run)
     with clear_errors(program):
         if not given.dry_run:

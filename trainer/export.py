@@ -50,7 +50,7 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
 
 
 def _model(folder: Path, state: Path, dtype: "torch.dtype") -> "PreTrainedModel":
-    """The model whose configuration stands in `folder`, with the weights of `state`."""
+    """Return the model whose configuration stands in `folder`, with the weights of `state`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -67,7 +67,7 @@ def _model(folder: Path, state: Path, dtype: "torch.dtype") -> "PreTrainedModel"
 
 
 def _weights(state: Path) -> dict[str, "torch.Tensor"]:
-    """The policy's weights as Accelerate or DeepSpeed saved them; float32 from the latter."""
+    """Return the policy's weights as Accelerate or DeepSpeed saved them; float32 from the latter."""
     if (state / "pytorch_model").is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

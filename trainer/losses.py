@@ -43,7 +43,7 @@ class TokenValues(Generic[Column]):
     update: its own forward pass gives them."""
 
     def columns(self) -> dict[str, Column]:
-        """The columns that are present, by name."""
+        """Return the columns that are present, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(TokenValues)}
         return {name: column for name, column in found.items() if column is not None}
 
@@ -146,7 +146,7 @@ def reinforce(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Met
 
 
 def bounds(config: LossConfig) -> tuple[float, float]:
-    """The lowest and the highest ratio that is not clipped."""
+    """Return the lowest and the highest ratio that is not clipped."""
     return 1 - config.clip, 1 + (config.clip if config.clip_high is None else config.clip_high)
 
 
@@ -176,7 +176,7 @@ def clipped_objective(
 
 
 def mismatch_correction(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """The factor, without gradient, of a policy term whose tokens were sampled by the engine and not by the trainer.
+    """Return the factor, without gradient, of a policy term whose tokens the engine sampled and not the trainer.
 
     `tis_cap` gives min(proximal / rollout, cap) per token (Espeholt et al. 2018, arXiv 1802.01561). `sequence_mask`
     gives 0 for a completion whose geometric mean of that ratio leaves the band; a product would shrink with length.
@@ -212,14 +212,14 @@ def regularizer(inputs: LossInputs, config: LossConfig) -> tuple[torch.Tensor, M
 
 
 def sequence_mean(values: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
-    """The mean of `values` over each token's completion, (M,)."""
+    """Return the mean of `values` over each token's completion, (M,)."""
     # there are at most as many completions as tokens; to count them, the host would have to wait for the GPU
     sums = torch.zeros_like(values).index_add(0, sequence, values)
     return sums[sequence] / sequence_lengths(sequence, values.dtype)
 
 
 def sequence_lengths(sequence: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The number of tokens of each token's completion, (M,)."""
+    """Return the number of tokens of each token's completion, (M,)."""
     ones = torch.ones(sequence.shape, dtype=dtype, device=sequence.device)
     return torch.zeros_like(ones).index_add(0, sequence, ones)[sequence]
 
@@ -228,7 +228,7 @@ LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (adrpo, grpo, dapo, g
 
 
 def resolve_loss(name: str) -> Loss:
-    """The loss a config names. Raises ConfigError naming the known ones."""
+    """Return the loss a config names. Raises ConfigError naming the known ones."""
     if name in LOSSES:
         return LOSSES[name]
     if ":" in name:
@@ -237,5 +237,5 @@ def resolve_loss(name: str) -> Loss:
 
 
 def needs_whole_sequences(loss: Loss, config: LossConfig) -> bool:
-    """Whether tokens of one completion may depend on each other, so that the loss needs all of them at once."""
+    """Tell whether tokens of one completion may depend on each other, so that the loss needs all of them at once."""
     return config.sequence_mask is not None or not getattr(loss, "per_token", False)

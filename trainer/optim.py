@@ -16,7 +16,7 @@ def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.A
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
-    """The rate of optimizer step `step` (from 0) out of `num_steps`: it warms up linearly, then follows a cosine."""
+    """Return the rate of step `step` (from 0) out of `num_steps`: it warms up linearly, then follows a cosine."""
     num_warmup = math.ceil(config.warmup_ratio * num_steps)
     if step < num_warmup:
         return config.lr * (step + 1) / num_warmup

@@ -32,7 +32,7 @@ class Update:
     """The sessions of all trees of the step, whichever process runs them."""
 
     def weighted(self) -> Iterator[tuple[PackedBatch, float, bool]]:
-        """Every micro-batch with the factor of its loss (`is_real`: 1 or 0), and whether it is the update's last."""
+        """Yield every micro-batch with the factor of its loss (`is_real`: 1 or 0), and whether it is the last."""
         for number, packed in enumerate(self.batches):
             yield packed, float(number < self.num_real), number == len(self.batches) - 1
 
@@ -100,14 +100,14 @@ def make_objective(
     reference: Policy | None,
     temperature: float,
 ) -> Objective:
-    """The loss of a micro-batch, for the head; the reference's log-probs are computed here."""
+    """Return the loss of a micro-batch, for the head; the reference's log-probs are computed here."""
     ref_logprobs = None if reference is None else reference(packed, temperature).logprobs
     values, sequence = packed.values, packed.sequence
     return Objective(loss=loss, config=config, scale=scale, values=values, ref_logprobs=ref_logprobs, sequence=sequence)
 
 
 def means_over_tokens(sums: Mapping[str, torch.Tensor], num_tokens: int, accelerator: Accelerator) -> dict[str, float]:
-    """The sums of all processes, divided by the tokens of all: one reduction and one transfer to the host."""
+    """Return the sums of all processes, divided by the tokens of all: one reduction and one transfer to the host."""
     if not sums:
         return {}
     names = sorted(sums)
@@ -140,7 +140,7 @@ class Skips:
     in_a_row: int = 0
 
     def should_skip(self, norm: float, ids: Sequence[str]) -> bool:
-        """Whether an update with this gradient norm is left out. DivergedError after more than `limit` in a row."""
+        """Tell whether an update of this gradient norm is left out. DivergedError after more than `limit` in a row."""
         if math.isfinite(norm):
             self.in_a_row = 0
             return False
@@ -155,5 +155,5 @@ class Skips:
 
 
 def largest_norm(norms: Sequence[float]) -> float:
-    """The largest norm of the updates that were taken; nan where all were left out, 0 where there were none."""
+    """Return the largest norm of the updates that were taken; nan where all were left out, 0 where there were none."""
     return max(filter(math.isfinite, norms), default=math.nan if norms else 0.0)

@@ -62,7 +62,7 @@ class Panel(NamedTuple):
 
 
 def _per_role(prefix: str, style: str = "-", suffix: str = "") -> Line:
-    """A line for each role, in the role's own colour; which roles there are, only the log of the run tells."""
+    """Make a line for each role, in the role's own colour; which roles there are, only the log of the run tells."""
     return Line(f"{prefix}/{ROLE}", f"{ROLE}{suffix}", style=style, width=1.3)
 
 
@@ -128,7 +128,7 @@ def read_series(path: str | Path) -> Series:
 
 
 def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | None:
-    """One figure, a panel below the other over the same steps; None when no line of any panel has data."""
+    """Draw one figure, a panel below the other over the same steps; None when no line of any panel has data."""
     panels = [panel._replace(lines=_lines(panel, series)) for panel in panels]
     present = [panel for panel in panels if any(line.metric in series for line in panel.lines)]
     if not present:
@@ -144,7 +144,7 @@ def plot_metrics(series: Series, panels: Sequence[Panel], out: Path) -> Path | N
 
 
 def _lines(panel: Panel, series: Series) -> list[Line]:
-    """The lines of a panel, with one for each role in the place of one for all."""
+    """Return the lines of a panel, with one for each role in the place of one for all."""
     every = "prompt_too_long/"  # logged at every step for every role of the scheme, in its order
     roles = [name.removeprefix(every) for name in series if name.startswith(every)]
     lines = []

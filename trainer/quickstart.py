@@ -130,7 +130,7 @@ def timed(stage: str, seconds: Counter[str]) -> Iterator[None]:
 def load_configs(
     out: str, seed: int, overrides: Sequence[str] = (), data: str | None = None, eval_data: str | None = None
 ) -> tuple[SFTConfig, RLConfig]:
-    """Both stages' configs with the command line laid over them; RL starts from the model that SFT writes.
+    """Return both stages' configs with the command line laid over them; RL starts from the model that SFT writes.
 
     `overrides` are further `sft.key=value` and `rl.key=value`.
     """

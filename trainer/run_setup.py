@@ -78,7 +78,7 @@ def describe_run(config: TrainConfig, accelerator: Accelerator) -> None:
 
 
 def make_engine(config: RLConfig, model_dir: str | Path) -> Engine:
-    """An engine that holds the model of a folder. vLLM is imported only when it is asked for."""
+    """Return an engine that holds the model of a folder. vLLM is imported only when it is asked for."""
     if config.engine == "vllm":
         from rollout.vllm_engine import VLLMEngine
 
@@ -150,7 +150,7 @@ def setup_sft(
 def _model_for(
     config: SFTConfig, builds: Sequence[ExpertBuild], scheme: Scheme
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of `config.model.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
+    """Return the model of `config.model.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
     if config.model.path is not None:
         return load_model(config.model.path, config.model), load_tokenizer(config.model.path)
     added = scheme.tiny_tokens(max(len(step.session.turns) for build in builds for step in build.steps))
@@ -159,7 +159,7 @@ def _model_for(
 
 
 def checked_trees(config: SFTConfig, accelerator: Accelerator, trees: list[Node], counts: LengthCounts) -> list[Node]:
-    """The trees, once it is printed how many samples were too long; ConfigError where too few sessions are left."""
+    """Print how many samples were too long and return the trees; ConfigError where too few sessions are left."""
     if counts.num_cut or counts.num_dropped:
         accelerator.print(
             f"longer than max_length={config.max_length} tokens: {counts.num_dropped} samples dropped, "
@@ -172,7 +172,7 @@ def checked_trees(config: SFTConfig, accelerator: Accelerator, trees: list[Node]
 
 
 def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
-    """The expert's work on dialogues, or what a prepared file holds of it."""
+    """Return the expert's work on dialogues, or what a prepared file holds of it."""
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
         return build_corpus(data, embedder, scheme, "train", "steering", "held_out")

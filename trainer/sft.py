@@ -130,7 +130,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
 
 
 def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, float]:
-    """Both numbers in the one transfer of a step; DeepSpeed knows the norm on the host already."""
+    """Return both numbers in the one transfer of a step; DeepSpeed knows the norm on the host already."""
     if isinstance(norm, float):
         return float(loss), norm
     return tuple(torch.stack([loss, norm.to(loss)]).tolist())

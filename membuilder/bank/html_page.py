@@ -30,7 +30,7 @@ def role_colours(sessions: Sequence[StoredSession], bank: Bank) -> dict[str, str
 
 
 def render_page(settings: Mapping[str, Any], sessions: Sequence[StoredSession], bank: Bank) -> str:
-    """The whole page as text."""
+    """Return the whole page as text."""
     style, script = _template("inspect.css"), _template("inspect.js")
     content = {name: settings[name] for name in ("dialogue", "speakers", "model")}
     content |= {"core": bank.core, "entries": bank.entries, "colours": role_colours(sessions, bank)}

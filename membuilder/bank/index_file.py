@@ -47,7 +47,7 @@ def open_index(path: Path, vectors: np.ndarray, config: IndexConfig) -> VectorIn
 
 
 def _read(path: Path, vectors: np.ndarray, kind: IndexKind, config: IndexConfig) -> VectorIndex | None:
-    """The stored index of the first rows of `vectors`; None where there is none to trust."""
+    """Return the stored index of the first rows of `vectors`; None where there is none to trust."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -88,7 +88,7 @@ class EmbedderOptions:
 def options_of(
     given: Any, chat: ModelAccess, api_key: str | None, precision: Precision = Precision.FLOAT32
 ) -> EmbedderOptions:
-    """The options in the fields `embedding_model`, `embedding_provider` and so on of a configuration, or of flags."""
+    """Return the options in the `embedding_*` fields of a configuration or of flags."""
     return EmbedderOptions(
         model=given.embedding_model,
         provider=given.embedding_provider,

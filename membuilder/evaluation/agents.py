@@ -26,7 +26,7 @@ from membuilder.types import Dialogue
 
 
 def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
-    """What the memories depend on; `run` holds the settings of the evaluation, which tell of the data."""
+    """Return what the memories depend on; `run` holds the settings of the evaluation, which tell of the data."""
     how = options.reading
     return {
         "builder": "agents",
@@ -68,7 +68,7 @@ async def build_memories(
 
 
 def _job(options: Options, dialogue: Dialogue, path: Path, dimension: int) -> Job:
-    """The job of one dialogue; its store records the same settings as one of `python -m membuilder.build`."""
+    """Return the job of one dialogue; its store records the same settings as one of `python -m membuilder.build`."""
     how, embedding, precision = options.reading, options.embedder.model, options.embedder.precision
     if precision is not Precision.FLOAT32:
         embedding = f"{embedding or DEFAULT_PACKAGE} in {precision}"

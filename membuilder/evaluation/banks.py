@@ -103,7 +103,7 @@ class BankFolder:
 
 
 def read_settings(path: Path, advice: str) -> dict[str, Any]:
-    """The settings kept in a file of our own. Raises DataError, with `advice`, where it holds no JSON object."""
+    """Return the settings kept in a file of our own. Raises DataError, with `advice`, where it holds no JSON object."""
     return typed(dict[str, Any], read_json(path, advice), path, FILE, advice=advice)
 
 

@@ -14,7 +14,7 @@ ANSWERS_FILE = "answers.jsonl"
 
 
 def load_side(name: str) -> list[Record]:
-    """The records of `FOLDER` or `FOLDER:SYSTEM`; a folder of several systems needs the second form."""
+    """Return the records of `FOLDER` or `FOLDER:SYSTEM`; a folder of several systems needs the second form."""
     folder, system = (name, None) if Path(name).is_dir() else (name.rpartition(":")[0], name.rpartition(":")[2])
     path = Path(folder) / ANSWERS_FILE
     if not path.is_file():

@@ -46,7 +46,7 @@ def bootstrap(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.n
 
 
 def paired(a: np.ndarray, b: np.ndarray, seed: int) -> Paired:
-    """Whether B differs from A, question by question; no value may be missing. # (N,), (N,)
+    """Tell whether B differs from A, question by question; no value may be missing. # (N,), (N,)
 
     The test is McNemar's exact one for scores of 0 and 1, else a permutation of the signs of the differences.
     """

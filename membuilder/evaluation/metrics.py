@@ -56,7 +56,7 @@ class Metric(NamedTuple):
 
 
 def group_of(question: Question) -> str:
-    """The column a question counts in: its category, unless it is adversarial or asks for abstention."""
+    """Return the column a question counts in: its category, unless it is adversarial or asks for abstention."""
     if question.category == ADVERSARIAL:
         return ADVERSARIAL
     return question.category if question.answerable else ABSTENTION
@@ -92,7 +92,7 @@ def substring_match(question: Question, answer: str) -> float | None:
 
 
 def _gold(question: Question) -> str | None:
-    """The words of the gold answer; None without one, and where the question is set apart."""
+    """Return the words of the gold answer; None without one, and where the question is set apart."""
     return None if question.answer is None or group_of(question) in SET_APART else _normal(question.answer)
 
 

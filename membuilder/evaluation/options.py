@@ -60,7 +60,7 @@ class Reading:
 
 
 def reading_of(path: Path | None) -> Reading:
-    """The reading that the `config.yaml` of a training run tells; None: as real models read. Raises ConfigError."""
+    """Return the reading that a training run's `config.yaml` tells; None: as real models read. Raises ConfigError."""
     if path is None:
         return Reading(max_turns=60)
     match read(path):
@@ -133,7 +133,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def dialogues_of(given: argparse.Namespace) -> tuple[list[Dialogue], Path]:
-    """The dialogues to ask about, and the file they came from."""
+    """Return the dialogues to ask about, and the file they came from."""
     ids = [name for name in (given.conv_id, given.sample_id, given.character_id) if name is not None]
     dialogues, path = load_selected(given, ids, f"--conv-id, --sample-id or --character-id {tuple(ids)}")
     return shorten(dialogues, given.sessions, given.questions), path

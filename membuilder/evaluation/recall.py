@@ -44,7 +44,7 @@ class Ranking:
         return own_words | {session_of[turn_id] for turn_id in self.sources(k)}
 
     def can_show(self, by_session: bool) -> bool:
-        """Whether evidence could show in it: False where all that was found is in a model's own words."""
+        """Tell whether evidence could show in it: False where all that was found is in a model's own words."""
         read = self._read(len(self.items))
         return not read or any(item.source_turns or (by_session and item.session is not None) for item in read)
 
@@ -65,7 +65,7 @@ class Recall:
 
 
 def recall(evidence: Set, found: Set) -> Recall:
-    """How much of the evidence (turns or sessions, at least one) is among what was found."""
+    """Tell how much of the evidence (turns or sessions, at least one) is among what was found."""
     share = len(evidence & found) / len(evidence)
     return Recall(all=float(share == 1), any=float(share > 0), mean=share)
 

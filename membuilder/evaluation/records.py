@@ -68,7 +68,7 @@ class Record:
         return self.group in SET_APART
 
     def is_whole(self, is_answered: bool) -> bool:
-        """Whether neither the answer, in a run that has them, nor a verdict is missing; else it is asked again."""
+        """Tell whether neither the answer, in a run that has them, nor a verdict is missing; else it is asked again."""
         is_judged = all(verdict.correct is not None for verdict in self.verdicts.values())
         return is_judged and not (is_answered and self.answer is None)
 
@@ -77,7 +77,7 @@ class Record:
 
 
 def record_of(outcome: Outcome) -> Record:
-    """The record of an outcome; where no answer could be had, what was found counts all the same."""
+    """Return the record of an outcome; where no answer could be had, what was found counts all the same."""
     question, ranking = outcome.question, outcome.ranking
     return Record(
         system=outcome.system,
@@ -103,7 +103,7 @@ def _retrieved(item: Item) -> Retrieved:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of an answers file, the last one of each question; a last line cut short by a kill is cut off."""
+    """Return an answers file's records, the last one of each question; a last line that a kill cut short is cut off."""
     lines = read_appended(path, _ADVICE)
     records = [typed(Record, line, path, f"line {number}", advice=_ADVICE) for number, line in lines]
     return list({record.key: record for record in records}.values())

@@ -82,7 +82,7 @@ def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) ->
 
 
 def unjudged_share(records: Sequence[Record]) -> float:
-    """The share of the verdicts asked of one judge that could not be had; the worse of the two judges."""
+    """Return the share of the verdicts asked of one judge that could not be had; the worse of the two judges."""
     counts = _judge_counts(records).values()
     return max((each["unjudged"] / sum(each.values()) for each in counts), default=0.0)
 
@@ -120,7 +120,7 @@ def _estimates(records: Sequence[Record], seed: int) -> dict[str, Estimate]:
 
 
 def results(systems: Mapping[str, Summary], run: Mapping[str, Any]) -> dict[str, Any]:
-    """What `results.json` holds; `run` is how the numbers came about (settings, models, versions, hashes)."""
+    """Return what `results.json` holds; `run` is how the numbers came about (settings, models, versions, hashes)."""
     return {
         "systems": {name: summary_json(summary) for name, summary in systems.items()},
         "category_policy": CATEGORY_POLICY,
@@ -134,7 +134,7 @@ def intervals_text(seed: int) -> str:
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
-    """The numbers of one system as they stand in `results.json`."""
+    """Return the numbers of one system as they stand in `results.json`."""
     return _block_json(summary.overall) | {
         "questions_set_apart": summary.set_apart.questions,
         "unanswered": summary.unanswered,

@@ -173,7 +173,7 @@ def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
 
 
 def _misleads(name: str, records: Sequence[Record], is_answered: bool) -> bool:
-    """Whether too much of one system is missing, which is also printed; other systems do not make up for it."""
+    """Tell whether too much of one system is missing, which is also printed; other systems do not make up for it."""
     unanswered = sum(record.answer is None for record in records) / max(1, len(records)) if is_answered else 0.0
     shares = {"answers": unanswered, "verdicts": unjudged_share(records)}
     missing = {what: share for what, share in shares.items() if share > MAX_MISSING}

@@ -48,7 +48,7 @@ def _named(model: ModelAccess | None) -> dict[str, str | None] | None:
 
 
 def _sha256(path: Path) -> str:
-    """The checksum of a file, or of a folder's JSON files one after the other."""
+    """Return the checksum of a file, or of a folder's JSON files one after the other."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
         digest.update(file.read_bytes())

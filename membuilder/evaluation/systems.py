@@ -160,12 +160,12 @@ def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
 
 
 def turn_texts(dialogue: Dialogue) -> list[str]:
-    """The texts that dense search and the rules embed of a dialogue."""
+    """Return the texts that dense search and the rules embed of a dialogue."""
     return [item.text for item in _items(dialogue, Unit.TURN)]
 
 
 def _items(dialogue: Dialogue, unit: Unit) -> list[Item]:
-    """The turns as a memory would quote them, dated and with their speakers, one by one or those of a session as one.
+    """Return the turns as a memory would quote them, dated, with speakers, one by one or those of a session as one.
 
     A session without turns is left out.
     """
@@ -184,7 +184,7 @@ def _joined(items: Sequence[Item], between: str) -> Item:
 
 
 def open_system(name: str, options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
-    """The system of that name. Nothing is built or embedded before it is called.
+    """Return the system of that name. Nothing is built or embedded before it is called.
 
     Raises EvaluationError where --db-path holds other banks.
     """
@@ -205,7 +205,7 @@ def open_system(name: str, options: Options, settings: dict[str, Any], embedder:
 
 
 def embeds_turns(name: str) -> bool:
-    """Whether a system embeds every turn of a dialogue."""
+    """Tell whether a system embeds every turn of a dialogue."""
     return name == RULES or (name in RETRIEVERS and not name.endswith("-bm25"))
 
 
@@ -217,7 +217,7 @@ def _stored(folder: BankFolder, options: Options, embedder: TextEmbedder) -> Sys
 
 
 def _by_rules(options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
-    """The rules as a system; banks are kept in --db-path where it is theirs."""
+    """Return the rules as a system; banks are kept in --db-path where it is theirs."""
     if options.db_path is None or AGENTS in options.systems:
         return from_memories(lambda dialogue: memory_of(build_by_rules(dialogue, embedder), embedder, options.index))
     folder = BankFolder(options.db_path, {"builder": RULES} | {key: settings[key] for key in BUILT_FROM})

@@ -13,7 +13,7 @@ def categories(systems: Mapping[str, Summary]) -> list[str]:
 
 
 def shown_metrics(systems: Mapping[str, Summary]) -> list[Metric]:
-    """The metrics that are shown by category and were taken of some question."""
+    """Return the metrics that are shown by category and were taken of some question."""
     blocks = [block for system in systems.values() for block in system.by_category.values()]
     return [
         metric
@@ -27,7 +27,7 @@ def title(group: str) -> str:
 
 
 def table(systems: Mapping[str, Summary], seed: int) -> str:
-    """The numbers as Markdown."""
+    """Return the numbers as Markdown."""
     judges = [f"judge {name}" for name in JUDGES]
     head = ["system", "questions", *(f"recall@{k}" for k in CUTOFFS), "f1", *judges, f"abstention{_APART}"]
     head += [*(f"{judge}{_APART}" for judge in judges), "unanswered", "unjudged"]

@@ -10,12 +10,12 @@ _FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(.*)\n[^\S\n]*```", re.DOTALL)
 
 
 def _without_thoughts(text: str) -> str:
-    """An answer without the think-block some models put before it."""
+    """Return an answer without the think-block some models put before it."""
     return _THINK.sub("", text).strip()
 
 
 def load_json(text: str) -> Any:
-    """The one JSON value of an answer. Raises ValueError, or RecursionError for JSON nested too deeply."""
+    """Return the one JSON value of an answer. Raises ValueError, or RecursionError for JSON nested too deeply."""
     body = _without_thoughts(text)
     fenced = _FENCE.fullmatch(body)
     return json.loads(fenced.group(1) if fenced else body, object_pairs_hook=no_duplicate_keys)

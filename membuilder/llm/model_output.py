@@ -72,7 +72,7 @@ def read_model_text(text: str) -> str:
 
 
 def _answer_start(text: str) -> int:
-    """Where the answer begins: behind the last piece of reasoning."""
+    """Tell where the answer begins: behind the last piece of reasoning."""
     finals, closings = list(_FINAL.finditer(text)), list(_CLOSING.finditer(text))
     if not finals and _OTHER_CHANNEL.search(text):
         raise ValueError(f"the answer holds reasoning and no final message: {_shown(text)}")
@@ -80,7 +80,7 @@ def _answer_start(text: str) -> int:
 
 
 def _masked(text: str) -> str:
-    """The text with blanks for every JSON value, because a tag inside a value is a part of it."""
+    """Return the text with blanks for every JSON value, because a tag inside a value is a part of it."""
     parts, position, past = [], 0, 0
     while (start := _DRAFT.search(text, position)) is not None:
         try:
@@ -96,7 +96,7 @@ def _masked(text: str) -> str:
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value at `start` and where it ends. Harmless: line breaks in strings, trailing commas, `True`."""
+    """Return the JSON value at `start` and where it ends. Harmless: line breaks in strings, trailing commas, `True`."""
     while True:
         try:
             return _DECODER.raw_decode(text, start)
@@ -114,7 +114,7 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
 
 def _unwrapped(value: Any) -> Any:
-    """The arguments of a single tool call, which some models wrap around what they were asked for."""
+    """Return the arguments of a single tool call, which some models wrap around what they were asked for."""
     match value:
         case {"tool_calls": [call], **rest} | {"function": {} as call, **rest} if not rest.keys() - {"type", "id"}:
             return _unwrapped(call)

@@ -38,7 +38,7 @@ class VarlenCall:
 
     @property
     def segments(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """Where segments begin and how long they are at most, in the order of PyTorch's operators."""
+        """Tell where segments begin and how long they are at most, in the order of PyTorch's operators."""
         return self.query_bounds, self.key_bounds, self.max_queries, self.max_keys
 
 
@@ -90,7 +90,7 @@ def pairs(levels: Sequence[Level]) -> Iterator[Pair]:
 
 
 def _descendants(level: Level, ancestors: Sequence[int], num_ancestors: int) -> list[range]:
-    """The tokens below each ancestor at this depth; ancestors are in the order of their descendants."""
+    """Return the tokens below each ancestor at this depth; ancestors are in the order of their descendants."""
     counts = [0] * num_ancestors
     for span, ancestor in zip(level.spans, ancestors, strict=True):
         counts[ancestor] += len(span)
@@ -99,7 +99,7 @@ def _descendants(level: Level, ancestors: Sequence[int], num_ancestors: int) -> 
 
 
 def varlen_calls(levels: Sequence[Level]) -> list[VarlenCall]:
-    """One call for each pair, in the form of flash attention."""
+    """Return one call for each pair, in the form of flash attention."""
     return [
         VarlenCall(
             queries=_block(pair.queries),
@@ -115,7 +115,7 @@ def varlen_calls(levels: Sequence[Level]) -> list[VarlenCall]:
 
 
 def padded_calls(levels: Sequence[Level]) -> list[PaddedCall]:
-    """One call for each run of segments of alike size, in the form of SDPA's kernel for CPUs."""
+    """Return one call for each run of segments of alike size, in the form of SDPA's kernel for CPUs."""
     return [
         PaddedCall(
             queries=_block(part.queries),

@@ -31,11 +31,11 @@ class Objective:
 
     @property
     def whole_sequences(self) -> bool:
-        """Whether the head must call it once, with all rows."""
+        """Tell whether the head must call it once, with all rows."""
         return needs_whole_sequences(self.loss, self.config)
 
     def inputs(self, logprobs: torch.Tensor, entropy: torch.Tensor, rows: slice) -> LossInputs:
-        """What the loss gets for some of the rows, given their log-probs and entropies."""
+        """Return what the loss gets for some of the rows, given their log-probs and entropies."""
         known = {name: column[rows] for name, column in self.values.columns().items()}
         return LossInputs(
             trainer_logprobs=logprobs,
@@ -54,7 +54,7 @@ class Objective:
 
 
 def cross_entropy(scale: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, Metrics]]:
-    """The loss of supervised fine-tuning, for the head: minus each row's log-prob, times its scale (M,)."""
+    """Return the loss of supervised fine-tuning, for the head: minus each row's log-prob, times its scale (M,)."""
 
     def loss(logprobs: torch.Tensor, entropy: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Metrics]:
         return -logprobs * scale[rows], {"loss": -logprobs}

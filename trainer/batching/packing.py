@@ -65,7 +65,7 @@ class PackedBatch:
 
 
 def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
-    """The prefix tree of one session's sequences: what all prompts start with, the distinct prompts, completions."""
+    """Return the prefix tree of one session: what all prompts start with, the distinct prompts, the completions."""
     by_prompt: dict[tuple[int, ...], list[TrainSequence]] = defaultdict(list)
     for sequence in sequences:
         if not sequence.completion_token_ids or not sequence.prompt_token_ids:
@@ -86,18 +86,18 @@ def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
 
 
 def dense_tree(sequence: TrainSequence) -> Node:
-    """A tree of one sequence that brings its whole prompt, as trainers without shared prompts run it."""
+    """Return a tree of one sequence that brings its whole prompt, as trainers without shared prompts run it."""
     return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
 
 
 def sequences_of(node: Node) -> list[TrainSequence]:
-    """The sequences at the leaves of a prefix tree."""
+    """Return the sequences at the leaves of a prefix tree."""
     own = [] if node.sequence is None else [node.sequence]
     return own + [sequence for child in node.children for sequence in sequences_of(child)]
 
 
 def count_loss_tokens(node: Node) -> int:
-    """How many completion tokens a prefix tree holds."""
+    """Tell how many completion tokens a prefix tree holds."""
     return sum(len(sequence.completion_token_ids) for sequence in sequences_of(node))
 
 
@@ -160,7 +160,7 @@ def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
 
 
 def _joined_values(sequences: Sequence[TrainSequence]) -> TokenValues[torch.Tensor] | None:
-    """The columns of all sequences, one after another; None where they have none."""
+    """Return the columns of all sequences, one after another; None where they have none."""
     joined: dict[str, list[float]] = defaultdict(list)
     for number, sequence in enumerate(sequences):
         columns = {} if sequence.values is None else sequence.values.columns()
@@ -176,7 +176,7 @@ def _joined_values(sequences: Sequence[TrainSequence]) -> TokenValues[torch.Tens
 
 
 def _moved(value, device: torch.device):
-    """A tensor on the device; a record or list whose tensors are on the device; anything else as it is."""
+    """Return a tensor on the device; a record or list whose tensors are on the device; anything else as it is."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, list):

@@ -39,13 +39,13 @@ def encode(value: Any, kind: Any, name: str) -> bytes:
 
 
 def seal(label: str, content: bytes) -> bytes:
-    """The bytes of a file around content that is JSON already."""
+    """Return the bytes of a file around content that is JSON already."""
     envelope = Envelope(format=FORMAT, label=label, sha256=_digest(label, content), content=msgspec.Raw(content))
     return msgspec.json.encode(envelope)
 
 
 def unseal(path: Path, label: str, kind: type[Content], remedy: str) -> Content:
-    """The content of a sealed file; CheckpointError naming the file and the remedy when it is not what was written."""
+    """Return a sealed file's content; CheckpointError, naming file and remedy, when it is not what was written."""
     try:
         envelope = msgspec.json.decode(path.read_bytes(), type=Envelope)
         if envelope.format != FORMAT:

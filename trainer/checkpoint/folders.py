@@ -133,14 +133,14 @@ def verify(folder: Path) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What the manifest says, without looking at the files it lists."""
+    """Return what the manifest says, without looking at the files it lists."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint folder '{folder}'")
     return unseal(folder / MANIFEST, LABEL, Manifest, PREVIOUS)
 
 
 def choose(root: Path, resume: str) -> Path | None:
-    """The verified checkpoint to go on from; None to start anew. A run calls `recover` first.
+    """Return the verified checkpoint to go on from; None to start anew. A run calls `recover` first.
 
     `never` starts anew and raises ConfigError where checkpoints stand already. `auto` is the newest, and raises
     CheckpointError when that one is damaged. `previous` is the newest that is whole. Anything else is a folder.
@@ -163,7 +163,7 @@ def choose(root: Path, resume: str) -> Path | None:
 
 
 def best_step(root: Path, metric: str, higher_is_better: bool) -> int | None:
-    """The step whose meta has the best value of a metric, the later of equals; None where none was measured."""
+    """Return the step whose meta has the best value of a metric, the later of equals; None where none was measured."""
     values = {step: read_manifest(folder).meta.get(metric) for step, folder in checkpoints(root).items()}
     sign = 1 if higher_is_better else -1
     return max(((sign * value, step) for step, value in values.items() if value is not None), default=(0, None))[1]

@@ -65,7 +65,7 @@ Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, a
 
 
 def _base(path: str | None) -> dict[str, str]:
-    """The base model and its licence, as far as they are known: a local folder has them in its own card."""
+    """Return the base model and its licence, as far as they are known: a local folder has them in its own card."""
     if path is None:
         return {}
     if not Path(path).is_dir():
@@ -78,7 +78,7 @@ def _base(path: str | None) -> dict[str, str]:
 
 
 def _metrics(path: Path, step: int) -> str:
-    """The last value of the main metrics before `step`, out of the run's log, as a table."""
+    """Return the last value of the main metrics before `step`, out of the run's log, as a table."""
     last: dict[str, float] = {}
     for row in read_jsonl(path) if path.is_file() else []:
         if row["step"] < step:
@@ -90,7 +90,7 @@ def _metrics(path: Path, step: int) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """The settings but for texts with a slash, which name files of the machine that trained."""
+    """Return the settings but for texts with a slash, which name files of the machine that trained."""
     if isinstance(value, Mapping):
         kept = {key: _without_paths(part) for key, part in value.items() if key != "out"}
         return {key: part for key, part in kept.items() if not (isinstance(part, str) and "/" in part)}

@@ -19,7 +19,7 @@ LAUNCH = ("processes", "wrapper")
 
 
 def resolved(config) -> dict[str, Any]:
-    """The whole configuration as plain data."""
+    """Return the whole configuration as plain data."""
     return OmegaConf.to_container(OmegaConf.create(dump(config)))
 
 

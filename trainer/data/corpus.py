@@ -54,7 +54,7 @@ def load_corpus(config: DataConfig) -> Corpus[Dialogue]:
 
 
 def apart(dialogues: list[Item], number: int) -> tuple[list[Item], list[Item]]:
-    """The last `number` dialogues apart from the others."""
+    """Return the last `number` dialogues apart from the others."""
     if number >= len(dialogues):
         raise ConfigError(f"data.num_steering={number} of {len(dialogues)} training dialogues leaves none to train on")
     return dialogues[: len(dialogues) - number], dialogues[len(dialogues) - number :]
@@ -70,21 +70,21 @@ class ExpertBuild:
     """What is asked after each step, where the data says so; None: each question is asked where its evidence is."""
 
     def asked(self) -> Sequence[Sequence[Question]]:
-        """The questions that are asked after each step."""
+        """Return the questions that are asked after each step."""
         return self.dialogue.questions_by_session() if self.questions is None else self.questions
 
     def tokens_written(self, count_tokens: Callable[[Sequence[str]], int]) -> list[dict[str, int]]:
-        """How many memory tokens each role wrote in each session."""
+        """Tell how many memory tokens each role wrote in each session."""
         return [{role: count_tokens(texts) for role, texts in step.result.written.items()} for step in self.steps]
 
 
 def sft_builds(builds: Corpus[ExpertBuild], config: DataConfig) -> list[ExpertBuild]:
-    """What an epoch of SFT goes through."""
+    """Return what an epoch of SFT goes through."""
     return builds.train * (1 if config.path is None else config.repeat) + builds.extra
 
 
 def build_corpus(config: DataConfig, embedder: TextEmbedder, scheme: Scheme, *sides: str) -> Corpus[ExpertBuild]:
-    """What the scheme's offline expert makes of some sides of the corpus that `load_corpus` gives."""
+    """Return what the scheme's offline expert makes of some sides of the corpus that `load_corpus` gives."""
     corpus = load_corpus(config)
     return Corpus(**{side: expert_builds(getattr(corpus, side), embedder, scheme, SIDES[side]) for side in sides})
 
@@ -92,7 +92,7 @@ def build_corpus(config: DataConfig, embedder: TextEmbedder, scheme: Scheme, *si
 def expert_builds(
     dialogues: Sequence[Dialogue], embedder: TextEmbedder, scheme: Scheme, name: str
 ) -> list[ExpertBuild]:
-    """What the scheme's offline expert makes of each dialogue. Raises ConfigError for a scheme without one."""
+    """Return what the scheme's offline expert makes of each dialogue. Raises ConfigError for a scheme without one."""
     propose = scheme.expert
     if propose is None:
         raise ConfigError(
@@ -105,7 +105,7 @@ def expert_builds(
 
 
 def training_text(builds: Sequence[ExpertBuild], scheme: Scheme) -> list[str]:
-    """Every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
+    """Return every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
     return [
         scheme.ask(role, step.session, step.bank_before, step.shown)
         for expert in builds

@@ -24,7 +24,7 @@ from trainer.sft_config import SFTConfig
 
 
 def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tuple[list[Node], LengthCounts]:
-    """The trees of the sessions of `config.data.prepared`, in order; a pair without a session has one of its own."""
+    """Return the trees of the sessions in `config.data.prepared`; a pair without a session has one of its own."""
     if config.over_long is OverLong.CUT:
         raise ConfigError(
             "over_long=cut takes tokens out of the dialogue, and a prepared file does not say where in a prompt that "
@@ -45,7 +45,7 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
 
 
 def read_builds(path: str, scheme: Scheme) -> list[ExpertBuild]:
-    """The sessions of an RL file, those of a dialogue together; positions count only the sessions that are there."""
+    """Return the sessions of an RL file, dialogue by dialogue; positions count only the sessions that are there."""
     dialogues: dict[str, list[RLRecord]] = defaultdict(list)
     for record in _read(path, RLRecord, "rl"):
         dialogues[record.dialogue].append(record)
@@ -70,7 +70,7 @@ def _build(path: str, name: str, records: list[RLRecord], scheme: Scheme) -> Exp
 
 
 def _step(path: str, record: RLRecord, scheme: Scheme) -> Step:
-    """What the expert did, its operations applied once more: they must write what the file says they wrote."""
+    """Return what the expert did, its operations applied once more: they must write what the file says they wrote."""
     where = f"dialogue '{record.dialogue}', session {record.session_index}"
     if record.session is None or record.bank_before is None:
         problem = "is missing: a file of prompts alone cannot be sampled from; prepare it with --trajectories-dir"

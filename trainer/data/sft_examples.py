@@ -18,7 +18,7 @@ from trainer.sft_config import SFTConfig
 def sft_trees(
     builds: Sequence[ExpertBuild], tokenizer: PreTrainedTokenizerBase, scheme: Scheme, config: SFTConfig
 ) -> tuple[list[Node], LengthCounts]:
-    """The trees of all sessions, and what was done to samples longer than `config.max_length` tokens.
+    """Return the trees of all sessions, and what was done to samples longer than `config.max_length` tokens.
 
     A role whose update failed is not training data.
     """
@@ -58,13 +58,13 @@ def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) ->
 
 
 def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
-    """The sequences of the smallest tree in which some share a prompt's start; none where nothing is shared."""
+    """Return the sequences of the smallest tree in which some share a prompt's start; none where nothing is shared."""
     sharing = [tree for tree in trees if len(sequences_of(tree)) > 1]
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainSequence:
-    """A prompt and a completion to imitate, as token ids."""
+    """Return a prompt and a completion to imitate, as token ids."""
     return TrainSequence(
         prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),
         completion_token_ids=tuple(encode_completion(tokenizer, completion)),
@@ -72,7 +72,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) ->
 
 
 def _dialogue(step: Step, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> range:
-    """Where the turns stand in the session's prompts, which all begin alike up to the dialogue's end."""
+    """Tell where the turns stand in the session's prompts, which all begin alike up to the dialogue's end."""
     prompts = (
         encode_prompt(tokenizer, scheme.ask(scheme.roles[0], session, step.bank_before, step.shown))
         for session in (step.session, replace(step.session, turns=()))

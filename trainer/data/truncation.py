@@ -44,7 +44,7 @@ def fit(
     *,
     session: str,
 ) -> tuple[list[Node], LengthCounts]:
-    """The samples of one session as trees, none longer than `max_length` tokens, and what was done to the long ones.
+    """Return one session's samples as trees, none longer than `max_length` tokens, and what was done to long ones.
 
     `dialogue` says which prompt tokens are the dialogue: the same in all these prompts (`dialogue_span`). `session` is
     the trees' id and what errors call it. There is one tree of whole samples and one of cut ones, whose prompts part
@@ -74,7 +74,7 @@ def length(sequence: TrainSequence) -> int:
 
 
 def dialogue_span(prompt: Sequence[int], without_dialogue: Sequence[int]) -> range:
-    """Where the dialogue stands in a prompt, given the same prompt rendered without any turn.
+    """Tell where the dialogue stands in a prompt, given the same prompt rendered without any turn.
 
     prompt (1 2 7 7 8 4 5), without (1 2 4 5) -> range(2, 5)
     """
@@ -85,7 +85,7 @@ def dialogue_span(prompt: Sequence[int], without_dialogue: Sequence[int]) -> ran
 
 
 def _without(sequences: Sequence[TrainSequence], dialogue: range, num_tokens: int) -> list[TrainSequence]:
-    """The sequences without the first `num_tokens` of the dialogue in their prompts."""
+    """Return the sequences without the first `num_tokens` of the dialogue in their prompts."""
     starts = {sequence.prompt_token_ids[: dialogue.stop] for sequence in sequences}
     if len(starts) > 1 or any(len(start) < dialogue.stop for start in starts):
         raise ValueError(f"the prompts of a session differ before the end of its dialogue, at token {dialogue.stop}")

@@ -125,7 +125,7 @@ class Heartbeat:
         )
 
     def _live(self) -> None:
-        """The thread: give a sign, look at the others, and end this process where the main thread does not."""
+        """Give a sign again and again, look at the others, and end this process where the main thread does not."""
         since, looked, before = time.monotonic(), 0.0, None
         while not self._ended.is_set():
             gone = None
@@ -151,12 +151,12 @@ class Heartbeat:
             self._ended.wait(PERIOD_SECONDS)
 
     def _first(self, ranks: list[int], how: str = "") -> str | None:
-        """The first of them that did not end as it should."""
+        """Return the first of them that did not end as it should."""
         lost = [rank for rank in ranks if not self._store.check([f"ended {rank}"])]
         return self._gone(lost[0], how) if lost else None
 
     def _told(self) -> str | None:
-        """Why the run ends, where somebody knows."""
+        """Tell why the run ends, where somebody knows."""
         with suppress(DistError):  # what was read before it went is all there is
             if self._reason is None and self._store.check(["reason"]):
                 self._reason = self._store.get("reason").decode()
@@ -181,7 +181,7 @@ class Heartbeat:
         return f"rank {rank} is gone ({how}{self._homes[rank]})"
 
     def _gone_with_the_store(self) -> str:
-        """The store lives in rank 0 or in its launcher, which ends when one of its ranks does."""
+        """Name the ranks gone with the store: it lives in rank 0, or in a launcher that ends when one of its ranks does."""
         host = self._homes[0].host
         ranks = ", ".join(str(rank) for rank, home in enumerate(self._homes) if home.host == host)
         return f"rank {ranks} is gone (nothing answers at {self._address} on {host})"

@@ -29,7 +29,7 @@ PATIENCE = timedelta(hours=1)
 
 
 def start_accelerator(max_grad_norm: float) -> Accelerator:
-    """One process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself."""
+    """Start one process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself."""
     on_cpu, launched = not torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         accelerator = _start_deepspeed(on_cpu, max_grad_norm)

@@ -45,7 +45,7 @@ class Collector:
 
     @property
     def greedy(self) -> SamplingConfig:
-        """The settings with which the policy answers outside training."""
+        """Return the settings with which the policy answers outside training."""
         return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
 
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
@@ -120,11 +120,11 @@ class Collector:
         return score_group(group, answers, expert_tokens, self.count_tokens, self.formula, reward)
 
     def _expert_tokens(self, build: ExpertBuild) -> list[dict[str, float]]:
-        """What the length penalty compares with, of each session and role."""
+        """Return what the length penalty compares with, of each session and role."""
         return expert_lengths(build.tokens_written(self.count_tokens), self.reward.length.scope)
 
     def sample(self, tasks: Sequence[Task], sampling: SamplingConfig, num_rollouts: int, seed: int) -> list[Group]:
-        """A group of rollouts for each task."""
+        """Return a group of rollouts for each task."""
         return sample_groups(tasks, self.engine, self.tokenizer, self.scheme, sampling, num_rollouts, seed)
 
     def answer(self, banks: Sequence[tuple[Bank, Sequence[Question]]]) -> list[QAResult]:

@@ -44,7 +44,7 @@ class SystemResult:
     """Share of the prompts that were too long to be answered."""
 
     def metrics(self) -> dict[str, float]:
-        """The metrics that a training run logs."""
+        """Return the metrics that a training run logs."""
         values = asdict(self).items()
         return {f"eval/{name}": value for name, value in values if name != "questions" and value is not None}
 
@@ -97,7 +97,7 @@ def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: 
 
 
 def summarize(scores: Sequence[DialogueScores]) -> SystemResult:
-    """The means over all dialogues, of a question or of a dialogue."""
+    """Return the means over all dialogues, of a question or of a dialogue."""
     verdicts = [verdict for each in scores for verdict in each.verdicts]
     recalls = [recall for each in scores for recall in each.recalls]
     num_outputs = sum(each.built.num_outputs for each in scores)

@@ -36,7 +36,7 @@ class LengthController:
         )
 
     def weight(self) -> tuple[float, dict[str, float]]:
-        """The length weight of the step that is sampled next, and what to log about it."""
+        """Return the length weight of the step that is sampled next, and what to log about it."""
         config, weight = self._config, self._config.reward.length_weight
         if config.length_target is None:
             return weight, {}
@@ -54,7 +54,7 @@ class LengthController:
         self._stream.skip()
 
     def state(self) -> LengthState:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return LengthState(stream=self._stream.state, memory_ratio=self._smoothed)
 
     def load(self, state: LengthState) -> None:

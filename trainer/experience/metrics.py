@@ -67,7 +67,7 @@ def rollout_metrics(
 
 
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_role: int) -> list[dict]:
-    """One row for each role of the first groups' first rollouts: the completion and every part of its reward."""
+    """Return one row for each role of the first groups' first rollouts: the completion and every part of its reward."""
     rows = []
     for group, advantages in list(zip(scored, batch.advantages, strict=True))[:num_per_role]:
         score, rollout = group.scores[0], group.rollouts[0]

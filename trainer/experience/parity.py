@@ -71,7 +71,7 @@ def check_shared(
 def _logprobs(
     policy, trees: Iterable[Node], sequences: Sequence[TrainSequence], temperature: float, max_tokens: int, world: World
 ) -> torch.Tensor:
-    """The log-probs (M,) of the trees' tokens, on the CPU, in the order of `sequences`, which are those of the trees.
+    """Return the log-probs (M,) of the trees' tokens, on the CPU, in the order of `sequences`, the trees' own.
 
     Processes run equally many micro-batches, so that their collectives meet.
     """

@@ -57,7 +57,7 @@ class RolloutCache:
         check_settings(root, unseal(root / SETTINGS, SETTINGS_LABEL, dict, remedy), settings)
 
     def read(self, step: int) -> Experience | None:
-        """The experience that was given to `write`, or None; a damaged file is a CheckpointError."""
+        """Return the experience that was given to `write`, or None; a damaged file is a CheckpointError."""
         if self._root is None:
             return None
         found, path = None, self._root / f"step_{step}.json"

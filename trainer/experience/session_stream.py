@@ -67,7 +67,7 @@ class SessionStream:
 
     @property
     def state(self) -> StreamState:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return StreamState(taken=self._taken, slots=tuple(self._slots))
 
     def load_state(self, state: StreamState) -> None:
@@ -75,7 +75,7 @@ class SessionStream:
         self._taken, self._slots, self._tasks = state.taken, list(state.slots), {}
 
     def task(self, slot: int) -> Task:
-        """What is sampled in a slot."""
+        """Return what is sampled in a slot."""
         if slot not in self._tasks:
             build, session = self.expert(slot)
             self._tasks[slot] = make_task(
@@ -90,7 +90,7 @@ class SessionStream:
         return [float(length + len(slot.bank.core)) for length, slot in zip(texts, self._slots, strict=True)]
 
     def expert(self, slot: int) -> tuple[ExpertBuild, int]:
-        """The expert's build of a slot's dialogue, and the index of its session."""
+        """Return the expert's build of a slot's dialogue, and the index of its session."""
         return self._builds[self._slots[slot].dialogue], self._slots[slot].session
 
     def skip(self) -> None:

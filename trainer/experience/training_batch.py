@@ -24,7 +24,7 @@ class Batch:
 
 
 def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdScale) -> Batch:
-    """The training sequences of all groups, one prefix tree for each group, in the order of `roles` within it."""
+    """Return all groups' training sequences, one prefix tree for each group, in the order of `roles` within it."""
     rewards = {
         (number, role): [score.reward[role] for score in group.scores]
         for number, group in enumerate(scored)
@@ -54,7 +54,7 @@ def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdSc
 
 
 def sampled_sequence(sample: Sample, advantage: float = 0.0, weight: float = 0.0) -> TrainSequence:
-    """A sampled completion with the values of its tokens; nothing is learned from it where the advantage is 0."""
+    """Return a sampled completion with its tokens' values; nothing is learned from it where the advantage is 0."""
     assert sample.completion is not None, "what was not sampled has no reward"
     num_tokens = len(sample.completion.token_ids)
     values = TokenValues(

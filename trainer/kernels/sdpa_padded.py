@@ -45,13 +45,13 @@ def backward(
 
 
 def _groups(call: PaddedCall, block: Block) -> int:
-    """How many key heads the kernel sees; they are repeated where so few would leave threads of its backward idle."""
+    """Tell how many key heads the kernel sees: repeated where so few would leave threads of its backward idle."""
     num_heads, num_key_heads = block.query.shape[1], block.key.shape[1]
     return num_key_heads if len(call.key_rows.rows) * num_key_heads >= torch.get_num_threads() else num_heads
 
 
 def _padded(block: Block, call: PaddedCall, num_groups: int) -> Block:
-    """The block as the kernel takes it, with each key head repeated until there are `num_groups`."""
+    """Return the block as the kernel takes it, with each key head repeated until there are `num_groups`."""
     keys, values = (_pad(each, call.key_rows) for each in (block.key, block.value))
     times = num_groups // block.key.shape[1]
     if times > 1:
@@ -78,14 +78,14 @@ def _fold(padded: torch.Tensor, call: PaddedCall, num_groups: int) -> torch.Tens
 
 
 def _unfold(folded: torch.Tensor, call: PaddedCall, num_heads: int) -> torch.Tensor:
-    """The inverse of `_fold`."""
+    """Return the inverse of `_fold`."""
     if call.causal:
         return folded
     return folded.unflatten(2, (num_heads // folded.shape[1], -1)).flatten(1, 2)
 
 
 def _mask(call: PaddedCall, dtype: torch.dtype) -> torch.Tensor | None:
-    """What is added to the scores, (S, 1, 1, T); None where no key is padding or the causal mask hides the padding."""
+    """Return what is added to the scores, (S, 1, 1, T); None where no key is padding or the causal mask hides it."""
     if call.causal or call.key_rows.valid is None:
         return None
     bias = torch.zeros(call.key_rows.valid.shape, dtype=dtype, device=call.key_rows.valid.device)

@@ -20,7 +20,7 @@ PACKAGES = {name: (name,) for name in ("torch", "transformers", "accelerate", "d
 
 
 def provenance() -> dict[str, Any]:
-    """A record ready for JSON. Versions read like `2.13.0+cpu`, after the distribution's name where several fit."""
+    """Return a record ready for JSON. Versions read like `2.13.0+cpu`, after the name where several packages fit."""
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": None if changes is None else changes != ""},

@@ -114,7 +114,7 @@ class RunLog:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a log file. A last line that a killed run left half-written is dropped."""
+    """Return the records of a log file. A last line that a killed run left half-written is dropped."""
     return [record for _, record in _rows(Path(path))]
 
 

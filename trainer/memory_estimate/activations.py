@@ -34,7 +34,7 @@ def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedM
 def activation_bytes(
     config: PretrainedConfig, *, num_tokens: int, dtype: torch.dtype, checkpointing: bool
 ) -> ActivationBytes:
-    """What the layers of a model need, embedding included, on one packed row of `num_tokens`."""
+    """Return what the layers of a model need, embedding included, on one packed row of `num_tokens`."""
     model = make_meta_model(config, dtype)
     model.set_attn_implementation(NAME)
     if checkpointing:

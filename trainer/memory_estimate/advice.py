@@ -51,7 +51,7 @@ def advise(config: TrainConfig, launch: Launch) -> list[str]:
 
 
 def _make_all(names: Sequence[str], config: TrainConfig, launch: Launch) -> list[Change]:
-    """The changes one after the other; one that has nothing left to change is left out."""
+    """Return the changes one after the other; one that has nothing left to change is left out."""
     changes = []
     for name in names:
         if change := make(name, config, launch):
@@ -61,7 +61,7 @@ def _make_all(names: Sequence[str], config: TrainConfig, launch: Launch) -> list
 
 
 def make(name: str, config: TrainConfig, launch: Launch) -> Change | None:
-    """The run after a change; None where it has nothing to change."""
+    """Return the run after a change; None where it has nothing to change."""
     is_rl = isinstance(config, RLConfig)
     has_vllm = is_rl and config.engine == "vllm"
     match name:
@@ -88,7 +88,7 @@ def make(name: str, config: TrainConfig, launch: Launch) -> Change | None:
 
 
 def _engine_share(config: RLConfig, launch: Launch) -> float:
-    """The engine_memory that two of the longest sequences need, in whole hundredths."""
+    """Return the engine_memory that two of the longest sequences need, in whole hundredths."""
     found = estimate(config, launch)
     room = 2 * config.max_model_len * found.kv_bytes_per_token
     return -(-(config.engine_memory * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100

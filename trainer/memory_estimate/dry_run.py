@@ -15,7 +15,7 @@ from trainer.rl_config import RLConfig
 
 
 def report(config: TrainConfig, launch: Launch) -> tuple[str, bool]:
-    """The whole answer, as text for a terminal, and whether the run fits."""
+    """Return the whole answer, as text for a terminal, and whether the run fits."""
     found = estimate(config, launch)
     lines = [
         f"{config.model.path}: {sum(parameter_sizes(config.model.path)):,} parameters; {launch.num_processes} GPU"
@@ -45,7 +45,7 @@ def _table(config: TrainConfig, found: Estimate) -> list[str]:
 
 
 def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
-    """What one step generates and trains on."""
+    """Return what one step generates and trains on."""
     sessions, is_rl = config.sessions_per_step, isinstance(config, RLConfig)
     per_rank = -(-sessions // launch.num_processes)
     sequences = sessions * num_roles(config) * (config.num_rollouts if is_rl else 1)

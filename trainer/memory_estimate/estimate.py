@@ -31,12 +31,12 @@ ENGINE_WORKSPACE_BYTES = 3 * GIB  # vLLM's own activations and CUDA graphs
 
 
 def num_roles(config: TrainConfig) -> int:
-    """How many sequences an answer to one session takes."""
+    """Tell how many sequences an answer to one session takes."""
     return len(load_scheme(config.scheme, config.prompts).roles)
 
 
 def session_tokens(config: TrainConfig, prompt: int, completion: int) -> int:
-    """How many packed tokens a session has at most: as if its roles shared nothing of their prompts."""
+    """Tell how many packed tokens a session has at most: as if its roles shared nothing of their prompts."""
     copies = config.num_rollouts if isinstance(config, RLConfig) else 1
     return num_roles(config) * (prompt + copies * completion)
 
@@ -71,7 +71,7 @@ class Estimate(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """How many bytes are too many, summed over the phases."""
+        """Tell how many bytes are too many, summed over the phases."""
         return sum(max(0.0, size - self.gpu_bytes) for size in self.phases.values())
 
     @property
@@ -92,7 +92,7 @@ def model_config(path: str) -> PretrainedConfig:
 
 @cache
 def parameter_sizes(path: str) -> tuple[int, ...]:
-    """The number of elements of each parameter; a tied head counts once."""
+    """Return the number of elements of each parameter; a tied head counts once."""
     return tuple(parameter.numel() for parameter in make_meta_model(model_config(path), torch.bfloat16).parameters())
 
 
@@ -171,7 +171,7 @@ def estimate(config: TrainConfig, launch: Launch, num_tokens: int | None = None)
 def _engine_parts(
     config: RLConfig, sizes: Sequence[int], item: int, kv_per_token: int, launch: Launch
 ) -> tuple[list[Part], float | None]:
-    """The engine in the same process, the reference, and vLLM's room for keys and values."""
+    """Return the engine in the same process, the reference, and vLLM's room for keys and values."""
     weights = item * sum(sizes)
     parts = [Part.always("reference policy (KL)", weights)] if config.loss.kl_coef else []
     # the largest weight stands in the trainer's form and the engine's; under ZeRO-3 it is gathered first

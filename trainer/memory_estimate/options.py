@@ -43,5 +43,5 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 
 def launch_of(given: argparse.Namespace) -> Launch:
-    """The options of `add_dry_run` as they were given."""
+    """Return the options of `add_dry_run` as they were given."""
     return Launch(**{field.name: getattr(given, field.name) for field in fields(Launch)})

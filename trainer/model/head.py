@@ -40,7 +40,7 @@ class LossOutput(NamedTuple):
 
 
 def row_kernels(impl: Impl, device: torch.device):
-    """The module with `statistics` and `write_gradient_` for tensors of this device."""
+    """Return the module with `statistics` and `write_gradient_` for tensors of this device."""
     if impl == "triton" or (impl == "auto" and device.type == "cuda"):
         from trainer.kernels import triton_rows
 
@@ -207,7 +207,7 @@ class _Work:
 def _evaluate(
     loss: LossFunction, logprobs: torch.Tensor, entropy: torch.Tensor, chunk: slice
 ) -> tuple[LossOutput, tuple[torch.Tensor, torch.Tensor | None]]:
-    """The loss on some rows, and its gradients by their log-probs and entropies; None where it ignores entropies."""
+    """Return the loss on some rows and its gradients by log-probs and entropies; None where it ignores entropies."""
     logprobs, entropy = logprobs.detach().requires_grad_(), entropy.detach().requires_grad_()
     with torch.enable_grad():
         per_token, metrics = loss(logprobs, entropy, chunk)
@@ -220,7 +220,7 @@ def _evaluate(
 
 
 def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The gradient times the factor, in `dtype`, written into the storage of the gradient to save memory."""
+    """Return the gradient times the factor, in `dtype`, written into the storage of the gradient to save memory."""
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
     flat = gradient.view(-1)

@@ -20,7 +20,7 @@ from trainer.kernels.plain_varlen import Block
 
 
 def kernels_for(call: Call, query: torch.Tensor):
-    """The module whose `forward` and `backward` run calls of this form; flash kernels take half precision only."""
+    """Return the module whose `forward` and `backward` run calls of this form; flash kernels take 16-bit types only."""
     if isinstance(call, PaddedCall):
         return sdpa_padded
     if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):

@@ -16,7 +16,7 @@ from trainer.model.shared_prefix import hidden_states, use_shared_prefix
 
 
 def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
-    """The model of a folder or hub name, in the config's dtype; ConfigError where there is none."""
+    """Return the model of a folder or hub name, in the config's dtype; ConfigError where there is none."""
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError) as error:  # a folder or hub name the user gave

@@ -37,7 +37,7 @@ def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 of these sizes with random weights."""
+    """Return a Qwen3 of these sizes with random weights."""
     torch.manual_seed(seed)
     model_config = Qwen3Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,

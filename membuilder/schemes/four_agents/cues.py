@@ -149,7 +149,7 @@ class Cues:
 
     @property
     def lectures(self) -> bool:
-        """Whether the turn is long and hardly about the speaker: general knowledge, which nobody needs to remember."""
+        """Tell whether the turn is long and hardly about the speaker: general knowledge, not worth remembering."""
         return self.num_words > 80 and self.num_first_person * 40 < self.num_words
 
 
