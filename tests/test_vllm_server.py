@@ -207,7 +207,7 @@ def test_a_prompt_longer_than_the_context_fails_that_call_alone(server):
         return caught.value
 
     error = run(config(server), use)
-    assert (error.kind, error.fatal) == (ChatErrorKind.BAD_REQUEST, False) and "4096" in str(error)
+    assert (error.kind, error.fatal) == (ChatErrorKind.UNFIT_PROMPT, False) and "4096" in str(error)
 
 
 def test_a_server_that_chats_only_is_refused_as_an_embedder(server):
