@@ -181,7 +181,7 @@ class Heartbeat:
         return f"rank {rank} is gone ({how}{self._homes[rank]})"
 
     def _gone_with_the_store(self) -> str:
-        """Name the ranks gone with the store, which lives in rank 0 or in its launcher: that ends with any of its ranks."""
+        """Name the ranks gone with the store, which lives in rank 0 or in its launcher."""
         host = self._homes[0].host
         ranks = ", ".join(str(rank) for rank, home in enumerate(self._homes) if home.host == host)
         return f"rank {ranks} is gone (nothing answers at {self._address} on {host})"
