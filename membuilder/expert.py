@@ -18,7 +18,8 @@ from pathlib import Path
 
 from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
-from membuilder.building.dialogues import build_all, summary
+from membuilder.building.dialogues import build_all
+from membuilder.building.outcome import report, too_many_failed
 from membuilder.datasets.selection import add_data_flags, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
@@ -72,21 +73,23 @@ def _write_samples(given: argparse.Namespace) -> int:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
         if stores:
             asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish))
-        for path, _ in stores:
-            print(summary(path))
-    return 0
+        return report([path for path, _ in stores], config.max_failed, "membuilder.expert")
 
 
 def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
     """Return whether this very expert has written all of it; a store refuses another expert later."""
     settings = config.settings(dialogue, dimension=0)
     del settings["dimension"]  # told by the embedder, which is not opened to skip
-    return is_whole(sample_folder(Path(config.out), dialogue.id), len(dialogue.sessions), settings)
+    folder = sample_folder(Path(config.out), dialogue.id)
+    is_done = is_whole(folder, len(dialogue.sessions), settings)
+    return is_done and not too_many_failed(folder / STORE_FILE, config.max_failed)
 
 
 def _config(given: argparse.Namespace) -> BuildConfig:
     if min(given.workers, given.max_turns) < 1 or (given.sessions is not None and given.sessions < 1):
         raise ConfigError("--workers, --max-turns and --sessions must be at least 1")
+    if not 0 <= given.max_failed <= 1:
+        raise ConfigError("--max-failed is a share, from 0 to 1")
     model = read_endpoint(given, "", given.expert_model).endpoint
     if given.expert_model == RULES:
         model.temperature = None  # rules have none
@@ -96,6 +99,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
         max_turns=given.max_turns,
         parallel=given.workers if given.parallel else 1,
         scheme=given.scheme,
+        max_failed=given.max_failed,
         **{key: getattr(given, key) for key in EMBEDDING_KEYS},
     )
 
@@ -113,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
+    add("--max-failed", type=float, default=0.01, metavar="SHARE", help="of the answers that may fail (%(default)s)")
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
     add_embedding_flags(parser)
     add_cost_flags(parser)

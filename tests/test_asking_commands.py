@@ -293,3 +293,28 @@ def test_a_server_that_refuses_everything_stops_a_run_and_nothing_of_it_is_store
         assert len(server.requests) == 1 + 4 * 2
     with reading(path) as store:
         assert store.num_sessions() == 3
+
+
+def failing_once(request: Request) -> str:
+    """One agent writes no JSON about one session, however often it is asked."""
+    first = request.body["messages"][0]["content"]
+    fails = "Far!" in first.split("\n---\n")[0] and "You keep the semantic" in first
+    return "I would add that Ann moved." if fails else served(request)
+
+
+@pytest.mark.parametrize("command", PLACES)
+def test_more_failed_answers_than_allowed_end_a_run_with_status_1_and_nothing_is_called_whole(
+    command, asked, tmp_path, capsys
+):
+    with FaultServer(answering(failing_once)) as server:
+        flags = asked(command, server)
+        assert run(command, flags) == 1
+        said = capsys.readouterr()
+        assert "1 of 12 answers failed (8.3%, more than --max-failed 0.01): 1 not_json" in said.err
+        assert "failed answers: 1 not_json" in said.out
+        assert run(command, [*flags, "--max-failed", "0.1"]) == 0
+        if command == "expert":
+            skipping = [*flags, "--skip-existing"]
+            assert run(command, skipping) == 1 and "0 are whole" in capsys.readouterr().out
+            assert run(command, [*skipping, "--max-failed", "0.1"]) == 0 and "1 are whole" in capsys.readouterr().out
+        assert run(command, [*flags, "--max-failed", "2"]) == 2 and "from 0 to 1" in capsys.readouterr().err

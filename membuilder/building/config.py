@@ -60,6 +60,8 @@ class BuildConfig:
     """Other settings of that server, each KEY=VALUE with a key of `model`, such as timeout_seconds=300."""
     embedding_cache: str | None = None
     """Folder of a local model's vectors; null: in MEMBUILDER_CACHE."""
+    max_failed: float = 0.01
+    """Share of the answers that may fail; a run in which more did ends with status 1."""
     scheme: str = FOUR_AGENTS
     """How the model writes memory: `four_agents`, or a folder with a scheme of your own."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -68,6 +70,8 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if min(self.max_turns, self.parallel) < 1 or (self.sessions is not None and self.sessions < 1):
             raise ValueError("max_turns, parallel and sessions must be at least 1")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError("max_failed is a share, from 0 to 1")
 
     def settings(self, dialogue: Dialogue, dimension: int) -> dict[str, Any]:
         """Return the settings that a store records and that a build which goes on must share."""
