@@ -1,4 +1,4 @@
-"""A memory, opened to be asked: its bank, and an index of its entries, exact or approximate as `IndexConfig` says.
+"""A bank, opened to be asked, with an index of its entries, exact or approximate as `IndexConfig` says.
 
 memory = open_memory("memory.db", Embedder())
 memory.retrieve(["Where does Ann live?"], k=10)
@@ -20,7 +20,7 @@ from membuilder.types import Bank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Memory:
+class IndexedBank:
     bank: Bank
     index: VectorIndex
     """Of the bank's entries, in its order."""
@@ -37,7 +37,7 @@ class Memory:
         ]
 
 
-def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> Memory:
+def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> IndexedBank:
     """Open the store at `path` as it stands. Raises StoreError, also where another embedder built it."""
     with reading(path) as store:
         bank, vectors = store.bank(), store.vectors()
@@ -49,7 +49,7 @@ def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | 
 
 def memory_of(
     bank: Bank, embedder: TextEmbedder, config: IndexConfig | None = None, path: str | Path | None = None
-) -> Memory:
+) -> IndexedBank:
     """Embed a bank that no store holds. An approximate index is kept beside the bank's file `path`, if it has one."""
     vectors = embedder.embed([entry.text for entry in bank.entries])  # (N, D)
     return _indexed(bank, vectors, embedder, None if path is None else index_path(path), config)
@@ -57,11 +57,11 @@ def memory_of(
 
 def _indexed(
     bank: Bank, vectors: np.ndarray, embedder: TextEmbedder, path: Path | None, config: IndexConfig | None
-) -> Memory:
+) -> IndexedBank:
     config = config or IndexConfig()
     if path is not None:
         index = open_index(path, vectors, config)
     else:
         index = VectorIndex(vectors.shape[1], config.kind_for(len(vectors)), config)
         index.add(vectors)
-    return Memory(bank=bank, index=index, embedder=embedder)
+    return IndexedBank(bank=bank, index=index, embedder=embedder)

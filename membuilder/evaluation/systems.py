@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from membuilder.bank.indexed_bank import Memory, memory_of
+from membuilder.bank.indexed_bank import IndexedBank, memory_of
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
@@ -120,7 +120,7 @@ def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
     return [Ranking() for _ in dialogue.questions]
 
 
-def from_memories(memory_of: Callable[[Dialogue], Memory], reading: Reading | None = None) -> System:
+def from_memories(memory_of: Callable[[Dialogue], IndexedBank], reading: Reading | None = None) -> System:
     """Make a system of anything that builds a memory; its core is read with every question.
 
     `reading` says how the builder read; None: whole sessions.
@@ -210,7 +210,7 @@ def embeds_turns(name: str) -> bool:
 
 
 def _stored(folder: BankFolder, options: Options, embedder: TextEmbedder) -> System:
-    def open_bank(dialogue: Dialogue) -> Memory:
+    def open_bank(dialogue: Dialogue) -> IndexedBank:
         return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
 
     return from_memories(open_bank, folder.reading)
