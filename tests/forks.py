@@ -63,15 +63,9 @@ def start(
     return process
 
 
-def finish(
-    main: Callable,
-    arguments: tuple,
-    log: str | Path,
-    before: Callable[[], None] = nothing,
-    context: BaseContext = FORK,
-    seconds: float = PATIENCE,
-) -> None:
-    process = start(main, arguments, log, before, context, seconds)
+def finish(main: Callable, arguments: tuple, log: str | Path, *more, seconds: float = PATIENCE) -> None:
+    """Start a run with what else `start` takes, and wait for its good end."""
+    process = start(main, arguments, log, *more, seconds=seconds)
     process.join(seconds)
     assert process.exitcode == 0, Path(log).read_text()[-6000:]
 
