@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves the GPU side: runs tests/gpu and both kernel benchmarks, and leaves logs and JSON in a folder.
+# Proves the GPU side: runs tests/gpu, a served model and both kernel benchmarks, and leaves logs and JSON in a folder.
 #
 #   OUT=folder launch/gpu_check.sh
 #
@@ -26,6 +26,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader ||
     exit 1
 }
 check "GPU tests" tests "$python" -m pytest -q tests/gpu
+check "a served model beside transformers" serve "$python" -m pytest -q -rs tests/test_real_server.py
 check "head benchmark" head "$python" -m tests.benchmarks.head --out "$OUT/head_gpu.json"
 check "learner benchmark" learner "$python" -m tests.benchmarks.learner --out "$OUT/learner_gpu.json"
 exit "$failed"
