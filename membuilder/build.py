@@ -20,6 +20,7 @@ from urllib.parse import quote
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
 from membuilder.building.dialogues import build_all, summary
+from membuilder.building.failed_answers import status_of
 from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten
@@ -39,6 +40,7 @@ FLAGS = {
     "--conv-id": ("conv_id", "build this dialogue only", None),
     "--sessions": ("sessions", "first sessions only", None),
     "--parallel": ("parallel", "dialogues at once", None),
+    "--max-failed": ("max_failed", "share of the answers that may have failed; default: 0.01", None),
     "--scheme": ("scheme", "a folder with a scheme of your own; default: four_agents", None),
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
@@ -66,7 +68,7 @@ def _build(argv: Sequence[str] | None) -> int:
         for path, _ in stores:
             print(summary(path))
         print(f"look inside: python -m membuilder.inspect {stores[0][0]}")
-    return 0
+    return status_of("membuilder.build", [path for path, _ in stores], config.max_failed)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
 from membuilder.building.dialogues import build_all, summary
+from membuilder.building.failed_answers import count_answers, status_of
 from membuilder.datasets.selection import add_data_flags, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
@@ -67,24 +68,34 @@ def _write_samples(given: argparse.Namespace) -> int:
     dialogues = dialogues_of(given)
     todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
-    stores = [(sample_folder(Path(config.out), dialogue.id) / STORE_FILE, dialogue) for dialogue in todo]
+    stores = [(_store_path(config, dialogue), dialogue) for dialogue in todo]
     with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
         if stores:
             asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish))
         for path, _ in stores:
             print(summary(path))
-    return 0
+    # of the skipped samples too, so that a run which goes on is held to the same limit as one without a stop
+    return status_of("membuilder.expert", [_store_path(config, each) for each in dialogues], config.max_failed)
+
+
+def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
+    return sample_folder(Path(config.out), dialogue.id) / STORE_FILE
 
 
 def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
-    """Return whether this very expert has written all of it; a store refuses another expert later."""
+    """Return whether this very expert has written all of it and few answers failed; a store refuses another later."""
     settings = config.settings(dialogue, dimension=0)
     del settings["dimension"]  # told by the embedder, which is not opened to skip
-    return is_whole(sample_folder(Path(config.out), dialogue.id), len(dialogue.sessions), settings)
+    path = _store_path(config, dialogue)
+    if not is_whole(path.parent, len(dialogue.sessions), settings):
+        return False
+    return count_answers([path]).failed_share <= config.max_failed
 
 
 def _config(given: argparse.Namespace) -> BuildConfig:
+    if not 0 <= given.max_failed <= 1:
+        raise ConfigError(f"--max-failed must be a share from 0 to 1, got {given.max_failed}")
     if min(given.workers, given.max_turns) < 1 or (given.sessions is not None and given.sessions < 1):
         raise ConfigError("--workers, --max-turns and --sessions must be at least 1")
     model = read_endpoint(given, "", given.expert_model).endpoint
@@ -96,6 +107,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
         max_turns=given.max_turns,
         parallel=given.workers if given.parallel else 1,
         scheme=given.scheme,
+        max_failed=given.max_failed,
         **{key: getattr(given, key) for key in EMBEDDING_KEYS},
     )
 
@@ -114,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
+    add(
+        "--max-failed", type=float, default=0.01, help="share of the answers that may have failed; default: %(default)s"
+    )
     add_embedding_flags(parser)
     add_cost_flags(parser)
     return parser
