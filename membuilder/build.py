@@ -64,7 +64,8 @@ def _build(argv: Sequence[str] | None) -> int:
         open_memory(path, embedder, config.index)  # leaves an index beside a large store
 
     with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
-        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index))
+        before_replace = (lambda path: None) if given.retry_failed else None
+        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index, before_replace))
         for path, _ in stores:
             print(summary(path))
         print(f"look inside: python -m membuilder.inspect {stores[0][0]}")
@@ -82,6 +83,7 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     for flag, (key, text, choices) in FLAGS.items():
         metavar = None if choices else flag.strip("-").upper()
         parser.add_argument(flag, dest=key, metavar=metavar, choices=choices, help=text)
+    parser.add_argument("--retry-failed", action="store_true", help="ask again what failed; what stands is kept")
     add_endpoint_flags(parser, "", "name of the model, or `rules`")
     parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set any other key, after the file was read")

@@ -56,6 +56,11 @@ def _publish(path: Path, embedder: TextEmbedder) -> None:
     write_atomic(path.with_name(METADATA_FILE), json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
 
+def _withdraw(path: Path) -> None:
+    """Let no sample pass for whole whose published files tell of other answers than its store."""
+    path.with_name(METADATA_FILE).unlink(missing_ok=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     kept = "What is stored stays; the same command goes on behind it."
@@ -66,13 +71,15 @@ def _write_samples(given: argparse.Namespace) -> int:
     quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
     config = _config(given)
     dialogues = dialogues_of(given)
-    todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
+    limit = 0.0 if given.retry_failed else config.max_failed  # of failed answers in a sample that is skipped
+    todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue, limit))]
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
     stores = [(_store_path(config, dialogue), dialogue) for dialogue in todo]
     with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
         if stores:
-            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish))
+            before_replace = _withdraw if given.retry_failed else None
+            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish, before_replace))
         for path, _ in stores:
             print(summary(path))
     # of the skipped samples too, so that a run which goes on is held to the same limit as one without a stop
@@ -83,14 +90,14 @@ def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
     return sample_folder(Path(config.out), dialogue.id) / STORE_FILE
 
 
-def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
+def _is_done(config: BuildConfig, dialogue: Dialogue, max_failed: float) -> bool:
     """Return whether this very expert has written all of it and few answers failed; a store refuses another later."""
     settings = config.settings(dialogue, dimension=0)
     del settings["dimension"]  # told by the embedder, which is not opened to skip
     path = _store_path(config, dialogue)
     if not is_whole(path.parent, len(dialogue.sessions), settings):
         return False
-    return count_answers([path]).failed_share <= config.max_failed
+    return count_answers([path]).failed_share <= max_failed
 
 
 def _config(given: argparse.Namespace) -> BuildConfig:
@@ -126,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
+    add("--retry-failed", action="store_true", help="ask again what failed; what stands is kept")
     add(
         "--max-failed", type=float, default=0.01, help="share of the answers that may have failed; default: %(default)s"
     )

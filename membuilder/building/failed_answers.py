@@ -41,7 +41,7 @@ def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
     print(
         f"{command}: {counts.failed.total()} of {counts.num_answers} answers failed ({counts.failed_share:.1%}, limit"
         f" {max_failed:.1%}): {kinds}. What they would have written is in no memory. Run the same command with"
-        " a higher --max-failed to accept that.",
+        " --retry-failed to ask these again, or with a higher --max-failed to accept that.",
         file=sys.stderr,
     )
     return 1
