@@ -15,6 +15,7 @@ from membuilder.bank.store import Store, reading, writing
 from membuilder.building import dialogues
 from membuilder.building.builder import Builder, ask_model
 from membuilder.building.dialogues import Job, build_stores
+from membuilder.errors import StoreError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.trajectories.trajectory import is_whole, read_trajectory
@@ -223,13 +224,13 @@ def test_a_sample_is_published_anew(run, tmp_path, capsys):
 
 def test_a_sample_is_not_whole_between_its_new_answers_and_their_files(run, tmp_path, monkeypatch):
     def stop(folder: Path, store: Store) -> None:
-        raise KeyboardInterrupt
+        raise StoreError(store.path, "stopped here")
 
     with FaultServer(replying(TWO_OF_TWENTY)) as server:
         assert run("expert", server) == 1
     with FaultServer(replying({})) as server, monkeypatch.context() as patch:
         patch.setattr(expert, "publish", stop)
-        assert run("expert", server, "--retry-failed", "--conv-id", "d") == 130
+        assert run("expert", server, "--retry-failed", "--conv-id", "d") == 2
     assert entries(held(tmp_path / "samples/custom/d/memory.db")[0]) == HEALED
     with FaultServer(replying({})) as server:
         assert run("expert", server, "--skip-existing") == 0 and len(server.requests) == 1
