@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
-from membuilder.building.dialogues import build_all
-from membuilder.building.outcome import report
+from membuilder.building.dialogues import build_all, summary
+from membuilder.building.failed_answers import status_of
 from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten
@@ -40,7 +40,7 @@ FLAGS = {
     "--conv-id": ("conv_id", "build this dialogue only", None),
     "--sessions": ("sessions", "first sessions only", None),
     "--parallel": ("parallel", "dialogues at once", None),
-    "--max-failed": ("max_failed", "share of answers that may fail; default: 0.01", None),
+    "--max-failed": ("max_failed", "share of the answers that may have failed; default: 0.01", None),
     "--scheme": ("scheme", "a folder with a scheme of your own; default: four_agents", None),
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
@@ -64,10 +64,12 @@ def _build(argv: Sequence[str] | None) -> int:
         open_memory(path, embedder, config.index)  # leaves an index beside a large store
 
     with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
-        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index))
-        status = report([path for path, _ in stores], config.max_failed, "membuilder.build")
+        before_replace = (lambda path: None) if given.retry_failed else None
+        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index, before_replace))
+        for path, _ in stores:
+            print(summary(path))
         print(f"look inside: python -m membuilder.inspect {stores[0][0]}")
-    return status
+    return status_of("membuilder.build", [path for path, _ in stores], config.max_failed)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
@@ -81,6 +83,7 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     for flag, (key, text, choices) in FLAGS.items():
         metavar = None if choices else flag.strip("-").upper()
         parser.add_argument(flag, dest=key, metavar=metavar, choices=choices, help=text)
+    parser.add_argument("--retry-failed", action="store_true", help="ask again what failed; what stands is kept")
     add_endpoint_flags(parser, "", "name of the model, or `rules`")
     parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set any other key, after the file was read")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
-from membuilder.building.dialogues import build_all
-from membuilder.building.outcome import report, too_many_failed
+from membuilder.building.dialogues import build_all, summary
+from membuilder.building.failed_answers import count_answers, status_of
 from membuilder.datasets.selection import add_data_flags, load_selected
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
@@ -56,6 +56,11 @@ def _publish(path: Path, embedder: TextEmbedder) -> None:
     write_atomic(path.with_name(METADATA_FILE), json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
 
+def _withdraw(path: Path) -> None:
+    """Let no sample pass for whole whose published files tell of other answers than its store."""
+    path.with_name(METADATA_FILE).unlink(missing_ok=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     kept = "What is stored stays; the same command goes on behind it."
@@ -66,30 +71,40 @@ def _write_samples(given: argparse.Namespace) -> int:
     quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
     config = _config(given)
     dialogues = dialogues_of(given)
-    todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue))]
+    limit = 0.0 if given.retry_failed else config.max_failed  # of failed answers in a sample that is skipped
+    todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue, limit))]
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
-    stores = [(sample_folder(Path(config.out), dialogue.id) / STORE_FILE, dialogue) for dialogue in todo]
+    stores = [(_store_path(config, dialogue), dialogue) for dialogue in todo]
     with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
         if stores:
-            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish))
-        return report([path for path, _ in stores], config.max_failed, "membuilder.expert")
+            before_replace = _withdraw if given.retry_failed else None
+            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish, before_replace))
+        for path, _ in stores:
+            print(summary(path))
+    # of the skipped samples too, so that a run which goes on is held to the same limit as one without a stop
+    return status_of("membuilder.expert", [_store_path(config, each) for each in dialogues], config.max_failed)
 
 
-def _is_done(config: BuildConfig, dialogue: Dialogue) -> bool:
-    """Return whether this very expert has written all of it; a store refuses another expert later."""
+def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
+    return sample_folder(Path(config.out), dialogue.id) / STORE_FILE
+
+
+def _is_done(config: BuildConfig, dialogue: Dialogue, max_failed: float) -> bool:
+    """Return whether this very expert has written all of it and few answers failed; a store refuses another later."""
     settings = config.settings(dialogue, dimension=0)
     del settings["dimension"]  # told by the embedder, which is not opened to skip
-    folder = sample_folder(Path(config.out), dialogue.id)
-    is_done = is_whole(folder, len(dialogue.sessions), settings)
-    return is_done and not too_many_failed(folder / STORE_FILE, config.max_failed)
+    path = _store_path(config, dialogue)
+    if not is_whole(path.parent, len(dialogue.sessions), settings):
+        return False
+    return count_answers([path]).failed_share <= max_failed
 
 
 def _config(given: argparse.Namespace) -> BuildConfig:
+    if not 0 <= given.max_failed <= 1:
+        raise ConfigError(f"--max-failed must be a share from 0 to 1, got {given.max_failed}")
     if min(given.workers, given.max_turns) < 1 or (given.sessions is not None and given.sessions < 1):
         raise ConfigError("--workers, --max-turns and --sessions must be at least 1")
-    if not 0 <= given.max_failed <= 1:
-        raise ConfigError("--max-failed is a share, from 0 to 1")
     model = read_endpoint(given, "", given.expert_model).endpoint
     if given.expert_model == RULES:
         model.temperature = None  # rules have none
@@ -117,8 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=int, default=4)
-    add("--max-failed", type=float, default=0.01, metavar="SHARE", help="of the answers that may fail (%(default)s)")
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
+    add("--retry-failed", action="store_true", help="ask again what failed; what stands is kept")
+    add(
+        "--max-failed", type=float, default=0.01, help="share of the answers that may have failed; default: %(default)s"
+    )
     add_embedding_flags(parser)
     add_cost_flags(parser)
     return parser

@@ -122,6 +122,19 @@ class Store:
                 for row in rows:
                     connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
+    def take_over(self, path: Path) -> None:
+        """Hold the sessions of the store at `path` in place of its own: in one transaction, the settings stay."""
+        tables = ("session", "turn", "answer", "entry", "embedding")
+        with _typed(self.path), self.connection as connection:
+            connection.execute("ATTACH ? AS other", [f"{path.absolute().as_uri()}?mode=ro"])
+            connection.execute("BEGIN IMMEDIATE")
+            for table in reversed(tables):
+                connection.execute(f"DELETE FROM main.{table}")
+            for table in tables:
+                connection.execute(f"INSERT INTO main.{table} SELECT * FROM other.{table} ORDER BY rowid")
+        with _typed(self.path):
+            self.connection.execute("DETACH other")
+
     def _rows(self, query: str) -> list[tuple]:
         with _typed(self.path):
             return self.connection.execute(query).fetchall()

@@ -20,6 +20,7 @@ import numpy as np
 
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
+from membuilder.building.standing import Answers, Standing, standing_answers
 from membuilder.embedding.local import TextEmbedder, in_rows
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
@@ -31,9 +32,8 @@ from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, FailureKind, 
 ATTEMPTS = 2
 """Times a role is asked while its answer cannot be read."""
 UNREADABLE = (FailureKind.NOT_JSON, FailureKind.SCHEMA)
-Answers = dict[str, tuple[AgentUpdate, Answer]]
-"""Role -> what it wants to change, and what the store keeps of its answer, but for the entries shown."""
-Ask = Callable[[Session, Bank, Shown], Awaitable[Answers]]
+Ask = Callable[[Session, Bank, Shown, Sequence[str]], Awaitable[Answers]]
+"""Asks the roles named about a session: the bank before it and the entries shown stand beside it."""
 
 
 def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
@@ -63,12 +63,12 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
         times = {"seconds": time.perf_counter() - began, "asked_at": asked_at}
         return update, Answer(text=text, operations=update.operations, failure=failure, **times)
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> Answers:
-        calls = [ask_role(role, session, bank, shown) for role in scheme.roles]
+    async def ask(session: Session, bank: Bank, shown: Shown, roles: Sequence[str]) -> Answers:
+        calls = [ask_role(role, session, bank, shown) for role in roles]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         for failed in (answer for answer in answers if isinstance(answer, BaseException)):
             raise failed
-        return dict(zip(scheme.roles, answers, strict=True))
+        return dict(zip(roles, answers, strict=True))
 
     return ask
 
@@ -91,12 +91,13 @@ def ask_expert(scheme: Scheme) -> Ask:
     if propose is None:
         raise ConfigError(f"scheme '{scheme.name}' has no offline expert: name a model to build with")
 
-    async def ask(session: Session, bank: Bank, shown: Shown) -> Answers:
+    async def ask(session: Session, bank: Bank, shown: Shown, roles: Sequence[str]) -> Answers:
         asked_at, began = datetime.now(UTC), time.perf_counter()
         updates = propose(session, bank, shown)
         seconds = (time.perf_counter() - began) / len(scheme.roles)
         answers = {}
-        for role, update in updates.items():
+        for role in roles:
+            update = updates[role]
             text = scheme.write(role, update, session, shown)
             answer = Answer(text=text, operations=update.operations, seconds=seconds, asked_at=asked_at)
             answers[role] = update, answer
@@ -123,23 +124,57 @@ class Builder:
         """
         check_dialogue(dialogue)
         num_stored = _check_same(dialogue, store)
-        bank = store.bank()
-        embedder = _WithStored(self.embedder, bank, store.vectors()) if bank.entries else self.embedder
-        try:
-            for session in dialogue.sessions[num_stored:]:
-                shown = await self._in_thread(self.scheme.show, session, bank, embedder)
-                answers = await self.ask(session, bank, shown) if session.turns else {}  # an empty session is not read
-                updates = {role: AgentUpdate() for role in self.scheme.roles}
-                updates |= {role: update for role, (update, _) in answers.items()}
-                result = self.scheme.apply(session, bank, updates, shown)
-                new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
-                vectors = await self._in_thread(embedder.embed, new)
-                bank = result.bank
-                store.append(session, _stored(answers, result.failures, shown), bank, vectors)
-                on_session(session)
-        except ChatError as error:
-            raise BuildStopped(store.path, dialogue.id, session.id, session.index, error) from error
+        bank, embedder = store.bank(), _knowing(self.embedder, store)
+        for session in dialogue.sessions[num_stored:]:
+            nothing = Standing(answers={}, shown={})
+            bank = await self._add_session(dialogue, session, bank, nothing, store, embedder)
+            on_session(session)
         return bank
+
+    async def retry(
+        self, dialogue: Dialogue, store: Store, fresh: Store, on_session: Callable[[Session], object]
+    ) -> None:
+        """Write the sessions of `store` into `fresh`, where a retry that was stopped goes on.
+
+        Answers stand as they are stored, and only roles without one are asked: those that failed, and those whose
+        answer no longer fits what others now wrote before it. Raises as `build` does.
+        """
+        check_dialogue(dialogue)
+        _check_same(dialogue, store)
+        old, bank = store.bank(), fresh.bank()
+        embedder = _knowing(_knowing(self.embedder, store), fresh)
+        for stored in store.sessions()[fresh.num_sessions() :]:
+            standing = standing_answers(stored, old, bank, self.scheme)
+            bank = await self._add_session(dialogue, stored.session, bank, standing, fresh, embedder)
+            on_session(stored.session)
+
+    async def _add_session(
+        self,
+        dialogue: Dialogue,
+        session: Session,
+        bank: Bank,
+        standing: Standing,
+        store: Store,
+        embedder: TextEmbedder,
+    ) -> Bank:
+        """Ask the roles that have no answer yet, store the session with all answers and return the bank after it."""
+        shown, answers = standing.shown, standing.answers
+        missing = [role for role in self.scheme.roles if role not in answers]
+        if missing:
+            shown = await self._in_thread(self.scheme.show, session, bank, embedder) | shown
+        if session.turns and missing:  # an empty session is not read
+            try:
+                answers = answers | await self.ask(session, bank, shown, missing)
+            except ChatError as error:
+                raise BuildStopped(store.path, dialogue.id, session.id, session.index, error) from error
+        updates = {role: AgentUpdate() for role in self.scheme.roles}
+        updates |= {role: update for role, (update, _) in answers.items()}
+        result = self.scheme.apply(session, bank, updates, shown)
+        new = [entry.text for entry in result.bank.entries[len(bank.entries) :]]
+        vectors = await self._in_thread(embedder.embed, new)
+        in_order = {role: answers[role] for role in self.scheme.roles if role in answers}
+        store.append(session, _stored(in_order, result.failures, shown), result.bank, vectors)
+        return result.bank
 
     def close(self) -> None:
         """End the thread after what runs in it."""
@@ -183,6 +218,11 @@ class _WithStored:
         if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
             self._vectors.update(zip(new, self._embedder.embed(new), strict=True))
         return in_rows(self._vectors, texts, self.dimension)
+
+
+def _knowing(embedder: TextEmbedder, store: Store) -> TextEmbedder:
+    bank = store.bank()
+    return _WithStored(embedder, bank, store.vectors()) if bank.entries else embedder
 
 
 def _stored(answers: Answers, failures: Mapping[str, Failure], shown: Shown) -> dict[str, Answer]:

@@ -48,6 +48,8 @@ class BuildConfig:
     """Turns read at once: a longer session becomes several of the same date."""
     parallel: int = 4
     """Dialogues built at once."""
+    max_failed: float = 0.01
+    """Share of the answers that may have failed; above it the command ends with exit status 1."""
     embedding_model: str | None = None
     """sentence-transformers folder or model, null: the MiniLM that comes with this program; its name on a server that
     embeds.
@@ -60,8 +62,6 @@ class BuildConfig:
     """Other settings of that server, each KEY=VALUE with a key of `model`, such as timeout_seconds=300."""
     embedding_cache: str | None = None
     """Folder of a local model's vectors; null: in MEMBUILDER_CACHE."""
-    max_failed: float = 0.01
-    """Share of the answers that may fail; a run in which more did ends with status 1."""
     scheme: str = FOUR_AGENTS
     """How the model writes memory: `four_agents`, or a folder with a scheme of your own."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -71,7 +71,7 @@ class BuildConfig:
         if min(self.max_turns, self.parallel) < 1 or (self.sessions is not None and self.sessions < 1):
             raise ValueError("max_turns, parallel and sessions must be at least 1")
         if not 0 <= self.max_failed <= 1:
-            raise ValueError("max_failed is a share, from 0 to 1")
+            raise ValueError(f"max_failed must be a share from 0 to 1, got {self.max_failed}")
 
     def settings(self, dialogue: Dialogue, dimension: int) -> dict[str, Any]:
         """Return the settings that a store records and that a build which goes on must share."""

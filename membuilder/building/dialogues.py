@@ -4,20 +4,22 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from membuilder.bank.store import writing
+from membuilder.bank.store import reading, writing
 from membuilder.bank.store_rows import StoredSession
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
+from membuilder.building.retry import retry_failed
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.concurrency import for_each
 from membuilder.llm.costs import Costs
+from membuilder.llm.response_cache import AskedAgain
 from membuilder.progress import progress
 from membuilder.schemes.load import load_scheme
 from membuilder.types import Dialogue
@@ -39,11 +41,15 @@ async def build_all(
     keys: Keys,
     costs: Costs,
     on_built: Callable[[Path, TextEmbedder], object],
+    before_replace: Callable[[Path], object] | None = None,
 ) -> None:
     """Build each dialogue into the store at the path beside it; `on_built` runs in a thread for each whole store.
 
-    A model is checked with one small call before anything else begins.
+    A model is checked with one small call before anything else begins. With `before_replace`, what failed is asked
+    again, past the cache of answers; it runs just before a store holds the new answers.
     """
+    if before_replace is not None and costs.answers is not None:
+        costs = replace(costs, answers=AskedAgain(costs.answers))
     scheme = load_scheme(config.scheme, config.prompts)
     async with AsyncExitStack() as stack:
         if config.model.name == RULES:
@@ -59,21 +65,31 @@ async def build_all(
             Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, embedder.dimension))
             for path, dialogue in stores
         ]
-        await build_stores(jobs, builder, config.parallel, str(role), lambda path: on_built(path, embedder))
+        label = str(role)
+        await build_stores(jobs, builder, config.parallel, label, lambda path: on_built(path, embedder), before_replace)
 
 
 async def build_stores(
-    jobs: Sequence[Job], builder: Builder, parallel: int, label: str, on_built: Callable[[Path], object]
+    jobs: Sequence[Job],
+    builder: Builder,
+    parallel: int,
+    label: str,
+    on_built: Callable[[Path], object],
+    before_replace: Callable[[Path], object] | None = None,
 ) -> None:
     """Build at most `parallel` dialogues at once. The first error stops all; what is stored stays.
 
-    `on_built(path)` runs in a thread once a store holds its whole dialogue, while the store is still locked.
+    `on_built(path)` runs in a thread once a store holds its whole dialogue, while the store is still locked. With
+    `before_replace(path)`, what failed in a store is asked again first (retry.py).
     """
     with progress(total=sum(len(job.dialogue.sessions) for job in jobs), label=label, unit="session") as bar:
 
         async def build(job: Job) -> None:
             with writing(job.path, job.settings) as store:
-                bar.update(store.num_sessions())
+                if before_replace is None:
+                    bar.update(store.num_sessions())
+                else:
+                    await retry_failed(job.dialogue, store, builder, before_replace, bar.update)
                 await builder.build(job.dialogue, store, on_session=lambda session: bar.update())
                 await asyncio.to_thread(on_built, job.path)
 
@@ -84,3 +100,12 @@ def failures(sessions: Iterable[StoredSession]) -> Counter[str]:
     """Count the answers that failed, by kind."""
     answers = (answer for session in sessions for answer in session.answers.values())
     return Counter(answer.failure.kind for answer in answers if answer.failure is not None)
+
+
+def summary(path: Path) -> str:
+    """Say in one line what a store holds and how many answers failed on the way."""
+    with reading(path) as store:
+        sessions, bank = store.sessions(), store.bank()
+    failed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures(sessions).items())) or "none"
+    counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
+    return f"{path}: {counts}; failed answers: {failed}"

@@ -1,0 +1,58 @@
+"""Asks again what failed in a store: a new one is written beside it, which then takes its place in one transaction.
+
+A kill leaves the old store whole until then. The one beside it, NAME.db.retry, stays, and the same command goes on
+there.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from membuilder.bank.store import Store, reading, writing
+from membuilder.building.builder import Builder
+from membuilder.errors import StoreError
+from membuilder.types import Dialogue
+
+
+async def retry_failed(
+    dialogue: Dialogue,
+    store: Store,
+    builder: Builder,
+    before_replace: Callable[[Path], object],
+    advance: Callable[[int], object],
+) -> None:
+    """Ask again what failed in `store`; `before_replace(path)` runs just before it holds the new answers.
+
+    `advance` hears how many more sessions are dealt with. Raises as `Builder.build` does.
+    """
+    sessions, beside = store.sessions(), Path(f"{store.path}.retry")
+    if all(answer.failure is None for stored in sessions for answer in stored.answers.values()):
+        _remove(beside)
+        advance(len(sessions))
+        return
+    # a retry of other answers is none to go on with
+    settings = store.settings() | {"retry_of": hashlib.sha256(repr(sessions).encode()).hexdigest()}
+    if not _is_begun_with(beside, settings):
+        _remove(beside)
+    with writing(beside, settings) as fresh:
+        advance(fresh.num_sessions())
+        await builder.retry(dialogue, store, fresh, on_session=lambda session: advance(1))
+    before_replace(store.path)
+    store.take_over(beside)
+    _remove(beside)
+
+
+def _is_begun_with(path: Path, settings: Mapping[str, Any]) -> bool:
+    try:
+        with reading(path) as store:
+            return store.settings() == json.loads(json.dumps(settings))
+    except StoreError:  # none, or killed while it began
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a store and what SQLite and its lock leave beside it."""
+    for end in ("", "-wal", "-shm", ".lock"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
