@@ -74,6 +74,8 @@ def test_line_breaks_and_commas_inside_strings_stay():
         ('{"a": 1, "a": 2}', "same key twice"),
         ('{"a": NaN}', "NaN"),
         ('{"a":' * 100_000, "nested too deeply"),
+        (json.dumps({"name": "answer", "arguments": "[" * 100_000}), "no JSON object|nested too deeply"),
+        (json.dumps({"name": "answer", "arguments": '{"a":' * 100_000}), "nested too deeply"),
         ("```json\n" + '{"a":[' * 100_000, "nested too deeply"),
     ],
 )

@@ -119,7 +119,7 @@ def _unwrapped(value: Any) -> Any:
         case {"tool_calls": [call], **rest} | {"function": {} as call, **rest} if not rest.keys() - {"type", "id"}:
             return _unwrapped(call)
         case {"name": str(), "arguments": arguments, **rest} if not rest.keys() - {"type", "id"}:
-            return json.loads(arguments) if isinstance(arguments, str) else arguments
+            return read_model_json(arguments) if isinstance(arguments, str) else arguments
         case {"name": str(), "parameters": {} as arguments, **rest} if not rest.keys() - {"type", "id"}:
             return arguments
     return value
