@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
-from membuilder.building.dialogues import build_all, summary
-from membuilder.building.failed_answers import status_of
+from membuilder.building.dialogues import build_all
+from membuilder.building.failed_answers import status_of, summary
 from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten

@@ -13,14 +13,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
-from membuilder.building.dialogues import build_all, summary
-from membuilder.building.failed_answers import count_answers, status_of
-from membuilder.datasets.selection import add_data_flags, load_selected
+from membuilder.building.dialogues import build_all
+from membuilder.building.failed_answers import count_answers, status_of, summary
+from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, exit_status
@@ -42,8 +41,8 @@ USAGE_FILE = "usage.jsonl"
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
     """Return the dialogues asked for, in the order of their file."""
     dialogues, _ = load_selected(given, () if given.conv_id is None else (given.conv_id,), "--conv-id")
-    cut = [in_windows(dialogue, given.max_turns) for dialogue in dialogues]
-    return [replace(dialogue, sessions=dialogue.sessions[: given.sessions]) for dialogue in cut]
+    windows = [in_windows(dialogue, given.max_turns) for dialogue in dialogues]
+    return shorten(windows, given.sessions, None)
 
 
 def _publish(path: Path, embedder: TextEmbedder) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.retrieve import Retrieval
-from membuilder.bank.store import reading, writing
+from membuilder.bank.store import writing
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.datasets.windows import in_windows
@@ -32,7 +33,7 @@ from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.llm.usage import Usage
 from membuilder.schemes.load import load_scheme
-from membuilder.types import Dialogue, Entry, Question, Session, Turn
+from membuilder.types import Bank, Dialogue, Entry, Question, Session, Turn
 
 ROLES = ("user", "assistant")
 
@@ -91,25 +92,21 @@ class Memory(AbstractContextManager):
 
     def search(self, query: str, k: int = 10) -> Retrieval:
         """Find the k entries most similar to a text, the most similar first."""
-        memory = open_memory(self._path, self._embedder, self._config.index)
-        (found,) = memory.retrieve([query], k, self._config.prompts.include_superseded)
-        return found
+        return self._found(query, k)[1]
 
     def answer(self, question: str, k: int = 10) -> str:
         """Let the model answer from the core and the k entries most similar to the question. Raises ChatError."""
         if self._client is None:
             raise ConfigError("rules do not answer: open it with a model, Memory(path, ModelEndpoint(name=...))")
-        found = self.search(question, k)
-        with reading(self._path) as store:
-            core, last = store.bank().core, store.sessions()[-1].session.timestamp
-        asked = Question(
-            id="asked", text=question, answer=None, category="", evidence=(), asked_at=datetime.now(last.tzinfo)
-        )
+        bank, found = self._found(question, k)
+        asked = Question(id="asked", text=question, answer=None, category="", evidence=(), asked_at=datetime.now())
+        memories = [entry.text for entry in found.entries]
+        return self._portal.call(partial(answer, asked, core=bank.core, memories=memories, model=self._client))
 
-        async def ask() -> str:
-            return await answer(asked, core=core, memories=[entry.text for entry in found.entries], model=self._client)
-
-        return self._portal.call(ask)
+    def _found(self, query: str, k: int) -> tuple[Bank, Retrieval]:
+        opened = open_memory(self._path, self._embedder, self._config.index)
+        (found,) = opened.retrieve([query], k, self._config.prompts.include_superseded)
+        return opened.bank, found
 
 
 def _session(messages: Sequence[Mapping[str, str]], index: int, when: datetime, path: Path) -> Session:

@@ -59,7 +59,7 @@ _TABLES = (
 
 
 class Store:
-    """A Store is an open one. Every method raises StoreError."""
+    """It reads and writes one open store. Every method raises StoreError."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path, self.connection = path, connection

@@ -124,7 +124,8 @@ class Builder:
         """
         check_dialogue(dialogue)
         num_stored = _check_same(dialogue, store)
-        bank, embedder = store.bank(), _knowing(self.embedder, store)
+        bank = store.bank()
+        embedder = _knowing(self.embedder, store, bank)
         for session in dialogue.sessions[num_stored:]:
             nothing = Standing(answers={}, shown={})
             bank = await self._add_session(dialogue, session, bank, nothing, store, embedder)
@@ -142,7 +143,7 @@ class Builder:
         check_dialogue(dialogue)
         _check_same(dialogue, store)
         old, bank = store.bank(), fresh.bank()
-        embedder = _knowing(_knowing(self.embedder, store), fresh)
+        embedder = _knowing(_knowing(self.embedder, store, old), fresh, bank)
         for stored in store.sessions()[fresh.num_sessions() :]:
             standing = standing_answers(stored, old, bank, self.scheme)
             bank = await self._add_session(dialogue, stored.session, bank, standing, fresh, embedder)
@@ -220,8 +221,7 @@ class _WithStored:
         return in_rows(self._vectors, texts, self.dimension)
 
 
-def _knowing(embedder: TextEmbedder, store: Store) -> TextEmbedder:
-    bank = store.bank()
+def _knowing(embedder: TextEmbedder, store: Store, bank: Bank) -> TextEmbedder:
     return _WithStored(embedder, bank, store.vectors()) if bank.entries else embedder
 
 

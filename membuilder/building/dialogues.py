@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from membuilder.bank.store import reading, writing
+from membuilder.bank.store import writing
 from membuilder.bank.store_rows import StoredSession
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
@@ -100,12 +100,3 @@ def failures(sessions: Iterable[StoredSession]) -> Counter[str]:
     """Count the answers that failed, by kind."""
     answers = (answer for session in sessions for answer in session.answers.values())
     return Counter(answer.failure.kind for answer in answers if answer.failure is not None)
-
-
-def summary(path: Path) -> str:
-    """Say in one line what a store holds and how many answers failed on the way."""
-    with reading(path) as store:
-        sessions, bank = store.sessions(), store.bank()
-    failed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures(sessions).items())) or "none"
-    counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
-    return f"{path}: {counts}; failed answers: {failed}"

@@ -1,4 +1,4 @@
-"""Counts the answers of stores that failed, and ends a command for which they are too many."""
+"""Says what stores hold, counts the answers that failed, and ends a command for which they are too many."""
 
 import sys
 from collections import Counter
@@ -32,16 +32,27 @@ def count_answers(paths: Iterable[Path]) -> AnswerCounts:
     return AnswerCounts(num_answers=num_answers, failed=failed)
 
 
+def summary(path: Path) -> str:
+    """Say in one line what a store holds and how many answers failed on the way."""
+    with reading(path) as store:
+        sessions, bank = store.sessions(), store.bank()
+    counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
+    return f"{path}: {counts}; failed answers: {_listed(failures(sessions)) or 'none'}"
+
+
 def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
     """Return the exit status of a command that wrote these stores: 1, said on stderr, where too many answers failed."""
     counts = count_answers(paths)
     if counts.failed_share <= max_failed:
         return 0
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.failed.items()))
     print(
         f"{command}: {counts.failed.total()} of {counts.num_answers} answers failed ({counts.failed_share:.1%}, limit"
-        f" {max_failed:.1%}): {kinds}. What they would have written is in no memory. Run the same command with"
-        " --retry-failed to ask these again, or with a higher --max-failed to accept that.",
+        f" {max_failed:.1%}): {_listed(counts.failed)}. What they would have written is in no memory. Run the same"
+        " command with --retry-failed to ask these again, or with a higher --max-failed to accept that.",
         file=sys.stderr,
     )
     return 1
+
+
+def _listed(failed: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from membuilder.llm.json_output import load_json
 from membuilder.schemes.four_agents.schemas import ResponseFormat, validator
+from membuilder.text import HALF_CHARACTER, is_text
 from membuilder.types import Agent, AgentUpdate, Entry, Failure, FailureKind, Operation, OperationKind
 
 
@@ -18,7 +19,8 @@ def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseForm
     """Read the operations of one answer, or why it is not one. Turn numbers beyond the session are a failure too."""
     try:
         answer = load_json(text)
-        json.dumps(answer, ensure_ascii=False).encode()  # a lone surrogate is valid JSON but no text
+        if not is_text(json.dumps(answer, ensure_ascii=False)):
+            return _failed(FailureKind.NOT_JSON, f"the answer {HALF_CHARACTER}")
         problem = next(iter(validator(agent, response_format, num_turns).iter_errors(answer)), None)
     except (ValueError, RecursionError) as error:  # untrusted text: any JSON fault is the model's
         return _failed(FailureKind.NOT_JSON, str(error))
