@@ -42,6 +42,7 @@ setup(
         "rapidfuzz>=3.9",
         "scipy>=1.15",
         "bm25s>=0.3",
+        "regex>=2024.5",
         "nltk>=3.9",
         "httpx>=0.27",
         "rich>=14",

@@ -32,7 +32,8 @@ def test_a_model_builds_and_answers_under_the_same_questions_as_every_other_syst
     found = result(tmp_path / "out")
     assert list(found["systems"]) == ["agents", "rag-turn-bm25"]
     assert found["systems"]["agents"]["evidence_recall"]["10"] == 0.5  # the first turn is in memory, the second is not
-    assert found["systems"]["rag-turn-bm25"]["evidence_recall"]["10"] == 1.0
+    # "Does it rain?" shares no word with "It rains." and finds nothing
+    assert found["systems"]["rag-turn-bm25"]["evidence_recall"]["10"] == 0.5
     first = read_records(tmp_path / "out" / "answers.jsonl")[0]
     assert first.retrieved[0].text == "[2024-03-15] Ann: My cat is called Miso." and first.answer == "Miso"
     told = found["run"]

@@ -36,7 +36,7 @@ HOMES = {
     "wandb": "trainer/logs/run_log.py",
     "openai": "membuilder/llm/client.py",
     "diskcache": "membuilder/llm/response_cache.py",
-    "bm25s": "membuilder/evaluation/systems.py",
+    "bm25s": "membuilder/bank/ranking.py",
     "triton": "trainer/kernels/",
     "trl": None,
     "verl": None,

@@ -182,8 +182,9 @@ class CharacterModel:
     def get_embedding_dimension(self) -> int:
         return 3
 
-    def tokenizer(self, text: str, truncation: bool, max_length: int) -> dict[str, list[int]]:
-        return {"input_ids": list(range(len(text)))[:max_length]}
+    def tokenizer(self, text: str, truncation: bool, max_length: int | None = None, verbose: bool = True) -> dict:
+        assert truncation or not verbose  # transformers would warn of every long text
+        return {"input_ids": list(range(len(text)))[: max_length if truncation else None]}
 
     def encode(self, texts, batch_size, normalize_embeddings, show_progress_bar) -> np.ndarray:
         self.batches.append(list(texts))
@@ -212,6 +213,12 @@ def test_a_batch_holds_texts_of_one_token_length_and_at_most_batch_size(model, m
     monkeypatch.setattr(local, "BATCH", 2)
     Embedder("any").embed(["aa", "b", "cc", "dd", "x" * 9, "y" * 99])
     assert model.batches == [["b"], ["aa", "cc"], ["dd"], ["x" * 9, "y" * 99]]
+
+
+def test_texts_cut_at_the_limit_are_told(model):
+    cut = set()
+    Embedder("any", cut=cut).embed(["a" * 7, "b" * 8, "c" * 9, "d" * 99])
+    assert cut == {"c" * 9, "d" * 99}  # 8 characters are read whole
 
 
 def test_the_cache_grows_and_what_was_handed_out_stays(model):

@@ -1,8 +1,9 @@
 """Builds many dialogues into stores of their own, some of them at once."""
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,11 @@ from membuilder.llm.concurrency import for_each
 from membuilder.llm.costs import Costs
 from membuilder.llm.response_cache import AskedAgain
 from membuilder.progress import progress
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.four_agents.rules import warn_of_unread_turns
+from membuilder.schemes.load import FOUR_AGENTS, load_scheme
 from membuilder.types import Dialogue
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,8 @@ async def build_all(
     async with AsyncExitStack() as stack:
         if config.model.name == RULES:
             ask = ask_expert(scheme)
+            if config.scheme == FOUR_AGENTS:
+                warn_of_unread_turns(dialogue for _, dialogue in stores)
         else:
             model = await stack.enter_async_context(ChatClient(config.chat(keys), role, costs))
             await model.check()
@@ -65,8 +71,8 @@ async def build_all(
             Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, embedder.dimension))
             for path, dialogue in stores
         ]
-        label = str(role)
-        await build_stores(jobs, builder, config.parallel, label, lambda path: on_built(path, embedder), before_replace)
+        label, keep = str(role), lambda path: on_built(path, embedder)
+        warn_of_empty(label, await build_stores(jobs, builder, config.parallel, label, keep, before_replace), len(jobs))
 
 
 async def build_stores(
@@ -76,12 +82,15 @@ async def build_stores(
     label: str,
     on_built: Callable[[Path], object],
     before_replace: Callable[[Path], object] | None = None,
-) -> None:
-    """Build at most `parallel` dialogues at once. The first error stops all; what is stored stays.
+) -> list[str]:
+    """Build at most `parallel` dialogues at once and return the ids of those of which nothing was stored.
+
+    The first error stops all; what is stored stays.
 
     `on_built(path)` runs in a thread once a store holds its whole dialogue, while the store is still locked. With
     `before_replace(path)`, what failed in a store is asked again first (retry.py).
     """
+    empty = []
     with progress(total=sum(len(job.dialogue.sessions) for job in jobs), label=label, unit="session") as bar:
 
         async def build(job: Job) -> None:
@@ -90,10 +99,20 @@ async def build_stores(
                     bar.update(store.num_sessions())
                 else:
                     await retry_failed(job.dialogue, store, builder, before_replace, bar.update)
-                await builder.build(job.dialogue, store, on_session=lambda session: bar.update())
+                bank = await builder.build(job.dialogue, store, on_session=lambda session: bar.update())
+                if not bank.memory_text():
+                    empty.append(job.dialogue.id)
                 await asyncio.to_thread(on_built, job.path)
 
         await for_each(build, jobs, parallel)
+    return empty
+
+
+def warn_of_empty(builder: str, empty: Collection[str], num_dialogues: int) -> None:
+    """Log of how many dialogues nothing was stored, if there are any."""
+    if empty:
+        problem = "%s: nothing was stored of %d of %d dialogues, such as %s"
+        _log.warning(problem, builder, len(empty), num_dialogues, min(empty))
 
 
 def failures(sessions: Iterable[StoredSession]) -> Counter[str]:

@@ -25,11 +25,20 @@ BATCH = 2048
 class CachedEmbedder:
     """A TextEmbedder in front of another one, which is made only if some text is not on disk yet.
 
-    `fingerprint` names the model's weights and arithmetic (`fingerprint_of`). Raises CacheError for a folder at `path`
-    that is damaged or no cache.
+    `fingerprint` names the model's weights and arithmetic (`fingerprint_of`). `cut` holds the texts that the other one
+    cut at its limit, and gets those that it cut in earlier runs. Raises CacheError for a folder at `path` that is
+    damaged or no cache.
     """
 
-    def __init__(self, make: Callable[[], TextEmbedder], path: str | Path, fingerprint: str, dimension: int):
+    def __init__(
+        self,
+        make: Callable[[], TextEmbedder],
+        path: str | Path,
+        fingerprint: str,
+        dimension: int,
+        cut: set[str] | None = None,
+    ):
+        self._cut = set() if cut is None else cut
         self._make, self._embedder = make, None
         self._fingerprint, self._dimension = fingerprint.encode(), dimension
         self._vectors: dict[str, np.ndarray] = {}
@@ -60,13 +69,18 @@ class CachedEmbedder:
         stored = self._cache.get(self._key(text))
         if stored is not None:
             self._vectors[text] = unpacked(stored, self._dimension, "remove the folder of cached embeddings")
+            if stored.get("cut"):  # vectors kept by versions that did not count do not tell
+                self._cut.add(text)
         return stored is not None
 
     def _encode(self, texts: Sequence[str]) -> None:
         if self._embedder is None:
             self._embedder = self._make()
         encoded = dict(zip(texts, self._embedder.embed(texts), strict=True))
-        self._cache.put_all({self._key(text): packed(vector) for text, vector in encoded.items()})
+        records = {
+            text: packed(vector) | ({"cut": True} if text in self._cut else {}) for text, vector in encoded.items()
+        }
+        self._cache.put_all({self._key(text): record for text, record in records.items()})
         self._vectors |= encoded
         self.num_encoded += len(texts)
 

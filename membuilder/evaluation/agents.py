@@ -13,7 +13,7 @@ from typing import Any
 from membuilder.bank.store import reading
 from membuilder.building.builder import Builder, ask_model
 from membuilder.building.config import BuildConfig
-from membuilder.building.dialogues import Job, build_stores, failures
+from membuilder.building.dialogues import Job, build_stores, failures, warn_of_empty
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
 from membuilder.embedding.options import Precision
@@ -58,7 +58,9 @@ async def build_memories(
         scheme = load_scheme(options.reading.scheme, options.reading.prompts)
         with closing(Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)) as builder:
             jobs = [_job(options, dialogue, path, embedder.dimension) for path, dialogue in of.items()]
-            await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
+            empty = await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
+        if options.flags.mode == "build":  # else told where they are searched
+            warn_of_empty("agents", empty, len(dialogues))
     stored = []
     for dialogue in dialogues:
         with reading(folder.path(dialogue, ".db")) as store:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from membuilder.building.dialogues import warn_of_empty
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, manifest_of
@@ -21,12 +22,12 @@ from membuilder.evaluation.answerer import Roles, ask_all, open_roles
 from membuilder.evaluation.banks import BankFolder, read_settings, refuse_others, write_settings
 from membuilder.evaluation.compare import ANSWERS_FILE
 from membuilder.evaluation.metrics import CUTOFFS, Outcome
-from membuilder.evaluation.options import AGENTS, Options
+from membuilder.evaluation.options import AGENTS, RULES, Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
 from membuilder.evaluation.run_settings import settings_of
-from membuilder.evaluation.systems import System, embeds_turns, open_system, turn_texts
+from membuilder.evaluation.systems import MemorySearch, System, embeds_turns, open_system, turn_texts
 from membuilder.evaluation.table import table
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
@@ -35,6 +36,7 @@ from membuilder.llm.costs import Costs, open_costs, usage_line
 from membuilder.llm.usage import Usage
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.prompts import template_hashes
+from membuilder.schemes.four_agents.rules import warn_of_unread_turns
 from membuilder.types import Dialogue
 
 RUN_FILE, RESULTS_FILE, TABLE_FILE = "run.json", "results.json", "table.md"
@@ -73,7 +75,12 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
             refuse_others(folder, before, settings, "choose another --output-dir or move it")
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
+        if RULES in systems:
+            warn_of_unread_turns(dialogues)
         told = asyncio.run(_ask_models(_Run(options, dialogues, settings, folder, embedder, systems, costs)))
+    for name, system in systems.items():
+        if isinstance(system, MemorySearch):
+            warn_of_empty(name, system.empty, len(dialogues))
     if is_build:
         _say_built(folder, told, usage)
         return 0

@@ -8,7 +8,7 @@ memory it built.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from membuilder.bank.indexed_bank import IndexedBank, memory_of
+from membuilder.bank.ranking import bm25_scores, fused
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
@@ -28,9 +29,6 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.schemes.scheme import build
 from membuilder.text import quoted
 from membuilder.types import Bank, Dialogue
-
-RRF_CONSTANT = 60
-"""The constant of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 
 System = Callable[[Dialogue, int], list[Ranking]]
 """(dialogue, depth) -> one ranking of at most `depth` items per question, in the order of the questions."""
@@ -52,7 +50,7 @@ class Retriever:
     """Searches the raw dialogue by the turn or the session.
 
     Dense search ranks a session by its turn nearest to the question, because it is longer than an embedding model
-    reads. Hybrid is reciprocal rank fusion of dense and BM25.
+    reads. BM25 returns only what shares a word with the question. Hybrid is reciprocal rank fusion of both.
     """
 
     unit: Unit
@@ -65,15 +63,17 @@ class Retriever:
         queries = [question.text for question in dialogue.questions]
         if not queries or not items:
             return [Ranking() for _ in queries]
+        texts = [item.text for item in items]
         if self.method is Method.DENSE:
             scores = self._dense(dialogue, queries)
+        elif self.method is Method.BM25:
+            scores = bm25_scores(texts, queries)
         else:
-            scores = bm25_scores([item.text for item in items], queries)
-        if self.method is Method.HYBRID:
-            scores = reciprocal_ranks(self._dense(dialogue, queries)) + reciprocal_ranks(scores)
+            scores = fused(self._dense(dialogue, queries), bm25_scores(texts, queries))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         return [
-            Ranking(items=tuple(replace(items[i], score=row[i]) for i in best))
+            # a similarity of 0 is one like any other
+            Ranking(items=tuple(replace(items[i], score=row[i]) for i in best if row[i] or self.method is Method.DENSE))
             for row, best in zip(scores.tolist(), order.tolist(), strict=True)
         ]
 
@@ -87,29 +87,6 @@ class Retriever:
         return np.maximum.reduceat(similarities, first_turns, axis=1)  # (Q, sessions)
 
 
-def bm25_scores(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """BM25 score of each text for each query, over lower-cased words that are no English stop words. # (Q, N)"""
-    import bm25s  # it loads scipy
-
-    index = bm25s.BM25(k1=1.5, b=0.75)  # in Lucene's variant
-    tokenize = partial(bm25s.tokenize, stopwords="en", show_progress=False, return_ids=False)
-    words, asked = tokenize(list(texts)), tokenize(list(queries))
-    found = np.zeros((len(queries), len(texts)), dtype=np.float32)
-    if any(words):
-        index.index(words, show_progress=False)
-        for row, query in enumerate(asked):
-            if known := [word for word in query if word in index.vocab_dict]:
-                found[row] = index.get_scores(known)
-    return found
-
-
-def reciprocal_ranks(scores: np.ndarray) -> np.ndarray:
-    """1 / (60 + rank), rank from 1, per row; the earlier of equal scores ranks first. # (Q, N)"""
-    from scipy.stats import rankdata  # seconds to import, and only hybrid search needs it
-
-    return 1.0 / (RRF_CONSTANT + rankdata(-scores, method="ordinal", axis=1))
-
-
 def full_context(dialogue: Dialogue, depth: int) -> list[Ranking]:
     """Give every question the whole dialogue."""
     return [Ranking(items=(_joined(_items(dialogue, Unit.SESSION), "\n\n"),)) for _ in dialogue.questions]
@@ -120,22 +97,30 @@ def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
     return [Ranking() for _ in dialogue.questions]
 
 
-def from_memories(memory_of: Callable[[Dialogue], IndexedBank], reading: Reading | None = None) -> System:
-    """Make a system of anything that builds a memory; its core is read with every question.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemorySearch:
+    """Searches the memory of a dialogue; its core is read with every question."""
 
-    `reading` says how the builder read; None: whole sessions.
-    """
-    reading = reading or Reading()
+    memory_of: Callable[[Dialogue], IndexedBank]
+    reading: Reading
+    """How the builder read."""
+    empty: set[str] = field(default_factory=set)
+    """Ids of the dialogues searched so far whose memory holds nothing."""
 
-    def find(dialogue: Dialogue, depth: int) -> list[Ranking]:
-        memory = memory_of(dialogue)
-        core, sessions = memory.bank.core, sessions_of_windows(dialogue, reading.max_turns)
+    def __call__(self, dialogue: Dialogue, depth: int) -> list[Ranking]:
+        memory = self.memory_of(dialogue)
+        if not memory.bank.memory_text():
+            self.empty.add(dialogue.id)
+        core, sessions = memory.bank.core, sessions_of_windows(dialogue, self.reading.max_turns)
         always = Item(text=core, source_turns=memory.bank.core_sources) if core else None
         queries = [question.text for question in dialogue.questions]
-        found = memory.retrieve(queries, depth, include_superseded=reading.prompts.include_superseded)
+        found = memory.retrieve(queries, depth, include_superseded=self.reading.prompts.include_superseded)
         return [Ranking(items=_entry_items(retrieval, sessions), always=always) for retrieval in found]
 
-    return find
+
+def from_memories(memory_of: Callable[[Dialogue], IndexedBank], reading: Reading | None = None) -> MemorySearch:
+    """Make a system of anything that builds a memory. `reading` says how the builder read; None: whole sessions."""
+    return MemorySearch(memory_of=memory_of, reading=reading or Reading())
 
 
 def _entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
@@ -209,8 +194,14 @@ def embeds_turns(name: str) -> bool:
     return name == RULES or (name in RETRIEVERS and not name.endswith("-bm25"))
 
 
-def _stored(folder: BankFolder, options: Options, embedder: TextEmbedder) -> System:
+def _stored(
+    folder: BankFolder, options: Options, embedder: TextEmbedder, build: Callable[[Dialogue], Bank] | None = None
+) -> System:
+    """Return the banks of a folder as a system; what it lacks is built first where `build` is given."""
+
     def open_bank(dialogue: Dialogue) -> IndexedBank:
+        if build is not None and not folder.has(dialogue):
+            folder.save(dialogue, build(dialogue))
         return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
 
     return from_memories(open_bank, folder.reading)
@@ -218,14 +209,8 @@ def _stored(folder: BankFolder, options: Options, embedder: TextEmbedder) -> Sys
 
 def _by_rules(options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
     """Return the rules as a system; banks are kept in --db-path where it is theirs."""
+    build = partial(build_by_rules, embedder=embedder)
     if options.db_path is None or AGENTS in options.systems:
-        return from_memories(lambda dialogue: memory_of(build_by_rules(dialogue, embedder), embedder, options.index))
+        return from_memories(lambda dialogue: memory_of(build(dialogue), embedder, options.index))
     folder = BankFolder(options.db_path, {"builder": RULES} | {key: settings[key] for key in BUILT_FROM})
-    search = _stored(folder, options, embedder)
-
-    def build_and_search(dialogue: Dialogue, depth: int) -> list[Ranking]:
-        if not folder.has(dialogue):
-            folder.save(dialogue, build_by_rules(dialogue, embedder))
-        return search(dialogue, depth)
-
-    return build_and_search
+    return _stored(folder, options, embedder, build)

@@ -4,6 +4,7 @@ Questions tell nothing, so every cue but `num_questions` is read off the stateme
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -156,6 +157,14 @@ class Cues:
 def words(text: str) -> list[str]:
     """Return the lower-case words and numbers, in order."""
     return _WORD.findall(text.lower().replace("’", "'"))
+
+
+def reads(text: str) -> bool:
+    """Tell whether at least half of the letters are Latin: in another script hardly any cue can show."""
+    if text.isascii():
+        return True
+    latin = [unicodedata.name(letter, "").startswith("LATIN") for letter in text if letter.isalpha()]
+    return 2 * sum(latin) >= len(latin)
 
 
 def content_words(text_words: Iterable[str]) -> frozenset[str]:

@@ -9,8 +9,9 @@ entries only. A turn that tells enough (`cues.score`) is quoted by one agent, so
     semantic    the rest: likings, belongings, knowledge
 """
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS
@@ -21,11 +22,25 @@ from membuilder.schemes.four_agents.cues import (
     content_words,
     phrases,
     read,
+    reads,
     score,
     words,
 )
 from membuilder.text import quoted
-from membuilder.types import ENTRY_AGENTS, Agent, AgentUpdate, Bank, Entry, Operation, OperationKind, Session, Turn
+from membuilder.types import (
+    ENTRY_AGENTS,
+    Agent,
+    AgentUpdate,
+    Bank,
+    Dialogue,
+    Entry,
+    Operation,
+    OperationKind,
+    Session,
+    Turn,
+)
+
+_log = logging.getLogger(__name__)
 
 KEEP_SCORE = 2.5
 """Keeps a good quarter of the turns of everyday talk."""
@@ -68,6 +83,17 @@ _CONTINUES = phrases(
     "still|finally|at last|so far|progress|halfway|turned out|in the end|finished|continued|wrapped up"
 )
 _QUOTED_SPEAKER = re.compile(r"^\[[\d-]+\] ([^:\n]+):", re.MULTILINE)
+
+
+def warn_of_unread_turns(dialogues: Iterable[Dialogue]) -> None:
+    """Log how many turns are in a script that the rules cannot read, if any are."""
+    turns = [turn for dialogue in dialogues for session in dialogue.sessions for turn in session.turns]
+    num_unread = sum(not reads(turn.text) for turn in turns)
+    if num_unread:
+        problem = (
+            "the rules read English only: %d of %d turns are in another script, and hardly anything is kept of them"
+        )
+        _log.warning(f"{problem}; name a model to build with", num_unread, len(turns))
 
 
 def propose(session: Session, bank: Bank, shown: Mapping[Agent, tuple[Entry, ...]]) -> dict[Agent, AgentUpdate]:
