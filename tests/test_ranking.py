@@ -8,9 +8,9 @@ import pytest
 
 from membuilder import build as build_command
 from membuilder import eval as eval_command
-from membuilder.bank.ranking import bm25_scores, fused, reciprocal_ranks, search_terms
+from membuilder.bank.ranking import SearchMethod, bm25_scores, fused, reciprocal_ranks, search_terms
 from membuilder.datasets.load import load
-from membuilder.evaluation.systems import Method, Retriever, Unit
+from membuilder.evaluation.systems import Retriever, Unit
 from tests.fakes import HashEmbedder
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -126,12 +126,12 @@ def test_every_script_goes_through_an_evaluation(written, tmp_path):
 def test_what_shares_no_word_is_not_returned_and_does_not_move_the_fusion(written, unit):
     (dialogue,) = load(written(dialogue_of(("My puppy chewed the couch.", "Budget figures."), "Any pets around?")))
 
-    def ranked(method: Method) -> list[tuple[str, ...]]:
+    def ranked(method: SearchMethod) -> list[tuple[str, ...]]:
         (found,) = Retriever(unit=unit, method=method, embedder=HashEmbedder())(dialogue, 20)
         return [item.source_turns for item in found.items]
 
-    assert ranked(Method.BM25) == []
-    assert ranked(Method.HYBRID) == ranked(Method.DENSE) and len(ranked(Method.DENSE)) == 7
+    assert ranked(SearchMethod.BM25) == []
+    assert ranked(SearchMethod.HYBRID) == ranked(SearchMethod.DENSE) and len(ranked(SearchMethod.DENSE)) == 7
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the folder of shared cases is not here")
