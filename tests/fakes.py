@@ -16,6 +16,9 @@ class HashEmbedder:
         self.dimension = dimension
         self.embedded: list[str] = []
 
+    def pieces(self, text: str) -> list[str]:
+        return re.findall(r"(?:\S+\s*){1,8}", text) or [text]
+
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         self.embedded += [text for text in dict.fromkeys(texts) if text not in self.embedded]
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)

@@ -167,8 +167,13 @@ def test_texts_cut_at_the_embedders_limit_are_told_once_also_from_the_cache(writ
     path = written(dialogue_of(("I adopted a cat called Miso.", "lorem ipsum dolor " * 200), "What is the cat called?"))
     for run in ("first", "second"):
         evaluate(path, tmp_path / run, "rag-turn", "rag-turn-hybrid")
-        told = "texts longer than the embedding model reads: 6; nothing behind its limit is searched"
+        told = "texts longer than the embedding model reads: 6; behind its limit only --index pieces=true searches"
         assert messages(caplog, CUT) == [told]  # dates differ, so there are six of them
         caplog.clear()
     evaluate(written(dialogue_of(("I adopted a cat called Miso.", "Nice."), "Cat?")), tmp_path / "short", "rag-turn")
     assert caplog.records == []
+
+
+def test_a_lone_character_finds_the_words_it_stands_in():
+    ((right, wrong),) = bm25_scores(["我领养了一只橘猫。", "今天天气真不错。"], ["猫"])
+    assert right > 0 and wrong == 0

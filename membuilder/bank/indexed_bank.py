@@ -16,6 +16,7 @@ from membuilder.bank.ranking import SearchMethod, WordIndex
 from membuilder.bank.retrieve import Retrieval, search
 from membuilder.bank.store import reading
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.pieces import Pieces, in_pieces
 from membuilder.errors import StoreError
 from membuilder.types import Bank
 
@@ -24,7 +25,9 @@ from membuilder.types import Bank
 class IndexedBank:
     bank: Bank
     index: VectorIndex
-    """Of the bank's entries, in its order."""
+    """Of the bank's entries, in its order, or of their pieces."""
+    pieces: Pieces | None = None
+    """Set where long entries were embedded in pieces."""
     embedder: TextEmbedder
     _words: dict[bool, WordIndex] = field(default_factory=dict, init=False)
     """With superseded entries or without; made once they are searched by words."""
@@ -43,7 +46,7 @@ class IndexedBank:
             entries = tuple(entry for entry in entries if entry.id not in dropped)
 
         def nearest(number: int) -> tuple[np.ndarray, np.ndarray]:
-            ids, scores = self.index.search(self.embedder.embed(queries), number, allowed)
+            ids, scores = self._nearest(self.embedder.embed(queries), number, allowed)
             return ids if allowed is None else np.searchsorted(np.flatnonzero(allowed), ids), scores
 
         def word_scores() -> np.ndarray:
@@ -52,6 +55,13 @@ class IndexedBank:
             return self._words[include_superseded].scores(queries)
 
         return search(entries, k, method, nearest, word_scores)
+
+    def _nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places and similarities of the k entries nearest to each query. # (Q, k)"""
+        if self.pieces is None:
+            return self.index.search(queries, k, allowed)
+        rows = None if allowed is None else allowed[self.pieces.owners]
+        return self.pieces.texts_of(*self.index.search(queries, k * self.pieces.most, rows), k)
 
 
 def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> IndexedBank:
@@ -75,10 +85,13 @@ def memory_of(
 def _indexed(
     bank: Bank, vectors: np.ndarray, embedder: TextEmbedder, path: Path | None, config: IndexConfig | None
 ) -> IndexedBank:
-    config = config or IndexConfig()
+    config, pieces = config or IndexConfig(), None
+    if config.pieces:
+        pieces = in_pieces([entry.text for entry in bank.entries], embedder)
+        vectors = pieces.vectors
     if path is not None:
         index = open_index(path, vectors, config)
     else:
         index = VectorIndex(vectors.shape[1], config.kind_for(len(vectors)), config)
         index.add(vectors)
-    return IndexedBank(bank=bank, index=index, embedder=embedder)
+    return IndexedBank(bank=bank, index=index, pieces=pieces, embedder=embedder)

@@ -20,6 +20,7 @@ from membuilder.bank.ranking import ANSWERING, SearchMethod, best_of, bm25_score
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.pieces import in_pieces
 from membuilder.evaluation.agents import manifest_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import AGENTS, RETRIEVERS, RULES, STORED, Options, Reading
@@ -51,6 +52,8 @@ class Retriever:
     method: SearchMethod
     embedder: TextEmbedder
     """What dense and hybrid search embed with."""
+    pieces: bool = False
+    """As in IndexConfig."""
 
     def __call__(self, dialogue: Dialogue, depth: int) -> list[Ranking]:
         items = _items(dialogue, self.unit)
@@ -70,8 +73,11 @@ class Retriever:
         ]
 
     def _dense(self, dialogue: Dialogue, queries: Sequence[str]) -> np.ndarray:
-        texts = self.embedder.embed(turn_texts(dialogue))
-        similarities = self.embedder.embed(queries) @ texts.T  # (Q, turns)
+        texts, asked = turn_texts(dialogue), self.embedder.embed(queries)
+        if self.pieces:
+            similarities = in_pieces(texts, self.embedder).similarities(asked)
+        else:
+            similarities = asked @ self.embedder.embed(texts).T  # (Q, turns)
         if self.unit is Unit.TURN:
             return similarities
         lengths = [len(item.source_turns) for item in _items(dialogue, Unit.SESSION)]
@@ -185,7 +191,8 @@ def open_system(name: str, options: Options, settings: dict[str, Any], embedder:
     if name == RULES:
         return _by_rules(options, settings, embedder)
     _, unit, *method = name.split("-")
-    return Retriever(unit=Unit(unit), method=SearchMethod(*(method or ["dense"])), embedder=embedder)
+    how = SearchMethod(*(method or ["dense"]))
+    return Retriever(unit=Unit(unit), method=how, embedder=embedder, pieces=options.index.pieces)
 
 
 def embeds_turns(name: str) -> bool:
