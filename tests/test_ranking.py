@@ -167,7 +167,7 @@ def test_texts_cut_at_the_embedders_limit_are_told_once_also_from_the_cache(writ
     path = written(dialogue_of(("I adopted a cat called Miso.", "lorem ipsum dolor " * 200), "What is the cat called?"))
     for run in ("first", "second"):
         evaluate(path, tmp_path / run, "rag-turn", "rag-turn-hybrid")
-        told = "texts longer than the embedding model reads: 6; behind its limit only --index pieces=true searches"
+        told = "texts longer than the embedding model reads: 6; behind its limit only index.pieces=true searches"
         assert messages(caplog, CUT) == [told]  # dates differ, so there are six of them
         caplog.clear()
     evaluate(written(dialogue_of(("I adopted a cat called Miso.", "Nice."), "Cat?")), tmp_path / "short", "rag-turn")

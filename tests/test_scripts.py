@@ -1,4 +1,4 @@
-"""Dialogues in Chinese, Japanese, Thai, Korean, Arabic, Hindi and emoji, from the model's answer to the trained text."""
+"""Dialogues in Chinese, Japanese, Thai, Korean, Arabic, Hindi and emoji, from the answer to the trained text."""
 
 import json
 

@@ -128,6 +128,6 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
             yield embedder
     if cut:
         _log.warning(
-            "texts longer than the embedding model reads: %d; behind its limit only --index pieces=true searches",
+            "texts longer than the embedding model reads: %d; behind its limit only index.pieces=true searches",
             len(cut),
         )
