@@ -33,7 +33,8 @@ from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.llm.usage import Usage
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.four_agents.rules import warn_of_unread_turns
+from membuilder.schemes.load import FOUR_AGENTS, load_scheme
 from membuilder.types import Bank, Dialogue, Entry, Question, Session, Turn
 
 ROLES = ("user", "assistant")
@@ -87,6 +88,8 @@ class Memory(AbstractContextManager):
             new = _session(messages, len(before), when or datetime.now().replace(microsecond=0), self._path)
             if before and (before[-1].timestamp.tzinfo is None) != (new.timestamp.tzinfo is None):
                 raise DataError(self._path, f"session {new.id}", "when", "give all times a zone, or none of them")
+            if self._client is None and self._config.scheme == FOUR_AGENTS:
+                warn_of_unread_turns([replace(dialogue, sessions=(new,))])
             dialogue = in_windows(replace(dialogue, sessions=(*before, new)), self._config.max_turns)
             bank = self._portal.call(self._builder.build, dialogue, store)
         return tuple(entry for entry in bank.entries if entry.session >= len(before))

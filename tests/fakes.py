@@ -12,6 +12,8 @@ class HashEmbedder:
     embeds once.
     """
 
+    num_cut = 0
+
     def __init__(self, dimension: int = 4096):
         self.dimension = dimension
         self.embedded: list[str] = []

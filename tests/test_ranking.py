@@ -10,8 +10,13 @@ from membuilder import build as build_command
 from membuilder import eval as eval_command
 from membuilder.bank.ranking import SearchMethod, bm25_scores, fused, reciprocal_ranks, search_terms
 from membuilder.datasets.load import load
+from membuilder.embedding.local import Embedder
 from membuilder.evaluation.systems import Retriever, Unit
+from membuilder.memory import Memory
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.scheme import FourAgents
 from tests.fakes import HashEmbedder
+from trainer.data.corpus import Corpus, expert_builds, warn_of_lost_text
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 CUT, UNREAD, EMPTY = "texts longer than", "the rules read English only", "nothing was stored of"
@@ -177,3 +182,29 @@ def test_texts_cut_at_the_embedders_limit_are_told_once_also_from_the_cache(writ
 def test_a_lone_character_finds_the_words_it_stands_in():
     ((right, wrong),) = bm25_scores(["我领养了一只橘猫。", "今天天气真不错。"], ["猫"])
     assert right > 0 and wrong == 0
+
+
+def test_training_tells_what_the_rules_cannot_read(written, caplog):
+    chinese, long = SCRIPTS["chinese"], "I adopted a cat called Miso in May 2023. " * 60
+    path = written(dialogue_of(chinese[:2], "?", "a"), dialogue_of((long, "I moved to Leeds last week."), "?", "b"))
+    scheme, embedder = FourAgents(PromptConfig()), Embedder()
+    builds = expert_builds(load(path), embedder, scheme, "training")
+    warn_of_lost_text(Corpus(train=builds[:1], held_out=builds[1:]), scheme, embedder)
+    assert "7 of 14 turns are in another script" in messages(caplog, UNREAD)[0]
+    assert messages(caplog, EMPTY) == ["expert: nothing was stored of 1 of 2 dialogues, such as a"]
+    assert messages(caplog, CUT)[0].startswith("texts longer than the embedding model reads: 1;")
+    caplog.clear()
+    english = expert_builds(
+        load(written(dialogue_of(("I adopted a cat in May 2023.", "Nice."), "?"))), embedder, scheme, ""
+    )
+    warn_of_lost_text(Corpus(train=english), scheme, HashEmbedder())
+    assert caplog.records == []
+
+
+def test_a_memory_written_by_rules_tells_what_they_cannot_read(tmp_path, caplog):
+    with Memory(tmp_path / "a.db") as memory:
+        memory.add([{"role": "user", "content": SCRIPTS["chinese"][0]}])
+        assert "1 of 1 turns are in another script" in messages(caplog, UNREAD)[0]
+        caplog.clear()
+        memory.add([{"role": "user", "content": "I adopted a cat called Miso."}])
+        assert messages(caplog, UNREAD) == []

@@ -50,6 +50,11 @@ class Embedder:
     def dimension(self) -> int:
         return self._model.get_embedding_dimension()
 
+    @property
+    def num_cut(self) -> int:
+        """Return how many texts so far were longer than the model reads."""
+        return len(self._cut)
+
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         for batch in self._batches([text for text in dict.fromkeys(texts) if text not in self._vectors]):
