@@ -152,7 +152,7 @@ def train_and_export(walk: Walk) -> None:
         " states=expert num_steps=2 save_every=2 sessions_per_step=4 num_rollouts=2 sampling.top_p=1.0"
         " sampling.max_tokens=120 max_model_len=2048 out=rl"
     )
-    assert "wrote my-memory" in walk.shell("python -m trainer.export rl/checkpoints/step_2 my-memory")
+    assert walk.shell("python -m trainer.export rl/checkpoints/step_2 my-memory 2>&1") == "wrote my-memory\n"
 
 
 def build(walk: Walk, base_url: str) -> dict[str, tuple[int, int]]:

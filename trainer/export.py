@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from membuilder.errors import ConfigError, PushError, clear_errors
-from membuilder.quiet import hide_loading_bars
+from membuilder.quiet import hide_loading_bars, quiet_libraries
 from trainer.checkpoint import folders
 from trainer.checkpoint.folders import MODEL
 
@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if given.private and given.push_to_hub is None:
         raise ConfigError("--private goes with --push-to-hub NAME")
+    quiet_libraries(given.folder.with_name(f"{given.folder.name}.log"), at_once=False)
     print(f"wrote {export(given.checkpoint, given.folder)}")
     if given.push_to_hub is not None:
         print(f"uploaded to {push(given.folder, given.push_to_hub, given.private)}")
