@@ -139,6 +139,8 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
     elif options.model is not None and not Path(options.model).exists():
         if options.precision is not Precision.FLOAT32:
             raise ConfigError(f"precision {options.precision} needs a model in a folder, not {options.model!r}")
+        if options.cache is not None:
+            raise ConfigError(f"--embedding-cache needs a model in a folder, not {options.model!r}")
         yield Embedder(options.model, cut=cut)
     else:
         home = os.environ.get("MEMBUILDER_CACHE") or Path.home() / ".cache" / "membuilder"
