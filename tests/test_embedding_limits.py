@@ -196,7 +196,9 @@ def test_what_else_is_sent_is_part_of_what_is_kept(tmp_path):
     assert sent == [(ready, None), (["a"], None), (ready, 5), (["a"], 5), (ready, 5)]
 
 
-@pytest.mark.parametrize(("how", "fate"), [("cut", "nothing behind its limit"), ("split", "embedded in pieces")])
+@pytest.mark.parametrize(
+    ("how", "fate"), [("cut", "behind its limit only index.pieces"), ("split", "embedded in pieces")]
+)
 def test_how_many_texts_were_long_is_told_once_at_the_end(how, fate, caplog):
     settings = (f"long_texts={how}", "max_text_chars=100")
     with FaultServer(limited(chars=100)) as server:
@@ -234,6 +236,15 @@ def test_a_key_comes_from_the_variable_that_the_endpoint_names(monkeypatch):
     assert {request.headers["authorization"] for request in server.requests} == {"Bearer sesame"}
     with FaultServer(status(401)) as server, pytest.raises(ChatError, match="--embedding-api-key or MINE"):
         embedder_at(server, api_key_env="MINE")
+
+
+def test_a_memory_is_searched_in_pieces_of_the_limit_that_is_set():
+    with FaultServer(limited(chars=100)) as server:
+        with embedder_at(server, max_text_chars=100) as embedder:
+            assert embedder.pieces(LONG + " " * 200) == ["a" * 100, "b" * 100, "ccc" + " " * 97]
+            assert embedder.pieces("") == [""] and embedder.pieces("d") == ["d"]
+        with embedder_at(server) as embedder, pytest.raises(ConfigError, match="max_text_chars"):
+            embedder.pieces(LONG)
 
 
 def test_pieces_that_cancel_out_are_an_error():

@@ -27,7 +27,16 @@ from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
 from trainer.batching.packing import Node
 from trainer.configs import States, TrainConfig
-from trainer.data.corpus import Corpus, ExpertBuild, apart, build_corpus, expert_builds, sft_builds, training_text
+from trainer.data.corpus import (
+    Corpus,
+    ExpertBuild,
+    apart,
+    build_corpus,
+    expert_builds,
+    sft_builds,
+    training_text,
+    warn_of_lost_text,
+)
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.truncation import LengthCounts
@@ -140,6 +149,8 @@ def setup_sft(
     scheme = load_scheme(config.scheme, config.prompts)
     if builds is None and config.data.prepared is None:
         builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
+    if builds is not None and run.world.rank == 0:
+        warn_of_lost_text(builds, scheme, run.embedder)
     epoch = [] if builds is None else sft_builds(builds, config.data)
     model, tokenizer = _model_for(config, epoch, scheme)
     found = sft_trees(epoch, tokenizer, scheme, config) if builds else prepared_trees(tokenizer, config)
@@ -209,7 +220,10 @@ def setup_rl(
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl", None if collector is None else collector.embedder)
-    builds = builds or rl_builds(config, run.embedder)
+    if builds is None:
+        builds = rl_builds(config, run.embedder)
+        if run.world.rank == 0:
+            warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
     policy = Policy(load_model(config.model.path, config.model))
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
     if collector is None:

@@ -130,7 +130,7 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
     How many texts were longer than the model reads is logged at the end, and what became of them.
     """
     cut: set[str] = set()
-    fate = "nothing behind its limit is searched"
+    fate = "behind its limit only index.pieces=true searches"
     if options.provider is not None:
         if options.endpoint().long_texts is LongTexts.SPLIT:
             fate = "each was embedded in pieces"

@@ -17,7 +17,7 @@ from anyio.from_thread import start_blocking_portal
 
 from membuilder.embedding.cache import packed, unpacked
 from membuilder.embedding.local import in_rows
-from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.errors import ChatError, ChatErrorKind, ConfigError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import CHECK_ATTEMPTS, Connection
 from membuilder.llm.concurrency import for_each
@@ -90,6 +90,14 @@ class EndpointEmbedder:
             self._portal.call(for_each, self._embed_batch, batches, self._endpoint.concurrency)
         return in_rows(self._vectors, texts, self._dimension)
 
+    def pieces(self, text: str) -> list[str]:
+        """Cut a text into pieces of `max_text_chars`. Raises ConfigError without one: no server tells what it reads."""
+        limit = self._endpoint.max_text_chars
+        if limit is None:
+            raise ConfigError(f"index.pieces needs a local embedding model, or max_text_chars {SETTING_HINT}")
+        pieces = (text[start : start + limit] for start in range(0, len(text), limit))
+        return [piece for piece in pieces if piece.strip()] or [text]
+
     async def _check(self) -> list[float]:
         (vector,) = await self._connection.checked(self._request(CHECK_TEXTS, CHECK_ATTEMPTS))
         return vector
@@ -123,7 +131,7 @@ class EndpointEmbedder:
             raise ChatError(ChatErrorKind.UNFIT_PROMPT, f"{problem}; {_advice(text)}")
         if how is LongTexts.CUT:
             return [text[:limit]]
-        return [text[start : start + limit] for start in range(0, len(text), limit)]
+        return self.pieces(text)
 
     async def _read(self, texts: Sequence[str]) -> list[list[Piece]]:
         """Embed each text, in pieces or without its end where the server refuses it. Raises ChatError."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
+from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
@@ -87,8 +88,10 @@ class Options:
     """Dialogues that system agents builds at once."""
     db_path: Path | None
     """Where the banks of the one system lie that builds or reads them; None: no bank is kept."""
+    retrieval: SearchMethod | None
+    """How the entries of a bank are found; None: as its builder's prompts say, else ANSWERING."""
     index: IndexConfig
-    """How the entries of a bank are searched."""
+    """What the entries' vectors are searched with."""
     concurrency: int
     """Questions in flight at once."""
     embedder: EmbedderOptions
@@ -126,6 +129,7 @@ def parse(argv: Sequence[str]) -> Options:
         reading=reading,
         build_parallel=dialogues,
         db_path=_db_path(given, systems),
+        retrieval=given.retrieval and SearchMethod(given.retrieval),
         index=load(IndexConfig, None, given.index),
         concurrency=questions,
         embedder=options_of(given, first, given.embedding_api_key, _precision(given)),
@@ -210,7 +214,9 @@ def _add_models(flags: argparse._ActionsContainer) -> None:
     precisions = [str(each) for each in Precision]
     flags.add_argument("--embedding-precision", choices=precisions, help="else what is fastest here")
     flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
-    text = "how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below"
+    text = f"how the entries of a bank are found; else as the builder's prompts say, else {ANSWERING}"
+    flags.add_argument("--retrieval", choices=[str(each) for each in SearchMethod], help=text)
+    text = "what their vectors are searched with, repeatable, such as kind=hnsw; the keys stand below"
     flags.add_argument("--index", **SETTINGS, help=text)
 
 
