@@ -77,11 +77,11 @@ def ask(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
 
 def _remember(path: Path, server: FaultServer, given: dict[str, list[str]]) -> tuple[int, str]:
     about = {"name": "m", "provider": "vllm", "base_url": server.base_url}
-    model = endpoint_of(ModelEndpoint, about, given.get("", []))
     embeds = {}
     if "embedding-" in given:
         embeds = {"embedding_provider": "vllm", "embedding_model": "e", "embedding_endpoint": given["embedding-"]}
     try:
+        model = endpoint_of(ModelEndpoint, about, given.get("", []))
         with Memory(path, model, **embeds) as memory:
             memory.add(CAT)
             memory.answer("Which pet?")
@@ -131,6 +131,23 @@ def test_what_is_sent_of_each_role_is_what_is_set(command, prefix, model, ask):
     assert bool(others) == (command in ("qa", "eval"))
 
 
+@pytest.mark.parametrize("command", ["eval", "qa"])
+def test_what_is_set_of_the_first_model_holds_in_every_part_it_plays(command, ask, tmp_path):
+    """Where no other model is named for a part; a part's own flag wins."""
+    flags = {"eval": ["--mode", "build", "--system", "agents"], "qa": []}[command]
+    part = {"eval": "build-", "qa": "check-"}[command]
+    with FaultServer(serving(command)) as server:
+        given = ["--model", "m", "--provider", "vllm", "--base-url", server.base_url]
+        given += ["--endpoint", "temperature=null", "--endpoint", "seed=7", f"--{part}endpoint", "top_p=0.5"]
+        where = {"eval": ["--dataset", "custom", "--dataset-path", str(tmp_path / "mine.jsonl")]}
+        where["eval"] += ["--db-path", str(tmp_path / "db")]
+        where["qa"] = ["--trajectories-dir", str(tmp_path / "set"), "--qa-per-session", "1"]
+        assert COMMANDS[command]([*where[command], *flags, *given]) == 0
+        sent = bodies(server, "m")
+    assert all("temperature" not in body and body["seed"] == 7 for body in sent)
+    assert {body.get("top_p") for body in sent} == ({0.5} if command == "eval" else {None, 0.5})
+
+
 def test_a_configuration_sets_the_same_keys(ask, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(
         "out: d.db\nembedding_model: e\nembedding_provider: vllm\nembedding_endpoint: [batch_size=1]\n"
@@ -177,10 +194,7 @@ def test_a_key_of_the_other_kind_of_server_is_refused_by_name(command, prefix, m
     """Long texts are no matter of chat, and temperature none of embeddings."""
     key = "temperature" if prefix == "embedding-" else "batch_size"
     with FaultServer(serving(command)) as server:
-        try:
-            code, said = ask(command, server, **{prefix: [f"{key}=1"]})
-        except (MemBuilderError, SystemExit) as error:
-            code, said = 2, str(error)
+        code, said = ask(command, server, **{prefix: [f"{key}=1"]})
     assert code == 2 and "unknown key" in said and key in said
 
 

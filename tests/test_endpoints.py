@@ -111,6 +111,11 @@ def test_another_model_is_on_the_same_server_unless_told_otherwise():
     assert other("--judge-provider openai --judge-base-url http://one/v1/") == ("openai", "http://one/v1/", "k")
     assert other("--judge-base-url http://two/v1") == ("openai", "http://two/v1", None)
     assert other("--judge-provider vllm") == ("vllm", None, None)
+    first = replace(first, api_key=None, endpoint=replace(first.endpoint, api_key_env="MINE"))
+    for flags, variable in (("", "MINE"), ("--judge-base-url http://two/v1", None), ("--judge-provider vllm", None)):
+        found = read_endpoint(parser.parse_args(flags.split()), "judge-", "j", like=first)
+        assert found.endpoint.api_key_env == variable
+    first = access("openai", "http://one/v1", "k")
     mine = "--judge-provider vllm --judge-base-url http://one/v1 --judge-api-key l"
     assert other(mine) == ("vllm", "http://one/v1", "l")
     assert "'k'" not in repr(first)

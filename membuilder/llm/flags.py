@@ -60,13 +60,15 @@ def read_endpoint(
     model: str,
     *,
     like: ModelAccess | None = None,
+    is_first: bool = False,
     provider: str | None = None,
     **settings: Any,
 ) -> ModelAccess:
     """Read the model that the flags of `prefix` name; they override these settings. Raises ConfigError.
 
     It is on the server of `like` where the flags name no other provider or address. A key stays with the address that
-    it was given for. `provider` is taken where the flags name none.
+    it was given for. `is_first`: it is the model of --model once more, so what --endpoint says holds for it too.
+    `provider` is taken where the flags name none.
     """
     values, stem = vars(given), prefix.replace("-", "_")
     provider = values[f"{stem}provider"] or provider
@@ -80,7 +82,8 @@ def read_endpoint(
         base_url = base_url or (server.base_url if is_same else None)
         provider = provider or server.provider
     settings |= {"name": model, "provider": provider, "base_url": base_url}
-    endpoint = endpoint_of(ModelEndpoint, settings, values[f"{stem}endpoint"])
+    first = values["endpoint"] if is_first else []
+    endpoint = endpoint_of(ModelEndpoint, settings, [*first, *values[f"{stem}endpoint"]])
     return ModelAccess(endpoint=endpoint, api_key=api_key, key_flag=f"--{prefix}api-key")
 
 
