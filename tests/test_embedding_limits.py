@@ -155,8 +155,9 @@ def test_a_text_that_is_refused_for_something_else_than_its_length_is_never_halv
 
     with FaultServer(no_letter_d) as server, embedder_at(server, long_texts=how) as embedder:
         for text, problem in (("d", "no d here"), ("d" * 500, "no d here"), ("a" * 200 + "\ud83d", "surrogate")):
-            with pytest.raises(ChatError, match=problem):
+            with pytest.raises(ChatError, match=problem) as caught:
                 embedder.embed([text])
+            assert ("long_texts" in str(caught.value)) == (problem == "no d here")
 
 
 def test_cut_and_split_vectors_are_kept_apart_from_whole_ones(tmp_path):

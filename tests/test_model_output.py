@@ -79,7 +79,8 @@ CALL = f"<|channel|>commentary to=functions.answer <|constrain|>json<|message|>{
         # the turn is over: what comes behind is another one
         f"{CALL}<|start|>functions.answer to=assistant<|channel|>commentary<|message|>{DRAFT}<|end|>",
         f"<|channel|>final<|message|>{WRITTEN}<|return|><|start|>assistant<|channel|>final<|message|>{DRAFT}",
-        # a call and then the same as final text
+        f"{CALL.replace('call', 'end')}<|start|>functions.answer to=assistant<|channel|>commentary<|message|>{DRAFT}",
+        # a call and then an answer
         f"<|channel|>commentary to=functions.x json<|message|>{DRAFT}<|end|><|channel|>final<|message|>{WRITTEN}",
         # without special tokens
         f"final{WRITTEN}",

@@ -147,8 +147,10 @@ class EndpointEmbedder:
             middle = len(texts) // 2
             return await self._read(texts[:middle]) + await self._read(texts[middle:])
         (text,) = texts
+        if not is_text(text):
+            raise refusal  # of our own: it could not be sent
         half = (len(text) + 1) // 2
-        if self._endpoint.long_texts is LongTexts.REFUSE or half < FEWEST_CHARS or not is_text(text):
+        if self._endpoint.long_texts is LongTexts.REFUSE or half < FEWEST_CHARS:
             raise await self._meant(refusal, text)
         read = await self._read([text[:half]])
         if self._endpoint.long_texts is LongTexts.SPLIT:

@@ -27,7 +27,7 @@ _BARE_HEADER = re.compile(
     r"(?P<recipient>\s?to=[\w.-]{1,80}?)?(?P<channel>analysis|commentary|final)(?P<rest>\s?to=[\w.-]{1,80})?"
 )
 """The same as left by a server that drops special tokens: `analysisWe need ...assistantfinal{`."""
-_RECIPIENT = re.compile(r"(?:\A|\s)to=\S{1,80}\s?\Z")
+_RECIPIENT = re.compile(r"(?:\A|\s)to=(?!assistant)\S{1,80}\s?\Z")
 """Stands before the channel where a call names its function there: `assistant to=functions.answer<|channel|>`."""
 _TURN = re.compile(r"\A<\|(?:im_start|start|start_header_id)\|>\s*assistant\s*(?:<\|end_header_id\|>\s*)?")
 """Begins an answer where the model writes again what the prompt ended with."""
