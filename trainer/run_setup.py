@@ -40,7 +40,7 @@ from trainer.data.corpus import (
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.truncation import LengthCounts
-from trainer.distributed.process_group import World, start_accelerator
+from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator
 from trainer.experience.collector import Collector
 from trainer.logs.provenance import provenance
 from trainer.logs.run_log import RunLog
@@ -68,6 +68,12 @@ def start_run(config: TrainConfig, name: str, embedder: Embedder | None = None) 
             "model.dtype=bfloat16 keeps no float32 weights for the optimizer, and steps as small as lr=1e-6 round to "
             "nothing: start with configs/accelerate/zero2.yaml (DeepSpeed keeps them, one GPU is enough) or set "
             "model.dtype=float32"
+        )
+    kept = deepspeed_dtype(accelerator)
+    if kept is not None and kept != config.model.dtype:
+        raise ConfigError(
+            f"model.dtype={config.model.dtype}, but DeepSpeed's file would train in {kept}: set model.dtype={kept}, or "
+            "bf16.enabled in the file that configs/accelerate names (configs/deepspeed/*.json)"
         )
     seed_everything(config.seed)
     log = RunLog(config.out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
