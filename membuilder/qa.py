@@ -177,7 +177,7 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
     names = {"model": given.model, "check_model": checker, "closed_book_model": guesser}
     options = QAOptions(qa_per_session=given.qa_per_session, **names)
     writer = read_endpoint(given, "", given.model)
-    check = read_endpoint(given, "check-", checker, like=writer)
+    check = read_endpoint(given, "check-", checker, like=writer, is_first=given.check_model is None)
     guess = None if guesser is None else read_endpoint(given, "closed-book-", guesser, like=writer)
     reports = {}
     async with AsyncExitStack() as stack:

@@ -38,6 +38,19 @@ def embedded(call, monkeypatch) -> list[str]:
     return texts
 
 
+def test_settings_of_a_model_that_nobody_asks_are_refused():
+    for unused, says in (
+        ("--judge-endpoint seed=1", "--judge-endpoint: nobody is asked there without --model"),
+        (
+            "--build-endpoint seed=1 --build-provider vllm",
+            "--build-provider, --build-endpoint: .* without system agents",
+        ),
+        ("--endpoint seed=1", "--endpoint sets keys of --model"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            parse(unused.split())
+
+
 def test_a_model_of_a_hub_has_no_bfloat16_and_one_that_is_unknown_is_named(call, capsys):
     assert parse(["--embedding-model", "some/hub-model"]).embedder.precision is Precision.FLOAT32
     flags = ["--system", "rag-turn", "--embedding-model", "some/hub-model"]

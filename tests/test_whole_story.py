@@ -116,7 +116,7 @@ def test_the_story_from_the_expert_to_the_last_number(tmp_path, monkeypatch):
     calls = {role: used["calls"] for role, used in usage.items()}
     assert calls["builder"] == 1  # the small check: the memories were there
     assert calls["answerer"] + calls["judge"] == hosted.num_asked - before
-    assert f"usage: {sum(calls.values())} calls" in said and said.endswith("results in answers/table.md\n")
+    assert f"usage: {sum(calls.values())} calls" in said and said.endswith("results in answers\n")
 
 
 def teach(walk: Walk) -> None:

@@ -119,7 +119,8 @@ def parse(argv: Sequence[str]) -> Options:
     if writes:
         num_roles = len(load_scheme(reading.scheme, reading.prompts).roles)
         settings = {"max_tokens": given.max_tokens, "concurrency": dialogues * num_roles}
-        builder = read_endpoint(given, "build-", given.build_model or given.model, like=first, **settings)
+        name, is_first = given.build_model or given.model, given.build_model is None
+        builder = read_endpoint(given, "build-", name, like=first, is_first=is_first, **settings)
     return Options(
         flags=given,
         systems=systems,
@@ -174,6 +175,10 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
         raise ConfigError(f"--mode answer builds nothing; its banks are system {STORED}, which reads --db-path")
     if given.judge_model is not None and given.model is None and given.mode != "build":
         raise ConfigError("--judge-model needs --model: without answers there is nothing to judge")
+    if given.endpoint and given.model is None:
+        raise ConfigError("--endpoint sets keys of --model; every other model has a flag of its own")
+    _refuse_unused(given, "judge", given.model is not None or given.mode == "build", "--model")
+    _refuse_unused(given, "build", AGENTS in systems or given.mode == "answer", f"system {AGENTS}")
     if AGENTS in systems and given.build_model is None and given.model is None:
         raise ConfigError(f"system {AGENTS} needs --build-model or --model: who writes the memories")
     if given.split and given.subset_file:
@@ -183,6 +188,14 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
     if given.dataset == "custom" and given.dataset_path is None:
         problem = "dataset custom needs --dataset-path FILE.jsonl; membuilder/datasets/custom.py has its format"
         raise ConfigError(problem)
+
+
+def _refuse_unused(given: argparse.Namespace, role: str, is_used: bool, needs: str) -> None:
+    """Raise ConfigError where flags describe the server of a model that nobody asks."""
+    named = [f"--{role}-{end}" for end in ("provider", "base-url", "api-key", "endpoint")]
+    unused = [flag for flag in named if not is_used and vars(given)[flag.strip("-").replace("-", "_")]]
+    if unused:
+        raise ConfigError(f"{', '.join(unused)}: nobody is asked there without {needs}")
 
 
 def command_line() -> argparse.ArgumentParser:
