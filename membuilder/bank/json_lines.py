@@ -90,6 +90,7 @@ def import_json_lines(source: Path, target: Path) -> None:
     try:
         with writing(partial, memory.settings) as store:
             store.replace(memory)
+        remove_store(target)  # a log without its store would be read into the new one
         durable_rename(partial, target)
     finally:
         remove_store(partial)

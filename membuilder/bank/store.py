@@ -149,8 +149,8 @@ class Store:
         self._rows("VACUUM")
         is_busy, _, _ = self._rows("PRAGMA wal_checkpoint(TRUNCATE)")[0]
         if is_busy:
-            problem = "another process reads it, so what was deleted still stands in its log; end that one, and run the"
-            raise StoreError(self.path, f"{problem} command again")
+            problem = "the edit stands, but while another process reads the store, what was deleted stays in its log"
+            raise StoreError(self.path, f"{problem}; end that process, and run the deletion again")
 
     def _rows(self, query: str) -> list[tuple]:
         with _typed(self.path):
