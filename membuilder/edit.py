@@ -17,6 +17,7 @@ settings that the store names; only where its server is must be said (--provider
 import argparse
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -149,11 +150,12 @@ def _chosen(given: argparse.Namespace, memory: StoredMemory) -> dict[str, Any]:
 
 def _sessions(given: argparse.Namespace, memory: StoredMemory) -> list[int]:
     """Return the indices of the session that is named, or of all windows of it. Raises StoreError."""
-    ids = [stored.session.id for stored in memory.sessions]
-    named = [given.id] if given.id in ids else [each for each in ids if each.rpartition(".")[0] == given.id]
-    if not named:
-        raise StoreError(given.store, f"no session {given.id!r}; it has {_listed(ids)}")
-    return [index for index, each in enumerate(ids) if each in named]
+    sessions = [stored.session for stored in memory.sessions]
+    named = [each for each in sessions if each.id == given.id]
+    named = named or [each for each in sessions if re.fullmatch(rf"{re.escape(given.id)}\.\d+", each.id)]
+    if len({each.timestamp for each in named}) != 1:  # the windows of one session share its date
+        raise StoreError(given.store, f"no session {given.id!r}; it has {_listed(each.id for each in sessions)}")
+    return [each.index for each in named]
 
 
 def _correct(given: argparse.Namespace) -> int:
@@ -220,7 +222,8 @@ def _forget_in_caches(given: argparse.Namespace, before: StoredMemory, after: St
     left = {entry.text for entry in after.entries}
     is_gone = np.array([entry.text not in left for entry in before.entries], dtype=bool)
     for folder in _named_caches(given):
-        erase_from_cache(folder, Lost(words=words_only_in(*said)), (), before.vectors[is_gone])
+        count = erase_from_cache(folder, Lost(words=words_only_in(*said)), (), before.vectors[is_gone])
+        print(f"{folder}: removed {count} answers and vectors")
 
 
 def _config(given: argparse.Namespace, memory: StoredMemory) -> BuildConfig:

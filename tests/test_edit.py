@@ -3,9 +3,11 @@
 import asyncio
 import json
 import random
+import shutil
 import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from membuilder.bank.lost_words import Lost
 from membuilder.bank.store import Store, reading, writing
 from membuilder.building import dialogues
 from membuilder.building.builder import Builder, ask_model
+from membuilder.building.retry import retry_failed
 from membuilder.datasets.load import load
 from membuilder.embedding.cache import packed
 from membuilder.llm.response_cache import AnswerCache
@@ -74,6 +77,17 @@ def base(folder: Path) -> Path:
     return built(folder / "memory.db", write_talk(folder.parent / "base.jsonl", TALK, DAYS))
 
 
+def killed_in_use(path: Path, folder: Path) -> Path:
+    """A copy of a store as a process leaves it that is killed: all of it stands in the log, too."""
+    folder.mkdir()
+    with writing(path, contents(path)[0]) as store:
+        store.replace(store.memory())
+        for end in ("", "-wal"):
+            shutil.copy(f"{path}{end}", folder)
+    assert (folder / f"{path.name}-wal").stat().st_size > 10_000
+    return folder / path.name
+
+
 def run(store: Path, *arguments: object) -> int:
     return edit.main([str(store), *map(str, arguments)])
 
@@ -125,7 +139,7 @@ def test_what_is_deleted_is_gone_from_every_file_and_a_build_goes_on(
     tmp_path, command, words, left, days, speakers, capsys
 ):
     folder = tmp_path / "memories"
-    path = base(folder)
+    path = killed_in_use(base(tmp_path / "whole"), folder)
     for end in (".index", ".index.77.partial", ".retry", ".retry-wal", ".rebuild"):
         path.with_name(path.name + end).write_text(" ".join(words))
     assert {word for _, word in found_on_disk(folder, *words)} == set(words)
@@ -476,6 +490,41 @@ def test_a_memory_for_programs_goes_on_after_a_deletion(tmp_path):
     assert [stored.session.id for stored in contents(path)[1]] == ["S1", "S3", "S4"]
 
 
+def test_a_retry_does_not_bring_back_what_was_deleted(tmp_path):
+    def script(agent: Agent, prompt: str) -> str:
+        if agent is PROCEDURAL:
+            return "I would rather not."
+        if agent is CORE:
+            return '{"operation": "SKIP"}'
+        add = [{"action": "ADD", "memory": f"{agent} fact {n}"} for n in (1, 2)]
+        return json.dumps({"operations": add})
+
+    path = tmp_path / "m.db"
+    build_into(path, talk(["one"]), ScriptedModel(script))
+    assert run(path, "delete-entry", "m2") == 0 and run(path, "delete-entry", "m3") == 0
+    model = ScriptedModel(lambda agent, prompt: '{"operations": [{"action": "ADD", "memory": "how to"}]}')
+    builder = Builder(ask=ask_model(model, SCHEME), embedder=HashEmbedder(), scheme=SCHEME)
+    with closing(builder), writing(path, SETTINGS) as store:
+        asyncio.run(retry_failed(talk(["one"]), store, builder, lambda path: None, lambda count: None))
+    assert [agent for agent, _ in model.prompts] == [PROCEDURAL]
+    assert [(each.id, each.text) for each in contents(path)[2]] == [
+        ("m1", "episodic fact 1"),
+        ("m2", "semantic fact 1"),
+        ("m3", "how to"),
+    ]
+
+
+def test_a_session_read_in_windows_is_deleted_whole_and_no_other(tmp_path, capsys):
+    with Memory(tmp_path / "m.db", max_turns=2) as memory:
+        for day in (1, 2):
+            said = [{"role": "user", "content": f"My lucky number {day}{n} is {n}."} for n in range(4)]
+            memory.add(said, datetime(2024, 5, day))
+    assert run(tmp_path / "m.db", "delete-session", "S") == 2
+    assert "no session 'S'; it has S1.1, S1.2, S3.1, S3.2" in capsys.readouterr().err
+    assert run(tmp_path / "m.db", "delete-session", "S1") == 0
+    assert [stored.session.id for stored in contents(tmp_path / "m.db")[1]] == ["S3.1", "S3.2"]
+
+
 # JSON Lines
 
 
@@ -512,6 +561,9 @@ BAD_LINES = [
     (2, inside("session", timestamp="2001-01-01T00:00:00"), "line 3: field 'session.timestamp'"),
     (2, inside("session", id="D1"), "line 3: field 'session.id'"),
     (2, inside("session", turns="none"), "line 3: field 'session.turns'"),
+    (1, lambda line: line | {"core": "half \ud83d"}, "line 2: field 'record': holds half"),
+    (1, lambda line: line | {"answers": {"core": {"text": "", "seconds": float("nan")}}}, "line 2: field 'answers.sec"),
+    (1, lambda line: line | {"answers": {"core": {"text": "", "shown": ["m7"]}}}, "line 7: field 'answers.shown'"),
     (4, inside("entry", session=9), "line 5: field 'entry.session'"),
     (4, inside("entry", source_turns=["D9:1"]), "line 5: field 'entry.source_turns'"),
     (4, inside("entry", supersedes=["m9"]), "line 5: field 'entry.supersedes'"),

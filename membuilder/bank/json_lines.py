@@ -10,6 +10,7 @@ A file is read whole and checked before anything is written; the last line tells
 
 import base64
 import json
+import math
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -25,9 +26,11 @@ from membuilder.datasets.files import FILE, read_lines
 from membuilder.datasets.typed import FieldError, Text, convert, located
 from membuilder.errors import DataError, StoreError
 from membuilder.files import durable_rename, write_atomic
+from membuilder.text import HALF_CHARACTER, is_text
 from membuilder.types import CoreQuote, Entry, Session
 
 FORMAT = 1
+MAX_DIMENSION = 1_000_000
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -75,6 +78,8 @@ def read_json_lines(path: Path) -> StoredMemory:
     lines, reader = read_lines(path), _Reader()
     for number, value in lines:
         with located(path, f"line {number}"):
+            if not is_text(json.dumps(value, ensure_ascii=False)):
+                raise FieldError("record", f"{HALF_CHARACTER}; repair or remove it")
             reader.take(convert(_Memory | _Session | _Entry | _End, value))
     if not reader.is_whole:
         raise DataError(path, FILE, "lines", "has no last line that says how much there is: it was cut; export it anew")
@@ -125,6 +130,8 @@ class _Reader:
                 counts = (len(self._sessions), len(self._entries))
                 if (line.num_sessions, line.num_entries) != counts:
                     raise FieldError("num_sessions", f"the file holds {counts[0]} sessions and {counts[1]} entries")
+                shown = [each for told in self._sessions for answer in told.answers.values() for each in answer.shown]
+                _require(self._entry_ids, shown, "answers.shown")
                 self.is_whole = True
 
     def memory(self) -> StoredMemory:
@@ -135,7 +142,7 @@ class _Reader:
         )
 
     def _take_settings(self, settings: dict[str, Any]) -> None:
-        convert(Annotated[int, Meta(ge=1)], settings.get("dimension"), "settings.dimension")
+        convert(Annotated[int, Meta(ge=1, le=MAX_DIMENSION)], settings.get("dimension"), "settings.dimension")
         for name in ("dialogue", "model"):
             convert(str, settings.get(name), f"settings.{name}")
         convert(list[str], settings.get("speakers"), "settings.speakers")
@@ -152,6 +159,8 @@ class _Reader:
         _add(self._session_ids, [session.id], "session.id")
         _add(self._turn_ids, [turn.id for turn in session.turns], "session.turns")
         _require(self._turn_ids, [quote.turn_id for quote in line.core_quotes], "core_quotes")
+        if not all(math.isfinite(answer.seconds) for answer in line.answers.values()):
+            raise FieldError("answers.seconds", "is no number of seconds")
         stored = StoredSession(session=session, answers=line.answers, core=line.core, core_quotes=line.core_quotes)
         self._sessions.append(stored)
 

@@ -55,7 +55,7 @@ def corrected(dialogue: Dialogue, turn_id: str, text: str, path: Path) -> tuple[
         problem = "no turn has this id; `python -m membuilder.edit DB export FILE.jsonl` writes all of them"
         raise DataError(path, f"turn {turn_id}", "id", problem)
     if not text.strip() or not is_text(text):
-        problem = "is blank; to remove a turn is to delete its session, or an entry with --with-turns"
+        problem = "is blank; to remove a turn, delete its session, or an entry with the turns that it quotes"
         raise DataError(path, f"turn {turn_id}", "text", problem if is_text(text) else HALF_CHARACTER)
     session = dialogue.sessions[index]
     turns = tuple(replace(turn, text=text) if turn.id == turn_id else turn for turn in session.turns)
