@@ -287,6 +287,11 @@ def test_caches_that_are_named_lose_what_was_deleted_and_nothing_else(tmp_path):
         with closing(AnswerCache(folder)) as cache:
             assert {key for key in keys if cache.get(key) is None} == lost
     assert not list(answers.rglob("*.val"))  # where long values lie
+    with closing(AnswerCache(answers)) as cache:
+        cache.put("e", {"text": "Kate is my sister."})
+    assert run(path, "correct-turn", "S2:1", "My aunt May visited me in May 2023.", *caches) == 0
+    with closing(AnswerCache(answers)) as cache:
+        assert [cache.get(key) is None for key in "abcde"] == [True, False, True, False, True]
     assert run(path, "delete-session", "S1", "--answer-cache", tmp_path / "nowhere") == 2
 
 
@@ -363,8 +368,13 @@ def test_a_corrected_turn_is_read_again_from_there_and_what_stood_before_stays(t
     assert contents(path) == fresh
     built(path, corrected_talk(tmp_path))
     assert contents(path) == fresh
+    path.with_name("memory.db.retry").write_text("red car")  # as if it had been killed at its very end
     assert run(path, "correct-turn", "S2:2", "I sold my blue car on Monday.") == 2
-    assert "nothing to correct" in capsys.readouterr().err
+    assert "nothing to correct" in capsys.readouterr().err and found_on_disk(path.parent, "red car") == []
+    with pytest.raises(AssertionError):
+        built(path, tmp_path / "base.jsonl")
+    says = "session S2 was read with another date or other turns than talk has there; build into a new file, or make"
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_whole_file", [False, True])

@@ -150,7 +150,7 @@ class Store:
         is_busy, _, _ = self._rows("PRAGMA wal_checkpoint(TRUNCATE)")[0]
         if is_busy:
             problem = "the edit stands, but while another process reads the store, what was deleted stays in its log"
-            raise StoreError(self.path, f"{problem}; end that process, and run the deletion again")
+            raise StoreError(self.path, f"{problem}; end that process, and run the same command again")
 
     def _rows(self, query: str) -> list[tuple]:
         with _typed(self.path):

@@ -250,5 +250,5 @@ def _check_same(dialogue: Dialogue, store: Store) -> int:
     problem = f"holds {len(stored)} sessions already, more than the {len(dialogue.sessions)} to build"
     if differs:
         problem = f"session {differs[0]} was read with another date or other turns than {dialogue.id} has there"
-    advice = "build into a new file, or change this one with `python -m membuilder.edit`"
+    advice = "build into a new file, or make store and dialogue say the same (`python -m membuilder.edit`)"
     raise StoreError(store.path, f"{problem}; {advice}")
