@@ -28,7 +28,7 @@ import numpy as np
 
 from membuilder.bank.erase import editing, erase_from_cache
 from membuilder.bank.forget import Forgotten, forget
-from membuilder.bank.indexed_bank import open_memory
+from membuilder.bank.index_file import index_path, open_index
 from membuilder.bank.json_lines import import_json_lines, write_json_lines
 from membuilder.bank.lost_words import Lost, words_only_in
 from membuilder.bank.store import reading
@@ -203,7 +203,8 @@ def _read_again(given: argparse.Namespace, memory: StoredMemory, dialogue: Dialo
     keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
 
     def keep_index(path: Path, embedder: TextEmbedder) -> None:
-        open_memory(path, embedder, config.index)  # leaves an index beside a large store
+        with reading(path) as store:
+            open_index(index_path(path), store.vectors(), config.index)  # leaves one beside a large store
 
     with counted(given, path.with_suffix(".usage.jsonl"), "membuilder.edit") as costs:
         stores = [(path, dialogue)]

@@ -222,9 +222,12 @@ def _ask(given: argparse.Namespace) -> int:
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         problem = f"{share:.1%} of the questions asked for are missing, more than --max-missing {given.max_missing:g}"
-        stands = f"The {len(reports)} files {QA_FILE} are whole and usable, with fewer questions than asked for"
-        advice = "to ask again, remove a sample's file and its report, and name another --model"
-        print(f"membuilder.qa: {problem}. {stands}; {advice}.", file=sys.stderr)
+        short = [folder for folder, report in reports.items() if report["missing"]]
+        stands = f"The {len(reports)} files {QA_FILE} are whole and usable"
+        stands += f", {len(short)} with fewer questions than asked for"
+        again = f"To ask about one sample again, such as {short[0]}, remove its {QA_FILE} and {REPORT_FILE}"
+        advice = f"{again} and give that folder alone, with another --model"
+        print(f"membuilder.qa: {problem}. {stands}. {advice}.", file=sys.stderr)
         return 1
     return 0
 

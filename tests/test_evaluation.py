@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from membuilder import eval as command
 from membuilder.bank.indexed_bank import memory_of
+from membuilder.bank.ranking import SearchMethod
 from membuilder.datasets.load import load
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.options import Precision, open_embedder
@@ -29,7 +30,6 @@ from membuilder.evaluation.recall import Item, Ranking
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import summarize, summary_json, unjudged_share
 from membuilder.evaluation.systems import (
-    Method,
     Retriever,
     Unit,
     build_by_rules,
@@ -78,27 +78,27 @@ def asked(question_id: str, text: str, answer: str | None, category: str, eviden
     )
 
 
-def retriever(unit: Unit = Unit.TURN, method: Method = Method.DENSE) -> Retriever:
+def retriever(unit: Unit = Unit.TURN, method: SearchMethod = SearchMethod.DENSE) -> Retriever:
     return Retriever(unit=unit, method=method, embedder=HashEmbedder())
 
 
 # systems
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", SearchMethod)
 def test_turns_are_ranked_with_date_and_speaker(method):
     first, second, _ = retriever(method=method)(dialogue(), 2)
     assert first.items[0].source_turns == ("S1:1",) and second.items[0].source_turns == ("S2:2",)
     assert first.items[0].text == "[2024-03-15] Ann: I adopted a grey cat called Miso."
     # no other turn shares a word with the question, and BM25 returns none that does not
-    assert len(first.items) == (1 if method is Method.BM25 else 2)
+    assert len(first.items) == (1 if method is SearchMethod.BM25 else 2)
     assert [item.score for item in first.items] == sorted({item.score for item in first.items}, reverse=True)
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", SearchMethod)
 def test_sessions_are_ranked_whole(method):
     first, second, _ = retriever(Unit.SESSION, method)(dialogue(), 5)
-    others = [] if method is Method.BM25 else [("S2:1", "S2:2")]  # it shares no word with the question
+    others = [] if method is SearchMethod.BM25 else [("S2:1", "S2:2")]  # it shares no word with the question
     assert [item.source_turns for item in first.items] == [("S1:1", "S1:2"), *others]
     assert second.items[0].source_turns == ("S2:1", "S2:2")
 
@@ -117,7 +117,7 @@ def test_what_a_picture_shows_is_searched():
     whole = dialogue()
     shown = replace(whole.sessions[0].turns[1], caption="a photo of a tabby dog")
     changed = replace(whole, sessions=(replace(whole.sessions[0], turns=(shown,)), whole.sessions[1]))
-    assert retriever(method=Method.BM25)(changed, 1)[2].items[0].source_turns == ("S1:2",)
+    assert retriever(method=SearchMethod.BM25)(changed, 1)[2].items[0].source_turns == ("S1:2",)
 
 
 def test_full_context_finds_everything_and_none_nothing():
@@ -521,7 +521,7 @@ def test_one_command_scores_every_kind_of_system_and_writes_all_files(call, tmp_
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("unit", Unit)
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", SearchMethod)
 def test_an_empty_session_is_searched_without_harm(position, unit, method):
     whole = dialogue()
     empty = Session(id="S9", index=0, timestamp=datetime(2024, 3, 15), turns=())

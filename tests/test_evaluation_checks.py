@@ -7,6 +7,7 @@ import pytest
 from membuilder.embedding import options
 from membuilder.embedding.options import Precision
 from membuilder.errors import ConfigError
+from membuilder.evaluation import options as evaluation_options
 from membuilder.evaluation.options import parse
 from tests.evaluating import DIALOGUE, JUDGED, caller, reply, result
 from tests.fakes import HashEmbedder
@@ -47,6 +48,12 @@ def test_a_model_of_a_hub_has_no_bfloat16_and_one_that_is_unknown_is_named(call,
         parse(remote)
     assert call(None, *flags) == 2
     assert "'some/hub-model' cannot be loaded" in capsys.readouterr().err
+
+
+def test_stores_are_built_in_float32_on_every_machine(monkeypatch):
+    monkeypatch.setattr(evaluation_options, "best_precision", lambda: Precision.BFLOAT16)
+    assert parse(["--system", "rules"]).embedder.precision is Precision.BFLOAT16
+    assert parse(["--system", "agents", "--model", "m"]).embedder.precision is Precision.FLOAT32
 
 
 # every model is checked first

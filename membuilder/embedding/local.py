@@ -3,6 +3,7 @@
 import importlib.util
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,6 +50,11 @@ class Embedder:
     def dimension(self) -> int:
         return self._model.get_embedding_dimension()
 
+    @property
+    def num_cut(self) -> int:
+        """Return how many texts so far were longer than the model reads."""
+        return len(self._cut)
+
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         for batch in self._batches([text for text in dict.fromkeys(texts) if text not in self._vectors]):
@@ -57,6 +63,21 @@ class Embedder:
             )
             self._vectors.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
         return in_rows(self._vectors, texts, self.dimension)
+
+    def pieces(self, text: str) -> list[str]:
+        """Cut a text between words into pieces of at most as many word pieces as the model reads."""
+        tokenizer = self._model.tokenizer
+        size = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        words, offsets = encoded.word_ids(), encoded["offset_mapping"]
+        cuts, start = [0], 0
+        while start + size < len(words):
+            end = start + size
+            while end > start and words[end] == words[end - 1]:
+                end -= 1
+            start = end if end > start else start + size  # one word may be longer than the model reads
+            cuts.append(offsets[start][0])
+        return [text[first:last] for first, last in pairwise([*cuts, len(text)])]
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Group the texts by token length: without padding, a vector does not depend on its neighbours in the batch.

@@ -127,4 +127,7 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
         with closing(open_embedder(options.model, options.precision, cache, cut)) as embedder:
             yield embedder
     if cut:
-        _log.warning("texts longer than the embedding model reads: %d; nothing behind its limit is searched", len(cut))
+        _log.warning(
+            "texts longer than the embedding model reads: %d; behind its limit only index.pieces=true searches",
+            len(cut),
+        )

@@ -13,7 +13,7 @@ from anyio.from_thread import start_blocking_portal
 
 from membuilder.embedding.cache import packed, unpacked
 from membuilder.embedding.local import in_rows
-from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.errors import ChatError, ChatErrorKind, ConfigError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import CHECK_ATTEMPTS, Connection
 from membuilder.llm.concurrency import for_each
@@ -69,6 +69,10 @@ class EndpointEmbedder:
             # the first batch that fails ends the others
             self._portal.call(for_each, self._embed_batch, batches, self._endpoint.concurrency)
         return in_rows(self._vectors, texts, self._dimension)
+
+    def pieces(self, text: str) -> list[str]:
+        """Raise ConfigError: a server tells nobody how much its model reads."""
+        raise ConfigError("index.pieces needs a local embedding model: a server does not tell how much its model reads")
 
     async def _check(self) -> list[float]:
         (vector,) = await self._connection.checked(self._request(["ready?"], CHECK_ATTEMPTS))

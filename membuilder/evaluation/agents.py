@@ -54,7 +54,6 @@ async def build_memories(
             folder.save(of[path], store.bank())
 
     if model is not None:
-        folder.begin()
         scheme = load_scheme(options.reading.scheme, options.reading.prompts)
         with closing(Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)) as builder:
             jobs = [_job(options, dialogue, path, embedder.dimension) for path, dialogue in of.items()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
+from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
@@ -87,8 +88,10 @@ class Options:
     """Dialogues that system agents builds at once."""
     db_path: Path | None
     """Where the banks of the one system lie that builds or reads them; None: no bank is kept."""
+    retrieval: SearchMethod | None
+    """How the entries of a bank are found; None: as its builder's prompts say, else ANSWERING."""
     index: IndexConfig
-    """How the entries of a bank are searched."""
+    """What the entries' vectors are searched with."""
     concurrency: int
     """Questions in flight at once."""
     embedder: EmbedderOptions
@@ -126,9 +129,10 @@ def parse(argv: Sequence[str]) -> Options:
         reading=reading,
         build_parallel=dialogues,
         db_path=_db_path(given, systems),
+        retrieval=given.retrieval and SearchMethod(given.retrieval),
         index=load(IndexConfig, None, given.index),
         concurrency=questions,
-        embedder=options_of(given, first, given.embedding_api_key, _precision(given)),
+        embedder=options_of(given, first, given.embedding_api_key, _precision(given, systems)),
     )
 
 
@@ -149,13 +153,14 @@ def _db_path(given: argparse.Namespace, systems: Sequence[str]) -> Path | None:
     return given.output_dir / MEMORIES if is_needed or AGENTS in kept else None
 
 
-def _precision(given: argparse.Namespace) -> Precision:
+def _precision(given: argparse.Namespace, systems: Sequence[str]) -> Precision:
     if given.embedding_precision and given.embedding_provider:
         raise ConfigError("--embedding-precision is that of a local model: a server embeds in its own")
     if given.embedding_precision:
         return Precision(given.embedding_precision)
     is_folder = given.embedding_model is None or Path(given.embedding_model).exists()
-    return best_precision() if is_folder and given.embedding_provider is None else Precision.FLOAT32
+    is_free = is_folder and given.embedding_provider is None and AGENTS not in systems  # a store is built in float32
+    return best_precision() if is_free else Precision.FLOAT32
 
 
 def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
@@ -208,9 +213,13 @@ def _add_models(flags: argparse._ActionsContainer) -> None:
     flags.add_argument("--build-config", type=Path, metavar="FILE", help=text)
     flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
     precisions = [str(each) for each in Precision]
-    flags.add_argument("--embedding-precision", choices=precisions, help="else what is fastest here")
+    flags.add_argument(
+        "--embedding-precision", choices=precisions, help="else what is fastest here; float32 for agents"
+    )
     flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
-    text = "how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below"
+    text = f"how the entries of a bank are found; else as the builder's prompts say, else {ANSWERING}"
+    flags.add_argument("--retrieval", choices=[str(each) for each in SearchMethod], help=text)
+    text = "what their vectors are searched with, repeatable, such as kind=hnsw; the keys stand below"
     flags.add_argument("--index", **SETTINGS, help=text)
 
 

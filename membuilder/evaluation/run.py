@@ -122,6 +122,8 @@ def _embed(run: _Run) -> None:
     """Embed all dialogues at once where a system embeds turns, so that the encoder gets full batches."""
     if any(embeds_turns(name) for name in run.options.systems):
         texts = [text for dialogue in run.dialogues for text in turn_texts(dialogue)]
+        if run.options.index.pieces:
+            texts = [piece for text in texts for piece in run.embedder.pieces(text)]
         run.embedder.embed(texts + [question.text for dialogue in run.dialogues for question in dialogue.questions])
 
 
