@@ -496,7 +496,7 @@ def test_a_memory_for_programs_goes_on_after_a_deletion(tmp_path):
     assert run(path, "delete-session", "S2") == 0
     with Memory(path) as memory:
         memory.add(messages[1])
-        assert "Leeds" in memory.search("Where did Ann move?", 1).entries[0].text
+        assert "Leeds" in memory.search("Who moved to Leeds?", 1).entries[0].text
     assert [stored.session.id for stored in contents(path)[1]] == ["S1", "S3", "S4"]
 
 
