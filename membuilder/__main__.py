@@ -11,6 +11,7 @@ COMMANDS = {
     "data": "fetch public benchmarks",
     "build": "build the memories of dialogues, by rules or by a model",
     "inspect": "show what a memory holds and how it came about",
+    "edit": "delete from a memory, correct it, export and import it",
     "eval": "evaluate ways of remembering on public benchmarks",
     "expert": "have an expert build memories, as trajectories to train on",
     "qa": "have a model write questions about each session of a trajectory",
