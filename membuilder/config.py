@@ -218,16 +218,17 @@ def _merge(tree: dict, cls: type, given: Mapping, *, prefix: str, source: str, k
 
 
 def _converted(value: Any, hint: Any, refusal: str) -> Any:
-    if (problem := _never_fits(value)) is not None:
-        raise ConfigError(f"{refusal}: {problem}")
     options = set(_options(hint)) - {type(None)}
     if options == {str} and isinstance(value, int | float):
         return str(value)  # YAML reads a name such as 2026 as a number
     try:
         # Texts may be read as numbers, but no number as true or false.
-        return msgspec.convert(value, hint, strict=options == {bool}, dec_hook=lambda kind, text: kind(text))
+        found = msgspec.convert(value, hint, strict=options == {bool}, dec_hook=lambda kind, text: kind(text))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{refusal}: {error}") from error
+    if (problem := _never_fits(found)) is not None:
+        raise ConfigError(f"{refusal}: {problem}")
+    return found
 
 
 def _never_fits(value: Any) -> str | None:

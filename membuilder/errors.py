@@ -6,6 +6,7 @@ Every command runs under `exit_status` or `clear_errors`, which decide what a us
 import argparse
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -19,6 +20,8 @@ PLUGIN = "plugin "
 OUR_PACKAGES = ("membuilder", "reward", "rollout", "trainer")
 STOPPED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
+STDOUT = 1
+"""The file descriptor, as every Unix has it."""
 PIPE_STATUS = 141
 """Exit status where nobody reads any more what is printed, as shells have it."""
 MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
@@ -263,9 +266,9 @@ def exit_status(command: str, run: Callable[[], int], kept: str = "") -> int:
 
 def _reader_left() -> bool:
     """Tell whether nobody reads what is printed any more, and if so print to nowhere from now on."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    stdout = select.poll()
+    stdout.register(STDOUT, 0)
+    if not any(event & select.POLLERR for _, event in stdout.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
