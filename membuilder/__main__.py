@@ -1,11 +1,11 @@
 """Runs one of the commands that lie in this folder: `membuilder build ...` is `python -m membuilder.build ...`."""
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
 from membuilder import __version__
+from membuilder.errors import ArgumentParser
 
 COMMANDS = {
     "data": "fetch public benchmarks",
@@ -22,7 +22,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command; return its exit status, or None if it has none."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="membuilder", epilog="membuilder COMMAND --help says more about a command.")
+    parser = ArgumentParser(prog="membuilder", epilog="membuilder COMMAND --help says more about a command.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():

@@ -23,11 +23,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from membuilder.bank.store import reading
-from membuilder.datasets.files import read_appended
-from membuilder.errors import ConfigError, exit_status
+from membuilder.datasets.files import FILE, read_appended, read_json
+from membuilder.datasets.typed import typed
+from membuilder.errors import ArgumentParser, ConfigError, DataError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.client import ChatClient
@@ -53,6 +54,7 @@ from membuilder.trajectories.trajectory import (
 from membuilder.types import Agent
 
 REPORT_FILE, USAGE_FILE = "qa_report.json", "qa_usage.jsonl"
+BEGIN_ANEW = "move the file away and begin anew"
 QA_MODEL = "claude-4.5-opus"
 """The writer of the published document."""
 
@@ -67,6 +69,29 @@ class QAOptions:
     closed_book_model: str | None
 
 
+class _Question(TypedDict):
+    question: str
+    answer: str
+    type: str
+
+
+class _Counts(TypedDict):
+    """What is read back of a report and of an unfinished file, to check that nobody edited it."""
+
+    asked_for: dict[str, int]
+    missing: dict[str, int]
+    dropped: dict[str, int]
+
+
+class _Report(_Counts):
+    settings: dict[str, Any]
+    kept: dict[str, int]
+
+
+class _Line(_Counts):
+    questions: list[_Question]
+
+
 async def write_sample(folder: Path, options: QAOptions, models: Models, on_session=lambda: None) -> dict[str, Any]:
     """Write the questions of one trajectory, session after session, since none may repeat one; return its report.
 
@@ -75,7 +100,8 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
     with reading(folder / STORE_FILE) as store:
         trajectory = read_trajectory(store)
     if (folder / QA_FILE).is_file() and (folder / REPORT_FILE).is_file():
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        report: Any = read_json(folder / REPORT_FILE, BEGIN_ANEW)
+        typed(_Report, report, folder / REPORT_FILE, FILE, advice=BEGIN_ANEW)
         _check_settings(folder / QA_FILE, report["settings"], options)
         return report
     part = folder / f"{QA_FILE}.unfinished"
@@ -105,9 +131,14 @@ def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
     if not part.is_file():
         write_atomic(part, _json_line(asdict(options)))
         return []
-    settings, *lines = [value for _, value in read_appended(part, "move the file away and begin anew")]
-    _check_settings(part, settings, options)
-    return lines
+    found = read_appended(part, BEGIN_ANEW)
+    if not found:
+        raise DataError(part, FILE, "settings", f"is empty; {BEGIN_ANEW}")
+    (_, settings), *lines = found
+    _check_settings(part, typed(dict, settings, part, "line 1", advice=BEGIN_ANEW), options)
+    for number, value in lines:
+        typed(_Line, value, part, f"line {number}", advice=BEGIN_ANEW)
+    return [value for _, value in lines]
 
 
 def _json_line(value: dict[str, Any]) -> str:
@@ -210,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ask(given: argparse.Namespace) -> int:
     if min(given.qa_per_session, given.workers) < 1:
         raise ConfigError("--qa-per-session and --workers must be at least 1")
+    if not 0 <= given.max_missing <= 1:
+        raise ConfigError(f"--max-missing must be a share from 0 to 1, got {given.max_missing}")
     if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
         problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
         raise ConfigError(problem)
@@ -239,7 +272,7 @@ def _counts(by_kind: Mapping[str, int]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.qa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -60,7 +60,7 @@ def test_a_model_of_a_hub_has_no_bfloat16_and_one_that_is_unknown_is_named(call,
     with pytest.raises(ConfigError, match="that of a local model"):
         parse(remote)
     assert call(None, *flags) == 2
-    assert "'some/hub-model' cannot be loaded" in capsys.readouterr().err
+    assert "no embedding model at 'some/hub-model'" in capsys.readouterr().err
 
 
 def test_stores_are_built_in_float32_on_every_machine(monkeypatch):

@@ -8,12 +8,11 @@ The folder holds safetensors in shards, tokenizer with chat template, generation
 Checkpoints of one process, DDP and DeepSpeed are taken, whatever their number of processes; no GPU is needed.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from membuilder.errors import ConfigError, PushError, clear_errors
+from membuilder.errors import ArgumentParser, ConfigError, PushError, clear_errors
 from membuilder.quiet import hide_loading_bars, quiet_libraries
 from trainer.checkpoint import folders
 from trainer.checkpoint.folders import MODEL
@@ -97,7 +96,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
 
 @clear_errors("trainer.export")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a folder OUT/checkpoints/step_N")
     parser.add_argument("folder", type=Path, help="folder to write; it must not exist")
     hub = "upload it too, into this repository of the hub, such as me/my-memory; log in by `hf auth login` or HF_TOKEN"

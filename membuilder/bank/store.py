@@ -283,5 +283,9 @@ def _typed(path: Path) -> Iterator[None]:
             problem = "no room left on the disk; everything stored before stays. Make room and run the command again"
             raise StoreError(path, problem) from error
         if name == "SQLITE_NOTADB":
-            raise StoreError(path, "not a SQLite file, so not a memory store") from error
+            raise StoreError(
+                path, "not a SQLite file, so not a memory store; name the file that a build wrote"
+            ) from error
+        if name == "SQLITE_CORRUPT":
+            raise StoreError(path, f"is damaged ({error}); take a copy of it, or build into a new file") from error
         raise StoreError(path, f"{error} ({name or type(error).__name__})") from error

@@ -4,7 +4,6 @@ with embedder_of(options, costs) as embedder:
     embedder.embed(["a text"])  # (1, D)
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.typed import typed
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
 from membuilder.errors import ConfigError
@@ -54,7 +55,8 @@ def open_embedder(model: str | None, precision: Precision, cache: Path, cut: set
     fingerprint, dtype = fingerprint_of(folder), None
     if precision is Precision.BFLOAT16:
         fingerprint, dtype = f"{fingerprint} {precision}", precision.value
-    dimension = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    config = typed(dict, read_json(folder / "config.json"), folder / "config.json", FILE)
+    dimension = typed(int, config.get("hidden_size"), folder / "config.json", FILE, "hidden_size", "name another model")
     return CachedEmbedder(lambda: Embedder(str(folder), dtype, cut), cache, fingerprint, dimension, cut)
 
 

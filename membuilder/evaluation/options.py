@@ -10,7 +10,7 @@ from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
-from membuilder.errors import ConfigError
+from membuilder.errors import ArgumentParser, ConfigError
 from membuilder.evaluation.metrics import JUDGES
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
@@ -169,6 +169,8 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
     counts = (given.top_k, given.concurrency, given.workers, given.sessions, given.questions)
     if min(count for count in counts if count is not None) < 1:
         raise ConfigError("--top-k, --concurrency, --workers, --sessions and --questions must be at least 1")
+    if given.seed < 0:
+        raise ConfigError("--seed must be at least 0")
     if given.mode == "build" and set(systems) - set(BUILDERS):
         raise ConfigError(f"--mode build needs a system that builds: {', '.join(BUILDERS)}")
     if given.mode == "answer" and set(systems) & set(BUILDERS):
@@ -199,7 +201,7 @@ def _refuse_unused(given: argparse.Namespace, role: str, is_used: bool, needs: s
 
 
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.eval",
         description=__doc__.splitlines()[0],
         epilog=f"{EPILOG}\n\n--index {describe(IndexConfig)}",

@@ -204,6 +204,8 @@ def _key_variable(endpoint: ServerEndpoint) -> str:
 
 def _address(endpoint: ServerEndpoint, api_key: str | None, environ: Mapping[str, str], hint: str) -> Address:
     key = api_key or environ.get(_key_variable(endpoint))
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in {hint} holds a line break or another character that no key has; copy it anew")
     if endpoint.provider is Provider.VLLM:
         return Address(base_url=endpoint.base_url or VLLM_BASE_URL, api_key=SecretStr(key or NO_KEY), key_hint=hint)
     if not key:
@@ -223,9 +225,13 @@ def _url_from(environ: Mapping[str, str], variable: str) -> str | None:
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port, (parts.hostname or "").encode("idna")  # raise ValueError where they are none
+    except ValueError as error:
+        raise ValueError(f"base_url is no address such as {VLLM_BASE_URL}: {error}") from None  # it may hold a key
     if parts.username is not None or parts.password is not None:
         # the message must not show what may be a key
         raise ValueError("base_url must not hold a user or password; give the key by --api-key or the environment")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or " " in url:
         raise ValueError(f"base_url {url!r} is not an address such as {VLLM_BASE_URL}")

@@ -8,6 +8,7 @@ judge = read_endpoint(given, "judge-", given.judge_model, like=answerer)
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -119,14 +120,21 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
 def add_cost_flags(parser: argparse.ArgumentParser) -> None:
     flags = parser.add_argument_group("cost")
     text = "dollars per million prompt and answered tokens, repeatable; without it the cost stays unknown"
-    flags.add_argument("--price", **SETTINGS | {"type": model_price, "metavar": "MODEL=IN,OUT"}, help=text)
+    flags.add_argument("--price", **SETTINGS | {"type": _price, "metavar": "MODEL=IN,OUT"}, help=text)
     flags.add_argument("--answer-cache", type=Path, metavar="FOLDER", help="answers kept here are not paid for twice")
 
 
+def _price(text: str) -> tuple[str, PriceConfig]:
+    try:
+        return model_price(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no MODEL=IN,OUT such as gpt-4.1=2,8") from None
+
+
 def model_price(text: str) -> tuple[str, PriceConfig]:
-    """Read the price of one model from `MODEL=IN,OUT`; argparse reports the ValueError of anything else."""
+    """Read the price of one model from `MODEL=IN,OUT`; ValueError for anything else."""
     name, _, prices = text.rpartition("=")
     given, written = map(float, prices.split(","))
-    if not name or min(given, written) < 0:
+    if not name or not (0 <= given < math.inf and 0 <= written < math.inf):
         raise ValueError(text)
     return name, PriceConfig(input_per_million=given, output_per_million=written)
