@@ -232,7 +232,7 @@ def resolve_loss(name: str) -> Loss:
     if name in LOSSES:
         return LOSSES[name]
     if ":" in name:
-        return load_function(name)
+        return load_function(name, "inputs", "config")
     raise ConfigError(f"loss.name: '{name}' is none of {sorted(LOSSES)}; your own loss is path/to/file.py:function")
 
 
