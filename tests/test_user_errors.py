@@ -32,6 +32,7 @@ from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, answering, raw, status
 from tests.test_expert import make
 from trainer import run_setup
+from trainer.losses import resolve_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = json.dumps(DIALOGUE) + "\n"
@@ -395,10 +396,12 @@ def test_what_the_users_function_raises_later_is_told_by_its_line(tmp_path):
         load_judge(f"{path}:judge")("", None, None)
 
 
-def test_a_scheme_with_another_signature_is_refused(tmp_path):
+def test_a_formula_or_loss_with_another_signature_is_refused(tmp_path):
     (tmp_path / "reward.py").write_text("def score(outputs): ...\n")
     with pytest.raises(ConfigError, match=r"called with \(outputs, qa, config\), but takes \(outputs\)"):
         load_formula(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"called with \(inputs, config\), but takes \(outputs\)"):
+        resolve_loss(f"{tmp_path}/reward.py:score")
 
 
 # Whose fault it is
