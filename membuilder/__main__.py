@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from membuilder import __version__
+from membuilder.quiet import escape_unprintable
 
 COMMANDS = {
     "data": "fetch public benchmarks",
@@ -20,6 +21,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command; return its exit status, or None if it has none."""
+    escape_unprintable()
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="membuilder", epilog="membuilder COMMAND --help says more about a command.")
     parser.add_argument("--version", action="version", version=__version__)

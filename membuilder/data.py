@@ -20,6 +20,7 @@ from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import FetchError, WriteError
 from membuilder.files import atomic
 from membuilder.progress import progress
+from membuilder.quiet import escape_unprintable
 
 _TIMEOUT = httpx.Timeout(60, connect=15)
 
@@ -73,6 +74,7 @@ def _difference(file: RemoteFile, path: Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_unprintable()
     parser = argparse.ArgumentParser(prog="python -m membuilder.data", description="Fetch public benchmarks.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", help="fetch one dataset, checked by size and checksum")

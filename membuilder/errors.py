@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
+from membuilder.quiet import escape_unprintable
+
 
 class MemBuilderError(Exception):
     """Base of every error this project raises on purpose."""
@@ -160,6 +162,7 @@ class EvaluationError(MemBuilderError):
 @contextmanager
 def clear_errors(program: str) -> Iterator[None]:
     """Ours end a program with their message alone; anything else is a fault of ours and keeps its traceback."""
+    escape_unprintable()
     try:
         yield
     except MemBuilderError as error:
@@ -171,6 +174,7 @@ def exit_status(command: str, run: Callable[[], int], kept: str) -> int:
 
     `kept` says, after either, what stays and how to go on.
     """
+    escape_unprintable()
     try:
         return run()
     except MemBuilderError as error:

@@ -19,10 +19,11 @@ from membuilder.errors import MemBuilderError
 from membuilder.evaluation.compare import as_text, compare, load_side
 from membuilder.evaluation.metrics import METRICS
 from membuilder.evaluation.options import dialogues_of, parse
-from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.quiet import LOG_FILE, escape_unprintable, quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_unprintable()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv[:1] == ["compare"]:

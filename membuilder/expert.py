@@ -21,13 +21,14 @@ from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import count_answers, status_of, summary
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
+from membuilder.embedding.identity import name_of
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
-from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.quiet import LOG_FILE, escape_unprintable, quiet_libraries
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
@@ -61,6 +62,7 @@ def _withdraw(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_unprintable()
     given = _parser().parse_args(argv)
     kept = "What is stored stays; the same command goes on behind it."
     return exit_status("membuilder.expert", lambda: _write_samples(given), kept)
@@ -91,8 +93,7 @@ def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
 
 def _is_done(config: BuildConfig, dialogue: Dialogue, max_failed: float) -> bool:
     """Return whether this very expert has written all of it and few answers failed; a store refuses another later."""
-    settings = config.settings(dialogue, dimension=0)
-    del settings["dimension"]  # told by the embedder, which is not opened to skip
+    settings = config.settings(dialogue, name_of(config.embedder(Keys())))  # the embedder is not opened to skip
     path = _store_path(config, dialogue)
     if not is_whole(path.parent, len(dialogue.sessions), settings):
         return False

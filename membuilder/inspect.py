@@ -26,6 +26,7 @@ from membuilder.bank.store import reading
 from membuilder.bank.store_rows import Answer, StoredSession
 from membuilder.errors import MemBuilderError
 from membuilder.files import write_atomic
+from membuilder.quiet import escape_unprintable
 from membuilder.types import Bank, Entry
 
 _STEERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
@@ -113,6 +114,7 @@ def show_session(contents: Contents, number: int) -> RenderableType:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m membuilder.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -24,6 +24,7 @@ from typing import Any
 from membuilder.bank.store import reading
 from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.files import write_atomic
+from membuilder.quiet import escape_unprintable
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.trajectories.records import (
     PARQUET,
@@ -93,6 +94,7 @@ def _from_trajectories(given: argparse.Namespace) -> tuple[list[Any], Counter[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_unprintable()
     given = _parser().parse_args(argv)
     try:
         _check(given)

@@ -36,7 +36,7 @@ from membuilder.llm.costs import Costs, counted
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import add_cost_flags, add_endpoint_flags, read_endpoint
 from membuilder.progress import progress
-from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.quiet import LOG_FILE, escape_unprintable, quiet_libraries
 from membuilder.settings import described, difference
 from membuilder.trajectories.question_plan import Kind, plan
 from membuilder.trajectories.questions import Asked, Models, SessionQuestions, write_questions
@@ -202,6 +202,7 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_unprintable()
     given = _parser().parse_args(argv)
     kept = "Finished sessions stay; the same command goes on behind them."
     return exit_status("membuilder.qa", lambda: _ask(given), kept)

@@ -15,8 +15,8 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config:
     """Return the configuration of a command line. With --dry-run the report is printed and the program ends."""
-    config, given = parse_args(cls, argv, cls.__doc__, add_dry_run)
     with clear_errors(program):
+        config, given = parse_args(cls, argv, cls.__doc__, add_dry_run)
         if not given.dry_run:
             check_paths(config)
             quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded

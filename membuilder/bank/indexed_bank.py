@@ -4,9 +4,10 @@ memory = open_memory("memory.db", Embedder())
 memory.retrieve(["Where does Ann live?"], k=10)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from membuilder.bank.index import IndexConfig, VectorIndex
 from membuilder.bank.index_file import index_path, open_index
 from membuilder.bank.retrieve import Retrieval
 from membuilder.bank.store import reading
+from membuilder.embedding.identity import identity_of, other_embedder
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import StoreError
 from membuilder.types import Bank
@@ -37,13 +39,20 @@ class IndexedBank:
         ]
 
 
-def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> IndexedBank:
-    """Open the store at `path` as it stands. Raises StoreError, also where another embedder built it."""
+def open_memory(
+    path: str | Path,
+    embedder: TextEmbedder,
+    config: IndexConfig | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> IndexedBank:
+    """Open the store at `path` as it stands. Raises StoreError, also where another embedder built it.
+
+    `identity` is that of the embedder where its name is known (`membuilder.embedding.identity`).
+    """
     with reading(path) as store:
-        bank, vectors = store.bank(), store.vectors()
-    if vectors.shape[1] != embedder.dimension:
-        problem = f"its embeddings have {vectors.shape[1]} numbers, this embedder's {embedder.dimension}; name the same"
-        raise StoreError(path, problem)
+        settings, bank, vectors = store.settings(), store.bank(), store.vectors()
+    if problem := other_embedder(settings, identity or identity_of(embedder)):
+        raise StoreError(path, f"{problem}; open it with the first, or build anew")
     return _indexed(bank, vectors, embedder, index_path(path), config)
 
 

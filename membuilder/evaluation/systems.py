@@ -10,7 +10,7 @@ memory it built.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from membuilder.bank.indexed_bank import IndexedBank, memory_of
 from membuilder.bank.ranking import bm25_scores, fused
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
+from membuilder.embedding.identity import identity_of
 from membuilder.embedding.local import TextEmbedder
 from membuilder.evaluation.agents import manifest_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
@@ -199,8 +200,13 @@ def _stored(
 ) -> System:
     """Return the banks of a folder as a system; what it lacks is built first where `build` is given."""
 
+    @cache
+    def begin() -> None:
+        folder.begin(identity_of(embedder, options.embedder))
+
     def open_bank(dialogue: Dialogue) -> IndexedBank:
         if build is not None and not folder.has(dialogue):
+            begin()
             folder.save(dialogue, build(dialogue))
         return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
 
