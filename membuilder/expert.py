@@ -21,8 +21,8 @@ from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import count_answers, status_of, summary
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding.identity import name_of
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import name_of
 from membuilder.errors import ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role

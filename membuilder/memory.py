@@ -24,7 +24,7 @@ from membuilder.bank.store import writing
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding.identity import identity_of
+from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import embedder_of
 from membuilder.errors import ConfigError, DataError
 from membuilder.llm.answer_and_judge import answer

@@ -17,7 +17,7 @@ from membuilder import eval as command
 from membuilder.bank.indexed_bank import memory_of
 from membuilder.datasets.load import load
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
-from membuilder.embedding.identity import identity_of
+from membuilder.embedding.identity import probed
 from membuilder.embedding.options import Precision, open_embedder
 from membuilder.errors import CacheError, ConfigError, EvaluationError
 from membuilder.evaluation import run
@@ -158,7 +158,7 @@ def test_rules_build_from_the_dialogue_alone():
 
 def test_banks_come_back_as_they_were(tmp_path):
     folder = BankFolder(tmp_path / "db", {"builder": "rules"})
-    folder.begin(identity_of(HashEmbedder()))
+    folder.begin(probed(HashEmbedder()))
     odd = replace(dialogue(), id="../\u00fc/x")
     folder.save(odd, bank())
     assert folder.has(odd) and not folder.has(dialogue())
@@ -170,7 +170,7 @@ def test_banks_come_back_as_they_were(tmp_path):
 
 def test_banks_built_otherwise_or_not_at_all_are_refused(tmp_path):
     """Known defect 27: banks were found by the model's name alone."""
-    BankFolder(tmp_path / "db", {"builder": "rules", "dataset_sha256": "a"}).begin(identity_of(HashEmbedder()))
+    BankFolder(tmp_path / "db", {"builder": "rules", "dataset_sha256": "a"}).begin(probed(HashEmbedder()))
     with pytest.raises(EvaluationError, match="begun with other settings: dataset_sha256="):
         BankFolder(tmp_path / "db", {"builder": "rules", "dataset_sha256": "b"})
     with pytest.raises(EvaluationError, match="build the banks first"):

@@ -15,7 +15,7 @@ from membuilder.bank.index import IndexConfig, VectorIndex
 from membuilder.bank.index_file import index_path, open_index
 from membuilder.bank.retrieve import Retrieval
 from membuilder.bank.store import reading
-from membuilder.embedding.identity import identity_of, other_embedder
+from membuilder.embedding.identity import other_embedder, probed
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import StoreError
 from membuilder.types import Bank
@@ -51,7 +51,7 @@ def open_memory(
     """
     with reading(path) as store:
         settings, bank, vectors = store.settings(), store.bank(), store.vectors()
-    if problem := other_embedder(settings, identity or identity_of(embedder)):
+    if problem := other_embedder(settings, identity or probed(embedder)):
         raise StoreError(path, f"{problem}; open it with the first, or build anew")
     return _indexed(bank, vectors, embedder, index_path(path), config)
 

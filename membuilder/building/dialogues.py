@@ -14,8 +14,8 @@ from membuilder.bank.store_rows import StoredSession
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.building.retry import retry_failed
-from membuilder.embedding.identity import identity_of
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import embedder_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient

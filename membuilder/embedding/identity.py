@@ -9,14 +9,11 @@ import base64
 import logging
 from collections.abc import Mapping, Set
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from membuilder.embedding.cache import fingerprint_of
-from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder, default_folder
-from membuilder.embedding.options import EmbedderOptions, Precision
+from membuilder.embedding.local import TextEmbedder
 
 PROBE = "ready?"
 """The text, which every server is asked for anyway when it is opened. It is short: a changed model or a prefix that is
@@ -30,24 +27,11 @@ NAME, PROVIDER, REVISION, VECTOR = (f"embedding_{part}" for part in ("model", "p
 _log = logging.getLogger(__name__)
 
 
-def name_of(options: EmbedderOptions) -> dict[str, Any]:
-    """Return the settings that are known of an embedder before it is opened."""
-    name = options.model or DEFAULT_PACKAGE
-    if options.precision is not Precision.FLOAT32:
-        name = f"{name} in {options.precision}"
-    return {NAME: name, PROVIDER: options.provider}
-
-
-def identity_of(embedder: TextEmbedder, options: EmbedderOptions | None = None) -> dict[str, Any]:
-    """Return what is recorded of an embedder that `options` opened: name, revision, width and probe, as JSON values."""
-    # a server's is the one it gave when it was opened: the cache of answers may hold that of an earlier model
-    is_remote = options is not None and options.provider is not None
-    probe = embedder.probe if is_remote else embedder.embed([PROBE])[0]
-    about = {NAME: None, PROVIDER: None, REVISION: None}
-    if options is not None:
-        about = name_of(options) | {REVISION: _revision(options)}
-    packed = base64.b64encode(np.asarray(probe, dtype="<f4").tobytes()).decode("ascii")
-    return about | {"dimension": embedder.dimension, VECTOR: packed}
+def probed(embedder: TextEmbedder, probe: np.ndarray | None = None) -> dict[str, Any]:
+    """Return what is known of an embedder without a name, as JSON values. `probe` is its vector of PROBE, if at hand."""
+    vector = embedder.embed([PROBE])[0] if probe is None else probe
+    packed = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
+    return {NAME: None, PROVIDER: None, REVISION: None, "dimension": embedder.dimension, VECTOR: packed}
 
 
 def exact_keys(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> Set[str]:
@@ -85,19 +69,6 @@ def described(about: Mapping[str, Any]) -> str:
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
-
-
-def _revision(options: EmbedderOptions) -> str | None:
-    """Return a hash of a folder's files, or the commit of a hub's model; a server tells of none."""
-    if options.provider is not None:
-        return None
-    folder = default_folder() if options.model is None else Path(options.model)
-    if folder.is_dir():
-        return fingerprint_of(folder)
-    from huggingface_hub import try_to_load_from_cache  # takes half a second to import
-
-    found = try_to_load_from_cache(options.model, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else None
 
 
 @cache

@@ -15,8 +15,8 @@ from membuilder.building.builder import Builder, ask_model
 from membuilder.building.config import BuildConfig
 from membuilder.building.dialogues import Job, build_stores, failures, warn_of_empty
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding.identity import identity_of
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import identity_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import Options
 from membuilder.llm.chat_model import ChatModel

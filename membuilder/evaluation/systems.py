@@ -19,8 +19,8 @@ from membuilder.bank.indexed_bank import IndexedBank, memory_of
 from membuilder.bank.ranking import bm25_scores, fused
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
-from membuilder.embedding.identity import identity_of
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import identity_of
 from membuilder.evaluation.agents import manifest_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import AGENTS, RETRIEVERS, RULES, STORED, Options, Reading
