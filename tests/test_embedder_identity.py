@@ -20,7 +20,7 @@ from membuilder.embedding.identity import PROBE, other_embedder, probed
 from membuilder.embedding.local import Embedder, default_folder
 from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import EmbedderOptions, Precision, embedder_of
-from membuilder.errors import StoreError
+from membuilder.errors import ConfigError, StoreError
 from membuilder.llm.costs import Costs
 from membuilder.llm.usage import Usage
 from membuilder.memory import Memory
@@ -121,6 +121,8 @@ def test_a_vector_is_the_same_up_to_a_cosine_of_0_999():
     straight = probed(Turned(1.0))
     assert other_embedder(straight, probed(Turned(0.9991))) is None
     assert "cosine of 0.998 where" in other_embedder(straight, probed(Turned(0.998)))
+    with pytest.raises(ConfigError, match="length nan"):
+        probed(Turned(float("nan")))
     assert "have 64 numbers instead of 2" in other_embedder(straight, probed(HashEmbedder(64)))
 
 

@@ -15,7 +15,7 @@ from membuilder.bank.index import IndexConfig, VectorIndex
 from membuilder.bank.index_file import index_path, open_index
 from membuilder.bank.retrieve import Retrieval
 from membuilder.bank.store import reading
-from membuilder.embedding.identity import other_embedder, probed
+from membuilder.embedding.identity import VECTOR, other_embedder, probed
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import StoreError
 from membuilder.types import Bank
@@ -51,7 +51,9 @@ def open_memory(
     """
     with reading(path) as store:
         settings, bank, vectors = store.settings(), store.bank(), store.vectors()
-    if problem := other_embedder(settings, identity or probed(embedder)):
+    if identity is None:  # nothing is embedded for a store that has nothing to compare
+        identity = probed(embedder) if VECTOR in settings else {"dimension": embedder.dimension}
+    if problem := other_embedder(settings, identity):
         raise StoreError(path, f"{problem}; open it with the first, or build anew")
     return _indexed(bank, vectors, embedder, index_path(path), config)
 

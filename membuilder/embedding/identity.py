@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from membuilder.embedding.local import TextEmbedder
+from membuilder.errors import ConfigError
 
 PROBE = "ready?"
 """The text, which every server is asked for anyway when it is opened. It is short: a changed model or a prefix that is
@@ -28,9 +29,15 @@ _log = logging.getLogger(__name__)
 
 
 def probed(embedder: TextEmbedder, probe: np.ndarray | None = None) -> dict[str, Any]:
-    """Return what is known of an embedder without a name, as JSON values. `probe` is its vector of PROBE, if at hand."""
-    vector = embedder.embed([PROBE])[0] if probe is None else probe
-    packed = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
+    """Return what is known of an embedder without a name, as JSON values; `probe` is its vector of PROBE, if at hand.
+
+    Raises ConfigError for a vector that points nowhere.
+    """
+    vector = np.asarray(embedder.embed([PROBE])[0] if probe is None else probe, dtype="<f4")
+    length = np.linalg.norm(vector)
+    if not np.isfinite(length) or not length:
+        raise ConfigError(f"the embedder gives {PROBE!r} a vector of length {length}; name another embedding model")
+    packed = base64.b64encode(vector.tobytes()).decode("ascii")
     return {NAME: None, PROVIDER: None, REVISION: None, "dimension": embedder.dimension, VECTOR: packed}
 
 
@@ -45,9 +52,10 @@ def other_embedder(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> s
     width = recorded.get("dimension", present["dimension"])  # bank folders of earlier versions do not tell it
     if width != present["dimension"]:
         how = f"its vectors have {present['dimension']} numbers instead of {width}"
-    elif not recorded.keys() & present.keys() >= {VECTOR}:
-        if VECTOR in present:
-            _warn_of_unknown()
+    elif VECTOR not in recorded:
+        _warn_of_unknown()
+        return None
+    elif VECTOR not in present:
         return None
     else:
         cosine = _cosine(*(np.frombuffer(base64.b64decode(side[VECTOR]), "<f4") for side in (recorded, present)))
