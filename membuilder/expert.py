@@ -23,12 +23,12 @@ from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.naming import name_of
-from membuilder.errors import ConfigError, exit_status
+from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
-from membuilder.quiet import LOG_FILE, escape_unprintable, quiet_libraries
+from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
@@ -62,7 +62,6 @@ def _withdraw(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    escape_unprintable()
     given = _parser().parse_args(argv)
     kept = "What is stored stays; the same command goes on behind it."
     return exit_status("membuilder.expert", lambda: _write_samples(given), kept)
@@ -120,7 +119,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.expert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

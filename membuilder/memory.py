@@ -19,7 +19,9 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from membuilder.bank.indexed_bank import open_memory
+from membuilder.bank.ranking import ANSWERING
 from membuilder.bank.retrieve import Retrieval
+from membuilder.bank.session_ids import free_session_id
 from membuilder.bank.store import writing
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
@@ -33,7 +35,8 @@ from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.llm.usage import Usage
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.four_agents.rules import warn_of_unread_turns
+from membuilder.schemes.load import FOUR_AGENTS, load_scheme
 from membuilder.types import Bank, Dialogue, Entry, Question, Session, Turn
 
 ROLES = ("user", "assistant")
@@ -84,19 +87,21 @@ class Memory(AbstractContextManager):
         dialogue = Dialogue(id=self._path.stem, speakers=(), sessions=(), questions=())
         with writing(self._path, self._config.settings(dialogue, self._identity)) as store:
             before = tuple(stored.session for stored in store.sessions())
-            new = _session(messages, len(before), when or datetime.now().replace(microsecond=0), self._path)
+            new = _session(messages, before, when or datetime.now().replace(microsecond=0), self._path)
             if before and (before[-1].timestamp.tzinfo is None) != (new.timestamp.tzinfo is None):
                 raise DataError(self._path, f"session {new.id}", "when", "give all times a zone, or none of them")
+            if self._client is None and self._config.scheme == FOUR_AGENTS:
+                warn_of_unread_turns([replace(dialogue, sessions=(new,))])
             dialogue = in_windows(replace(dialogue, sessions=(*before, new)), self._config.max_turns)
             bank = self._portal.call(self._builder.build, dialogue, store)
         return tuple(entry for entry in bank.entries if entry.session >= len(before))
 
     def search(self, query: str, k: int = 10) -> Retrieval:
-        """Find the k entries most similar to a text, the most similar first."""
+        """Find the k entries that fit a text best, the best first."""
         return self._found(query, k)[1]
 
     def answer(self, question: str, k: int = 10) -> str:
-        """Let the model answer from the core and the k entries most similar to the question. Raises ChatError."""
+        """Let the model answer from the core and the k entries that fit the question best. Raises ChatError."""
         if self._client is None:
             raise ConfigError("rules do not answer: open it with a model, Memory(path, ModelEndpoint(name=...))")
         bank, found = self._found(question, k)
@@ -110,20 +115,21 @@ class Memory(AbstractContextManager):
 
     def _found(self, query: str, k: int) -> tuple[Bank, Retrieval]:
         opened = open_memory(self._path, self._embedder, self._config.index, self._identity)
-        (found,) = opened.retrieve([query], k, self._config.prompts.include_superseded)
+        prompts = self._config.prompts
+        (found,) = opened.retrieve([query], k, prompts.include_superseded, prompts.retrieval or ANSWERING)
         return opened.bank, found
 
 
-def _session(messages: Sequence[Mapping[str, str]], index: int, when: datetime, path: Path) -> Session:
-    """Return a conversation as a session. Raises DataError for a message that is none."""
-    turns = []
+def _session(messages: Sequence[Mapping[str, str]], before: Sequence[Session], when: datetime, path: Path) -> Session:
+    """Return a conversation as the session behind others. Raises DataError for a message that is none."""
+    turns, name_of_session = [], free_session_id(before, len(before) + 1)
     for number, message in enumerate(messages, start=1):
         role, content, name = message.get("role"), message.get("content"), message.get("name")
         if role not in ROLES:
             raise DataError(path, f"message {number}", "role", f"is {role!r}, expected one of {ROLES}")
         if not isinstance(content, str) or not content.strip():
             raise DataError(path, f"message {number}", "content", f"is {content!r:.80}, expected a text")
-        turns.append(Turn(id=f"S{index + 1}:{number}", speaker=name or role, role=role, text=content))
+        turns.append(Turn(id=f"{name_of_session}:{number}", speaker=name or role, role=role, text=content))
     if not turns:
         raise DataError(path, "messages", "role", "there is no message; give at least one")
-    return Session(id=f"S{index + 1}", index=index, timestamp=when, turns=tuple(turns))
+    return Session(id=name_of_session, index=len(before), timestamp=when, turns=tuple(turns))

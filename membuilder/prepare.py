@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
-from membuilder.quiet import escape_unprintable
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.trajectories.records import (
     PARQUET,
@@ -94,14 +93,13 @@ def _from_trajectories(given: argparse.Namespace) -> tuple[list[Any], Counter[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    escape_unprintable()
     given = _parser().parse_args(argv)
-    try:
-        _check(given)
-        num_records, left_out = prepare(given)
-    except MemBuilderError as error:
-        print(f"membuilder.prepare: {error}", file=sys.stderr)
-        return 2
+    return exit_status("membuilder.prepare", lambda: _write(given))
+
+
+def _write(given: argparse.Namespace) -> int:
+    _check(given)
+    num_records, left_out = prepare(given)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none"
     print(f"{given.output_file}: {num_records} records; left out: {reasons}")
     if given.to == LLAMA_FACTORY:
@@ -123,7 +121,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     stages = parser.add_subparsers(dest="stage", required=True)

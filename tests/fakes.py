@@ -12,9 +12,14 @@ class HashEmbedder:
     embeds once. Those of another `model` count the same words in other places.
     """
 
+    num_cut = 0
+
     def __init__(self, dimension: int = 4096, model: str = ""):
         self.dimension, self.model = dimension, model
         self.embedded: list[str] = []
+
+    def pieces(self, text: str) -> list[str]:
+        return re.findall(r"(?:\S+\s*){1,8}", text) or [text]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         self.embedded += [text for text in dict.fromkeys(texts) if text not in self.embedded]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
+from membuilder.errors import ConfigError
 from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.configs import KLEstimator, LossConfig
 from trainer.kernels import plain_rows
@@ -53,6 +55,27 @@ def case():
         sequence=torch.tensor([k for k, length in enumerate(LENGTHS) for _ in range(length)]),
     )
     return hidden, weight, targets, objective
+
+
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        (lambda inputs, config: (inputs.trainer_logprobs.mean(), {}), "gives the loss as ()"),
+        (lambda inputs, config: (inputs.trainer_logprobs[:, None], {}), f"gives the loss as ({NUM_ROWS}, 1)"),
+        (lambda inputs, config: inputs.trainer_logprobs, "returns Tensor, not a pair"),
+        (lambda inputs, config: None, "returns NoneType, not a pair"),
+        (lambda inputs, config: (inputs.trainer_logprobs, None), "returns tuple, not a pair"),
+        (lambda inputs, config: (inputs.trainer_logprobs, {"x": 1.0}), "gives x as float"),
+        (lambda inputs, config: (inputs.trainer_logprobs, {"x": inputs.advantage.mean()}), "gives x as ()"),
+        (lambda inputs, config: (inputs.trainer_logprobs.detach(), {}), "gives a loss without a gradient"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_loss_of_ones_own_that_is_none_is_refused_with_its_place(case, own, problem, whole):
+    hidden, weight, targets, objective = case
+    with pytest.raises(ConfigError, match=re.escape(problem)) as caught:
+        head_loss(hidden, weight, targets, 0.7, replace(objective, loss=own), whole_sequences=whole)
+    assert "test_head.py, line " in str(caught.value)
 
 
 def by_autograd(hidden, weight, targets, loss_function, temperature: float):

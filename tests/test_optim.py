@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from trainer.configs import OptimConfig
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
@@ -28,6 +28,13 @@ def test_only_matrices_are_decayed(tied):
     assert names_in(model, decayed) == matrices | (set() if tied else {"lm_head.weight"})
     kinds = {"embed_tokens.weight", "bias", "norm.weight", "layernorm.weight"}
     assert all(any(name.endswith(kind) for kind in kinds) for name in names_in(model, plain))
+
+
+def test_embeddings_are_known_by_what_they_are_not_by_their_names():
+    sizes = dict(n_embd=8, n_layer=1, n_head=1, vocab_size=16, bos_token_id=None, eos_token_id=None)
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
+    _, plain = make_optimizer(model, OptimConfig(weight_decay=0.1)).param_groups
+    assert {"transformer.wte.weight", "transformer.wpe.weight"} <= names_in(model, plain)
 
 
 @pytest.mark.parametrize("tied", [True, False])

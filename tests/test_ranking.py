@@ -8,10 +8,15 @@ import pytest
 
 from membuilder import build as build_command
 from membuilder import eval as eval_command
-from membuilder.bank.ranking import bm25_scores, fused, reciprocal_ranks, search_terms
+from membuilder.bank.ranking import SearchMethod, bm25_scores, fused, reciprocal_ranks, search_terms
 from membuilder.datasets.load import load
-from membuilder.evaluation.systems import Method, Retriever, Unit
+from membuilder.embedding.local import Embedder
+from membuilder.evaluation.systems import Retriever, Unit
+from membuilder.memory import Memory
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.scheme import FourAgents
 from tests.fakes import HashEmbedder
+from trainer.data.corpus import Corpus, expert_builds, warn_of_lost_text
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 CUT, UNREAD, EMPTY = "texts longer than", "the rules read English only", "nothing was stored of"
@@ -126,12 +131,12 @@ def test_every_script_goes_through_an_evaluation(written, tmp_path):
 def test_what_shares_no_word_is_not_returned_and_does_not_move_the_fusion(written, unit):
     (dialogue,) = load(written(dialogue_of(("My puppy chewed the couch.", "Budget figures."), "Any pets around?")))
 
-    def ranked(method: Method) -> list[tuple[str, ...]]:
+    def ranked(method: SearchMethod) -> list[tuple[str, ...]]:
         (found,) = Retriever(unit=unit, method=method, embedder=HashEmbedder())(dialogue, 20)
         return [item.source_turns for item in found.items]
 
-    assert ranked(Method.BM25) == []
-    assert ranked(Method.HYBRID) == ranked(Method.DENSE) and len(ranked(Method.DENSE)) == 7
+    assert ranked(SearchMethod.BM25) == []
+    assert ranked(SearchMethod.HYBRID) == ranked(SearchMethod.DENSE) and len(ranked(SearchMethod.DENSE)) == 7
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the folder of shared cases is not here")
@@ -167,8 +172,39 @@ def test_texts_cut_at_the_embedders_limit_are_told_once_also_from_the_cache(writ
     path = written(dialogue_of(("I adopted a cat called Miso.", "lorem ipsum dolor " * 200), "What is the cat called?"))
     for run in ("first", "second"):
         evaluate(path, tmp_path / run, "rag-turn", "rag-turn-hybrid")
-        told = "texts longer than the embedding model reads: 6; nothing behind its limit is searched"
+        told = "texts longer than the embedding model reads: 6; behind its limit only index.pieces=true searches"
         assert messages(caplog, CUT) == [told]  # dates differ, so there are six of them
         caplog.clear()
     evaluate(written(dialogue_of(("I adopted a cat called Miso.", "Nice."), "Cat?")), tmp_path / "short", "rag-turn")
     assert caplog.records == []
+
+
+def test_a_lone_character_finds_the_words_it_stands_in():
+    ((right, wrong),) = bm25_scores(["我领养了一只橘猫。", "今天天气真不错。"], ["猫"])
+    assert right > 0 and wrong == 0
+
+
+def test_training_tells_what_the_rules_cannot_read(written, caplog):
+    chinese, long = SCRIPTS["chinese"], "I adopted a cat called Miso in May 2023. " * 60
+    path = written(dialogue_of(chinese[:2], "?", "a"), dialogue_of((long, "I moved to Leeds last week."), "?", "b"))
+    scheme, embedder = FourAgents(PromptConfig()), Embedder()
+    builds = expert_builds(load(path), embedder, scheme, "training")
+    warn_of_lost_text(Corpus(train=builds[:1], held_out=builds[1:]), scheme, embedder)
+    assert "7 of 14 turns are in another script" in messages(caplog, UNREAD)[0]
+    assert messages(caplog, EMPTY) == ["expert: nothing was stored of 1 of 2 dialogues, such as a"]
+    assert messages(caplog, CUT)[0].startswith("texts longer than the embedding model reads: 1;")
+    caplog.clear()
+    english = expert_builds(
+        load(written(dialogue_of(("I adopted a cat in May 2023.", "Nice."), "?"))), embedder, scheme, ""
+    )
+    warn_of_lost_text(Corpus(train=english), scheme, HashEmbedder())
+    assert caplog.records == []
+
+
+def test_a_memory_written_by_rules_tells_what_they_cannot_read(tmp_path, caplog):
+    with Memory(tmp_path / "a.db") as memory:
+        memory.add([{"role": "user", "content": SCRIPTS["chinese"][0]}])
+        assert "1 of 1 turns are in another script" in messages(caplog, UNREAD)[0]
+        caplog.clear()
+        memory.add([{"role": "user", "content": "I adopted a cat called Miso."}])
+        assert messages(caplog, UNREAD) == []

@@ -92,20 +92,43 @@ def test_the_head_table_is_that_of_the_result_file():
         assert f"| {rows:,} | {memory} | {speeds} |" in PERFORMANCE
 
 
+METHODS = {"MiniLM": "dense", "BM25": "bm25", "both": "hybrid"}
+RULES = ("rules, MiniLM", "rules, BM25", "rules, both")
+
+
+def system_of(label: str) -> str:
+    """Return the key in a result file of what a table calls `turns, BM25, in pieces` and the like."""
+    unit, *rest = label.split(", ")
+    method = METHODS[rest[0]] if rest else "dense"
+    if unit == "rules":
+        return f"rules, {method}" if rest else "rules"
+    name = f"rag-{unit.removesuffix('s')}" + ("" if method == "dense" else f"-{method}")
+    return f"{name}, pieces=true" if "in pieces" in rest else name
+
+
 @pytest.mark.parametrize(
     ("name", "labels"),
     [
-        ("locomo", ("rules", "turns, MiniLM", "turns, BM25", "turns, both")),
+        ("locomo", (*RULES, "turns, MiniLM", "turns, BM25", "turns, both")),
         ("longmemeval_s", ("rules", "turns, MiniLM", "turns, BM25", "sessions, MiniLM", "sessions, BM25")),
+        (
+            "longmemeval_s_pieces",
+            (*RULES, "turns, MiniLM", "turns, MiniLM, in pieces", "turns, both", "turns, both, in pieces"),
+        ),
     ],
 )
 def test_evidence_recall_is_that_of_the_result_files(name, labels):
-    suffix = {"MiniLM": "", "BM25": "-bm25", "both": "-hybrid"}
     for label in labels:
-        unit, _, method = label.partition("s, ")
-        system = f"rag-{unit}{suffix[method]}" if method else label
-        recall = result(f"retrieval_{name}")["systems"][system]["figures"]["evidence_recall"]
+        recall = result(f"retrieval_{name}")["systems"][system_of(label)]["figures"]["evidence_recall"]
         assert f"| {label} | " + " | ".join(f"{recall[k]:.3f}" for k in ("5", "10", "20")) + " |" in EVIDENCE
+
+
+@pytest.mark.parametrize(("data", "label"), [("locomo", "LoCoMo"), ("generated", "generated")])
+@pytest.mark.parametrize(("system", "banks"), [("rules", "rules"), ("adrpo", "ADRPO policy")])
+def test_how_memories_are_searched_is_that_of_the_result_file(data, label, system, banks):
+    found = result("answering")[data]["systems"][system]
+    shares = " | ".join(f"{found[method]['accuracy']:.3f}" for method in METHODS.values())
+    assert f"| {label}, {banks} | {shares} |" in EVIDENCE
 
 
 def test_the_quickstarts_table_is_that_of_the_result_file():

@@ -92,9 +92,9 @@ def test_the_checkpoint_holds_the_whole_configuration(begun):
     assert json.loads((begun["sft"] / "provenance.json").read_text())["python"]
 
 
-def one_rank_of_zero2(folder: Path) -> None:
+def one_rank_of_zero2(folder: Path, **more: object) -> None:
     """One process can be DeepSpeed's too."""
-    deepspeed = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 1}
+    deepspeed = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 1} | more
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
     as_rank(0, 1, free_port())
     os.environ |= {
@@ -110,6 +110,26 @@ def test_another_wrapper_is_refused(begun, tmp_path):
     said = refused(sft.main, arguments, out, lambda: one_rank_of_zero2(tmp_path))
     assert "wrapper='none' (now 'DeepSpeed ZeRO-2')" in said
     assert "with the same file of configs/accelerate" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "kept", "file"),
+    [("float32", "bfloat16", {"bf16": {"enabled": True}}), ("bfloat16", "float32", {}),
+     ("float32", "float16", {"fp16": {"enabled": True}})],
+)  # fmt: skip
+def test_weights_of_another_type_than_deepspeeds_are_refused(tmp_path, dtype, kept, file):
+    arguments = [*SFT, f"model.dtype={dtype}"]
+    said = refused(sft.main, arguments, tmp_path / "run", lambda: one_rank_of_zero2(tmp_path, **file))
+    assert f"model.dtype={dtype}, but DeepSpeed's file would train in {kept}: set model.dtype={kept}" in said
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"), ("ACCELERATE_MIXED_PRECISION", "bf16")]
+)
+def test_what_would_bend_the_gradient_from_outside_is_refused_by_name(tmp_path, variable, value):
+    said = refused(sft.main, SFT, tmp_path / "run", lambda: os.environ.update({variable: value}))
+    assert f"{variable}={value}: " in said and "Unset it" in said
 
 
 @pytest.mark.parametrize(

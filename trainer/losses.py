@@ -8,9 +8,9 @@ Letters: r is the probability of a token under the trainer over that under the p
 attribution weight; sg() lets no gradient through.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import torch
 
@@ -234,6 +234,32 @@ def resolve_loss(name: str) -> Loss:
     if ":" in name:
         return load_function(name)
     raise ConfigError(f"loss.name: '{name}' is none of {sorted(LOSSES)}; your own loss is path/to/file.py:function")
+
+
+def checked(loss: Loss, result: object, logprobs: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    """Return what a loss gave for `logprobs` (M,). Raises ConfigError, with the loss's file and line, for what is none.
+
+    A scalar would be scaled as if it were a token's loss, which is another objective.
+    """
+    code = getattr(loss, "__code__", None)
+    where = "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
+
+    def refuse(problem: str) -> NoReturn:
+        expected = f"return (loss, metrics), the loss and each metric a tensor of shape ({len(logprobs)},)"
+        raise ConfigError(f"loss.name: {getattr(loss, '__name__', loss)}{where} {problem}; {expected}")
+
+    match result:
+        case (torch.Tensor() as values, Mapping() as metrics):
+            pass
+        case _:
+            refuse(f"returns {type(result).__name__}, not a pair of a loss and metrics")
+    for name, column in {"the loss": values, **metrics}.items():
+        if not isinstance(column, torch.Tensor) or column.shape != logprobs.shape:
+            shape = tuple(column.shape) if isinstance(column, torch.Tensor) else type(column).__name__
+            refuse(f"gives {name} as {shape}")
+    if logprobs.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
+        refuse("gives a loss without a gradient: use inputs.trainer_logprobs, not detached")
+    return values, dict(metrics)
 
 
 def needs_whole_sequences(loss: Loss, config: LossConfig) -> bool:

@@ -8,9 +8,12 @@ from trainer.configs import OptimConfig
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices alone: no norm, no bias, no embedding, nor a head that is tied to one."""
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    embeddings = {id(parameter) for module in modules for parameter in module.parameters()}
     decayed, plain = [], []
-    for name, parameter in model.named_parameters():
-        (decayed if parameter.ndim >= 2 and "embed" not in name else plain).append(parameter)
+    for parameter in model.parameters():
+        (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
 

@@ -27,11 +27,20 @@ from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
 from trainer.batching.packing import Node
 from trainer.configs import States, TrainConfig
-from trainer.data.corpus import Corpus, ExpertBuild, apart, build_corpus, expert_builds, sft_builds, training_text
+from trainer.data.corpus import (
+    Corpus,
+    ExpertBuild,
+    apart,
+    build_corpus,
+    expert_builds,
+    sft_builds,
+    training_text,
+    warn_of_lost_text,
+)
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.truncation import LengthCounts
-from trainer.distributed.process_group import World, start_accelerator
+from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator
 from trainer.experience.collector import Collector
 from trainer.logs.provenance import provenance
 from trainer.logs.run_log import RunLog
@@ -59,6 +68,12 @@ def start_run(config: TrainConfig, name: str, embedder: Embedder | None = None) 
             "model.dtype=bfloat16 keeps no float32 weights for the optimizer, and steps as small as lr=1e-6 round to "
             "nothing: start with configs/accelerate/zero2.yaml (DeepSpeed keeps them, one GPU is enough) or set "
             "model.dtype=float32"
+        )
+    kept = deepspeed_dtype(accelerator)
+    if kept is not None and kept != config.model.dtype:
+        raise ConfigError(
+            f"model.dtype={config.model.dtype}, but DeepSpeed's file would train in {kept}: set model.dtype={kept}, or "
+            "bf16.enabled in the file that configs/accelerate names (configs/deepspeed/*.json)"
         )
     seed_everything(config.seed)
     log = RunLog(config.out, config.wandb_project, asdict(config), name, enabled=accelerator.is_main_process)
@@ -140,6 +155,8 @@ def setup_sft(
     scheme = load_scheme(config.scheme, config.prompts)
     if builds is None and config.data.prepared is None:
         builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
+    if builds is not None and run.world.rank == 0:
+        warn_of_lost_text(builds, scheme, run.embedder)
     epoch = [] if builds is None else sft_builds(builds, config.data)
     model, tokenizer = _model_for(config, epoch, scheme)
     found = sft_trees(epoch, tokenizer, scheme, config) if builds else prepared_trees(tokenizer, config)
@@ -209,7 +226,10 @@ def setup_rl(
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl", None if collector is None else collector.embedder)
-    builds = builds or rl_builds(config, run.embedder)
+    if builds is None:
+        builds = rl_builds(config, run.embedder)
+        if run.world.rank == 0:
+            warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
     policy = Policy(load_model(config.model.path, config.model))
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
     if collector is None:

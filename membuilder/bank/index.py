@@ -42,6 +42,10 @@ class IndexConfig:
     gpu: bool = True
     """Search exactly on the first CUDA device where there is one and FAISS was built for it (faiss-gpu)."""
 
+    pieces: bool = False
+    """Embed a text that is longer than the embedding model reads in pieces, whose nearest one counts; false: what
+    stands behind that limit is not searched."""
+
     def __post_init__(self) -> None:
         if min(self.hnsw_neighbors, self.hnsw_build_width, self.hnsw_search_width) < 2 or self.approximate_from < 1:
             raise ValueError("hnsw_* must be at least 2 and approximate_from at least 1")

@@ -5,7 +5,7 @@ memory.retrieve(["Where does Ann live?"], k=10)
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 
 from membuilder.bank.index import IndexConfig, VectorIndex
 from membuilder.bank.index_file import index_path, open_index
-from membuilder.bank.retrieve import Retrieval
+from membuilder.bank.ranking import SearchMethod, WordIndex
+from membuilder.bank.retrieve import Retrieval, search
 from membuilder.bank.store import reading
 from membuilder.embedding.identity import VECTOR, other_embedder, probed
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.pieces import Pieces, in_pieces
 from membuilder.errors import StoreError
 from membuilder.types import Bank
 
@@ -25,18 +27,43 @@ from membuilder.types import Bank
 class IndexedBank:
     bank: Bank
     index: VectorIndex
-    """Of the bank's entries, in its order."""
+    """Of the bank's entries, in its order, or of their pieces."""
+    pieces: Pieces | None = None
+    """Set where long entries were embedded in pieces."""
     embedder: TextEmbedder
+    _words: dict[bool, WordIndex] = field(default_factory=dict, init=False)
+    """With superseded entries or without; made once they are searched by words."""
 
-    def retrieve(self, queries: Sequence[str], k: int = 10, include_superseded: bool = True) -> list[Retrieval]:
+    def retrieve(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        include_superseded: bool = True,
+        method: SearchMethod = SearchMethod.DENSE,
+    ) -> list[Retrieval]:
         """Return what `membuilder.bank.retrieve.retrieve` gives for this bank: the same where the index is exact."""
-        entries, dropped = self.bank.entries, frozenset() if include_superseded else self.bank.superseded_ids()
-        allowed = np.array([entry.id not in dropped for entry in entries]) if dropped else None
-        ids, scores = self.index.search(self.embedder.embed(queries), k, allowed)
-        return [
-            Retrieval(entries=tuple(entries[row] for row in found), scores=tuple(similarities))
-            for found, similarities in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+        entries, allowed = self.bank.entries, None
+        if not include_superseded and (dropped := self.bank.superseded_ids()):
+            allowed = np.array([entry.id not in dropped for entry in entries])
+            entries = tuple(entry for entry in entries if entry.id not in dropped)
+
+        def nearest(number: int) -> tuple[np.ndarray, np.ndarray]:
+            ids, scores = self._nearest(self.embedder.embed(queries), number, allowed)
+            return ids if allowed is None else np.searchsorted(np.flatnonzero(allowed), ids), scores
+
+        def word_scores() -> np.ndarray:
+            if include_superseded not in self._words:
+                self._words[include_superseded] = WordIndex([entry.text for entry in entries])
+            return self._words[include_superseded].scores(queries)
+
+        return search(entries, k, method, nearest, word_scores)
+
+    def _nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places and similarities of the k entries nearest to each query. # (Q, k)"""
+        if self.pieces is None:
+            return self.index.search(queries, k, allowed)
+        rows = None if allowed is None else allowed[self.pieces.owners]
+        return self.pieces.texts_of(*self.index.search(queries, k * self.pieces.most, rows), k)
 
 
 def open_memory(
@@ -69,10 +96,13 @@ def memory_of(
 def _indexed(
     bank: Bank, vectors: np.ndarray, embedder: TextEmbedder, path: Path | None, config: IndexConfig | None
 ) -> IndexedBank:
-    config = config or IndexConfig()
+    config, pieces = config or IndexConfig(), None
+    if config.pieces:
+        pieces = in_pieces([entry.text for entry in bank.entries], embedder)
+        vectors = pieces.vectors
     if path is not None:
         index = open_index(path, vectors, config)
     else:
         index = VectorIndex(vectors.shape[1], config.kind_for(len(vectors)), config)
         index.add(vectors)
-    return IndexedBank(bank=bank, index=index, embedder=embedder)
+    return IndexedBank(bank=bank, index=index, pieces=pieces, embedder=embedder)

@@ -1,10 +1,11 @@
 """Finding entries of a bank: for a question, and for an agent about to read a session."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from membuilder.bank.ranking import SearchMethod, WordIndex, best_of, fused
 from membuilder.embedding.local import TextEmbedder
 from membuilder.text import quoted
 from membuilder.types import Bank, Entry, Session
@@ -12,11 +13,15 @@ from membuilder.types import Bank, Entry, Session
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retrieval:
-    """Entries found for one query, the most similar first; equal scores keep the order of the bank."""
+    """Entries found for one query, the best first; equal scores keep the order of the bank."""
 
     entries: tuple[Entry, ...]
     scores: tuple[float, ...]
-    """Cosine similarities, one per entry."""
+    """One per entry: cosine similarity, BM25, or the sum of both reciprocal ranks."""
+
+
+FUSED = 1000
+"""The nearest entries that have a rank by meaning in a fusion, so that an approximate index need not rank all."""
 
 
 def retrieve(
@@ -26,19 +31,49 @@ def retrieve(
     k: int = 10,
     agent: str | None = None,
     include_superseded: bool = True,
+    method: SearchMethod = SearchMethod.DENSE,
 ) -> list[Retrieval]:
-    """Find the k entries most similar to each query in the whole bank: entries of every session compete alike.
+    """Find the k best entries for each query in the whole bank: entries of every session compete alike.
 
-    `agent` and `include_superseded` choose the candidates before the search, so k of them come back if there are k.
+    `agent` and `include_superseded` choose the candidates before the search, so k of them come back if there are k;
+    by words alone only those that share one with the query.
     """
     from membuilder.bank.index import top_k  # it loads FAISS, which commands need only once they search
 
     candidates = _candidates(bank, agent, include_superseded)
-    ids, scores = top_k(_embed_entries(candidates, embedder), embedder.embed(queries), k)
-    return [
-        Retrieval(entries=tuple(candidates[row] for row in found), scores=tuple(similarities))
-        for found, similarities in zip(ids.tolist(), scores.tolist(), strict=True)
-    ]
+
+    def nearest(number: int) -> tuple[np.ndarray, np.ndarray]:
+        return top_k(_embed_entries(candidates, embedder), embedder.embed(queries), number)
+
+    def word_scores() -> np.ndarray:
+        return WordIndex([entry.text for entry in candidates]).scores(queries)
+
+    return search(candidates, k, method, nearest, word_scores)
+
+
+def search(
+    entries: Sequence[Entry],
+    k: int,
+    method: SearchMethod,
+    nearest: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    word_scores: Callable[[], np.ndarray],
+) -> list[Retrieval]:
+    """Find the k best of N entries for each of Q queries.
+
+    `nearest(number)` gives the places and similarities of so many entries (Q, number), the nearest first, and
+    `word_scores` the BM25 scores of all (Q, N); only what `method` needs is called.
+    """
+    if method is SearchMethod.DENSE:
+        ids, similarities = nearest(k)
+        found = zip(ids.tolist(), similarities.tolist(), strict=True)
+    elif method is SearchMethod.BM25:
+        found = best_of(word_scores(), k, method)
+    else:
+        words = word_scores()
+        similarities = np.full(words.shape, -np.inf, dtype=np.float32)
+        np.put_along_axis(similarities, *nearest(FUSED), axis=1)
+        found = best_of(fused(similarities, words), k, method)
+    return [Retrieval(entries=tuple(entries[row] for row in rows), scores=tuple(scores)) for rows, scores in found]
 
 
 def related(
@@ -48,11 +83,12 @@ def related(
     embedder: TextEmbedder,
     k: int = 20,
     include_superseded: bool = True,
+    method: SearchMethod = SearchMethod.DENSE,
 ) -> tuple[Entry, ...]:
     """Find the agent's own entries to show it beside a session, the most related first.
 
     A whole session is longer than an embedding model reads (256 word pieces for MiniLM), so each turn is a query and
-    an entry ranks by its similarity to the turn it fits best. A turn is embedded as it would be stored, so one that is
+    an entry ranks by its score for the turn it fits best. A turn is embedded as it would be stored, so one that is
     stored later costs nothing again.
     """
     from membuilder.bank.index import top_k
@@ -60,10 +96,17 @@ def related(
     candidates = _candidates(bank, agent, include_superseded)
     if not candidates or not session.turns:
         return ()
-    turns = embedder.embed([quoted(session, turn) for turn in session.turns])
-    _, best = top_k(turns, _embed_entries(candidates, embedder), k=1)  # (N, 1)
-    order = np.argsort(-best[:, 0], kind="stable")[:k]
-    return tuple(candidates[row] for row in order)
+    turns, texts = [quoted(session, turn) for turn in session.turns], [entry.text for entry in candidates]
+    scores = words = similarities = np.zeros((1, len(candidates)), dtype=np.float32)
+    if method is not SearchMethod.BM25:
+        _, best = top_k(embedder.embed(turns), embedder.embed(texts), k=1)  # (N, 1)
+        scores = similarities = best.T
+    if method is not SearchMethod.DENSE:
+        scores = words = WordIndex(texts).scores(turns).max(axis=0, keepdims=True)
+    if method is SearchMethod.HYBRID:
+        scores = fused(similarities, words)
+    ((rows, _),) = best_of(scores, k, method)
+    return tuple(candidates[row] for row in rows)
 
 
 def _candidates(bank: Bank, agent: str | None, include_superseded: bool) -> list[Entry]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from membuilder.embedding.local import TextEmbedder, in_rows
+from membuilder.embedding.local import in_rows
+from membuilder.embedding.pieces import PieceEmbedder
 from membuilder.errors import CacheError
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.progress import progress
@@ -32,7 +33,7 @@ class CachedEmbedder:
 
     def __init__(
         self,
-        make: Callable[[], TextEmbedder],
+        make: Callable[[], PieceEmbedder],
         path: str | Path,
         fingerprint: str,
         dimension: int,
@@ -73,10 +74,17 @@ class CachedEmbedder:
                 self._cut.add(text)
         return stored is not None
 
-    def _encode(self, texts: Sequence[str]) -> None:
+    def pieces(self, text: str) -> list[str]:
+        """Cut a text as the embedder behind the cache does."""
+        return self._behind().pieces(text)
+
+    def _behind(self) -> PieceEmbedder:
         if self._embedder is None:
             self._embedder = self._make()
-        encoded = dict(zip(texts, self._embedder.embed(texts), strict=True))
+        return self._embedder
+
+    def _encode(self, texts: Sequence[str]) -> None:
+        encoded = dict(zip(texts, self._behind().embed(texts), strict=True))
         records = {
             text: packed(vector) | ({"cut": True} if text in self._cut else {}) for text, vector in encoded.items()
         }

@@ -3,12 +3,14 @@
 import importlib.util
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from membuilder.errors import ConfigError
+from membuilder.model_folders import loading
 from membuilder.quiet import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ class Embedder:
     def dimension(self) -> int:
         return self._model.get_embedding_dimension()
 
+    @property
+    def num_cut(self) -> int:
+        """Return how many texts so far were longer than the model reads."""
+        return len(self._cut)
+
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         for batch in self._batches([text for text in dict.fromkeys(texts) if text not in self._vectors]):
@@ -57,6 +64,21 @@ class Embedder:
             )
             self._vectors.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
         return in_rows(self._vectors, texts, self.dimension)
+
+    def pieces(self, text: str) -> list[str]:
+        """Cut a text between words into pieces of at most as many word pieces as the model reads."""
+        tokenizer = self._model.tokenizer
+        size = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        words, offsets = encoded.word_ids(), encoded["offset_mapping"]
+        cuts, start = [0], 0
+        while start + size < len(words):
+            end = start + size
+            while end > start and words[end] == words[end - 1]:
+                end -= 1
+            start = end if end > start else start + size  # one word may be longer than the model reads
+            cuts.append(offsets[start][0])
+        return [text[first:last] for first, last in pairwise([*cuts, len(text)])]
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Group the texts by token length: without padding, a vector does not depend on its neighbours in the batch.
@@ -95,9 +117,5 @@ def _load(model: str, dtype: str | None) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # seconds to import, and pulls in torch
 
     hide_loading_bars()
-    try:
+    with loading("embedding model", model):
         return SentenceTransformer(model, model_kwargs={} if dtype is None else {"dtype": dtype})
-    except (OSError, ValueError) as error:  # a name or folder the user gave; both types come from the loader
-        raise ConfigError(
-            f"embedding model {model!r} cannot be loaded; name a folder or a hub model: {error}"
-        ) from error

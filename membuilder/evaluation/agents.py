@@ -55,7 +55,7 @@ async def build_memories(
 
     if model is not None:
         identity = identity_of(embedder, options.embedder)
-        folder.begin(identity)
+        folder.built_by(identity)
         scheme = load_scheme(options.reading.scheme, options.reading.prompts)
         with closing(Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)) as builder:
             jobs = [_job(options, dialogue, path, identity) for path, dialogue in of.items()]

@@ -60,21 +60,23 @@ class BankFolder:
             wanted |= {"builder": "agents", "model": build_model}
         refuse_others(self._folder, self.manifest, wanted, advice, keys=wanted)
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Write down whose banks these will be and what embeds, before the first of them is there.
-
-        `identity` is the embedder's. Raises EvaluationError where another one began the folder.
-        """
+    def built_by(self, identity: Mapping[str, Any]) -> None:
+        """Take down the identity of the embedder before it builds. Raises EvaluationError where another one began."""
         if not self._file.exists():
             self.manifest = {**identity, **self.manifest}
-            write_settings(self._file, self.manifest)
         elif problem := other_embedder(self.manifest, identity):
             raise EvaluationError(f"{self._folder} {problem}; embed with the first, or {_OTHER_FOLDER}")
+
+    def begin(self) -> None:
+        """Write down whose banks these will be, before the first of them is there."""
+        if not self._file.exists():
+            write_settings(self._file, self.manifest)
 
     def has(self, dialogue: Dialogue) -> bool:
         return self.path(dialogue).exists()
 
     def save(self, dialogue: Dialogue, bank: Bank) -> None:
+        self.begin()
         write_atomic(self.path(dialogue), json.dumps(msgspec.to_builtins(bank)) + "\n")
 
     def load(self, dialogue: Dialogue) -> Bank:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
+from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
-from membuilder.errors import ConfigError
+from membuilder.errors import ArgumentParser, ConfigError
 from membuilder.evaluation.metrics import JUDGES
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
@@ -87,8 +88,10 @@ class Options:
     """Dialogues that system agents builds at once."""
     db_path: Path | None
     """Where the banks of the one system lie that builds or reads them; None: no bank is kept."""
+    retrieval: SearchMethod | None
+    """How the entries of a bank are found; None: as its builder's prompts say, else ANSWERING."""
     index: IndexConfig
-    """How the entries of a bank are searched."""
+    """What the entries' vectors are searched with."""
     concurrency: int
     """Questions in flight at once."""
     embedder: EmbedderOptions
@@ -116,7 +119,8 @@ def parse(argv: Sequence[str]) -> Options:
     if writes:
         num_roles = len(load_scheme(reading.scheme, reading.prompts).roles)
         settings = {"max_tokens": given.max_tokens, "concurrency": dialogues * num_roles}
-        builder = read_endpoint(given, "build-", given.build_model or given.model, like=first, **settings)
+        name, is_first = given.build_model or given.model, given.build_model is None
+        builder = read_endpoint(given, "build-", name, like=first, is_first=is_first, **settings)
     return Options(
         flags=given,
         systems=systems,
@@ -126,9 +130,10 @@ def parse(argv: Sequence[str]) -> Options:
         reading=reading,
         build_parallel=dialogues,
         db_path=_db_path(given, systems),
+        retrieval=given.retrieval and SearchMethod(given.retrieval),
         index=load(IndexConfig, None, given.index),
         concurrency=questions,
-        embedder=options_of(given, first, given.embedding_api_key, _precision(given)),
+        embedder=options_of(given, first, given.embedding_api_key, _precision(given, systems)),
     )
 
 
@@ -149,13 +154,14 @@ def _db_path(given: argparse.Namespace, systems: Sequence[str]) -> Path | None:
     return given.output_dir / MEMORIES if is_needed or AGENTS in kept else None
 
 
-def _precision(given: argparse.Namespace) -> Precision:
+def _precision(given: argparse.Namespace, systems: Sequence[str]) -> Precision:
     if given.embedding_precision and given.embedding_provider:
         raise ConfigError("--embedding-precision is that of a local model: a server embeds in its own")
     if given.embedding_precision:
         return Precision(given.embedding_precision)
     is_folder = given.embedding_model is None or Path(given.embedding_model).exists()
-    return best_precision() if is_folder and given.embedding_provider is None else Precision.FLOAT32
+    is_free = is_folder and given.embedding_provider is None and AGENTS not in systems  # a store is built in float32
+    return best_precision() if is_free else Precision.FLOAT32
 
 
 def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
@@ -163,12 +169,18 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
     counts = (given.top_k, given.concurrency, given.workers, given.sessions, given.questions)
     if min(count for count in counts if count is not None) < 1:
         raise ConfigError("--top-k, --concurrency, --workers, --sessions and --questions must be at least 1")
+    if given.seed < 0:
+        raise ConfigError("--seed must be at least 0")
     if given.mode == "build" and set(systems) - set(BUILDERS):
         raise ConfigError(f"--mode build needs a system that builds: {', '.join(BUILDERS)}")
     if given.mode == "answer" and set(systems) & set(BUILDERS):
         raise ConfigError(f"--mode answer builds nothing; its banks are system {STORED}, which reads --db-path")
     if given.judge_model is not None and given.model is None and given.mode != "build":
         raise ConfigError("--judge-model needs --model: without answers there is nothing to judge")
+    if given.endpoint and given.model is None:
+        raise ConfigError("--endpoint sets keys of --model; every other model has a flag of its own")
+    _refuse_unused(given, "judge", given.model is not None or given.mode == "build", "--model")
+    _refuse_unused(given, "build", AGENTS in systems or given.mode == "answer", f"system {AGENTS}")
     if AGENTS in systems and given.build_model is None and given.model is None:
         raise ConfigError(f"system {AGENTS} needs --build-model or --model: who writes the memories")
     if given.split and given.subset_file:
@@ -180,8 +192,16 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
         raise ConfigError(problem)
 
 
+def _refuse_unused(given: argparse.Namespace, role: str, is_used: bool, needs: str) -> None:
+    """Raise ConfigError where flags describe the server of a model that nobody asks."""
+    named = [f"--{role}-{end}" for end in ("provider", "base-url", "api-key", "endpoint")]
+    unused = [flag for flag in named if not is_used and vars(given)[flag.strip("-").replace("-", "_")]]
+    if unused:
+        raise ConfigError(f"{', '.join(unused)}: nobody is asked there without {needs}")
+
+
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.eval",
         description=__doc__.splitlines()[0],
         epilog=f"{EPILOG}\n\n--index {describe(IndexConfig)}",
@@ -208,9 +228,13 @@ def _add_models(flags: argparse._ActionsContainer) -> None:
     flags.add_argument("--build-config", type=Path, metavar="FILE", help=text)
     flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
     precisions = [str(each) for each in Precision]
-    flags.add_argument("--embedding-precision", choices=precisions, help="else what is fastest here")
+    flags.add_argument(
+        "--embedding-precision", choices=precisions, help="else what is fastest here; float32 for agents"
+    )
     flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
-    text = "how the entries of a bank are searched, repeatable, such as kind=hnsw; the keys stand below"
+    text = f"how the entries of a bank are found; else as the builder's prompts say, else {ANSWERING}"
+    flags.add_argument("--retrieval", choices=[str(each) for each in SearchMethod], help=text)
+    text = "what their vectors are searched with, repeatable, such as kind=hnsw; the keys stand below"
     flags.add_argument("--index", **SETTINGS, help=text)
 
 

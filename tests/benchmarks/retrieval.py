@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from membuilder.bank.ranking import SearchMethod
 from membuilder.evaluation.options import SYSTEMS
 from tests.benchmarks.common import header
 
@@ -61,23 +62,26 @@ def main() -> None:
     parser.add_argument("--subset-file")
     parser.add_argument("--embedding-cache")
     parser.add_argument("--system", action="append", choices=SYSTEMS, help=f"repeatable; else {', '.join(DEFAULT)}")
+    parser.add_argument("--retrieval", choices=[str(each) for each in SearchMethod], help="of system rules")
+    parser.add_argument("--index", metavar="KEY=VALUE", help="as in membuilder.eval, such as pieces=true")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     flags = [
         part
-        for name in ("dataset", "dataset_path", "subset_file", "embedding_cache")
+        for name in ("dataset", "dataset_path", "subset_file", "embedding_cache", "retrieval", "index")
         if (value := getattr(given, name)) is not None
         for part in (f"--{name.replace('_', '-')}", value)
     ]
     before = json.loads(given.out.read_text(encoding="utf-8"))["systems"] if given.out.exists() else {}
     systems = dict(before)
     for system in given.system or DEFAULT:
-        systems[system] = measure(flags, system, given.again) | {"measured_on": header()}
+        name = ", ".join(filter(None, (system, given.retrieval, given.index)))
+        systems[name] = measure(flags, system, given.again) | {"measured_on": header()}
         given.out.parent.mkdir(parents=True, exist_ok=True)
         record = {"dataset": given.dataset, "file": Path(given.dataset_path).name, "systems": systems}
         given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(system, systems[system]["figures"]["evidence_recall"], systems[system]["cost"], flush=True)
+        print(name, systems[name]["figures"]["evidence_recall"], systems[name]["cost"], flush=True)
 
 
 if __name__ == "__main__":

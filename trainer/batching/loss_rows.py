@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.configs import LossConfig
-from trainer.losses import Loss, LossInputs, Metrics, TokenValues, needs_whole_sequences
+from trainer.losses import Loss, LossInputs, Metrics, TokenValues, checked, needs_whole_sequences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Objective:
 
     def __call__(self, logprobs: torch.Tensor, entropy: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Metrics]:
         inputs = self.inputs(logprobs, entropy, rows)
-        per_token, metrics = self.loss(inputs, self.config)
+        per_token, metrics = checked(self.loss, self.loss(inputs, self.config), logprobs)
         gap = (inputs.proximal_logprobs - inputs.rollout_logprobs).abs()
         always = {"loss": per_token, "entropy": entropy, "sampling/logp_difference/mean": gap}
         return per_token * self.scale[rows], always | metrics

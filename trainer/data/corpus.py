@@ -1,19 +1,24 @@
 """The dialogues of a run, and what the offline expert makes of them."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from membuilder.building.dialogues import warn_of_empty
 from membuilder.datasets.load import load, split
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
 from membuilder.progress import progress
+from membuilder.schemes.four_agents.rules import warn_of_unread_turns
+from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.schemes.scheme import Scheme, Step, build
 from membuilder.types import Dialogue, Question
 from trainer.configs import DataConfig
 
+_log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
@@ -102,6 +107,18 @@ def expert_builds(
     label = f"rules build the {name} banks"
     bar = progress(dialogues, label=label, unit="dialogue", enabled=bool(dialogues))
     return [ExpertBuild(dialogue=d, steps=tuple(build(d, propose, scheme, embedder))) for d in bar]
+
+
+def warn_of_lost_text(builds: Corpus[ExpertBuild], scheme: Scheme, embedder: Embedder) -> None:
+    """Log how many turns the rules cannot read, of how many dialogues nothing was stored, and which texts were cut."""
+    experts = builds.train + builds.extra + builds.steering + builds.held_out
+    if scheme.name == FOUR_AGENTS:
+        warn_of_unread_turns(build.dialogue for build in experts)
+    empty = [build.dialogue.id for build in experts if build.steps and not build.steps[-1].result.bank.memory_text()]
+    warn_of_empty("expert", empty, len(experts))
+    if embedder.num_cut:
+        problem = "texts longer than the embedding model reads: %d; what stands behind its limit is not searched"
+        _log.warning(problem, embedder.num_cut)
 
 
 def training_text(builds: Sequence[ExpertBuild], scheme: Scheme) -> list[str]:

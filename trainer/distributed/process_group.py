@@ -24,12 +24,26 @@ from trainer.distributed.heartbeat import Heartbeat, Home
 
 Value = TypeVar("Value")
 
+DEEPSPEED_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 PATIENCE = timedelta(hours=1)
 """How long processes wait for one that still runs; a dead one is noticed at once, because its connection closes."""
 
 
+BENDING = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        "1",
+        "it would divide every gradient by that; a step is sessions_per_step",
+    ),
+    "ACCELERATE_MIXED_PRECISION": ("no", "model.dtype is the type of the weights; launch with --mixed_precision no"),
+}
+"""What Accelerate reads from its environment and the loops do not expect: the value that changes nothing, and why."""
+
+
 def start_accelerator(max_grad_norm: float) -> Accelerator:
     """Start one process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself."""
+    for name, (harmless, reason) in BENDING.items():
+        if (value := os.environ.get(name, harmless)).lower() != harmless:
+            raise ConfigError(f"{name}={value}: {reason}. Unset it, also in the file given to accelerate launch")
     on_cpu, launched = not torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         accelerator = _start_deepspeed(on_cpu, max_grad_norm)
@@ -74,6 +88,15 @@ def zero_stage(accelerator: Accelerator) -> int | None:
     if accelerator.distributed_type is not DistributedType.DEEPSPEED:
         return None
     return accelerator.state.deepspeed_plugin.zero_stage
+
+
+def deepspeed_dtype(accelerator: Accelerator) -> str | None:
+    """The type in which DeepSpeed's own file says that weights are kept; None without DeepSpeed."""
+    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
+        return None
+    given = accelerator.state.deepspeed_plugin.deepspeed_config
+    enabled = [name for key, name in DEEPSPEED_TYPES.items() if given.get(key, {}).get("enabled") is True]
+    return enabled[0] if enabled else "float32"
 
 
 def log_setup(accelerator: Accelerator, policy) -> None:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
+from membuilder.bank.ranking import SearchMethod
 from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS, CUT
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.text import on_one_line
@@ -32,6 +33,9 @@ class PromptConfig:
     """A longer entry is shown cut to this; the bank keeps it whole."""
     include_superseded: bool = True
     """Whether entries that a later one updates or merges still count: are shown to agents, and found for questions."""
+    retrieval: SearchMethod | None = None
+    """How entries are found, for agents and for questions: dense, bm25 or hybrid. null: dense, as published, where
+    memory is built and trained, and hybrid where it answers (membuilder.eval, Memory)."""
     core_limit_chars: int = CORE_LIMIT_CHARS
     """An operation that would make the core longer fails."""
 

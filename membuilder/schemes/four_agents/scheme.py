@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from membuilder.bank.ranking import SearchMethod
 from membuilder.bank.retrieve import Retrieval, related, retrieve
 from membuilder.embedding.local import TextEmbedder
 from membuilder.schemes.four_agents.apply import apply_session
@@ -30,9 +31,10 @@ class FourAgents:
     def show(self, session: Session, bank: Bank, embedder: TextEmbedder) -> Shown:
         """Show each agent's own entries, the most related first; the core agent sees the core text instead."""
         number, superseded = self.prompts.entries_shown, self.prompts.include_superseded
+        method = self.prompts.retrieval or SearchMethod.DENSE
         if number == 0:
             return {agent: () for agent in Agent}
-        found = {agent: related(bank, session, agent, embedder, number, superseded) for agent in ENTRY_AGENTS}
+        found = {agent: related(bank, session, agent, embedder, number, superseded, method) for agent in ENTRY_AGENTS}
         return {Agent.CORE: (), **found}
 
     def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str:
@@ -52,7 +54,8 @@ class FourAgents:
 
     def find(self, bank: Bank, questions: Sequence[str], embedder: TextEmbedder, k: int) -> list[Retrieval]:
         """Entries of every session and agent compete alike."""
-        return retrieve(bank, questions, embedder, k, include_superseded=self.prompts.include_superseded)
+        superseded, method = self.prompts.include_superseded, self.prompts.retrieval or SearchMethod.DENSE
+        return retrieve(bank, questions, embedder, k, include_superseded=superseded, method=method)
 
     def tiny_tokens(self, max_turns: int) -> list[str]:
         """Return turn numbers, agent tags and the pieces between numbers in an answer of the `turns` format."""
