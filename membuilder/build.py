@@ -15,9 +15,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
-from membuilder.bank.indexed_bank import open_memory
+from membuilder.bank.index_file import index_path, open_index
+from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import status_of, summary
@@ -27,6 +27,7 @@ from membuilder.datasets.selection import DATASET_NAMES, place_of, select, short
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ArgumentParser, ConfigError, exit_status
+from membuilder.files import path_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
@@ -61,7 +62,8 @@ def _build(argv: Sequence[str] | None) -> int:
     stores, keys = _stores(config), Keys(chat=given.api_key, embedding=given.embedding_api_key)
 
     def keep_index(path: Path, embedder: TextEmbedder) -> None:
-        open_memory(path, embedder, config.index)  # leaves an index beside a large store
+        with reading(path) as store:
+            open_index(index_path(path), store.vectors(), config.index)  # leaves one beside a large store
 
     with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
         before_replace = (lambda path: None) if given.retry_failed else None
@@ -113,7 +115,7 @@ def _stores(config: BuildConfig) -> list[tuple[Path, Dialogue]]:
 def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
     if config.out.endswith(STORE_SUFFIX):
         return Path(config.out)
-    return Path(config.out) / f"{quote(dialogue.id, safe=' ')}{STORE_SUFFIX}"  # an id is no path
+    return path_of(Path(config.out), dialogue.id, STORE_SUFFIX)
 
 
 def _beside(config: BuildConfig, name: str) -> Path:

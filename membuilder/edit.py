@@ -40,7 +40,7 @@ from membuilder.building.rebuild import corrected, dialogue_of, with_late_sessio
 from membuilder.config import load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
-from membuilder.errors import ConfigError, DataError, StoreError, exit_status
+from membuilder.errors import ArgumentParser, ConfigError, DataError, StoreError, exit_status
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import counted
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags
@@ -72,7 +72,7 @@ def _edit(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.edit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("store", type=Path, metavar="DB", help="the file that membuilder.build wrote")

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from membuilder.quiet import escape_unprintable
+
 PLUGIN = "plugin "
 """How the name of a module begins that is a file of the user's own (membuilder/plugins.py)."""
 OUR_PACKAGES = ("membuilder", "reward", "rollout", "trainer")
@@ -180,7 +182,14 @@ class EvaluationError(MemBuilderError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """It answers a wrong command line in one line; `--help` shows the flags."""
+    """It answers a wrong command line in one line; `--help` shows the flags.
+
+    Reading the flags is the first thing that a command does: from then on it prints on a terminal of any encoding.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):
+        escape_unprintable()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` says what there is)\n")

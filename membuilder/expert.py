@@ -22,6 +22,7 @@ from membuilder.building.failed_answers import count_answers, status_of, summary
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import name_of
 from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
@@ -91,8 +92,7 @@ def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
 
 def _is_done(config: BuildConfig, dialogue: Dialogue, max_failed: float) -> bool:
     """Return whether this very expert has written all of it and few answers failed; a store refuses another later."""
-    settings = config.settings(dialogue, dimension=0)
-    del settings["dimension"]  # told by the embedder, which is not opened to skip
+    settings = config.settings(dialogue, name_of(config.embedder(Keys())))  # the embedder is not opened to skip
     path = _store_path(config, dialogue)
     if not is_whole(path.parent, len(dialogue.sessions), settings):
         return False

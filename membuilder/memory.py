@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from membuilder.bank.store import writing
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.datasets.windows import in_windows
+from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import embedder_of
 from membuilder.errors import ConfigError, DataError
 from membuilder.llm.answer_and_judge import answer
@@ -84,7 +85,7 @@ class Memory(AbstractContextManager):
         BuildStopped where the server fails: nothing of this conversation is stored then.
         """
         dialogue = Dialogue(id=self._path.stem, speakers=(), sessions=(), questions=())
-        with writing(self._path, self._config.settings(dialogue, self._embedder.dimension)) as store:
+        with writing(self._path, self._config.settings(dialogue, self._identity)) as store:
             before = tuple(stored.session for stored in store.sessions())
             new = _session(messages, before, when or datetime.now().replace(microsecond=0), self._path)
             if before and (before[-1].timestamp.tzinfo is None) != (new.timestamp.tzinfo is None):
@@ -108,8 +109,12 @@ class Memory(AbstractContextManager):
         memories = [entry.text for entry in found.entries]
         return self._portal.call(partial(answer, asked, core=bank.core, memories=memories, model=self._client))
 
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return identity_of(self._embedder, self._config.embedder(Keys()))
+
     def _found(self, query: str, k: int) -> tuple[Bank, Retrieval]:
-        opened = open_memory(self._path, self._embedder, self._config.index)
+        opened = open_memory(self._path, self._embedder, self._config.index, self._identity)
         prompts = self._config.prompts
         (found,) = opened.retrieve([query], k, prompts.include_superseded, prompts.retrieval or ANSWERING)
         return opened.bank, found

@@ -4,6 +4,7 @@ quiet_libraries(Path("runs/rl/run.log"), at_once=False)     first thing in a pro
 write_library_log()                                         from here on the file is written
 """
 
+import io
 import logging
 import os
 import sys
@@ -68,6 +69,14 @@ def quiet_libraries(path: Path, *, at_once: bool = True) -> None:
 def write_library_log() -> None:
     """Write what libraries said so far and will say."""
     _LOG.write()
+
+
+def escape_unprintable() -> None:
+    """Let the terminal show a character that its encoding lacks as an escape, such as \\u5c0f, without an error."""
+    for stream in (sys.stdout, sys.stderr):
+        # whoever chose `replace` or the like keeps it; a program that captures the output may have put anything there
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def hide_loading_bars() -> None:

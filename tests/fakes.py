@@ -9,13 +9,13 @@ import numpy as np
 
 class HashEmbedder:
     """Bag of words: a text's vector counts its words, so texts without a common word score 0. Records every text it
-    embeds once.
+    embeds once. Those of another `model` count the same words in other places.
     """
 
     num_cut = 0
 
-    def __init__(self, dimension: int = 4096):
-        self.dimension = dimension
+    def __init__(self, dimension: int = 4096, model: str = ""):
+        self.dimension, self.model = dimension, model
         self.embedded: list[str] = []
 
     def pieces(self, text: str) -> list[str]:
@@ -26,5 +26,5 @@ class HashEmbedder:
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in re.findall(r"\w+", text.casefold()):
-                vectors[row, crc32(word.encode()) % self.dimension] += 1
+                vectors[row, crc32(f"{self.model}{word}".encode()) % self.dimension] += 1
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

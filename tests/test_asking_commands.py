@@ -30,7 +30,7 @@ async def chat_and_embed(request: Request, writer) -> None:
     if not request.path.endswith("/embeddings"):
         await answering(served)(request, writer)
         return
-    rows = HashEmbedder(64).embed(request.body["input"]).tolist()
+    rows = HashEmbedder(64, request.body["model"]).embed(request.body["input"]).tolist()
     data = [{"index": n, "embedding": row} for n, row in enumerate(rows)]
     await payload({"data": data, "usage": {"prompt_tokens": 5, "total_tokens": 5}})(request, writer)
 
@@ -87,7 +87,7 @@ def test_a_server_embeds_and_the_store_knows_which(command, asked, tmp_path, cap
         chats = [request for request in server.requests if "/chat/" in request.path]
         assert (len(chats), len(server.requests) > len(chats)) == (1 + 4 * 3, True)
         assert run(command, [*flags, *remote[:3], "e-2"]) == 2  # another model of the same server
-        assert "embedding_model='e-1'" in capsys.readouterr().err
+        assert "embedder 'e-1' at vllm; 'e-2' at vllm is another" in capsys.readouterr().err
         with FaultServer(status(401)) as cloud:
             other = [
                 "--embedding-provider",
@@ -188,7 +188,7 @@ def test_no_key_is_in_a_configuration():
     keys = Keys(chat="sesame", embedding="hidden")
     options = config.embedder(keys)
     assert (options.api_key, options.chat.api_key) == ("hidden", "sesame")
-    said = f"{config} {keys} {options} {config.settings(talk(['a']), 3)}"
+    said = f"{config} {keys} {options} {config.settings(talk(['a']), {})}"
     assert "sesame" not in said and "hidden" not in said
 
 

@@ -427,7 +427,8 @@ def test_rules_build_what_the_pure_build_builds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(dialogues, "embedder_of", lambda options, account: nullcontext(minilm))  # loaded once for both
     data = locomo_file(tmp_path / "data.json", "first", "../second")
     main(["--dataset-path", str(data), "--model", "rules", "--out", str(tmp_path / "memories")])
-    assert sorted(path.name for path in (tmp_path / "memories").glob("*.db")) == ["..%2Fsecond.db", "first.db"]
+    built = sorted(path.name for path in (tmp_path / "memories").glob("*.db"))
+    assert built == ["first.db", "second~e8e20a41eaf6e3ca.db"]
     assert "2 sessions" in capsys.readouterr().out
     *_, last = build(load(data)[0], propose, SCHEME, minilm)
     with reading(tmp_path / "memories" / "first.db") as store:
@@ -526,4 +527,5 @@ def test_the_expert_answers_as_a_model_would(tmp_path):
     *_, last = build(dialogue, propose, SCHEME, HashEmbedder())
     assert bank == last.result.bank
     assert bank.core
-    assert BuildConfig(out="o", model=ModelEndpoint(name="rules")).settings(dialogue, 64)["dimension"] == 64
+    config = BuildConfig(out="o", model=ModelEndpoint(name="rules"))
+    assert config.settings(dialogue, {"dimension": 64})["dimension"] == 64

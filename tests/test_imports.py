@@ -18,7 +18,7 @@ PACKAGES = ("membuilder", "rollout", "reward", "trainer")
 # researcher edits first; it stands above all parts, and only the rule against circles holds it.
 ORDER = {
     "membuilder": (
-        "types errors files text colours progress quiet settings config plugins model_folders datasets generate llm"
+        "types quiet errors files text colours progress settings config plugins model_folders datasets generate llm"
         " embedding bank schemes building trajectories evaluation"
     ).split(),
     "trainer": (

@@ -239,5 +239,5 @@ def test_an_opened_memory_finds_what_plain_retrieval_finds(tmp_path):
         for k in (0, 1, 3, 10):
             expected = retrieve(bank, ["cat Miso", "salt"], embedder, k, include_superseded=superseded)
             assert memory.retrieve(["cat Miso", "salt"], k, superseded) == expected
-    with pytest.raises(StoreError, match="64 numbers, this embedder's 32"):
+    with pytest.raises(StoreError, match="have 32 numbers instead of 64"):
         open_memory(tmp_path / "memory.db", HashEmbedder(32))

@@ -4,9 +4,10 @@ memory = open_memory("memory.db", Embedder())
 memory.retrieve(["Where does Ann live?"], k=10)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from membuilder.bank.index_file import index_path, open_index
 from membuilder.bank.ranking import SearchMethod, WordIndex
 from membuilder.bank.retrieve import Retrieval, search
 from membuilder.bank.store import reading
+from membuilder.embedding.identity import VECTOR, other_embedder, probed
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.pieces import Pieces, in_pieces
 from membuilder.errors import StoreError
@@ -64,13 +66,22 @@ class IndexedBank:
         return self.pieces.texts_of(*self.index.search(queries, k * self.pieces.most, rows), k)
 
 
-def open_memory(path: str | Path, embedder: TextEmbedder, config: IndexConfig | None = None) -> IndexedBank:
-    """Open the store at `path` as it stands. Raises StoreError, also where another embedder built it."""
+def open_memory(
+    path: str | Path,
+    embedder: TextEmbedder,
+    config: IndexConfig | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> IndexedBank:
+    """Open the store at `path` as it stands. Raises StoreError, also where another embedder built it.
+
+    `identity` is that of the embedder where its name is known (`membuilder.embedding.identity`).
+    """
     with reading(path) as store:
-        bank, vectors = store.bank(), store.vectors()
-    if vectors.shape[1] != embedder.dimension:
-        problem = f"its embeddings have {vectors.shape[1]} numbers, this embedder's {embedder.dimension}; name the same"
-        raise StoreError(path, problem)
+        settings, bank, vectors = store.settings(), store.bank(), store.vectors()
+    if identity is None:  # nothing is embedded for a store that has nothing to compare
+        identity = probed(embedder) if VECTOR in settings else {"dimension": embedder.dimension}
+    if problem := other_embedder(settings, identity):
+        raise StoreError(path, f"{problem}; open it with the first, or build anew")
     return _indexed(bank, vectors, embedder, index_path(path), config)
 
 

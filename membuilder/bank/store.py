@@ -31,6 +31,7 @@ from membuilder.bank.store_rows import (
     read_sessions,
     rows_of,
 )
+from membuilder.embedding.identity import exact_keys, other_embedder
 from membuilder.errors import StoreError
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Session
@@ -228,7 +229,10 @@ def _check_version(store: Store) -> None:
 
 
 def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
-    if differing := difference(store.settings(), json.loads(json.dumps(settings))):
+    recorded, present = store.settings(), json.loads(json.dumps(settings))
+    if problem := other_embedder(recorded, present):
+        raise StoreError(store.path, f"{problem}; build with the first, or into a new file")
+    if differing := difference(recorded, present, exact_keys(recorded, present)):
         problem = f"{described(differing)}; build with those, or into a new file"
         raise StoreError(store.path, problem)
 

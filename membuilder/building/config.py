@@ -1,11 +1,11 @@
 """What a build is asked for, and what its store records of that."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from membuilder.bank.index import IndexConfig
 from membuilder.datasets.selection import DATA_FOLDER
-from membuilder.embedding.local import DEFAULT_PACKAGE
 from membuilder.embedding.options import EmbedderOptions, options_of
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
@@ -73,8 +73,11 @@ class BuildConfig:
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"max_failed must be a share from 0 to 1, got {self.max_failed}")
 
-    def settings(self, dialogue: Dialogue, dimension: int) -> dict[str, Any]:
-        """Return the settings that a store records and that a build which goes on must share."""
+    def settings(self, dialogue: Dialogue, embedder: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that a store records and that a build which goes on must share.
+
+        `embedder` holds those of its embedder (`membuilder.embedding.identity`).
+        """
         return {
             "dialogue": dialogue.id,
             "speakers": list(dialogue.speakers),
@@ -86,9 +89,7 @@ class BuildConfig:
             "scheme": self.scheme,
             "prompts": asdict(self.prompts),
             "templates_sha256": template_hashes(self.prompts.template_set),
-            "embedding_model": self.embedding_model or DEFAULT_PACKAGE,
-            "embedding_provider": self.embedding_provider,
-            "dimension": dimension,
+            **embedder,
         }
 
     def chat(self, keys: Keys) -> ModelAccess:

@@ -16,6 +16,7 @@ from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.building.rebuild import rebuild
 from membuilder.building.retry import retry_failed
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import embedder_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
@@ -67,12 +68,13 @@ async def build_all(
             model = await stack.enter_async_context(ChatClient(config.chat(keys), role, costs))
             await model.check()
             ask = ask_model(model, scheme)
-        embedder = stack.enter_context(embedder_of(config.embedder(keys), costs))
+        options = config.embedder(keys)
+        embedder = stack.enter_context(embedder_of(options, costs))
+        identity = identity_of(embedder, options)
         builder = Builder(ask=ask, embedder=embedder, scheme=scheme)
         stack.callback(builder.close)
         jobs = [
-            Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, embedder.dimension))
-            for path, dialogue in stores
+            Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, identity)) for path, dialogue in stores
         ]
         label, keep = str(role), lambda path: on_built(path, embedder)
         empty = await build_stores(jobs, builder, config.parallel, label, keep, before_replace, rebuild_from)

@@ -67,7 +67,8 @@ class EndpointEmbedder:
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
             stack.callback(self._portal.call, self._connection.close)
-            self._dimension = len(self._portal.call(self._check))
+            self.probe = np.array(self._portal.call(self._check), dtype=np.float32)
+            self._dimension = len(self.probe)
             self._stack = stack.pop_all()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ A trained checkpoint is one more model: served by vLLM and reached like any othe
 answer format it was trained with, which `--build-config` takes from the run's own `config.yaml`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from membuilder.building.builder import Builder, ask_model
 from membuilder.building.config import BuildConfig
 from membuilder.building.dialogues import Job, build_stores, failures, warn_of_empty
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
-from membuilder.embedding.options import Precision
+from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import identity_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import Options
 from membuilder.llm.chat_model import ChatModel
@@ -54,9 +54,11 @@ async def build_memories(
             folder.save(of[path], store.bank())
 
     if model is not None:
+        identity = identity_of(embedder, options.embedder)
+        folder.built_by(identity)
         scheme = load_scheme(options.reading.scheme, options.reading.prompts)
         with closing(Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)) as builder:
-            jobs = [_job(options, dialogue, path, embedder.dimension) for path, dialogue in of.items()]
+            jobs = [_job(options, dialogue, path, identity) for path, dialogue in of.items()]
             empty = await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
         if options.flags.mode == "build":  # else told where they are searched
             warn_of_empty("agents", empty, len(dialogues))
@@ -68,20 +70,16 @@ async def build_memories(
     return {"sessions": len(stored), "answers": num_answers, "failed_answers": dict(sorted(failures(stored).items()))}
 
 
-def _job(options: Options, dialogue: Dialogue, path: Path, dimension: int) -> Job:
+def _job(options: Options, dialogue: Dialogue, path: Path, identity: Mapping[str, Any]) -> Job:
     """Return the job of one dialogue; its store records the same settings as one of `python -m membuilder.build`."""
-    how, embedding, precision = options.reading, options.embedder.model, options.embedder.precision
-    if precision is not Precision.FLOAT32:
-        embedding = f"{embedding or DEFAULT_PACKAGE} in {precision}"
+    how = options.reading
     config = BuildConfig(
         dataset=options.flags.dataset,
         out=str(path),
         model=options.builder.endpoint,
         max_turns=how.max_turns,
-        embedding_model=embedding,
-        embedding_provider=options.embedder.provider,
         scheme=how.scheme,
         prompts=how.prompts,
     )
     windows = replace(in_windows(dialogue, how.max_turns), questions=())
-    return Job(dialogue=windows, path=path, settings=config.settings(dialogue, dimension))
+    return Job(dialogue=windows, path=path, settings=config.settings(dialogue, identity))

@@ -5,7 +5,6 @@ DB/<dialogue id>.json   one finished bank
 DB/<dialogue id>.db     the store it grew in, where a model wrote it (`membuilder.inspect` shows it)
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,9 +15,10 @@ import msgspec
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.typed import typed
 from membuilder.datasets.windows import sessions_of_windows
+from membuilder.embedding.identity import exact_keys, other_embedder
 from membuilder.errors import DataError, EvaluationError
 from membuilder.evaluation.options import Reading
-from membuilder.files import write_atomic
+from membuilder.files import path_of, write_atomic
 from membuilder.schemes.load import load_scheme
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Dialogue
@@ -28,6 +28,7 @@ BUILT_FROM = ("dataset", "dataset_sha256", "sessions", "embedding_model", "embed
 """Settings of an evaluation that every manifest holds."""
 _SAME_DATA = ("dataset_sha256", "sessions")
 """Those that an evaluation which reads the banks must share; it may embed the entries with another embedder."""
+_OTHER_FOLDER = "choose another --db-path"
 _DAMAGED = "it is damaged; build into another --db-path, or remove it and build again"
 
 
@@ -48,7 +49,7 @@ class BankFolder:
         else:
             self.manifest = read_settings(self._file, _DAMAGED)
             if manifest is not None:
-                refuse_others(folder, self.manifest, manifest, "choose another --db-path")
+                refuse_others(folder, self.manifest, manifest, _OTHER_FOLDER, exact_keys(self.manifest, manifest))
         self.reading = typed(Reading, self.manifest, self._file, FILE, advice=_DAMAGED)
 
     def check(self, run: Mapping[str, Any], build_model: str | None) -> None:
@@ -58,6 +59,13 @@ class BankFolder:
         if build_model is not None:
             wanted |= {"builder": "agents", "model": build_model}
         refuse_others(self._folder, self.manifest, wanted, advice, keys=wanted)
+
+    def built_by(self, identity: Mapping[str, Any]) -> None:
+        """Take down the identity of the embedder before it builds. Raises EvaluationError where another one began."""
+        if not self._file.exists():
+            self.manifest = {**identity, **self.manifest}
+        elif problem := other_embedder(self.manifest, identity):
+            raise EvaluationError(f"{self._folder} {problem}; embed with the first, or {_OTHER_FOLDER}")
 
     def begin(self) -> None:
         """Write down whose banks these will be, before the first of them is there."""
@@ -95,11 +103,7 @@ class BankFolder:
             raise DataError(path, FILE, "core_quotes", f"name a turn that {dialogue.id!r} does not have")
 
     def path(self, dialogue: Dialogue, suffix: str = ".json") -> Path:
-        # An id from a file of the user's own may hold anything, a path upwards too.
-        safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in dialogue.id).lstrip(".")
-        if safe != dialogue.id or f"{safe}{suffix}" == MANIFEST:
-            safe = f"{safe}-{hashlib.sha256(dialogue.id.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-        return self._folder / f"{safe[:150]}{suffix}"
+        return path_of(self._folder, dialogue.id, suffix)
 
 
 def read_settings(path: Path, advice: str) -> dict[str, Any]:

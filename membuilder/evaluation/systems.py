@@ -10,7 +10,7 @@ memory it built.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from membuilder.bank.ranking import ANSWERING, SearchMethod, best_of, bm25_score
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.naming import identity_of
 from membuilder.embedding.pieces import in_pieces
 from membuilder.evaluation.agents import manifest_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
@@ -215,8 +216,13 @@ def _stored(
 ) -> System:
     """Return the banks of a folder as a system; what it lacks is built first where `build` is given."""
 
+    @cache
+    def check_embedder() -> None:
+        folder.built_by(identity_of(embedder, options.embedder))
+
     def open_bank(dialogue: Dialogue) -> IndexedBank:
         if build is not None and not folder.has(dialogue):
+            check_embedder()
             folder.save(dialogue, build(dialogue))
         return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
 

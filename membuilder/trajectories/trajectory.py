@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -28,7 +27,7 @@ from membuilder.bank.store_rows import Answer
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.datasets.typed import typed
 from membuilder.errors import DataError, StoreError
-from membuilder.files import durable_rename, fsync_tree, write_atomic
+from membuilder.files import durable_rename, fsync_tree, path_of, write_atomic
 from membuilder.schemes.four_agents.apply import apply_session
 from membuilder.schemes.four_agents.operations import render
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt, template_hashes
@@ -84,8 +83,7 @@ class Trajectory:
 
 
 def sample_folder(output: Path, dialogue_id: str) -> Path:
-    name = quote(dialogue_id, safe=" ")  # an id is no path
-    return output / (name if name.strip(".") else name.replace(".", "%2E"))
+    return path_of(output, dialogue_id)
 
 
 def sample_folders(folder: Path) -> list[Path]:

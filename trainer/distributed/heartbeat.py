@@ -49,7 +49,7 @@ class Home:
 
     @classmethod
     def here(cls) -> "Home":
-        host, boot = socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        host, boot = socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return cls(host=host, machine=f"{host} {boot} {os.readlink('/proc/self/ns/pid')}", pid=os.getpid())
 
     def __str__(self) -> str:
