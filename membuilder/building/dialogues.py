@@ -63,7 +63,7 @@ async def build_all(
         else:
             model = await stack.enter_async_context(ChatClient(config.chat(keys), role, costs))
             await model.check()
-            ask = ask_model(model, scheme)
+            ask = ask_model(model, scheme, config.on_bad_operation)
         embedder = stack.enter_context(embedder_of(config.embedder(keys), costs))
         builder = Builder(ask=ask, embedder=embedder, scheme=scheme)
         stack.callback(builder.close)
@@ -113,6 +113,11 @@ def warn_of_empty(builder: str, empty: Collection[str], num_dialogues: int) -> N
     if empty:
         problem = "%s: nothing was stored of %d of %d dialogues, such as %s"
         _log.warning(problem, builder, len(empty), num_dialogues, min(empty))
+
+
+def dropped_operations(sessions: Iterable[StoredSession]) -> Counter[str]:
+    """Count the operations that were not applied of answers that stand, by kind of problem."""
+    return Counter(each.kind for session in sessions for answer in session.answers.values() for each in answer.dropped)
 
 
 def failures(sessions: Iterable[StoredSession]) -> Counter[str]:
