@@ -2,12 +2,12 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from membuilder.bank.store import reading
-from membuilder.building.dialogues import failures
+from membuilder.building.dialogues import dropped_operations, failures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +33,17 @@ def count_answers(paths: Iterable[Path]) -> AnswerCounts:
 
 
 def summary(path: Path) -> str:
-    """Say in one line what a store holds and how many answers failed on the way."""
+    """Say in one line what a store holds, how many answers failed on the way and what was dropped of others."""
     with reading(path) as store:
         sessions, bank = store.sessions(), store.bank()
     counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
-    return f"{path}: {counts}; failed answers: {_listed(failures(sessions)) or 'none'}"
+    return f"{path}: {counts}; {told_failures(failures(sessions), dropped_operations(sessions))}"
+
+
+def told_failures(failed: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    """Say such as "failed answers: 1 not_json; 3 operations dropped: 2 schema, 1 unknown_target"."""
+    said = f"failed answers: {_listed(failed) or 'none'}"
+    return f"{said}; {sum(dropped.values())} operations dropped: {_listed(dropped)}" if dropped else said
 
 
 def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
@@ -54,5 +60,5 @@ def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
     return 1
 
 
-def _listed(failed: Counter[str]) -> str:
+def _listed(failed: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
