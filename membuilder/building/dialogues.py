@@ -124,3 +124,13 @@ def failures(sessions: Iterable[StoredSession]) -> Counter[str]:
     """Count the answers that failed, by kind."""
     answers = (answer for session in sessions for answer in session.answers.values())
     return Counter(answer.failure.kind for answer in answers if answer.failure is not None)
+
+
+def told_failures(failed: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    """Say such as "failed answers: 1 not_json; 3 operations dropped: 2 schema, 1 unknown_target"."""
+    said = f"failed answers: {listed(failed) or 'none'}"
+    return f"{said}; {sum(dropped.values())} operations dropped: {listed(dropped)}" if dropped else said
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

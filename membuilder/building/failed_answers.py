@@ -2,12 +2,12 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from membuilder.bank.store import reading
-from membuilder.building.dialogues import dropped_operations, failures
+from membuilder.building.dialogues import dropped_operations, failures, listed, told_failures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +40,6 @@ def summary(path: Path) -> str:
     return f"{path}: {counts}; {told_failures(failures(sessions), dropped_operations(sessions))}"
 
 
-def told_failures(failed: Mapping[str, int], dropped: Mapping[str, int]) -> str:
-    """Say such as "failed answers: 1 not_json; 3 operations dropped: 2 schema, 1 unknown_target"."""
-    said = f"failed answers: {_listed(failed) or 'none'}"
-    return f"{said}; {sum(dropped.values())} operations dropped: {_listed(dropped)}" if dropped else said
-
-
 def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
     """Return the exit status of a command that wrote these stores: 1, said on stderr, where too many answers failed."""
     counts = count_answers(paths)
@@ -53,12 +47,8 @@ def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
         return 0
     print(
         f"{command}: {counts.failed.total()} of {counts.num_answers} answers failed ({counts.failed_share:.1%}, limit"
-        f" {max_failed:.1%}): {_listed(counts.failed)}. What they would have written is in no memory. Run the same"
+        f" {max_failed:.1%}): {listed(counts.failed)}. What they would have written is in no memory. Run the same"
         " command with --retry-failed to ask these again, or with a higher --max-failed to accept that.",
         file=sys.stderr,
     )
     return 1
-
-
-def _listed(failed: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder.building.dialogues import warn_of_empty
-from membuilder.building.failed_answers import told_failures
+from membuilder.building.dialogues import told_failures, warn_of_empty
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, manifest_of
