@@ -1,8 +1,8 @@
 """The memory domain, without torch: dialogues, memory banks, the schemes that write them, and how they are judged.
 
-The commands lie right here (`build`, `eval`, `expert`, `qa`, `prepare`, `inspect`, `data`); each parses its arguments
-and calls into the folders. `memory.py` is for programs: add, search, answer. Folders, from the ground up; each imports
-only those before it:
+The commands lie right here (`build`, `edit`, `inspect`, `eval`, `expert`, `qa`, `prepare`, `data`); each parses its
+arguments and calls into the folders. `memory.py` is for programs: add, search, answer. Folders, from the ground up;
+each imports only those before it:
 
 datasets, generate    real files; our own dialogues
 llm, embedding        any chat endpoint; texts to vectors

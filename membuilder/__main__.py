@@ -1,16 +1,17 @@
 """Runs one of the commands that lie in this folder: `membuilder build ...` is `python -m membuilder.build ...`."""
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
 from membuilder import __version__
+from membuilder.errors import ArgumentParser
 
 COMMANDS = {
     "data": "fetch public benchmarks",
     "build": "build the memories of dialogues, by rules or by a model",
     "inspect": "show what a memory holds and how it came about",
+    "edit": "delete from a memory, correct it, export and import it",
     "eval": "evaluate ways of remembering on public benchmarks",
     "expert": "have an expert build memories, as trajectories to train on",
     "qa": "have a model write questions about each session of a trajectory",
@@ -21,7 +22,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command; return its exit status, or None if it has none."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="membuilder", epilog="membuilder COMMAND --help says more about a command.")
+    parser = ArgumentParser(prog="membuilder", epilog="membuilder COMMAND --help says more about a command.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():

@@ -27,7 +27,7 @@ from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import ConfigError, exit_status
+from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
@@ -79,7 +79,7 @@ def _build(argv: Sequence[str] | None) -> int:
 
 def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     """Return the configuration that a command line asks for, and its flags. Raises ConfigError."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.build",
         description=__doc__,
         epilog=describe(BuildConfig),

@@ -9,6 +9,7 @@ Given `class RunConfig` with a field `optimizer: OptimizerConfig` that has a fie
 import argparse
 import ast
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -24,7 +25,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rapidfuzz.fuzz import ratio
 
-from membuilder.errors import ConfigError
+from membuilder.errors import ArgumentParser, ConfigError
+from membuilder.text import in_short
 
 Config = TypeVar("Config")
 
@@ -59,7 +61,7 @@ def from_mappings(cls: type[Config], *layers: tuple[Mapping, str]) -> Config:
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:  # a reference to another key, such as ${seed}, leads nowhere
-        raise ConfigError(f"key '{error.full_key}': {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"key '{error.full_key}': {in_short(error)}") from error
     return _build(cls, resolved, prefix="")
 
 
@@ -73,12 +75,14 @@ def parse_args(
     argv: Sequence[str] | None,
     description: str,
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    program: str | None = None,
 ) -> tuple[Config, argparse.Namespace]:
     """Read the configuration named on a command line, `--config FILE key=value ...`, and what else was given.
 
     `add_options` declares further options of the command. A bad configuration ends the program.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
+        prog=program,
         description=description,
         epilog=describe(cls),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -158,15 +162,26 @@ def read(path: Path) -> dict:
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         if content is None:
             raise ConfigError(f"{path}: the file is empty; leave it out to run on the defaults")
         if not isinstance(content, dict):
             raise ConfigError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
         # OmegaConf's reader, unlike PyYAML's, takes 1e-6 for a number and refuses a key given twice.
         return OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except _NO_YAML as error:
+        raise ConfigError(f"{path}: not valid YAML: {_in_short(error)}") from error
+
+
+# also what the readers raise for numbers of thousands of digits, bytes that are no UTF-8, and deep nesting
+_NO_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
+
+
+def _in_short(error: Exception) -> str:
+    """Say on one line what is wrong with a piece of YAML, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem:.200}"
+    return in_short(error)
 
 
 def _parse_override(override: str) -> dict:
@@ -175,8 +190,9 @@ def _parse_override(override: str) -> dict:
         raise ConfigError(f"{COMMAND_LINE}: '{override}' is not an override; write key=value, such as seed=1")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{COMMAND_LINE}: {key}: the value '{text}' is not valid YAML: {error}") from error
+    except _NO_YAML as error:
+        problem = f"the value '{text}' is not valid YAML: {_in_short(error)}"
+        raise ConfigError(f"{COMMAND_LINE}: {key}: {problem}") from error
 
 
 def _merge(tree: dict, cls: type, given: Mapping, *, prefix: str, source: str, keys: Mapping[str, Key]) -> None:
@@ -184,7 +200,9 @@ def _merge(tree: dict, cls: type, given: Mapping, *, prefix: str, source: str, k
     hints = typing.get_type_hints(cls)
     for name, value in given.items():
         full = f"{prefix}{name}"
-        if full not in keys:
+        if name not in hints:
+            if full in keys:
+                raise ConfigError(f"{source}: key '{full}': in a file, write it under its section, without the dot")
             raise ConfigError(f"{source}: unknown key '{full}'. Did you mean '{nearest(full, keys)}'?")
         section = keys[full].section
         if section is not None and isinstance(value, Mapping):
@@ -205,9 +223,28 @@ def _converted(value: Any, hint: Any, refusal: str) -> Any:
         return str(value)  # YAML reads a name such as 2026 as a number
     try:
         # Texts may be read as numbers, but no number as true or false.
-        return msgspec.convert(value, hint, strict=options == {bool}, dec_hook=lambda kind, text: kind(text))
+        found = msgspec.convert(value, hint, strict=options == {bool}, dec_hook=lambda kind, text: kind(text))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{refusal}: {error}") from error
+    if (problem := _never_fits(found)) is not None:
+        raise ConfigError(f"{refusal}: {problem}")
+    return found
+
+
+def _never_fits(value: Any) -> str | None:
+    """Say why no key can hold a value: comparisons pass over NaN, and no file has a NUL in its name."""
+    match value:
+        case float() if not math.isfinite(value):
+            return "it is not finite"
+        case int() if abs(value) >= 2**63:
+            return "it does not fit into 64 bits"
+        case str() if "\0" in value:
+            return "it holds a NUL character"
+        case list():
+            return next(filter(None, map(_never_fits, value)), None)
+        case dict():
+            return _never_fits(list(value.values()))
+    return None
 
 
 def _build(cls: type[Config], tree: Mapping, *, prefix: str) -> Config:

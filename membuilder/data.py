@@ -7,7 +7,6 @@ Commands find a fetched file by its `--dataset` name alone. A file that is there
 file that came only in part never gets the name of a data file.
 """
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import httpx
 
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
-from membuilder.errors import FetchError, WriteError
+from membuilder.errors import ArgumentParser, FetchError, WriteError, exit_status
 from membuilder.files import atomic
 from membuilder.progress import progress
 
@@ -73,18 +72,17 @@ def _difference(file: RemoteFile, path: Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m membuilder.data", description="Fetch public benchmarks.")
+    parser = ArgumentParser(prog="python -m membuilder.data", description="Fetch public benchmarks.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", help="fetch one dataset, checked by size and checksum")
     command.add_argument("name", choices=sorted(DATASETS))
     command.add_argument("--data-dir", type=Path, default=Path(DATA_FOLDER), help="default: %(default)s")
     arguments = parser.parse_args(argv)
-    dataset = DATASETS[arguments.name]
-    try:
-        paths = fetch(dataset, arguments.data_dir)
-    except FetchError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
+    return exit_status("membuilder.data", lambda: _fetch(DATASETS[arguments.name], arguments.data_dir))
+
+
+def _fetch(dataset: PublicDataset, data_folder: Path) -> int:
+    paths = fetch(dataset, data_folder)
     for file, path in zip(dataset.files, paths, strict=True):
         checked = "size and checksum checked" if file.sha256 else "no checksum is known to us: not checked"
         print(f"{path}: {checked}")

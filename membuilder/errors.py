@@ -1,9 +1,31 @@
-"""Errors a user can act on. Each message says what is wrong, where, and what to do."""
+"""Errors a user can act on. Each message says what is wrong, where, and what to do.
 
+Every command runs under `exit_status` or `clear_errors`, which decide what a user sees of an error.
+"""
+
+import argparse
+import errno
+import os
+import select
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+PLUGIN = "plugin "
+"""How the name of a module begins that is a file of the user's own (membuilder/plugins.py)."""
+OUR_PACKAGES = ("membuilder", "reward", "rollout", "trainer")
+STOPPED_STATUS = 130
+"""Exit status after Ctrl-C, as shells have it."""
+STDOUT = 1
+"""The file descriptor, as every Unix has it."""
+PIPE_STATUS = 141
+"""Exit status where nobody reads any more what is printed, as shells have it."""
+MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+"""What a system also refuses without naming a file: the disk is full, too many files are open."""
 
 
 class MemBuilderError(Exception):
@@ -157,25 +179,96 @@ class EvaluationError(MemBuilderError):
     """An evaluation cannot go on, or its result would mislead."""
 
 
-@contextmanager
-def clear_errors(program: str) -> Iterator[None]:
-    """Ours end a program with their message alone; anything else is a fault of ours and keeps its traceback."""
-    try:
-        yield
-    except MemBuilderError as error:
-        raise SystemExit(f"{program}: {error}") from error
+class ArgumentParser(argparse.ArgumentParser):
+    """It answers a wrong command line in one line; `--help` shows the flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` says what there is)\n")
 
 
-def exit_status(command: str, run: Callable[[], int], kept: str) -> int:
-    """Run a command that keeps what it has done; 2 where an error of ours ends it, 130 where the user does.
+def message_of(error: BaseException | None) -> str | None:
+    """Say what a user can mend: one of our errors, a file that the system refuses, a fault in the user's own function.
 
-    `kept` says, after either, what stays and how to go on.
+    None: a fault of ours, which nobody finds without its traceback.
     """
+    match error:
+        case MemBuilderError():
+            return str(error)
+        case OSError(filename=str() | bytes() | Path() as path):
+            path = os.fsdecode(path)
+            shown = path if len(path) <= 200 else f"{path[:200]}..."
+            return f"'{shown}': {error.strerror or error}; name another, or make this one usable"
+        case OSError() if error.errno in MACHINE_ERRORS:
+            return f"{error.strerror}; make room and run the command again"
+        case Exception():
+            return _fault_of_plugin(error)
+    return None
+
+
+def _fault_of_plugin(error: Exception) -> str | None:
+    """Name the line of a user's own file that raised, as far as no code of ours was called from there."""
+    place, trace = None, error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        if module.startswith(PLUGIN):
+            code = trace.tb_frame.f_code
+            place = f"{code.co_filename}, line {trace.tb_lineno}, in {code.co_name}"
+        elif module.partition(".")[0] in OUR_PACKAGES:
+            place = None
+        trace = trace.tb_next
+    return None if place is None else f"{place}: {type(error).__name__}: {error}; correct your function"
+
+
+class _Ended(SystemExit):
+    """The end of a program after an error that its user can mend, or a stop; `status` is that of our own commands."""
+
+    status = 2
+
+
+class clear_errors(ContextDecorator):  # lower case: it is used as a function
+    """End a program by a message alone where its user can mend the error; of a fault of ours the traceback stays.
+
+    `kept` says what stays and how to go on; a message about flags, files or settings goes without it.
+    """
+
+    def __init__(self, program: str, kept: str = "") -> None:
+        self._program, self._kept = program, kept
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            print(f"{self._program}: stopped. {self._kept}".rstrip(), file=sys.stderr)
+            ended = _Ended(STOPPED_STATUS)
+            ended.status = STOPPED_STATUS
+            raise ended from None
+        if (error is None or isinstance(error, BrokenPipeError)) and _reader_left() and error is not None:
+            raise SystemExit(PIPE_STATUS) from error  # such as `| head`, which has read enough
+        if (message := message_of(error)) is not None:
+            goes_on = not isinstance(error, ConfigError | DataError | StoreError)  # else it would end the same way
+            kept = f"\n{self._kept}" if self._kept and goes_on else ""
+            raise _Ended(f"{self._program}: {message}{kept}") from error
+
+
+def exit_status(command: str, run: Callable[[], int], kept: str = "") -> int:
+    """Run a command under `clear_errors`; return 2 where an error ends it that its user can mend, 130 after Ctrl-C."""
     try:
-        return run()
-    except MemBuilderError as error:
-        print(f"{command}: {error}\n{kept}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{command}: stopped. {kept}", file=sys.stderr)
-        return 130
+        with clear_errors(command, kept):
+            return run()
+    except _Ended as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        return ended.status
+
+
+def _reader_left() -> bool:
+    """Tell whether nobody reads what is printed any more, and if so print to nowhere from now on."""
+    stdout = select.poll()
+    stdout.register(STDOUT, 0)
+    if not any(event & select.POLLERR for _, event in stdout.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True

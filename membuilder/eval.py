@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from membuilder.errors import MemBuilderError
+from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.evaluation.compare import as_text, compare, load_side
 from membuilder.evaluation.metrics import METRICS
 from membuilder.evaluation.options import dialogues_of, parse
@@ -24,22 +24,23 @@ from membuilder.quiet import LOG_FILE, quiet_libraries
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        if argv[:1] == ["compare"]:
-            return _compare(argv[1:])
-        options = parse(argv)
-        dialogues, path = dialogues_of(options.flags)
-        quiet_libraries(options.flags.output_dir / LOG_FILE)
-        from membuilder.evaluation.run import run  # it loads libraries that wrong flags and files need not wait for
+    if argv[:1] == ["compare"]:
+        return exit_status("membuilder.eval", lambda: _compare(argv[1:]))
+    kept = "What is answered and built stays; the same command goes on behind it."
+    return exit_status("membuilder.eval", lambda: _evaluate(argv), kept)
 
-        return run(options, dialogues, path)
-    except MemBuilderError as error:
-        print(f"membuilder.eval: {error}", file=sys.stderr)
-        return 2
+
+def _evaluate(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    dialogues, path = dialogues_of(options.flags)
+    quiet_libraries(options.flags.output_dir / LOG_FILE)
+    from membuilder.evaluation.run import run  # it loads libraries that wrong flags and files need not wait for
+
+    return run(options, dialogues, path)
 
 
 def _compare(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.eval compare",
         description="Test B against A, question by question.",
         epilog="\n".join(["metrics:", *(f"  {metric.name}: {metric.meaning}" for metric in METRICS.values())]),
@@ -52,6 +53,8 @@ def _compare(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
+    if given.seed < 0:
+        raise ConfigError("--seed must be at least 0")
     metrics = given.metric or ("recall@10", "f1", "judge_strict", "judge_lenient")
     print(as_text(compare(load_side(given.a), load_side(given.b), metrics, given.seed)))
     return 0

@@ -23,7 +23,7 @@ from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import ConfigError, exit_status
+from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
@@ -145,7 +145,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.expert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

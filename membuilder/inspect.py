@@ -9,7 +9,6 @@ Works while a build writes to the store.
 """
 
 import argparse
-import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from rich.text import Text
 from membuilder.bank.html_page import TIME_FORM, render_page, role_colours
 from membuilder.bank.store import reading
 from membuilder.bank.store_rows import Answer, StoredSession
-from membuilder.errors import MemBuilderError
+from membuilder.errors import ArgumentParser, MemBuilderError, clear_errors
 from membuilder.files import write_atomic
 from membuilder.types import Bank, Entry
 
@@ -113,7 +112,7 @@ def show_session(contents: Contents, number: int) -> RenderableType:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("store", help="the file that membuilder.build wrote")
@@ -123,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--html", metavar="FILE", help="write everything to one page, to be opened in a browser")
     given = parser.parse_args(argv)
     console = Console(highlight=False)
-    try:
+    if given.html == "":
+        parser.error("--html needs the name of a file")
+    with clear_errors("membuilder.inspect"):
         contents = read_contents(given.store)
         if given.html is not None:
             write_atomic(Path(given.html), render_page(contents.settings, contents.sessions, contents.bank))
@@ -134,8 +135,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(show_session(contents, given.session))
         else:
             console.print(show_bank(contents))
-    except MemBuilderError as error:
-        sys.exit(f"membuilder.inspect: {error}")
 
 
 def _entries(contents: Contents, entries: Sequence[Entry]) -> Table:

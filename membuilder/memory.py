@@ -21,6 +21,7 @@ from anyio.from_thread import start_blocking_portal
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.ranking import ANSWERING
 from membuilder.bank.retrieve import Retrieval
+from membuilder.bank.session_ids import free_session_id
 from membuilder.bank.store import writing
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
@@ -86,7 +87,7 @@ class Memory(AbstractContextManager):
         dialogue = Dialogue(id=self._path.stem, speakers=(), sessions=(), questions=())
         with writing(self._path, self._config.settings(dialogue, self._embedder.dimension)) as store:
             before = tuple(stored.session for stored in store.sessions())
-            new = _session(messages, len(before), when or datetime.now().replace(microsecond=0), self._path)
+            new = _session(messages, before, when or datetime.now().replace(microsecond=0), self._path)
             if before and (before[-1].timestamp.tzinfo is None) != (new.timestamp.tzinfo is None):
                 raise DataError(self._path, f"session {new.id}", "when", "give all times a zone, or none of them")
             if self._client is None and self._config.scheme == FOUR_AGENTS:
@@ -115,16 +116,16 @@ class Memory(AbstractContextManager):
         return opened.bank, found
 
 
-def _session(messages: Sequence[Mapping[str, str]], index: int, when: datetime, path: Path) -> Session:
-    """Return a conversation as a session. Raises DataError for a message that is none."""
-    turns = []
+def _session(messages: Sequence[Mapping[str, str]], before: Sequence[Session], when: datetime, path: Path) -> Session:
+    """Return a conversation as the session behind others. Raises DataError for a message that is none."""
+    turns, name_of_session = [], free_session_id(before, len(before) + 1)
     for number, message in enumerate(messages, start=1):
         role, content, name = message.get("role"), message.get("content"), message.get("name")
         if role not in ROLES:
             raise DataError(path, f"message {number}", "role", f"is {role!r}, expected one of {ROLES}")
         if not isinstance(content, str) or not content.strip():
             raise DataError(path, f"message {number}", "content", f"is {content!r:.80}, expected a text")
-        turns.append(Turn(id=f"S{index + 1}:{number}", speaker=name or role, role=role, text=content))
+        turns.append(Turn(id=f"{name_of_session}:{number}", speaker=name or role, role=role, text=content))
     if not turns:
         raise DataError(path, "messages", "role", "there is no message; give at least one")
-    return Session(id=f"S{index + 1}", index=index, timestamp=when, turns=tuple(turns))
+    return Session(id=name_of_session, index=len(before), timestamp=when, turns=tuple(turns))

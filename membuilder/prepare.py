@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.trajectories.records import (
@@ -94,12 +94,12 @@ def _from_trajectories(given: argparse.Namespace) -> tuple[list[Any], Counter[st
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    try:
-        _check(given)
-        num_records, left_out = prepare(given)
-    except MemBuilderError as error:
-        print(f"membuilder.prepare: {error}", file=sys.stderr)
-        return 2
+    return exit_status("membuilder.prepare", lambda: _write(given))
+
+
+def _write(given: argparse.Namespace) -> int:
+    _check(given)
+    num_records, left_out = prepare(given)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none"
     print(f"{given.output_file}: {num_records} records; left out: {reasons}")
     if given.to == LLAMA_FACTORY:
@@ -121,7 +121,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     stages = parser.add_subparsers(dest="stage", required=True)

@@ -23,11 +23,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from membuilder.bank.store import reading
-from membuilder.datasets.files import read_appended
-from membuilder.errors import ConfigError, exit_status
+from membuilder.datasets.files import FILE, read_appended, read_json
+from membuilder.datasets.typed import typed
+from membuilder.errors import ArgumentParser, ConfigError, DataError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.client import ChatClient
@@ -54,6 +55,7 @@ from membuilder.trajectories.trajectory import (
 from membuilder.types import Agent
 
 REPORT_FILE, USAGE_FILE = "qa_report.json", "qa_usage.jsonl"
+BEGIN_ANEW = "move the file away and begin anew"
 QA_MODEL = "claude-4.5-opus"
 """The writer of the published document."""
 
@@ -68,6 +70,29 @@ class QAOptions:
     closed_book_model: str | None
 
 
+class _Question(TypedDict):
+    question: str
+    answer: str
+    type: str
+
+
+class _Counts(TypedDict):
+    """What is read back of a report and of an unfinished file, to check that nobody edited it."""
+
+    asked_for: dict[str, int]
+    missing: dict[str, int]
+    dropped: dict[str, int]
+
+
+class _Report(_Counts):
+    settings: dict[str, Any]
+    kept: dict[str, int]
+
+
+class _Line(_Counts):
+    questions: list[_Question]
+
+
 async def write_sample(folder: Path, options: QAOptions, models: Models, on_session=lambda: None) -> dict[str, Any]:
     """Write the questions of one trajectory, session after session, since none may repeat one; return its report.
 
@@ -76,7 +101,8 @@ async def write_sample(folder: Path, options: QAOptions, models: Models, on_sess
     with reading(folder / STORE_FILE) as store:
         trajectory = read_trajectory(store)
     if (folder / QA_FILE).is_file() and (folder / REPORT_FILE).is_file():
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        report: Any = read_json(folder / REPORT_FILE, BEGIN_ANEW)
+        typed(_Report, report, folder / REPORT_FILE, FILE, advice=BEGIN_ANEW)
         _check_settings(folder / QA_FILE, report["settings"], options)
         return report
     part = folder / f"{QA_FILE}.unfinished"
@@ -106,9 +132,14 @@ def _begun(part: Path, options: QAOptions) -> list[dict[str, Any]]:
     if not part.is_file():
         write_atomic(part, _json_line(asdict(options)))
         return []
-    settings, *lines = [value for _, value in read_appended(part, "move the file away and begin anew")]
-    _check_settings(part, settings, options)
-    return lines
+    found = read_appended(part, BEGIN_ANEW)
+    if not found:
+        raise DataError(part, FILE, "settings", f"is empty; {BEGIN_ANEW}")
+    (_, settings), *lines = found
+    _check_settings(part, typed(dict, settings, part, "line 1", advice=BEGIN_ANEW), options)
+    for number, value in lines:
+        typed(_Line, value, part, f"line {number}", advice=BEGIN_ANEW)
+    return [value for _, value in lines]
 
 
 def _json_line(value: dict[str, Any]) -> str:
@@ -178,7 +209,7 @@ async def run(given: argparse.Namespace, costs: Costs) -> dict[str, dict[str, An
     names = {"model": given.model, "check_model": checker, "closed_book_model": guesser}
     options = QAOptions(qa_per_session=given.qa_per_session, **names)
     writer = read_endpoint(given, "", given.model)
-    check = read_endpoint(given, "check-", checker, like=writer)
+    check = read_endpoint(given, "check-", checker, like=writer, is_first=given.check_model is None)
     guess = None if guesser is None else read_endpoint(given, "closed-book-", guesser, like=writer)
     reports = {}
     async with AsyncExitStack() as stack:
@@ -211,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ask(given: argparse.Namespace) -> int:
     if min(given.qa_per_session, given.workers) < 1:
         raise ConfigError("--qa-per-session and --workers must be at least 1")
+    if not 0 <= given.max_missing <= 1:
+        raise ConfigError(f"--max-missing must be a share from 0 to 1, got {given.max_missing}")
     if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
         problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
         raise ConfigError(problem)
@@ -229,9 +262,12 @@ def _status(given: argparse.Namespace, reports: Mapping[str, Mapping[str, Any]])
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         problem = f"{share:.1%} of the questions asked for are missing, more than --max-missing {given.max_missing:g}"
-        stands = f"The {len(reports)} files {QA_FILE} are whole and usable, with fewer questions than asked for"
-        advice = "to ask again, remove a sample's file and its report, and name another --model"
-        print(f"membuilder.qa: {problem}. {stands}; {advice}.", file=sys.stderr)
+        short = [folder for folder, report in reports.items() if report["missing"]]
+        stands = f"The {len(reports)} files {QA_FILE} are whole and usable"
+        stands += f", {len(short)} with fewer questions than asked for"
+        again = f"To ask about one sample again, such as {short[0]}, remove its {QA_FILE} and {REPORT_FILE}"
+        advice = f"{again} and give that folder alone, with another --model"
+        print(f"membuilder.qa: {problem}. {stands}. {advice}.", file=sys.stderr)
         return 1
     return 0
 
@@ -243,7 +279,7 @@ def _counts(by_kind: Mapping[str, int]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.qa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -15,6 +15,12 @@ def is_text(text: str) -> bool:
     return True
 
 
+def in_short(error: BaseException) -> str:
+    """Return the first line of what an error says, for a message on one line; libraries write pages."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return first if len(first) <= 300 else f"{first[:300]} ..."
+
+
 def quoted(session: Session, turn: Turn) -> str:
     """Write a turn as memory text: verbatim, with the session's date."""
     return f"[{session.timestamp:%Y-%m-%d}] {turn.speaker}: {turn.content}"

@@ -15,4 +15,4 @@ def load_formula(scheme: str) -> Formula:
         return four_agents.score
     if not (Path(scheme) / "reward.py").is_file():
         raise ConfigError(f"scheme: '{scheme}' has no reward.py, which must define score(outputs, qa, config)")
-    return load_function(f"{scheme}/reward.py:score")
+    return load_function(f"{scheme}/reward.py:score", "outputs", "qa", "config")

@@ -82,4 +82,4 @@ def load_judge(name: str) -> Judge:
         return built_in[name]
     if ":" not in name:
         raise ConfigError(f"judge {name!r} is neither evidence, coverage nor path/to/file.py:function")
-    return load_function(name)
+    return load_function(name, "question", "bank", "retrieval")

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
+from membuilder.model_folders import loading
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:  # a folder or hub name the user gave
-        raise ConfigError(f"no tokenizer at '{path}': name a Hugging Face folder or model ({error})") from error
+    with loading("tokenizer", path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    if not tokenizer("a word", add_special_tokens=False)["input_ids"]:  # what becomes of a folder without its files
+        raise ConfigError(f"no tokenizer at '{path}': the one there knows no words; copy the model's tokenizer files")
+    return tokenizer
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from membuilder import build, expert, inspect, prepare
+from membuilder import build, edit, expert, inspect, prepare
 from membuilder.bank.html_page import render_page
 from membuilder.bank.store import reading
 from membuilder.building import dialogues
@@ -257,6 +257,25 @@ def test_an_expert_publishes_the_operations_that_were_applied_and_tells_of_the_o
     assert prepare.main(["sft", "--trajectories-dir", str(tmp_path / "samples"), "--output-file", str(out)]) == 0
     completions = [json.loads(line)["completion"] for line in out.read_text().splitlines()]
     assert any("The cat moved too." in text for text in completions) and not any("null" in text for text in completions)
+
+
+def test_what_was_dropped_is_exported_and_forgotten_with_its_answer(run, tmp_path):
+    store, secret = (
+        tmp_path / "d.db",
+        {"action": "UPDATE", "old_memory": "e9", "new_memory": "Ann moved to Oslo, Kirkeveien"},
+    )
+    with FaultServer(replying(written([*GOOD, secret]))) as server:
+        assert run("build", server) == 0
+    before, _ = third(store)
+    assert edit.main([str(store), "export", str(tmp_path / "d.jsonl")]) == 0
+    assert edit.main([str(tmp_path / "again.db"), "import", str(tmp_path / "d.jsonl")]) == 0
+    assert third(tmp_path / "again.db")[0] == before and "Kirkeveien" in before.dropped[0].operation
+    with reading(store) as opened:
+        (gone,) = (each.id for each in opened.bank().entries if each.text == APPLIED[0][0])
+    assert edit.main([str(store), "delete-entry", gone, "--with-turns"]) == 0
+    after, _ = third(store)
+    assert [(each.operation, each.kind) for each in after.dropped] == [("(removed)", "unknown_target")]
+    assert not [path for path in tmp_path.glob("d.db*") if b"Kirkeveien" in path.read_bytes()]
 
 
 def test_a_program_sets_it_too(tmp_path):

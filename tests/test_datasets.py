@@ -12,7 +12,7 @@ import pytest
 from membuilder.datasets import locomo, longmemeval
 from membuilder.datasets.load import load, split
 from membuilder.datasets.parsing import LoadReport
-from membuilder.errors import DataError
+from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue, Question, Session, Turn
 
 DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -471,14 +471,14 @@ def test_split_depends_on_the_seed_and_not_on_the_order():
 
 @pytest.mark.parametrize("held_out", [0, 4, 5, -1, 0.0, 0.1, 0.9, 1.0, 1.5])
 def test_split_refuses_an_empty_side(held_out):
-    with pytest.raises(ValueError, match="both sides need at least one: give a count from 1 to 3"):
+    with pytest.raises(ConfigError, match="both sides need at least one: give a count from 1 to 3"):
         split(dialogues(4), held_out, seed=0)
 
 
 def test_split_refuses_a_single_dialogue_and_repeated_ids():
-    with pytest.raises(ValueError, match="cannot split 1 dialogue"):
+    with pytest.raises(ConfigError, match="cannot split 1 dialogue"):
         split(dialogues(1), 1, seed=0)
-    with pytest.raises(ValueError, match=r"occur more than once \(\['d0', 'd1'\]\)"):
+    with pytest.raises(ConfigError, match=r"occur more than once \(\['d0', 'd1'\]\)"):
         split(dialogues(2) + dialogues(3), 2, seed=0)
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from membuilder.bank.retrieve import retrieve
 from membuilder.config import dump, load
-from membuilder.embedding import remote
 from membuilder.embedding.remote import EndpointEmbedder
 from membuilder.errors import CacheError, ChatError, ChatErrorKind, ConfigError
 from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.endpoints import (
     VLLM_BASE_URL,
+    EmbeddingEndpoint,
     ModelAccess,
     ModelEndpoint,
     PriceConfig,
@@ -111,6 +111,11 @@ def test_another_model_is_on_the_same_server_unless_told_otherwise():
     assert other("--judge-provider openai --judge-base-url http://one/v1/") == ("openai", "http://one/v1/", "k")
     assert other("--judge-base-url http://two/v1") == ("openai", "http://two/v1", None)
     assert other("--judge-provider vllm") == ("vllm", None, None)
+    first = replace(first, api_key=None, endpoint=replace(first.endpoint, api_key_env="MINE"))
+    for flags, variable in (("", "MINE"), ("--judge-base-url http://two/v1", None), ("--judge-provider vllm", None)):
+        found = read_endpoint(parser.parse_args(flags.split()), "judge-", "j", like=first)
+        assert found.endpoint.api_key_env == variable
+    first = access("openai", "http://one/v1", "k")
     mine = "--judge-provider vllm --judge-base-url http://one/v1 --judge-api-key l"
     assert other(mine) == ("vllm", "http://one/v1", "l")
     assert "'k'" not in repr(first)
@@ -247,17 +252,19 @@ async def embeddings(request: Request, writer) -> None:
     await payload({"data": rows[::-1], "usage": {"prompt_tokens": 2 * len(rows)}})(request, writer)
 
 
-def embedder_of(server: FaultServer, usage: Usage | None = None, **more) -> closing[EndpointEmbedder]:
+def embedder_of(
+    server: FaultServer, usage: Usage | None = None, batch_size: int = 64, **more
+) -> closing[EndpointEmbedder]:
     quick = {"max_attempts": 3, "timeout_seconds": 2.0, "check_timeout_seconds": 2.0, "max_wait_seconds": 0.01}
-    endpoint = ModelEndpoint(name="e", provider=Provider.VLLM, base_url=server.base_url, **quick)
+    address = {"provider": Provider.VLLM, "base_url": server.base_url}
+    endpoint = EmbeddingEndpoint(name="e", **address, batch_size=batch_size, **quick)
     return closing(EndpointEmbedder(endpoint, usage or Usage(), **more))
 
 
-def test_an_endpoint_embeds_in_batches_in_order_to_unit_length_and_each_text_once(monkeypatch):
-    monkeypatch.setattr(remote, "BATCH", 2)
+def test_an_endpoint_embeds_in_batches_in_order_to_unit_length_and_each_text_once():
     usage = Usage()
     with FaultServer(embeddings) as server:
-        with embedder_of(server, usage, api_key="k") as embedder:
+        with embedder_of(server, usage, batch_size=2, api_key="k") as embedder:
             rows = embedder.embed(["cat", "dog", "cat", "Oslo"])
             again = embedder.embed(["Oslo", "cat"])
             assert embedder.embed([]).shape == (0, 4) and embedder.dimension == 4
@@ -333,16 +340,14 @@ def test_a_wrong_vector_is_an_error_never_a_zero_vector(fault):
     assert caught.value.kind is ChatErrorKind.BAD_RESPONSE
 
 
-def test_a_text_beyond_the_servers_limit_is_an_error_never_an_empty_context(monkeypatch):
-    monkeypatch.setattr(remote, "BATCH", 1)
-
+def test_a_text_beyond_the_servers_limit_is_an_error_never_an_empty_context():
     async def limited(request: Request, writer) -> None:
         too_long = any(len(text) > 10 for text in request.body["input"])
         await (status(400, "maximum context length is 10") if too_long else embeddings)(request, writer)
 
     with FaultServer(limited) as server:
         with embedder_of(server) as embedder:
-            with pytest.raises(ChatError, match="maximum context length is 10") as caught:
+            with pytest.raises(ChatError, match="maximum context length is 10.*set long_texts=cut") as caught:
                 embedder.embed(["cat", "a cat in Oslo", "dog"])
         assert caught.value.kind is ChatErrorKind.BAD_REQUEST
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from membuilder import build
 from membuilder import eval as command
 from membuilder.bank.store import reading
 from membuilder.config import dump
@@ -73,6 +74,22 @@ def test_one_model_builds_another_answers_in_one_step_or_two(call, tmp_path, cap
         assert two["run"]["banks"]["model"] == "writer" and once["run"]["build_model"]["model"] == "writer"
         assert call(server, "--mode", "build", "--model", "other", *db) == 2
         assert "was begun with other settings: model=" in capsys.readouterr().err
+
+
+def test_a_memory_of_membuilder_build_is_answered_from_also_after_a_refusal(call, tmp_path, capsys):
+    db, data = str(tmp_path / "db"), ["--dataset", "custom", "--dataset-path", str(tmp_path / "mine.jsonl")]
+    with FaultServer(answering(reply)) as server:
+        served = ["--model", "writer", "--provider", "vllm", "--base-url", server.base_url]
+        assert build.main([*data, *served, "--out", db, "model.max_tokens=99"]) == 0
+        asked = len(server.requests)
+        flags = ("--model", "writer", "--db-path", db, *JUDGED)
+        assert call(server, *flags, out="refused") == 2
+        assert "max_tokens=99 (now 4096)" in capsys.readouterr().err
+        assert call(server, *flags, "--max-tokens", "99") == 0
+        used = result(tmp_path / "out")["run"]["usage"]
+        assert used["builder"]["calls"] == 1  # the check: nothing is built again
+        assert len(server.requests) == asked + 3 + sum(role["calls"] for role in used.values())
+    assert result(tmp_path / "out")["systems"]["agents"]["evidence_recall"]["10"] == 0.5
 
 
 def test_without_a_model_to_answer_retrieval_is_scored_alone(call, tmp_path):

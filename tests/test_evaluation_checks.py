@@ -7,6 +7,7 @@ import pytest
 from membuilder.embedding import options
 from membuilder.embedding.options import Precision
 from membuilder.errors import ConfigError
+from membuilder.evaluation import options as evaluation_options
 from membuilder.evaluation.options import parse
 from tests.evaluating import DIALOGUE, JUDGED, caller, reply, result
 from tests.fakes import HashEmbedder
@@ -37,6 +38,19 @@ def embedded(call, monkeypatch) -> list[str]:
     return texts
 
 
+def test_settings_of_a_model_that_nobody_asks_are_refused():
+    for unused, says in (
+        ("--judge-endpoint seed=1", "--judge-endpoint: nobody is asked there without --model"),
+        (
+            "--build-endpoint seed=1 --build-provider vllm",
+            "--build-provider, --build-endpoint: .* without system agents",
+        ),
+        ("--endpoint seed=1", "--endpoint sets keys of --model"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            parse(unused.split())
+
+
 def test_a_model_of_a_hub_has_no_bfloat16_and_one_that_is_unknown_is_named(call, capsys):
     assert parse(["--embedding-model", "some/hub-model"]).embedder.precision is Precision.FLOAT32
     flags = ["--system", "rag-turn", "--embedding-model", "some/hub-model"]
@@ -46,7 +60,13 @@ def test_a_model_of_a_hub_has_no_bfloat16_and_one_that_is_unknown_is_named(call,
     with pytest.raises(ConfigError, match="that of a local model"):
         parse(remote)
     assert call(None, *flags) == 2
-    assert "'some/hub-model' cannot be loaded" in capsys.readouterr().err
+    assert "no embedding model at 'some/hub-model'" in capsys.readouterr().err
+
+
+def test_stores_are_built_in_float32_on_every_machine(monkeypatch):
+    monkeypatch.setattr(evaluation_options, "best_precision", lambda: Precision.BFLOAT16)
+    assert parse(["--system", "rules"]).embedder.precision is Precision.BFLOAT16
+    assert parse(["--system", "agents", "--model", "m"]).embedder.precision is Precision.FLOAT32
 
 
 # every model is checked first

@@ -70,7 +70,17 @@ def custom(path: Path, *dialogues: Dialogue) -> Path:
                 }
                 for session in each.sessions
             ],
-            "questions": [],
+            "questions": [
+                {
+                    "id": asked.id,
+                    "question": asked.text,
+                    "answer": asked.answer,
+                    "category": asked.category,
+                    "evidence": list(asked.evidence),
+                    "answerable": asked.answerable,
+                }
+                for asked in each.questions
+            ],
         }
         for each in dialogues
     ]

@@ -52,6 +52,91 @@ def test_the_one_value_is_found(text):
     assert read_model_json(text) == ANSWER
 
 
+ANALYSIS = f"<|channel|>analysis<|message|>We could say {DRAFT}, but no.<|end|>"
+PREAMBLE = f"<|channel|>commentary<|message|>I will store one entry, not {DRAFT}.<|end|>"
+CALL = f"<|channel|>commentary to=functions.answer <|constrain|>json<|message|>{WRITTEN}<|call|>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<|channel|>final<|message|>{WRITTEN}",
+        f"<|start|>assistant<|channel|>final<|message|>{WRITTEN}<|end|>",
+        f"<|channel|>final <|constrain|>json<|message|>{WRITTEN}<|return|>",
+        f"{ANALYSIS}<|start|>assistant<|channel|>final<|message|>{WRITTEN}<|return|>",
+        f"{ANALYSIS}{ANALYSIS}<|start|>assistant<|channel|>final<|message|>{WRITTEN}<|return|>",
+        f"{PREAMBLE}<|start|>assistant<|channel|>final<|message|>{WRITTEN}<|return|>",
+        f"{ANALYSIS}<|start|>assistant{PREAMBLE}<|start|>assistant<|channel|>final<|message|>{WRITTEN}",
+        CALL,
+        CALL.removesuffix("<|call|>"),
+        f"{ANALYSIS}<|start|>assistant{CALL}",
+        f"{ANALYSIS}<|start|>assistant{PREAMBLE}<|start|>assistant{CALL}",
+        f"{ANALYSIS}<|start|>assistant to=functions.answer<|channel|>commentary <|constrain|>json<|message|>{WRITTEN}",
+        f"<|start|>assistant to=functions.answer<|channel|>commentary json<|message|>{WRITTEN}<|call|>",
+        f"<|channel|>commentary to=functions.answer<|message|>{WRITTEN}<|call|>",
+        f"<|channel|>analysis to=functions.answer code<|message|>{WRITTEN}<|call|>",
+        f"<|channel|>commentary to=answer json<|message|>{WRITTEN}<|call|>",
+        # the turn is over: what comes behind is another one
+        f"{CALL}<|start|>functions.answer to=assistant<|channel|>commentary<|message|>{DRAFT}<|end|>",
+        f"<|channel|>final<|message|>{WRITTEN}<|return|><|start|>assistant<|channel|>final<|message|>{DRAFT}",
+        f"{CALL.replace('call', 'end')}<|start|>functions.answer to=assistant<|channel|>commentary<|message|>{DRAFT}",
+        # a call and then an answer
+        f"<|channel|>commentary to=functions.x json<|message|>{DRAFT}<|end|><|channel|>final<|message|>{WRITTEN}",
+        # without special tokens
+        f"final{WRITTEN}",
+        f"analysisWe need {DRAFT}assistantfinal{WRITTEN}",
+        f"analysis我们需要{DRAFT}。assistantfinal{WRITTEN}",
+        f"analysis{DRAFT} or not.assistantanalysisMore.assistantfinal json{WRITTEN}",
+        f"commentaryI will not say {DRAFT}.assistantfinal{WRITTEN}",
+        f"commentary to=functions.answer json{WRITTEN}",
+        f"to=functions.answercommentary json{WRITTEN}",
+        f"analysisWe need {DRAFT}.assistantcommentary to=functions.answer json{WRITTEN}",
+        f"analysisWe need {DRAFT}.assistant to=functions.answercommentary json{WRITTEN}",
+        f"analysisNot {DRAFT}.assistantcommentaryNow I store.assistantcommentary to=functions.answerjson{WRITTEN}",
+        # the turn written again
+        f"<|im_start|>assistant\n{WRITTEN}<|im_end|>",
+        f"<|start_header_id|>assistant<|end_header_id|>\n\nHere: {WRITTEN}<|eot_id|>",
+    ],
+)
+def test_the_answer_of_every_harmony_shape_is_found(text):
+    assert read_model_json(text) == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (ANALYSIS, "no final message"),
+        (PREAMBLE, "no final message"),
+        (f"{ANALYSIS}<|start|>assistant{PREAMBLE}", "no final message"),
+        (f"<|channel|>commentary<|message|>{WRITTEN}<|end|>", "no final message"),
+        (f"<|channel|>analysis to=python code<|message|>{WRITTEN}<|call|>", "no final message"),
+        (f"<|channel|>analysis{WRITTEN}", "no final message"),
+        (f"commentaryI store {WRITTEN}", "no final message"),
+        (f"analysis{WRITTEN}", "no final message"),
+        (f"<|channel|>final<|message|>{WRITTEN}<|end|><|channel|>final<|message|>{DRAFT}", "2 different"),
+        (f"{CALL.replace('<|call|>', '<|end|>')}<|channel|>commentary to=functions.b<|message|>{DRAFT}", "2 different"),
+        (f"analysisA.assistantfinal{WRITTEN}assistantfinal{DRAFT}", "2 different"),
+        (f"<|channel|>final<|message|>I have nothing.<|end|>{WRITTEN}", "no JSON object"),
+    ],
+)
+def test_harmony_without_one_answer_is_refused(text, problem):
+    with pytest.raises(ValueError, match=problem):
+        read_model_json(text)
+
+
+def test_harmony_around_answers_in_words():
+    final = "<|start|>assistant<|channel|>final<|message|>Oslo.<|return|>"
+    for text in (ANALYSIS + final, PREAMBLE + final, final, "analysisHm.assistantfinalOslo.", "finalOslo."):
+        assert read_model_text(text) == "Oslo."
+    assert read_model_text(f"{final.replace('return', 'end')}{final}") == "Oslo."
+    assert read_model_text("<|im_start|>assistant\nOslo.<|im_end|>") == "Oslo."
+    for text in ("analysis of the finals", "final", "finally Oslo", "commentary to the game", "to=Oslo"):
+        assert read_model_text(text) == text
+    for text in (ANALYSIS, PREAMBLE, CALL, "analysisHm.", f"{final.replace('return', 'end')}{final.replace('O', 'I')}"):
+        with pytest.raises(ValueError, match="no final message|2 different"):
+            read_model_text(text)
+
+
 def test_line_breaks_and_commas_inside_strings_stay():
     text = '{"memory": "one,\n]two,\t}\\" ,]", "quote": [1, 2, ],}'
     assert read_model_json(text) == {"memory": 'one,\n]two,\t}" ,]', "quote": [1, 2]}
@@ -102,7 +187,30 @@ def test_rewards_stay_strict():
 
 
 @pytest.mark.parametrize(
-    "piece", ["<think>", "</think>", '{"', '{"a":1}', '{"a":1}</think>', "[{", "{}", ",]", "<|end|>"]
+    "piece",
+    [
+        "<think>",
+        "</think>",
+        '{"',
+        '{"a":1}',
+        '{"a":1}</think>',
+        "[{",
+        "{}",
+        ",]",
+        "<|end|>",
+        " ",
+        "a",
+        "to=",
+        "<|channel|>",
+        "<|channel|>a",
+        "<|channel|>final",
+        "<|channel|>final<|message|>",
+        "<|start|>assistant to=a",
+        "assistant",
+        "assistantfinal",
+        "assistant to=",
+        "<|im_start|>assistant",
+    ],  # fmt: skip
 )
 def test_long_texts_cost_little(piece):
     """Ten times the text costs about ten times the time and not a hundred times."""

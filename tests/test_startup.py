@@ -22,6 +22,7 @@ MISTAKES = [
     ("membuilder.qa", "--trajectories-dir nowhere", "nowhere"),
     ("membuilder.prepare", "sft --trajectories-dir nowhere --output-file OUT/sft.jsonl", "nowhere"),
     ("membuilder.inspect", "nowhere.db", "nowhere.db: no such store"),
+    ("membuilder.edit", "nowhere.db delete-entry m1", "nowhere.db: no such store"),
     ("membuilder.data", "fetch locomo --data-dir setup.py/nowhere", "setup.py/nowhere"),
     ("trainer.sft", f"{SFT} data.path=nowhere.json out=OUT", "data.path: no file is at 'nowhere.json'"),
     ("trainer.sft", "model.path=runs/nowhere/model", "model.path: no model at 'runs/nowhere/model'"),

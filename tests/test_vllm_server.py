@@ -28,7 +28,7 @@ from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, AnswerVerdict, Stric
 from membuilder.llm.chat_model import Role, read_json
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
+from membuilder.llm.endpoints import EmbeddingEndpoint, ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.model_output import read_model_text
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
@@ -212,7 +212,9 @@ def test_a_prompt_longer_than_the_context_fails_that_call_alone(server):
 
 def test_a_server_that_chats_only_is_refused_as_an_embedder(server):
     with pytest.raises(ChatError) as caught:
-        EndpointEmbedder(config(server), Usage(), api_key=KEY)
+        EndpointEmbedder(
+            EmbeddingEndpoint(name="tiny", provider=Provider.VLLM, base_url=server.base_url), Usage(), api_key=KEY
+        )
     assert caught.value.kind in (ChatErrorKind.UNKNOWN_MODEL, ChatErrorKind.BAD_REQUEST)
 
 

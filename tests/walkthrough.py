@@ -110,10 +110,14 @@ class Walk:
         self._groups: list[int] = []
 
     def run(self, block: Block) -> str:
-        """What the block printed on its standard output; a block that fails raises AssertionError with all it said."""
+        """What the block printed on its standard output, its port and folder as on the page."""
         command = block.command.replace("8000", self._port)
         for text, smaller in SMALLER.items():
             command = command.replace(text, smaller)
+        return self.shell(command).replace(self._port, "8000").replace(str(self._folder), ".")
+
+    def shell(self, command: str, status: int = 0) -> str:
+        """What a command printed on its standard output; another exit status raises AssertionError with all it said."""
         out, err = (self._folder / name for name in ("stdout", "stderr"))
         with out.open("w") as out_file, err.open("w") as err_file:
             process = subprocess.Popen(
@@ -125,9 +129,9 @@ class Walk:
                 start_new_session=True,  # a server it leaves running is ended with its group
             )
         self._groups.append(process.pid)
-        status = process.wait(LIMIT_SECONDS)
-        assert status == 0, f"{command}\nexit {status}\n{out.read_text()}\n{err.read_text()[-6000:]}"
-        return out.read_text(encoding="utf-8").replace(self._port, "8000").replace(str(self._folder), ".")
+        found = process.wait(LIMIT_SECONDS)
+        assert found == status, f"{command}\nexit {found}\n{out.read_text()}\n{err.read_text()[-6000:]}"
+        return out.read_text(encoding="utf-8")
 
     def close(self) -> None:
         for group in self._groups:

@@ -1,5 +1,6 @@
 """The command line of the two trainers. It imports no PyTorch, so that a mistake is answered at once."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,14 +12,16 @@ from trainer.configs import TrainConfig
 from trainer.memory_estimate.options import add_dry_run, launch_of
 
 Config = TypeVar("Config", bound=TrainConfig)
+WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config:
     """Return the configuration of a command line. With --dry-run the report is printed and the program ends."""
-    config, given = parse_args(cls, argv, cls.__doc__, add_dry_run)
+    config, given = parse_args(cls, argv, cls.__doc__, add_dry_run, f"python -m {program}")
     with clear_errors(program):
         if not given.dry_run:
             check_paths(config)
+            check_wandb(config)
             quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
             return config
         launch = launch_of(given)
@@ -27,6 +30,13 @@ def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config
         text, fits = report(config, launch)
         print(text)
     raise SystemExit(0 if fits else 1)
+
+
+def check_wandb(config: TrainConfig) -> None:
+    """Raise ConfigError for a WANDB_MODE that Weights & Biases would refuse once everything is loaded."""
+    mode = os.environ.get("WANDB_MODE")
+    if config.wandb_project is not None and mode is not None and mode not in WANDB_MODES:
+        raise ConfigError(f"WANDB_MODE={mode!r} is none of {', '.join(WANDB_MODES)}; correct it or unset it")
 
 
 def check_paths(config: TrainConfig) -> None:

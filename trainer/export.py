@@ -8,13 +8,12 @@ The folder holds safetensors in shards, tokenizer with chat template, generation
 Checkpoints of one process, DDP and DeepSpeed are taken, whatever their number of processes; no GPU is needed.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from membuilder.errors import ConfigError, PushError, clear_errors
-from membuilder.quiet import hide_loading_bars
+from membuilder.errors import ArgumentParser, ConfigError, PushError, clear_errors
+from membuilder.quiet import hide_loading_bars, quiet_libraries
 from trainer.checkpoint import folders
 from trainer.checkpoint.folders import MODEL
 
@@ -97,7 +96,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
 
 @clear_errors("trainer.export")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m trainer.export", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a folder OUT/checkpoints/step_N")
     parser.add_argument("folder", type=Path, help="folder to write; it must not exist")
     hub = "upload it too, into this repository of the hub, such as me/my-memory; log in by `hf auth login` or HF_TOKEN"
@@ -106,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if given.private and given.push_to_hub is None:
         raise ConfigError("--private goes with --push-to-hub NAME")
+    quiet_libraries(given.folder.with_name(f"{given.folder.name}.log"), at_once=False)
     print(f"wrote {export(given.checkpoint, given.folder)}")
     if given.push_to_hub is not None:
         print(f"uploaded to {push(given.folder, given.push_to_hub, given.private)}")

@@ -5,15 +5,17 @@
 A metric that was not logged has no panel.
 """
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct, structs
+
 from membuilder.colours import PALETTE, colours_of
-from membuilder.errors import ConfigError, clear_errors
+from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.typed import typed
+from membuilder.errors import ArgumentParser, ConfigError, clear_errors
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 INK, GREY = "#222222", "#9a9a9a"
 BLUE, ORANGE, *_ = PALETTE
 SUMMARY_FILE = "summary.json"
+NO_LOG = "name the folder of a run, with its files as the run wrote them"
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -59,6 +62,17 @@ class Panel(NamedTuple):
     lines: Sequence[Line]
     floor: float | None = 0
     """Lowest value of the y axis, for quantities that cannot go below it."""
+
+
+class _SystemRow(Struct):
+    accuracy: float | None = None
+    memory_tokens: float | None = None
+
+
+class _Summary(Struct):
+    """What the figure takes from summary.json."""
+
+    systems: dict[str, _SystemRow]
 
 
 def _per_role(prefix: str, style: str = "-", suffix: str = "") -> Line:
@@ -117,10 +131,12 @@ def plot_run(run_dir: str | Path) -> list[Path]:
 def read_series(path: str | Path) -> Series:
     """Metric -> (steps, values), leaving out the steps where it was not logged or not finite."""
     series: Series = {}
-    for line in read_jsonl(path):
-        step = line.pop("step")
-        for name, value in line.items():
-            if name != "nonfinite" and value is not None:
+    for number, line in enumerate(read_jsonl(path), start=1):
+        row, where = typed(dict, line, path, f"row {number}"), f"row {number}"
+        step = typed(int, row.pop("step", None), path, where, "step", NO_LOG)
+        row.pop("nonfinite", None)
+        for name, value in typed(dict[str, float | None], row, path, where, advice=NO_LOG).items():
+            if value is not None:
                 steps, values = series.setdefault(name, ([], []))
                 steps.append(step)
                 values.append(value)
@@ -157,8 +173,9 @@ def _lines(panel: Panel, series: Series) -> list[Line]:
 
 def plot_summary(path: str | Path, out: Path) -> Path | None:
     """Accuracy per system, best first, with the memory it needed; None when no system has an accuracy."""
-    systems = json.loads(Path(path).read_text(encoding="utf-8"))["systems"]
-    scored = {name: system for name, system in systems.items() if system.get("accuracy") is not None}
+    found = typed(_Summary, read_json(Path(path)), path, FILE, advice=NO_LOG).systems
+    systems = {name: structs.asdict(row) for name, row in found.items()}
+    scored = {name: system for name, system in systems.items() if system["accuracy"] is not None}
     if not scored:
         return None
     names = sorted(scored, key=lambda name: scored[name]["accuracy"])
@@ -215,7 +232,7 @@ def _draw_bars(ax: "Axes", names: list[str], values: list[float | None], colour:
 
 @clear_errors("trainer.plots")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m trainer.plots", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m trainer.plots", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path, help=f"folder with {METRICS_FILE}, {SUMMARY_FILE} or both")
     run_dir = parser.parse_args(argv).run_dir
     if not any((run_dir / name).is_file() for name in (METRICS_FILE, SUMMARY_FILE)):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from membuilder.config import load
-from membuilder.errors import ConfigError, clear_errors
+from membuilder.errors import ArgumentParser, ConfigError, clear_errors
 from membuilder.files import write_atomic
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from trainer.command_line import check_paths
@@ -48,7 +48,8 @@ FOR_A_FILE = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train and evaluate a tiny memory builder on this machine.")
+    text = "Train and evaluate a tiny memory builder on this machine."
+    parser = ArgumentParser(prog="python -m trainer.quickstart", description=text)
     parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
     parser.add_argument("--out", default="runs/quickstart", help="output folder (default: %(default)s)")

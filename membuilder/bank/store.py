@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from membuilder.bank.store_rows import (
+    VECTOR,
     Answer,
+    Row,
+    StoredMemory,
     StoredSession,
-    answer_row,
-    entry_row,
     read_entries,
     read_sessions,
-    session_row,
-    turn_rows,
+    rows_of,
 )
 from membuilder.errors import StoreError
 from membuilder.settings import described, difference
@@ -37,7 +37,6 @@ from membuilder.types import Bank, Session
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4D424C44  # "MBLD"
-VECTOR = np.dtype("<f4")
 
 _TABLES = (
     "CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -56,6 +55,10 @@ _TABLES = (
     # Apart from the entries, which are then read without their vectors.
     "CREATE TABLE embedding (entry INTEGER PRIMARY KEY REFERENCES entry, vector BLOB NOT NULL) STRICT",
 )
+
+
+_HELD = ("session", "turn", "answer", "entry", "embedding")
+"""The tables beside the settings, each behind those that it refers to."""
 
 
 class Store:
@@ -104,36 +107,50 @@ class Store:
         stacked = np.frombuffer(b"".join(vector for (vector,) in rows), dtype=VECTOR)
         return stacked.astype(np.float32, copy=False).reshape(num_entries, dimension)
 
+    def memory(self) -> StoredMemory:
+        """Return all that the store holds."""
+        return StoredMemory(
+            settings=self.settings(), sessions=self.sessions(), entries=self.bank().entries, vectors=self.vectors()
+        )
+
     def append(self, session: Session, answers: Mapping[str, Answer], bank: Bank, vectors: np.ndarray) -> None:
         """Stores a session, `bank` after it and the embeddings of the entries new in it (M, D), or nothing of it."""
         first = len(bank.entries) - len(vectors) + 1
         new = list(enumerate(bank.entries[first - 1 :], start=first))
-        blobs = [vector.tobytes() for vector in vectors.astype(VECTOR, copy=False)]
-        tables = {
-            "session": [session_row(session, bank)],
-            "turn": turn_rows(session),
-            "answer": [answer_row(session, agent, answer) for agent, answer in answers.items()],
-            "entry": [entry_row(number, entry) for number, entry in new],
-            "embedding": [(number, blob) for (number, _), blob in zip(new, blobs, strict=True)],
-        }
+        stored = StoredSession(session=session, answers=answers, core=bank.core, core_quotes=bank.core_quotes)
         with _typed(self.path), self.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
-            for table, rows in tables.items():
-                for row in rows:
-                    connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+            _insert(connection, rows_of([stored], new, vectors))
+
+    def replace(self, memory: StoredMemory) -> None:
+        """Hold `memory` in place of all that stands here, its settings too: in one transaction."""
+        with _typed(self.path), self.connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for table in ("setting", *reversed(_HELD)):
+                connection.execute(f"DELETE FROM {table}")
+            connection.executemany("INSERT INTO setting VALUES (?, ?)", _setting_rows(memory.settings))
+            entries = list(enumerate(memory.entries, start=1))
+            _insert(connection, rows_of(memory.sessions, entries, memory.vectors))
 
     def take_over(self, path: Path) -> None:
         """Hold the sessions of the store at `path` in place of its own: in one transaction, the settings stay."""
-        tables = ("session", "turn", "answer", "entry", "embedding")
         with _typed(self.path), self.connection as connection:
             connection.execute("ATTACH ? AS other", [f"{path.absolute().as_uri()}?mode=ro"])
             connection.execute("BEGIN IMMEDIATE")
-            for table in reversed(tables):
+            for table in reversed(_HELD):
                 connection.execute(f"DELETE FROM main.{table}")
-            for table in tables:
+            for table in _HELD:
                 connection.execute(f"INSERT INTO main.{table} SELECT * FROM other.{table} ORDER BY rowid")
         with _typed(self.path):
             self.connection.execute("DETACH other")
+
+    def erase_deleted(self) -> None:
+        """Write the file anew and empty its log, so that nothing that was deleted stands on the disk any more."""
+        self._rows("VACUUM")
+        is_busy, _, _ = self._rows("PRAGMA wal_checkpoint(TRUNCATE)")[0]
+        if is_busy:
+            problem = "the edit stands, but while another process reads the store, what was deleted stays in its log"
+            raise StoreError(self.path, f"{problem}; end that process, and run the same command again")
 
     def _rows(self, query: str) -> list[tuple]:
         with _typed(self.path):
@@ -151,6 +168,7 @@ def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
         store = Store(path, connection)
         with _typed(path):
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
             connection.execute("PRAGMA foreign_keys = ON")
             _begin(connection, settings)
         _check_version(store)
@@ -184,10 +202,19 @@ def _begin(connection: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         for table in _TABLES:
             connection.execute(table)
-        rows = [(name, json.dumps(value, sort_keys=True)) for name, value in settings.items()]
-        connection.executemany("INSERT INTO setting VALUES (?, ?)", rows)
+        connection.executemany("INSERT INTO setting VALUES (?, ?)", _setting_rows(settings))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, json.dumps(value, sort_keys=True)) for name, value in settings.items()]
+
+
+def _insert(connection: sqlite3.Connection, tables: Mapping[str, Iterable[Row]]) -> None:
+    for table, rows in tables.items():
+        for row in rows:
+            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
 
 def _check_version(store: Store) -> None:
@@ -204,6 +231,12 @@ def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
     if differing := difference(store.settings(), json.loads(json.dumps(settings))):
         problem = f"{described(differing)}; build with those, or into a new file"
         raise StoreError(store.path, problem)
+
+
+def remove_store(path: Path) -> None:
+    """Remove a store and what SQLite and its lock leave beside it."""
+    for end in ("", "-wal", "-shm", ".lock"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -250,5 +283,9 @@ def _typed(path: Path) -> Iterator[None]:
             problem = "no room left on the disk; everything stored before stays. Make room and run the command again"
             raise StoreError(path, problem) from error
         if name == "SQLITE_NOTADB":
-            raise StoreError(path, "not a SQLite file, so not a memory store") from error
+            raise StoreError(
+                path, "not a SQLite file, so not a memory store; name the file that a build wrote"
+            ) from error
+        if name == "SQLITE_CORRUPT":
+            raise StoreError(path, f"is damaged ({error}); take a copy of it, or build into a new file") from error
         raise StoreError(path, f"{error} ({name or type(error).__name__})") from error

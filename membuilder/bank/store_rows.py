@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from membuilder.types import Bank, CoreQuote, Entry, Operation, Session, Turn
+from membuilder.types import CoreQuote, Entry, Operation, Session, Turn
 
 Row = Sequence[Any]
+VECTOR = np.dtype("<f4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +65,34 @@ class StoredSession:
     core_quotes: tuple[CoreQuote, ...]
 
 
-def session_row(session: Session, bank: Bank) -> Row:
-    quotes = [[quote.turn_id, quote.text] for quote in bank.core_quotes]
-    return session.index, session.id, session.timestamp.isoformat(), bank.core, _dump(quotes)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredMemory:
+    """All that a store holds."""
+
+    settings: Mapping[str, Any]
+    sessions: tuple[StoredSession, ...]
+    entries: tuple[Entry, ...]
+    vectors: np.ndarray
+    """Of the entries, in their order. # (N, D)"""
+
+
+def rows_of(
+    sessions: Sequence[StoredSession], entries: Sequence[tuple[int, Entry]], vectors: np.ndarray
+) -> dict[str, list[Row]]:
+    """Table -> the rows that store these sessions, and entries with their numbers and embeddings (N, D)."""
+    blobs = [vector.tobytes() for vector in vectors.astype(VECTOR, copy=False)]
+    return {
+        "session": [session_row(each) for each in sessions],
+        "turn": [row for each in sessions for row in turn_rows(each.session)],
+        "answer": [answer_row(each.session, *answer) for each in sessions for answer in each.answers.items()],
+        "entry": [entry_row(number, entry) for number, entry in entries],
+        "embedding": [(number, blob) for (number, _), blob in zip(entries, blobs, strict=True)],
+    }
+
+
+def session_row(stored: StoredSession) -> Row:
+    session, quotes = stored.session, [[quote.turn_id, quote.text] for quote in stored.core_quotes]
+    return session.index, session.id, session.timestamp.isoformat(), stored.core, _dump(quotes)
 
 
 def turn_rows(session: Session) -> list[Row]:
@@ -121,7 +148,7 @@ def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterab
             text=text,
             operations=msgspec.json.decode(operations, type=tuple[Operation, ...]),
             failure=None if kind is None else Reason(kind=kind, detail=detail),
-            dropped=() if kind or not detail else msgspec.json.decode(detail, type=tuple[Dropped, ...]),
+            dropped=() if kind is not None or detail is None else msgspec.json.decode(detail, type=tuple[Dropped, ...]),
             shown=_ids(shown),
             seconds=seconds,
             asked_at=None if asked_at is None else datetime.fromisoformat(asked_at),

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from membuilder.bank.session_ids import with_ids_of, without_ids
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
 from membuilder.building.read_answer import OnBadOperation, ReadAnswer, read_operations, read_whole
@@ -227,12 +228,19 @@ def _stored(answers: Answers, failures: Mapping[str, Failure], shown: Shown) -> 
 
 
 def _check_same(dialogue: Dialogue, store: Store) -> int:
-    """Count the stored sessions, which must be the first ones of this dialogue, word for word."""
+    """Count the stored sessions, which must be the first ones of this dialogue, word for word.
+
+    Where ids alone differ, as those of a file without ids do after an edit, the store takes over the dialogue's.
+    """
     stored = [each.session for each in store.sessions()]
-    differs = [mine.id for mine, theirs in zip(stored, dialogue.sessions, strict=False) if mine != theirs]
+    pairs = list(zip(stored, dialogue.sessions, strict=False))
+    differs = [mine.id for mine, theirs in pairs if mine != theirs and without_ids(mine) != without_ids(theirs)]
     if not differs and len(stored) <= len(dialogue.sessions):
+        if any(mine != theirs for mine, theirs in pairs):
+            store.replace(with_ids_of(store.memory(), dialogue.sessions[: len(stored)]))
         return len(stored)
     problem = f"holds {len(stored)} sessions already, more than the {len(dialogue.sessions)} to build"
     if differs:
         problem = f"session {differs[0]} was read with another date or other turns than {dialogue.id} has there"
-    raise StoreError(store.path, f"{problem}; build into a new file")
+    advice = "build into a new file, or make store and dialogue say the same (`python -m membuilder.edit`)"
+    raise StoreError(store.path, f"{problem}; {advice}")

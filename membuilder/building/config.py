@@ -64,7 +64,7 @@ class BuildConfig:
     embedding_base_url: str | None = None
     """Address of that server; null: OPENAI_EMBEDDINGS_BASE_URL, else as for chat."""
     embedding_endpoint: list[str] = field(default_factory=list)
-    """Other settings of that server, each KEY=VALUE with a key of `model`, such as timeout_seconds=300."""
+    """Other settings of that server, each KEY=VALUE with a key of --embedding-endpoint, such as batch_size=32."""
     embedding_cache: str | None = None
     """Folder of a local model's vectors; null: in MEMBUILDER_CACHE."""
     scheme: str = FOUR_AGENTS

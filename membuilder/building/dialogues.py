@@ -13,6 +13,7 @@ from membuilder.bank.store import writing
 from membuilder.bank.store_rows import StoredSession
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
+from membuilder.building.rebuild import rebuild
 from membuilder.building.retry import retry_failed
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
@@ -46,11 +47,13 @@ async def build_all(
     costs: Costs,
     on_built: Callable[[Path, TextEmbedder], object],
     before_replace: Callable[[Path], object] | None = None,
+    rebuild_from: int | None = None,
 ) -> None:
     """Build each dialogue into the store at the path beside it; `on_built` runs in a thread for each whole store.
 
     A model is checked with one small call before anything else begins. With `before_replace`, what failed is asked
-    again, past the cache of answers; it runs just before a store holds the new answers.
+    again, past the cache of answers; it runs just before a store holds the new answers. With `rebuild_from`, stores
+    read their sessions again from that one on (rebuild.py).
     """
     if before_replace is not None and costs.answers is not None:
         costs = replace(costs, answers=AskedAgain(costs.answers))
@@ -72,7 +75,8 @@ async def build_all(
             for path, dialogue in stores
         ]
         label, keep = str(role), lambda path: on_built(path, embedder)
-        warn_of_empty(label, await build_stores(jobs, builder, config.parallel, label, keep, before_replace), len(jobs))
+        empty = await build_stores(jobs, builder, config.parallel, label, keep, before_replace, rebuild_from)
+        warn_of_empty(label, empty, len(jobs))
 
 
 async def build_stores(
@@ -82,20 +86,24 @@ async def build_stores(
     label: str,
     on_built: Callable[[Path], object],
     before_replace: Callable[[Path], object] | None = None,
+    rebuild_from: int | None = None,
 ) -> list[str]:
     """Build at most `parallel` dialogues at once and return the ids of those of which nothing was stored.
 
     The first error stops all; what is stored stays.
 
     `on_built(path)` runs in a thread once a store holds its whole dialogue, while the store is still locked. With
-    `before_replace(path)`, what failed in a store is asked again first (retry.py).
+    `before_replace(path)`, what failed in a store is asked again first (retry.py); with `rebuild_from`, a store first
+    reads again the sessions from that one on.
     """
     empty = []
     with progress(total=sum(len(job.dialogue.sessions) for job in jobs), label=label, unit="session") as bar:
 
         async def build(job: Job) -> None:
             with writing(job.path, job.settings) as store:
-                if before_replace is None:
+                if rebuild_from is not None:
+                    await rebuild(job.dialogue, store, builder, rebuild_from, bar.update)
+                elif before_replace is None:
                     bar.update(store.num_sessions())
                 else:
                     await retry_failed(job.dialogue, store, builder, before_replace, bar.update)

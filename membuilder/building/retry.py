@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from membuilder.bank.store import Store, reading, writing
+from membuilder.bank.store import Store, reading, remove_store, writing
 from membuilder.building.builder import Builder
 from membuilder.errors import StoreError
 from membuilder.types import Dialogue
@@ -29,30 +29,25 @@ async def retry_failed(
     """
     sessions, beside = store.sessions(), Path(f"{store.path}.retry")
     if all(answer.failure is None for stored in sessions for answer in stored.answers.values()):
-        _remove(beside)
+        remove_store(beside)
         advance(len(sessions))
         return
     # a retry of other answers is none to go on with
     settings = store.settings() | {"retry_of": hashlib.sha256(repr(sessions).encode()).hexdigest()}
-    if not _is_begun_with(beside, settings):
-        _remove(beside)
+    if not is_begun_with(beside, settings):
+        remove_store(beside)
     with writing(beside, settings) as fresh:
         advance(fresh.num_sessions())
         await builder.retry(dialogue, store, fresh, on_session=lambda session: advance(1))
     before_replace(store.path)
     store.take_over(beside)
-    _remove(beside)
+    remove_store(beside)
 
 
-def _is_begun_with(path: Path, settings: Mapping[str, Any]) -> bool:
+def is_begun_with(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether a store beside another was begun for the very same work, which then goes on there."""
     try:
         with reading(path) as store:
             return store.settings() == json.loads(json.dumps(settings))
     except StoreError:  # none, or killed while it began
         return False
-
-
-def _remove(path: Path) -> None:
-    """Remove a store and what SQLite and its lock leave beside it."""
-    for end in ("", "-wal", "-shm", ".lock"):
-        path.with_name(path.name + end).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from membuilder.errors import DataError
 
 FILE = "whole file"
-FETCH_AGAIN = "fetch it again"
+FETCH_AGAIN = "correct it, or fetch the file again"
 
 
 def read_json(path: Path, advice: str = FETCH_AGAIN) -> object:
@@ -30,7 +30,7 @@ def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
     """
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = _bytes(path)
     end = content.rfind(b"\n") + 1
     if end < len(content):
         with path.open("r+b") as file:
@@ -39,18 +39,23 @@ def read_appended(path: Path, advice: str) -> list[tuple[int, object]]:
     return [(number, _parse(line, path, f"line {number}", advice)) for number, line in lines]
 
 
-def _text(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError:
         problem = "no such file; check the path (the benchmarks are not shipped with this repository)"
         raise DataError(path, FILE, "path", problem) from None
+    except OSError as error:
+        raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}; name a file") from error
+
+
+def _text(path: Path) -> str:
+    content = _bytes(path)
+    try:
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         problem = f"not a whole gzip file ({error}); fetch it again, or drop .gz from its name if it is plain JSON"
         raise DataError(path, FILE, "gzip", problem) from error
-    except OSError as error:
-        raise DataError(path, FILE, "path", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         problem = (
@@ -63,4 +68,8 @@ def _parse(text: str | bytes, path: Path, where: str, advice: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # huge ints and deep nesting raise these too
-        raise DataError(path, where, "JSON", f"not one JSON document ({error}); {advice}") from error
+        problem = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            place = f"line {error.lineno}, column {error.colno}" if where == FILE else f"column {error.colno}"
+            problem = f"{error.msg}: {place}"
+        raise DataError(path, where, "JSON", f"not one JSON document ({problem}); {advice}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from membuilder.datasets import custom, locomo, longmemeval, perltqa
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.datasets.parsing import refuse_half_characters
-from membuilder.errors import DataError
+from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue
 
 
@@ -58,12 +58,12 @@ def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tu
     ids = [dialogue.id for dialogue in dialogues]
     repeated = sorted({dialogue_id for dialogue_id in ids if ids.count(dialogue_id) > 1})
     if repeated:
-        raise ValueError(f"cannot split: dialogue ids occur more than once ({repeated[:5]}); load each file once")
+        raise ConfigError(f"cannot split: dialogue ids occur more than once ({repeated[:5]}); load each file once")
     if len(ids) < 2:
-        raise ValueError(f"cannot split {len(ids)} dialogue(s) into train and held-out; give at least 2")
+        raise ConfigError(f"cannot split {len(ids)} dialogue(s) into train and held-out; give at least 2")
     num_held_out = round(held_out * len(ids)) if isinstance(held_out, float) else held_out
     if not 0 < num_held_out < len(ids):
-        raise ValueError(
+        raise ConfigError(
             f"held_out={held_out} leaves {len(ids) - num_held_out} of {len(ids)} dialogues to train on and "
             f"{num_held_out} held out; both sides need at least one: give a count from 1 to {len(ids) - 1} "
             "or a fraction between 0 and 1"
@@ -75,7 +75,7 @@ def split(dialogues: Sequence[Dialogue], held_out: int | float, seed: int) -> tu
         if len(chosen) + len(family) <= num_held_out:
             chosen.update(family)
     if not chosen:
-        raise ValueError("cannot split: every dialogue shares evidence with too many others; use a file for each side")
+        raise ConfigError("cannot split: every dialogue shares evidence with too many others; use a file for each side")
     train = [dialogue for dialogue in dialogues if dialogue.id not in chosen]
     return train, [dialogue for dialogue in dialogues if dialogue.id in chosen]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from membuilder.errors import ConfigError
+from membuilder.model_folders import loading
 from membuilder.quiet import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -116,9 +117,5 @@ def _load(model: str, dtype: str | None) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # seconds to import, and pulls in torch
 
     hide_loading_bars()
-    try:
+    with loading("embedding model", model):
         return SentenceTransformer(model, model_kwargs={} if dtype is None else {"dtype": dtype})
-    except (OSError, ValueError) as error:  # a name or folder the user gave; both types come from the loader
-        raise ConfigError(
-            f"embedding model {model!r} cannot be loaded; name a folder or a hub model: {error}"
-        ) from error

@@ -4,7 +4,6 @@ with embedder_of(options, costs) as embedder:
     embedder.embed(["a text"])  # (1, D)
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -14,11 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.typed import typed
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
 from membuilder.errors import ConfigError
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import ModelAccess
+from membuilder.llm.endpoints import EmbeddingEndpoint, LongTexts, ModelAccess
 from membuilder.llm.flags import endpoint_of
 
 if TYPE_CHECKING:
@@ -54,21 +55,23 @@ def open_embedder(model: str | None, precision: Precision, cache: Path, cut: set
     fingerprint, dtype = fingerprint_of(folder), None
     if precision is Precision.BFLOAT16:
         fingerprint, dtype = f"{fingerprint} {precision}", precision.value
-    dimension = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    config = typed(dict, read_json(folder / "config.json"), folder / "config.json", FILE)
+    dimension = typed(int, config.get("hidden_size"), folder / "config.json", FILE, "hidden_size", "name another model")
     return CachedEmbedder(lambda: Embedder(str(folder), dtype, cut), cache, fingerprint, dimension, cut)
 
 
-def open_remote(options: "EmbedderOptions", costs: Costs) -> "EndpointEmbedder":
-    """Take vectors from an endpoint, which is checked with one text. Raises ConfigError or ChatError."""
+def open_remote(options: "EmbedderOptions", costs: Costs, long: set[str] | None = None) -> "EndpointEmbedder":
+    """Take vectors from an endpoint, which is checked with one text. Raises ConfigError or ChatError.
+
+    The texts that were cut or split go to `long`.
+    """
     # takes a second to import, which a local model need not wait for
     from membuilder.embedding.remote import EndpointEmbedder
 
-    if options.model is None:
-        raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
-    server = {"name": options.model, "provider": options.provider, "base_url": options.base_url}
-    endpoint = endpoint_of(server, options.settings)
+    endpoint = options.endpoint()
     endpoint = replace(endpoint, price=costs.price_of(endpoint))
-    return EndpointEmbedder(endpoint, costs.usage, api_key=options.api_key, cache=costs.answers, chat=options.chat)
+    given = {"api_key": options.api_key, "cache": costs.answers, "chat": options.chat}
+    return EndpointEmbedder(endpoint, costs.usage, **given, long=long)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +90,23 @@ class EmbedderOptions:
     """Folder of a local model's vectors; None: in MEMBUILDER_CACHE, else in the user's own cache."""
     precision: Precision = Precision.FLOAT32
     """Of a local model. A store is built in float32, so that it does not depend on the machine."""
+
+    def __post_init__(self) -> None:
+        if self.provider is not None:
+            self.endpoint()
+            if self.cache is not None:
+                problem = "--embedding-cache keeps the vectors of a local model; a server's are kept by --answer-cache"
+                raise ConfigError(problem)
+        elif self.base_url or self.api_key or self.settings:
+            flags = "--embedding-base-url, --embedding-api-key and --embedding-endpoint"
+            raise ConfigError(f"{flags} need --embedding-provider: a server embeds")
+
+    def endpoint(self) -> EmbeddingEndpoint:
+        """Return the server that embeds. Raises ConfigError where the options describe none."""
+        if self.model is None:
+            raise ConfigError("--embedding-provider needs --embedding-model: its name on that server")
+        server = {"name": self.model, "provider": self.provider, "base_url": self.base_url}
+        return endpoint_of(EmbeddingEndpoint, server, self.settings)
 
 
 def options_of(
@@ -109,17 +129,20 @@ def options_of(
 def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder]:
     """Open the embedder; a model of a hub has no cache on disk. Raises ConfigError or ChatError.
 
-    How many texts a local model cut at its limit is logged at the end; a server refuses such a text by an error.
+    How many texts were longer than the model reads is logged at the end, and what became of them.
     """
     cut: set[str] = set()
+    fate = "behind its limit only index.pieces=true searches"
     if options.provider is not None:
-        with closing(open_remote(options, costs)) as embedder:
+        if options.endpoint().long_texts is LongTexts.SPLIT:
+            fate = "each was embedded in pieces"
+        with closing(open_remote(options, costs, cut)) as embedder:
             yield embedder
-    elif options.base_url or options.api_key:
-        raise ConfigError("--embedding-base-url and --embedding-api-key need --embedding-provider: a server embeds")
     elif options.model is not None and not Path(options.model).exists():
         if options.precision is not Precision.FLOAT32:
             raise ConfigError(f"precision {options.precision} needs a model in a folder, not {options.model!r}")
+        if options.cache is not None:
+            raise ConfigError(f"--embedding-cache needs a model in a folder, not {options.model!r}")
         yield Embedder(options.model, cut=cut)
     else:
         home = os.environ.get("MEMBUILDER_CACHE") or Path.home() / ".cache" / "membuilder"
@@ -127,7 +150,4 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
         with closing(open_embedder(options.model, options.precision, cache, cut)) as embedder:
             yield embedder
     if cut:
-        _log.warning(
-            "texts longer than the embedding model reads: %d; behind its limit only index.pieces=true searches",
-            len(cut),
-        )
+        _log.warning("texts longer than the embedding model reads: %d; %s", len(cut), fate)

@@ -56,7 +56,6 @@ async def build_memories(
             folder.save(of[path], store.bank())
 
     if model is not None:
-        folder.begin()
         scheme = load_scheme(options.reading.scheme, options.reading.prompts)
         ask = ask_model(model, scheme, OnBadOperation(options.flags.on_bad_operation))
         with closing(Builder(ask=ask, embedder=embedder, scheme=scheme)) as builder:

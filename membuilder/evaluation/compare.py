@@ -15,7 +15,8 @@ ANSWERS_FILE = "answers.jsonl"
 
 def load_side(name: str) -> list[Record]:
     """Return the records of `FOLDER` or `FOLDER:SYSTEM`; a folder of several systems needs the second form."""
-    folder, system = (name, None) if Path(name).is_dir() else (name.rpartition(":")[0], name.rpartition(":")[2])
+    folder, colon, system = (name, "", None) if Path(name).is_dir() else name.rpartition(":")
+    folder = folder if colon else name
     path = Path(folder) / ANSWERS_FILE
     if not path.is_file():
         raise EvaluationError(f"{name}: no {ANSWERS_FILE} at {path}; name the output folder of a run, or FOLDER:SYSTEM")

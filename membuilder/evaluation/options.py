@@ -11,7 +11,7 @@ from membuilder.building.read_answer import OnBadOperation
 from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
-from membuilder.errors import ConfigError
+from membuilder.errors import ArgumentParser, ConfigError
 from membuilder.evaluation.metrics import JUDGES
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
@@ -120,7 +120,8 @@ def parse(argv: Sequence[str]) -> Options:
     if writes:
         num_roles = len(load_scheme(reading.scheme, reading.prompts).roles)
         settings = {"max_tokens": given.max_tokens, "concurrency": dialogues * num_roles}
-        builder = read_endpoint(given, "build-", given.build_model or given.model, like=first, **settings)
+        name, is_first = given.build_model or given.model, given.build_model is None
+        builder = read_endpoint(given, "build-", name, like=first, is_first=is_first, **settings)
     return Options(
         flags=given,
         systems=systems,
@@ -133,7 +134,7 @@ def parse(argv: Sequence[str]) -> Options:
         retrieval=given.retrieval and SearchMethod(given.retrieval),
         index=load(IndexConfig, None, given.index),
         concurrency=questions,
-        embedder=options_of(given, first, given.embedding_api_key, _precision(given)),
+        embedder=options_of(given, first, given.embedding_api_key, _precision(given, systems)),
     )
 
 
@@ -154,13 +155,14 @@ def _db_path(given: argparse.Namespace, systems: Sequence[str]) -> Path | None:
     return given.output_dir / MEMORIES if is_needed or AGENTS in kept else None
 
 
-def _precision(given: argparse.Namespace) -> Precision:
+def _precision(given: argparse.Namespace, systems: Sequence[str]) -> Precision:
     if given.embedding_precision and given.embedding_provider:
         raise ConfigError("--embedding-precision is that of a local model: a server embeds in its own")
     if given.embedding_precision:
         return Precision(given.embedding_precision)
     is_folder = given.embedding_model is None or Path(given.embedding_model).exists()
-    return best_precision() if is_folder and given.embedding_provider is None else Precision.FLOAT32
+    is_free = is_folder and given.embedding_provider is None and AGENTS not in systems  # a store is built in float32
+    return best_precision() if is_free else Precision.FLOAT32
 
 
 def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
@@ -168,12 +170,18 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
     counts = (given.top_k, given.concurrency, given.workers, given.sessions, given.questions)
     if min(count for count in counts if count is not None) < 1:
         raise ConfigError("--top-k, --concurrency, --workers, --sessions and --questions must be at least 1")
+    if given.seed < 0:
+        raise ConfigError("--seed must be at least 0")
     if given.mode == "build" and set(systems) - set(BUILDERS):
         raise ConfigError(f"--mode build needs a system that builds: {', '.join(BUILDERS)}")
     if given.mode == "answer" and set(systems) & set(BUILDERS):
         raise ConfigError(f"--mode answer builds nothing; its banks are system {STORED}, which reads --db-path")
     if given.judge_model is not None and given.model is None and given.mode != "build":
         raise ConfigError("--judge-model needs --model: without answers there is nothing to judge")
+    if given.endpoint and given.model is None:
+        raise ConfigError("--endpoint sets keys of --model; every other model has a flag of its own")
+    _refuse_unused(given, "judge", given.model is not None or given.mode == "build", "--model")
+    _refuse_unused(given, "build", AGENTS in systems or given.mode == "answer", f"system {AGENTS}")
     if AGENTS in systems and given.build_model is None and given.model is None:
         raise ConfigError(f"system {AGENTS} needs --build-model or --model: who writes the memories")
     if given.split and given.subset_file:
@@ -185,8 +193,16 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
         raise ConfigError(problem)
 
 
+def _refuse_unused(given: argparse.Namespace, role: str, is_used: bool, needs: str) -> None:
+    """Raise ConfigError where flags describe the server of a model that nobody asks."""
+    named = [f"--{role}-{end}" for end in ("provider", "base-url", "api-key", "endpoint")]
+    unused = [flag for flag in named if not is_used and vars(given)[flag.strip("-").replace("-", "_")]]
+    if unused:
+        raise ConfigError(f"{', '.join(unused)}: nobody is asked there without {needs}")
+
+
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m membuilder.eval",
         description=__doc__.splitlines()[0],
         epilog=f"{EPILOG}\n\n--index {describe(IndexConfig)}",
@@ -216,7 +232,9 @@ def _add_models(flags: argparse._ActionsContainer) -> None:
     flags.add_argument("--on-bad-operation", default=bad[0], choices=bad, help=text)
     flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
     precisions = [str(each) for each in Precision]
-    flags.add_argument("--embedding-precision", choices=precisions, help="else what is fastest here")
+    flags.add_argument(
+        "--embedding-precision", choices=precisions, help="else what is fastest here; float32 for agents"
+    )
     flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
     text = f"how the entries of a bank are found; else as the builder's prompts say, else {ANSWERING}"
     flags.add_argument("--retrieval", choices=[str(each) for each in SearchMethod], help=text)

@@ -20,6 +20,7 @@ from msgspec import UNSET, UnsetType
 
 from membuilder.datasets.files import read_appended
 from membuilder.datasets.typed import typed
+from membuilder.errors import DataError
 from membuilder.evaluation.metrics import METRICS, SET_APART, Outcome, group_of
 from membuilder.evaluation.recall import Item
 from membuilder.llm.answer_and_judge import AnswerVerdict
@@ -106,4 +107,8 @@ def read_records(path: Path) -> list[Record]:
     """Return an answers file's records, the last one of each question; a last line that a kill cut short is cut off."""
     lines = read_appended(path, _ADVICE)
     records = [typed(Record, line, path, f"line {number}", advice=_ADVICE) for number, line in lines]
+    for (number, _), record in zip(lines, records, strict=True):
+        if absent := METRICS.keys() - record.scores.keys():
+            problem = f"has no {min(absent)}: edited, or of another version; {_ADVICE}"
+            raise DataError(path, f"line {number}", "scores", problem)
     return list({record.key: record for record in records}.values())

@@ -7,6 +7,7 @@ call, so that the calls and tokens in `results.json` are those of the whole run,
 
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -28,13 +29,13 @@ from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
 from membuilder.evaluation.run_settings import settings_of
 from membuilder.evaluation.systems import MemorySearch, System, embeds_turns, open_system, turn_texts
-from membuilder.evaluation.table import table
+from membuilder.evaluation.table import table, table_within
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs, open_costs, usage_line
 from membuilder.llm.usage import Usage
-from membuilder.progress import progress
+from membuilder.progress import SessionBar, progress
 from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
 from membuilder.types import Dialogue
@@ -57,6 +58,8 @@ class _Run:
     embedder: TextEmbedder
     systems: dict[str, System]
     costs: Costs
+    bar: SessionBar
+    """Moved by systems that build a memory."""
 
 
 def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
@@ -74,10 +77,11 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
             before = read_settings(folder / RUN_FILE, "choose another --output-dir or remove this one")
             refuse_others(folder, before, settings, "choose another --output-dir or move it")
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
-        systems = {name: open_system(name, options, settings, embedder) for name in options.systems}
+        bar = SessionBar()
+        systems = {name: open_system(name, options, settings, embedder, bar.session_done) for name in options.systems}
         if RULES in systems:
             warn_of_unread_turns(dialogues)
-        told = asyncio.run(_ask_models(_Run(options, dialogues, settings, folder, embedder, systems, costs)))
+        told = asyncio.run(_ask_models(_Run(options, dialogues, settings, folder, embedder, systems, costs, bar)))
     for name, system in systems.items():
         if isinstance(system, MemorySearch):
             warn_of_empty(name, system.empty, len(dialogues))
@@ -111,7 +115,7 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
         if has_agents:
             told["agents"] = await build_memories(options, run.dialogues, banks, run.embedder, writer)
         elif is_build:
-            for dialogue in progress(run.dialogues, label="build", unit="dialogue"):
+            for dialogue in run.bar.over(run.dialogues, "build"):
                 run.systems[options.systems[0]](dialogue, 1)
         if not is_build:
             await _score(run, roles)
@@ -147,7 +151,8 @@ async def _score(run: _Run, roles: Roles | None) -> None:
         # Searched before the first is asked: searching holds up every request in flight.
         cases = list(_cases(run, done))
         if roles is not None:
-            await ask_all(cases, roles, run.options.concurrency, write)
+            with progress(total=len(cases), label="answer", unit="question") as bar:
+                await ask_all(cases, roles, run.options.concurrency, lambda outcome: (write(outcome), bar.update()))
             return
         for case in cases:
             write(case)
@@ -157,7 +162,7 @@ def _cases(run: _Run, done: set) -> Iterator[Outcome]:
     """Search every question without a record; a dialogue that is done is not searched again."""
     depth = max(*CUTOFFS, run.options.flags.top_k)
     for name, system in run.systems.items():
-        for dialogue in progress(run.dialogues, label=name, unit="dialogue"):
+        for dialogue in run.bar.over(run.dialogues, name):
             if all((name, dialogue.id, question.id) in done for question in dialogue.questions):
                 continue
             for question, ranking in zip(dialogue.questions, system(dialogue, depth), strict=True):
@@ -174,11 +179,12 @@ def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
     write_atomic(folder / RESULTS_FILE, text + "\n")
     write_atomic(folder / TABLE_FILE, table(summaries, seed))
     draw(summaries, folder / PLOT_FILE)
-    print(table(summaries, seed))
+    print(table_within(summaries, seed, shutil.get_terminal_size().columns))
     if about["usage"]:
         print(usage_line(usage, folder / USAGE_FILE))
-    print(f"results in {folder / TABLE_FILE}")
-    return int(any([_misleads(name, records, is_answered) for name, records in by_system.items()]))  # all are told
+    misleading = [_misleads(name, records, is_answered) for name, records in by_system.items()]  # all are told
+    print(f"results in {folder}")
+    return int(any(misleading))
 
 
 def _misleads(name: str, records: Sequence[Record], is_answered: bool) -> bool:

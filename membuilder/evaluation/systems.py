@@ -141,12 +141,14 @@ def _entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
     )
 
 
-def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder) -> Bank:
+def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder, on_session: Callable[[], object] = lambda: None) -> Bank:
     # The turns as they are stored and searched, in one go: session by session they would come a few at a time.
     embedder.embed(turn_texts(dialogue))
-    scheme = FourAgents(PromptConfig())
-    *_, last = build(dialogue, scheme.expert, scheme, embedder)
-    return last.result.bank
+    scheme, bank = FourAgents(PromptConfig()), Bank()
+    for step in build(dialogue, scheme.expert, scheme, embedder):
+        bank = step.result.bank
+        on_session()
+    return bank
 
 
 def turn_texts(dialogue: Dialogue) -> list[str]:
@@ -173,8 +175,16 @@ def _joined(items: Sequence[Item], between: str) -> Item:
     return Item(text=between.join(item.text for item in items), source_turns=turns)
 
 
-def open_system(name: str, options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
+def open_system(
+    name: str,
+    options: Options,
+    settings: dict[str, Any],
+    embedder: TextEmbedder,
+    on_session: Callable[[], object] = lambda: None,
+) -> System:
     """Return the system of that name. Nothing is built or embedded before it is called.
+
+    `on_session` is called after each session of a memory that is built then.
 
     Raises EvaluationError where --db-path holds other banks.
     """
@@ -189,7 +199,7 @@ def open_system(name: str, options: Options, settings: dict[str, Any], embedder:
     if name == AGENTS:
         return _stored(BankFolder(options.db_path, manifest_of(options, settings)), options, embedder)
     if name == RULES:
-        return _by_rules(options, settings, embedder)
+        return _by_rules(options, settings, embedder, on_session)
     _, unit, *method = name.split("-")
     how = SearchMethod(*(method or ["dense"]))
     return Retriever(unit=Unit(unit), method=how, embedder=embedder, pieces=options.index.pieces)
@@ -213,9 +223,11 @@ def _stored(
     return from_memories(open_bank, folder.reading, options.retrieval)
 
 
-def _by_rules(options: Options, settings: dict[str, Any], embedder: TextEmbedder) -> System:
+def _by_rules(
+    options: Options, settings: dict[str, Any], embedder: TextEmbedder, on_session: Callable[[], object]
+) -> System:
     """Return the rules as a system; banks are kept in --db-path where it is theirs."""
-    build = partial(build_by_rules, embedder=embedder)
+    build = partial(build_by_rules, embedder=embedder, on_session=on_session)
     if options.db_path is None or AGENTS in options.systems:
         search = partial(memory_of, embedder=embedder, config=options.index)
         return from_memories(lambda dialogue: search(build(dialogue)), method=options.retrieval)

@@ -1,11 +1,21 @@
-"""The numbers of a run -> `table.md`: all systems in one table, then each metric by category."""
+"""The numbers of a run -> `table.md`, and the same as wide as a terminal: all systems in one table, then each metric
+by category.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from membuilder.evaluation.metrics import CUTOFFS, JUDGES, METRICS, RECALLS, SET_APART, Metric
 from membuilder.evaluation.report import CATEGORY_POLICY, Estimate, Summary, intervals_text
+from membuilder.evaluation.terminal import columns_within, lines_within
 
 _APART = " (set apart)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def categories(systems: Mapping[str, Summary]) -> list[str]:
@@ -28,13 +38,36 @@ def title(group: str) -> str:
 
 def table(systems: Mapping[str, Summary], seed: int) -> str:
     """Return the numbers as Markdown."""
+    lines = []
+    for part in _parts(systems, seed):
+        lines += _markdown(part) if isinstance(part, _Grid) else [part]
+    return "\n".join(lines)
+
+
+def table_within(systems: Mapping[str, Summary], seed: int, width: int) -> str:
+    """Return the same for a terminal of so many columns."""
+    lines = []
+    for part in _parts(systems, seed):
+        if isinstance(part, _Grid):
+            lines += columns_within(part.head, part.rows, width)
+        else:
+            lines += lines_within(part, width, indent="  " if part.startswith("- ") else "")
+    return "\n".join(lines)
+
+
+def _parts(systems: Mapping[str, Summary], seed: int) -> Iterator[_Grid | str]:
+    """Yield grids and lines of text."""
     judges = [f"judge {name}" for name in JUDGES]
     head = ["system", "questions", *(f"recall@{k}" for k in CUTOFFS), "f1", *judges, f"abstention{_APART}"]
     head += [*(f"{judge}{_APART}" for judge in judges), "unanswered", "unjudged"]
-    policy = [f"- {name}: {text}." for name, text in CATEGORY_POLICY.items()]
-    lines = [*_markdown(head, [_row(name, system) for name, system in systems.items()]), *_without_turns(systems), ""]
-    lines += [*_by_category(systems), f"Intervals: {intervals_text(seed)}. What counts where:", "", *policy, ""]
-    return "\n".join(lines)
+    yield _Grid(head, [_row(name, system) for name, system in systems.items()])
+    yield from _without_turns(systems)
+    yield ""
+    yield from _by_category(systems)
+    yield f"Intervals: {intervals_text(seed)}. What counts where:"
+    yield ""
+    yield from (f"- {name}: {text}." for name, text in CATEGORY_POLICY.items())
+    yield ""
 
 
 def _row(name: str, system: Summary) -> list[str]:
@@ -67,7 +100,7 @@ def _without_turns(systems: Mapping[str, Summary]) -> Iterator[str]:
             )
 
 
-def _by_category(systems: Mapping[str, Summary]) -> Iterator[str]:
+def _by_category(systems: Mapping[str, Summary]) -> Iterator[_Grid | str]:
     groups = categories(systems)
     blocks = next(iter(systems.values())).by_category
     for metric in shown_metrics(systems):
@@ -80,7 +113,7 @@ def _by_category(systems: Mapping[str, Summary]) -> Iterator[str]:
         rows.append([f"questions{' with evidence' if is_recall else ''}", *map(str, sizes)])
         yield f"{metric.title[0].upper()}{metric.title[1:]} by category:"
         yield ""
-        yield from _markdown(["system", *map(title, groups)], rows)
+        yield _Grid(["system", *map(title, groups)], rows)
         yield ""
 
 
@@ -93,6 +126,6 @@ def _with_interval(estimate: Estimate) -> str:
     return f"{_mean(estimate)}{interval}"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
+def _markdown(grid: _Grid) -> list[str]:
+    lines = [grid.head, ["---"] * len(grid.head), *grid.rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

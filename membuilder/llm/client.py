@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Message, Role, response_format
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ModelEndpoint, Provider, chat_address
+from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ServerEndpoint, chat_address
 from membuilder.llm.response_cache import content_key
 from membuilder.llm.responses import read_chat, read_model_names, read_tokens
 from membuilder.llm.retries import pause_seconds, retry_after
@@ -45,6 +45,12 @@ TRANSIENT_STATUSES = frozenset({408, 409, 429})  # and every 5xx
 CONTEXT_CODES = ("context_length_exceeded", "string_above_max_length")
 VLLM_CONTEXT_PARAMS = ("input_tokens", "input_text")
 FILTER_CODES = ("content_filter", "content_policy_violation")
+REMEDIES = {
+    "max_tokens": "max_tokens_field=max_completion_tokens",
+    "max_completion_tokens": "max_tokens_field=max_tokens",
+    "temperature": "temperature=null",
+}
+"""What mends a refusal of the setting that the server's own field `param` names."""
 ABOUT_ALL = (ChatErrorKind.BAD_REQUEST, ChatErrorKind.NO_TEXT)
 """Failures that may concern this prompt or every prompt; only another request can tell."""
 _SIMPLEST = content_key(schema=CHECK_SCHEMA)
@@ -59,7 +65,7 @@ class Connection:
     Only the authorization header of a request holds the key: it is cut out of every text that a server sends.
     """
 
-    def __init__(self, endpoint: ModelEndpoint, address: Address, role: Role, usage: Usage):
+    def __init__(self, endpoint: ServerEndpoint, address: Address, role: Role, usage: Usage):
         import openai  # seconds to import, which `--help` and programs that ask no model need not wait for
 
         self._endpoint, self._address, self._role, self._usage = endpoint, address, role, usage
@@ -179,6 +185,8 @@ class Connection:
             kind = ChatErrorKind.UNREACHABLE
         else:
             kind, problem = ChatErrorKind.BAD_REQUEST, f"it refuses the request for {model!r} (HTTP {status})."
+            if str(error.param) in REMEDIES:
+                problem += f" Set {REMEDIES[error.param]} {SETTING_HINT}."
         return kind, f"{problem} The server said: {said}"
 
     def _without_key(self, text: str) -> str:
@@ -278,8 +286,7 @@ class ChatClient(AbstractAsyncContextManager):
 
     def _body(self, messages: Sequence[Message]) -> dict[str, Any]:
         endpoint = self._endpoint
-        limit = "max_completion_tokens" if endpoint.provider is Provider.OPENAI else "max_tokens"
         settings = {"temperature": endpoint.temperature, "top_p": endpoint.top_p, "seed": endpoint.seed}
         given = {name: value for name, value in settings.items() if value is not None}
-        required = {"model": endpoint.name, "messages": list(messages), limit: endpoint.max_tokens}
+        required = {"model": endpoint.name, "messages": list(messages), endpoint.tokens_field: endpoint.max_tokens}
         return required | given | endpoint.extra_body

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from membuilder.llm.endpoints import ModelEndpoint, PriceConfig
+from membuilder.llm.endpoints import PriceConfig, ServerEndpoint
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 
@@ -25,7 +25,7 @@ class Costs:
     """By a model's name; what a model without one costs stays unknown."""
     answers: AnswerCache | None = None
 
-    def price_of(self, endpoint: ModelEndpoint) -> PriceConfig | None:
+    def price_of(self, endpoint: ServerEndpoint) -> PriceConfig | None:
         return endpoint.price or self.prices.get(endpoint.name)
 
 

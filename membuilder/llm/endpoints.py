@@ -11,6 +11,7 @@ the environment and travels as a SecretStr, which prints as asterisks.
 
 `As for chat` is the address and key that chat was given, where its provider is the same; else the rows above. A key
 goes only where it belongs: OPENAI_API_KEY is never sent to a vllm server, nor a key given for one address to another.
+An endpoint's `api_key_env` names another variable than those above.
 """
 
 import os
@@ -29,7 +30,6 @@ NO_KEY = "EMPTY"
 """The key that a server without keys is sent, because the protocol has no way to send none."""
 SETTING_HINT = "(a key of that model's --endpoint flag)"
 """Follows the name of a setting in messages, because every command that asks models has these flags."""
-EMBEDDING_KEY_HINT = "--embedding-api-key or OPENAI_EMBEDDINGS_API_KEY"
 
 
 class Provider(StrEnum):
@@ -45,9 +45,24 @@ class PriceConfig:
     """US dollars per million answered tokens."""
 
 
+class MaxTokensField(StrEnum):
+    """The name under which a request says how long the answer may be: the old one, or the one that replaced it."""
+
+    MAX_TOKENS = "max_tokens"
+    MAX_COMPLETION_TOKENS = "max_completion_tokens"
+
+
+class LongTexts(StrEnum):
+    """What becomes of a text that an embedding model cannot read whole."""
+
+    REFUSE = "refuse"
+    CUT = "cut"
+    SPLIT = "split"
+
+
 @dataclass(kw_only=True)
-class ModelEndpoint:
-    """It describes a model and its server. It holds no key, because configurations are saved with each run."""
+class ServerEndpoint:
+    """It describes a model's server. It holds no key, because configurations are saved with each run."""
 
     name: str
     """Name of the model as its server knows it."""
@@ -56,7 +71,7 @@ class ModelEndpoint:
     base_url: str | None = None
     """Address of the API, usually ending in /v1; null takes the environment's or the provider's own."""
     api_key_env: str | None = None
-    """Environment variable that holds the key; null: OPENAI_API_KEY or VLLM_API_KEY."""
+    """Environment variable that holds the key; null: that of the provider, such as OPENAI_API_KEY."""
     concurrency: int = 16
     """Requests in flight at once."""
     timeout_seconds: float = 120.0
@@ -69,14 +84,6 @@ class ModelEndpoint:
     """Longest pause between two tries that the server asked no pause for."""
     retry_after_limit_seconds: float = 120.0
     """A server that asks for a longer pause (Retry-After) is not waited for."""
-    temperature: float | None = 0.0
-    """null leaves it to the server; some reasoning models refuse any value."""
-    top_p: float | None = None
-    """null leaves it to the server."""
-    max_tokens: int = 4096
-    """Longest answer; one that reaches it counts as failed, because its end is missing."""
-    seed: int | None = None
-    """Sampling seed, for servers that take one. A new seed also asks anew what the cache holds."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Sent as is, such as {chat_template_kwargs: {enable_thinking: false}} to a vLLM server of a Qwen3."""
     price: PriceConfig | None = None
@@ -84,14 +91,66 @@ class ModelEndpoint:
 
     def __post_init__(self) -> None:
         self.provider = Provider(self.provider)  # in Python it may be given as text
-        if min(self.concurrency, self.max_attempts, self.max_tokens) < 1:
-            raise ValueError("concurrency, max_attempts and max_tokens must be at least 1")
+        if min(self.concurrency, self.max_attempts) < 1:
+            raise ValueError("concurrency and max_attempts must be at least 1")
         if min(self.timeout_seconds, self.check_timeout_seconds) <= 0:
             raise ValueError("timeout_seconds and check_timeout_seconds must be above 0")
         if min(self.max_wait_seconds, self.retry_after_limit_seconds) < 0:
             raise ValueError("max_wait_seconds and retry_after_limit_seconds must be at least 0")
         if self.base_url is not None:
             _check_url(self.base_url)
+
+
+@dataclass(kw_only=True)
+class ModelEndpoint(ServerEndpoint):
+    """It describes a model that answers messages, and its server."""
+
+    temperature: float | None = 0.0
+    """null leaves it to the server; some reasoning models refuse any value."""
+    top_p: float | None = None
+    """null leaves it to the server."""
+    max_tokens: int = 4096
+    """Longest answer; one that reaches it counts as failed, because its end is missing."""
+    max_tokens_field: MaxTokensField | None = None
+    """Name that the server knows `max_tokens` by; null: max_completion_tokens at openai, max_tokens at vllm."""
+    seed: int | None = None
+    """Sampling seed, for servers that take one. A new seed also asks anew what the cache holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens < 1:
+            raise ValueError("max_tokens must be at least 1")
+        if self.max_tokens_field is not None:
+            self.max_tokens_field = MaxTokensField(self.max_tokens_field)
+
+    @property
+    def tokens_field(self) -> str:
+        """The name under which `max_tokens` is sent."""
+        usual = MaxTokensField.MAX_COMPLETION_TOKENS if self.provider is Provider.OPENAI else MaxTokensField.MAX_TOKENS
+        return str(self.max_tokens_field or usual)
+
+
+@dataclass(kw_only=True)
+class EmbeddingEndpoint(ServerEndpoint):
+    """It describes a model that turns texts into vectors, and its server."""
+
+    batch_size: int = 64
+    """Texts in one request. A batch that the server refuses is halved until it takes it."""
+    max_text_chars: int | None = None
+    """Longest text that is sent, in characters; null: the server alone decides. It counts tokens, which cannot be
+    counted here.
+    """
+    long_texts: LongTexts = LongTexts.REFUSE
+    """What becomes of a text above `max_text_chars`, or one that the server refuses alone: `refuse` ends the command,
+    `cut` embeds its beginning, `split` embeds its pieces and takes the mean of their unit vectors, weighted by their
+    characters, at unit length. What the server refuses is halved until it takes it.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.long_texts = LongTexts(self.long_texts)  # in Python it may be given as text
+        if self.batch_size < 1 or (self.max_text_chars is not None and self.max_text_chars < 1):
+            raise ValueError("batch_size and max_text_chars must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,28 +180,32 @@ def chat_address(access: ModelAccess, environ: Mapping[str, str] = os.environ) -
 
 
 def embeddings_address(
-    endpoint: ModelEndpoint,
+    endpoint: EmbeddingEndpoint,
     api_key: str | None,
     environ: Mapping[str, str] = os.environ,
     chat: ModelAccess | None = None,
 ) -> Address:
     """Find where to embed and with which key: as for chat where no address is given and the provider is the same."""
-    key = api_key or environ.get("OPENAI_EMBEDDINGS_API_KEY")
+    variable = endpoint.api_key_env or "OPENAI_EMBEDDINGS_API_KEY"
+    key, hint = api_key or environ.get(variable), f"--embedding-api-key or {variable}"
     base_url = endpoint.base_url or _url_from(environ, "OPENAI_EMBEDDINGS_BASE_URL")
     if base_url is not None:
-        return Address(base_url=base_url, api_key=SecretStr(key or NO_KEY), key_hint=EMBEDDING_KEY_HINT)
+        return Address(base_url=base_url, api_key=SecretStr(key or NO_KEY), key_hint=hint)
     if chat is None or chat.endpoint.provider != endpoint.provider:
-        return _address(endpoint, key, environ, EMBEDDING_KEY_HINT)
-    endpoint = replace(endpoint, base_url=chat.endpoint.base_url)
-    return _address(endpoint, key or chat.api_key, environ, f"{EMBEDDING_KEY_HINT}, or the key for chat")
+        return _address(endpoint, key, environ, hint)
+    key_env = endpoint.api_key_env or chat.endpoint.api_key_env
+    endpoint = replace(endpoint, base_url=chat.endpoint.base_url, api_key_env=key_env)
+    return _address(endpoint, key or chat.api_key, environ, f"{hint}, or the key for chat")
 
 
-def _key_variable(endpoint: ModelEndpoint) -> str:
+def _key_variable(endpoint: ServerEndpoint) -> str:
     return endpoint.api_key_env or ("VLLM_API_KEY" if endpoint.provider is Provider.VLLM else "OPENAI_API_KEY")
 
 
-def _address(endpoint: ModelEndpoint, api_key: str | None, environ: Mapping[str, str], hint: str) -> Address:
+def _address(endpoint: ServerEndpoint, api_key: str | None, environ: Mapping[str, str], hint: str) -> Address:
     key = api_key or environ.get(_key_variable(endpoint))
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in {hint} holds a line break or another character that no key has; copy it anew")
     if endpoint.provider is Provider.VLLM:
         return Address(base_url=endpoint.base_url or VLLM_BASE_URL, api_key=SecretStr(key or NO_KEY), key_hint=hint)
     if not key:
@@ -162,9 +225,13 @@ def _url_from(environ: Mapping[str, str], variable: str) -> str | None:
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port, (parts.hostname or "").encode("idna")  # raise ValueError where they are none
+    except ValueError as error:
+        raise ValueError(f"base_url is no address such as {VLLM_BASE_URL}: {error}") from None  # it may hold a key
     if parts.username is not None or parts.password is not None:
         # the message must not show what may be a key
         raise ValueError("base_url must not hold a user or password; give the key by --api-key or the environment")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or " " in url:
         raise ValueError(f"base_url {url!r} is not an address such as {VLLM_BASE_URL}")

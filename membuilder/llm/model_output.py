@@ -15,11 +15,24 @@ from membuilder.llm.json_output import no_duplicate_keys
 _NAMES = "think|thinking|thought|thoughts|reasoning|reflection|seed:think"
 _OPENING = re.compile(rf"<(?:{_NAMES})>|\[THINK\]|◁think▷", re.IGNORECASE)
 _CLOSING = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|◁/think▷", re.IGNORECASE)
-_FINAL = re.compile(r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|(?<=\S)assistantfinal")
-"""Begins the answer in harmony (gpt-oss): with its special tokens, or as left by a server that drops them."""
-_OTHER_CHANNEL = re.compile(r"<\|channel\|>\s*(?!final)|\A\s*analysis(?=[A-Z])")
+_MASK = "\ufffc"
+"""Stands for each character of a JSON value where only what surrounds it is looked at."""
+_CHANNEL = "<|channel|>"
+_HEADER = re.compile(
+    r"<\|channel\|>\s{0,3}(?P<channel>[a-z]{1,20})(?P<rest>[^<]{0,200})(?:<\|constrain\|>[^<]{0,40})?<\|message\|>"
+)
+"""Begins a message of harmony (gpt-oss), such as `<|channel|>commentary to=functions.answer json<|message|>`."""
+_BARE_HEADER = re.compile(
+    rf"(?:(?<=\S)assistant|\A(?=to=|commentary to=|(?:analysis|commentary|final)(?:[^\W\d_a-z]|[\"{{\[{_MASK}])))"
+    r"(?P<recipient>\s?to=[\w.-]{1,80}?)?(?P<channel>analysis|commentary|final)(?P<rest>\s?to=[\w.-]{1,80})?"
+)
+"""The same as left by a server that drops special tokens: `analysisWe need ...assistantfinal{`."""
+_RECIPIENT = re.compile(r"(?:\A|\s)to=(?!assistant)\S{1,80}\s?\Z")
+"""Stands before the channel where a call names its function there: `assistant to=functions.answer<|channel|>`."""
+_TURN = re.compile(r"\A<\|(?:im_start|start|start_header_id)\|>\s*assistant\s*(?:<\|end_header_id\|>\s*)?")
+"""Begins an answer where the model writes again what the prompt ended with."""
 _END = re.compile(
-    r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|return|call)\|>|</s>|<end_of_turn>|<eos>"
+    r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|start|return|call)\|>|</s>|<end_of_turn>|<eos>"
 )
 """Tokens that end an answer; what follows a leaked one is no part of it."""
 _VALUE = re.compile(r'\{\s*["}]|\[\s*\{')
@@ -45,7 +58,8 @@ def read_model_json(text: str) -> Any:
             return _unwrapped(value)
     except ValueError:
         pass  # there is more than a value, or none
-    text = text[_answer_start(_masked(text)) :]
+    text = "\n".join(_final_messages(text, _masked(text), takes_calls=True))
+    text = text[_reasoning_end(_masked(text)) :]
     if opening := _OPENING.search(_masked(text)):
         raise ValueError(f"the reasoning has no end: {_shown(text[opening.start() :])}")
     if leaked := _END.search(_masked(text)):
@@ -65,22 +79,55 @@ def read_model_json(text: str) -> Any:
 def read_model_text(text: str) -> str:
     """Return an answer in words without reasoning and end tokens. Raises ValueError where the reasoning has no end."""
     text = _stripped(text)
-    text = text[_answer_start(text) :].lstrip()
+    different = list(dict.fromkeys(_final_messages(text, text, takes_calls=False)))
+    if len(different) > 1:
+        raise ValueError(f"the answer holds {len(different)} different final messages: {_shown(text)}")
+    text = different[0][_reasoning_end(different[0]) :].lstrip()
     if _OPENING.match(text):
         raise ValueError(f"the reasoning has no end: {_shown(text)}")
     return _END.split(text, maxsplit=1)[0].rstrip()
 
 
-def _answer_start(text: str) -> int:
-    """Tell where the answer begins: behind the last piece of reasoning."""
-    finals, closings = list(_FINAL.finditer(text)), list(_CLOSING.finditer(text))
-    if not finals and _OTHER_CHANNEL.search(text):
+def _final_messages(text: str, masked: str, takes_calls: bool) -> list[str]:
+    """Return the messages of harmony that are the answer: final ones, else calls of a function; else the whole text.
+
+    Raises ValueError for reasoning and preambles without either.
+    """
+    headers = list(_HEADER.finditer(masked)) or list(_BARE_HEADER.finditer(masked))
+    if not headers and _CHANNEL not in masked:
+        return [text]
+    finals, calls = [], []
+    for header, following in zip(headers, [*headers[1:], None], strict=False):
+        stop = len(text) if following is None else following.start()
+        if (end := _END.search(masked, header.end(), stop)) is not None:
+            stop = end.start()
+        if header["channel"] == "final":
+            finals.append(text[header.end() : stop])
+        elif _calls_function(header, masked):
+            calls.append(text[header.end() : stop])
+        if end is not None and end[0] not in ("<|end|>", "<|start|>"):
+            break  # the turn ends here
+    answers = finals or (calls if takes_calls else [])
+    if not answers:
         raise ValueError(f"the answer holds reasoning and no final message: {_shown(text)}")
-    return max((each[-1].end() for each in (finals, closings) if each), default=0)
+    return answers
+
+
+def _calls_function(header: re.Match, masked: str) -> bool:
+    """Tell whether a message is the arguments of a call, and no preamble to one nor a call of a built-in tool."""
+    parts = header.groupdict()
+    before = _RECIPIENT.search(masked[max(0, header.start() - 100) : header.start()])
+    recipient = f"{parts.get('recipient') or ''}{parts['rest'] or ''}{before[0] if before else ''}"
+    return "to=functions." in recipient or ("to=" in recipient and parts["channel"] == "commentary")
+
+
+def _reasoning_end(text: str) -> int:
+    """Tell where the last piece of tagged reasoning ends."""
+    return max((closing.end() for closing in _CLOSING.finditer(text)), default=0)
 
 
 def _masked(text: str) -> str:
-    """Return the text with blanks for every JSON value, because a tag inside a value is a part of it."""
+    """Return the text with a mask for every JSON value, because a tag inside a value is a part of it."""
     parts, position, past = [], 0, 0
     while (start := _DRAFT.search(text, position)) is not None:
         try:
@@ -90,7 +137,7 @@ def _masked(text: str) -> str:
         except ValueError:  # a draft in the reasoning
             position = start.start() + 1
             continue
-        parts += [text[past : start.start()], " " * (position - start.start())]
+        parts += [text[past : start.start()], _MASK * (position - start.start())]
         past = position
     return "".join(parts) + text[past:]
 
@@ -130,7 +177,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _stripped(text: str) -> str:
-    return text.strip("\ufeff\u200b \t\r\n")
+    return _TURN.sub("", text.strip("\ufeff\u200b \t\r\n"))
 
 
 def _shown(text: str) -> str:

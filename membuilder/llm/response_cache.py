@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,17 @@ class AnswerCache:
         with self._usable(), self._cache.transact():
             for key, record in records.items():
                 self._cache.set(key, dict(record))
+
+    def forget(self, is_lost: Callable[[dict[str, Any]], bool]) -> int:
+        """Remove the records for which `is_lost` holds, from the disk itself too; return how many they were."""
+        with self._usable():
+            self._cache._sql("PRAGMA secure_delete = ON")
+            lost = [key for key in self._cache if is_lost(self._cache[key])]
+            for key in lost:
+                self._cache.delete(key)
+            self._cache._sql("VACUUM")
+            self._cache._sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return len(lost)
 
     def close(self) -> None:
         self._cache.close()

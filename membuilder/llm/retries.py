@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from membuilder.errors import ChatError, ChatErrorKind
-from membuilder.llm.endpoints import ModelEndpoint
+from membuilder.llm.endpoints import ServerEndpoint
 
 TRANSIENT = frozenset(
     {
@@ -23,7 +23,7 @@ SPREAD_SECONDS = 0.5
 """Calls told to wait for the same second do not come back in the same instant."""
 
 
-def pause_seconds(error: ChatError, attempt: int, endpoint: ModelEndpoint) -> float | None:
+def pause_seconds(error: ChatError, attempt: int, endpoint: ServerEndpoint) -> float | None:
     """Say how long to wait after the failed attempt of this number, from 1; None where another would not help."""
     asked = error.retry_after_seconds
     if error.kind not in TRANSIENT or (asked or 0) > endpoint.retry_after_limit_seconds:

@@ -19,7 +19,7 @@ def load_scheme(name: str, prompts: PromptConfig) -> Scheme:
         return FourAgents(prompts)
     if not (Path(name) / "scheme.py").is_file():
         raise ConfigError(f"scheme: '{name}' is neither {FOUR_AGENTS} nor a folder with a scheme.py in it")
-    scheme = load_function(f"{name}/scheme.py:make_scheme")(prompts)
+    scheme = load_function(f"{name}/scheme.py:make_scheme", "prompts")(prompts)
     if not scheme.roles or len(set(scheme.roles)) < len(scheme.roles):
         raise ConfigError(f"scheme '{name}': needs at least one role, and each name once; it has {scheme.roles}")
     for role in scheme.roles:

@@ -32,9 +32,11 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.is_file():  # a folder of Parquet files would be read as one table
+        raise DataError(path, FILE, "path", f"is {'a folder' if path.is_dir() else 'no file'}; name a Parquet file")
     try:
         return pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a time that Python has not
         raise DataError(path, FILE, "Parquet", f"cannot be read as a Parquet file: {error}") from error
 
 

@@ -200,7 +200,7 @@ def write_records(path: Path, records: Sequence[Record], kind: type[Record]) -> 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """Read what `write_records` wrote; DataError names file, line and field of anything else."""
     if path.suffix == PARQUET:
-        numbered = [(number, _opened(row, kind)) for number, row in enumerate(read_table(path), start=1)]
+        numbered = [(number, _opened(row, kind, path, number)) for number, row in enumerate(read_table(path), start=1)]
     else:
         numbered = read_lines(path)
     return [typed(kind, raw, path, f"line {number}", advice=f"is no {kind.__name__}") for number, raw in numbered]
@@ -246,8 +246,16 @@ def _cell(value: Any) -> str | int | None:
     return value if value is None or isinstance(value, str | int) else msgspec.json.encode(value).decode()
 
 
-def _opened(row: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Read the nested fields of a Parquet row back from their JSON."""
+def _opened(row: dict[str, Any], kind: type, path: Path, number: int) -> dict[str, Any]:
+    """Read the nested fields of a Parquet row back from their JSON; DataError where a field holds none."""
     plain = (str, int, str | None, int | None, Agent | None)
     nested = {field.name for field in fields(kind) if field.type not in plain}
-    return {name: msgspec.json.decode(value) if name in nested and value else value for name, value in row.items()}
+    opened = {}
+    for name, value in row.items():
+        try:
+            opened[name] = msgspec.json.decode(value) if name in nested and value else value
+        except (TypeError, msgspec.DecodeError) as error:
+            raise DataError(
+                path, f"line {number}", name, f"is no JSON text ({error}); is no {kind.__name__}"
+            ) from error
+    return opened

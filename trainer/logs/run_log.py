@@ -120,13 +120,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (line with its end, record) of every whole line."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 break
             try:
-                yield line, json.loads(line)
-            except json.JSONDecodeError as error:
+                yield line.decode(), json.loads(line)
+            except ValueError as error:  # no JSON, or no UTF-8
                 raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
 
 

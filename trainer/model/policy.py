@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from membuilder.errors import ConfigError
+from membuilder.model_folders import loading
 from trainer.batching.packing import PackedBatch
 from trainer.configs import ModelConfig
 from trainer.model.head import Head, HeadOutput, Impl, LossFunction, LossOutput
@@ -17,10 +17,8 @@ from trainer.model.shared_prefix import hidden_states, use_shared_prefix
 
 def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
     """Return the model of a folder or hub name, in the config's dtype; ConfigError where there is none."""
-    try:
+    with loading("model", path):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
-    except (OSError, ValueError) as error:  # a folder or hub name the user gave
-        raise ConfigError(f"no model at '{path}': name a Hugging Face folder or model ({error})") from error
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
