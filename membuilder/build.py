@@ -21,6 +21,7 @@ from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import status_of, summary
+from membuilder.building.read_answer import OnBadOperation
 from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten
@@ -29,11 +30,12 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import path_of
 from membuilder.llm.chat_model import Role
-from membuilder.llm.costs import counted
+from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.types import Dialogue
 
+BAD_OPERATION = [str(each) for each in OnBadOperation]
 FLAGS = {
     "--dataset": ("dataset", "its name; default: locomo", DATASET_NAMES),
     "--dataset-path": ("data", "the raw file; else where `membuilder.data fetch` put it", None),
@@ -42,6 +44,7 @@ FLAGS = {
     "--sessions": ("sessions", "first sessions only", None),
     "--parallel": ("parallel", "dialogues at once", None),
     "--max-failed": ("max_failed", "share of the answers that may have failed; default: 0.01", None),
+    "--on-bad-operation": ("on_bad_operation", "an answer that holds one; default: apply the others", BAD_OPERATION),
     "--scheme": ("scheme", "a folder with a scheme of your own; default: four_agents", None),
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
@@ -65,13 +68,15 @@ def _build(argv: Sequence[str] | None) -> int:
         with reading(path) as store:
             open_index(index_path(path), store.vectors(), config.index)  # leaves one beside a large store
 
-    with counted(given, _beside(config, "usage.jsonl"), "membuilder.build") as costs:
+    def run(costs: Costs) -> int:
         before_replace = (lambda path: None) if given.retry_failed else None
         asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index, before_replace))
         for path, _ in stores:
             print(summary(path))
         print(f"look inside: python -m membuilder.inspect {stores[0][0]}")
-    return status_of("membuilder.build", [path for path, _ in stores], config.max_failed)
+        return status_of("membuilder.build", [path for path, _ in stores], config.max_failed)
+
+    return counted(given, _beside(config, "usage.jsonl"), "membuilder.build", run)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:

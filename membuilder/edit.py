@@ -42,7 +42,7 @@ from membuilder.datasets.load import load as load_dialogues
 from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
 from membuilder.errors import ArgumentParser, ConfigError, DataError, StoreError, exit_status
 from membuilder.llm.chat_model import Role
-from membuilder.llm.costs import counted
+from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.types import Dialogue
@@ -206,19 +206,20 @@ def _read_again(given: argparse.Namespace, memory: StoredMemory, dialogue: Dialo
         with reading(path) as store:
             open_index(index_path(path), store.vectors(), config.index)  # leaves one beside a large store
 
-    with counted(given, path.with_suffix(".usage.jsonl"), "membuilder.edit") as costs:
+    def run(costs: Costs) -> int:
         stores = [(path, dialogue)]
         asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index, rebuild_from=first))
-    after = _read(path)
-    _forget_in_caches(given, memory, after)
-    print(f"read again: sessions {dialogue.sessions[first].id} to {dialogue.sessions[-1].id}")
-    print(summary(path))
-    counts = count_answers([path])
-    if counts.failed_share <= config.max_failed:
-        return 0
-    problem = f"{counts.failed.total()} of {counts.num_answers} answers failed, and what they would have written is"
-    print(f"membuilder.edit: {problem} missing; `membuilder.build` with --retry-failed asks again", file=sys.stderr)
-    return 1
+        _forget_in_caches(given, memory, _read(path))
+        print(f"read again: sessions {dialogue.sessions[first].id} to {dialogue.sessions[-1].id}")
+        print(summary(path))
+        counts = count_answers([path])
+        if counts.failed_share <= config.max_failed:
+            return 0
+        problem = f"{counts.failed.total()} of {counts.num_answers} answers failed, and what they would have written is"
+        print(f"membuilder.edit: {problem} missing; `membuilder.build` with --retry-failed asks again", file=sys.stderr)
+        return 1
+
+    return counted(given, path.with_suffix(".usage.jsonl"), "membuilder.edit", run)
 
 
 def _forget_in_caches(given: argparse.Namespace, before: StoredMemory, after: StoredMemory) -> None:

@@ -19,6 +19,7 @@ from membuilder.bank.store import reading
 from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import count_answers, status_of, summary
+from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
@@ -26,7 +27,7 @@ from membuilder.embedding.naming import name_of
 from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
-from membuilder.llm.costs import counted
+from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.schemes.load import FOUR_AGENTS
@@ -46,7 +47,11 @@ def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
     return shorten(windows, given.sessions, None)
 
 
-def _publish(path: Path, embedder: TextEmbedder) -> None:
+def _publish(path: Path, max_failed: float) -> None:
+    """Write the files that make a sample whole, or take its mark away where too many answers failed."""
+    if not _is_within(path, max_failed):
+        _withdraw(path)
+        return
     with reading(path) as store:  # a connection belongs to its thread
         settings, num_sessions = store.settings(), store.num_sessions()
         if settings["scheme"] == FOUR_AGENTS:
@@ -56,8 +61,12 @@ def _publish(path: Path, embedder: TextEmbedder) -> None:
     write_atomic(path.with_name(METADATA_FILE), json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
 
+def _is_within(path: Path, max_failed: float) -> bool:
+    return count_answers([path]).failed_share <= max_failed
+
+
 def _withdraw(path: Path) -> None:
-    """Let no sample pass for whole whose published files tell of other answers than its store."""
+    """Take away the one mark of a whole sample, by which every command knows it."""
     path.with_name(METADATA_FILE).unlink(missing_ok=True)
 
 
@@ -75,15 +84,31 @@ def _write_samples(given: argparse.Namespace) -> int:
     todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue, limit))]
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
     stores = [(_store_path(config, dialogue), dialogue) for dialogue in todo]
-    with counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert") as costs:
+
+    def publish_within(path: Path, embedder: TextEmbedder) -> None:
+        _publish(path, config.max_failed)
+
+    def run(costs: Costs) -> int:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
         if stores:
             before_replace = _withdraw if given.retry_failed else None
-            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, _publish, before_replace))
+            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, publish_within, before_replace))
         for path, _ in stores:
             print(summary(path))
-    # of the skipped samples too, so that a run which goes on is held to the same limit as one without a stop
-    return status_of("membuilder.expert", [_store_path(config, each) for each in dialogues], config.max_failed)
+        return _status(config, dialogues)
+
+    return counted(given, Path(config.out) / USAGE_FILE, "membuilder.expert", run)
+
+
+def _status(config: BuildConfig, dialogues: Sequence[Dialogue]) -> int:
+    """Return 1, said on stderr, where a sample is not whole; the skipped ones count too."""
+    paths = [_store_path(config, dialogue) for dialogue in dialogues]
+    above = [path for path in paths if not _is_within(path, config.max_failed)]
+    if above:
+        names = f"such as {above[0].parent}"
+        problem = f"{len(above)} of {len(paths)} samples are not whole, {names}; qa and prepare leave them out"
+        print(f"membuilder.expert: {problem}", file=sys.stderr)
+    return status_of("membuilder.expert", above, config.max_failed)
 
 
 def _store_path(config: BuildConfig, dialogue: Dialogue) -> Path:
@@ -96,7 +121,7 @@ def _is_done(config: BuildConfig, dialogue: Dialogue, max_failed: float) -> bool
     path = _store_path(config, dialogue)
     if not is_whole(path.parent, len(dialogue.sessions), settings):
         return False
-    return count_answers([path]).failed_share <= max_failed
+    return _is_within(path, max_failed)
 
 
 def _config(given: argparse.Namespace) -> BuildConfig:
@@ -114,6 +139,7 @@ def _config(given: argparse.Namespace) -> BuildConfig:
         parallel=given.workers if given.parallel else 1,
         scheme=given.scheme,
         max_failed=given.max_failed,
+        on_bad_operation=given.on_bad_operation,
         **{key: getattr(given, key) for key in EMBEDDING_KEYS},
     )
 
@@ -136,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-failed", type=float, default=0.01, help="share of the answers that may have failed; default: %(default)s"
     )
+    text = "an answer that holds one: apply the others, ask once more first, or let it fail; default: %(default)s"
+    choices = [str(each) for each in OnBadOperation]
+    add("--on-bad-operation", default=str(OnBadOperation.APPLY), choices=choices, help=text)
     add_embedding_flags(parser)
     add_cost_flags(parser)
     return parser

@@ -153,8 +153,10 @@ def _entries(contents: Contents, entries: Sequence[Entry]) -> Table:
 
 def _answer(contents: Contents, role: str, answer: Answer) -> Group:
     outcome = f"{len(answer.operations)} operations" if answer.failure is None else f"failed: {answer.failure.kind}"
+    outcome += f", {len(answer.dropped)} dropped" if answer.dropped else ""
     head = plain(f"{role} answered in {answer.seconds:.2f} s, {outcome}", contents.colours[role])
     detail = [] if answer.failure is None else [plain(f"  {answer.failure.detail}", "red")]
+    detail += [plain(f"  dropped, {each.kind}: {each.detail}\n    {each.operation}", "red") for each in answer.dropped]
     return Group(head, *detail, *([] if answer.text is None else [plain(answer.text, "dim")]))
 
 

@@ -66,7 +66,8 @@ class Memory(AbstractContextManager):
                 stack.callback(self._portal.call, self._client.__aexit__)
                 self._portal.call(self._client.check)
             self._embedder = stack.enter_context(embedder_of(self._config.embedder(keys), costs))
-            ask = ask_expert(scheme) if self._client is None else ask_model(self._client, scheme)
+            on_bad = self._config.on_bad_operation
+            ask = ask_expert(scheme) if self._client is None else ask_model(self._client, scheme, on_bad)
             self._builder = Builder(ask=ask, embedder=self._embedder, scheme=scheme)
             stack.callback(self._builder.close)
             self._stack = stack.pop_all()

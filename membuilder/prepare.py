@@ -36,7 +36,7 @@ from membuilder.trajectories.records import (
     sft_records,
     write_records,
 )
-from membuilder.trajectories.trajectory import QA_FILE, STORE_FILE, read_trajectory, sample_folders
+from membuilder.trajectories.trajectory import QA_FILE, STORE_FILE, read_trajectory, sample_folders, unfinished_folders
 
 OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl", "verl-flat", "dialogues"
 SOURCES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}
@@ -76,7 +76,7 @@ def prepare(given: argparse.Namespace) -> tuple[int, Counter[str]]:
 
 
 def _from_trajectories(given: argparse.Namespace) -> tuple[list[Any], Counter[str]]:
-    records, left_out = [], Counter()
+    records, left_out = [], Counter(samples_not_whole=len(unfinished_folders(given.trajectories_dir)))
     for folder in sample_folders(given.trajectories_dir):
         with reading(folder / STORE_FILE) as store:
             trajectory = read_trajectory(store)

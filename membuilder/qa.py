@@ -50,6 +50,7 @@ from membuilder.trajectories.trajectory import (
     read_trajectory,
     sample_folders,
     session_json,
+    unfinished_folders,
 )
 from membuilder.types import Agent
 
@@ -247,11 +248,17 @@ def _ask(given: argparse.Namespace) -> int:
         problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
         raise ConfigError(problem)
     quiet_libraries(given.trajectories_dir / LOG_FILE)
-    with counted(given, given.trajectories_dir / USAGE_FILE, "membuilder.qa") as costs:
-        reports = asyncio.run(run(given, costs))
-        for folder, report in reports.items():
-            counts = [f"{name} {_counts(report[name])}" for name in ("kept", "missing", "dropped")]
-            print(f"{folder}: {'; '.join(counts)}")
+    path = given.trajectories_dir / USAGE_FILE
+    return counted(given, path, "membuilder.qa", lambda costs: _status(given, asyncio.run(run(given, costs))))
+
+
+def _status(given: argparse.Namespace, reports: Mapping[str, Mapping[str, Any]]) -> int:
+    """Print what was written and return the exit status: 1, said on stderr, where too many questions are missing."""
+    for folder, report in reports.items():
+        counts = [f"{name} {_counts(report[name])}" for name in ("kept", "missing", "dropped")]
+        print(f"{folder}: {'; '.join(counts)}")
+    if unfinished := unfinished_folders(given.trajectories_dir):
+        print(f"left out: {len(unfinished)} samples that are not whole, such as {unfinished[0].name}")
     share = missing_share(list(reports.values()))
     if share > given.max_missing:
         problem = f"{share:.1%} of the questions asked for are missing, more than --max-missing {given.max_missing:g}"

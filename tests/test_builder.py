@@ -118,12 +118,7 @@ def test_twenty_entries_are_shown_the_most_related_first(tmp_path):
         (CORE, "I think the core is fine.", "not_json"),
         (SEMANTIC, '{"operations": null}', "schema"),
         (PROCEDURAL, '{"operations": [{"action": "ADD", "quote": [9]}]}', "unknown_turn"),
-        (
-            SEMANTIC,
-            '{"operations": [{"action": "ADD", "memory": "kept?"},'
-            ' {"action": "UPDATE", "old_memory": "e7", "quote": [1]}]}',
-            "unknown_target",
-        ),
+        (SEMANTIC, '{"operations": [{"action": "UPDATE", "old_memory": "e7", "quote": [1]}]}', "unknown_target"),
         (SEMANTIC, '{"operations": [{"action": "ADD", "memory": "\\ud83d"}]}', "not_json"),
         (CORE, json.dumps({"operation": "APPEND", "content": "x" * 5001}), "core_limit"),
     ],

@@ -573,7 +573,7 @@ BAD_LINES = [
     (2, inside("session", turns="none"), "line 3: field 'session.turns'"),
     (1, lambda line: line | {"core": "half \ud83d"}, "line 2: field 'record': holds half"),
     (1, lambda line: line | {"answers": {"core": {"text": "", "seconds": float("nan")}}}, "line 2: field 'answers.sec"),
-    (1, lambda line: line | {"answers": {"core": {"text": "", "shown": ["m7"]}}}, "line 7: field 'answers.shown'"),
+    (1, lambda line: line | {"answers": {"core": {"text": "", "shown": ["m7"]}}}, "line 8: field 'answers.shown'"),
     (4, inside("entry", session=9), "line 5: field 'entry.session'"),
     (4, inside("entry", source_turns=["D9:1"]), "line 5: field 'entry.source_turns'"),
     (4, inside("entry", supersedes=["m9"]), "line 5: field 'entry.supersedes'"),
@@ -581,7 +581,7 @@ BAD_LINES = [
     (4, changed(vector="AAAA"), "line 5: field 'vector'"),
     (4, changed(vector="?"), "line 5: field 'vector'"),
     (5, inside("entry", id="m1"), "line 6: field 'entry.id'"),
-    (-1, changed(num_entries=7), "line 7: field 'num_sessions'"),
+    (-1, changed(num_entries=7), "line 8: field 'num_sessions'"),
     (-1, None, "whole file: field 'lines': has no last line"),
 ]
 

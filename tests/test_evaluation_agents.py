@@ -42,7 +42,16 @@ def test_a_model_builds_and_answers_under_the_same_questions_as_every_other_syst
     for name in ("core", "episodic", "turn"):
         assert told["prompts"][f"full/{name}"] == hashlib.sha256((full / f"{name}.txt").read_bytes()).hexdigest()
     assert {"answer", "judge_strict", "judge_lenient"} < told["prompts"].keys()
-    assert told["agents"] == {"sessions": 2, "answers": 8, "failed_answers": {}} and told["resumed"] is False
+    assert (
+        told["agents"]
+        == {
+            "sessions": 2,
+            "answers": 8,
+            "failed_answers": {},
+            "dropped_operations": {},
+        }
+        and told["resumed"] is False
+    )
     calls = {role: used["calls"] for role, used in told["usage"].items()}
     assert calls == {"builder": 1 + 8, "answerer": 1 + 4, "judge": 1 + 8}
     with reading(tmp_path / "out" / "memories" / "d1.db") as store:  # for membuilder.inspect
@@ -131,6 +140,24 @@ def test_failed_answers_of_the_agents_are_counted(call, tmp_path):
     with FaultServer(answering(talkative)) as server:
         assert call(server, "--system", "agents", "--build-model", "m") == 0
     assert result(tmp_path / "out")["run"]["agents"]["failed_answers"] == {"not_json": 2}
+
+
+def test_what_becomes_of_a_bad_operation_is_a_flag_and_part_of_what_the_memories_are(call, tmp_path, capsys):
+    def careless(request: Request) -> str:
+        prompt = request.body["messages"][-1]["content"]
+        good, bad = '{"action": "ADD", "quote": [1]}', '{"action": "UPDATE", "old_memory": "e9", "quote": [1]}'
+        return f'{{"operations": [{good}, {bad}]}}' if "You keep the semantic" in prompt else reply(request)
+
+    flags = ("--system", "agents", "--build-model", "m", "--db-path", str(tmp_path / "db"))
+    with FaultServer(answering(careless)) as server:
+        assert call(server, *flags, "--mode", "build") == 0
+        assert "failed answers: none; 2 operations dropped: 2 unknown_target" in capsys.readouterr().out
+        assert call(server, *flags, "--on-bad-operation", "drop") == 2
+        assert "was begun with other settings: on_bad_operation=" in capsys.readouterr().err
+        strict = (*flags[:-1], str(tmp_path / "strict"), "--on-bad-operation", "drop")
+        assert call(server, *strict, out="strict") == 0
+    told = result(tmp_path / "strict")["run"]["agents"]
+    assert (told["failed_answers"], told["dropped_operations"]) == ({"unknown_target": 2}, {})
 
 
 def test_answers_in_the_cache_are_not_paid_for_twice(call, tmp_path):

@@ -113,6 +113,7 @@ def test_the_layout_is_the_published_one(tmp_path):
         "input",
         "expert_output",
         "failure",
+        "dropped_operations",
         "metadata",
     }
     assert first["call_id"] == "d_session-0_core"
@@ -132,7 +133,7 @@ def test_the_layout_is_the_published_one(tmp_path):
     assert agent_of(second["input"]["full_prompt"]) is EPISODIC
     assert json.loads((folder / "metadata.json").read_text()) == {
         "conv_id": "d", "num_sessions": 3, "expert_model": "scripted", "total_agent_calls": 12,
-        "failed_agent_calls": {},
+        "failed_agent_calls": {}, "dropped_operations": {},
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from membuilder import build, expert
+from membuilder import build, expert, prepare, qa
 from membuilder.bank.store import Store, reading, writing
 from membuilder.building import dialogues
 from membuilder.building.builder import Builder, ask_model
@@ -71,14 +71,15 @@ def asked(server: FaultServer) -> list[tuple[Agent, str]]:
 ONE_OF_TWENTY = {"Miso": {EPISODIC}}
 
 
-@pytest.mark.parametrize("command", ["build", "expert"])
-def test_too_many_failed_answers_end_the_command_and_say_so(run, command, capsys):
+# A build is held to the limit as a whole, an expert by sample: one of the 12 answers about dialogue d failed.
+@pytest.mark.parametrize("command, failed, limit", [("build", "1 of 20", 1 / 20), ("expert", "1 of 12", 1 / 12)])
+def test_too_many_failed_answers_end_the_command_and_say_so(run, command, failed, limit, capsys):
     with FaultServer(replying(ONE_OF_TWENTY)) as server:
         assert run(command, server) == 1
         said = capsys.readouterr().err
-        assert "1 of 20 answers failed (5.0%, limit 1.0%): 1 not_json." in said and "--max-failed" in said
-        assert run(command, server, "--max-failed", "0.04") == 1
-        assert run(command, server, "--max-failed", "0.05") == 0  # at the limit is within it
+        assert f"{failed} answers failed ({limit:.1%}, limit 1.0%): 1 not_json." in said and "--max-failed" in said
+        assert run(command, server, "--max-failed", str(limit - 0.01)) == 1
+        assert run(command, server, "--max-failed", str(limit)) == 0  # at the limit is within it
         assert capsys.readouterr().err.count("answers failed") == 1
         assert run(command, server, "--max-failed", "1.5") == 2
     assert "must be a share from 0 to 1" in capsys.readouterr().err
@@ -90,19 +91,48 @@ def test_a_build_takes_the_limit_as_a_key_too(run):
         assert run("build", server, "max_failed=0.0") == 1
 
 
-def test_a_sample_with_too_many_failed_answers_is_not_skipped(run, capsys, tmp_path):
+def prepared(tmp_path: Path, capsys) -> tuple[int, str]:
+    """The exit status of `prepare sft` on all samples, and what it says."""
+    out = str(tmp_path / "sft.jsonl")
+    status = prepare.main(["sft", "--trajectories-dir", str(tmp_path / "samples"), "--output-file", out])
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def test_a_sample_with_too_many_failed_answers_is_whole_to_no_command(run, capsys, tmp_path):
+    sample = tmp_path / "samples/custom/d"
     with FaultServer(replying(ONE_OF_TWENTY)) as server:
         assert run("expert", server) == 1
-        capsys.readouterr()
+        assert f"1 of 2 samples are not whole, such as {sample};" in capsys.readouterr().err
+        assert not (sample / "metadata.json").exists() and not is_whole(sample, 3)
+        status, said = prepared(tmp_path, capsys)
+        assert status == 0 and "left out: 1 samples_not_whole" in said
         assert run("expert", server, "--skip-existing") == 1
         assert "2 dialogues, of which 1 are whole and skipped" in capsys.readouterr().out
-        assert run("expert", server, "--skip-existing", "--max-failed", "0.09") == 0  # d: 1 of 12
-        assert "2 dialogues, of which 2 are whole and skipped" in capsys.readouterr().out
-        # d alone is above 6%, both together are not
-        assert run("expert", server, "--skip-existing", "--max-failed", "0.06") == 0
+        # d alone is above 6%, both together are not: a run that leaves a sample out is no success
+        assert run("expert", server, "--skip-existing", "--max-failed", "0.06") == 1
         assert "2 dialogues, of which 1 are whole and skipped" in capsys.readouterr().out
-    metadata = json.loads((Path(tmp_path) / "samples/custom/d/metadata.json").read_text())
-    assert metadata["failed_agent_calls"] == {"not_json": 1}
+        assert run("expert", server, "--skip-existing", "--max-failed", "0.09") == 0
+        assert run("expert", server, "--skip-existing", "--max-failed", "0.09") == 0
+        assert "2 dialogues, of which 2 are whole and skipped" in capsys.readouterr().out
+        assert json.loads((sample / "metadata.json").read_text())["failed_agent_calls"] == {"not_json": 1}
+        status, said = prepared(tmp_path, capsys)
+        assert status == 0 and "samples_not_whole" not in said
+        assert run("expert", server, "--skip-existing") == 1  # a lower limit takes the mark away again
+        assert not (sample / "metadata.json").exists()
+    assert len(server.requests) == 1 + 20 + 1 + 4  # and the check of each run that skips not all
+    used = (tmp_path / "samples/custom/usage.jsonl").read_text().splitlines()
+    assert [json.loads(line)["whole"] for line in used] == [False, False, False, True, False]  # as the exit statuses
+
+
+def test_folders_without_a_whole_sample_are_refused_saying_so(run, capsys, tmp_path):
+    with FaultServer(replying(ONE_OF_TWENTY)) as server:
+        assert run("expert", server, "--conv-id", "d") == 1
+        status, said = prepared(tmp_path, capsys)
+        assert status == 2 and "holds no whole trajectory, but 1 that are not" in said
+        flags = ["--trajectories-dir", str(tmp_path / "samples"), "--provider", "vllm", "--base-url", server.base_url]
+        assert qa.main(flags) == 2
+        assert "but 1 that are not" in capsys.readouterr().err
 
 
 # Asking again
@@ -205,7 +235,7 @@ def test_a_cached_answer_is_asked_again_too(run, tmp_path):
 def test_a_sample_is_published_anew(run, tmp_path, capsys):
     folder = tmp_path / "samples/custom/d"
     with FaultServer(replying(TWO_OF_TWENTY)) as server:
-        assert run("expert", server) == 1
+        assert run("expert", server, "--max-failed", "1") == 0
     with FaultServer(*[replying({})] * 2, status(401)) as server:
         assert run("expert", server, "--retry-failed") == 2
     assert is_whole(folder, 3)  # as it was

@@ -321,3 +321,5 @@ def test_too_many_missing_questions_end_the_command_with_an_error(tmp_path, caps
         assert "100.0% of the questions" in said and "--max-missing 0.1" in said
         assert "rl_training_data.jsonl are whole and usable, 1 with fewer questions than asked for" in said
         assert qa.main([*flags, "--max-missing", "1"]) == 0
+    used = [json.loads(line) for line in (tmp_path / "qa_usage.jsonl").read_text().splitlines()]
+    assert [line["whole"] for line in used] == [False, True]  # as the exit status says

@@ -152,7 +152,12 @@ class _Cut:
             text = None
         if failure is not None and self._lost.in_text(failure.detail):
             failure = replace(failure, detail=REMOVED)
-        return replace(answer, text=text, operations=operations, failure=failure, shown=self._renamed(answer.shown))
+        # what was not applied is a part of the text, and goes with it but for its kind
+        dropped = [
+            each if text is not None else replace(each, operation=REMOVED, detail=REMOVED) for each in answer.dropped
+        ]
+        changed = {"text": text, "operations": operations, "failure": failure, "dropped": tuple(dropped)}
+        return replace(answer, **changed, shown=self._renamed(answer.shown))
 
     def _operation(
         self, operation: Operation, session: Session, written: list[Entry], shown: Iterable[str]

@@ -53,7 +53,13 @@ def _session(stored: StoredSession) -> dict[str, Any]:
         "core": stored.core,
         "turns": [{"id": turn.id, "speaker": turn.speaker, "text": turn.content} for turn in session.turns],
         "answers": [
-            {"agent": role, "text": answer.text, "seconds": answer.seconds, "failure": answer.failure}
+            {
+                "agent": role,
+                "text": answer.text,
+                "seconds": answer.seconds,
+                "failure": answer.failure,
+                "dropped": answer.dropped,
+            }
             for role, answer in stored.answers.items()
         ],
     }

@@ -25,6 +25,17 @@ class Reason:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """An operation that could not be applied, in an answer of which others were."""
+
+    operation: str
+    """As the model wrote it."""
+    kind: str
+    """A `FailureKind`."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """What one agent answered about one session."""
 
@@ -33,6 +44,8 @@ class Answer:
     operations: tuple[Operation, ...] = ()
     """As parsed. They were applied unless there is a failure."""
     failure: Reason | None = None
+    dropped: tuple[Dropped, ...] = ()
+    """What of an answer without a failure was not applied."""
     shown: tuple[str, ...] = ()
     """Ids of the entries shown to the agent: label e1 in a target is the first."""
     seconds: float = 0.0
@@ -90,7 +103,10 @@ def turn_rows(session: Session) -> list[Row]:
 
 
 def answer_row(session: Session, role: str, answer: Answer) -> Row:
-    failure = (None, None) if answer.failure is None else (answer.failure.kind, storable(answer.failure.detail))
+    # what was dropped of an answer without a failure stands as JSON where a failure has its detail
+    failure = (None, _dump(answer.dropped)) if answer.dropped else (None, None)
+    if answer.failure is not None:
+        failure = (answer.failure.kind, storable(answer.failure.detail))
     text = None if answer.text is None else storable(answer.text)
     asked_at = None if answer.asked_at is None else answer.asked_at.isoformat()
     shown, operations = _dump(answer.shown), _dump(answer.operations)
@@ -132,6 +148,7 @@ def read_sessions(sessions: Iterable[Row], turns: Iterable[Row], answers: Iterab
             text=text,
             operations=msgspec.json.decode(operations, type=tuple[Operation, ...]),
             failure=None if kind is None else Reason(kind=kind, detail=detail),
+            dropped=() if kind is not None or detail is None else msgspec.json.decode(detail, type=tuple[Dropped, ...]),
             shown=_ids(shown),
             seconds=seconds,
             asked_at=None if asked_at is None else datetime.fromisoformat(asked_at),

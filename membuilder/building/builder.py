@@ -9,7 +9,6 @@ changes nothing and is stored with its reason. A server that fails ends the buil
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,23 +20,22 @@ import numpy as np
 from membuilder.bank.session_ids import with_ids_of, without_ids
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
+from membuilder.building.read_answer import OnBadOperation, ReadAnswer, read_operations, read_whole
 from membuilder.building.standing import Answers, Standing, standing_answers
 from membuilder.embedding.local import TextEmbedder, in_rows
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
-from membuilder.llm.model_output import read_model_json
 from membuilder.schemes.scheme import Scheme, Shown
 from membuilder.text import HALF_CHARACTER, is_text
-from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, FailureKind, Session
+from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, Session
 
 ATTEMPTS = 2
-"""Times a role is asked while its answer cannot be read."""
-UNREADABLE = (FailureKind.NOT_JSON, FailureKind.SCHEMA)
+"""Times a role is asked while its answer cannot be read, or as `OnBadOperation.RETRY` says."""
 Ask = Callable[[Session, Bank, Shown, Sequence[str]], Awaitable[Answers]]
 """Asks the roles named about a session: the bank before it and the entries shown stand beside it."""
 
 
-def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
+def ask_model(model: ChatModel, scheme: Scheme, on_bad: OnBadOperation = OnBadOperation.APPLY) -> Ask:
     """Let one model answer in all roles of a scheme, which are asked at once.
 
     A ChatError that is not the model's fault is raised after all calls have ended.
@@ -47,22 +45,28 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
         asked_at, began = datetime.now(UTC), time.perf_counter()
         messages = [{"role": "user", "content": scheme.ask(role, session, bank, shown)}]
         schema = scheme.schema(role, session)
-        text, update, failure = None, AgentUpdate(), None
+        text, read, failure = None, ReadAnswer(update=AgentUpdate(), stands=False), None
         try:
             for _ in range(ATTEMPTS):
-                text = await model.complete(messages, schema=schema)
-                update = _read(scheme, role, text, session)
-                if update.failure is None or update.failure.kind not in UNREADABLE:
+                said = await model.complete(messages, schema=schema)
+                if on_bad is OnBadOperation.DROP:
+                    new = read_whole(scheme, role, said, session)
+                else:
+                    new = read_operations(scheme, role, said, session, bank, shown)
+                if new.stands or not read.stands:  # a second answer that is no use leaves the first
+                    text, read = said, new
+                if not (new.is_unreadable or (on_bad is OnBadOperation.RETRY and new.problems)):
                     break
                 # the longer conversation is another request, so neither a cache nor a temperature of 0 repeats it
-                complaint = f"That was not the JSON object asked for ({update.failure.detail}). Write it again."
-                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": complaint}]
+                messages += [{"role": "assistant", "content": said}, {"role": "user", "content": new.complaint()}]
         except ChatError as error:
             if not error.models_fault:
                 raise
-            failure = Reason(kind=f"chat_{error.kind}", detail=str(error))
+            failure = None if read.stands else Reason(kind=f"chat_{error.kind}", detail=str(error))
         times = {"seconds": time.perf_counter() - began, "asked_at": asked_at}
-        return update, Answer(text=text, operations=update.operations, failure=failure, **times)
+        dropped = read.problems if read.stands else ()
+        operations = read.update.operations
+        return read.update, Answer(text=text, operations=operations, failure=failure, dropped=dropped, **times)
 
     async def ask(session: Session, bank: Bank, shown: Shown, roles: Sequence[str]) -> Answers:
         calls = [ask_role(role, session, bank, shown) for role in roles]
@@ -72,18 +76,6 @@ def ask_model(model: ChatModel, scheme: Scheme) -> Ask:
         return dict(zip(roles, answers, strict=True))
 
     return ask
-
-
-def _read(scheme: Scheme, role: str, text: str, session: Session) -> AgentUpdate:
-    """Read a real model's answer as the scheme reads a policy's; else the one JSON value that stands in it."""
-    update = scheme.parse(role, text, session)
-    if update.failure is None or update.failure.kind not in UNREADABLE:
-        return update
-    try:
-        found = json.dumps(read_model_json(text), ensure_ascii=False)
-    except ValueError:
-        return update
-    return scheme.parse(role, found, session)
 
 
 def ask_expert(scheme: Scheme) -> Ask:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from membuilder.bank.index import IndexConfig
+from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.embedding.options import EmbedderOptions, options_of
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint
@@ -50,6 +51,10 @@ class BuildConfig:
     """Dialogues built at once."""
     max_failed: float = 0.01
     """Share of the answers that may have failed; above it the command ends with exit status 1."""
+    on_bad_operation: OnBadOperation = OnBadOperation.APPLY
+    """Of an answer some of whose operations cannot be applied: `apply` the others; `retry` asks once more first; `drop`
+    lets it fail as a whole. A build may go on with another value: every stored answer tells what was dropped of it.
+    """
     embedding_model: str | None = None
     """sentence-transformers folder or model, null: the MiniLM that comes with this program; its name on a server that
     embeds.
@@ -72,6 +77,7 @@ class BuildConfig:
             raise ValueError("max_turns, parallel and sessions must be at least 1")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"max_failed must be a share from 0 to 1, got {self.max_failed}")
+        self.on_bad_operation = OnBadOperation(self.on_bad_operation)  # a text where a program gives it
 
     def settings(self, dialogue: Dialogue, embedder: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that a store records and that a build which goes on must share.

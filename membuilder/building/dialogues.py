@@ -67,7 +67,7 @@ async def build_all(
         else:
             model = await stack.enter_async_context(ChatClient(config.chat(keys), role, costs))
             await model.check()
-            ask = ask_model(model, scheme)
+            ask = ask_model(model, scheme, config.on_bad_operation)
         options = config.embedder(keys)
         embedder = stack.enter_context(embedder_of(options, costs))
         identity = identity_of(embedder, options)
@@ -125,7 +125,22 @@ def warn_of_empty(builder: str, empty: Collection[str], num_dialogues: int) -> N
         _log.warning(problem, builder, len(empty), num_dialogues, min(empty))
 
 
+def dropped_operations(sessions: Iterable[StoredSession]) -> Counter[str]:
+    """Count the operations that were not applied of answers that stand, by kind of problem."""
+    return Counter(each.kind for session in sessions for answer in session.answers.values() for each in answer.dropped)
+
+
 def failures(sessions: Iterable[StoredSession]) -> Counter[str]:
     """Count the answers that failed, by kind."""
     answers = (answer for session in sessions for answer in session.answers.values())
     return Counter(answer.failure.kind for answer in answers if answer.failure is not None)
+
+
+def told_failures(failed: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    """Say such as "failed answers: 1 not_json; 3 operations dropped: 2 schema, 1 unknown_target"."""
+    said = f"failed answers: {listed(failed) or 'none'}"
+    return f"{said}; {sum(dropped.values())} operations dropped: {listed(dropped)}" if dropped else said
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

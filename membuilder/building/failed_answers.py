@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from membuilder.bank.store import reading
-from membuilder.building.dialogues import failures
+from membuilder.building.dialogues import dropped_operations, failures, listed, told_failures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +33,11 @@ def count_answers(paths: Iterable[Path]) -> AnswerCounts:
 
 
 def summary(path: Path) -> str:
-    """Say in one line what a store holds and how many answers failed on the way."""
+    """Say in one line what a store holds, how many answers failed on the way and what was dropped of others."""
     with reading(path) as store:
         sessions, bank = store.sessions(), store.bank()
     counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
-    return f"{path}: {counts}; failed answers: {_listed(failures(sessions)) or 'none'}"
+    return f"{path}: {counts}; {told_failures(failures(sessions), dropped_operations(sessions))}"
 
 
 def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
@@ -47,12 +47,8 @@ def status_of(command: str, paths: Sequence[Path], max_failed: float) -> int:
         return 0
     print(
         f"{command}: {counts.failed.total()} of {counts.num_answers} answers failed ({counts.failed_share:.1%}, limit"
-        f" {max_failed:.1%}): {_listed(counts.failed)}. What they would have written is in no memory. Run the same"
+        f" {max_failed:.1%}): {listed(counts.failed)}. What they would have written is in no memory. Run the same"
         " command with --retry-failed to ask these again, or with a higher --max-failed to accept that.",
         file=sys.stderr,
     )
     return 1
-
-
-def _listed(failed: Counter[str]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))

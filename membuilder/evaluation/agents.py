@@ -13,7 +13,8 @@ from typing import Any
 from membuilder.bank.store import reading
 from membuilder.building.builder import Builder, ask_model
 from membuilder.building.config import BuildConfig
-from membuilder.building.dialogues import Job, build_stores, failures, warn_of_empty
+from membuilder.building.dialogues import Job, build_stores, dropped_operations, failures, warn_of_empty
+from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.naming import identity_of
@@ -36,6 +37,7 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
         "prompts": asdict(how.prompts),
         "templates": template_hashes(how.prompts.template_set),
         "max_turns": how.max_turns,
+        "on_bad_operation": options.flags.on_bad_operation,
         **{key: run[key] for key in BUILT_FROM},
     }
 
@@ -43,7 +45,7 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
 async def build_memories(
     options: Options, dialogues: Sequence[Dialogue], folder: BankFolder, embedder: TextEmbedder, model: ChatModel | None
 ) -> dict[str, Any]:
-    """Let `model` write every memory that `folder` lacks; returns how many sessions and failed answers all took.
+    """Let `model` write every memory that `folder` lacks; returns how many sessions and failed answers they took.
 
     Each memory grows in a store, a session at a time: a kill loses at most the session in flight.
     """
@@ -57,7 +59,8 @@ async def build_memories(
         identity = identity_of(embedder, options.embedder)
         folder.built_by(identity)
         scheme = load_scheme(options.reading.scheme, options.reading.prompts)
-        with closing(Builder(ask=ask_model(model, scheme), embedder=embedder, scheme=scheme)) as builder:
+        ask = ask_model(model, scheme, OnBadOperation(options.flags.on_bad_operation))
+        with closing(Builder(ask=ask, embedder=embedder, scheme=scheme)) as builder:
             jobs = [_job(options, dialogue, path, identity) for path, dialogue in of.items()]
             empty = await build_stores(jobs, builder, options.build_parallel, "agents", keep_bank)
         if options.flags.mode == "build":  # else told where they are searched
@@ -67,7 +70,9 @@ async def build_memories(
         with reading(folder.path(dialogue, ".db")) as store:
             stored += store.sessions()
     num_answers = sum(len(session.answers) for session in stored)
-    return {"sessions": len(stored), "answers": num_answers, "failed_answers": dict(sorted(failures(stored).items()))}
+    counts = {"failed_answers": failures(stored), "dropped_operations": dropped_operations(stored)}
+    by_kind = {name: dict(sorted(count.items())) for name, count in counts.items()}
+    return {"sessions": len(stored), "answers": num_answers, **by_kind}
 
 
 def _job(options: Options, dialogue: Dialogue, path: Path, identity: Mapping[str, Any]) -> Job:

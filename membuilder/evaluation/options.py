@@ -7,6 +7,7 @@ from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
 from membuilder.bank.ranking import ANSWERING, SearchMethod
+from membuilder.building.read_answer import OnBadOperation
 from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
@@ -226,6 +227,9 @@ def _add_models(flags: argparse._ActionsContainer) -> None:
     add_endpoint_flags(flags, "build-", "writes the memories of system agents; else --model")
     text = "config.yaml of the run that trained the checkpoint: its prompts, answer format and turns read at once"
     flags.add_argument("--build-config", type=Path, metavar="FILE", help=text)
+    text = "an answer of --build-model that holds one: apply the others, ask once more first, or let it fail"
+    bad = [str(each) for each in OnBadOperation]
+    flags.add_argument("--on-bad-operation", default=bad[0], choices=bad, help=text)
     flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
     precisions = [str(each) for each in Precision]
     flags.add_argument(

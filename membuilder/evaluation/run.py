@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder.building.dialogues import warn_of_empty
+from membuilder.building.dialogues import told_failures, warn_of_empty
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.evaluation.agents import build_memories, manifest_of
@@ -208,7 +208,7 @@ def _show(record: Record) -> None:
 def _say_built(folder: Path, told: dict[str, Any], usage: Usage) -> None:
     """Print what the agents built and used, and where the banks are."""
     if built := told.get("agents"):
-        failed = ", ".join(f"{count} {kind}" for kind, count in built["failed_answers"].items()) or "none"
-        print(f"{built['sessions']} sessions, {built['answers']} answers; failed answers: {failed}")
+        failed = told_failures(built["failed_answers"], built["dropped_operations"])
+        print(f"{built['sessions']} sessions, {built['answers']} answers; {failed}")
         print(usage_line(usage, folder / USAGE_FILE))
     print(f"banks in {folder}")

@@ -1,12 +1,11 @@
 """What the model calls of one command share: counts, prices, and answers kept on disk.
 
-with counted(given, path, "membuilder.build") as costs:  # given: parsed flags, those of flags.py among them
-    ...
+return counted(given, path, "membuilder.build", run)  # given: parsed flags, those of flags.py among them
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,17 +37,18 @@ def open_costs(given: argparse.Namespace, usage: Usage) -> Iterator[Costs]:
         yield Costs(usage=usage, prices=dict(given.price), answers=answers)
 
 
-@contextmanager
-def counted(given: argparse.Namespace, path: Path, command: str) -> Iterator[Costs]:
-    """Open what parsed flags ask for; at the end, a failure too, tell what was used and add it to `path` as a line.
+def counted(given: argparse.Namespace, path: Path, command: str, run: Callable[[Costs], int]) -> int:
+    """Return the exit status of `run`; at its end, a failure too, tell what was used and add it to `path` as a line.
 
-    A build that was stopped has several lines, and cost their sum. A run in which nobody answered adds none.
+    A build that was stopped has several lines, and cost their sum. A run in which nobody answered adds none. Only one
+    that ends with status 0 is called whole.
     """
     usage, is_whole = Usage(), False
     try:
         with open_costs(given, usage) as costs:
-            yield costs
-        is_whole = True
+            status = run(costs)
+        is_whole = status == 0
+        return status
     finally:
         report = usage.report()
         if any(role["calls"] or role["cached"] for role in report.values()):

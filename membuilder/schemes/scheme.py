@@ -15,7 +15,7 @@ returns an object with the members below, and `reward.py`, whose `score` turns m
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.embedding.local import TextEmbedder
@@ -71,6 +71,17 @@ class Scheme(Protocol):
 
     def tiny_tokens(self, max_turns: int) -> list[str]:
         """Return strings that the tokenizer of a tiny policy keeps whole, for sessions of at most so many turns."""
+
+
+@runtime_checkable
+class SplitsAnswers(Protocol):
+    """A scheme may have this too: then one bad operation loses none of the others when a model builds.
+
+    Without it an answer stands or fails as a whole, as it always does in training.
+    """
+
+    def split(self, role: str, text: str) -> list[str]:
+        """Return an answer as answers of one operation each, in their order; `parse` reads every one alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

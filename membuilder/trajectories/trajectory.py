@@ -3,12 +3,12 @@
     SAMPLE/memory.db                  the durable store, from which a stopped build goes on
     SAMPLE/states/state_0 ... state_N the memory before session 0, ..., after the last one
     SAMPLE/agent_calls.jsonl          a line for each agent and session
-    SAMPLE/metadata.json              written last: a folder without it is not whole
+    SAMPLE/metadata.json              written last: a folder without it is not whole, and no command takes it
 
 Paths inside are relative to SAMPLE. Fields beyond the published ones: `content` and its like in a core answer (what the
-operation says; `new_core_memory` is the whole core after it), `failure`, and ids of entries and turns. Entries are
-embedded without the `[EPISODIC]` that the published payload puts before their text. Fields we have no value for are
-null.
+operation says; `new_core_memory` is the whole core after it), `failure`, `dropped_operations`, and ids of entries and
+turns. Entries are embedded without the `[EPISODIC]` that the published payload puts before their text. Fields we have
+no value for are null.
 """
 
 import json
@@ -90,9 +90,16 @@ def sample_folders(folder: Path) -> list[Path]:
     """Return whole trajectories at `folder`, `folder`/SAMPLE or `folder`/DATASET/SAMPLE; DataError if there is none."""
     found = sorted({path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(depth + METADATA_FILE)})
     if not found:
-        problem = "holds no whole trajectory; make one with `python -m membuilder.expert`"
+        others = f", but {number} that are not" if (number := len(unfinished_folders(folder))) else ""
+        problem = f"holds no whole trajectory{others}; make one with `python -m membuilder.expert`"
         raise DataError(folder, FILE, METADATA_FILE, problem)
     return found
+
+
+def unfinished_folders(folder: Path) -> list[Path]:
+    """Return the samples at `folder` that are not whole: still being built, or with too many failed answers."""
+    stores = {path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(depth + STORE_FILE)}
+    return sorted(path for path in stores if not (path / METADATA_FILE).exists())
 
 
 def read_trajectory(store: Store) -> Trajectory:
@@ -153,12 +160,14 @@ def publish(folder: Path, store: Store) -> None:
     calls = [_call(trajectory, n, agent) for n, each in enumerate(trajectory.steps) for agent in each.answers]
     write_atomic(folder / CALLS_FILE, "".join(json.dumps(call, ensure_ascii=False) + "\n" for call in calls))
     failures = Counter(call["failure"]["kind"] for call in calls if call["failure"] is not None)
+    dropped = Counter(each["kind"] for call in calls for each in call["dropped_operations"])
     metadata = {
         "conv_id": trajectory.dialogue,
         "num_sessions": len(trajectory.steps),
         "expert_model": trajectory.expert,
         "total_agent_calls": len(calls),
         "failed_agent_calls": dict(sorted(failures.items())),
+        "dropped_operations": dict(sorted(dropped.items())),
     }
     write_atomic(folder / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
@@ -277,6 +286,7 @@ def _call(trajectory: Trajectory, number: int, agent: Agent) -> dict[str, Any]:
         "input": {"system_prompt": None, **seen, "new_session": session_json(step.session), "full_prompt": prompt},
         "expert_output": None if actions is None else actions | after,
         "failure": None if answer.failure is None else {"kind": answer.failure.kind, "detail": answer.failure.detail},
+        "dropped_operations": msgspec.to_builtins(answer.dropped),
         "metadata": {
             "expert_model": trajectory.expert,
             "temperature": trajectory.temperature,

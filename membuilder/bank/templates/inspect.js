@@ -85,6 +85,7 @@ function sessionCard(session) {
     return make("div", { class: "row", agent: answer.agent },
       make("span", { class: "agent" }, answer.agent), make("span", { class: "soft small number" }, `  ${answer.seconds.toFixed(2)} s`),
       answer.failure ? make("p", { class: "failed" }, make("b", {}, answer.failure.kind), `: ${answer.failure.detail}`) : null,
+      ...answer.dropped.map(each => make("p", { class: "failed" }, make("b", {}, `dropped, ${each.kind}`), `: ${each.detail}`, make("pre", {}, each.operation))),
       ...(changed.length || answer.failure ? changed : [make("p", { class: "soft" }, "changed nothing")]),
       answer.text === null ? null : make("details", {}, make("summary", {}, "answer as given"), make("pre", {}, answer.text)));
   });
@@ -122,12 +123,14 @@ function timeline() {
 }
 
 function header() {
-  const failed = data.sessions.flatMap(session => session.answers).filter(answer => answer.failure).length;
+  const answers = data.sessions.flatMap(session => session.answers);
+  const failed = answers.filter(answer => answer.failure).length, dropped = answers.flatMap(answer => answer.dropped).length;
   const stat = (number, text) => make("span", {}, make("b", { class: "number" }, number.toLocaleString("en")), make("span", { class: "soft" }, text));
   return make("header", { class: "head" }, make("h1", {}, `What is remembered of ${data.dialogue}`),
     make("p", { class: "soft" }, `${data.speakers.join(" and ")}, written by ${data.model}`),
     make("div", { class: "stats" }, stat(data.entries.length, "entries"), stat(data.entries.length - replacedBy.size, "current"),
-      stat(data.sessions.length, "sessions"), stat(data.core.length, "characters in the core"), stat(failed, "failed answers")));
+      stat(data.sessions.length, "sessions"), stat(data.core.length, "characters in the core"), stat(failed, "failed answers"),
+      dropped ? stat(dropped, "dropped operations") : null));
 }
 
 function chip(agent) {

@@ -36,6 +36,22 @@ def parse(text: str, agent: Agent, num_turns: int, response_format: ResponseForm
     return AgentUpdate(operations=operations)
 
 
+def split(text: str, agent: Agent, response_format: ResponseFormat) -> list[str]:
+    """Return an answer as answers of one operation each. What holds no operations beside each other stays one."""
+    is_one = agent is Agent.CORE and response_format is ResponseFormat.OPERATIONS
+    try:
+        answer = load_json(text)
+        if is_one or not isinstance(answer, dict):
+            return [text]
+        pieces = []
+        for key, value in answer.items():
+            is_list = response_format is ResponseFormat.OPERATIONS and key == "operations" and isinstance(value, list)
+            pieces += [{key: [item]} for item in value] if is_list else [{key: value}]
+        return [json.dumps(piece, ensure_ascii=False) for piece in pieces]
+    except (ValueError, RecursionError):
+        return [text]
+
+
 def render(update: AgentUpdate, agent: Agent, num_turns: int, shown: Sequence[Entry], fmt: ResponseFormat) -> str:
     """Return the JSON text an agent would answer for these operations; `parse` reads it back.
 

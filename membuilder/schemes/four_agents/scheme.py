@@ -8,7 +8,7 @@ from membuilder.bank.ranking import SearchMethod
 from membuilder.bank.retrieve import Retrieval, related, retrieve
 from membuilder.embedding.local import TextEmbedder
 from membuilder.schemes.four_agents.apply import apply_session
-from membuilder.schemes.four_agents.operations import parse, render
+from membuilder.schemes.four_agents.operations import parse, render, split
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.rules import propose
 from membuilder.schemes.four_agents.schemas import schema
@@ -45,6 +45,9 @@ class FourAgents:
 
     def parse(self, role: str, text: str, session: Session) -> AgentUpdate:
         return parse(text, Agent(role), len(session.turns), self.prompts.response_format)
+
+    def split(self, role: str, text: str) -> list[str]:
+        return split(text, Agent(role), self.prompts.response_format)
 
     def write(self, role: str, update: AgentUpdate, session: Session, shown: Shown) -> str:
         return render(update, Agent(role), len(session.turns), shown[role], self.prompts.response_format)
