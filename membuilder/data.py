@@ -33,6 +33,15 @@ def fetch(dataset: PublicDataset, data_folder: Path) -> list[Path]:
         raise FetchError(f"{folder}: cannot be written: {error}; choose another --data-dir") from error
 
 
+def _client() -> httpx.Client:
+    """Make a client as the environment says: HTTPS_PROXY, SSL_CERT_FILE and the like. Raises FetchError."""
+    try:
+        return httpx.Client(follow_redirects=True, timeout=_TIMEOUT)
+    except (ValueError, ImportError, OSError) as error:  # an unknown proxy, one that needs a package, no such file
+        where = "HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE or SSL_CERT_DIR"
+        raise FetchError(f"{where} cannot be used: {error}; correct it or unset it") from error
+
+
 def _fetch_file(file: RemoteFile, path: Path) -> Path:
     if path.exists():
         if problem := _difference(file, path):
@@ -53,7 +62,7 @@ def _fetch_file(file: RemoteFile, path: Path) -> Path:
 
 
 def _download(file: RemoteFile, path: Path) -> None:
-    with httpx.stream("GET", file.url, follow_redirects=True, timeout=_TIMEOUT) as response, path.open("wb") as out:
+    with _client() as client, client.stream("GET", file.url) as response, path.open("wb") as out:
         response.raise_for_status()
         with progress(total=file.size, label=file.name, unit="bytes") as bar:
             for block in response.iter_bytes(1 << 20):

@@ -462,7 +462,7 @@ def test_the_command_reports_and_fails_by_its_exit_status(home, tmp_path, monkey
     assert data.main(["fetch", "locomo", "--data-dir", str(tmp_path)]) == 0
     assert "size and checksum checked" in capsys.readouterr().out
     monkeypatch.setitem(DATASETS, "locomo", dataset(f"{home}/absent.json"))
-    assert data.main(["fetch", "locomo", "--data-dir", str(tmp_path)]) == 1
+    assert data.main(["fetch", "locomo", "--data-dir", str(tmp_path)]) == 2
     assert "the server answered 404" in capsys.readouterr().err
 
 

@@ -499,6 +499,17 @@ def test_a_cache_that_cannot_be_written_is_named(workbench, capsys, monkeypatch)
     assert code == 2 and f"{workbench}/good.jsonl/embeddings cannot be used; delete it or name another" in said
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("HTTPS_PROXY", "nonsense://x"), ("ALL_PROXY", "socks9://127.0.0.1:9"), ("SSL_CERT_FILE", "/nowhere.pem")],
+)
+def test_a_connection_that_cannot_be_set_up_names_the_variables(variable, value, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("NO_PROXY", "")
+    code, said = end_of(f"membuilder.data fetch locomo --data-dir {tmp_path}", capsys)
+    assert code == 2 and variable in said and "cannot be used" in said and "correct it or unset it" in said, said
+
+
 def test_a_mode_that_wandb_does_not_know_is_told_before_anything_is_loaded(workbench, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "nonsense")
     code, said = end_of(f"{SFT} model.path=m wandb_project=p".format(w=workbench), capsys)
