@@ -148,7 +148,7 @@ def remote(server: FaultServer, *, name: str = "e") -> list[str]:
 @pytest.mark.parametrize("command", ["build", "expert"])
 def test_a_server_that_changed_its_model_behind_the_name_is_refused(command, data, tmp_path, capsys):
     def run(server: FaultServer, *flags: str) -> int:
-        flags = (*remote(server), "--answer-cache", str(tmp_path / "answers"), *flags)
+        flags = (*remote(server), *flags)
         if command == "build":
             return build([*data, "--model", "rules", "--out", str(tmp_path / "d.db"), *flags])
         return expert.main([*data, "--expert", "rules", "--output-dir", str(tmp_path / "out"), *flags])
@@ -162,6 +162,24 @@ def test_a_server_that_changed_its_model_behind_the_name_is_refused(command, dat
         assert "embedder 'e' at vllm; 'e' at vllm is another: a test text lies elsewhere" in capsys.readouterr().err
     with FaultServer(embedding_server("first")) as server:
         assert run(server) == 0
+
+
+def test_vectors_of_an_earlier_model_are_not_taken_from_the_cache_of_answers(data, tmp_path, capsys):
+    """A server changes its model behind its name at one address, and a new memory is begun."""
+    models = ["first", "second"]
+
+    async def send(request: Request, writer) -> None:
+        await embedding_server(models[0])(request, writer)
+
+    with FaultServer(send) as server:
+        flags = [*remote(server), "--answer-cache", str(tmp_path / "answers")]
+        assert begin(data, tmp_path / "one.db", *flags) == 0
+        assert begin(data, tmp_path / "two.db", *flags) == 0
+        del models[0]
+        assert begin(data, tmp_path / "three.db", *flags) == 2
+        said = capsys.readouterr().err
+        assert "the model e has changed behind its name: use a new cache folder" in said
+        assert begin(data, tmp_path / "three.db", *flags[:-1], str(tmp_path / "new")) == 0
 
 
 def test_the_same_model_under_another_name_of_a_server_goes_on(data, tmp_path):

@@ -266,6 +266,6 @@ def test_a_changed_model_is_found_among_vectors_of_cut_texts_too(tmp_path):
         with embedder_at(server, cache=cache, **settings) as embedder:
             embedder.embed([LONG])
         server.script = [payload({"data": [{"index": 0, "embedding": [1.0]}]})]
-        with embedder_at(server, cache=cache, **settings) as embedder, pytest.raises(CacheError, match="changed"):
+        with pytest.raises(CacheError, match="changed"), embedder_at(server, cache=cache, **settings) as embedder:
             embedder.embed([LONG])
         cache.close()

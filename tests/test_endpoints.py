@@ -309,9 +309,8 @@ def test_vectors_are_kept_between_runs(tmp_path):
         shorter = payload({"data": [{"index": 0, "embedding": [1.0]}]})
         server.script = [shorter]
         cache = AnswerCache(tmp_path)
-        with embedder_of(server, usage, cache=cache) as embedder:
-            with pytest.raises(CacheError, match="changed"):
-                embedder.embed(["cat"])
+        with pytest.raises(CacheError, match="changed"), embedder_of(server, usage, cache=cache):
+            raise AssertionError("it is refused when it is opened")
         cache.close()
 
 

@@ -58,7 +58,7 @@ def other_embedder(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> s
     elif VECTOR not in present:
         return None
     else:
-        cosine = _cosine(*(np.frombuffer(base64.b64decode(side[VECTOR]), "<f4") for side in (recorded, present)))
+        cosine = cosine_of(*(np.frombuffer(base64.b64decode(side[VECTOR]), "<f4") for side in (recorded, present)))
         if cosine >= SAME_COSINE:
             return None
         how = f"a test text lies elsewhere, at a cosine of {cosine:.3f} where the same model has {SAME_COSINE} or more"
@@ -75,7 +75,7 @@ def described(about: Mapping[str, Any]) -> str:
     return f"{about[NAME]!r}{server}{revision}"
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+def cosine_of(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 
 from membuilder.embedding.cache import packed, unpacked
+from membuilder.embedding.identity import PROBE, SAME_COSINE, cosine_of
 from membuilder.embedding.local import in_rows
-from membuilder.errors import ChatError, ChatErrorKind, ConfigError
+from membuilder.errors import CacheError, ChatError, ChatErrorKind, ConfigError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import CHECK_ATTEMPTS, Connection
 from membuilder.llm.concurrency import for_each
@@ -28,7 +29,7 @@ from membuilder.llm.usage import Usage
 from membuilder.text import is_text
 
 SETTING_HINT = "(keys of --embedding-endpoint)"
-CHECK_TEXTS = ("ready?",)
+CHECK_TEXTS = (PROBE,)
 REFUSALS = (ChatErrorKind.BAD_REQUEST, ChatErrorKind.UNFIT_PROMPT)
 """Failures that may concern one text, or how many there are; keys, accounts and broken servers are others."""
 FEWEST_CHARS = 64
@@ -67,8 +68,10 @@ class EndpointEmbedder:
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
             stack.callback(self._portal.call, self._connection.close)
-            self.probe = np.array(self._portal.call(self._check), dtype=np.float32)
-            self._dimension = len(self.probe)
+            rows = [self._portal.call(self._check)]
+            self._dimension = len(rows[0])
+            (self.probe,) = self._unit(rows)
+            self._check_cache()
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -191,15 +194,30 @@ class EndpointEmbedder:
         mean = np.average([vector for _, vector in pieces], axis=0, weights=[len(piece) for piece, _ in pieces])
         return self._unit(mean[None])[0]
 
+    def _check_cache(self) -> None:
+        """Raise CacheError where the cache holds the vectors that another model gave under this name."""
+        if self._cache is None:
+            return
+        key = self._key(PROBE, False)
+        stored = self._cache.get(key)
+        if stored is None:
+            self._cache.put_all({key: packed(self.probe)})
+        elif (cosine := cosine_of(unpacked(stored, self._dimension, self._remedy), self.probe)) < SAME_COSINE:
+            raise CacheError(f"a cached vector and today's have a cosine of {cosine:.3f}; {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return f"the model {self._endpoint.name} has changed behind its name: use a new cache folder"
+
     def _recall(self, text: str) -> bool:
         """Take the text's vector from the cache, and return whether it was there."""
-        limit, remedy = self._endpoint.max_text_chars, f"the model {self._endpoint.name} has changed behind its name"
+        limit = self._endpoint.max_text_chars
         may_be_whole = limit is None or len(text) <= limit
         may_be_long = self._endpoint.long_texts is not LongTexts.REFUSE
         for is_long in (False,) * may_be_whole + (True,) * may_be_long:
             stored = None if self._cache is None else self._cache.get(self._key(text, is_long))
             if stored is not None:
-                self._vectors[text] = unpacked(stored, self._dimension, f"{remedy}: use a new cache folder")
+                self._vectors[text] = unpacked(stored, self._dimension, self._remedy)
                 self._long |= {text} if is_long else set()
                 self._usage.add_cached(Role.EMBEDDER)
                 return True
