@@ -15,12 +15,11 @@ def load_function(name: str, *parameters: str) -> Callable:
     Raises ConfigError where there is no such file or function, or where it takes other arguments. What the file itself
     raises is told by `message_of` (membuilder/errors.py), as is what the function raises later.
     """
-    path, colon, function = name.partition(":")
+    path, _, function = name.partition(":")
     if not Path(path).is_file():
         raise ConfigError(f"'{name}': expected path/to/file.py:function, and no file is at '{path}'")
     if not function:
-        problem = "name the function too" if colon else "expected path/to/file.py:function"
-        raise ConfigError(f"'{name}': {problem}, such as {path}:judge")
+        raise ConfigError(f"'{name}': expected path/to/file.py:function, and no function is named")
     # a name of its own, so that a file called reward.py does not take the place of the package
     spec = importlib.util.spec_from_file_location(f"{PLUGIN}{Path(path).resolve()}", path)
     if spec is None or spec.loader is None:

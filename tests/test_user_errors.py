@@ -465,8 +465,9 @@ def started(*arguments: str, **how) -> subprocess.Popen:
 
 def test_ctrl_c_to_a_real_process(tmp_path):
     script = """
-import sys, time
+import signal, sys, time
 from membuilder import prepare
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 prepare._write = lambda given: (print("on", flush=True), time.sleep(60))
 sys.exit(prepare.main(["sft", "--input-file", "x.jsonl", "--output-file", "y.jsonl"]))
 """
