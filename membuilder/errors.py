@@ -225,7 +225,10 @@ def _fault_of_plugin(error: Exception) -> str | None:
         elif module.partition(".")[0] in OUR_PACKAGES:
             place = None
         trace = trace.tb_next
-    return None if place is None else f"{place}: {type(error).__name__}: {error}; correct your function"
+    if place is None:
+        return None
+    first_line = str(error).partition("\n")[0]
+    return f"{place}: {type(error).__name__}: {first_line}; correct your function"
 
 
 class _Ended(SystemExit):
@@ -237,7 +240,7 @@ class _Ended(SystemExit):
 class clear_errors(ContextDecorator):  # lower case: it is used as a function
     """End a program by a message alone where its user can mend the error; of a fault of ours the traceback stays.
 
-    `kept` says what stays and how to go on; a message about flags, files or settings goes without it.
+    `kept` says what stays and how to go on, after a stop or an error that time or the user can take away.
     """
 
     def __init__(self, program: str, kept: str = "") -> None:
@@ -257,7 +260,7 @@ class clear_errors(ContextDecorator):  # lower case: it is used as a function
         if (error is None or isinstance(error, BrokenPipeError)) and _reader_left() and error is not None:
             raise SystemExit(PIPE_STATUS) from error  # such as `| head`, which has read enough
         if (message := message_of(error)) is not None:
-            goes_on = not isinstance(error, ConfigError | DataError | StoreError)  # else it would end the same way
+            goes_on = isinstance(error, ChatError | BuildStopped | WriteError)  # others would end it the same way again
             kept = f"\n{self._kept}" if self._kept and goes_on else ""
             raise _Ended(f"{self._program}: {message}{kept}") from error
 

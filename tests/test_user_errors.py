@@ -143,7 +143,10 @@ MISTAKES = [  # (command line, what is said of it)
     ("membuilder.eval compare {w}/nowhere {w}/b", ["no answers.jsonl at {w}/nowhere/answers.jsonl", "FOLDER:SYSTEM"]),
     ("membuilder.eval compare {w}/ran {w}/edited", ["{w}/edited/answers.jsonl: line 1", "scores", "remove the line"]),
     ("membuilder.eval compare {w}/ran {w}/garbage", ["{w}/garbage/answers.jsonl: line 1", "remove the line"]),
-    (f"{GOOD} --output-dir {{w}}/answers_folder", ["answers.jsonl", "Is a directory"]),
+    (
+        f"{GOOD} --output-dir {{w}}/answers_folder",
+        ["answers_folder holds answers.jsonl without run.json", "choose another"],
+    ),
     (f"{GOOD} --output-dir {{w}}/ran --top-k 3", ["{w}/ran was begun with other settings: top_k=10 (now 3)"]),
     # Expert folders and their questions
     (f"{PREPARE} --trajectories-dir {{w}}/no_db", ["{w}/no_db/memory.db: no such store"]),
@@ -462,8 +465,9 @@ def started(*arguments: str, **how) -> subprocess.Popen:
 
 def test_ctrl_c_to_a_real_process(tmp_path):
     script = """
-import sys, time
+import signal, sys, time
 from membuilder import prepare
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 prepare._write = lambda given: (print("on", flush=True), time.sleep(60))
 sys.exit(prepare.main(["sft", "--input-file", "x.jsonl", "--output-file", "y.jsonl"]))
 """

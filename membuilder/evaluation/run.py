@@ -18,6 +18,7 @@ from typing import Any
 from membuilder.building.dialogues import told_failures, warn_of_empty
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
+from membuilder.errors import EvaluationError
 from membuilder.evaluation.agents import build_memories, manifest_of
 from membuilder.evaluation.answerer import Roles, ask_all, open_roles
 from membuilder.evaluation.banks import BankFolder, read_settings, refuse_others, write_settings
@@ -73,6 +74,9 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
         costs = opened.enter_context(open_costs(options.flags, usage))
         settings = settings_of(options, path, dialogues)
         was_begun = not is_build and (folder / RUN_FILE).exists()
+        if not is_build and not was_begun and (folder / ANSWERS_FILE).exists():
+            problem = f"holds {ANSWERS_FILE} without {RUN_FILE}, which says of what run"
+            raise EvaluationError(f"{folder} {problem}; choose another --output-dir")
         if was_begun:
             before = read_settings(folder / RUN_FILE, "choose another --output-dir or remove this one")
             refuse_others(folder, before, settings, "choose another --output-dir or move it")
