@@ -474,7 +474,7 @@ def test_a_fetched_dataset_is_found_by_its_name_alone(home, tmp_path, monkeypatc
     assert data.main(["fetch", "locomo"]) == 0
     assert (tmp_path / DATA_FOLDER / "locomo" / "locomo10.json").read_bytes() == content
     assert evaluate(["--dataset", "locomo", "--system", "rag-turn-bm25", "--output-dir", "out"]) == 0
-    assert "| rag-turn-bm25 | 1 | 1.000 " in capsys.readouterr().out
+    assert "| rag-turn-bm25 | 1 | 1.000 " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
 def test_configs_name_files_where_fetching_puts_them():

@@ -216,12 +216,12 @@ def test_long_texts_cost_little(piece):
     """Ten times the text costs about ten times the time and not a hundred times."""
 
     def seconds(times: int) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             read_model_json("x" + piece * times)
         except ValueError:
             pass
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     seconds(1000)
     short = min(seconds(3_000) for _ in range(3))
