@@ -164,6 +164,21 @@ def test_a_server_that_changed_its_model_behind_the_name_is_refused(command, dat
         assert run(server) == 0
 
 
+def test_other_settings_that_shape_vectors_are_refused_by_name(data, tmp_path, capsys):
+    with FaultServer(embedding_server("first")) as server:
+        flags = [*data, "--model", "rules", "--out", str(tmp_path / "d.db"), *remote(server)]
+        assert build([*flags, "--sessions", "1"]) == 0
+        cut = ["--embedding-endpoint", "long_texts=cut", "--embedding-endpoint", "batch_size=2"]
+        capsys.readouterr()
+        assert build([*flags, *cut]) == 2
+        said = capsys.readouterr().err
+        assert (
+            "other settings of the embedding server: extra_body={}, long_texts=refuse, " in said
+            and "long_texts=cut" in said
+        )
+        assert build([*flags, "--embedding-endpoint", "batch_size=2"]) == 0
+
+
 def test_vectors_of_an_earlier_model_are_not_taken_from_the_cache_of_answers(data, tmp_path, capsys):
     """A server changes its model behind its name at one address, and a new memory is begun."""
     models = ["first", "second"]

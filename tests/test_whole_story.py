@@ -127,7 +127,7 @@ def teach(walk: Walk) -> None:
     # of two times three sessions with two questions each the writer leaves one session out
     qa = "python -m membuilder.qa --qa-per-session 2 --trajectories-dir"
     said = walk.shell(f"{qa} expert --model {WRITER} 2>&1", status=1)
-    problem = said.splitlines()[-1]
+    problem = next(line for line in said.splitlines() if line.startswith("membuilder.qa: "))
     assert "16.7% of the questions asked for are missing, more than --max-missing 0.1" in problem
     assert "The 2 files rl_training_data.jsonl are whole and usable, 1 with fewer questions" in problem
     prepare = "python -m membuilder.prepare {0} --trajectories-dir expert --output-file {0}.jsonl"

@@ -25,6 +25,8 @@ SAME_COSINE = 0.999
 noise of 1% in the weights costs 0.001, the prefix `query: ` 0.6. Weights of 8 bits count as another model.
 """
 NAME, PROVIDER, REVISION, VECTOR = (f"embedding_{part}" for part in ("model", "provider", "revision", "probe"))
+SETTINGS = "embedding_settings"
+"""What becomes of long texts at a server, and what it is sent besides them: no short probe can tell."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,7 @@ def probed(embedder: TextEmbedder, probe: np.ndarray | None = None) -> dict[str,
 
 def exact_keys(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> Set[str]:
     """Return the settings that must be equal. What was recorded without a probe has the embedder's name among them."""
-    keys = (recorded.keys() | present.keys()) - {REVISION, VECTOR}
+    keys = (recorded.keys() | present.keys()) - {REVISION, VECTOR, SETTINGS}
     return keys - {NAME, PROVIDER, "dimension"} if VECTOR in recorded else keys
 
 
@@ -60,10 +62,17 @@ def other_embedder(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> s
     else:
         cosine = cosine_of(*(np.frombuffer(base64.b64decode(side[VECTOR]), "<f4") for side in (recorded, present)))
         if cosine >= SAME_COSINE:
-            return None
+            return _other_settings(recorded.get(SETTINGS), present.get(SETTINGS))
         how = f"a test text lies elsewhere, at a cosine of {cosine:.3f} where the same model has {SAME_COSINE} or more"
     then, now = described(recorded), described(present)
     return f"was built with the embedder {then}; {now} is another: {how}"
+
+
+def _other_settings(recorded: Mapping[str, Any] | None, present: Mapping[str, Any] | None) -> str | None:
+    if recorded is None or present is None or recorded == present:
+        return None
+    then, now = (", ".join(f"{key}={value}" for key, value in sorted(side.items())) for side in (recorded, present))
+    return f"was built with other settings of the embedding server: {then} (now {now})"
 
 
 def described(about: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.embedding.cache import fingerprint_of
-from membuilder.embedding.identity import NAME, PROVIDER, REVISION, probed
+from membuilder.embedding.identity import NAME, PROVIDER, REVISION, SETTINGS, probed
 from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder, default_folder
 from membuilder.embedding.options import EmbedderOptions, Precision
 
@@ -14,7 +14,7 @@ def name_of(options: EmbedderOptions) -> dict[str, Any]:
     name = options.model or DEFAULT_PACKAGE
     if options.precision is not Precision.FLOAT32:
         name = f"{name} in {options.precision}"
-    return {NAME: name, PROVIDER: options.provider}
+    return {NAME: name, PROVIDER: options.provider} | _settings(options)
 
 
 def identity_of(embedder: TextEmbedder, options: EmbedderOptions) -> dict[str, Any]:
@@ -22,6 +22,14 @@ def identity_of(embedder: TextEmbedder, options: EmbedderOptions) -> dict[str, A
     # a server's is the one it gave when it was opened: the cache of answers may hold that of an earlier model
     probe = None if options.provider is None else embedder.probe
     return probed(embedder, probe) | name_of(options) | {REVISION: _revision(options)}
+
+
+def _settings(options: EmbedderOptions) -> dict[str, Any]:
+    if options.provider is None:
+        return {}
+    server = options.endpoint()
+    names = ("long_texts", "max_text_chars", "extra_body")
+    return {SETTINGS: {name: getattr(server, name) for name in names}}
 
 
 def _revision(options: EmbedderOptions) -> str | None:
