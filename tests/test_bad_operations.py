@@ -128,6 +128,7 @@ def test_the_good_ones_are_applied_and_the_bad_one_is_recorded(run, tmp_path, ca
     assert '"dropped":[{"operation":' in page and f'"kind":"{kind}"' in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_drop_lets_the_answer_fail_as_a_whole(run, tmp_path, capsys, case):
     bad, kind = BAD[case]
@@ -140,6 +141,7 @@ def test_drop_lets_the_answer_fail_as_a_whole(run, tmp_path, capsys, case):
     assert f"failed answers: 1 {kind}\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_retry_names_the_problem_and_takes_the_answer_put_right(run, tmp_path, capsys, case):
     bad, kind = BAD[case]

@@ -324,6 +324,7 @@ def delete(path: Path, told) -> None:
     edit.main([str(path), "delete-session", "S2"])
 
 
+@pytest.mark.slow
 def test_a_deletion_killed_anywhere_is_done_or_not_and_its_next_run_erases(tmp_path):
     rng = random.Random(0)
     for number in range(4):
@@ -465,6 +466,7 @@ def slow_correction(path: Path, told) -> None:
     edit.main([str(path), "correct-turn", "S3:1", "I bought a blue lamp on Monday."])
 
 
+@pytest.mark.slow
 def test_a_correction_killed_anywhere_loses_nothing(tmp_path):
     path, rng = tmp_path / "m.db", random.Random(1)
     built(path, write_talk(tmp_path / "long.jsonl", LONG, LONG_DAYS))

@@ -171,6 +171,7 @@ def test_what_an_embedding_server_is_sent_is_what_is_set(command, prefix, model,
     assert max(len(text) for body in sent for text in body["input"]) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "prefix", "model"), ROLES)
 def test_a_silent_server_is_found_by_the_check_within_its_own_time(command, prefix, model, ask):
     with FaultServer(serving(command, hanging=model)) as server:
@@ -180,6 +181,7 @@ def test_a_silent_server_is_found_by_the_check_within_its_own_time(command, pref
     assert time.perf_counter() - began < 10 and len(bodies(server, model)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "prefix", "model"), ROLES)
 def test_a_call_ends_within_its_own_time(command, prefix, model, ask):
     with FaultServer(serving(command, hanging=model, after=1)) as server:

@@ -82,6 +82,7 @@ def test_the_table_fits_any_terminal_and_holds_every_number(width):
     assert width < 20 or len(numbers.findall("\n".join(lines))) == len(numbers.findall(whole))
 
 
+@pytest.mark.slow
 def test_on_a_terminal_nothing_is_wider_and_the_last_line_says_where_the_results_are(tmp_path, monkeypatch):
     columns = 61
     caller(tmp_path, monkeypatch)  # writes mine.jsonl
@@ -157,6 +158,7 @@ def test_the_bar_moves_by_session_while_agents_build_and_by_question_while_they_
     assert states(moves, "answer") == [1, 2]
 
 
+@pytest.mark.slow
 def test_where_the_results_are_is_said_last_also_where_they_mislead(tmp_path, monkeypatch):
     def unjudged(request: Request) -> str:
         return "hm" if request.body["messages"][-1]["content"].startswith("You grade") else reply(request)

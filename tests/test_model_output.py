@@ -186,6 +186,7 @@ def test_rewards_stay_strict():
             load_json(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

@@ -48,6 +48,7 @@ def server():
         yield running
 
 
+@pytest.mark.slow
 def test_what_a_model_wrote_is_stored_found_shown_and_answered_from(data, server, tmp_path, capsys):
     chat = ["--model", "m-1", "--provider", "vllm", "--base-url", server.base_url]
     assert build.main([*data, *chat, "--out", str(tmp_path / "stores")]) == 0
@@ -63,6 +64,7 @@ def test_what_a_model_wrote_is_stored_found_shown_and_answered_from(data, server
             assert told in memory.search(asked).entries[0].text
 
 
+@pytest.mark.slow
 def test_answers_are_asked_and_judged_from_them(data, server, tmp_path):
     chat = ["--model", "m-1", "--provider", "vllm", "--base-url", server.base_url]
     judge = ["--judge-model", "m-1", "--judge-provider", "vllm"]
@@ -73,6 +75,7 @@ def test_answers_are_asked_and_judged_from_them(data, server, tmp_path):
         assert told in record["retrieved"][0]["text"] and record["answer"] == "a stub's answer"
 
 
+@pytest.mark.slow
 def test_an_expert_teaches_in_every_script(data, server, tmp_path):
     flags = ["--expert-model", "m-1", "--provider", "vllm", "--base-url", server.base_url]
     assert expert.main([*data, *flags, "--output-dir", str(tmp_path / "expert")]) == 0

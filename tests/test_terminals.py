@@ -64,6 +64,7 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_command_goes_through_without_one_character_of_it(data, tmp_path):
     source, out = ["--dataset", "custom", "--dataset-path", str(data)], str(tmp_path)
     assert "nothing was stored" not in run("C", "build", *source, "--model", "rules", "--out", f"{out}/d.db")
@@ -81,6 +82,7 @@ def test_every_command_goes_through_without_one_character_of_it(data, tmp_path):
         run("C", "qa", *asked, "--provider", "vllm", "--base-url", server.base_url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ["ascii", "cp1252", "LANG"])
 def test_what_is_shown_and_refused_fits_the_terminal(environment, data, tmp_path):
     source = ["--dataset", "custom", "--dataset-path", str(data)]
