@@ -18,6 +18,7 @@ from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import ArgumentParser, FetchError, WriteError, exit_status
 from membuilder.files import atomic
+from membuilder.llm.network import usable_network_settings
 from membuilder.progress import progress
 
 _TIMEOUT = httpx.Timeout(60, connect=15)
@@ -34,12 +35,9 @@ def fetch(dataset: PublicDataset, data_folder: Path) -> list[Path]:
 
 
 def _client() -> httpx.Client:
-    """Make a client as the environment says: HTTPS_PROXY, SSL_CERT_FILE and the like. Raises FetchError."""
-    try:
+    """Make a client as the environment says: HTTPS_PROXY, SSL_CERT_FILE and the like. Raises ConfigError."""
+    with usable_network_settings():
         return httpx.Client(follow_redirects=True, timeout=_TIMEOUT)
-    except (ValueError, ImportError, OSError) as error:  # an unknown proxy, one that needs a package, no such file
-        where = "HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE or SSL_CERT_DIR"
-        raise FetchError(f"{where} cannot be used: {error}; correct it or unset it") from error
 
 
 def _fetch_file(file: RemoteFile, path: Path) -> Path:

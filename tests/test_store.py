@@ -241,3 +241,24 @@ def test_an_opened_memory_finds_what_plain_retrieval_finds(tmp_path):
             assert memory.retrieve(["cat Miso", "salt"], k, superseded) == expected
     with pytest.raises(StoreError, match="have 32 numbers instead of 64"):
         open_memory(tmp_path / "memory.db", HashEmbedder(32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE session SET timestamp = 'yesterday'",
+        "UPDATE session SET core_quotes = '[1'",
+        "UPDATE answer SET operations = '{}'",
+        "UPDATE answer SET shown = 'e1'",
+        "UPDATE entry SET source_turns = 'D1:1'",
+        "UPDATE setting SET value = '{'",
+        "DELETE FROM setting WHERE name = 'dimension'",
+        "PRAGMA foreign_keys = OFF; UPDATE entry SET session = 99",
+    ],
+)
+def test_a_store_that_was_changed_from_outside_is_refused(tmp_path, change):
+    path = filled(tmp_path / "memory.db")
+    with sqlite3.connect(path) as connection:
+        connection.executescript(change)
+    with pytest.raises(StoreError, match="no build writes .*build anew"), reading(path) as store:
+        store.settings(), store.bank(), store.vectors()

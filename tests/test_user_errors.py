@@ -507,11 +507,18 @@ def test_a_cache_that_cannot_be_written_is_named(workbench, capsys, monkeypatch)
     ("variable", "value"),
     [("HTTPS_PROXY", "nonsense://x"), ("ALL_PROXY", "socks9://127.0.0.1:9"), ("SSL_CERT_FILE", "/nowhere.pem")],
 )
-def test_a_connection_that_cannot_be_set_up_names_the_variables(variable, value, tmp_path, capsys, monkeypatch):
+def test_a_connection_that_cannot_be_set_up_names_the_variables(
+    variable, value, workbench, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("NO_PROXY", "")
-    code, said = end_of(f"membuilder.data fetch locomo --data-dir {tmp_path}", capsys)
-    assert code == 2 and variable in said and "cannot be used" in said and "correct it or unset it" in said, said
+    chat = f"--model m --provider vllm --base-url https://localhost:9/v1 --out {tmp_path}/d.db"
+    for command in (
+        f"membuilder.data fetch locomo --data-dir {tmp_path}",
+        f"membuilder.build --dataset-path {{w}}/good.jsonl {chat}",
+    ):
+        code, said = end_of(command.format(w=workbench), capsys)
+        assert code == 2 and variable in said and "cannot be used" in said and "correct it or unset it" in said, said
 
 
 def test_a_mode_that_wandb_does_not_know_is_told_before_anything_is_loaded(workbench, capsys, monkeypatch):

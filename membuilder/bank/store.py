@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from membuilder.bank.store_errors import as_written, typed
 from membuilder.bank.store_rows import (
     VECTOR,
     Answer,
@@ -70,21 +71,24 @@ class Store:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings under which the store was written."""
-        return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM setting")}
+        rows = self._rows("SELECT name, value FROM setting")
+        with as_written(self.path):
+            return {name: json.loads(value) for name, value in rows}
 
     def num_sessions(self) -> int:
         return self._rows("SELECT count(*) FROM session")[0][0]
 
     def sessions(self) -> tuple[StoredSession, ...]:
         """Return the sessions in the order in which the model read them."""
-        return read_sessions(
-            self._rows("SELECT number, id, timestamp, core, core_quotes FROM session ORDER BY number"),
-            self._rows("SELECT session, id, speaker, role, text, caption FROM turn ORDER BY session, number"),
-            self._rows(
-                "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
-                " FROM answer ORDER BY rowid"
-            ),
+        queries = (
+            "SELECT number, id, timestamp, core, core_quotes FROM session ORDER BY number",
+            "SELECT session, id, speaker, role, text, caption FROM turn ORDER BY session, number",
+            "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
+            " FROM answer ORDER BY rowid",
         )
+        tables = list(map(self._rows, queries))
+        with as_written(self.path):
+            return read_sessions(*tables)
 
     def bank(self) -> Bank:
         """Return the bank after the last session."""
@@ -93,13 +97,15 @@ class Store:
         if not sessions:
             return Bank()
         last = sessions[-1]
-        return Bank(core=last.core, core_quotes=last.core_quotes, entries=read_entries(rows, sessions))
+        with as_written(self.path):
+            return Bank(core=last.core, core_quotes=last.core_quotes, entries=read_entries(rows, sessions))
 
     def vectors(self) -> np.ndarray:
         """Return the embeddings of the bank's entries, in its order, float32. # (N, D)"""
         rows = self._rows("SELECT vector FROM embedding ORDER BY entry")
         num_entries = self._rows("SELECT count(*) FROM entry")[0][0]
-        dimension = self.settings()["dimension"]
+        with as_written(self.path):
+            dimension = self.settings()["dimension"]
         if len(rows) != num_entries or any(len(vector) != dimension * VECTOR.itemsize for (vector,) in rows):
             problem = (
                 f"{num_entries} entries, but {len(rows)} embeddings or some not of {dimension} numbers; build anew"
@@ -119,13 +125,13 @@ class Store:
         first = len(bank.entries) - len(vectors) + 1
         new = list(enumerate(bank.entries[first - 1 :], start=first))
         stored = StoredSession(session=session, answers=answers, core=bank.core, core_quotes=bank.core_quotes)
-        with _typed(self.path), self.connection as connection:
+        with typed(self.path), self.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             _insert(connection, rows_of([stored], new, vectors))
 
     def replace(self, memory: StoredMemory) -> None:
         """Hold `memory` in place of all that stands here, its settings too: in one transaction."""
-        with _typed(self.path), self.connection as connection:
+        with typed(self.path), self.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             for table in ("setting", *reversed(_HELD)):
                 connection.execute(f"DELETE FROM {table}")
@@ -135,14 +141,14 @@ class Store:
 
     def take_over(self, path: Path) -> None:
         """Hold the sessions of the store at `path` in place of its own: in one transaction, the settings stay."""
-        with _typed(self.path), self.connection as connection:
+        with typed(self.path), self.connection as connection:
             connection.execute("ATTACH ? AS other", [f"{path.absolute().as_uri()}?mode=ro"])
             connection.execute("BEGIN IMMEDIATE")
             for table in reversed(_HELD):
                 connection.execute(f"DELETE FROM main.{table}")
             for table in _HELD:
                 connection.execute(f"INSERT INTO main.{table} SELECT * FROM other.{table} ORDER BY rowid")
-        with _typed(self.path):
+        with typed(self.path):
             self.connection.execute("DETACH other")
 
     def erase_deleted(self) -> None:
@@ -154,7 +160,7 @@ class Store:
             raise StoreError(self.path, f"{problem}; end that process, and run the same command again")
 
     def _rows(self, query: str) -> list[tuple]:
-        with _typed(self.path):
+        with typed(self.path):
             return self.connection.execute(query).fetchall()
 
 
@@ -167,13 +173,13 @@ def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
     path = Path(path)
     with _locked(path), _connected(path, "rwc") as connection:
         store = Store(path, connection)
-        with _typed(path):
+        with typed(path):
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
             connection.execute("PRAGMA foreign_keys = ON")
             _begin(connection, settings)
         _check_version(store)
-        with _typed(path):  # not before: it would change a file that is no store of ours
+        with typed(path):  # not before: it would change a file that is no store of ours
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             problem = f"its file system allows no write-ahead log (got {mode!r}); put the store on a local disk"
@@ -190,7 +196,7 @@ def reading(path: str | Path) -> Iterator[Store]:
         raise StoreError(path, "no such store; `python -m membuilder.build` makes one")
     with _connected(path, "ro") as connection:
         store = Store(path, connection)
-        with _typed(path):
+        with typed(path):
             connection.execute("BEGIN")
         _check_version(store)
         yield store
@@ -245,7 +251,7 @@ def remove_store(path: Path) -> None:
 
 @contextmanager
 def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    with _typed(path):
+    with typed(path):
         # handed from thread to thread, never used by two at once
         uri = f"{path.absolute().as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
@@ -274,22 +280,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)  # releases it
-
-
-@contextmanager
-def _typed(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as StoreError, told apart by SQLite's own codes."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = vars(error).get("sqlite_errorname", "")  # absent where Python itself refuses
-        if name == "SQLITE_FULL":
-            problem = "no room left on the disk; everything stored before stays. Make room and run the command again"
-            raise StoreError(path, problem) from error
-        if name == "SQLITE_NOTADB":
-            raise StoreError(
-                path, "not a SQLite file, so not a memory store; name the file that a build wrote"
-            ) from error
-        if name == "SQLITE_CORRUPT":
-            raise StoreError(path, f"is damaged ({error}); take a copy of it, or build into a new file") from error
-        raise StoreError(path, f"{error} ({name or type(error).__name__})") from error

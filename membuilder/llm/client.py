@@ -22,6 +22,7 @@ from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Message, Role, response_format
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ModelAccess, ServerEndpoint, chat_address
+from membuilder.llm.network import usable_network_settings
 from membuilder.llm.response_cache import content_key
 from membuilder.llm.responses import read_chat, read_model_names, read_tokens
 from membuilder.llm.retries import pause_seconds, retry_after
@@ -71,9 +72,10 @@ class Connection:
         self._endpoint, self._address, self._role, self._usage = endpoint, address, role, usage
         self._free = asyncio.Semaphore(endpoint.concurrency)
         # aiohttp under httpx: at 64 requests in flight httpx's own pool takes more CPU than all the rest together
-        http = openai.DefaultAioHttpClient(
-            timeout=None, follow_redirects=False, event_hooks={"response": [self._refuse_endless]}
-        )
+        with usable_network_settings():
+            http = openai.DefaultAioHttpClient(
+                timeout=None, follow_redirects=False, event_hooks={"response": [self._refuse_endless]}
+            )
         key, base_url = address.api_key.get_secret_value(), address.base_url
         self._openai = openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=None, http_client=http)
         self.base_url = str(self._openai.base_url)
