@@ -4,6 +4,7 @@ by category.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from membuilder.evaluation.metrics import CUTOFFS, JUDGES, METRICS, RECALLS, SET_APART, Metric
 from membuilder.evaluation.report import CATEGORY_POLICY, Estimate, Summary, intervals_text
@@ -45,11 +46,13 @@ def table(systems: Mapping[str, Summary], seed: int) -> str:
 
 
 def table_within(systems: Mapping[str, Summary], seed: int, width: int) -> str:
-    """Return the same for a terminal of so many columns."""
+    """Return the same for a terminal of so many columns, without the columns in which no system has a number."""
     lines = []
     for part in _parts(systems, seed):
         if isinstance(part, _Grid):
-            lines += columns_within(part.head, part.rows, width)
+            told = [any(cells) for cells in zip(*part.rows, strict=True)]
+            head, *rows = (list(compress(row, told)) for row in (part.head, *part.rows))
+            lines += columns_within(head, rows, width)
         else:
             lines += lines_within(part, width, indent="  " if part.startswith("- ") else "")
     return "\n".join(lines)
