@@ -273,6 +273,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", REFUSALS)
 @pytest.mark.parametrize("command", PLACES)
 def test_a_server_that_refuses_everything_stops_a_run_and_nothing_of_it_is_stored(

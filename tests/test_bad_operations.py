@@ -106,6 +106,7 @@ NUM_ASKED = 1 + 4 * 3
 """The check, and four agents about three sessions."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_the_good_ones_are_applied_and_the_bad_one_is_recorded(run, tmp_path, capsys, case):
     bad, kind = BAD[case]

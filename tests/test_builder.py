@@ -247,6 +247,7 @@ def slow_build(path: Path, told) -> None:
         asyncio.run(builder.build(LONG, store, on_session=lambda session: told.send(session.index)))
 
 
+@pytest.mark.slow
 def test_a_build_killed_anywhere_loses_at_most_the_session_in_flight(tmp_path):
     path, rng = tmp_path / "memory.db", random.Random(0)
     for _ in range(4):

@@ -641,6 +641,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CASES.is_dir(), reason="the issue's own files are not here")
 def test_the_files_of_the_issue(tmp_path):
     file = tmp_path / "base.jsonl"

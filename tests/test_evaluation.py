@@ -229,6 +229,7 @@ def embed_words(folder: Path, first: int) -> None:
     assert np.array_equal(embedder.embed(texts), HashEmbedder(dimension=8).embed(texts))
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_cache(tmp_path):
     context = get_context("spawn")
     processes = [context.Process(target=embed_words, args=(tmp_path / "cache", first)) for first in (0, 100, 200)]

@@ -186,6 +186,7 @@ def evaluate(folder: str, argv: list[str]) -> None:
     command.main(argv)
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_accounts_for_every_answer_the_server_gave(call, tmp_path):
     """Killed while it builds and while it answers, each time with one request that the server never answers."""
     num_answered, hang_at = 0, [6, 19]  # in the first session; behind 3 + 8 more of the builder, in a question

@@ -344,6 +344,7 @@ def slow_retry(path: Path, told) -> None:
     build_into(path, LONG, ScriptedModel(script, 0.02), retry=True)
 
 
+@pytest.mark.slow
 def test_a_retry_killed_anywhere_leaves_the_old_store_and_the_next_one_goes_on(tmp_path):
     path, straight, rng = tmp_path / "memory.db", tmp_path / "straight.db", random.Random(0)
     before = build_into(path, LONG, ScriptedModel(failing_episodic), retry=False)

@@ -261,6 +261,7 @@ def test_the_module_owns_the_weight_under_its_usual_name():
 # Triton
 
 
+@pytest.mark.slow
 def test_the_triton_kernels_equal_their_plain_twin():
     """In a process of its own: Triton decides when it is first imported whether to interpret."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted_kernels.py"]

@@ -131,6 +131,7 @@ def test_sessions_come_with_memory_questions_and_the_experts_lengths(files, endi
     assert {question.text for question in drawn} == {question.text for question in written[1].questions}
 
 
+@pytest.mark.slow
 def test_both_loops_train_on_them(files, model, tmp_path):
     common = ["model.dtype=float32", "max_tokens=4000"]
     forks.finish(

@@ -38,6 +38,7 @@ def with_a_huge_entry(build: ExpertBuild) -> ExpertBuild:
     return replace(build, steps=tuple(steps))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_past_prompts_that_are_too_long(run):
     run.builds, plain = [with_a_huge_entry(build) for build in run.builds], run.builds
     rows = run.train()
