@@ -14,10 +14,10 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from membuilder.bank.index_file import index_path, open_index
-from membuilder.bank.store import reading
+from membuilder.bank.indexed_bank import keep_index
 from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import status_of, summary
@@ -26,7 +26,6 @@ from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import path_of
 from membuilder.llm.chat_model import Role
@@ -64,13 +63,10 @@ def _build(argv: Sequence[str] | None) -> int:
     quiet_libraries(_beside(config, LOG_FILE))
     stores, keys = _stores(config), Keys(chat=given.api_key, embedding=given.embedding_api_key)
 
-    def keep_index(path: Path, embedder: TextEmbedder) -> None:
-        with reading(path) as store:
-            open_index(index_path(path), store.vectors(), config.index)  # leaves one beside a large store
-
     def run(costs: Costs) -> int:
+        keep = partial(keep_index, config=config.index)
         before_replace = (lambda path: None) if given.retry_failed else None
-        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index, before_replace))
+        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep, before_replace))
         for path, _ in stores:
             print(summary(path))
         print(f"look inside: python -m membuilder.inspect {stores[0][0]}")

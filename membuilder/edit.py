@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 
 from membuilder.bank.erase import editing, erase_from_cache
 from membuilder.bank.forget import Forgotten, forget
-from membuilder.bank.index_file import index_path, open_index
+from membuilder.bank.indexed_bank import keep_index
 from membuilder.bank.json_lines import import_json_lines, write_json_lines
 from membuilder.bank.lost_words import Lost, words_only_in
 from membuilder.bank.store import reading
@@ -39,7 +40,7 @@ from membuilder.building.failed_answers import count_answers, summary
 from membuilder.building.rebuild import corrected, dialogue_of, with_late_sessions
 from membuilder.config import load
 from membuilder.datasets.load import load as load_dialogues
-from membuilder.embedding.local import DEFAULT_PACKAGE, TextEmbedder
+from membuilder.embedding.local import DEFAULT_PACKAGE
 from membuilder.errors import ArgumentParser, ConfigError, DataError, StoreError, exit_status
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
@@ -202,13 +203,9 @@ def _read_again(given: argparse.Namespace, memory: StoredMemory, dialogue: Dialo
     quiet_libraries(path.with_suffix(f".{LOG_FILE}"))
     keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
 
-    def keep_index(path: Path, embedder: TextEmbedder) -> None:
-        with reading(path) as store:
-            open_index(index_path(path), store.vectors(), config.index)  # leaves one beside a large store
-
     def run(costs: Costs) -> int:
-        stores = [(path, dialogue)]
-        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep_index, rebuild_from=first))
+        stores, keep = [(path, dialogue)], partial(keep_index, config=config.index)
+        asyncio.run(build_all(config, stores, Role.BUILDER, keys, costs, keep, rebuild_from=first))
         _forget_in_caches(given, memory, _read(path))
         print(f"read again: sessions {dialogue.sessions[first].id} to {dialogue.sessions[-1].id}")
         print(summary(path))

@@ -13,6 +13,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from membuilder.bank.store import reading
@@ -22,7 +23,6 @@ from membuilder.building.failed_answers import count_answers, status_of, summary
 from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
-from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.naming import name_of
 from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
@@ -85,14 +85,12 @@ def _write_samples(given: argparse.Namespace) -> int:
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
     stores = [(_store_path(config, dialogue), dialogue) for dialogue in todo]
 
-    def publish_within(path: Path, embedder: TextEmbedder) -> None:
-        _publish(path, config.max_failed)
-
     def run(costs: Costs) -> int:
         keys = Keys(chat=given.api_key, embedding=given.embedding_api_key)
         if stores:
+            publish = partial(_publish, max_failed=config.max_failed)
             before_replace = _withdraw if given.retry_failed else None
-            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, publish_within, before_replace))
+            asyncio.run(build_all(config, stores, Role.EXPERT, keys, costs, publish, before_replace))
         for path, _ in stores:
             print(summary(path))
         return _status(config, dialogues)

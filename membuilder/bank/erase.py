@@ -14,8 +14,8 @@ from membuilder.embedding.cache import packed
 from membuilder.errors import CacheError
 from membuilder.llm.response_cache import AnswerCache
 
-REBUILD = ".rebuild"
-BESIDE = (REBUILD, ".retry")
+REBUILD, RETRY = ".rebuild", ".retry"
+BESIDE = (REBUILD, RETRY)
 """Ends of the names of stores beside a store, which hold what it held."""
 
 

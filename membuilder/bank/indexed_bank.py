@@ -85,6 +85,12 @@ def open_memory(
     return _indexed(bank, vectors, embedder, index_path(path), config)
 
 
+def keep_index(path: Path, config: IndexConfig) -> None:
+    """Leave an index beside a store that is large enough for an approximate one."""
+    with reading(path) as store:
+        open_index(index_path(path), store.vectors(), config)
+
+
 def memory_of(
     bank: Bank, embedder: TextEmbedder, config: IndexConfig | None = None, path: str | Path | None = None
 ) -> IndexedBank:

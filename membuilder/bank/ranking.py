@@ -4,7 +4,7 @@ bm25_scores(["I have a cat.", "我领养了一只橘猫。"], ["橘猫叫什么�
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import cache
 
@@ -108,6 +108,15 @@ def fused(similarities: np.ndarray, word_scores: np.ndarray) -> np.ndarray:
     by_meaning = np.where(similarities > -np.inf, reciprocal_ranks(similarities), 0.0)
     by_words = np.where(word_scores > 0, reciprocal_ranks(word_scores), 0.0)
     return by_meaning + by_words
+
+
+def scores_by(
+    method: SearchMethod, similarities: Callable[[], np.ndarray], word_scores: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Return the scores by which `method` ranks, of dense and of BM25 scores; only what it needs is called. # (Q, N)"""
+    if method is SearchMethod.DENSE:
+        return similarities()
+    return word_scores() if method is SearchMethod.BM25 else fused(similarities(), word_scores())
 
 
 def best_of(scores: np.ndarray, k: int, method: SearchMethod) -> list[tuple[list[int], list[float]]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from membuilder.bank.ranking import SearchMethod, WordIndex, best_of, fused
+from membuilder.bank.ranking import SearchMethod, best_of, bm25_scores, scores_by
 from membuilder.embedding.local import TextEmbedder
 from membuilder.text import quoted
 from membuilder.types import Bank, Entry, Session
@@ -46,7 +46,7 @@ def retrieve(
         return top_k(_embed_entries(candidates, embedder), embedder.embed(queries), number)
 
     def word_scores() -> np.ndarray:
-        return WordIndex([entry.text for entry in candidates]).scores(queries)
+        return bm25_scores([entry.text for entry in candidates], queries)
 
     return search(candidates, k, method, nearest, word_scores)
 
@@ -63,16 +63,18 @@ def search(
     `nearest(number)` gives the places and similarities of so many entries (Q, number), the nearest first, and
     `word_scores` the BM25 scores of all (Q, N); only what `method` needs is called.
     """
+
+    def similarities() -> np.ndarray:
+        ids, scores = nearest(FUSED)
+        found = np.full((len(ids), len(entries)), -np.inf, dtype=np.float32)
+        np.put_along_axis(found, ids, scores, axis=1)
+        return found
+
     if method is SearchMethod.DENSE:
-        ids, similarities = nearest(k)
-        found = zip(ids.tolist(), similarities.tolist(), strict=True)
-    elif method is SearchMethod.BM25:
-        found = best_of(word_scores(), k, method)
+        ids, scores = nearest(k)
+        found = zip(ids.tolist(), scores.tolist(), strict=True)
     else:
-        words = word_scores()
-        similarities = np.full(words.shape, -np.inf, dtype=np.float32)
-        np.put_along_axis(similarities, *nearest(FUSED), axis=1)
-        found = best_of(fused(similarities, words), k, method)
+        found = best_of(scores_by(method, similarities, word_scores), k, method)
     return [Retrieval(entries=tuple(entries[row] for row in rows), scores=tuple(scores)) for rows, scores in found]
 
 
@@ -97,15 +99,14 @@ def related(
     if not candidates or not session.turns:
         return ()
     turns, texts = [quoted(session, turn) for turn in session.turns], [entry.text for entry in candidates]
-    scores = words = similarities = np.zeros((1, len(candidates)), dtype=np.float32)
-    if method is not SearchMethod.BM25:
-        _, best = top_k(embedder.embed(turns), embedder.embed(texts), k=1)  # (N, 1)
-        scores = similarities = best.T
-    if method is not SearchMethod.DENSE:
-        scores = words = WordIndex(texts).scores(turns).max(axis=0, keepdims=True)
-    if method is SearchMethod.HYBRID:
-        scores = fused(similarities, words)
-    ((rows, _),) = best_of(scores, k, method)
+
+    def similarities() -> np.ndarray:
+        return top_k(embedder.embed(turns), embedder.embed(texts), k=1)[1].T  # (1, N)
+
+    def word_scores() -> np.ndarray:
+        return bm25_scores(texts, turns).max(axis=0, keepdims=True)  # (1, N)
+
+    ((rows, _),) = best_of(scores_by(method, similarities, word_scores), k, method)
     return tuple(candidates[row] for row in rows)
 
 

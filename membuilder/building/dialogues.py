@@ -15,7 +15,6 @@ from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.building.rebuild import rebuild
 from membuilder.building.retry import retry_failed
-from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import embedder_of
 from membuilder.llm.chat_model import Role
@@ -46,7 +45,7 @@ async def build_all(
     role: Role,
     keys: Keys,
     costs: Costs,
-    on_built: Callable[[Path, TextEmbedder], object],
+    on_built: Callable[[Path], object],
     before_replace: Callable[[Path], object] | None = None,
     rebuild_from: int | None = None,
 ) -> None:
@@ -76,9 +75,8 @@ async def build_all(
         jobs = [
             Job(dialogue=dialogue, path=path, settings=config.settings(dialogue, identity)) for path, dialogue in stores
         ]
-        label, keep = str(role), lambda path: on_built(path, embedder)
-        empty = await build_stores(jobs, builder, config.parallel, label, keep, before_replace, rebuild_from)
-        warn_of_empty(label, empty, len(jobs))
+        empty = await build_stores(jobs, builder, config.parallel, str(role), on_built, before_replace, rebuild_from)
+        warn_of_empty(str(role), empty, len(jobs))
 
 
 async def build_stores(

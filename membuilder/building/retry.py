@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from membuilder.bank.erase import RETRY
 from membuilder.bank.store import Store, reading, remove_store, writing
 from membuilder.building.builder import Builder
 from membuilder.errors import StoreError
@@ -27,7 +28,7 @@ async def retry_failed(
 
     `advance` hears how many more sessions are dealt with. Raises as `Builder.build` does.
     """
-    sessions, beside = store.sessions(), Path(f"{store.path}.retry")
+    sessions, beside = store.sessions(), Path(f"{store.path}{RETRY}")
     if all(answer.failure is None for stored in sessions for answer in stored.answers.values()):
         remove_store(beside)
         advance(len(sessions))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from membuilder.bank.indexed_bank import IndexedBank, memory_of
-from membuilder.bank.ranking import ANSWERING, SearchMethod, best_of, bm25_scores, fused
+from membuilder.bank.ranking import ANSWERING, SearchMethod, best_of, bm25_scores, scores_by
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
@@ -61,13 +61,11 @@ class Retriever:
         queries = [question.text for question in dialogue.questions]
         if not queries or not items:
             return [Ranking() for _ in queries]
-        texts = [item.text for item in items]
-        if self.method is SearchMethod.DENSE:
-            scores = self._dense(dialogue, queries)
-        elif self.method is SearchMethod.BM25:
-            scores = bm25_scores(texts, queries)
-        else:
-            scores = fused(self._dense(dialogue, queries), bm25_scores(texts, queries))
+        scores = scores_by(
+            self.method,
+            lambda: self._dense(dialogue, queries),
+            lambda: bm25_scores([item.text for item in items], queries),
+        )
         return [
             Ranking(items=tuple(replace(items[i], score=score) for i, score in zip(*found, strict=True)))
             for found in best_of(scores, depth, self.method)
