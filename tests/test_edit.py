@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import shutil
+import sqlite3
 import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from membuilder import build, edit, inspect
+from membuilder.bank.erase import editing
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.lost_words import Lost
 from membuilder.bank.store import Store, reading, writing
@@ -659,3 +661,18 @@ def test_the_files_of_the_issue(tmp_path):
         assert command is None or run(path, *command) == 0
         edited = built(path, CASES / f"{name}.jsonl")
         assert contents(edited) == contents(built(tmp_path / f"{name}_fresh.db", CASES / f"{name}.jsonl"))
+
+
+def test_what_a_version_without_overwriting_deleted_is_erased_too(tmp_path):
+    path, word = tmp_path / "d.db", "Zanzibar"
+    with writing(path, {"dialogue": "d", "dimension": 2}):
+        pass
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA secure_delete = OFF")
+        connection.execute("INSERT INTO setting VALUES ('note', ?)", [json.dumps(word * 50)])
+        connection.commit()
+        connection.execute("DELETE FROM setting WHERE name = 'note'")
+    assert word.encode() in path.read_bytes()
+    with editing(path):
+        pass
+    assert all(word.encode() not in each.read_bytes() for each in tmp_path.iterdir())
