@@ -16,7 +16,7 @@ from torch import distributed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trainer.batching.loss_rows import cross_entropy
-from trainer.batching.packing import Node, TrainSequence, build_tree, pack
+from trainer.batching.packing import Node, Share, TrainSequence, build_tree, pack
 from trainer.configs import LossConfig, OptimConfig
 from trainer.distributed.process_group import World, start_accelerator, zero_stage
 from trainer.losses import TokenValues, adrpo
@@ -104,7 +104,7 @@ def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
 
 def backward(accelerator, world: World, policy, loss, step: int, factor: float = 1.0) -> torch.Tensor:
     """Gradients of a step, this rank's times `factor`; this rank's part of the mean loss."""
-    update = make_update(trees_of(step), MAX_TOKENS, world, accelerator.device)
+    update = make_update(Share.of(trees_of(step)), MAX_TOKENS, world, accelerator.device)
     total = torch.zeros(())
     for packed, is_real, is_last in update.weighted():
         scale = world.size / update.num_tokens * is_real * factor

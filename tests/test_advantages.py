@@ -80,9 +80,13 @@ def leaves(node: Node) -> list[TrainSequence]:
     return own + [sequence for child in node.children for sequence in leaves(child)]
 
 
+def trees_of(batch: Batch) -> list[Node]:
+    return [tree for group in batch.groups for tree in group.trees]
+
+
 def trained(batch: Batch) -> dict[tuple[int, ...], TrainSequence]:
     """Completion -> its training sequence, over all trees."""
-    return {sequence.completion_token_ids: sequence for tree in batch.trees for sequence in leaves(tree)}
+    return {sequence.completion_token_ids: sequence for tree in trees_of(batch) for sequence in leaves(tree)}
 
 
 # advantages
@@ -93,6 +97,7 @@ def trained(batch: Batch) -> dict[tuple[int, ...], TrainSequence]:
     [
         (StdScale.NONE, [0.5, -0.5]),
         (StdScale.GROUP, [0.9998, -0.9998]),  # 0.5 / (0.5 + 1e-4)
+        (StdScale.GROUP_SAMPLE, [0.7070068, -0.7070068]),  # 0.5 / (sqrt(0.5 / 1) + 1e-4)
     ],
 )
 def test_two_rewards(scale, expected):
@@ -158,7 +163,7 @@ def test_advantages_of_a_group_sum_to_zero(scale):
 
 def test_sequences_carry_their_own_numbers():
     weights = [{**dict.fromkeys(Agent, 1.0), SEMANTIC: 4.0}, dict.fromkeys(Agent, 1.0)]
-    batch = make_batch([group_of({SEMANTIC: (1.0, 0.0)}, weights=weights)], ROLES, StdScale.NONE)
+    batch = make_batch([group_of({SEMANTIC: (1.0, 0.0)}, weights=weights)], ROLES, StdScale.NONE, run_silent=False)
     first, second = trained(batch)[(300,)], trained(batch)[(310, 311)]
     assert first.prompt_token_ids == second.prompt_token_ids == (1, 2, 12)
     assert first.values == TokenValues(advantage=(0.5,), weight=(4.0,), truncated=(0.0,), rollout_logprobs=(-0.5,))
@@ -168,61 +173,89 @@ def test_sequences_carry_their_own_numbers():
 
 
 def test_agents_are_compared_with_themselves_only():
-    batch = make_batch([group_of({CORE: (1.0, 0.0), EPISODIC: (0.0, 0.2)})], ROLES, StdScale.NONE)
+    batch = make_batch([group_of({CORE: (1.0, 0.0), EPISODIC: (0.0, 0.2)})], ROLES, StdScale.NONE, run_silent=False)
     (advantages,) = batch.advantages
     assert advantages[CORE] == [0.5, -0.5] and advantages[EPISODIC] == pytest.approx([-0.1, 0.1])
     assert advantages[SEMANTIC] == advantages[PROCEDURAL] == [0.0, 0.0]
 
 
 def test_silent_agents_cost_no_forward():
-    batch = make_batch([group_of({CORE: (1.0, 0.0)})], ROLES, StdScale.GROUP)
+    batch = make_batch([group_of({CORE: (1.0, 0.0)})], ROLES, StdScale.GROUP, run_silent=False)
     assert set(trained(batch)) == {(100,), (110, 111)}
-    assert batch.num_tokens == 3
+    assert batch.num_run_tokens == 3
     assert batch.zero_std_share == 0.75
-    assert sum(tree.num_tokens for tree in batch.trees) == 4  # prompt 1 2 10 and 110
+    assert sum(tree.num_tokens for tree in trees_of(batch)) == 4  # prompt 1 2 10 and 110
 
 
 def test_members_at_the_mean_cost_no_forward():
-    batch = make_batch([group_of({CORE: (1.0, 0.5, 0.0)})], ROLES, StdScale.GROUP)
+    batch = make_batch([group_of({CORE: (1.0, 0.5, 0.0)})], ROLES, StdScale.GROUP, run_silent=False)
     assert set(trained(batch)) == {(100,), (120, 121, 122)}
-    assert batch.num_tokens == 4
+    assert batch.num_run_tokens == 4
 
 
 def test_missing_rewards_cost_no_forward_and_stay_missing():
-    batch = make_batch([group_of({CORE: (1.0, None, 0.0), EPISODIC: (None, None, 0.3)})], ROLES, StdScale.NONE)
+    batch = make_batch(
+        [group_of({CORE: (1.0, None, 0.0), EPISODIC: (None, None, 0.3)})], ROLES, StdScale.NONE, run_silent=False
+    )
     assert set(trained(batch)) == {(100,), (120, 121, 122)}
     assert batch.advantages[0][CORE] == [0.5, None, -0.5]
     assert batch.advantages[0][EPISODIC] == [None, None, 0.0]
-    assert batch.num_tokens == 4
+    assert batch.num_run_tokens == 4
 
 
 def test_denominator_counts_loss_tokens_over_all_groups():
     groups = [group_of({CORE: (1.0, 0.0)}), group_of({CORE: EQUAL}), group_of({CORE: (0.0, 1.0), SEMANTIC: (1.0, 0.0)})]
-    batch = make_batch(groups, ROLES, StdScale.GROUP)
-    assert batch.num_tokens == 3 + 0 + 6
-    assert len(batch.trees) == 2  # the second session has nothing to learn from
-    assert len(pack(batch.trees).targets) == batch.num_tokens
+    batch = make_batch(groups, ROLES, StdScale.GROUP, run_silent=False)
+    assert batch.num_run_tokens == 3 + 0 + 6
+    assert len(trees_of(batch)) == 2  # the second session has nothing to learn from
+    assert len(pack(trees_of(batch)).targets) == batch.num_run_tokens
     assert batch.zero_std_share == 0.75  # 9 of 12
     assert len(batch.advantages) == 3
 
 
+def test_every_scored_completion_counts_and_a_missing_one_does_not():
+    groups = [group_of({CORE: (1.0, None)}), group_of({CORE: EQUAL, EPISODIC: (None, 0.0)})]
+    batch = make_batch(groups, ROLES, StdScale.NONE, run_silent=False)
+    assert trees_of(batch) == [], "nobody has an advantage"
+    assert [(group.num_sequences, group.num_tokens) for group in batch.groups] == [(7, 10), (7, 11)]
+    assert batch.shares(1) == [], "no update without anything to run"
+
+
+@pytest.mark.parametrize("num_shares", [1, 2, 3])
+def test_silent_groups_count_in_the_updates_they_are_dealt_to(num_shares):
+    groups = [group_of({CORE: (1.0, 0.0)}), *[group_of({CORE: EQUAL})] * 3]
+    (share,) = make_batch(groups, ROLES, StdScale.GROUP, run_silent=False).shares(num_shares)
+    dealt = {1: 4, 2: 2, 3: 2}[num_shares]
+    assert share.num_run_tokens == 3
+    assert (share.num_sequences, share.num_tokens) == (8 * dealt, 12 * dealt)
+
+
+def test_silent_completions_are_run_where_the_loss_has_other_terms():
+    batch = make_batch([group_of({CORE: (1.0, 0.0, None)})], ROLES, StdScale.GROUP, run_silent=True)
+    (group,) = batch.groups
+    assert group.num_run_tokens == group.num_tokens == 3 + 3 * 6
+    assert len(leaves(group.trees[0])) == group.num_sequences == 2 + 3 * 3
+    found = sorted({sequence.values.advantage[0] for sequence in leaves(group.trees[0])})
+    assert found == pytest.approx([-0.9998, 0.0, 0.9998], abs=1e-6)
+
+
 def test_nothing_to_learn():
-    batch = make_batch([group_of({CORE: EQUAL}), group_of({CORE: (0.7,)})], ROLES, StdScale.GROUP)
-    assert (batch.trees, batch.num_tokens, batch.zero_std_share) == ([], 0, 1.0)
-    assert make_batch([], ROLES, StdScale.GROUP).num_tokens == 0
+    batch = make_batch([group_of({CORE: EQUAL}), group_of({CORE: (0.7,)})], ROLES, StdScale.GROUP, run_silent=False)
+    assert (trees_of(batch), batch.num_run_tokens, batch.zero_std_share) == ([], 0, 1.0)
+    assert make_batch([], ROLES, StdScale.GROUP, run_silent=False).num_run_tokens == 0
 
 
 def test_batch_scale_spans_groups_and_agents():
     # sixteen centred rewards: +-0.5 and +-0.1, the rest zero; sqrt(0.52 / 16) = 0.180278
     groups = [group_of({CORE: (1.0, 0.0)}), group_of({EPISODIC: (0.4, 0.6)})]
-    batch = make_batch(groups, ROLES, StdScale.BATCH)
+    batch = make_batch(groups, ROLES, StdScale.BATCH, run_silent=False)
     assert batch.advantages[0][CORE] == pytest.approx([2.771968, -2.771968], abs=1e-5)
     assert batch.advantages[1][EPISODIC] == pytest.approx([-0.554394, 0.554394], abs=1e-5)
 
 
 def test_one_tree_per_session_shares_the_dialogue():
-    batch = make_batch([group_of({agent: (1.0, 0.0) for agent in Agent})], ROLES, StdScale.GROUP)
-    (tree,) = batch.trees
+    batch = make_batch([group_of({agent: (1.0, 0.0) for agent in Agent})], ROLES, StdScale.GROUP, run_silent=False)
+    (tree,) = trees_of(batch)
     assert tree.token_ids == (1, 2)
     assert tree.num_tokens == 2 + 4 * (1 + 1)  # per agent its own prompt token and the longer completion's first
 
@@ -231,8 +264,10 @@ def test_order_of_arrival_never_matters():
     rewards = {agent: (0.1 * i, 0.4, 0.9) for i, agent in enumerate(Agent)}
     forward, backward = group_of(rewards), group_of(rewards, agents=tuple(Agent)[::-1])
     for scale in StdScale:
-        assert make_batch([forward], ROLES, scale) == make_batch([backward], ROLES, scale)
-    batch = make_batch([forward], ROLES, StdScale.GROUP)
+        assert make_batch([forward], ROLES, scale, run_silent=False) == make_batch(
+            [backward], ROLES, scale, run_silent=False
+        )
+    batch = make_batch([forward], ROLES, StdScale.GROUP, run_silent=False)
     assert rollout_metrics([forward], batch, len) == rollout_metrics([backward], batch, len)
 
 
@@ -296,7 +331,7 @@ def test_prompts_that_are_too_long_do_not_stop_a_run_unless_all_are():
 def test_what_was_not_sampled_is_neither_trained_on_nor_averaged():
     """Rollouts of whole dialogues have banks of their own, so a prompt can be too long in one of them only."""
     group = not_asked(group_of({CORE: (1.0, 0.0, 0.5)}), (CORE, 2), (EPISODIC, 0), (EPISODIC, 1), (EPISODIC, 2))
-    batch = make_batch([group], ROLES, StdScale.NONE)
+    batch = make_batch([group], ROLES, StdScale.NONE, run_silent=False)
     assert batch.advantages[0][CORE] == [0.5, -0.5, None]
     assert sorted(map(len, trained(batch))) == [1, 2]
     metrics = rollout_metrics([group], batch, words)
@@ -321,7 +356,7 @@ def words(texts: Sequence[str]) -> int:
 
 
 def metrics_of(*groups: ScoredGroup) -> dict[str, float]:
-    return rollout_metrics(groups, make_batch(groups, ROLES, StdScale.GROUP), words)
+    return rollout_metrics(groups, make_batch(groups, ROLES, StdScale.GROUP, run_silent=False), words)
 
 
 def test_rewards_are_reported_per_agent_and_over_all():
@@ -387,7 +422,7 @@ def test_a_mean_over_nothing_is_left_out():
 def test_rows_show_every_part_of_the_reward():
     weights = [{**dict.fromkeys(Agent, 1.0), SEMANTIC: 4.0}, dict.fromkeys(Agent, 1.0)]
     group = group_of({SEMANTIC: (1.0, 0.0), CORE: (None, None)}, name="D1/0", weights=weights, qa=[0.75, 0.25])
-    rows = completion_rows([group], make_batch([group], ROLES, StdScale.NONE), step=7, num_per_role=1)
+    rows = completion_rows([group], make_batch([group], ROLES, StdScale.NONE, run_silent=False), step=7, num_per_role=1)
     assert [row["agent"] for row in rows] == ["core", "episodic", "semantic", "procedural"]
     assert rows[2] == {
         "step": 7,
@@ -413,11 +448,13 @@ def test_rows_name_the_failure():
     broken = sample_of(CORE, 0, failure=Failure(kind=FailureKind.NOT_JSON, detail="no JSON"))
     rollout = Rollout(samples={**group.rollouts[0].samples, CORE: broken}, bank=Bank())
     scored = replace(group, rollouts=(rollout, group.rollouts[1]))
-    rows = completion_rows([scored], make_batch([scored], ROLES, StdScale.NONE), step=0, num_per_role=1)
+    rows = completion_rows(
+        [scored], make_batch([scored], ROLES, StdScale.NONE, run_silent=False), step=0, num_per_role=1
+    )
     assert (rows[0]["failure"], rows[0]["stored"]) == ("no JSON", [])
 
 
 def test_rows_come_from_the_first_groups():
     groups = [group_of({CORE: (1.0, 0.0)}, name=name) for name in "abc"]
-    rows = completion_rows(groups, make_batch(groups, ROLES, StdScale.NONE), step=0, num_per_role=2)
+    rows = completion_rows(groups, make_batch(groups, ROLES, StdScale.NONE, run_silent=False), step=0, num_per_role=2)
     assert [row["session"] for row in rows] == ["a"] * 4 + ["b"] * 4

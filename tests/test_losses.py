@@ -10,8 +10,9 @@ from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
 from tests.sequences import sequence
 from trainer.advantages import StdScale
-from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, pack
+from trainer.batching.packing import Share, TrainSequence, build_tree, pack
 from trainer.configs import Aggregation, KLEstimator, LossConfig
+from trainer.experience.training_batch import Batch
 from trainer.losses import (
     LOSSES,
     LossInputs,
@@ -27,7 +28,7 @@ from trainer.losses import (
     resolve_loss,
 )
 from trainer.model.policy import Policy
-from trainer.optimizer_step import Update, largest_norm, make_objective, shares, with_proximal
+from trainer.optimizer_step import Update, largest_norm, make_objective, with_proximal
 from trainer.rl_config import RLConfig
 
 NO_KL = LossConfig(kl_coef=0, clip=0.2)
@@ -417,10 +418,12 @@ def test_shares_deal_every_tree_once():
     trees = [
         build_tree([TrainSequence(prompt_token_ids=(1,), completion_token_ids=(2,) * length)]) for length in range(1, 8)
     ]
-    dealt = shares(trees, 3)
-    assert sorted(map(id, trees)) == sorted(id(tree) for share in dealt for tree in share)
-    assert [sum(map(count_loss_tokens, share)) for share in dealt] == [12, 9, 7]
-    assert len(shares(trees[:2], 3)) == 2, "no update without samples"
+    groups = [Share.of([tree]) for tree in trees]
+    dealt = Batch(groups=groups, advantages=[], zero_std_share=0.0).shares(3)
+    assert sorted(map(id, trees)) == sorted(id(tree) for share in dealt for tree in share.trees)
+    assert [share.num_run_tokens for share in dealt] == [share.num_tokens for share in dealt] == [12, 9, 7]
+    few = Batch(groups=groups[:2], advantages=[], zero_std_share=0.0)
+    assert len(few.shares(3)) == 2, "no update without samples"
 
 
 # configuration

@@ -38,6 +38,7 @@ from tests.terminal import strange_lines
 from trainer import rl, sft
 from trainer.checkpoint import folders
 from trainer.experience import rollout_cache
+from trainer.experience.training_batch import Batch
 
 
 @pytest.fixture(scope="module")
@@ -232,12 +233,12 @@ def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
     """The first of each step that has several: some have one, because groups without any advantage make no samples."""
 
     def arm() -> None:
-        shares, clip, first_of_several = rl.shares, Accelerator.clip_grad_norm_, []
+        shares, clip, first_of_several = Batch.shares, Accelerator.clip_grad_norm_, []
 
         def counted(*args):
-            updates = list(shares(*args))
-            first_of_several[:] = [len(updates) > 1]
-            return updates
+            found = shares(*args)
+            first_of_several[:] = [len(found) > 1]
+            return found
 
         def broken(self, parameters, *args):
             parameters = list(parameters)
@@ -245,7 +246,7 @@ def test_one_of_several_updates_of_a_step_is_left_out_alone(whole, tmp_path):
                 parameters[0].grad.fill_(float("nan"))
             return clip(self, parameters, *args)
 
-        rl.shares, Accelerator.clip_grad_norm_ = counted, broken
+        Batch.shares, Accelerator.clip_grad_norm_ = counted, broken
 
     main, arguments = arguments_of("rl", whole)
     finish(main, [*arguments, "max_skipped=1"], tmp_path / "run", arm)

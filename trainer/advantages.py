@@ -12,6 +12,8 @@ ROUNDING = 1e-9
 class StdScale(StrEnum):
     GROUP = "group"
     """Divide by the group's own standard deviation (GRPO, arXiv 2402.03300)."""
+    GROUP_SAMPLE = "group_sample"
+    """As `group`, with n - 1 in place of n: `torch.std`, which TRL, veRL and the published run take."""
     BATCH = "batch"
     """Divide by the standard deviation of all centred rewards of the step."""
     NONE = "none"
@@ -26,10 +28,14 @@ def group_advantages(
     A group whose rewards are all equal, or that has one valid member, gets zeros: it carries no signal.
     """
     centred = [_centre(rewards) for rewards in groups]
-    if scale is StdScale.NONE:
-        return centred
-    step = [value for group in centred for value in group]
-    return [_divide(group, _std(step if scale is StdScale.BATCH else group)) for group in centred]
+    match scale:
+        case StdScale.NONE:
+            return centred
+        case StdScale.BATCH:
+            std = _std([value for group in centred for value in group])
+            return [_divide(group, std) for group in centred]
+        case StdScale.GROUP | StdScale.GROUP_SAMPLE:
+            return [_divide(group, _std(group, ddof=int(scale is StdScale.GROUP_SAMPLE))) for group in centred]
 
 
 def _centre(rewards: Sequence[float | None]) -> list[float | None]:
@@ -43,10 +49,10 @@ def _centre(rewards: Sequence[float | None]) -> list[float | None]:
     return [None if reward is None else reward - mean for reward in rewards]
 
 
-def _std(values: Sequence[float | None]) -> float:
-    """Population standard deviation of the centred values that there are."""
+def _std(values: Sequence[float | None], ddof: int = 0) -> float:
+    """Return the standard deviation of the centred values that there are, over their number less `ddof`."""
     squares = [value * value for value in values if value is not None]
-    return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
+    return math.sqrt(sum(squares) / (len(squares) - ddof)) if len(squares) > ddof else 0.0
 
 
 def _divide(values: Sequence[float | None], std: float) -> list[float | None]:

@@ -262,6 +262,11 @@ def checked(loss: Loss, result: object, logprobs: torch.Tensor) -> tuple[torch.T
     return values, dict(metrics)
 
 
+def has_silent_terms(loss: Loss, config: LossConfig) -> bool:
+    """Tell whether completions of advantage 0 may have a gradient: by KL, entropy, or what a loss of one's own adds."""
+    return bool(config.kl_coef or config.entropy_coef) or loss not in LOSSES.values()
+
+
 def needs_whole_sequences(loss: Loss, config: LossConfig) -> bool:
     """Tell whether tokens of one completion may depend on each other, so that the loss needs all of them at once."""
     return config.sequence_mask is not None or not getattr(loss, "per_token", False)

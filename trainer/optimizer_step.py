@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from membuilder.errors import DivergedError
 from trainer.batching.loss_rows import Objective
-from trainer.batching.packing import Node, PackedBatch, count_loss_tokens, micro_batches, pack_on, sequences_of
+from trainer.batching.packing import PackedBatch, Share, micro_batches, pack_on
 from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
 from trainer.losses import Loss, sequence_lengths
@@ -25,9 +25,9 @@ class Update:
     num_real: int
     """How many micro-batches count; later ones weigh nothing and keep pace with processes that have more of them."""
     num_tokens: int
-    """Loss tokens of the whole step, over all processes."""
+    """Completion tokens that the loss is a mean over: of all processes, run or not."""
     num_sequences: int
-    """Completions of the whole step, over all processes."""
+    """Completions that the loss is a mean over, likewise."""
     ids: list[str]
     """The sessions of all trees of the step, whichever process runs them."""
 
@@ -48,8 +48,9 @@ class Update:
         return torch.full(sequence.shape, 1 / divisor, device=sequence.device)
 
 
-def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: torch.device) -> Update:
+def make_update(share: Share, max_tokens: int, world: World, device: torch.device) -> Update:
     """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; no tree is cut."""
+    trees = share.trees
     dealt = deal([tree.num_tokens for tree in trees], world.size)
     batches = [micro_batches([trees[index] for index in indices], max_tokens) for indices in dealt]
     mine, most = batches[world.rank], max(map(len, batches))
@@ -57,16 +58,10 @@ def make_update(trees: Sequence[Node], max_tokens: int, world: World, device: to
     return Update(
         batches=[pack_on(nodes, device) for nodes in mine + [spare] * (most - len(mine))],
         num_real=len(mine),
-        num_tokens=sum(map(count_loss_tokens, trees)),
-        num_sequences=sum(len(sequences_of(tree)) for tree in trees),
+        num_tokens=share.num_tokens,
+        num_sequences=share.num_sequences,
         ids=[tree.id for tree in trees],
     )
-
-
-def shares(trees: Sequence[Node], num_shares: int) -> list[list[Node]]:
-    """Deal the step's trees to its updates, the longest first, so that each has about as much to learn from."""
-    dealt = sorted(trees, key=count_loss_tokens, reverse=True)
-    return [share for share in (dealt[start::num_shares] for start in range(num_shares)) if share]
 
 
 @contextmanager

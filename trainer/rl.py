@@ -38,7 +38,7 @@ from trainer.experience.parity import check_parity
 from trainer.experience.rollout_cache import Experience, RolloutCache
 from trainer.experience.session_stream import SessionStream, StreamState
 from trainer.experience.training_batch import make_batch
-from trainer.losses import resolve_loss
+from trainer.losses import has_silent_terms, resolve_loss
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import (
     Skips,
@@ -48,7 +48,6 @@ from trainer.optimizer_step import (
     means_over_tokens,
     micro_step,
     named_weights,
-    shares,
     with_proximal,
 )
 from trainer.run_setup import RLParts, describe_run, setup_rl
@@ -73,6 +72,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     if reference is not None:
         reference.to(accelerator.device)  # `prepare` moves the policy only
     slots, loss_function = config.sessions_per_step, resolve_loss(config.loss.name)
+    run_silent = has_silent_terms(loss_function, config.loss)
     stream = SessionStream(parts.builds.train, collector.embedder, collector.scheme, slots, config.states, config.seed)
     lengths = LengthController(config, parts.builds.steering or parts.builds.train, collector)
 
@@ -115,11 +115,11 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             stream.advance(scored)
         collected = time.perf_counter()
 
-        # 2. Advantages: of each (session, role) over its G rewards; completions without any are not trained on.
-        batch = make_batch(scored, collector.scheme.roles, config.advantage_std)
+        # 2. Advantages: of each (session, role) over its G rewards. All that have one count in the loss's mean.
+        batch = make_batch(scored, collector.scheme.roles, config.advantage_std, run_silent)
         updates = [
-            make_update(trees, config.max_tokens, world, accelerator.device)
-            for trees in shares(batch.trees, config.updates_per_step)
+            make_update(share, config.max_tokens, world, accelerator.device)
+            for share in batch.shares(config.updates_per_step)
         ]
         if len(updates) > 1:
             updates = with_proximal(policy, updates, temperature)
@@ -154,7 +154,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
 
         # 5. Log and save.
         metrics = rollout_metrics(scored, batch, collector.count_tokens) | experience.steered
-        metrics |= means_over_tokens(sums, batch.num_tokens, accelerator)
+        metrics |= means_over_tokens(sums, batch.num_run_tokens, accelerator)
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= judge_policy(parts.builds.held_out, collector, "evaluation").metrics()
         metrics |= {"grad_norm": largest_norm(norms), "lr": rate}

@@ -29,7 +29,7 @@ from accelerate import Accelerator
 
 from membuilder.progress import progress
 from trainer.batching.loss_rows import cross_entropy
-from trainer.batching.packing import Node
+from trainer.batching.packing import Node, Share
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
@@ -80,7 +80,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         epoch, position = divmod(step, steps_per_epoch)
         order = random.Random(f"{config.seed}-{epoch}").sample(training, len(training))
         chosen = order[position * config.sessions_per_step : (position + 1) * config.sessions_per_step]
-        update = make_update(chosen, config.max_tokens, world, accelerator.device)
+        update = make_update(Share.of(chosen), config.max_tokens, world, accelerator.device)
 
         # 2. Update: the loss is a sum over the step's tokens, so micro-batches and ranks may cut it anywhere.
         rate = learning_rate(step, num_steps, config.optim)
@@ -140,7 +140,7 @@ def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, flo
 def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accelerator, world: World) -> float:
     """Mean cross-entropy per completion token over all ranks."""
     policy.eval()
-    update = make_update(trees, max_tokens, world, accelerator.device)
+    update = make_update(Share.of(trees), max_tokens, world, accelerator.device)
     total = torch.zeros((), device=accelerator.device)
     for packed, is_real, _ in update.weighted():
         total -= is_real * policy(packed).logprobs.sum() / update.num_tokens

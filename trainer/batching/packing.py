@@ -90,6 +90,29 @@ def dense_tree(sequence: TrainSequence) -> Node:
     return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Completions that a loss is a mean over, of which some need no forward pass."""
+
+    trees: tuple[Node, ...]
+    """The completions to run."""
+    num_tokens: int
+    """Completion tokens, of completions that are run or not."""
+    num_sequences: int
+    """Completions, run or not."""
+
+    @classmethod
+    def of(cls, trees: Sequence[Node]) -> "Share":
+        """Return the share in which every completion is run."""
+        num_sequences = sum(len(sequences_of(tree)) for tree in trees)
+        return cls(trees=tuple(trees), num_tokens=sum(map(count_loss_tokens, trees)), num_sequences=num_sequences)
+
+    @property
+    def num_run_tokens(self) -> int:
+        """Return the number of completion tokens that are run."""
+        return sum(map(count_loss_tokens, self.trees))
+
+
 def sequences_of(node: Node) -> list[TrainSequence]:
     """Return the sequences at the leaves of a prefix tree."""
     own = [] if node.sequence is None else [node.sequence]

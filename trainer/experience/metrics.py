@@ -44,7 +44,7 @@ def rollout_metrics(
         "qa/accuracy": _mean(score.qa for score in scores),
         "frac_reward_zero_std": batch.zero_std_share,
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
-        "num_tokens": float(batch.num_tokens),
+        "num_tokens": float(batch.num_run_tokens),
         "prompt_too_long": _mean(sample.completion is None for sample in samples),
         "completions/mean_length": _mean(len(completion.token_ids) for completion in _completions(samples)),
     }
