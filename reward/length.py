@@ -35,6 +35,8 @@ class LengthConfig:
     """model / expert up to which nothing is too long."""
     ratio_highest: float = 2.0
     """model / expert at which too long costs 1."""
+    free_without_expert: bool = False
+    """Where the expert wrote nothing, any length is free (published); false: beyond the tolerance it costs 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.core_start_tokens < self.core_maximum_tokens:
@@ -63,7 +65,9 @@ def expert_lengths(written: Sequence[Mapping[str, int]], scope: LengthScope) -> 
 
 
 def _entry_penalty(model_tokens: int, expert_tokens: float, config: LengthConfig) -> float:
-    """Against an expert that wrote nothing, any length beyond the tolerance is infinitely too long."""
+    """Return the penalty of entries; what has nothing to be measured against is infinitely too long, or free."""
+    if not expert_tokens and config.free_without_expert:
+        return 0.0
     if abs(model_tokens - expert_tokens) < config.tolerance_tokens:
         return 0.0
     ratio = model_tokens / expert_tokens if expert_tokens else math.inf

@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,33 @@ def test_every_link_leads_somewhere(page):
         if heading:
             headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, link
+
+
+def by_loop(told: str) -> dict[type, str]:
+    """What a cell of the table says of each loop: "SFT 0, RL 1 (constant)" or one value for both."""
+    both = re.match(r"SFT (\S+), RL (\S+)", told)
+    sft, rl = both.groups() if both else (told.split(":")[0],) * 2
+    return {SFTConfig: sft.strip("`"), RLConfig: rl.strip("`")}
+
+
+def test_the_published_configs_have_the_published_values_and_the_page_says_how_the_defaults_differ():
+    table = (DOCS / "departures.md").read_text(encoding="utf-8").split("\n## ")[1]
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| (.*?) \|", table, re.MULTILINE)
+    compared = 0
+    for kind, name in ((SFTConfig, "sft"), (RLConfig, "rl")):
+        paths = sorted((ROOT / "configs").glob(f"{name}_qwen3_4b*.yaml"))
+        assert len(paths) == 3
+        for key, published, default in rows:
+            if key.split(".")[0] not in {each.name for each in fields(kind)}:
+                continue  # a key of RL alone
+            kinds = {attrgetter(key)(each) for each in (load(kind, path, []) for path in paths)}
+            for found, told in (({attrgetter(key)(kind())}, default), (kinds, published)):
+                (value,) = found
+                assert value == (
+                    by_loop(told)[kind] == "true" if isinstance(value, bool) else type(value)(by_loop(told)[kind])
+                )
+                compared += 1
+    assert compared == 2 * (6 + 4)
 
 
 def test_the_readme_links_every_page():

@@ -92,6 +92,13 @@ def test_entry_penalty(model, expert, penalty):
     assert length_penalty(SEMANTIC, model, expert, LengthConfig()) == pytest.approx(penalty)
 
 
+@pytest.mark.parametrize("model, expert, penalty", [(4000, 0, 0), (4000, 1, 1), (0, 1000, 1), (1650, 1000, 0.5)])
+def test_where_the_expert_wrote_nothing_the_published_penalty_is_zero(model, expert, penalty):
+    config = LengthConfig(free_without_expert=True)
+    assert length_penalty(SEMANTIC, model, expert, config) == pytest.approx(penalty)
+    assert length_penalty(CORE, 9000, 0, config) == 1, "the core is held to bounds of its own"
+
+
 @pytest.mark.parametrize("tokens", [0, 40, 400, 4000])
 @pytest.mark.parametrize("agent", ENTRY_AGENTS)
 def test_an_output_identical_to_the_experts_costs_nothing(agent, tokens):
