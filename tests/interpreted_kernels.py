@@ -25,6 +25,20 @@ def test_triton_rows_survive_an_infinite_range():
     assert rows.entropy.tolist() == pytest.approx([math.log(2), math.log(4)])
 
 
+@pytest.mark.parametrize("vocabulary", [5, 16, 17, 31])
+def test_what_stands_in_the_padding_of_rows_has_no_influence(vocabulary):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, vocabulary), torch.randint(vocabulary, (3,))
+    width = triton_rows.row_width(vocabulary)
+    padded = torch.full((3, width), torch.nan)[:, :vocabulary].copy_(logits)
+    found, expected = (triton_rows.statistics(each, targets, 0.7) for each in (padded, logits))
+    for name in ("logprobs", "entropy", "logsumexp"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    for each, rows in ((padded, found), (logits, expected)):
+        triton_rows.write_gradient_(each, targets, rows, torch.ones(3), torch.ones(3), 0.7)
+    assert torch.equal(padded, logits)
+
+
 def test_triton_writes_only_its_chunk_of_the_workspace():
     workspace = torch.ones(4, 10)
     rows = triton_rows.statistics(workspace[:2], torch.tensor([0, 1]), 1.0)

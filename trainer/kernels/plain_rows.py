@@ -59,5 +59,10 @@ def write_gradient_(
         logits.copy_(gradient)
 
 
+def row_width(vocab_size: int) -> int:
+    """Return how long rows of logits should be allocated: no longer than they are."""
+    return vocab_size
+
+
 def _wide(logits: torch.Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)

@@ -2,6 +2,9 @@
 
 One program handles one row, and reads it in blocks with a running maximum. So the sum of exponentials never overflows,
 and nothing of size (n, V) is made besides the logits themselves.
+
+A thread reads and writes 16 bytes at a time only where rows start at multiples of 16 bytes and the compiler knows that
+every block ends at one. So rows may be padded (`row_width`), and the kernels walk over `width`, the padded row.
 """
 
 import torch
@@ -12,21 +15,33 @@ from trainer.kernels.plain_rows import RowStatistics
 
 BLOCK = 4096
 """Vocabulary entries that a program reads at a time."""
+ALIGNMENT = 16
+"""Numbers that a padded row is a multiple of: as many as Triton asks for before it makes accesses wide."""
 
 
 @triton.jit
 def _statistics_kernel(
-    logits, targets, logprobs, entropy, logsumexp, row_stride, vocab_size, inverse_temperature, BLOCK: tl.constexpr
+    logits,
+    targets,
+    logprobs,
+    entropy,
+    logsumexp,
+    row_stride,
+    width,
+    vocab_size,
+    inverse_temperature,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     maximum = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)  # sum of exp(z - maximum)
     weighted = tl.zeros((), tl.float32)  # sum of (z - maximum) exp(z - maximum)
-    for start in range(0, vocab_size, BLOCK):
+    for start in range(0, width, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < vocab_size
-        z = tl.load(logits + columns, mask=inside, other=float("-inf")).to(tl.float32) * inverse_temperature
+        z = tl.load(logits + columns, mask=columns < width, other=0.0).to(tl.float32) * inverse_temperature
+        z = tl.where(inside, z, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(z, 0))
         # before the first block there is nothing to rescale, and -inf - -inf would be NaN
         shift = tl.where(maximum == float("-inf"), 0.0, maximum - new_maximum)
@@ -53,6 +68,7 @@ def _gradient_kernel(
     logprob_gradient,
     entropy_gradient,
     row_stride,
+    width,
     vocab_size,
     inverse_temperature,
     BLOCK: tl.constexpr,
@@ -62,9 +78,9 @@ def _gradient_kernel(
     target = tl.load(targets + row)
     row_entropy, row_logsumexp = tl.load(entropy + row), tl.load(logsumexp + row)
     by_logprob, by_entropy = tl.load(logprob_gradient + row), tl.load(entropy_gradient + row)
-    for start in range(0, vocab_size, BLOCK):
+    for start in range(0, width, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < vocab_size
+        inside = columns < width
         z = tl.load(logits + columns, mask=inside, other=0.0).to(tl.float32) * inverse_temperature
         log_p = z - row_logsumexp
         gradient = -tl.exp(log_p) * (by_logprob + by_entropy * (log_p + row_entropy))
@@ -73,13 +89,22 @@ def _gradient_kernel(
 
 
 def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
-    """Do what plain_rows.statistics does, for logits (n, V) whose rows are contiguous."""
+    """Do what plain_rows.statistics does, for logits (n, V) whose rows are contiguous, and may be padded."""
     _check(logits)
     num_rows, vocab_size = logits.shape
     logprobs, entropy, logsumexp = (torch.empty(num_rows, dtype=torch.float32, device=logits.device) for _ in range(3))
     if num_rows:
         _statistics_kernel[(num_rows,)](
-            logits, targets, logprobs, entropy, logsumexp, logits.stride(0), vocab_size, 1 / temperature, BLOCK=BLOCK
+            logits,
+            targets,
+            logprobs,
+            entropy,
+            logsumexp,
+            logits.stride(0),
+            _width(logits),
+            vocab_size,
+            1 / temperature,
+            BLOCK=BLOCK,
         )
     return RowStatistics(logprobs=logprobs, entropy=entropy, logsumexp=logsumexp)
 
@@ -92,7 +117,7 @@ def write_gradient_(
     entropy_gradient: torch.Tensor | None,
     temperature: float,
 ) -> None:
-    """Do what plain_rows.write_gradient_ does, for logits (n, V) whose rows are contiguous."""
+    """Do what plain_rows.write_gradient_ does, for logits (n, V) with contiguous rows; a padding is overwritten."""
     _check(logits)
     num_rows, vocab_size = logits.shape
     if entropy_gradient is None:
@@ -106,10 +131,22 @@ def write_gradient_(
             logprob_gradient.contiguous(),
             entropy_gradient.contiguous(),
             logits.stride(0),
+            _width(logits),
             vocab_size,
             1 / temperature,
             BLOCK=BLOCK,
         )
+
+
+def row_width(vocab_size: int) -> int:
+    """Return how long rows of logits should be allocated, so that every access is wide."""
+    return -(-vocab_size // ALIGNMENT) * ALIGNMENT
+
+
+def _width(logits: torch.Tensor) -> int:
+    """Return how much of a row is read and written: its padding too, where it has one."""
+    vocab_size = logits.shape[1]
+    return min(row_width(vocab_size), max(logits.stride(0), vocab_size))
 
 
 def _check(logits: torch.Tensor) -> None:

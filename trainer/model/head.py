@@ -40,7 +40,7 @@ class LossOutput(NamedTuple):
 
 
 def row_kernels(impl: Impl, device: torch.device):
-    """Return the module with `statistics` and `write_gradient_` for tensors of this device."""
+    """Return the module with `statistics`, `write_gradient_` and `row_width` for tensors of this device."""
     if impl == "triton" or (impl == "auto" and device.type == "cuda"):
         from trainer.kernels import triton_rows
 
@@ -157,7 +157,8 @@ class _Work:
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor, plain_rows.RowStatistics]]:
         """Yield rows, logits and statistics. All logits stand in one workspace: use one before drawing the next."""
         num_rows = len(self.hidden)
-        workspace = self.hidden.new_empty(min(self.chunk_rows, num_rows), len(self.weight))
+        width = self.kernels.row_width(len(self.weight))
+        workspace = self.hidden.new_empty(min(self.chunk_rows, num_rows), width)[:, : len(self.weight)]
         for start in range(0, num_rows, self.chunk_rows):
             chunk = slice(start, min(start + self.chunk_rows, num_rows))
             logits = torch.mm(self.hidden[chunk], self.weight.T, out=workspace[: chunk.stop - start])

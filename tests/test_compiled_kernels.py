@@ -1,0 +1,87 @@
+"""The head's Triton kernels compiled for GPUs that this machine lacks: registers, spills and width of memory accesses.
+
+The `triton` wheel brings NVIDIA's assembler and disassembler, so the machine code itself is read.
+"""
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton has no wheel for this system")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from trainer.kernels import triton_rows  # noqa: E402
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+POINTERS = {
+    "_statistics_kernel": ("targets", "logprobs", "entropy", "logsumexp"),
+    "_gradient_kernel": ("targets", "entropy", "logsumexp", "logprob_gradient", "entropy_gradient"),
+}
+ARCHITECTURES = [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    registers: int
+    spilled_bytes: int
+    accesses: Counter[str]
+    """Loads and stores of global memory, by the name of the machine instruction."""
+
+
+def compiled(name: str, architecture: int, aligned: tuple[str, ...], folder: Path) -> Compiled:
+    """A kernel on bfloat16 logits, as it is compiled where the integers `aligned` are multiples of 16."""
+    kernel = getattr(triton_rows, name)
+    pointers = ("logits", *POINTERS[name])
+    types = {"logits": "*bf16"} | dict.fromkeys(POINTERS[name], "*fp32") | {"targets": "*i64"}
+    types |= dict.fromkeys(("row_stride", "width", "vocab_size"), "i32") | {"inverse_temperature": "fp32"}
+    names = kernel.arg_names
+    source = ASTSource(
+        kernel,
+        {each: types.get(each, "constexpr") for each in names},
+        constexprs={(names.index("BLOCK"),): triton_rows.BLOCK},
+        attrs={(names.index(each),): [["tt.divisibility", 16]] for each in (*pointers, *aligned)},
+    )
+    result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": 4})
+    binary = folder / f"{name}.cubin"
+    binary.write_bytes(result.asm["cubin"])
+    used, code = (
+        subprocess.run([TOOLS / "cuobjdump", flag, binary], capture_output=True, text=True, check=True).stdout
+        for flag in ("--dump-resource-usage", "-sass")
+    )
+    resources = {key: int(number) for key, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", used)}
+    accesses = Counter(re.findall(r"\b((?:LDG|STG|LDL|STL)[.\w]*)", code))
+    return Compiled(resources["REG"], resources["STACK"] + resources["LOCAL"], accesses)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name, registers", [("_statistics_kernel", 96), ("_gradient_kernel", 40)])
+def test_every_access_of_padded_rows_is_wide_and_nothing_spills(name, registers, architecture, tmp_path):
+    """For any vocabulary: `vocab_size` itself is no multiple of anything that the compiler knows."""
+    found = compiled(name, architecture, ("row_stride", "width"), tmp_path)
+    assert found.spilled_bytes == 0 and not {"LDL", "STL"} & {each.split(".")[0] for each in found.accesses}
+    assert found.registers <= registers
+    per_thread = triton_rows.BLOCK // 128 * 2 // 16  # bfloat16 of a block, 128 threads, 16 bytes an access
+    assert found.accesses["LDG.E.128"] == per_thread
+    if name == "_gradient_kernel":
+        assert found.accesses["STG.E.128"] == per_thread and not found.accesses["STG.E.U16"]
+    assert found.accesses["LDG.E.U16"] <= 1, "the target's own logit is read alone"
+
+
+def test_rows_of_odd_length_are_why_rows_are_padded(tmp_path):
+    found = compiled("_statistics_kernel", 90, (), tmp_path)
+    assert found.accesses["LDG.E.U16"] == triton_rows.BLOCK // 128 + 1 and not found.accesses["LDG.E.128"]
+
+
+@pytest.mark.parametrize("vocabulary, width", [(1, 16), (16, 16), (17, 32), (49_152, 49_152), (151_669, 151_680)])
+def test_a_padded_row_is_a_multiple_of_16(vocabulary, width):
+    assert triton_rows.row_width(vocabulary) == width
