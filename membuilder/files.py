@@ -45,6 +45,11 @@ def _escaped(identifier: str) -> str:
     return quote(identifier, safe=" ", errors="surrogatepass")
 
 
+def user_cache(name: str) -> Path:
+    """Return the folder of that name in MEMBUILDER_CACHE, else in the user's own cache."""
+    return Path(os.environ.get("MEMBUILDER_CACHE") or Path.home() / ".cache" / "membuilder") / name
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file, or create it with its folders. Raises WriteError and leaves the old one where that fails."""
     with atomic(path) as partial:

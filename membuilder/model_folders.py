@@ -23,10 +23,11 @@ def loading(what: str, path: str | Path) -> Iterator[None]:
 def _loader_errors() -> tuple[type[Exception], ...]:
     # here, because most commands load no model
     from pickle import UnpicklingError
+    from struct import error as StructError  # noqa: N812  (of a GGUF file that ends too soon)
 
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     # Loaders index and call what they read from JSON unchecked: a wrong value there is any of the first seven.
     plain = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError, EOFError)
-    return (*plain, UnpicklingError, StrictDataclassError, SafetensorError)
+    return (*plain, UnpicklingError, StructError, StrictDataclassError, SafetensorError)

@@ -5,7 +5,6 @@ with embedder_of(options, costs) as embedder:
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from membuilder.datasets.typed import typed
 from membuilder.embedding.cache import CachedEmbedder, fingerprint_of
 from membuilder.embedding.local import Embedder, TextEmbedder, default_folder
 from membuilder.errors import ConfigError
+from membuilder.files import user_cache
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import EmbeddingEndpoint, LongTexts, ModelAccess
 from membuilder.llm.flags import endpoint_of
@@ -145,8 +145,7 @@ def embedder_of(options: EmbedderOptions, costs: Costs) -> Iterator[TextEmbedder
             raise ConfigError(f"--embedding-cache needs a model in a folder, not {options.model!r}")
         yield Embedder(options.model, cut=cut)
     else:
-        home = os.environ.get("MEMBUILDER_CACHE") or Path.home() / ".cache" / "membuilder"
-        cache = options.cache or Path(home) / CACHE_NAME
+        cache = options.cache or user_cache(CACHE_NAME)
         with closing(open_embedder(options.model, options.precision, cache, cut)) as embedder:
             yield embedder
     if cut:
