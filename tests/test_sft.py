@@ -1,11 +1,12 @@
 """What SFT trains on and what it is validated on; that it stops where prompts must not be shared."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from membuilder.datasets.windows import in_windows
-from membuilder.errors import ConfigError, ParityError
+from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
@@ -13,7 +14,7 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from tests.fakes import HashEmbedder
 from trainer import sft
 from trainer.batching.packing import Node, TrainSequence, build_tree, sequences_of
-from trainer.configs import DataConfig, TinyConfig
+from trainer.configs import Attention, DataConfig, ModelConfig, TinyConfig
 from trainer.data.corpus import Corpus, expert_builds, sft_builds, training_text
 from trainer.data.sft_examples import sft_trees, smallest_group, split_sessions
 from trainer.distributed.process_group import World, start_accelerator
@@ -80,7 +81,7 @@ def test_the_check_takes_the_smallest_session_that_shares_something():
     assert smallest_group([alone]) == []
 
 
-def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_path, monkeypatch):
+def test_sft_does_not_share_prompts_where_that_gives_other_numbers(tmp_path, monkeypatch, caplog):
     """As if what stands above a node were never read."""
     builds = expert_builds([in_windows(d, 3) for d in generate(2, 1, "train", 2)], HashEmbedder(), SCHEME, "rules")
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), SIZES.vocab_size)
@@ -88,7 +89,7 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
     accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
     trees, _ = sft_trees(builds, tokenizer, SCHEME, config)
 
-    def run() -> sft.SFTResult:
+    def run(attention: Attention) -> sft.SFTResult:
         parts = SFTParts(
             model=build_model(tokenizer, SIZES, 1),
             tokenizer=tokenizer,
@@ -98,14 +99,16 @@ def test_sft_stops_before_the_first_step_where_prompts_must_not_be_shared(tmp_pa
             embedder=HashEmbedder(),
             log=log,
         )
-        return sft.train(config, parts)
+        return sft.train(replace(config, model=ModelConfig(attention=attention)), parts)
 
-    assert run().num_steps == 1
+    shared = run(Attention.SHARED).validation_loss
     honest = shared_prefix.merged_attention
 
     def forgetful(query, key, value, plan, scale):
         return honest(query, key, value, [call for call in plan if call.causal], scale)
 
     monkeypatch.setattr(shared_prefix, "merged_attention", forgetful)
-    with pytest.raises(ParityError, match="must not share prompts"):
-        run()
+    with pytest.raises(ConfigError, match="model.attention=shared: shared prompts give other log-probs"):
+        run(Attention.SHARED)
+    assert run(Attention.AUTO).validation_loss == pytest.approx(shared, rel=1e-5)
+    assert "every sequence is run whole: shared prompts give other log-probs" in caplog.text

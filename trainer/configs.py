@@ -22,6 +22,17 @@ class TinyConfig:
     max_position: int = 4096
 
 
+class Attention(StrEnum):
+    """How the sequences of a session are run."""
+
+    AUTO = "auto"
+    """Prompts are shared where that is proved to give the model's own log-probs, else dense copies are run."""
+    SHARED = "shared"
+    """As `auto`, but a model whose prompts cannot be shared is refused."""
+    DENSE = "dense"
+    """Every sequence is run whole, by the model's own attention."""
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     path: str | None = None
@@ -29,6 +40,8 @@ class ModelConfig:
     tiny: TinyConfig = field(default_factory=TinyConfig)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the trained weights."""
+    attention: Attention = Attention.AUTO
+    """Whether what the prompts of a session share is run once; `auto`: where that gives the model's own numbers."""
     gradient_checkpointing: bool = False
 
 

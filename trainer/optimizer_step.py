@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from membuilder.errors import DivergedError
 from trainer.batching.loss_rows import Objective
-from trainer.batching.packing import PackedBatch, Share, micro_batches, pack_on
+from trainer.batching.packing import PackedBatch, Share, dense_trees, micro_batches, pack_on
 from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
 from trainer.losses import Loss, sequence_lengths
@@ -48,9 +48,14 @@ class Update:
         return torch.full(sequence.shape, 1 / divisor, device=sequence.device)
 
 
-def make_update(share: Share, max_tokens: int, world: World, device: torch.device) -> Update:
-    """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; no tree is cut."""
-    trees = share.trees
+def make_update(
+    share: Share, max_tokens: int, world: World, device: torch.device, shares_prompts: bool = True
+) -> Update:
+    """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; no tree is cut.
+
+    Where prompts are not shared, each sequence is a tree of its own, with the name of its session.
+    """
+    trees = share.trees if shares_prompts else [each for tree in share.trees for each in dense_trees(tree)]
     dealt = deal([tree.num_tokens for tree in trees], world.size)
     batches = [micro_batches([trees[index] for index in indices], max_tokens) for indices in dealt]
     mine, most = batches[world.rank], max(map(len, batches))
@@ -60,7 +65,7 @@ def make_update(share: Share, max_tokens: int, world: World, device: torch.devic
         num_real=len(mine),
         num_tokens=share.num_tokens,
         num_sequences=share.num_sequences,
-        ids=[tree.id for tree in trees],
+        ids=[tree.id for tree in share.trees],
     )
 
 

@@ -39,6 +39,7 @@ from trainer.experience.rollout_cache import Experience, RolloutCache
 from trainer.experience.session_stream import SessionStream, StreamState
 from trainer.experience.training_batch import make_batch
 from trainer.losses import has_silent_terms, resolve_loss
+from trainer.model.policy import shares_prompts
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import (
     Skips,
@@ -118,7 +119,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         # 2. Advantages: of each (session, role) over its G rewards. All that have one count in the loss's mean.
         batch = make_batch(scored, collector.scheme.roles, config.advantage_std, run_silent)
         updates = [
-            make_update(share, config.max_tokens, world, accelerator.device)
+            make_update(share, config.max_tokens, world, accelerator.device, shares_prompts(policy))
             for share in batch.shares(config.updates_per_step)
         ]
         if len(updates) > 1:

@@ -40,10 +40,11 @@ from trainer.data.corpus import (
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.truncation import LengthCounts
-from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator
+from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator, start_device
 from trainer.experience.collector import Collector
 from trainer.logs.provenance import provenance
 from trainer.logs.run_log import RunLog
+from trainer.model.make_policy import make_policy
 from trainer.model.policy import Policy, load_model
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
@@ -230,7 +231,8 @@ def setup_rl(
         builds = rl_builds(config, run.embedder)
         if run.world.rank == 0:
             warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
-    policy = Policy(load_model(config.model.path, config.model))
+    model = load_model(config.model.path, config.model)
+    policy = make_policy(model, config.model.attention, start_device(run.accelerator))
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
     if collector is None:
         tokenizer = load_tokenizer(config.model.path)

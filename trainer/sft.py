@@ -34,9 +34,10 @@ from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.data.sft_examples import smallest_group, split_sessions
-from trainer.distributed.process_group import World, log_setup
+from trainer.distributed.process_group import World, log_setup, start_device
 from trainer.experience.parity import check_shared
-from trainer.model.policy import Policy
+from trainer.model.make_policy import make_policy
+from trainer.model.policy import shares_prompts
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import Skips, make_update, micro_step
 from trainer.run_setup import SFTParts, describe_run, setup_sft
@@ -56,7 +57,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     """Train the model in place and save it."""
     accelerator, world, log, tokenizer = parts.accelerator, parts.world, parts.log, parts.tokenizer
     training, validation = split_sessions(parts.trees, config.validation_share, config.seed)
-    policy = Policy(parts.model)
+    policy = make_policy(parts.model, config.model.attention, start_device(accelerator))
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     log_setup(accelerator, policy)
     check_shared(policy, smallest_group(training), 1.0, config.shared_bound, config.max_tokens, world)
@@ -80,7 +81,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         epoch, position = divmod(step, steps_per_epoch)
         order = random.Random(f"{config.seed}-{epoch}").sample(training, len(training))
         chosen = order[position * config.sessions_per_step : (position + 1) * config.sessions_per_step]
-        update = make_update(Share.of(chosen), config.max_tokens, world, accelerator.device)
+        update = make_update(Share.of(chosen), config.max_tokens, world, accelerator.device, shares_prompts(policy))
 
         # 2. Update: the loss is a sum over the step's tokens, so micro-batches and ranks may cut it anywhere.
         rate = learning_rate(step, num_steps, config.optim)
@@ -140,7 +141,7 @@ def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, flo
 def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accelerator, world: World) -> float:
     """Mean cross-entropy per completion token over all ranks."""
     policy.eval()
-    update = make_update(Share.of(trees), max_tokens, world, accelerator.device)
+    update = make_update(Share.of(trees), max_tokens, world, accelerator.device, shares_prompts(policy))
     total = torch.zeros((), device=accelerator.device)
     for packed, is_real, _ in update.weighted():
         total -= is_real * policy(packed).logprobs.sum() / update.num_tokens

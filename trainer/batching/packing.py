@@ -90,6 +90,11 @@ def dense_tree(sequence: TrainSequence) -> Node:
     return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
 
 
+def dense_trees(tree: Node) -> list[Node]:
+    """Return a tree for each sequence of a tree."""
+    return [dense_tree(sequence) for sequence in sequences_of(tree)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
     """Completions that a loss is a mean over, of which some need no forward pass."""

@@ -90,6 +90,11 @@ def zero_stage(accelerator: Accelerator) -> int | None:
     return accelerator.state.deepspeed_plugin.zero_stage
 
 
+def start_device(accelerator: Accelerator) -> torch.device:
+    """Return where a model stands before it is wrapped: ZeRO-3 takes it apart on the host, it may fit nowhere else."""
+    return torch.device("cpu") if zero_stage(accelerator) == 3 else accelerator.device
+
+
 def deepspeed_dtype(accelerator: Accelerator) -> str | None:
     """The type in which DeepSpeed's own file says that weights are kept; None without DeepSpeed."""
     if accelerator.distributed_type is not DistributedType.DEEPSPEED:

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from membuilder.errors import ConfigError
 from membuilder.model_folders import loading
 from trainer.batching.packing import PackedBatch
 from trainer.configs import ModelConfig
+from trainer.model import dense_copies, shared_prefix
 from trainer.model.head import Head, HeadOutput, Impl, LossFunction, LossOutput
-from trainer.model.shared_prefix import hidden_states, use_shared_prefix
+from trainer.model.shared_prefix import use_shared_prefix
 
 
 def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
@@ -26,22 +28,30 @@ def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
 
 def _check_plain_head(model: PreTrainedModel) -> None:
     """Refuse models whose head does more than softmax(hidden @ weight^T), which is what ours computes."""
-    config = model.config
+    config = model.config.get_text_config()
     scaled = [
         name
         for name in ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_multiplier")
         if getattr(config, name, None) not in (None, 1, 1.0)
     ]
     if getattr(model.get_output_embeddings(), "bias", None) is not None or scaled:
-        raise ValueError(f"models whose head has a bias or scales its logits are not supported: {scaled or 'bias'}")
+        raise ConfigError(f"models whose head has a bias or scales its logits are not supported: {scaled or 'bias'}")
+
+
+def shares_prompts(policy: torch.nn.Module) -> bool:
+    """Tell whether a policy, in a wrapper or not, runs what a session's prompts share once."""
+    return getattr(policy, "module", policy).shares_prompts
 
 
 class Policy(torch.nn.Module):
-    """A decoder that runs packed prefix trees, with our head in place of its own."""
+    """A decoder that runs the sequences of packed prefix trees, with our head in place of its own."""
 
-    def __init__(self, model: PreTrainedModel, head_impl: Impl = "auto") -> None:
+    def __init__(self, model: PreTrainedModel, shares_prompts: bool = True, head_impl: Impl = "auto") -> None:
+        """Replace the model's head, and where prompts are shared its attention; make_policy.py proves the numbers."""
         super().__init__()
-        use_shared_prefix(model)
+        if shares_prompts:
+            use_shared_prefix(model)
+        self.shares_prompts = shares_prompts
         _check_plain_head(model)
         model.set_output_embeddings(Head(model.get_output_embeddings().weight, head_impl))
         self.model = model
@@ -54,5 +64,8 @@ class Policy(torch.nn.Module):
         whole_sequences: bool = False,
     ) -> HeadOutput | LossOutput:
         """Return log-probs and entropies (M,) of a batch's targets, without gradient, or the loss on them."""
-        hidden = hidden_states(self.model, batch)
+        if self.shares_prompts:
+            hidden = shared_prefix.hidden_states(self.model, batch)
+        else:
+            hidden = dense_copies.hidden_states(self.model, batch.sequences)
         return self.model.get_output_embeddings()(hidden, batch.targets, temperature, loss, whole_sequences)

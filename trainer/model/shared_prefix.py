@@ -31,9 +31,9 @@ def shared_prefix_attention(
 ) -> tuple[torch.Tensor, None]:
     """Return output (1, N, H, D). Dropout is refused: it would differ between the copies of a shared token."""
     if dropout:
-        raise ValueError("shared-prefix attention needs attention_dropout 0")
+        raise UnsharedError("shared-prefix attention needs attention_dropout 0")
     if softcap is not None or s_aux is not None:
-        raise ValueError(
+        raise UnsharedError(
             "shared-prefix attention has no soft cap on scores and no attention sinks, which this model uses"
         )
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (N, H, D)
@@ -44,25 +44,29 @@ def shared_prefix_attention(
 AttentionInterface.register(NAME, shared_prefix_attention)
 
 
+class UnsharedError(ValueError):
+    """A shared prefix would not give this model's numbers."""
+
+
 def use_shared_prefix(model: PreTrainedModel) -> None:
-    """Switch a model to packed prefix trees; refuse architectures where a shared prefix is not exact."""
-    config = model.config
+    """Switch a model to packed prefix trees. Raises UnsharedError for architectures where they are not exact."""
+    config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
-        raise ValueError(f"shared-prefix packing needs full attention in every layer, this model has {sorted(kinds)}")
+        raise UnsharedError(f"shared prompts need full attention in every layer, this model has {sorted(kinds)}")
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise ValueError("shared-prefix packing needs full attention, this model has a sliding window")
+        raise UnsharedError("shared prompts need full attention, this model has a sliding window")
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
-        raise ValueError(f"shared-prefix packing refuses {rope} rope: its angles depend on the packed length")
-    if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
-        raise ValueError("shared-prefix packing refuses mixture-of-experts models: routing depends on the whole batch")
+        raise UnsharedError(f"the angles of {rope} rope depend on the packed length")
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise UnsharedError("this is a mixture of experts, and routing may depend on the whole batch")
     model.set_attn_implementation(NAME)
     # transformers only warns where it cannot set it, and claims to have set it for models without attention (xLSTM)
     if config._attn_implementation != NAME or not model.is_backend_compatible():
-        raise ValueError(
-            f"shared-prefix packing cannot replace the attention of {type(model).__name__}: transformers does not give "
-            "this model its AttentionInterface. Choose a decoder that has it, such as Qwen3 or Llama"
+        raise UnsharedError(
+            f"transformers does not give {type(model).__name__} its AttentionInterface, so its attention cannot be "
+            "replaced"
         )
 
 
