@@ -46,13 +46,13 @@ class ChatFormat:
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     """Return what the tokenizer puts around texts; it is found once per tokenizer and template."""
     template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
-    return _chat_format(tokenizer, template)
+    return _chat_format(tokenizer, template, tokenizer.eos_token_id)
 
 
 @lru_cache(maxsize=8)
-def _chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatFormat:
+def _chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None, own_end_id: int | None) -> ChatFormat:
     if template is None:
-        return ChatFormat(begin_ids=_begin_ids(tokenizer), end_id=tokenizer.eos_token_id, think_opening="")
+        return ChatFormat(begin_ids=_begin_ids(tokenizer), end_id=own_end_id, think_opening="")
     question = {"role": "user", "content": _QUESTION}
     try:
         prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
@@ -63,7 +63,7 @@ def _chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Ch
     opened, end_id = _OPENED.search(prompt), _end_id(tokenizer, answered)
     return ChatFormat(
         begin_ids=(),
-        end_id=tokenizer.eos_token_id if end_id is None else end_id,
+        end_id=own_end_id if end_id is None else end_id,
         think_opening=opened[0] if opened else "",
     )
 
