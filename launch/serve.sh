@@ -5,7 +5,9 @@
 #
 # PORT  8000
 # TP    GPUs that one copy of the model is divided over (1)
-# Without a GPU the model is served eagerly and in its checkpoint's type; later options overrule both.
+# The folder is checked first (trainer.check_model). Sampling starts from vLLM's own settings, not from those of the
+# model's generation_config.json, as in training; end tokens are read from there all the same.
+# Without a GPU the model is served eagerly and in its checkpoint's type; later options overrule all of these.
 #
 # VLLM_API_KEY  key that callers must show (default: none is asked for)
 # PYTHON  interpreter that has vLLM (default: .venv's if there is one, else python3)
@@ -16,7 +18,7 @@ stop() { printf 'serve: %s\n' "$*" >&2; exit 2; }
 (( $# > 0 )) || stop "name the model's folder: launch/serve.sh DIR [PORT] [TP]"
 folder=$1 port=${2:-8000} tensor_parallel=${3:-1}
 shift $(($# < 3 ? $# : 3))
-[[ -f $folder/config.json ]] || stop "no config.json in '$folder': python -m trainer.export CHECKPOINT DIR makes such a folder"
+[[ -f $folder/config.json || -f $folder/adapter_config.json ]] || stop "no config.json in '$folder': python -m trainer.export CHECKPOINT DIR makes such a folder"
 [[ " $* " != *" --api-key"* ]] || stop "give the key as VLLM_API_KEY: what stands on a command line is there for all to read"
 for number in "$port" "$tensor_parallel"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || stop "'$number' is no number: launch/serve.sh DIR [PORT] [TP]"
@@ -24,6 +26,8 @@ done
 
 python=${PYTHON:-python3}
 [[ -z ${PYTHON:-} && -x $root/.venv/bin/python ]] && python=$root/.venv/bin/python
+
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" -m trainer.check_model "$folder"
 
 # read by vLLM's CPU build only: GiB of cache, and no pinning of its threads to cores
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-4} VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
@@ -37,7 +41,8 @@ fi
 # not `vllm serve`: that asks for a package of the name vllm, and the CPU build has another
 command=(
     "$python" -m vllm.entrypoints.openai.api_server --model "$folder" --host 127.0.0.1 --port "$port"
-    --tensor-parallel-size "$tensor_parallel" --served-model-name "$(basename "$folder")" "${as_on_cpu[@]}" "$@"
+    --tensor-parallel-size "$tensor_parallel" --served-model-name "$(basename "$folder")" --generation-config vllm
+    "${as_on_cpu[@]}" "$@"
 )
 printf '+'
 printf ' %q' "${command[@]}"

@@ -52,8 +52,10 @@ _call_handlers = logging.Logger.callHandlers
 _excepthook = sys.excepthook
 
 
-def quiet_libraries(path: Path, *, at_once: bool = True) -> None:
+def quiet_libraries(path: Path | None, *, at_once: bool = True) -> None:
     """From now on libraries log to `path`, whatever handlers they give themselves; only their errors are shown, too.
+
+    None: nowhere, for a program that writes nothing.
 
     `at_once=False`: nothing is written before `write_library_log`, for a program that may yet refuse to touch the
     folder; if it crashes before that, what was kept is written after all.

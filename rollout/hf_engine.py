@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
+from rollout.policy_folder import load_policy, num_positions
 from rollout.seeding import isolated_rng, seed_everything
 from rollout.types import Completion, SamplingConfig
 from rollout.weights import checked
@@ -22,11 +22,11 @@ class TransformersEngine:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Load the model; with `max_model_len` None sequences are as long as the model was made for."""
-        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
-        positions = self._model.config.max_position_embeddings
-        self.max_model_len = positions if max_model_len is None else max_model_len
-        eos = self._model.config.eos_token_id
-        self._eos = torch.tensor([eos] if isinstance(eos, int) else eos, device=device)
+        lengths = {} if max_model_len is None else {"max_model_len": max_model_len}
+        policy = load_policy(model_dir, dtype=dtype, lengths=lengths)
+        self._model = policy.model.to(device).eval()
+        self.max_model_len = num_positions(self._model.config) if max_model_len is None else max_model_len
+        self._stop_ids = torch.tensor(policy.stop_ids, device=device)
         self._version = 0
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class TransformersEngine:
         return completions
 
     def _sample(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
-        tokens = torch.tensor([prompt] * n, device=self._eos.device)  # (n, P)
+        tokens = torch.tensor([prompt] * n, device=self._stop_ids.device)  # (n, P)
         cache, ids, logprobs = None, [], []
         alive = torch.ones(n, dtype=torch.bool, device=tokens.device)
         for _ in range(sampling.max_tokens):
@@ -49,7 +49,7 @@ class TransformersEngine:
             token, logprob = _draw(out.logits[:, -1].float(), sampling)  # (n,), (n,)
             ids.append(token)
             logprobs.append(logprob)
-            alive &= ~torch.isin(token, self._eos)
+            alive &= ~torch.isin(token, self._stop_ids)
             tokens = token[:, None]
             if not alive.any():
                 break
@@ -57,7 +57,7 @@ class TransformersEngine:
         return [self._completion(*row) for row in zip(*rows, strict=True)]
 
     def _completion(self, token_ids: list[int], logprobs: list[float]) -> Completion:
-        ends = set(self._eos.tolist())
+        ends = set(self._stop_ids.tolist())
         length = next((i + 1 for i, token in enumerate(token_ids) if token in ends), None)
         return Completion(
             token_ids=tuple(token_ids[:length]),

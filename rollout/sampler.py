@@ -71,7 +71,9 @@ def _rollout(
     scheme: Scheme,
 ) -> Rollout:
     """Apply the roles' answers together; `drawn` lacks the roles whose prompts are too long."""
-    texts = {role: decode_completion(tokenizer, completion.token_ids) for role, completion in drawn.items()}
+    # an end token is no part of the text, also where the tokenizer does not know it as special
+    ids = {role: each.token_ids[: len(each.token_ids) - each.finished] for role, each in drawn.items()}
+    texts = {role: decode_completion(tokenizer, each) for role, each in ids.items()}
     updates = {}
     for role in scheme.roles:
         if role not in drawn:

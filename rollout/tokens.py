@@ -1,18 +1,22 @@
 """Text <-> token ids, through a chat template where the tokenizer has one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
 from membuilder.model_folders import loading
+from rollout.chat_template import chat_format, set_template_kwargs
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, template_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub name; `template_kwargs` become defaults of its chat template."""
     with loading("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if not tokenizer("a word", add_special_tokens=False)["input_ids"]:  # what becomes of a folder without its files
         raise ConfigError(f"no tokenizer at '{path}': the one there knows no words; copy the model's tokenizer files")
+    set_template_kwargs(tokenizer, template_kwargs or {})
     return tokenizer
 
 
@@ -22,7 +26,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     A control token spelt out in a dialogue stays text: it never ends or opens a message.
     """
     if tokenizer.chat_template is None:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*chat_format(tokenizer).begin_ids, *ids]
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
     message = [{"role": "user", "content": text}]
@@ -30,13 +35,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a target, with the end token last."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*ids, tokenizer.eos_token_id]
+    """Return the ids of a target: what a model should write behind the prompt, with the end token last."""
+    chat = chat_format(tokenizer)
+    ids = tokenizer(chat.target(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*ids, chat.end_id]
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] | tuple[int, ...]) -> str:
-    return tokenizer.decode(token_ids, skip_special_tokens=True)
+    """Return what a completion says, with the start of its think block where the prompt holds that."""
+    return chat_format(tokenizer).think_opening + tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
 class TokenCounter:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from membuilder.errors import MemBuilderError
+from rollout.policy_folder import load_policy
 from rollout.seeding import isolated_rng, seed_everything
 from rollout.types import Completion, SamplingConfig
 from rollout.weights import checked
@@ -44,6 +44,8 @@ class VLLMEngine:
         """
         self._sleeps = sleep and torch.cuda.is_available()
         self._asleep = False
+        policy = load_policy(model_dir, weights=False, lengths={"max_model_len": max_model_len})
+        self._stop_ids, self._names = list(policy.stop_ids), set(policy.model.state_dict())
         with isolated_rng(), _out_of_sight("llvmlite.binding.ffi"):
             self._llm = LLM(
                 model=str(model_dir),
@@ -67,10 +69,6 @@ class VLLMEngine:
         self.max_model_len = max_model_len
         self._version = 0
         self._rank = torch.distributed.get_rank() if distributed else 0
-        hf_config = self._llm.llm_engine.model_config.hf_config
-        self._eos = hf_config.eos_token_id
-        with torch.device("meta"):
-            self._names = set(AutoModelForCausalLM.from_config(hf_config).state_dict())
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         """Sample `n` completions per prompt. On CPU vLLM draws from torch's global generator, which `seed` sets."""
@@ -83,7 +81,7 @@ class VLLMEngine:
             max_tokens=sampling.max_tokens,
             logprobs=0,
             detokenize=False,
-            stop_token_ids=[self._eos] if isinstance(self._eos, int) else list(self._eos),
+            stop_token_ids=self._stop_ids,
         )
         with isolated_rng():
             seed_everything(seed + self._rank)  # ranks sample different prompts: they must not draw the same numbers

@@ -21,7 +21,7 @@ from trainer.data.sft_examples import sft_trees
 from trainer.distributed.process_group import World, start_accelerator
 from trainer.experience.collector import Collector
 from trainer.logs.run_log import RunLog, read_jsonl
-from trainer.model.policy import Policy, load_model
+from trainer.model.policy import Policy, load_trainable
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
 from trainer.run_setup import RLParts, SFTParts, make_collector, make_engine
@@ -68,7 +68,7 @@ class Run:
         folder = Path(config.out) / "start"
         self.accelerator: Accelerator = start_accelerator(config.optim.max_grad_norm)
         self._learn_the_format(folder)
-        self.policy = Policy(load_model(folder, config.model))
+        self.policy = Policy(load_trainable(folder, config.model).model)
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if config.loss.kl_coef else None
         self.engine = make_engine(config, folder)
         self.collector: Collector = make_collector(config, self.engine, self.tokenizer, HashEmbedder(), World())
@@ -91,6 +91,7 @@ class Run:
         )
         sft.train(config, parts)
         model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def train(self) -> list[dict]:
         """The lines of metrics.jsonl."""

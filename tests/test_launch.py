@@ -151,15 +151,21 @@ def test_scripts_are_clean_for_shellcheck():
     assert result.returncode == 0, result.stdout
 
 
+def write_snake(folder: Path, check: str = "exit 0") -> None:
+    """A Python that prints its arguments, but for the check of a model folder, which it ends as told."""
+    write_program(folder / "snake", f'[ "$2" = trainer.check_model ] && {{ {check}; }}\nprintf "%s\\n" "$@"\n')
+
+
 def test_serve_gives_vllm_the_folder_the_port_and_the_gpus(fake_bin, tmp_path):
-    write_program(fake_bin / "snake", 'printf "%s\\n" "$@"\n')
+    write_snake(fake_bin)
     write_program(fake_bin / "nvidia-smi", "exit 0\n")
     folder = tmp_path / "my model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     server = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     plain, full = ([*server, "--host", "127.0.0.1", "--port", port, "--tensor-parallel-size", gpus,
-                    "--served-model-name", "my model"] for port, gpus in (("8000", "1"), ("9000", "2")))  # fmt: skip
+                    "--served-model-name", "my model", "--generation-config", "vllm"]
+                   for port, gpus in (("8000", "1"), ("9000", "2")))  # fmt: skip
     assert printed_command(start("serve.sh", str(folder), env=environment(fake_bin, PYTHON="snake")))[1] == plain
     more = start("serve.sh", str(folder), "9000", "2", "--seed", "1", env=environment(fake_bin, PYTHON="snake"))
     assert printed_command(more)[1] == [*full, "--seed", "1"]
@@ -168,11 +174,20 @@ def test_serve_gives_vllm_the_folder_the_port_and_the_gpus(fake_bin, tmp_path):
 @pytest.mark.parametrize(("config", "dtype"), [('{\n  "dtype": "float32",\n  "x": 1\n}', "float32"), ("{}", "auto")])
 def test_serve_is_eager_and_keeps_the_checkpoints_type_without_a_gpu(fake_bin, tmp_path, config, dtype):
     """What vLLM compiles for a CPU answers wrongly in bfloat16, and its own choice of type is never float32."""
-    write_program(fake_bin / "snake", 'printf "%s\\n" "$@"\n')
+    write_snake(fake_bin)
     write_program(fake_bin / "nvidia-smi", "exit 9\n")
     (tmp_path / "config.json").write_text(config)
     result = start("serve.sh", str(tmp_path), "8000", "1", "--seed=1", env=environment(fake_bin, PYTHON="snake"))
     assert printed_command(result)[1][-4:] == ["--enforce-eager", "--dtype", dtype, "--seed=1"]
+
+
+def test_serve_starts_nothing_where_the_model_folder_is_refused(fake_bin, tmp_path):
+    """Also from another folder than this program's, which the check comes from."""
+    check = 'echo "$PYTHONPATH refuses $3" >&2; exit 2'
+    write_snake(fake_bin, check)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    result = start("serve.sh", ".", env=environment(fake_bin, PYTHON="snake", PYTHONPATH="mine"), cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"{ROOT}:mine refuses .\n")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from trainer.configs import LossConfig, ModelConfig
 from trainer.losses import LOSSES, TokenValues
 from trainer.model.head import LossOutput
 from trainer.model.merged_attention import kernels_for, merged_attention
-from trainer.model.policy import Policy, load_model
+from trainer.model.policy import Policy
 from trainer.model.shared_prefix import NAME, shared_prefix_attention, use_shared_prefix
 
 VOCABULARY = 48
@@ -607,19 +607,6 @@ def test_attention_refuses_dropout_by_itself():
 
 def test_policy_switches_the_attention():
     assert packed_copy(make_model()).model.config._attn_implementation == NAME
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_load_model_in_the_configured_dtype(tmp_path, dtype):
-    make_model(dtype=torch.float32).save_pretrained(tmp_path)
-    model = load_model(tmp_path, ModelConfig(dtype=dtype, gradient_checkpointing=True))
-    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
-    assert model.is_gradient_checkpointing
-
-
-def test_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=f"no model at '{tmp_path}'"):
-        load_model(tmp_path, ModelConfig())
 
 
 def test_unknown_dtype_is_refused():

@@ -258,10 +258,13 @@ def stores_of(w: Path) -> None:
 def models_of(w: Path) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    from trainer.model.tiny_model import train_tokenizer
+
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8, "vocab_size": 50}
     Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(w / "model")
     for name in ("broken", "bad_index"):
         shutil.copytree(w / "model", w / name)
+        train_tokenizer(["a cat"], [], 300).save_pretrained(w / name)  # it is looked at before the weights are
     weights = w / "broken/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (w / "bad_index/model.safetensors").rename(w / "bad_index/part.safetensors")

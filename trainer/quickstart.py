@@ -89,7 +89,8 @@ def run(given: argparse.Namespace) -> None:
     with timed("eval", seconds):
         say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
         engine = make_engine(rl_config, sft_result.model_dir)
-        collector = make_collector(rl_config, engine, load_tokenizer(str(sft_result.model_dir)), embedder)
+        tokenizer = load_tokenizer(str(sft_result.model_dir), rl_config.prompts.chat_template_kwargs)
+        collector = make_collector(rl_config, engine, tokenizer, embedder)
         systems = compare_baselines(builds.held_out, collector)
         systems["sft"] = judge_policy(builds.held_out, collector, "sft")
     with timed("rl", seconds):

@@ -22,8 +22,10 @@ from membuilder.schemes.load import load_scheme
 from membuilder.schemes.scheme import Scheme
 from reward.formula import load_formula
 from reward.judges import load_judge
+from rollout.chat_template import set_template_kwargs
+from rollout.policy_folder import PolicyFolder
 from rollout.seeding import seed_everything
-from rollout.tokens import TokenCounter, load_tokenizer
+from rollout.tokens import TokenCounter
 from rollout.types import Engine
 from trainer.batching.packing import Node
 from trainer.configs import States, TrainConfig
@@ -45,7 +47,7 @@ from trainer.experience.collector import Collector
 from trainer.logs.provenance import provenance
 from trainer.logs.run_log import RunLog
 from trainer.model.make_policy import make_policy
-from trainer.model.policy import Policy, load_model
+from trainer.model.policy import Policy, load_trainable
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
@@ -154,25 +156,31 @@ def setup_sft(
         raise ConfigError("model.path: name a model; a tiny one is made of dialogues (data.path), not of data.prepared")
     run = start_run(config, "sft", embedder)
     scheme = load_scheme(config.scheme, config.prompts)
+    loaded = None if config.model.path is None else _load(config, "max_length")
     if builds is None and config.data.prepared is None:
         builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
     if builds is not None and run.world.rank == 0:
         warn_of_lost_text(builds, scheme, run.embedder)
     epoch = [] if builds is None else sft_builds(builds, config.data)
-    model, tokenizer = _model_for(config, epoch, scheme)
+    model, tokenizer = _tiny(config, epoch, scheme) if loaded is None else (loaded.model, loaded.tokenizer)
     found = sft_trees(epoch, tokenizer, scheme, config) if builds else prepared_trees(tokenizer, config)
     trees = checked_trees(config, run.accelerator, *found)
     return SFTParts(**vars(run), model=model, tokenizer=tokenizer, trees=trees)
 
 
-def _model_for(
+def _load(config: TrainConfig, length_key: str) -> PolicyFolder:
+    """Return the model of `config.model.path`; whatever is wrong with it is said before any data is built."""
+    lengths = {length_key: getattr(config, length_key)}
+    return load_trainable(config.model.path, config.model, lengths, config.prompts.chat_template_kwargs)
+
+
+def _tiny(
     config: SFTConfig, builds: Sequence[ExpertBuild], scheme: Scheme
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model of `config.model.path`, or a tiny one with a tokenizer trained on the expert's prompts."""
-    if config.model.path is not None:
-        return load_model(config.model.path, config.model), load_tokenizer(config.model.path)
+    """Return a tiny model with a tokenizer trained on the expert's prompts."""
     added = scheme.tiny_tokens(max(len(step.session.turns) for build in builds for step in build.steps))
     tokenizer = train_tokenizer(training_text(builds, scheme), added, config.model.tiny.vocab_size)
+    set_template_kwargs(tokenizer, config.prompts.chat_template_kwargs)
     return build_model(tokenizer, config.model.tiny, config.seed), tokenizer
 
 
@@ -227,15 +235,14 @@ def setup_rl(
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     run = start_run(config, "rl", None if collector is None else collector.embedder)
+    loaded = _load(config, "max_model_len")
     if builds is None:
         builds = rl_builds(config, run.embedder)
         if run.world.rank == 0:
             warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
-    model = load_model(config.model.path, config.model)
-    policy = make_policy(model, config.model.attention, start_device(run.accelerator))
+    policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator))
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
     if collector is None:
-        tokenizer = load_tokenizer(config.model.path)
         engine = make_engine(config, config.model.path)
-        collector = make_collector(config, engine, tokenizer, run.embedder, run.world)
+        collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world)
     return RLParts(**vars(run), policy=policy, reference=reference, collector=collector, builds=builds)

@@ -8,7 +8,7 @@ from membuilder.bank.index import IndexConfig
 from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.embedding.options import EmbedderOptions, options_of
-from membuilder.llm.endpoints import ModelAccess, ModelEndpoint
+from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, with_template_kwargs
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.types import Dialogue
@@ -77,6 +77,8 @@ class BuildConfig:
             raise ValueError("max_turns, parallel and sessions must be at least 1")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"max_failed must be a share from 0 to 1, got {self.max_failed}")
+        if self.model.name == RULES and self.prompts.chat_template_kwargs:
+            raise ValueError("prompts.chat_template_kwargs are options of a model's chat template, and rules have none")
         self.on_bad_operation = OnBadOperation(self.on_bad_operation)  # a text where a program gives it
 
     def settings(self, dialogue: Dialogue, embedder: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +101,8 @@ class BuildConfig:
         }
 
     def chat(self, keys: Keys) -> ModelAccess:
-        return ModelAccess(endpoint=self.model, api_key=keys.chat)
+        access = ModelAccess(endpoint=self.model, api_key=keys.chat)
+        return with_template_kwargs(access, self.prompts.chat_template_kwargs)
 
     def embedder(self, keys: Keys) -> EmbedderOptions:
         return options_of(self, self.chat(keys), keys.embedding)

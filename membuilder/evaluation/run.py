@@ -35,6 +35,7 @@ from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs, open_costs, usage_line
+from membuilder.llm.endpoints import with_template_kwargs
 from membuilder.llm.usage import Usage
 from membuilder.progress import SessionBar, progress
 from membuilder.schemes.four_agents.prompts import template_hashes
@@ -108,7 +109,8 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
         if has_agents:
             banks = BankFolder(options.db_path, manifest_of(options, run.settings))
             if not all(banks.has(dialogue) for dialogue in run.dialogues):
-                writer = await stack.enter_async_context(ChatClient(options.builder, Role.BUILDER, run.costs))
+                builder = with_template_kwargs(options.builder, options.reading.prompts.chat_template_kwargs)
+                writer = await stack.enter_async_context(ChatClient(builder, Role.BUILDER, run.costs))
                 await writer.check()
             prompts |= template_hashes(options.reading.prompts.template_set)
         run.folder.mkdir(parents=True, exist_ok=True)

@@ -164,6 +164,19 @@ class ModelAccess:
     """The flag that sets it, for messages."""
 
 
+def with_template_kwargs(access: ModelAccess, kwargs: Mapping[str, Any]) -> ModelAccess:
+    """Return the access whose requests tell the server's chat template `kwargs` too, as vLLM and SGLang take them."""
+    if not kwargs:
+        return access
+    given = access.endpoint.extra_body.get("chat_template_kwargs", {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"extra_body.chat_template_kwargs must map names to values, not {given!r}")
+    if differing := sorted(name for name in kwargs if name in given and given[name] != kwargs[name]):
+        raise ConfigError(f"prompts.chat_template_kwargs and extra_body.chat_template_kwargs differ in {differing}")
+    body = access.endpoint.extra_body | {"chat_template_kwargs": {**kwargs, **given}}
+    return replace(access, endpoint=replace(access.endpoint, extra_body=body))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Address:
     base_url: str | None

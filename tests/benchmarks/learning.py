@@ -26,7 +26,7 @@ from trainer.data.corpus import SIDES, Corpus, ExpertBuild, build_corpus
 from trainer.experience.collector import Collector
 from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
-from trainer.model.policy import load_model
+from trainer.model.policy import load_trainable
 from trainer.quickstart import load_configs
 from trainer.rl_config import RLConfig
 from trainer.run_setup import make_collector, make_engine, setup_rl, setup_sft
@@ -116,7 +116,7 @@ class Benchmark:
 
 def load_folder(engine, model_dir: Path) -> None:
     """Put the SFT model back into the engine: one engine serves every run of the benchmark."""
-    model = load_model(model_dir, ModelConfig(dtype="float32"))
+    model = load_trainable(model_dir, ModelConfig(dtype="float32")).model
     engine.load_weights([(name, tensor.detach()) for name, tensor in model.state_dict().items()], version=0)
 
 

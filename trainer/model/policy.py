@@ -3,13 +3,15 @@
 Head and backbone run inside one forward, so a wrapper (DDP, DeepSpeed) sees every parameter it has to gather.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from membuilder.errors import ConfigError
-from membuilder.model_folders import loading
+from rollout.policy_folder import PolicyFolder, load_policy
 from trainer.batching.packing import PackedBatch
 from trainer.configs import ModelConfig
 from trainer.model import dense_copies, shared_prefix
@@ -17,13 +19,18 @@ from trainer.model.head import Head, HeadOutput, Impl, LossFunction, LossOutput
 from trainer.model.shared_prefix import use_shared_prefix
 
 
-def load_model(path: str | Path, config: ModelConfig) -> PreTrainedModel:
-    """Return the model of a folder or hub name, in the config's dtype; ConfigError where there is none."""
-    with loading("model", path):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
+def load_trainable(
+    path: str | Path,
+    config: ModelConfig,
+    lengths: Mapping[str, int] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> PolicyFolder:
+    """Return the model and tokenizer of a folder or hub name as a run trains them; see `load_policy`."""
+    dtype = getattr(torch, config.dtype)
+    loaded = load_policy(path, dtype=dtype, lengths=lengths, template_kwargs=template_kwargs)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return loaded
 
 
 def _check_plain_head(model: PreTrainedModel) -> None:

@@ -6,10 +6,11 @@ longest part of their prompts token for token, which the engine's prefix cache a
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from membuilder.bank.ranking import SearchMethod
 from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS, CUT
@@ -38,6 +39,9 @@ class PromptConfig:
     memory is built and trained, and hybrid where it answers (membuilder.eval, Memory)."""
     core_limit_chars: int = CORE_LIMIT_CHARS
     """An operation that would make the core longer fails."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Options of the model's chat template, such as {enable_thinking: false}: part of the template of whatever model is
+    trained and saved with them, and sent with each request to a model that builds memory."""
 
     def __post_init__(self) -> None:
         known = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
