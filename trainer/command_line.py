@@ -48,5 +48,5 @@ def check_paths(config: TrainConfig) -> None:
     model = config.model.path
     # a hub name has one slash at most and does not start like a path; whether the hub has it is seen when it is loaded
     is_path = model is not None and (model.startswith(("/", ".", "~")) or model.count("/") > 1)
-    if is_path and not Path(model).is_dir():
-        raise ConfigError(f"model.path: no model at '{model}': name a Hugging Face folder or model")
+    if is_path and not Path(model).exists():
+        raise ConfigError(f"model.path: no model at '{model}': name a Hugging Face folder or model, or a GGUF file")

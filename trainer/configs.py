@@ -36,7 +36,8 @@ class Attention(StrEnum):
 @dataclass(kw_only=True)
 class ModelConfig:
     path: str | None = None
-    """Hugging Face folder or model name; null: a tiny model is made from `tiny`."""
+    """Hugging Face folder or model name, a GGUF file, or `smollm2` (rollout/gguf.py); null: a tiny model is made from
+    `tiny`."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the trained weights."""

@@ -23,6 +23,7 @@ from membuilder.schemes.scheme import Scheme
 from reward.formula import load_formula
 from reward.judges import load_judge
 from rollout.chat_template import set_template_kwargs
+from rollout.gguf import model_folder
 from rollout.policy_folder import PolicyFolder
 from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter
@@ -171,7 +172,7 @@ def setup_sft(
 def _load(config: TrainConfig, length_key: str) -> PolicyFolder:
     """Return the model of `config.model.path`; whatever is wrong with it is said before any data is built."""
     lengths = {length_key: getattr(config, length_key)}
-    return load_trainable(config.model.path, config.model, lengths, config.prompts.chat_template_kwargs)
+    return load_trainable(model_folder(config.model.path), config.model, lengths, config.prompts.chat_template_kwargs)
 
 
 def _tiny(
@@ -243,6 +244,6 @@ def setup_rl(
     policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator))
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
     if collector is None:
-        engine = make_engine(config, config.model.path)
+        engine = make_engine(config, model_folder(config.model.path))
         collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world)
     return RLParts(**vars(run), policy=policy, reference=reference, collector=collector, builds=builds)

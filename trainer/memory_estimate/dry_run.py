@@ -7,6 +7,7 @@ The report says memory per GPU (estimate.py says how it is counted), tokens per 
 not fit; the exit status is 1 in that case.
 """
 
+from rollout.gguf import model_folder
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.advice import advise, largest_micro_batch
 from trainer.memory_estimate.estimate import GIB, Estimate, Part, estimate, num_roles, parameter_sizes, session_tokens
@@ -18,7 +19,7 @@ def report(config: TrainConfig, launch: Launch) -> tuple[str, bool]:
     """Return the whole answer, as text for a terminal, and whether the run fits."""
     found = estimate(config, launch)
     lines = [
-        f"{config.model.path}: {sum(parameter_sizes(config.model.path)):,} parameters; {launch.num_processes} GPU"
+        f"{config.model.path}: {sum(parameter_sizes(model_folder(config.model.path))):,} parameters; {launch.num_processes} GPU"
         f"{'s' * (launch.num_processes > 1)} of {launch.gpu_memory_gib:g} GiB, "
         + (f"ZeRO-{launch.zero_stage}" if launch.zero_stage else "no DeepSpeed"),
         "",

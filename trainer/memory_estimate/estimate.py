@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from membuilder.errors import ConfigError
 from membuilder.schemes.load import load_scheme
+from rollout.gguf import model_folder
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
 from trainer.memory_estimate.options import Launch
@@ -142,9 +143,10 @@ def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
 
 def estimate(config: TrainConfig, launch: Launch, num_tokens: int | None = None) -> Estimate:
     """Memory of one GPU; `num_tokens` packed tokens of a micro-batch instead of `max_tokens`."""
-    path, num_tokens = config.model.path, num_tokens or config.max_tokens
-    if path is None:
+    num_tokens = num_tokens or config.max_tokens
+    if config.model.path is None:
         raise ConfigError("model.path: a dry run needs a Hugging Face folder or model name; its config.json is enough")
+    path = model_folder(config.model.path)
     model, sizes = model_config(path), parameter_sizes(path)
     dtype = torch.bfloat16 if launch.zero_stage else getattr(torch, config.model.dtype)  # configs/deepspeed: bf16
     active = _activations(path, num_tokens, dtype, config.model.gradient_checkpointing)
