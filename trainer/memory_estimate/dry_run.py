@@ -18,8 +18,9 @@ from trainer.rl_config import RLConfig
 def report(config: TrainConfig, launch: Launch) -> tuple[str, bool]:
     """Return the whole answer, as text for a terminal, and whether the run fits."""
     found = estimate(config, launch)
+    num_parameters = sum(parameter_sizes(model_folder(config.model.path)))
     lines = [
-        f"{config.model.path}: {sum(parameter_sizes(model_folder(config.model.path))):,} parameters; {launch.num_processes} GPU"
+        f"{config.model.path}: {num_parameters:,} parameters; {launch.num_processes} GPU"
         f"{'s' * (launch.num_processes > 1)} of {launch.gpu_memory_gib:g} GiB, "
         + (f"ZeRO-{launch.zero_stage}" if launch.zero_stage else "no DeepSpeed"),
         "",
