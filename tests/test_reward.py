@@ -22,10 +22,11 @@ from membuilder.types import (
     Session,
     Turn,
 )
+from reward.asking import answer_banks
 from reward.four_agents import attribution_weights, score
 from reward.judges import Verdict, coverage, evidence, load_judge
 from reward.length import LengthConfig, LengthScope, expert_lengths, length_penalty
-from reward.qa import QAResult, answer_banks
+from reward.qa import QAResult
 from reward.rollouts import choose_questions
 from reward.score import RewardConfig, RewardStatus, RoleOutput
 from tests.fakes import HashEmbedder
