@@ -74,9 +74,7 @@ class Collector:
     ) -> tuple[list[Group], list[list[QAResult]]]:
         """Return each task's group and what its banks answered; an async judge works while others are decoded."""
         size, came = self.num_rollouts, []
-        with asking(
-            self.scheme, self.embedder, self.judge, self.reward.top_k, self.reward.limits, self._writer
-        ) as step:
+        with asking(*self._how) as step:
             for each in sample_rollouts(tasks, self.engine, self.tokenizer, self.scheme, self.sampling, size, seed):
                 came.append(each)
                 questions = dated(asked[each.task], tasks[each.task].session.timestamp)
@@ -156,14 +154,15 @@ class Collector:
 
     def answer(self, banks: Sequence[tuple[Bank, Sequence[Question]]]) -> list[QAResult]:
         """Put questions to each bank and judge the answers."""
-        reward = self.reward
-        return answer_banks(banks, self.scheme, self.embedder, self.judge, reward.top_k, reward.limits, self._writer)
+        return answer_banks(banks, *self._how)
 
     @property
-    def _writer(self) -> WriteAnswers | None:
-        if self.reward.answerer == POLICY and self.write_answers is None:
+    def _how(self) -> tuple:
+        """Return what `asking` and `answer_banks` must know of how questions are judged."""
+        reward = self.reward
+        if reward.answerer == POLICY and self.write_answers is None:
             raise ConfigError("reward.answerer=policy answers inside a run of trainer.rl only: name a model's endpoint")
-        return self.write_answers
+        return self.scheme, self.embedder, self.judge, reward.top_k, reward.limits, self.write_answers
 
     def judge_metrics(self) -> dict[str, float]:
         """Return what the calls of `judge: llm` came to since it was last asked, over all processes."""
