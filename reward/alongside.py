@@ -68,7 +68,10 @@ class Alongside(AbstractContextManager):
         self._thread = LoopThread()
         self._searcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
         if isinstance(self._judge, AbstractAsyncContextManager):
-            self._thread.submit(self._judge.__aenter__()).result()
+            entered = self._thread.submit(self._judge.__aenter__())
+            if entered.exception() is not None:
+                self._thread.stop()
+            entered.result()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -151,6 +154,6 @@ class Alongside(AbstractContextManager):
                 self._have_judged(key, self._judge.grade, self._cases[key][0], answer)
 
     def _raise_failure(self) -> None:
-        for future in self._verdicts.values():
+        for future in list(self._verdicts.values()):  # more are still added by the searching thread
             if future.done() and not future.cancelled() and future.exception() is not None:
                 future.result()

@@ -18,12 +18,13 @@ from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Entry, Question
 from reward.asking import answer_banks, asking
-from reward.judges import Verdict
+from reward.judges import Verdict, evidence
 from reward.llm_judge import LLMJudge, judge_prompts, make_judge
 from reward.qa import QAResult
 from reward.score import LLM, RewardConfig, RewardEndpoint
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answer, answering, echo, hang, status
+from trainer.experience.collector import Collector
 from trainer.rl_config import RLConfig
 from trainer.run_setup import setup_rl
 
@@ -249,6 +250,41 @@ def test_a_thread_is_left_for_no_step():
             judged(config, (Bank(), [question()]), judge=judge)
         time.sleep(0.1)
         assert threading.active_count() == before
+
+
+def test_a_fatal_answer_ends_the_step_while_others_are_still_sampled():
+    with FaultServer(status(401)) as server:
+        config = config_of(server)
+        with pytest.raises(ChatError), asking(SCHEME, HashEmbedder(), make_judge(config), 10, config.limits) as step:
+            for number in range(500):
+                step.add((number,), bank_of(f"cat {number}"), [question()])
+                time.sleep(0.01)
+        assert number < 499
+
+
+def test_what_was_asked_is_told_over_all_processes():
+    class World:
+        def gather(self, value):
+            return [value, {"llm/grader/calls": 3.0, "llm/grader/failed_timeout": 1.0}]
+
+    others = dict.fromkeys("engine tokenizer embedder scheme formula sampling num_rollouts count_tokens".split())
+    with FaultServer(by_role()) as server:
+        config = config_of(server)
+        judge = make_judge(config)
+        judged(config, (Bank(), [question()]), judge=judge)
+    found = Collector(**others, judge=judge, reward=config, world=World()).judge_metrics()
+    assert found == {
+        "llm/answerer/calls": 1, "llm/answerer/cached": 0, "llm/grader/calls": 4, "llm/grader/cached": 0,
+        "llm/grader/failed_timeout": 1,
+    }  # fmt: skip
+    assert Collector(**others, judge=evidence, reward=RewardConfig(), world=World()).judge_metrics() == {}
+
+
+def test_the_policy_answers_in_a_training_run_only():
+    reward = RewardConfig(judge=LLM, answerer="policy", grader=RewardEndpoint(name="g", provider=Provider.VLLM))
+    others = dict.fromkeys("engine tokenizer embedder scheme formula sampling num_rollouts count_tokens".split())
+    with pytest.raises(ConfigError, match="reward.answerer=policy answers inside a run of trainer.rl only"):
+        Collector(**others, judge=make_judge(reward), reward=reward).answer([])
 
 
 # the configuration
