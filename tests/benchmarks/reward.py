@@ -5,7 +5,8 @@
 `throughput`: 256 rollouts of 5 questions, two calls each, 64 in flight, against the time that the server alone needs.
 Vectors are in the embedder's cache, all else is as in a step: searching, prompts, HTTP, reading verdicts.
 `overlap`: a step of sampling and asking, against both one after the other; their times are made about equal. Hidden is
-what the step saves, as a share of the shorter one.
+what the step saves, as a share of the shorter one. `transformers` and `vllm` decode on the CPU that asks, too; as on a
+GPU, `replayed` gives what transformers sampled evenly over 8 seconds and leaves the CPU alone.
 `faults`: the same questions where the server fails 10% of its requests and hangs in 2%: which verdicts are missing, and
 whether any stands where all attempts of a call failed, or differs from what the server said.
 
@@ -19,7 +20,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from reward.llm_judge import LLMJudge
 from reward.qa import QAResult
 from reward.rollouts import choose_questions
 from reward.score import LLM, RewardConfig, RewardEndpoint
-from rollout.types import SamplingConfig
+from rollout.types import Sampled, SamplingConfig
 from tests.benchmarks.common import write
 from tests.benchmarks.reward_stub import ANSWERED, answered, is_right, stub_server
 from trainer.configs import ModelConfig, States, TinyConfig
@@ -48,7 +49,7 @@ from trainer.run_setup import make_collector, make_engine, rl_builds
 
 ROLLOUTS, QUESTIONS, IN_FLIGHT, LATENCY, GOAL = 256, 5, 64, 0.05, 1.25
 CALLS = 2 * ROLLOUTS * QUESTIONS
-HIDDEN_GOAL = 0.8
+HIDDEN_GOAL, PACE_SECONDS, SESSIONS = 0.8, 8.0, 12
 RESULTS = Path(__file__).parent / "results" / "reward.json"
 SCHEME = load_scheme("four_agents", PromptConfig())
 DAY = datetime(2023, 5, 8)
@@ -99,6 +100,25 @@ def throughput(url: str, embedder: Embedder, repeat: int) -> dict:
     }
 
 
+class Replayed:
+    """An engine that sampled already, and gives it in PACE_SECONDS as one elsewhere would."""
+
+    def __init__(self, engine) -> None:
+        self._engine, self.max_model_len = engine, engine.max_model_len
+        self._sampled: dict[int, list[Sampled]] = {}
+
+    def stream(self, prompts, n, sampling, seed) -> Iterator[Sampled]:
+        if seed not in self._sampled:
+            self._sampled[seed] = list(self._engine.stream(prompts, n, sampling, seed))
+        began, count = time.perf_counter(), len(self._sampled[seed])
+        for number, each in enumerate(self._sampled[seed], start=1):
+            time.sleep(max(0.0, began + PACE_SECONDS * number / count - time.perf_counter()))
+            yield each
+
+    def close(self) -> None:
+        self._engine.close()
+
+
 class EveryTime(LLMJudge):
     """It shares no verdict: an untrained policy writes nothing, and its rollouts would all be one question."""
 
@@ -107,15 +127,15 @@ class EveryTime(LLMJudge):
 
 
 def small_run(folder: Path, engine: str) -> tuple[RLConfig, Collector, SessionStream]:
-    """An untrained tiny policy that samples 24 sessions four times, in the engine of that name."""
+    """An untrained tiny policy that samples SESSIONS sessions four times, in the engine of that name."""
     config = RLConfig(
         out=str(folder),
         model=ModelConfig(path=str(folder), dtype="float32"),
         prompts=PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0),
-        sampling=SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=64),
+        sampling=SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=32),
         reward=RewardConfig(earlier_questions=True),
-        engine=engine,
-        sessions_per_step=24,
+        engine="vllm" if engine == "vllm" else "transformers",
+        sessions_per_step=SESSIONS,
         num_rollouts=4,
         max_model_len=1024,
     )
@@ -124,14 +144,15 @@ def small_run(folder: Path, engine: str) -> tuple[RLConfig, Collector, SessionSt
     builds = rl_builds(config, embedder).train
     scheme = load_scheme(config.scheme, config.prompts)
     tokenizer = train_tokenizer(training_text(builds, scheme), scheme.tiny_tokens(6), 600)
-    build_model(tokenizer, TinyConfig(vocab_size=600, hidden_size=128, num_layers=4), seed=1).save_pretrained(folder)
-    collector = make_collector(config, make_engine(config, folder), tokenizer, embedder)
-    return config, collector, SessionStream(builds, embedder, scheme, 24, States.EXPERT, seed=1)
+    build_model(tokenizer, TinyConfig(vocab_size=600, hidden_size=64, num_layers=2), seed=1).save_pretrained(folder)
+    made = make_engine(config, folder)
+    collector = make_collector(config, Replayed(made) if engine == "replayed" else made, tokenizer, embedder)
+    return config, collector, SessionStream(builds, embedder, scheme, SESSIONS, States.EXPERT, seed=1)
 
 
 def after_another(collector: Collector, stream: SessionStream, seed: int) -> tuple[float, float]:
     """Seconds of sampling a step, and of asking all its questions afterwards."""
-    tasks, experts = zip(*((stream.task(slot), stream.expert(slot)) for slot in range(24)), strict=True)
+    tasks, experts = zip(*((stream.task(slot), stream.expert(slot)) for slot in range(SESSIONS)), strict=True)
     began = time.perf_counter()
     groups = collector.sample(tasks, collector.sampling, collector.num_rollouts, seed)
     sampled = time.perf_counter()
@@ -149,12 +170,12 @@ def overlap(engine: str, repeats: int) -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         config, collector, stream = small_run(Path(folder), engine)
-        after_another(collector, stream, seed=0)  # the first call is slow
-        generate, _ = after_another(collector, stream, seed=0)
+        for _ in range(2):  # the first call is slow
+            generate, _ = after_another(collector, stream, seed=0)
         num_questions = (
             sum(
                 len(choose_questions(build.asked(), session, config.reward, ""))
-                for build, session in map(stream.expert, range(24))
+                for build, session in map(stream.expert, range(SESSIONS))
             )
             * config.num_rollouts
         )
@@ -162,10 +183,10 @@ def overlap(engine: str, repeats: int) -> list[dict]:
         with stub_server(latency) as url:
             reward = replace(reward_config(url), max_concurrent=IN_FLIGHT // 4, earlier_questions=True)
             collector = replace(collector, judge=EveryTime(reward), reward=reward)
-            for repeat in range(repeats):
-                generate, judge = after_another(collector, stream, repeat)
+            for _ in range(repeats):
+                generate, judge = after_another(collector, stream, seed=0)
                 began = time.perf_counter()
-                collector.dense(stream, 0.8, repeat)
+                collector.dense(stream, 0.8, seed=0)
                 both = time.perf_counter() - began
                 rows.append({
                     "kind": "overlap",
@@ -243,7 +264,7 @@ def repeated(measure: Callable[[int], dict], repeats: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--engines", nargs="*", default=["transformers", "vllm"])
+    parser.add_argument("--engines", nargs="*", default=["replayed", "transformers", "vllm"])
     given = parser.parse_args()
     embedder = Embedder()
     embedder.embed(
