@@ -206,7 +206,7 @@ def _merge(tree: dict, cls: type, given: Mapping, *, prefix: str, source: str, k
             raise ConfigError(f"{source}: unknown key '{full}'. Did you mean '{nearest(full, keys)}'?")
         section = keys[full].section
         if section is not None and isinstance(value, Mapping):
-            if tree.get(name) is None:
+            if not isinstance(tree.get(name), dict):
                 tree[name] = _defaults(section)
             _merge(tree[name], section, value, prefix=f"{full}.", source=source, keys=keys)
             continue

@@ -1,16 +1,17 @@
 """Judges: does what a bank holds and retrieval found answer the question?
 
-A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `async def`. An LLM judge is written in a
-file of the user's own and named `path/to/file.py:function` in the configuration:
+A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `async def`. Two work offline and stand here;
+`llm` asks models (reward/llm_judge.py). One of the user's own is named `path/to/file.py:function`:
 
     async def judge(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
         memory = "\\n".join([bank.core, *(entry.text for entry in retrieval.entries)])
         answer = await ask(question.text, memory, question.asked_at)
         return Verdict(correct=await grade(question.answer, answer), reason=answer)
 
-All questions of a step are awaited together, so the function bounds its own concurrency. What it cannot judge is a
-Verdict with `correct=None`; a TimeoutError or ConnectionError it raises (its client's own kinds translated to these)
-becomes one. Any other exception is a fault in the judge and ends the run.
+An async one runs while the engine still decodes, for `max_concurrent` questions at once. A plain one is called for one
+question after another, in a thread of its own. What cannot be judged is a Verdict with `correct=None`; so is what takes
+too long, and what raises a TimeoutError or ConnectionError (its client's own kinds translated to these). Any other
+exception is a fault in the judge and ends the run.
 """
 
 import re
@@ -31,12 +32,16 @@ _FUNCTION_WORDS = frozenset(
     " must s t re ve ll d m so than then there here also just very too".split()
 )
 
+NO_GOLD = "no_gold_answer"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     correct: float | None
     """Share of the answer that is right, 0 to 1; None when it could not be judged: missing, not wrong."""
     reason: str
+    cause: str = ""
+    """Why it could not be judged, in one word, by which missing verdicts are counted."""
 
     def __post_init__(self) -> None:
         if self.correct is not None and not 0 <= self.correct <= 1:
@@ -47,10 +52,19 @@ class Judge(Protocol):
     def __call__(self, question: Question, bank: Bank, retrieval: Retrieval) -> Verdict | Awaitable[Verdict]: ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeLimits:
+    """How much is asked of a judge at once, and how long it may take before its verdict is missing."""
+
+    max_concurrent: int = 64
+    question_seconds: float = 300.0
+    step_seconds: float = 600.0
+
+
 def evidence(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
     """Give 1 if every evidence turn stands verbatim in the core or a retrieved entry, else 0; no gold answer needed."""
     if not question.answerable or not question.evidence:
-        return Verdict(correct=None, reason="the question names no evidence for an answer")
+        return Verdict(correct=None, reason="the question names no evidence for an answer", cause="no_evidence")
     found = {turn_id for entry in retrieval.entries for turn_id in entry.source_turns}.union(bank.core_sources)
     absent = [turn_id for turn_id in question.evidence if turn_id not in found]
     return Verdict(correct=float(not absent), reason=f"not found: {', '.join(absent)}" if absent else "all found")
@@ -62,10 +76,10 @@ def coverage(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
     Case and English function words do not count; nothing is stemmed. Works for memories in the model's own words.
     """
     if not question.answerable or question.answer is None:
-        return Verdict(correct=None, reason="the question has no gold answer")
+        return Verdict(correct=None, reason="the question has no gold answer", cause=NO_GOLD)
     wanted = _words(question.answer) - _FUNCTION_WORDS
     if not wanted:
-        return Verdict(correct=None, reason="the gold answer has no content word")
+        return Verdict(correct=None, reason="the gold answer has no content word", cause="no_content_word")
     found = _words(bank.core).union(*(_words(entry.text) for entry in retrieval.entries))
     absent = sorted(wanted - found)
     share = 1 - len(absent) / len(wanted)
@@ -76,10 +90,13 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.casefold()))
 
 
+BUILT_IN: dict[str, Judge] = {"evidence": evidence, "coverage": coverage}
+
+
 def load_judge(name: str) -> Judge:
     """Load `evidence`, `coverage`, or `path/to/file.py:function`; ConfigError where there is no such judge."""
-    if name in (built_in := {"evidence": evidence, "coverage": coverage}):
-        return built_in[name]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     if ":" not in name:
-        raise ConfigError(f"judge {name!r} is neither evidence, coverage nor path/to/file.py:function")
+        raise ConfigError(f"judge {name!r} is neither evidence, coverage, llm nor path/to/file.py:function")
     return load_function(name, "question", "bank", "retrieval")

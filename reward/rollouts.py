@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
 
 from membuilder.types import Question
 from reward.qa import QAResult
@@ -35,6 +36,11 @@ def choose_questions(
     return chosen
 
 
+def dated(questions: Sequence[Question], now: datetime) -> list[Question]:
+    """Return the questions as asked at this time, unless they have one of their own."""
+    return [question if question.asked_at else replace(question, asked_at=now) for question in questions]
+
+
 def score_group(
     group: Group,
     answers: Sequence[QAResult],
@@ -52,6 +58,6 @@ def score_group(
             )
             for role, sample in rollout.samples.items()
         }
-        scores.append(formula(outputs, answer, config))
+        scores.append(replace(formula(outputs, answer, config), missing=answer.missing))
     own = {each.name: getattr(group, each.name) for each in fields(group)}
     return ScoredGroup(**own, scores=tuple(scores), expert_tokens=expert_tokens)

@@ -7,16 +7,49 @@ The formula itself is a function `score(outputs, qa, config) -> Score` of a sche
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
+from membuilder.llm.answer_and_judge import Strictness
+from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.types import Failure, FailureKind
+from reward.judges import JudgeLimits
 from reward.length import LengthConfig
 from reward.qa import QAResult
+
+LLM, POLICY = "llm", "policy"
+
+
+@dataclass(kw_only=True)
+class RewardEndpoint(ModelEndpoint):
+    """It describes a model that `judge: llm` asks. Its key comes from the environment."""
+
+    concurrency: int = 64
+    """Requests in flight at this model; `max_concurrent` bounds those to both models together."""
+    timeout_seconds: float = 60.0
+    """For one request from sending to the last byte; waiting for a free place does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     judge: str = "evidence"
-    """`evidence`, `coverage` or `path/to/file.py:function`."""
+    """`evidence`, `coverage`, `llm` (`answerer` answers from the memory, `grader` grades the answer; both are sections,
+    and `answerer=policy` is the policy as it started) or `path/to/file.py:function`."""
+    answerer: RewardEndpoint | Literal["policy"] | None = None
+    """Who answers under `judge: llm`: a model's endpoint, or `policy` for the frozen reference inside the engine."""
+    grader: RewardEndpoint | None = None
+    """Who grades the answers under `judge: llm`."""
+    grading: Strictness = Strictness.LENIENT
+    """How `judge: llm` grades: `strict` wants every fact of the gold answer, to `lenient` the same meaning counts."""
+    policy_answer_tokens: int = 256
+    """Longest answer of `answerer: policy`; one without an end is missing."""
+    cache: str | None = None
+    """Folder of what `judge: llm` was answered, under a hash of all that shaped it: nothing is paid for twice."""
+    max_concurrent: int = 64
+    """Questions that a judge other than the offline ones has in work at once, in each process."""
+    question_timeout_seconds: float = 300.0
+    """A verdict that takes longer, retries and all, is missing."""
+    step_deadline_seconds: float = 600.0
+    """How long a step waits for verdicts once everything is sampled; those that are not there then are missing."""
     num_questions: int = 5
     """Questions asked after a session, at most."""
     earlier_questions: bool = False
@@ -36,6 +69,24 @@ class RewardConfig:
             raise ValueError(f"length_weight must be between 0 and 1, got {self.length_weight}")
         if not self.alpha > 0:
             raise ValueError(f"alpha must be above 0, got {self.alpha}")
+        if min(self.max_concurrent, self.policy_answer_tokens) < 1:
+            raise ValueError("max_concurrent and policy_answer_tokens must be at least 1")
+        if min(self.question_timeout_seconds, self.step_deadline_seconds) <= 0:
+            raise ValueError("question_timeout_seconds and step_deadline_seconds must be above 0")
+        given = [name for name in ("answerer", "grader", "cache") if getattr(self, name) is not None]
+        if self.judge == LLM and not {"answerer", "grader"} <= set(given):
+            raise ValueError("judge: llm needs answerer and grader, such as answerer: {name: gpt-4.1-mini}")
+        if self.judge != LLM and given:
+            off = " ".join(f"reward.{name}=null" for name in given)
+            raise ValueError(f"{', '.join(given)} without effect: they belong to judge: llm; set judge=llm or {off}")
+
+    @property
+    def limits(self) -> JudgeLimits:
+        return JudgeLimits(
+            max_concurrent=self.max_concurrent,
+            question_seconds=self.question_timeout_seconds,
+            step_seconds=self.step_deadline_seconds,
+        )
 
 
 class RewardStatus(StrEnum):
@@ -83,6 +134,8 @@ class Score:
     retrieval_counts: dict[str, int]
     """Entries found per role that wrote them, over all questions."""
     num_missing_verdicts: int
+    missing: dict[str, int] = field(default_factory=dict)
+    """Cause -> number of verdicts that are missing because of it; filled in after the formula."""
 
 
 Formula = Callable[[Mapping[str, RoleOutput], QAResult, RewardConfig], Score]

@@ -1,14 +1,14 @@
 """An engine on transformers, which is slower than vLLM's and needs no vLLM. It holds its own copy of the weights."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from rollout.policy_folder import load_policy, num_positions
-from rollout.seeding import isolated_rng, seed_everything
-from rollout.types import Completion, SamplingConfig
+from rollout.seeding import seed_everything, with_own_rng
+from rollout.types import Completion, Sampled, SamplingConfig, in_order
 from rollout.weights import checked
 
 
@@ -29,16 +29,23 @@ class TransformersEngine:
         self._stop_ids = torch.tensor(policy.stop_ids, device=device)
         self._version = 0
 
-    @torch.no_grad()
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        completions = []
-        with isolated_rng():
-            for prompt in prompts:
-                # the prompt seeds too, so that its completions are the same whichever process samples it
-                seed_everything(zlib.crc32(f"{seed} {prompt}".encode()))
-                completions.append(self._sample(prompt, n, sampling))
-        return completions
+        return in_order(self.stream(prompts, n, sampling, seed), len(prompts), n)
 
+    def stream(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> Iterator[Sampled]:
+        """Yield prompt by prompt: the completions of one are decoded together."""
+        return with_own_rng(seed, self._finished(prompts, n, sampling, seed))
+
+    def _finished(
+        self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
+    ) -> Generator[Sampled, None, None]:
+        for index, prompt in enumerate(prompts):
+            # the prompt seeds too, so that its completions are the same whichever process samples it
+            seed_everything(zlib.crc32(f"{seed} {prompt}".encode()))
+            for number, completion in enumerate(self._sample(prompt, n, sampling)):
+                yield Sampled(index, number, completion)
+
+    @torch.no_grad()
     def _sample(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
         tokens = torch.tensor([prompt] * n, device=self._stop_ids.device)  # (n, P)
         cache, ids, logprobs = None, [], []

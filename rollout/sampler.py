@@ -1,7 +1,10 @@
 """Joint rollouts of session updates: one answer per role, applied together, G times per session."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +32,17 @@ def make_task(dialogue_id: str, session: Session, bank: Bank, scheme: Scheme, em
     return Task(id=f"{dialogue_id}/{session.index}", dialogue_id=dialogue_id, session=session, bank=bank, shown=shown)
 
 
-def sample_groups(
+class NumberedRollout(NamedTuple):
+    """A rollout and where it belongs."""
+
+    task: int
+    """Index of its task."""
+    number: int
+    """Which of the task's rollouts it is, from 0."""
+    rollout: Rollout
+
+
+def sample_rollouts(
     tasks: Sequence[Task],
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
@@ -37,8 +50,8 @@ def sample_groups(
     sampling: SamplingConfig,
     num_rollouts: int,
     seed: int,
-) -> list[Group]:
-    """Sample one group per task, in order. All prompts go to the engine in one call.
+) -> Iterator[NumberedRollout]:
+    """Sample rollouts of each task; each one comes once all its roles have answered. All prompts go in one call.
 
     A prompt that leaves the engine no room for `sampling.max_tokens` is not sampled: that role fails, the others go on.
     """
@@ -49,18 +62,49 @@ def sample_groups(
     room = engine.max_model_len - sampling.max_tokens
     asked = [(number, role) for number, of_task in enumerate(prompts) for role in of_task]
     fitting = [(number, role) for number, role in asked if len(prompts[number][role]) <= room]
-    sampled = (
-        engine.generate([prompts[n][role] for n, role in fitting], num_rollouts, sampling, seed) if fitting else []
-    )
-    completions = dict(zip(fitting, sampled, strict=True))
-    groups = []
-    for number, task in enumerate(tasks):
-        rollouts = []
-        for k in range(num_rollouts):
-            drawn = {role: completions[number, role][k] for role in scheme.roles if (number, role) in completions}
-            rollouts.append(_rollout(task, prompts[number], drawn, tokenizer, scheme))
-        groups.append(Group(id=task.id, dialogue_id=task.dialogue_id, session=task.session, rollouts=tuple(rollouts)))
-    return groups
+    num_roles = Counter(number for number, _ in fitting)
+    for task in range(len(tasks)):
+        for number in range(num_rollouts if not num_roles[task] else 0):  # nobody is asked
+            yield NumberedRollout(task, number, _rollout(tasks[task], prompts[task], {}, tokenizer, scheme))
+    if not fitting:
+        return
+    drawn: dict[tuple[int, int], dict[str, Completion]] = defaultdict(dict)
+    given = [prompts[task][role] for task, role in fitting]
+    for prompt, number, completion in engine.stream(given, num_rollouts, sampling, seed):
+        task, role = fitting[prompt]
+        drawn[task, number][role] = completion
+        if len(drawn[task, number]) == num_roles[task]:
+            answers = drawn.pop((task, number))
+            yield NumberedRollout(task, number, _rollout(tasks[task], prompts[task], answers, tokenizer, scheme))
+
+
+def sample_groups(
+    tasks: Sequence[Task],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    scheme: Scheme,
+    sampling: SamplingConfig,
+    num_rollouts: int,
+    seed: int,
+) -> list[Group]:
+    """Sample one group per task, in order, as `sample_rollouts` does."""
+    return grouped(tasks, sample_rollouts(tasks, engine, tokenizer, scheme, sampling, num_rollouts, seed))
+
+
+def grouped(tasks: Sequence[Task], rollouts: Iterable[NumberedRollout]) -> list[Group]:
+    """Return the group of each task, its rollouts in the order of their numbers."""
+    found: list[dict[int, Rollout]] = [{} for _ in tasks]
+    for task, number, rollout in rollouts:
+        found[task][number] = rollout
+    return [
+        Group(
+            id=task.id,
+            dialogue_id=task.dialogue_id,
+            session=task.session,
+            rollouts=tuple(rollout for _, rollout in sorted(of_task.items(), key=itemgetter(0))),
+        )
+        for task, of_task in zip(tasks, found, strict=True)
+    ]
 
 
 def _rollout(

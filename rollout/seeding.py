@@ -1,11 +1,14 @@
 """Random states: engines seed the process they live in, and a trainer must not notice."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+Item = TypeVar("Item")
 
 
 def seed_everything(seed: int) -> None:
@@ -36,3 +39,19 @@ def isolated_rng() -> Iterator[None]:
         yield
     finally:
         restore_rng(state)
+
+
+def with_own_rng(seed: int, items: Generator[Item, None, None]) -> Iterator[Item]:
+    """Draw items under random states of their own: neither they nor their taker notices what the other one draws."""
+    with isolated_rng():
+        seed_everything(seed)
+        own = rng_state()
+    with closing(items):
+        while True:
+            with isolated_rng():
+                restore_rng(own)
+                item = next(items, None)
+                own = rng_state()
+            if item is None:
+                return
+            yield item

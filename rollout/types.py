@@ -3,8 +3,9 @@
 completion = Completion(token_ids=[812, 7], rollout_logprobs=[-0.11, -0.02], finished=True, weight_version=3)
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from membuilder.types import Bank, Failure, Session
 
@@ -35,14 +36,31 @@ class Completion:
     """Policy version that sampled it."""
 
 
+class Sampled(NamedTuple):
+    """A completion and where it belongs."""
+
+    prompt: int
+    """Index of its prompt."""
+    number: int
+    """Which of the prompt's `n` it is, from 0."""
+    completion: Completion
+
+
 class Engine(Protocol):
     """What samples completions: it takes token ids and gives token ids."""
 
     max_model_len: int
     """Longest prompt plus completion, in tokens. A prompt without room for `max_tokens` more must not be given."""
 
+    def stream(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> Iterator[Sampled]:
+        """Sample `n` completions for each prompt and yield each one once it is finished.
+
+        The same seed gives the same tokens, whatever is done or drawn between two of them. Weights stay as they are
+        until the last one came.
+        """
+
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        """Sample `n` completions for each prompt, in the order of the prompts; the same seed gives the same tokens."""
+        """Return what `stream` yields, in the order of the prompts."""
 
     def load_weights(self, named_tensors, version: int) -> None:
         """Replace the whole model, drop every cached prefix, stamp later completions with `version`."""
@@ -51,6 +69,12 @@ class Engine(Protocol):
         """Give memory back until the next `load_weights`, where the engine can; nothing is generated in between."""
 
     def close(self) -> None: ...
+
+
+def in_order(sampled: Iterable[Sampled], num_prompts: int, n: int) -> list[list[Completion]]:
+    """Return the completions of each prompt, whatever order they finished in."""
+    found = {(each.prompt, each.number): each.completion for each in sampled}
+    return [[found[prompt, number] for number in range(n)] for prompt in range(num_prompts)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

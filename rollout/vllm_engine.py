@@ -7,7 +7,7 @@ per chunk would finalise layers half filled, and the prefix cache survives eithe
 import gc
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import torch
 
 from membuilder.errors import MemBuilderError
 from rollout.policy_folder import load_policy
-from rollout.seeding import isolated_rng, seed_everything
-from rollout.types import Completion, SamplingConfig
+from rollout.seeding import isolated_rng, with_own_rng
+from rollout.types import Completion, Sampled, SamplingConfig, in_order
 from rollout.weights import checked
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine core must live in this process
@@ -71,11 +71,17 @@ class VLLMEngine:
         self._rank = torch.distributed.get_rank() if distributed else 0
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
-        """Sample `n` completions per prompt. On CPU vLLM draws from torch's global generator, which `seed` sets."""
+        return in_order(self.stream(prompts, n, sampling, seed), len(prompts), n)
+
+    def stream(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> Iterator[Sampled]:
+        """Yield each completion in the step that ends it.
+
+        On CPU vLLM draws from torch's global generator, which `seed` sets; ranks sample different prompts, so they must
+        not draw the same numbers.
+        """
         if self._asleep:
             raise MemBuilderError("the engine is asleep: load_weights wakes it")
         params = SamplingParams(
-            n=n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
@@ -83,11 +89,22 @@ class VLLMEngine:
             detokenize=False,
             stop_token_ids=self._stop_ids,
         )
-        with isolated_rng():
-            seed_everything(seed + self._rank)  # ranks sample different prompts: they must not draw the same numbers
-            requests = [{"prompt_token_ids": prompt} for prompt in prompts]
-            outputs = self._llm.generate(requests, params, use_tqdm=False)
-        return [[self._completion(output) for output in request.outputs] for request in outputs]
+        return with_own_rng(seed + self._rank, self._finished(prompts, n, params))
+
+    def _finished(self, prompts: list[list[int]], n: int, params: SamplingParams) -> Generator[Sampled, None, None]:
+        """A request of n becomes n requests inside vLLM too, which gives its completions back together only."""
+        engine = self._llm.llm_engine
+        requests = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(n)]
+        ids = self._llm.enqueue(requests, params, use_tqdm=False) if requests else []
+        first = int(ids[0].partition("-")[0]) if ids else 0  # vLLM numbers requests, and may add letters of its own
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    prompt, number = divmod(int(output.request_id) - first, n)
+                    yield Sampled(prompt, number, self._completion(output.outputs[0]))
+        finally:
+            if engine.has_unfinished_requests():  # whoever took them stopped before the last one
+                engine.abort_request(ids, internal=True)
 
     def _completion(self, output) -> Completion:
         token_ids = tuple(output.token_ids)

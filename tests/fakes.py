@@ -1,10 +1,12 @@
 """Stand-ins for heavy parts, for tests only."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from zlib import crc32
 
 import numpy as np
+
+from rollout.types import Completion, Sampled
 
 
 class HashEmbedder:
@@ -28,3 +30,10 @@ class HashEmbedder:
             for word in re.findall(r"\w+", text.casefold()):
                 vectors[row, crc32(f"{self.model}{word}".encode()) % self.dimension] += 1
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def streamed(groups: Sequence[Sequence[Completion]]) -> Iterator[Sampled]:
+    """The completions of each prompt as an engine gives them one by one, in their order."""
+    for prompt, completions in enumerate(groups):
+        for number, completion in enumerate(completions):
+            yield Sampled(prompt, number, completion)

@@ -11,7 +11,7 @@ from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.load import load_scheme
-from reward.score import RewardConfig
+from reward.score import POLICY, RewardConfig
 from rollout.types import SamplingConfig
 from tests.fakes import HashEmbedder
 from trainer import rl, sft
@@ -69,7 +69,8 @@ class Run:
         self.accelerator: Accelerator = start_accelerator(config.optim.max_grad_norm)
         self._learn_the_format(folder)
         self.policy = Policy(load_trainable(folder, config.model).model)
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if config.loss.kl_coef else None
+        needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if needs_reference else None
         self.engine = make_engine(config, folder)
         self.collector: Collector = make_collector(config, self.engine, self.tokenizer, HashEmbedder(), World())
 

@@ -18,10 +18,11 @@ from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Entry, FailureKind, Session, Turn
 from rollout.hf_engine import TransformersEngine
-from rollout.sampler import Task, sample_groups
+from rollout.sampler import Task, sample_groups, sample_rollouts
 from rollout.seeding import isolated_rng, restore_rng, rng_state, seed_everything
 from rollout.tokens import TokenCounter, decode_completion, encode_completion, encode_prompt, load_tokenizer
 from rollout.types import Completion, Engine, SamplingConfig
+from tests.fakes import streamed
 from tests.sequences import sequence
 from trainer.batching.packing import build_tree, pack
 from trainer.configs import TinyConfig
@@ -134,6 +135,62 @@ def gap(model: Qwen3ForCausalLM, groups: list[list[Completion]], temperature: fl
 
 
 # engines
+
+
+def test_each_completion_comes_alone_and_what_is_drawn_in_between_changes_none(engine):
+    whole = engine.generate(PROMPTS, 3, PLAIN, seed=1)
+    found = {}
+    for prompt, number, completion in engine.stream(PROMPTS, 3, PLAIN, seed=1):
+        found[prompt, number] = completion
+        seed_everything(len(found))  # a consumer that draws and seeds as it likes
+        draw()
+    assert len(found) == 9
+    assert [[found[prompt, number] for number in range(3)] for prompt in range(3)] == whole
+
+
+def test_the_engines_draws_do_not_disturb_who_takes_the_completions(engine):
+    with isolated_rng():
+        seed_everything(5)
+        expected = [draw() for _ in range(6)]
+        seed_everything(5)
+        assert [draw() for _ in engine.stream(PROMPTS, 2, PLAIN, seed=1)] == expected
+
+
+def test_a_completion_is_given_while_others_are_still_decoded(engine, tokenizer):
+    engine.load_weights(random_model(tokenizer, seed=1, end_scale=6.0).state_dict().items(), version=1)
+    sampling = replace(PLAIN, max_tokens=60)
+    lengths = [len(completion.token_ids) for *_, completion in engine.stream(PROMPTS[:1] * 4, 4, sampling, seed=1)]
+    assert len(set(lengths)) > 2
+    if hasattr(engine, "_llm"):  # all at once: the shortest ends first; transformers decode prompt by prompt
+        assert lengths == sorted(lengths)
+
+
+def test_a_stream_left_early_leaves_nothing_behind(engine, model):
+    whole = engine.generate(PROMPTS, 2, PLAIN, seed=1)
+    for _ in engine.stream(PROMPTS, 2, PLAIN, seed=2):
+        break
+    assert engine.generate(PROMPTS, 2, PLAIN, seed=1) == whole
+    engine.load_weights(model.state_dict().items(), version=0)  # refused while a request is running
+
+
+@pytest.mark.parametrize("started", ["vllm"], indirect=True)
+@pytest.mark.parametrize("n", [1, 8])
+def test_the_tokens_are_those_of_vllms_own_requests_of_n(engine, n):
+    from vllm import SamplingParams
+
+    sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_tokens=30)
+    found = engine.generate(PROMPTS * 5, n, sampling, seed=3)
+    params = SamplingParams(n=n, temperature=1.0, top_p=0.9, max_tokens=30, logprobs=0, detokenize=False)
+    with isolated_rng():
+        seed_everything(3)
+        own = engine._llm.generate([{"prompt_token_ids": each} for each in PROMPTS * 5], params, use_tqdm=False)
+    assert [[c.token_ids for c in many] for many in found] == [
+        [tuple(each.token_ids) for each in request.outputs] for request in own
+    ]
+    assert [[c.rollout_logprobs for c in many] for many in found] == [
+        [tuple(step[t].logprob for step, t in zip(each.logprobs, each.token_ids, strict=True)) for each in one.outputs]
+        for one in own
+    ]
 
 
 def test_construction_leaves_the_random_states_alone(started):
@@ -467,9 +524,9 @@ class ScriptedEngine:
         self.tokenizer, self.answers, self.finished = tokenizer, answers, finished
         self.calls: list[tuple[int, int, SamplingConfig, int]] = []
 
-    def generate(self, prompts, n, sampling, seed):
+    def stream(self, prompts, n, sampling, seed):
         self.calls.append((len(prompts), n, sampling, seed))
-        return [[self._completion(answer) for answer in self._answers(prompt)[:n]] for prompt in prompts]
+        return streamed([[self._completion(answer) for answer in self._answers(prompt)[:n]] for prompt in prompts])
 
     def _answers(self, prompt: list[int]) -> list[str]:
         text = self.tokenizer.decode(prompt)
@@ -533,6 +590,29 @@ def test_a_rollout_joins_the_four_agents_same_numbered_completions(tokenizer):
             assert sample_k.completion.weight_version == 4
             assert sample_k.failure is None
             assert len(sample_k.written) == (sample_k.text == KEEP_FIRST)
+
+
+def test_a_rollout_comes_once_its_four_answers_exist_and_not_later(tokenizer):
+    """Whatever order they come in: here the last agent's answers come first, and those of the first rollout last."""
+    tasks = [task_of("S1", "I have a cat."), task_of("S2", "I moved to Oslo.")]
+    answers = {"cat": all_agents(KEEP_FIRST, KEEP_NONE), "Oslo": all_agents(KEEP_NONE, KEEP_FIRST)}
+    engine = ScriptedEngine(tokenizer, answers)
+    forward, given = engine.stream, []
+
+    def backwards(*arguments):
+        for each in reversed(list(forward(*arguments))):
+            given.append(each)
+            yield each
+
+    engine.stream, came = backwards, {}
+    for task, number, rollout in sample_rollouts(tasks, engine, tokenizer, SCHEME, SAMPLING, 2, seed=11):
+        came[task, number] = (len(given), rollout)
+    assert {place: count for place, (count, _) in came.items()} == {(1, 1): 7, (1, 0): 8, (0, 1): 15, (0, 0): 16}
+    engine.stream = forward
+    groups = sample_groups(tasks, engine, tokenizer, SCHEME, SAMPLING, 2, seed=11)
+    assert {place: rollout for place, (_, rollout) in came.items()} == {
+        (task, number): groups[task].rollouts[number] for task in range(2) for number in range(2)
+    }
 
 
 def test_order_of_the_agents_answers_never_matters(tokenizer):

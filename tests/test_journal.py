@@ -24,7 +24,7 @@ from reward.rollouts import ScoredGroup
 from reward.score import RewardConfig, RewardStatus, Score
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, Rollout, Sample, SamplingConfig
-from tests.fakes import HashEmbedder
+from tests.fakes import HashEmbedder, streamed
 from trainer.configs import States
 from trainer.data.corpus import expert_builds, training_text
 from trainer.distributed.process_group import World
@@ -46,9 +46,9 @@ class DrawingEngine:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
 
-    def generate(self, prompts, n, sampling, seed):
+    def stream(self, prompts, n, sampling, seed):
         draw = random.Random(seed)
-        return [[self._completion(draw) for _ in range(n)] for _ in prompts]
+        return streamed([[self._completion(draw) for _ in range(n)] for _ in prompts])
 
     def _completion(self, draw: random.Random) -> Completion:
         ids = tuple(encode_completion(self.tokenizer, draw.choice(ANSWERS)))

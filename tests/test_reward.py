@@ -1,5 +1,7 @@
 import asyncio
 import itertools
+import threading
+import time
 from dataclasses import replace
 from datetime import datetime
 
@@ -22,10 +24,12 @@ from membuilder.types import (
     Session,
     Turn,
 )
+from reward import alongside
+from reward.asking import answer_banks, asking
 from reward.four_agents import attribution_weights, score
-from reward.judges import Verdict, coverage, evidence, load_judge
+from reward.judges import JudgeLimits, Verdict, coverage, evidence, load_judge
 from reward.length import LengthConfig, LengthScope, expert_lengths, length_penalty
-from reward.qa import QAResult, answer_banks
+from reward.qa import QAResult
 from reward.rollouts import choose_questions
 from reward.score import RewardConfig, RewardStatus, RoleOutput
 from tests.fakes import HashEmbedder
@@ -264,6 +268,79 @@ def test_an_unreachable_judge_is_missing_and_says_why(error, is_async):
     assert result.accuracy == 0.25
 
 
+def hanging(blocks: bool, is_async: bool):
+    """Two of four questions are not judged: by a judge that never comes back, or only waits forever."""
+    release = threading.Event()
+
+    def judge(asked, bank, retrieval):
+        if asked.text.startswith("slow"):
+            release.wait(20)
+        return Verdict(correct=0.5, reason="")
+
+    async def async_judge(asked, bank, retrieval):
+        if asked.text.startswith("slow"):
+            await asyncio.sleep(0.1 if blocks else 20)
+        return judge(asked, bank, retrieval)
+
+    return release, async_judge if is_async else judge
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_judge_that_hangs_is_missing_in_time_and_the_others_are_judged(is_async):
+    release, judge = hanging(blocks=not is_async, is_async=is_async)
+    limits, began = JudgeLimits(question_seconds=0.3, step_seconds=10), time.monotonic()
+    asked = [question("slow 1"), question("cat"), question("slow 2"), question("dog")]
+    (result,) = answer_banks([(Bank(), asked)], SCHEME, HashEmbedder(), judge, 10, limits)
+    release.set()
+    assert time.monotonic() - began < 3
+    assert [verdict.correct for verdict in result.verdicts] == [None, 0.5, None, 0.5]
+    assert result.missing == {"question_timeout": 2}
+    assert result.verdicts[0].reason == "no verdict within reward.question_timeout_seconds=0.3"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_step_does_not_wait_beyond_its_deadline_also_for_a_judge_that_blocks_its_event_loop(is_async, monkeypatch):
+    monkeypatch.setattr(alongside, "CLOSING_SECONDS", 0.2)
+    release, judge = hanging(blocks=True, is_async=is_async)
+    limits, began = JudgeLimits(question_seconds=60, step_seconds=0.4), time.monotonic()
+    tasks = [(Bank(), [question("cat")]), (Bank(), [question("slow")]), (Bank(), [question("dog")])]
+    results = answer_banks(tasks, SCHEME, HashEmbedder(), judge, 10, limits)
+    release.set()
+    assert time.monotonic() - began < 3
+    # the blocked loop had judged the third already, the plain function is called for it after the second
+    assert [result.accuracy for result in results] == [0.5, None, 0.5 if is_async else None]
+    assert results[1].missing == {"step_deadline": 1}
+
+
+def test_a_plain_judge_is_called_for_one_question_after_another_in_one_thread():
+    threads, running, most = set(), [], []
+
+    def judge(asked, bank, retrieval):
+        running.append(asked)
+        threads.add(threading.current_thread().name)
+        most.append(len(running))
+        running.pop()
+        return Verdict(correct=1.0, reason="")
+
+    answered(Bank(), [question(str(n)) for n in range(20)], HashEmbedder(), judge)
+    assert set(most) == {1} and len(threads) == 1
+
+
+def test_what_was_judged_does_not_depend_on_the_order_in_which_banks_came():
+    """Embedded in the order of places, too: vectors may depend on what is embedded together."""
+    banks = {
+        (task, number): Bank(entries=(entry(1, f"cat {task} {number}"),)) for task in range(2) for number in range(3)
+    }
+    found = []
+    for places in (sorted(banks), sorted(banks, reverse=True)):
+        embedder = HashEmbedder()
+        with asking(SCHEME, embedder, evidence, 10) as step:
+            for place in places:
+                step.add(place, banks[place], [question(f"cat {place[0]}")])
+            found.append((step.results(), embedder.embedded))
+    assert found[0] == found[1] and len(found[0][0]) == 6
+
+
 def test_a_faulty_judge_ends_the_run():
     def raises(asked, bank, retrieval):
         raise KeyError("grade")
@@ -272,6 +349,17 @@ def test_a_faulty_judge_ends_the_run():
         answered(Bank(), [question()], HashEmbedder(), raises)
     with pytest.raises(TypeError, match="must return a reward.judges.Verdict, got True"):
         answered(Bank(), [question()], HashEmbedder(), lambda *case: True)
+
+    async def async_raises(asked, bank, retrieval):
+        raise KeyError("grade")
+
+    async def no_verdict(asked, bank, retrieval):
+        return 1.0
+
+    with pytest.raises(KeyError, match="grade"):
+        answered(Bank(), [question()], HashEmbedder(), async_raises)
+    with pytest.raises(TypeError, match="must return a reward.judges.Verdict, got 1.0"):
+        answered(Bank(), [question()], HashEmbedder(), no_verdict)
 
 
 def test_an_async_judge_sees_all_banks_questions_together_and_answers_stay_in_place():

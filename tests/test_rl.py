@@ -21,7 +21,7 @@ from reward.length import LengthConfig, LengthScope
 from reward.score import RewardConfig
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, SamplingConfig
-from tests.fakes import HashEmbedder
+from tests.fakes import HashEmbedder, streamed
 from tests.sequences import sequence
 from trainer.batching.packing import TrainSequence, dense_tree, pack
 from trainer.configs import DataConfig, States
@@ -55,9 +55,9 @@ class ScriptedEngine:
         )
         self.asked: list[tuple[int, SamplingConfig]] = []
 
-    def generate(self, prompts, n, sampling, seed):
+    def stream(self, prompts, n, sampling, seed):
         self.asked.append((n, sampling))
-        return [[self.completion] * n for _ in prompts]
+        return streamed([[self.completion] * n for _ in prompts])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ NEVER_PRINTED = {
     "membuilder.qa": {"--embedding-api-key"},  # it embeds nothing
     "membuilder.eval": {"--metric"},  # a flag of `membuilder.eval compare`, which has its own help
 }
-SERVER_MESSAGES = [f"membuilder.llm.{name}" for name in ("client", "responses")]
+SERVER_MESSAGES = [f"membuilder.llm.{name}" for name in ("connection", "responses")]
 
 
 def closure(command: str) -> set[str]:

@@ -14,7 +14,8 @@ Letters of shapes: S sessions of a step, A roles, G rollouts of a session; M tok
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from membuilder.errors import clear_errors
@@ -27,10 +28,12 @@ if __name__ == "__main__":  # a mistake in the arguments is answered before PyTo
 import torch
 
 from membuilder.progress import progress
+from reward.score import POLICY
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.distributed.process_group import log_setup
+from trainer.experience.engine_weights import EngineWeights
 from trainer.experience.evaluate import judge_policy
 from trainer.experience.length_controller import LengthController, LengthState
 from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
@@ -66,10 +69,15 @@ class RLProgress(Progress):
 
 def train(config: RLConfig, parts: RLParts) -> Path:
     """Train the policy in place; returns the folder of the saved model."""
-    accelerator, collector, log, reference = parts.accelerator, parts.collector, parts.log, parts.reference
+    accelerator, collector, log = parts.accelerator, parts.collector, parts.log
     engine, world, temperature = collector.engine, collector.world, config.sampling.temperature
     policy, optimizer = accelerator.prepare(parts.policy, make_optimizer(parts.policy, config.optim))
     log_setup(accelerator, policy)
+    weights = EngineWeights(engine, partial(named_weights, accelerator, policy))
+    if config.reward.answerer == POLICY:
+        answers = weights.answers_of(parts.reference, collector.tokenizer, config.reward.policy_answer_tokens)
+        collector = replace(collector, write_answers=answers)
+    reference = parts.reference if config.loss.kl_coef else None
     if reference is not None:
         reference.to(accelerator.device)  # `prepare` moves the policy only
     slots, loss_function = config.sessions_per_step, resolve_loss(config.loss.name)
@@ -86,7 +94,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     if begun is not None:
         stream.load_state(begun.stream)
         lengths.load(begun.lengths)
-        engine.load_weights(named_weights(accelerator, policy), version=begun.step)
+        weights.load_policy(begun.step)
     first, best = (0, None) if begun is None else (begun.step, begun.best)
     log.drop_from(first)
     wandb_run_id = log.start_wandb(None if begun is None else begun.wandb_run_id, anew)
@@ -150,11 +158,12 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             optimizer.zero_grad()
 
         # 4. Sync: the engine samples the next step with these weights.
-        engine.load_weights(named_weights(accelerator, policy), version=step + 1)
+        weights.load_policy(step + 1)
         learned = time.perf_counter()
 
         # 5. Log and save.
         metrics = rollout_metrics(scored, batch, collector.count_tokens) | experience.steered
+        metrics |= collector.judge_metrics()
         metrics |= means_over_tokens(sums, batch.num_run_tokens, accelerator)
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= judge_policy(parts.builds.held_out, collector, "evaluation").metrics()

@@ -21,7 +21,9 @@ from membuilder.quiet import write_library_log
 from membuilder.schemes.load import load_scheme
 from membuilder.schemes.scheme import Scheme
 from reward.formula import load_formula
-from reward.judges import load_judge
+from reward.judges import Judge
+from reward.llm_judge import LLMJudge, judge_prompts, make_judge
+from reward.score import POLICY
 from rollout.chat_template import set_template_kwargs
 from rollout.gguf import model_folder
 from rollout.policy_folder import PolicyFolder
@@ -92,7 +94,10 @@ def describe_run(config: TrainConfig, accelerator: Accelerator) -> None:
     """
     if accelerator.is_main_process:
         write_atomic(Path(config.out) / "config.yaml", dump(config))
-        write_atomic(Path(config.out) / "provenance.json", json.dumps(provenance(), indent=2))
+        record = provenance()
+        if isinstance(config, RLConfig) and (prompts := judge_prompts(config.reward)):
+            record["reward_prompts"] = prompts
+        write_atomic(Path(config.out) / "provenance.json", json.dumps(record, indent=2))
         write_library_log()
 
 
@@ -123,12 +128,13 @@ def make_collector(
     tokenizer: PreTrainedTokenizerBase,
     embedder: TextEmbedder,
     world: World = World(),  # noqa: B008  (frozen)
+    judge: Judge | None = None,
 ) -> Collector:
     return Collector(
         engine=engine,
         tokenizer=tokenizer,
         embedder=embedder,
-        judge=load_judge(config.reward.judge),
+        judge=judge or make_judge(config.reward),
         scheme=load_scheme(config.scheme, config.prompts),
         formula=load_formula(config.scheme),
         sampling=config.sampling,
@@ -223,7 +229,7 @@ class RLParts(Run):
 
     policy: Policy
     reference: Policy | None
-    """The policy as it starts, for the KL term; None when kl_coef is 0."""
+    """The policy as it starts, for the KL term and for `reward.answerer: policy`; None where neither needs it."""
     collector: Collector
     """What samples and scores; its engine holds the weights of `policy`."""
     builds: Corpus[ExpertBuild]
@@ -235,6 +241,9 @@ def setup_rl(
     """Make the parts of a run. Builds and a collector that stand already are used instead of new ones."""
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
+    judge = make_judge(config.reward) if collector is None else collector.judge
+    if isinstance(judge, LLMJudge):
+        judge.check()
     run = start_run(config, "rl", None if collector is None else collector.embedder)
     loaded = _load(config, "max_model_len")
     if builds is None:
@@ -242,8 +251,9 @@ def setup_rl(
         if run.world.rank == 0:
             warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
     policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator))
-    reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.loss.kl_coef else None
+    needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
+    reference = copy.deepcopy(policy).eval().requires_grad_(False) if needs_reference else None
     if collector is None:
         engine = make_engine(config, model_folder(config.model.path))
-        collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world)
+        collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world, judge)
     return RLParts(**vars(run), policy=policy, reference=reference, collector=collector, builds=builds)

@@ -20,8 +20,8 @@ from membuilder.embedding.identity import PROBE, SAME_COSINE, cosine_of
 from membuilder.embedding.local import in_rows
 from membuilder.errors import CacheError, ChatError, ChatErrorKind, ConfigError
 from membuilder.llm.chat_model import Role
-from membuilder.llm.client import CHECK_ATTEMPTS, Connection
 from membuilder.llm.concurrency import for_each
+from membuilder.llm.connection import CHECK_ATTEMPTS, Connection
 from membuilder.llm.endpoints import EmbeddingEndpoint, LongTexts, ModelAccess, embeddings_address
 from membuilder.llm.response_cache import AnswerCache, content_key
 from membuilder.llm.responses import read_embeddings

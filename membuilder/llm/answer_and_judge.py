@@ -61,14 +61,19 @@ async def answer(
 
     `now` is the date it is asked at where the question has none of its own, usually that of the last session.
     """
+    prompt = answer_prompt(question, core=core, memories=memories, now=now)
+    return read_words(await model.complete([_user(prompt)]))
+
+
+def answer_prompt(question: Question, *, core: str, memories: Sequence[str], now: datetime | None = None) -> str:
+    """Return what `answer` asks."""
     asked_at = question.asked_at or now
-    prompt = _template("answer").substitute(
+    return _template("answer").substitute(
         core=core.strip() or "(empty)",
         memories="\n".join(f"- {on_one_line(memory)}" for memory in memories) or "(none found)",
         now=f"Today is {asked_at:%A, %Y-%m-%d}." if asked_at else "",
         question=question.text,
     )
-    return read_words(await model.complete([_user(prompt)]))
 
 
 async def judge(
@@ -79,6 +84,18 @@ async def judge(
     The answer then stays unjudged, as it does where the call fails otherwise. `again` is asked from the second time on:
     the same model past the cache, which would repeat its reply. Raises ChatError only where it is `fatal`.
     """
+    try:
+        return await ask_verdict(question, answer_text, strictness, model, again)
+    except ChatError as error:
+        if error.fatal:
+            raise
+        return AnswerVerdict(correct=None, reason=f"judge failed: {error}")
+
+
+async def ask_verdict(
+    question: Question, answer_text: str, strictness: Strictness, model: ChatModel, again: ChatModel | None = None
+) -> AnswerVerdict:
+    """Ask as `judge` does. Raises ChatError for every call that failed."""
     if question.answerable and not (question.answer or "").strip():
         return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")
     prompt = judge_prompt(question, answer_text, strictness)
@@ -88,10 +105,8 @@ async def judge(
             reply = await asked.complete(messages, schema=VERDICT_SCHEMA)
             return read_verdict(reply)
         except ChatError as error:
-            if error.fatal:
-                raise
             if error.kind not in _ANOTHER_TRY:
-                return AnswerVerdict(correct=None, reason=f"judge failed: {error}")
+                raise
             problem = str(error)
             messages = [_user(f"{prompt}\n{_SHORT}")]  # another request: a temperature of 0 would repeat the same one
         except ValueError as error:
@@ -122,7 +137,12 @@ def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -
 
 def prompt_hashes() -> Mapping[str, str]:
     """Return the SHA-256 of each prompt file, which a published number must name beside its judge."""
-    return {name: hashlib.sha256(_template(name).template.encode()).hexdigest() for name in PROMPTS}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in prompt_texts().items()}
+
+
+def prompt_texts() -> Mapping[str, str]:
+    """Return the text of each prompt file."""
+    return {name: _template(name).template for name in PROMPTS}
 
 
 def _user(text: str) -> Message:

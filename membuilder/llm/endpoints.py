@@ -160,8 +160,8 @@ class ModelAccess:
     endpoint: ModelEndpoint
     api_key: str | None = field(default=None, repr=False)
     """The key; None: it comes from the environment."""
-    key_flag: str = "--api-key"
-    """The flag that sets it, for messages."""
+    key_flag: str | None = "--api-key"
+    """The flag that sets it, for messages; None: only the environment does."""
 
 
 def with_template_kwargs(access: ModelAccess, kwargs: Mapping[str, Any]) -> ModelAccess:
@@ -188,7 +188,8 @@ class Address:
 
 def chat_address(access: ModelAccess, environ: Mapping[str, str] = os.environ) -> Address:
     """Find where to chat and with which key. Raises ConfigError where a key is needed and there is none."""
-    hint = f"{access.key_flag} or {_key_variable(access.endpoint)}"
+    variable = _key_variable(access.endpoint)
+    hint = variable if access.key_flag is None else f"{access.key_flag} or {variable}"
     return _address(access.endpoint, access.api_key, environ, hint)
 
 

@@ -5,6 +5,7 @@ Rewards are dense (right after each session) or sparse (at the dialogue's end).
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.schemes.scheme import Scheme
-from membuilder.types import Bank, Question
+from membuilder.types import Bank, Dialogue, Question
+from reward.alongside import WriteAnswers
+from reward.asking import answer_banks, asking
 from reward.judges import Judge
 from reward.length import expert_lengths
-from reward.qa import QAResult, answer_banks
-from reward.rollouts import ScoredGroup, choose_questions, score_group
-from reward.score import Formula, RewardConfig
-from rollout.sampler import Task, make_task, sample_groups
+from reward.llm_judge import LLMJudge
+from reward.qa import QAResult
+from reward.rollouts import ScoredGroup, choose_questions, dated, score_group
+from reward.score import POLICY, Formula, RewardConfig
+from rollout.sampler import Task, grouped, make_task, sample_groups, sample_rollouts
 from rollout.types import Engine, Group, SamplingConfig
 from trainer.data.corpus import ExpertBuild
 from trainer.distributed.process_group import World
@@ -42,6 +46,8 @@ class Collector:
     count_tokens: Callable[[Sequence[str]], int]
     world: World = World()
     """The processes that sessions are dealt to; every one gets all results."""
+    write_answers: WriteAnswers | None = None
+    """What answers under `reward.answerer: policy`, in a training run."""
 
     @property
     def greedy(self) -> SamplingConfig:
@@ -51,18 +57,31 @@ class Collector:
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
         """Take G rollouts of each slot's session from one bank, and ask them the session's questions."""
         mine = self.world.shard(stream.costs())
-        groups = self.sample([stream.task(slot) for slot in mine], self.sampling, self.num_rollouts, seed)
-        experts = [stream.expert(slot) for slot in mine]
-        banks = []
-        for (build, session), group in zip(experts, groups, strict=True):
-            questions = choose_questions(build.asked(), session, self.reward, f"{seed}-{group.id}")
-            banks += [(rollout.bank, questions) for rollout in group.rollouts]
-        answers, size = self.answer(banks), self.num_rollouts
+        tasks, experts = [stream.task(slot) for slot in mine], [stream.expert(slot) for slot in mine]
+        asked = [
+            choose_questions(build.asked(), session, self.reward, f"{seed}-{task.id}")
+            for task, (build, session) in zip(tasks, experts, strict=True)
+        ]
+        groups, answers = self._sample_and_ask(tasks, asked, seed)
         scored = [
-            self._score(group, self._expert_tokens(build)[session], answers[k * size : (k + 1) * size], length_weight)
-            for k, ((build, session), group) in enumerate(zip(experts, groups, strict=True))
+            self._score(group, self._expert_tokens(build)[session], of_group, length_weight)
+            for group, of_group, (build, session) in zip(groups, answers, experts, strict=True)
         ]
         return self.world.gather_in_order(mine, scored)
+
+    def _sample_and_ask(
+        self, tasks: Sequence[Task], asked: Sequence[Sequence[Question]], seed: int
+    ) -> tuple[list[Group], list[list[QAResult]]]:
+        """Return each task's group and what its banks answered; an async judge works while others are decoded."""
+        size, came = self.num_rollouts, []
+        with asking(*self._how) as step:
+            for each in sample_rollouts(tasks, self.engine, self.tokenizer, self.scheme, self.sampling, size, seed):
+                came.append(each)
+                questions = dated(asked[each.task], tasks[each.task].session.timestamp)
+                step.add((each.task, each.number), each.rollout.bank, questions)
+            results = step.results()
+        answers = [[results[task, number] for number in range(size)] for task in range(len(tasks))]
+        return grouped(tasks, came), answers
 
     def greedy_memory_ratio(self, stream: SessionStream) -> float:
         """Memory tokens that greedy decoding writes in the stream's current sessions, over the expert's in the same.
@@ -96,10 +115,19 @@ class Collector:
             )
         chosen = random.Random(seed).sample(list(builds), num_dialogues)
         mine = self.world.shard([len(build.steps) for build in chosen])
-        scored = self.world.gather_in_order(mine, [self._dialogue(chosen[k], length_weight, seed + k) for k in mine])
-        return [group for groups in scored for group in groups]
+        sampled = [self._dialogue(chosen[k], seed + k) for k in mine]
+        # all banks in one call, because the answers of a reference cost the engine's weights twice a call
+        asked = [final_questions(chosen[k].dialogue) for k in mine]
+        answers = self.answer([(bank, own) for own, (banks, _) in zip(asked, sampled, strict=True) for bank in banks])
+        scored = []
+        for number, (k, (_, groups)) in enumerate(zip(mine, sampled, strict=True)):
+            own = answers[number * self.num_rollouts : (number + 1) * self.num_rollouts]
+            pairs = zip(groups, self._expert_tokens(chosen[k]), strict=True)
+            scored.append([self._score(*pair, own, length_weight) for pair in pairs])
+        return [group for groups in self.world.gather_in_order(mine, scored) for group in groups]
 
-    def _dialogue(self, build: ExpertBuild, length_weight: float, seed: int) -> list[ScoredGroup]:
+    def _dialogue(self, build: ExpertBuild, seed: int) -> tuple[list[Bank], list[Group]]:
+        """Return the banks at the dialogue's end, and the group of each of its sessions."""
         banks, groups = [Bank()] * self.num_rollouts, []
         for step in build.steps:
             session = step.session
@@ -108,10 +136,7 @@ class Collector:
             rollouts = tuple(group.rollouts[0] for group in sampled)
             groups.append(Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts))
             banks = [rollout.bank for rollout in rollouts]
-        questions = [question for question in build.dialogue.questions if question.answerable and question.evidence]
-        answers = self.answer([(bank, questions) for bank in banks])
-        expert_tokens = self._expert_tokens(build)
-        return [self._score(*pair, answers, length_weight) for pair in zip(groups, expert_tokens, strict=True)]
+        return banks, groups
 
     def _score(
         self, group: Group, expert_tokens: dict[str, float], answers: Sequence[QAResult], length_weight: float
@@ -129,4 +154,27 @@ class Collector:
 
     def answer(self, banks: Sequence[tuple[Bank, Sequence[Question]]]) -> list[QAResult]:
         """Put questions to each bank and judge the answers."""
-        return answer_banks(banks, self.scheme, self.embedder, self.judge, self.reward.top_k)
+        return answer_banks(banks, *self._how)
+
+    @property
+    def _how(self) -> tuple:
+        """Return what `asking` and `answer_banks` must know of how questions are judged."""
+        reward = self.reward
+        if reward.answerer == POLICY and self.write_answers is None:
+            raise ConfigError("reward.answerer=policy answers inside a run of trainer.rl only: name a model's endpoint")
+        return self.scheme, self.embedder, self.judge, reward.top_k, reward.limits, self.write_answers
+
+    def judge_metrics(self) -> dict[str, float]:
+        """Return what the calls of `judge: llm` came to since it was last asked, over all processes."""
+        if not isinstance(self.judge, LLMJudge):
+            return {}
+        sums: Counter[str] = Counter()
+        for of_process in self.world.gather(self.judge.metrics()):
+            sums.update(of_process)
+        return dict(sums)
+
+
+def final_questions(dialogue: Dialogue) -> list[Question]:
+    """Return what is asked about a whole dialogue: what has an answer and evidence, after its last session."""
+    questions = [each for each in dialogue.questions if each.answerable and each.evidence]
+    return dated(questions, dialogue.sessions[-1].timestamp)

@@ -11,7 +11,7 @@ from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue, Question, Turn
 from rollout.sampler import make_task
 from trainer.data.corpus import ExpertBuild
-from trainer.experience.collector import Collector
+from trainer.experience.collector import Collector, final_questions
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,7 +83,7 @@ class DialogueScores:
 
 def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: Collector) -> list[DialogueScores]:
     """Put every answerable question with evidence to the final banks."""
-    questions = [[each for each in dialogue.questions if each.answerable and each.evidence] for dialogue in dialogues]
+    questions = [final_questions(dialogue) for dialogue in dialogues]
     answers = collector.answer([(each.bank, asked) for each, asked in zip(built, questions, strict=True)])
     return [
         DialogueScores(

@@ -1,5 +1,6 @@
 """The metrics of a step, by role, under the names that users of TRL and veRL know."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, pstdev
 
@@ -15,9 +16,10 @@ def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
     statuses = [status for group in scored for score in group.scores for status in score.status.values()]
     missing = sum(status is RewardStatus.NOT_JUDGED for status in statuses)
     if missing > max_share * len(statuses):
+        causes = ", ".join(f"{cause} {count}" for cause, count in missing_causes(scored).items())
         raise RewardError(
-            f"{missing} of {len(statuses)} rewards of this step could not be judged (allowed: {max_share:.0%}). "
-            "Is the judge reachable? Nothing was trained on this step."
+            f"{missing} of {len(statuses)} rewards of this step could not be judged (allowed: {max_share:.0%}; missing "
+            f"verdicts by cause: {causes}). Is the judge reachable? Nothing was trained on this step."
         )
     if statuses and all(status is RewardStatus.PROMPT_TOO_LONG for status in statuses):
         raise ConfigError(
@@ -25,6 +27,15 @@ def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
             "sampling.max_tokens, data.max_turns, prompts.max_turn_chars, prompts.entries_shown or "
             "prompts.max_entry_chars"
         )
+
+
+def missing_causes(scored: Sequence[ScoredGroup]) -> dict[str, int]:
+    """Return how many verdicts are missing for each cause, the most frequent first."""
+    causes: Counter[str] = Counter()
+    for group in scored:
+        for score in group.scores:
+            causes.update(score.missing)
+    return dict(causes.most_common())
 
 
 def rollout_metrics(
@@ -43,6 +54,7 @@ def rollout_metrics(
         ),
         "qa/accuracy": _mean(score.qa for score in scores),
         "frac_reward_zero_std": batch.zero_std_share,
+        **{f"qa/missing/{cause}": float(count) for cause, count in missing_causes(scored).items()},
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
         "num_tokens": float(batch.num_run_tokens),
         "prompt_too_long": _mean(sample.completion is None for sample in samples),
