@@ -78,8 +78,10 @@ def train(config: RLConfig, parts: RLParts) -> Path:
 
     # Start anew, or go on from a checkpoint.
     checkpoints = Checkpoints(config, accelerator, world, parts.policy.model, collector.tokenizer, BEST)
-    stop, skips, anew = Stop(world), Skips(limit=config.max_skipped), config.resume == "never"
-    begun = checkpoints.load(RLProgress)
+    begun, anew = checkpoints.load(RLProgress), config.resume == "never"
+    if checkpoints.is_finished(begun, config.num_steps, "num_steps"):
+        return save_model(accelerator, policy, collector.tokenizer, config, begun.step, "model")
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     cache = RolloutCache(Path(config.out) / "journal" if config.journal else None, world, checkpoints.settings, anew)
     describe_run(config, accelerator)
     if begun is not None:
@@ -162,7 +164,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         log.log_completions(completion_rows(scored, batch, step, config.log_completions))
         stopped, is_best = stop.asked, BEST.is_beaten(best, metrics.get(BEST.metric))
         best = metrics[BEST.metric] if is_best else best
-        if stopped or is_best or (step + 1) % config.save_every == 0:
+        if stopped or is_best or checkpoints.is_due(step + 1, config.num_steps):
             here = RLProgress(
                 step=step + 1, stream=stream.state, lengths=lengths.state(), best=best, wandb_run_id=wandb_run_id
             )

@@ -65,8 +65,12 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
 
     # Start anew, or go on from a checkpoint.
     checkpoints = Checkpoints(config, accelerator, world, parts.model, tokenizer, BEST)
-    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     begun = checkpoints.load(Progress) or Progress(step=0, best=None, wandb_run_id=None)
+    if checkpoints.is_finished(begun, num_steps, "num_epochs" if config.max_steps is None else "max_steps"):
+        loss = mean_loss(policy, validation, config.max_tokens, accelerator, world)
+        model_dir = save_model(accelerator, policy, tokenizer, config, begun.step, "model")
+        return SFTResult(model_dir=model_dir, num_steps=begun.step, validation_loss=loss)
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     describe_run(config, accelerator)
     best = begun.best
     log.drop_from(begun.step)
@@ -115,7 +119,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         # 4. Log and save.
         log.log(metrics, step)
         stopped = stop.asked
-        if stopped or (step + 1) % config.save_every == 0:
+        if stopped or checkpoints.is_due(step + 1, num_steps):
             here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
             checkpoints.save(here, metrics)
         if stopped:
