@@ -88,6 +88,10 @@ class DivergedError(MemBuilderError):
     """Too many updates in a row had a gradient that is not finite."""
 
 
+class NothingLearnedError(MemBuilderError):
+    """Nothing could be learned from too many steps in a row; what was learned before is saved."""
+
+
 class CacheError(MemBuilderError):
     """The folder of cached answers cannot be read."""
 

@@ -35,6 +35,7 @@ from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.data.sft_examples import smallest_group, split_sessions
 from trainer.distributed.process_group import World, log_setup
+from trainer.experience.idle import IdleSteps, sft_cause
 from trainer.experience.parity import check_shared
 from trainer.model.policy import Policy
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
@@ -71,6 +72,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         model_dir = save_model(accelerator, policy, tokenizer, config, begun.step, "model")
         return SFTResult(model_dir=model_dir, num_steps=begun.step, validation_loss=loss)
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
+    idle_steps = IdleSteps(config.max_idle_steps, accelerator.print)
     describe_run(config, accelerator)
     best = begun.best
     log.drop_from(begun.step)
@@ -118,16 +120,16 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
 
         # 4. Log and save.
         log.log(metrics, step)
-        stopped = stop.asked
-        if stopped or checkpoints.is_due(step + 1, num_steps):
+        stopped, idle = stop.asked, idle_steps.count(sft_cause(norm, rate))
+        if stopped or idle or checkpoints.is_due(step + 1, num_steps):
             here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
             checkpoints.save(here, metrics)
-        if stopped:
-            raise interrupted(step)
+        if stopped or idle:
+            raise idle or interrupted(step)
         shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})
         bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
         bar.update()
-    for each in (bar, stop, log):
+    for each in (bar, stop, log, idle_steps):
         each.close()
     model_dir = save_model(accelerator, policy, tokenizer, config, num_steps, "model")
     return SFTResult(model_dir=model_dir, num_steps=num_steps, validation_loss=validation_loss)
