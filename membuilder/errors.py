@@ -65,7 +65,11 @@ class StoreError(MemBuilderError):
 
 
 class ParityError(MemBuilderError):
-    """Engine and trainer disagree about the probability of the same tokens."""
+    """A check found that prompts, engine and trainer do not agree; `check` is its name (docs/troubleshooting.md)."""
+
+    def __init__(self, check: str, problem: str):
+        self.check = check
+        super().__init__(f"check {check}: {problem}")
 
 
 class RewardError(MemBuilderError):

@@ -8,7 +8,7 @@ import pytest
 
 from membuilder.errors import NothingLearnedError
 from membuilder.types import Agent
-from rollout.types import Completion
+from rollout.types import Completion, SamplingConfig
 from tests import small_rl
 from tests.lives import checkpoint_names
 from tests.test_rl import collector_of, setting  # noqa: F401
@@ -141,14 +141,16 @@ def test_only_steps_in_a_row_count_and_what_ends_before_the_limit_is_said():
     assert said == ["warning: nothing could be learned from any of 3 steps: the cause"] * 2
 
 
-def test_a_run_whose_engine_waits_for_another_end_token_stops_and_is_saved(tmp_path):
-    run = small_rl.Run(small_rl.config_of(tmp_path, num_steps=9, max_idle_steps=2))
-    run.engine._eos = run.engine._eos * 0  # the tokenizer's padding token: nobody writes it
-    with pytest.raises(NothingLearnedError, match=r"all 36 completions were cut .* hold the special token '<end>'"):
+def test_a_run_whose_completions_are_all_cut_stops_and_is_saved(tmp_path):
+    cut = SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=1)
+    run = small_rl.Run(small_rl.config_of(tmp_path, num_steps=9, max_idle_steps=2, sampling=cut))
+    said = r"from 2 steps in a row .max_idle_steps=2.: all 36 completions were cut at sampling.max_tokens=1, one begins"
+    with pytest.raises(NothingLearnedError, match=said):
         run.train()
     assert checkpoint_names(tmp_path) == ["step_2"]
 
 
+@pytest.mark.slow
 def test_a_run_that_makes_no_update_stops(tmp_path, monkeypatch):
     run = small_rl.Run(small_rl.config_of(tmp_path, num_steps=9, max_idle_steps=2))
     monkeypatch.setattr(rl, "make_update", lambda *_: SimpleNamespace(weighted=lambda: [], ids=[]))

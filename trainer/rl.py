@@ -35,8 +35,9 @@ from trainer.experience.evaluate import judge_policy
 from trainer.experience.idle import IdleSteps, rl_cause
 from trainer.experience.length_controller import LengthController, LengthState
 from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
-from trainer.experience.parity import check_parity
+from trainer.experience.parity import check_parity, check_step
 from trainer.experience.rollout_cache import Experience, RolloutCache
+from trainer.experience.sample_checks import check_versions
 from trainer.experience.session_stream import SessionStream, StreamState
 from trainer.experience.training_batch import make_batch
 from trainer.losses import resolve_loss
@@ -114,6 +115,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             cache.write(step, experience)
         engine.sleep()
         scored = experience.scored
+        check_versions(scored, step)
         lengths.advance(experience.steered)
         if config.dense:
             stream.advance(scored)
@@ -164,6 +166,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         metrics |= {"grad_norm": largest_norm(norms), "lr": rate}
         log.log(metrics | {"time/collect": collected - began, "time/learn": learned - collected}, step)
         log.log_completions(completion_rows(scored, batch, step, config.log_completions))
+        check_step(metrics, config, step)
         stopped, is_best = stop.asked, BEST.is_beaten(best, metrics.get(BEST.metric))
         best = metrics[BEST.metric] if is_best else best
         idle = idle_steps.count(rl_cause(scored, batch, norms, rate, config, collector.tokenizer))

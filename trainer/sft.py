@@ -29,14 +29,15 @@ from accelerate import Accelerator
 
 from membuilder.progress import progress
 from trainer.batching.loss_rows import cross_entropy
-from trainer.batching.packing import Node
+from trainer.batching.packing import Node, sequences_of
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.data.sft_examples import smallest_group, split_sessions
 from trainer.distributed.process_group import World, log_setup
 from trainer.experience.idle import IdleSteps, sft_cause
-from trainer.experience.parity import check_shared
+from trainer.experience.parity import check_next_token, check_shared
+from trainer.experience.sample_checks import check_template
 from trainer.model.policy import Policy
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import Skips, make_update, micro_step
@@ -60,6 +61,8 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     policy = Policy(parts.model)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     log_setup(accelerator, policy)
+    check_template(tokenizer)
+    check_next_token(policy, [sequences_of(tree) for tree in training], world)
     check_shared(policy, smallest_group(training), 1.0, config.shared_bound, config.max_tokens, world)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
