@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import NothingLearnedError
 from membuilder.text import on_one_line
+from membuilder.types import FailureKind
 from reward.rollouts import ScoredGroup
 from reward.score import RewardStatus
 from rollout.types import Sample
@@ -84,16 +85,19 @@ def _no_format(samples: Sequence[Sample], config: RLConfig, tokenizer: PreTraine
     cut = sum(not sample.completion.finished for sample in samples)
     (kind, number), *_ = Counter(sample.failure.kind for sample in samples).most_common()
     example = next(sample for sample in samples if sample.failure.kind is kind)
-    seen = f"one begins {_shown(example.text)}"
     if cut == len(samples):
-        problem = f"all {cut} completions were cut at sampling.max_tokens={config.sampling.max_tokens}, {seen}"
-        return f"{problem}. {_why_cut(samples, tokenizer)}"
-    problem = f"none of {len(samples)} completions has the format; {number} of them: {kind} ({example.failure.detail})"
-    remedy = (
-        "Was the model trained on this format (trainer.sft with the same scheme and `prompts`) and with this chat "
-        f"template?{f' {_why_cut(samples, tokenizer)}' if cut > len(samples) / 2 else ''}"
-    )
-    return f"{problem}, {seen}. {remedy}"
+        seen = f"all {cut} completions were cut at sampling.max_tokens={config.sampling.max_tokens}"
+        remedies = [_why_cut(samples, tokenizer)]
+    else:
+        failure = f"{kind} ({example.failure.detail})"
+        seen = f"none of {len(samples)} completions has the format; {number} of them: {failure}"
+        remedies = [
+            "Was the model trained on this format (trainer.sft with the same scheme and `prompts`) and with this chat "
+            "template?"
+        ]
+        if kind is FailureKind.TRUNCATED:
+            remedies.append(_why_cut(samples, tokenizer))
+    return " ".join([f"{seen}, one begins {_shown(example.text)}.", *remedies])
 
 
 def _why_cut(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> str:
