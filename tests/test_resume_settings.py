@@ -12,6 +12,8 @@ from tests.lives import RL, SFT, checkpoint_names, finish, metrics, refused, sam
 from trainer import rl, sft
 from trainer.checkpoint.input_files import content_of, contents
 from trainer.checkpoint.run_settings import FREE, LENGTH, ROUNDING, check_settings, resolved
+from trainer.distributed.process_group import World
+from trainer.experience.rollout_cache import Experience, RolloutCache
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
@@ -84,6 +86,13 @@ def test_files_are_known_by_what_they_hold(tmp_path):
     assert check_settings(tmp_path, before, settings(tmp_path)) == []
     with pytest.raises(ConfigError, match="model.path="):
         check_settings(tmp_path, before, settings(tmp_path / "moved"))
+
+
+def test_what_a_journal_holds_is_learned_from_under_settings_that_may_differ(tmp_path):
+    RolloutCache(tmp_path, World(), THEN, anew=False).write(0, Experience(scored=[], steered={}))
+    assert RolloutCache(tmp_path, World(), THEN | {"max_tokens": 300, "num_steps": 7}, anew=False).read(0) is not None
+    with pytest.raises(ConfigError, match="seed=1 .now 2."):
+        RolloutCache(tmp_path, World(), THEN | {"seed": 2}, anew=False)
 
 
 def test_names_are_part_of_a_folders_content(tmp_path):

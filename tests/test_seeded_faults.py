@@ -223,7 +223,7 @@ def test_a_template_that_loses_the_prompt_is_found_before_anything_is_trained(se
     check_template(tokenizer)
 
 
-def test_sft_does_not_begin_with_a_template_that_loses_the_prompt(tmp_path, monkeypatch):
+def tokenizers_that_eat_the_prompt(patch) -> None:
     honest = small_rl.train_tokenizer
 
     def eating(*args):
@@ -231,6 +231,16 @@ def test_sft_does_not_begin_with_a_template_that_loses_the_prompt(tmp_path, monk
         tokenizer.chat_template = EATING
         return tokenizer
 
-    monkeypatch.setattr(small_rl, "train_tokenizer", eating)
-    with pytest.raises(ParityError, match="check prompt_text"):
+    patch.setattr(small_rl, "train_tokenizer", eating)
+
+
+@pytest.mark.parametrize(
+    ("seed", "check"),
+    [(tokenizers_that_eat_the_prompt, "prompt_text"), (targets_one_later, "next_token"),
+     (targets_one_earlier, "next_token")],
+)  # fmt: skip
+def test_sft_does_not_begin_with_a_fault(tmp_path, monkeypatch, seed, check):
+    seed(monkeypatch)
+    with pytest.raises(ParityError, match=f"^check {check}: "):
         small_rl.Run(small_rl.config_of(tmp_path))
+    assert metrics(tmp_path / "sft") == []
