@@ -65,7 +65,11 @@ class StoreError(MemBuilderError):
 
 
 class ParityError(MemBuilderError):
-    """Engine and trainer disagree about the probability of the same tokens."""
+    """A check found that prompts, engine and trainer do not agree; `check` is its name (docs/troubleshooting.md)."""
+
+    def __init__(self, check: str, problem: str):
+        self.check = check
+        super().__init__(f"check {check}: {problem}")
 
 
 class RewardError(MemBuilderError):
@@ -86,6 +90,10 @@ class Interrupted(MemBuilderError):
 
 class DivergedError(MemBuilderError):
     """Too many updates in a row had a gradient that is not finite."""
+
+
+class NothingLearnedError(MemBuilderError):
+    """Nothing could be learned from too many steps in a row; what was learned before is saved."""
 
 
 class CacheError(MemBuilderError):

@@ -204,9 +204,17 @@ class TrainConfig:
     SFT on one session before the first step."""
     save_every: int
     """Steps between checkpoints; the last `keep_last` and the best one are kept."""
+    save_at_end: bool = True
+    """Save a checkpoint after the last step too: a longer run goes on from it."""
     keep_last: int = 2
     resume: str = "never"
     """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
+    resume_other_processes: bool = False
+    """Let a run go on with another number of processes, without DeepSpeed. The same samples then give the same numbers
+    up to rounding; vLLM draws other samples."""
     max_skipped: int = 3
     """Updates in a row that may be left out because their gradient is not finite."""
+    max_idle_steps: int = 5
+    """Steps in a row from which nothing can be learned, before the run stops and names the likely cause; 0: any number.
+    Such a step has no gradient; in RL also: all completions cut, none in the format, or no reward above another."""
     wandb_project: str | None = None

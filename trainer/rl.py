@@ -35,10 +35,12 @@ from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.distributed.process_group import log_setup
 from trainer.experience.engine_weights import EngineWeights
 from trainer.experience.evaluate import judge_policy
+from trainer.experience.idle import IdleSteps, rl_cause
 from trainer.experience.length_controller import LengthController, LengthState
 from trainer.experience.metrics import check_missing, completion_rows, rollout_metrics
-from trainer.experience.parity import check_parity
+from trainer.experience.parity import check_parity, check_step
 from trainer.experience.rollout_cache import Experience, RolloutCache
+from trainer.experience.sample_checks import check_versions
 from trainer.experience.session_stream import SessionStream, StreamState
 from trainer.experience.training_batch import make_batch
 from trainer.losses import has_silent_terms, resolve_loss
@@ -87,8 +89,11 @@ def train(config: RLConfig, parts: RLParts) -> Path:
 
     # Start anew, or go on from a checkpoint.
     checkpoints = Checkpoints(config, accelerator, world, parts.policy.model, collector.tokenizer, BEST)
-    stop, skips, anew = Stop(world), Skips(limit=config.max_skipped), config.resume == "never"
-    begun = checkpoints.load(RLProgress)
+    begun, anew = checkpoints.load(RLProgress), config.resume == "never"
+    if checkpoints.is_finished(begun, config.num_steps, "num_steps"):
+        return save_model(accelerator, policy, collector.tokenizer, config, begun.step, "model")
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
+    idle_steps = IdleSteps(config.max_idle_steps, accelerator.print)
     cache = RolloutCache(Path(config.out) / "journal" if config.journal else None, world, checkpoints.settings, anew)
     describe_run(config, accelerator)
     if begun is not None:
@@ -119,6 +124,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             cache.write(step, experience)
         engine.sleep()
         scored = experience.scored
+        check_versions(scored, step)
         lengths.advance(experience.steered)
         if config.dense:
             stream.advance(scored)
@@ -170,20 +176,22 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         metrics |= {"grad_norm": largest_norm(norms), "lr": rate}
         log.log(metrics | {"time/collect": collected - began, "time/learn": learned - collected}, step)
         log.log_completions(completion_rows(scored, batch, step, config.log_completions))
+        check_step(metrics, config, step)
         stopped, is_best = stop.asked, BEST.is_beaten(best, metrics.get(BEST.metric))
         best = metrics[BEST.metric] if is_best else best
-        if stopped or is_best or (step + 1) % config.save_every == 0:
+        idle = idle_steps.count(rl_cause(scored, batch, norms, rate, config, collector.tokenizer))
+        if stopped or idle or is_best or checkpoints.is_due(step + 1, config.num_steps):
             here = RLProgress(
                 step=step + 1, stream=stream.state, lengths=lengths.state(), best=best, wandb_run_id=wandb_run_id
             )
             checkpoints.save(here, metrics)
             cache.forget(step + 1)
-        if stopped:
-            raise interrupted(step)
+        if stopped or idle:
+            raise idle or interrupted(step)
         shown = {name: f"{metrics[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in metrics}
         bar.set_postfix(shown, refresh=False)
         bar.update()
-    for each in (bar, stop, log):
+    for each in (bar, stop, log, idle_steps):
         each.close()
     return save_model(accelerator, policy, collector.tokenizer, config, config.num_steps, "model")
 

@@ -29,13 +29,15 @@ from accelerate import Accelerator
 
 from membuilder.progress import progress
 from trainer.batching.loss_rows import cross_entropy
-from trainer.batching.packing import Node, Share
+from trainer.batching.packing import Node, Share, sequences_of
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop, interrupted
 from trainer.data.sft_examples import smallest_group, split_sessions
 from trainer.distributed.process_group import World, log_setup, start_device
-from trainer.experience.parity import check_shared
+from trainer.experience.idle import IdleSteps, sft_cause
+from trainer.experience.parity import check_next_token, check_shared
+from trainer.experience.sample_checks import check_template
 from trainer.model.make_policy import make_policy
 from trainer.model.policy import shares_prompts
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
@@ -60,14 +62,21 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     policy = make_policy(parts.model, config.model.attention, start_device(accelerator))
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     log_setup(accelerator, policy)
+    check_template(tokenizer)
+    check_next_token(policy, [sequences_of(tree) for tree in training], world)
     check_shared(policy, smallest_group(training), 1.0, config.shared_bound, config.max_tokens, world)
     steps_per_epoch = -(-len(training) // config.sessions_per_step)
     num_steps = config.num_epochs * steps_per_epoch if config.max_steps is None else config.max_steps
 
     # Start anew, or go on from a checkpoint.
     checkpoints = Checkpoints(config, accelerator, world, parts.model, tokenizer, BEST)
-    stop, skips = Stop(world), Skips(limit=config.max_skipped)
     begun = checkpoints.load(Progress) or Progress(step=0, best=None, wandb_run_id=None)
+    if checkpoints.is_finished(begun, num_steps, "num_epochs" if config.max_steps is None else "max_steps"):
+        loss = mean_loss(policy, validation, config.max_tokens, accelerator, world)
+        model_dir = save_model(accelerator, policy, tokenizer, config, begun.step, "model")
+        return SFTResult(model_dir=model_dir, num_steps=begun.step, validation_loss=loss)
+    stop, skips = Stop(world), Skips(limit=config.max_skipped)
+    idle_steps = IdleSteps(config.max_idle_steps, accelerator.print)
     describe_run(config, accelerator)
     best = begun.best
     log.drop_from(begun.step)
@@ -115,16 +124,16 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
 
         # 4. Log and save.
         log.log(metrics, step)
-        stopped = stop.asked
-        if stopped or (step + 1) % config.save_every == 0:
+        stopped, idle = stop.asked, idle_steps.count(sft_cause(norm, rate))
+        if stopped or idle or checkpoints.is_due(step + 1, num_steps):
             here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
             checkpoints.save(here, metrics)
-        if stopped:
-            raise interrupted(step)
+        if stopped or idle:
+            raise idle or interrupted(step)
         shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})
         bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
         bar.update()
-    for each in (bar, stop, log):
+    for each in (bar, stop, log, idle_steps):
         each.close()
     model_dir = save_model(accelerator, policy, tokenizer, config, num_steps, "model")
     return SFTResult(model_dir=model_dir, num_steps=num_steps, validation_loss=validation_loss)

@@ -5,7 +5,7 @@ OUT/checkpoints/step_N/progress   the loop's own place: a record of its own type
 OUT/checkpoints/step_N/model      what else a model folder needs (configuration, tokenizer), for trainer.export
 OUT/checkpoints/step_N/manifest.json      checksums; settings, and the whole configuration as it was resolved
 The learning rate is a function of the step. A judge has no position: the verdicts of a step stand in the journal with
-its rollouts, one file a step. A run goes on only with the settings it began with.
+its rollouts, one file a step. run_settings.py says which settings a run may go on with.
 """
 
 import math
@@ -63,7 +63,7 @@ class Checkpoints:
     def __init__(
         self, config: TrainConfig, accelerator: Accelerator, world: World, model: PreTrainedModel, tokenizer, best: Best
     ) -> None:
-        self.settings = settings_of(config, accelerator)
+        self.settings = settings_of(config, accelerator, world)
         self._root, self._config, self._best = Path(config.out) / "checkpoints", config, best
         self._accelerator, self._world = accelerator, world
         # all files of a model folder but the weights, whose own writers hide a full disk
@@ -78,10 +78,24 @@ class Checkpoints:
         folder = self._world.gather(folder)[0]
         if folder is None:
             return None
-        check_settings(folder, folders.read_manifest(folder).meta["settings"], self.settings)
+        told = check_settings(folder, folders.read_manifest(folder).meta["settings"], self.settings)
         self._accelerator.load_state(str(folder / "state"))
-        self._accelerator.print(f"resuming from '{folder}'")
+        self._accelerator.print("\n  ".join([f"resuming from '{folder}'", *told]))
         return unseal(folder / "progress", "progress", kind, "give resume=previous")
+
+    def is_finished(self, begun: Progress | None, num_steps: int, key: str) -> bool:
+        """Tell whether the run that goes on has no step left; it then says so, and that `key` makes it longer."""
+        if begun is None or begun.step < num_steps:
+            return False
+        self._accelerator.print(
+            f"nothing left to train: {begun.step} steps are done, and {key} asks for {num_steps} in all; "
+            f"a larger {key} goes on from there"
+        )
+        return True
+
+    def is_due(self, done: int, num_steps: int) -> bool:
+        """Tell whether a checkpoint is to be written after `done` steps."""
+        return done % self._config.save_every == 0 or (self._config.save_at_end and done == num_steps)
 
     def save(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Write the checkpoint of `progress` and drop all but the last and the best; all processes call it."""
