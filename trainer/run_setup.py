@@ -12,7 +12,6 @@ from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from membuilder.config import dump
-from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
@@ -26,19 +25,21 @@ from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter, load_tokenizer
 from rollout.types import Engine
 from trainer.batching.packing import Node
-from trainer.configs import States, TrainConfig
+from trainer.configs import TrainConfig
 from trainer.data.corpus import (
     Corpus,
     ExpertBuild,
     apart,
     build_corpus,
     expert_builds,
+    held_out_file,
     sft_builds,
     training_text,
     warn_of_lost_text,
 )
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
+from trainer.data.test_ids import refuse_trained_on
 from trainer.data.truncation import LengthCounts
 from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator
 from trainer.experience.collector import Collector
@@ -193,17 +194,10 @@ def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
         return build_corpus(data, embedder, scheme, "train", "steering", "held_out")
-    if config.states is not States.EXPERT or not config.dense:
-        raise ConfigError(
-            "data.prepared holds single sessions with the expert's memory before them, not every session of a "
-            "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
-            "dialogues) for data.path"
-        )
-    if config.eval_every and data.eval_path is None:
-        what = "eval_every evaluates whole dialogues, which data.prepared has not"
-        raise ConfigError(f"{what}: name some in data.eval_path")
-    train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
-    held_out = [in_windows(each, data.max_turns) for each in ([] if data.eval_path is None else load(data.eval_path))]
+    held_out = [in_windows(each, data.max_turns) for each in held_out_file(data)]
+    builds = read_builds(data, scheme)
+    refuse_trained_on((build.dialogue.id for build in builds), held_out, data)
+    train, steering = apart(builds, data.num_steering)
     return Corpus(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 
 
