@@ -1,6 +1,7 @@
 """What `python -m membuilder.prepare` wrote goes into both loops as it is; other files are refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,14 @@ def test_sessions_start_from_the_experts_memory_where_there_is_no_other():
     assert RLConfig().states is States.POLICY and RLConfig(states=States.EXPERT).states is States.EXPERT
 
 
+def test_prompts_that_the_expert_was_not_asked_are_told(files, caplog):
+    read_builds(DataConfig(prepared=str(files / "rl.jsonl")), FourAgents(PROMPTS))
+    assert caplog.text == ""
+    other = "full" if PROMPTS.template_set == "compact" else "compact"
+    read_builds(DataConfig(prepared=str(files / "rl.jsonl")), FourAgents(replace(PROMPTS, template_set=other)))
+    assert "rl.jsonl: 20 of 20 prompts are not those that the expert was asked" in caplog.text
+
+
 def test_settings_that_need_whole_dialogues_are_refused(files):
     data = DataConfig(prepared=str(files / "rl.jsonl"))
     for changes in ({"states": States.POLICY}, {"dense": False}, {"states": States.EXPERT, "dense": False}):
@@ -193,5 +202,5 @@ def test_settings_that_need_whole_dialogues_are_refused(files):
         load_corpus(data)
     with pytest.raises(ValueError, match="not both"):
         DataConfig(path="a", prepared="b")
-    with pytest.raises(SystemExit, match="model.path: name a model"):
+    with pytest.raises(SystemExit, match="model.path: name the folder.*python -m trainer.tiny --out DIR"):
         sft.main([f"data.prepared={files}/sft.jsonl"])

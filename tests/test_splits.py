@@ -4,12 +4,14 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 from huggingface_hub import ModelCard
 
+from membuilder import prepare
 from membuilder.config import dump, load
 from membuilder.datasets.selection import add_data_flags, load_selected
 from membuilder.datasets.splits import PUBLISHED, Split, of_the_test_split, split_ids
@@ -19,6 +21,7 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, write_records
 from membuilder.types import Agent, Bank, Session
 from tests.fakes import HashEmbedder
+from tests.test_expert import THREE, make
 from trainer.checkpoint.model_card import TEST_IDS_TAG, model_card
 from trainer.checkpoint.run_settings import resolved
 from trainer.configs import DataConfig
@@ -163,6 +166,16 @@ def test_a_prepared_file_is_held_to_the_same_rule(tmp_path, caplog):
         prepared_trees(TOKENIZER, config)
     config.data.split, config.data.allow_test_ids = None, True
     assert len(prepared_trees(TOKENIZER, config)[0]) == 6
+
+
+def test_a_file_prepared_from_trajectories_on_test_ids_says_so_and_is_refused(tmp_path, capsys):
+    (test,) = ids("test", 1)
+    make(tmp_path / "set" / test, replace(THREE, id=test))
+    path = tmp_path / "sft.jsonl"
+    assert prepare.main(["sft", "--trajectories-dir", str(tmp_path / "set"), "--output-file", str(path)]) == 0
+    assert f"1 dialogues are of LongMemEval's published test split, such as {test}" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=rf"1 dialogues to train on are .*\({test}\)"):
+        prepared_trees(TOKENIZER, SFTConfig(data=DataConfig(prepared=str(path))))
 
 
 def test_sessions_of_a_prepared_file_are_held_to_the_same_rule(tmp_path):

@@ -82,7 +82,9 @@ class DataConfig:
                 "one dialogue on each side"
             )
         if self.path is not None and self.prepared is not None:
-            raise ValueError("give path or prepared, not both: data.path=null drops the path that a config file names")
+            raise ValueError(
+                "give path or prepared, not both: data.path=null data.split=null drops what a config file says of path"
+            )
         if self.path is None and self.prepared is None and (self.split is not None or self.allow_test_ids):
             raise ValueError(
                 "split and allow_test_ids are about the ids of a file, and generated dialogues have none of them: give "

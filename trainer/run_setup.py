@@ -151,7 +151,10 @@ def setup_sft(
 ) -> SFTParts:
     """Make the parts of a run. Builds that stand already are used instead of those of `config.data`."""
     if config.data.prepared is not None and config.model.path is None:
-        raise ConfigError("model.path: name a model; a tiny one is made of dialogues (data.path), not of data.prepared")
+        raise ConfigError(
+            "model.path: name the folder or model to start from, which data.prepared needs; to try things out, "
+            "`python -m trainer.tiny --out DIR` makes a tiny one"
+        )
     run = start_run(config, "sft", embedder)
     scheme = load_scheme(config.scheme, config.prompts)
     if builds is None and config.data.prepared is None:

@@ -7,7 +7,8 @@ without questions are not in it, so every session starts from the expert's memor
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -54,14 +55,29 @@ def read_builds(config: DataConfig, scheme: Scheme) -> list[ExpertBuild]:
     dialogues: dict[str, list[RLRecord]] = defaultdict(list)
     for record in _read(config, RLRecord, "rl"):
         dialogues[record.dialogue].append(record)
-    return [_build(config.prepared, name, records, scheme) for name, records in dialogues.items()]
+    ordered = {name: sorted(records, key=lambda each: each.session_index) for name, records in dialogues.items()}
+    builds = [_build(config.prepared, name, records, scheme) for name, records in ordered.items()]
+    pairs = zip(chain(*ordered.values()), chain(*(build.steps for build in builds)), strict=True)
+    _warn_of_other_prompts(config.prepared, pairs, scheme)
+    return builds
+
+
+def _warn_of_other_prompts(path: str, pairs: Iterable[tuple[RLRecord, Step]], scheme: Scheme) -> None:
+    """Log where the run asks otherwise than the expert was asked, and so otherwise than SFT on its answers taught."""
+    is_other = [
+        call.prompt != scheme.ask(call.agent, step.session, step.bank_before, step.shown)
+        for record, step in pairs
+        for call in record.calls
+    ]
+    if any(is_other):
+        problem = "%s: %d of %d prompts are not those that the expert was asked: its settings were others (key prompts)"
+        _log.warning(problem, path, sum(is_other), len(is_other))
 
 
 def _build(path: str, name: str, records: list[RLRecord], scheme: Scheme) -> ExpertBuild:
-    ordered = sorted(records, key=lambda record: record.session_index)
-    steps = tuple(_step(path, record, scheme) for record in ordered)
+    steps = tuple(_step(path, record, scheme) for record in records)
     speakers = dict.fromkeys(turn.speaker for step in steps for turn in step.session.turns)
-    questions = tuple(tuple(question for question in record.questions if question.answerable) for record in ordered)
+    questions = tuple(tuple(question for question in record.questions if question.answerable) for record in records)
     return ExpertBuild(
         dialogue=Dialogue(
             id=name,
