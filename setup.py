@@ -13,7 +13,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=[f"{package}{part}" for package in PACKAGES for part in ("", ".*")]),
-    package_data={"": ["py.typed"], "membuilder": ["**/templates/**/*", "generate/data/**/*"]},
+    package_data={"": ["py.typed"], "membuilder": ["**/templates/**/*", "generate/data/**/*", "datasets/*.json"]},
     entry_points={
         "console_scripts": [
             "membuilder = membuilder.__main__:main",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
+from membuilder.datasets.splits import of_the_test_split
 from membuilder.errors import ArgumentParser, ConfigError, exit_status
 from membuilder.files import write_atomic
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
@@ -46,8 +47,8 @@ ENDINGS = {OURS: (".jsonl", PARQUET), LLAMA_FACTORY: (".json",), DIALOGUES: (".j
 ENDINGS |= {VERL: (PARQUET,), VERL_FLAT: (PARQUET,)}
 
 
-def prepare(given: argparse.Namespace) -> tuple[int, Counter[str]]:
-    """Write the records (pairs, sessions or dialogues); return their number, and why others were left out."""
+def prepare(given: argparse.Namespace) -> tuple[list[Any], Counter[str]]:
+    """Write the records (pairs, sessions or dialogues); return them, and why others were left out."""
     if given.trajectories_dir is not None:
         records, left_out = _from_trajectories(given)
         if given.stage == "rl" and given.to != DIALOGUES:
@@ -72,7 +73,7 @@ def prepare(given: argparse.Namespace) -> tuple[int, Counter[str]]:
         write_atomic(given.output_file, "".join(lines))
     else:
         write_verl(given.output_file, records, flat=given.to == VERL_FLAT)
-    return len(records), left_out
+    return records, left_out
 
 
 def _from_trajectories(given: argparse.Namespace) -> tuple[list[Any], Counter[str]]:
@@ -99,12 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(given: argparse.Namespace) -> int:
     _check(given)
-    num_records, left_out = prepare(given)
+    records, left_out = prepare(given)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none"
-    print(f"{given.output_file}: {num_records} records; left out: {reasons}")
+    print(f"{given.output_file}: {len(records)} records; left out: {reasons}")
     if given.to == LLAMA_FACTORY:
         name = given.output_file.name
         print(f'for dataset_info.json: "{given.output_file.stem}": {{"file_name": "{name}"}}')
+    names = (each["id"] if isinstance(each, dict) else each.dialogue for each in records)
+    if tested := of_the_test_split(names):
+        problem = f"{len(tested)} dialogues are of LongMemEval's published test split, such as {tested[0]}"
+        remedy = "trainer.sft and trainer.rl refuse them (data.split, data.allow_test_ids); train nothing else on them"
+        print(f"membuilder.prepare: {given.output_file}: {problem}: {remedy}", file=sys.stderr)
     return 0
 
 

@@ -1,9 +1,12 @@
 """The benchmarks compare like with like: every implementation they time computes the same loss and gradient."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.benchmarks import head, learner, sft
+from tests.benchmarks import head, learner, other_loaders, sft
 from tests.benchmarks.common import peak_mb
 
 HEAD = head.Shape(rows=1024, hidden=16, vocab=97, dtype=torch.float32)
@@ -52,3 +55,12 @@ def _allocate():
 @pytest.mark.slow
 def test_peak_memory_sees_what_a_run_allocates():
     assert 95 < peak_mb(_allocate) < 130  # 25 million float32
+
+
+def test_other_loaders_read_our_files_as_they_are():
+    """What the last run of the script found; a loader that misses or changes one record makes it fail."""
+    found = json.loads((Path(other_loaders.HERE) / "results/other_loaders.json").read_text(encoding="utf-8"))
+    for name in ("llama_factory", "verl", "verl_flat"):
+        assert found[name]["records"] == 20 and other_loaders.is_equal(found[name]), name
+        assert not other_loaders.is_equal(found[name] | {"examples": 19})
+    assert found["verl"]["indices"] == 20 and not other_loaders.is_equal(found["verl"] | {"equal_prompts": 19})

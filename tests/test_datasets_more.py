@@ -23,10 +23,10 @@ from membuilder.datasets.selection import (
     place_of,
     select,
     shorten,
-    split_ids,
     subset_ids,
 )
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
+from membuilder.datasets.splits import split_ids
 from membuilder.errors import ConfigError, DataError, FetchError
 from membuilder.eval import main as evaluate
 

@@ -311,6 +311,12 @@ def test_rows_of_the_published_program_become_records_with_what_they_tell(tmp_pa
         read_verl(path)
 
 
+def test_rows_for_verl_are_told_apart_by_their_index(tmp_path, rl):
+    write_verl(tmp_path / "rl.parquet", rl)
+    indices = [row["extra_info"]["index"] for row in read_table(tmp_path / "rl.parquet")]
+    assert indices == list(range(4 * len(rl)))
+
+
 def test_a_foreign_answer_that_is_no_operations_is_no_training_data(tmp_path, rl):
     path = tmp_path / "rl.parquet"
     write_verl(path, rl[:2])

@@ -1,12 +1,12 @@
 """What `python -m membuilder.prepare` wrote goes into both loops as it is; other files are refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from membuilder import prepare
-from membuilder.embedding.local import Embedder
 from membuilder.errors import ConfigError, DataError
 from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.scheme import FourAgents
@@ -27,7 +27,6 @@ from trainer.data.corpus import load_corpus
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
-from trainer.run_setup import rl_builds
 from trainer.sft_config import SFTConfig
 
 TINY = TinyConfig(vocab_size=700, hidden_size=32, num_layers=2, intermediate_size=64, max_position=2048)
@@ -112,7 +111,7 @@ def test_a_pair_that_names_no_session_stands_alone_and_long_ones_are_counted(fil
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_sessions_come_with_memory_questions_and_the_experts_lengths(files, ending):
-    builds = read_builds(str(files / f"rl.{ending}"), FourAgents(PROMPTS))
+    builds = read_builds(DataConfig(prepared=str(files / f"rl.{ending}")), FourAgents(PROMPTS))
     written = read_records(files / "rl.jsonl", RLRecord)
     assert [(build.dialogue.id, len(build.steps)) for build in builds] == [("d", 3), ("e", 2)]
     steps = [step for build in builds for step in build.steps]
@@ -144,7 +143,7 @@ def test_both_loops_train_on_them(files, model, tmp_path):
     assert len(rows) == 3 and rows[-1]["sft/loss"] < rows[0]["sft/loss"]
     forks.finish(
         rl.main,
-        ([*common, f"model.path={tmp_path}/sft/model", f"data.prepared={files}/rl.parquet", "states=expert",
+        ([*common, f"model.path={tmp_path}/sft/model", f"data.prepared={files}/rl.parquet",
           "engine=transformers", "num_steps=2", "sessions_per_step=2", "num_rollouts=2", "sampling.max_tokens=8",
           "sampling.top_p=1", f"out={tmp_path}/rl"],),
         tmp_path / "rl.log",
@@ -166,28 +165,42 @@ def test_other_files_are_refused_by_name(files, tokenizer, other, read, message)
     (files / "empty.jsonl").write_text("")
     path = str(files / other)
     with pytest.raises(DataError, match=f"{other}.*{message}"):
-        read_builds(path, FourAgents(PROMPTS)) if read == "rl" else prepared_trees(tokenizer, sft_config(path, 2000))
+        if read == "rl":
+            read_builds(DataConfig(prepared=path), FourAgents(PROMPTS))
+        else:
+            prepared_trees(tokenizer, sft_config(path, 2000))
 
 
 def test_a_file_of_prompts_alone_or_of_other_operations_is_refused(files, tmp_path):
     lines = [json.loads(line) for line in (files / "rl.jsonl").read_text().splitlines()]
     (tmp_path / "prompts.jsonl").write_text(json.dumps(lines[0] | {"session": None, "bank_before": None}) + "\n")
     with pytest.raises(DataError, match="dialogue 'd', session 0.*prompts alone"):
-        read_builds(str(tmp_path / "prompts.jsonl"), FourAgents(PROMPTS))
+        read_builds(DataConfig(prepared=str(tmp_path / "prompts.jsonl")), FourAgents(PROMPTS))
     with pytest.raises(DataError, match="dialogue 'd', session 0.*core_limit_chars=3"):
-        read_builds(str(files / "rl.jsonl"), FourAgents(PromptConfig(core_limit_chars=3)))
+        read_builds(DataConfig(prepared=str(files / "rl.jsonl")), FourAgents(PromptConfig(core_limit_chars=3)))
+
+
+def test_sessions_start_from_the_experts_memory_where_there_is_no_other():
+    assert RLConfig(data=DataConfig(prepared="rl.jsonl")).states is States.EXPERT
+    assert RLConfig().states is States.POLICY and RLConfig(states=States.EXPERT).states is States.EXPERT
+
+
+def test_prompts_that_the_expert_was_not_asked_are_told(files, caplog):
+    read_builds(DataConfig(prepared=str(files / "rl.jsonl")), FourAgents(PROMPTS))
+    assert caplog.text == ""
+    other = "full" if PROMPTS.template_set == "compact" else "compact"
+    read_builds(DataConfig(prepared=str(files / "rl.jsonl")), FourAgents(replace(PROMPTS, template_set=other)))
+    assert "rl.jsonl: 20 of 20 prompts are not those that the expert was asked" in caplog.text
 
 
 def test_settings_that_need_whole_dialogues_are_refused(files):
     data = DataConfig(prepared=str(files / "rl.jsonl"))
-    for changes in ({"states": States.POLICY}, {"states": States.EXPERT, "dense": False}):
-        with pytest.raises(ConfigError, match="states=expert and dense=true"):
-            rl_builds(RLConfig(data=data, **changes), Embedder(None))
-    with pytest.raises(ConfigError, match="data.eval_path"):
-        rl_builds(RLConfig(data=data, states=States.EXPERT, eval_every=5), Embedder(None))
+    for changes in ({"states": States.POLICY}, {"dense": False}, {"states": States.EXPERT, "dense": False}):
+        with pytest.raises(ValueError, match="leave states and dense out"):
+            RLConfig(data=data, **changes)
     with pytest.raises(ConfigError, match="data.prepared holds no dialogues"):
         load_corpus(data)
     with pytest.raises(ValueError, match="not both"):
         DataConfig(path="a", prepared="b")
-    with pytest.raises(SystemExit, match="model.path: name a model"):
+    with pytest.raises(SystemExit, match="model.path: name the folder.*python -m trainer.tiny --out DIR"):
         sft.main([f"data.prepared={files}/sft.jsonl"])

@@ -24,8 +24,6 @@ from tests.walkthrough import Walk, hosted_model
 KEY = "sk-story"
 WRITER, ANSWERER = "gpt-4.1", "gpt-4.1-mini"
 SESSIONS = {"num_sessions": 3, "turns_per_session": 8}
-SMALL = "model.dtype=float32 model.gradient_checkpointing=false"
-"""What shrinks the configurations of the 4B model to a laptop, as in the walkthrough."""
 EXPERT = {
     Agent.CORE: '{"operation": "APPEND", "content": "They talk."}',
     Agent.EPISODIC: '{"operations": [{"action": "ADD", "quote": [3]}, {"action": "ADD", "quote": [4]}]}',
@@ -140,17 +138,16 @@ def teach(walk: Walk) -> None:
 
 
 def train_and_export(walk: Walk) -> None:
-    """A tiny model that knows the words of the prompts stands in for the one of 4B."""
-    sft = f"python -m trainer.sft --config configs/sft_qwen3_4b.yaml {SMALL}"
-    walk.shell(f"{sft} model.path=null data.path=train.jsonl max_steps=1 out=base")
-    prepared = "data.path=null data.prepared"
+    """With a tiny model, as in the walkthrough."""
+    walk.shell("python -m trainer.tiny --out tiny")
     walk.shell(
-        f"{sft} model.path=base/model {prepared}=sft.jsonl max_steps=20 sessions_per_step=2 optim.lr=2e-3 out=sft"
+        "python -m trainer.sft --config configs/tiny_sft.yaml model.path=tiny data.prepared=sft.jsonl max_steps=40"
+        " sessions_per_step=2 optim.lr=2e-3 out=sft"
     )
     walk.shell(
-        f"python -m trainer.rl --config configs/rl_qwen3_4b.yaml {SMALL} model.path=sft/model {prepared}=rl.jsonl"
-        " states=expert num_steps=2 save_every=2 sessions_per_step=4 num_rollouts=2 sampling.top_p=1.0"
-        " sampling.max_tokens=120 max_model_len=2048 out=rl"
+        "python -m trainer.rl --config configs/tiny_rl.yaml model.path=sft/model data.prepared=rl.jsonl num_steps=2"
+        " save_every=2 num_rollouts=2 sampling.max_tokens=120 max_model_len=2048 eval_every=2"
+        " data.eval_path=held_out.jsonl out=rl"
     )
     assert walk.shell("python -m trainer.export rl/checkpoints/step_2 my-memory 2>&1") == "wrote my-memory\n"
 

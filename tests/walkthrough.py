@@ -24,8 +24,7 @@ from tests.scripted import agent_of
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "walkthrough.md"
 SMALLER = {
-    "max_steps=200": "max_steps=4",
-    "max_steps=60": "max_steps=30",
+    "max_steps=60": "max_steps=40",
     "num_steps=10": "num_steps=2",
     "num_rollouts=8": "num_rollouts=2",
     "save_every=10": "save_every=2",

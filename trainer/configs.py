@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from membuilder.datasets.splits import Split
 from membuilder.schemes.four_agents.prompts import PromptConfig
 
 
@@ -60,10 +61,17 @@ class DataConfig:
     prepared: str | None = None
     """In place of `path`, a .jsonl or .parquet file that `python -m membuilder.prepare` wrote: with `sft` for
     trainer.sft, with `rl` for trainer.rl (trainer/data/prepared.py). Its sessions are taken as they are."""
+    split: Split | None = None
+    """Published split of LongMemEval: of `path` or `prepared` its dialogues alone are trained on, `sft` in SFT and `rl`
+    in RL. Nothing is held out then but `eval_path`."""
+    allow_test_ids: bool = False
+    """Train on dialogues of LongMemEval's published test split too, which is refused otherwise; config and model card
+    say so."""
     eval_path: str | None = None
-    """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue."""
+    """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue, unless
+    `split` is given."""
     held_out: float = 0.3
-    """Share of the dialogues of `path` kept apart for evaluation."""
+    """Share of the dialogues of `path` kept apart for evaluation, drawn at random; without `split` and `eval_path`."""
     num_train: int = 200
     """Dialogues to generate for training."""
     num_held_out: int = 20
@@ -88,12 +96,24 @@ class DataConfig:
                 "one dialogue on each side"
             )
         if self.path is not None and self.prepared is not None:
-            raise ValueError("give path or prepared, not both")
+            raise ValueError(
+                "give path or prepared, not both: data.path=null data.split=null drops what a config file says of path"
+            )
+        if self.path is None and self.prepared is None and (self.split is not None or self.allow_test_ids):
+            raise ValueError(
+                "split and allow_test_ids are about the ids of a file, and generated dialogues have none of them: give "
+                "data.path or data.prepared, or data.split=null and data.allow_test_ids=false"
+            )
         if self.eval_path is not None and self.path is None and self.prepared is None:
             raise ValueError(
                 f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: "
                 "give data.path too (quickstart: --data)"
             )
+
+    @property
+    def holds_out(self) -> bool:
+        """Tell whether there are dialogues to evaluate on that are not trained on."""
+        return self.eval_path is not None or (self.prepared is None and self.split is None)
 
 
 class OverLong(StrEnum):

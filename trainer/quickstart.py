@@ -150,6 +150,8 @@ def load_configs(
             raise ConfigError(f"'{text}': say which stage it is for: start it with sft. or rl.")
         own[stage].append(setting)
     sft_config = load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={out}/sft", *own["sft"]])
+    if not sft_config.data.holds_out:
+        raise ConfigError("a split leaves no dialogues to evaluate on: name some by --eval-data")
     start = [f"out={out}/rl", f"model.path={sft_config.out}/model"]
     return sft_config, load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *start, *own["rl"]])
 

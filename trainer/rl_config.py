@@ -38,8 +38,8 @@ class RLConfig(TrainConfig):
     """Share of the steps before in that ratio: one step's sessions are few, their ratio alone jumps."""
     dense: bool = True
     """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
-    states: States = States.POLICY
-    """Whose banks sessions start from."""
+    states: States | None = None
+    """Whose banks sessions start from; null: `policy`, and `expert` with `data.prepared`, which has no other."""
     advantage_std: StdScale = StdScale.GROUP
     """What advantages are divided by."""
     max_model_len: int = 26000
@@ -60,6 +60,19 @@ class RLConfig(TrainConfig):
     """Completions written to the table per step and agent."""
 
     def __post_init__(self) -> None:
+        prepared = self.data.prepared is not None
+        self.states = self.states or (States.EXPERT if prepared else States.POLICY)
+        if prepared and (self.states is not States.EXPERT or not self.dense):
+            raise ValueError(
+                "data.prepared holds single sessions with the expert's memory before them, not every session of a "
+                "dialogue: leave states and dense out, or make dialogues (python -m membuilder.prepare rl --to "
+                "dialogues) for data.path"
+            )
+        if self.eval_every and not self.data.holds_out:
+            raise ValueError(
+                f"eval_every={self.eval_every} evaluates on whole dialogues that are not trained on, and of a split or "
+                "a prepared file none are left: name some in data.eval_path, or set eval_every=0"
+            )
         if not 0 < self.engine_memory < 1:
             raise ValueError(f"engine_memory must lie between 0 and 1, got {self.engine_memory}")
         if not 0 <= self.length_smoothing < 1:

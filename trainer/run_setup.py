@@ -12,7 +12,6 @@ from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from membuilder.config import dump
-from membuilder.datasets.load import load
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
@@ -31,19 +30,21 @@ from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter
 from rollout.types import Engine
 from trainer.batching.packing import Node
-from trainer.configs import States, TrainConfig
+from trainer.configs import TrainConfig
 from trainer.data.corpus import (
     Corpus,
     ExpertBuild,
     apart,
     build_corpus,
     expert_builds,
+    held_out_file,
     sft_builds,
     training_text,
     warn_of_lost_text,
 )
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
+from trainer.data.test_ids import refuse_trained_on
 from trainer.data.truncation import LengthCounts
 from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator, start_device
 from trainer.experience.collector import Collector
@@ -160,7 +161,10 @@ def setup_sft(
 ) -> SFTParts:
     """Make the parts of a run. Builds that stand already are used instead of those of `config.data`."""
     if config.data.prepared is not None and config.model.path is None:
-        raise ConfigError("model.path: name a model; a tiny one is made of dialogues (data.path), not of data.prepared")
+        raise ConfigError(
+            "model.path: name the folder or model to start from, which data.prepared needs; to try things out, "
+            "`python -m trainer.tiny --out DIR` makes a tiny one"
+        )
     run = start_run(config, "sft", embedder)
     scheme = load_scheme(config.scheme, config.prompts)
     loaded = None if config.model.path is None else _load(config, "max_length")
@@ -209,17 +213,10 @@ def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
         return build_corpus(data, embedder, scheme, "train", "steering", "held_out")
-    if config.states is not States.EXPERT or not config.dense:
-        raise ConfigError(
-            "data.prepared holds single sessions with the expert's memory before them, not every session of a "
-            "dialogue: set states=expert and dense=true, or make dialogues (python -m membuilder.prepare rl --to "
-            "dialogues) for data.path"
-        )
-    if config.eval_every and data.eval_path is None:
-        what = "eval_every evaluates whole dialogues, which data.prepared has not"
-        raise ConfigError(f"{what}: name some in data.eval_path")
-    train, steering = apart(read_builds(data.prepared, scheme), data.num_steering)
-    held_out = [in_windows(each, data.max_turns) for each in ([] if data.eval_path is None else load(data.eval_path))]
+    held_out = [in_windows(each, data.max_turns) for each in held_out_file(data)]
+    builds = read_builds(data, scheme)
+    refuse_trained_on((build.dialogue.id for build in builds), held_out, data)
+    train, steering = apart(builds, data.num_steering)
     return Corpus(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 
 

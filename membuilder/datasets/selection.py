@@ -7,12 +7,11 @@ from pathlib import Path
 
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.load import load
-from membuilder.datasets.sources import DATASETS, SPLIT_FILE
+from membuilder.datasets.sources import DATASETS
+from membuilder.datasets.splits import Split, split_ids
 from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue
-
-SPLITS = ("sft", "rl", "test")
 
 DATA_FOLDER = "data"
 """Folder where `python -m membuilder.data fetch` puts files, and where commands and configs look for them."""
@@ -25,7 +24,7 @@ def add_data_flags(flags: argparse._ActionsContainer, default: str | None = None
     flags.add_argument("--dataset-path", type=Path, help="the raw file; else where `membuilder.data fetch` put it")
     flags.add_argument("--data-dir", type=Path, default=Path(DATA_FOLDER), help="of `membuilder.data fetch`")
     flags.add_argument("--conv-id", help="one conversation only")
-    flags.add_argument("--split", choices=SPLITS, help="predefined split (longmemeval)")
+    flags.add_argument("--split", choices=[str(each) for each in Split], help="published split (longmemeval)")
     flags.add_argument("--subset-file", type=Path, help="JSON file with a list of ids")
     flags.add_argument("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
 
@@ -73,13 +72,6 @@ def select(dialogues: Sequence[Dialogue], ids: Sequence[str], source: str) -> li
         have = [dialogue.id for dialogue in dialogues[:5]]
         raise ConfigError(f"{source}: none of its {len(wanted)} ids is in the dataset, which has {have} ...")
     return chosen
-
-
-def split_ids(split: str, dataset_path: Path) -> list[str]:
-    """Read ids from the file of splits beside the data file: {"sft": [id, ...], "rl": ..., "test": ...}."""
-    path, advice = dataset_path.parent / SPLIT_FILE, f"expected an object with lists of ids, {list(SPLITS)}"
-    splits = typed(dict, read_json(path), path, FILE, advice=advice)
-    return typed(list[str], splits.get(split), path, FILE, split, advice)
 
 
 def subset_ids(path: Path) -> list[str]:

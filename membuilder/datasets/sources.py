@@ -1,8 +1,7 @@
 """Holds the addresses, sizes and checksums of the public benchmarks, which no other file does.
 
-LoCoMo and LongMemEval are pinned to a revision and checked by size and checksum. The file of LongMemEval's splits is
-checked the same way but comes from the newest revision: once that changes, fetching it is refused until the checksum
-here is renewed. PerLTQA comes from the newest revision and is not checked: neither size nor checksum is known to us.
+LoCoMo and LongMemEval are pinned to a revision and checked by size and checksum. PerLTQA comes from the newest revision
+and is not checked: neither size nor checksum is known to us.
 """
 
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ _LONGMEMEVAL = (
     "https://huggingface.co/datasets/xiaowu0162/longmemeval-cleaned/resolve/98d7416c24c778c2fee6e6f3006e7a073259d48f"
 )
 _PERLTQA = "https://raw.githubusercontent.com/Elvin-Yiming-Du/PerLTQA/main/Dataset/en_v2"
-_MEMBUILDER = "https://raw.githubusercontent.com/Zh1yuShen/MemBuilder/main/data/longmemeval/splits"
-SPLIT_FILE = "longmemeval_splits.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,16 +47,11 @@ _LOCOMO_10 = RemoteFile(
     sha256="79fa87e90f04081343b8c8debecb80a9a6842b76a7aa537dc9fdf651ea698ff4",
 )
 _PERLTQA_FILES = tuple(RemoteFile(url=f"{_PERLTQA}/{name}_en_v2.json") for name in ("perltmem", "perltqa"))
-_SPLITS = RemoteFile(
-    url=f"{_MEMBUILDER}/{SPLIT_FILE}",
-    size=8702,
-    sha256="e9b777da5185ead332ef5e2ac0681c39678bb4891436ab9db0d62526e17e67c7",
-)
 
 
 def _longmemeval(name: str, size: int, sha256: str) -> PublicDataset:
     file = RemoteFile(url=f"{_LONGMEMEVAL}/{name}", size=size, sha256=sha256)
-    return PublicDataset(folder="longmemeval", files=(file, _SPLITS), license="MIT")
+    return PublicDataset(folder="longmemeval", files=(file,), license="MIT")
 
 
 _LONGMEMEVAL_S = _longmemeval(

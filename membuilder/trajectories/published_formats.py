@@ -52,7 +52,7 @@ _GROUPED: dict[str, Column] = {
     },
     "data_source": str,
     "meta": _META,
-    "extra_info": {"record": str},
+    "extra_info": {"index": int, "record": str},
 }
 _FLAT: Column = {"prompt": _PROMPT, "ability": str, "reward_model": str, "data_source": str, "meta": _SESSION}
 
@@ -101,7 +101,9 @@ def read_llama_factory(path: Path) -> tuple[list[SFTRecord], Counter[str]]:
 
 def write_verl(path: Path, records: Sequence[RLRecord], flat: bool = False) -> None:
     """Write four rows a session, in the agents' order."""
-    write_table(path, [_row(each, call, flat) for each in records for call in each.calls], _FLAT if flat else _GROUPED)
+    calls = ((each, call) for each in records for call in each.calls)
+    rows = [_row(*pair, number, flat) for number, pair in enumerate(calls)]
+    write_table(path, rows, _FLAT if flat else _GROUPED)
 
 
 def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
@@ -169,7 +171,7 @@ def _sha256(row: object) -> str:
     return hashlib.sha256(json.dumps(row, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
-def _row(record: RLRecord, call: ExpertCall, flat: bool) -> dict[str, Any]:
+def _row(record: RLRecord, call: ExpertCall, number: int, flat: bool) -> dict[str, Any]:
     if call.agent is None:
         raise DataError(record.dialogue, f"session {record.session_index}", "agent", "is not known; cannot be exported")
     whole, group = msgspec.json.encode(record).decode(), f"{record.dialogue}_session-{record.session_index}"
@@ -196,7 +198,8 @@ def _row(record: RLRecord, call: ExpertCall, flat: bool) -> dict[str, Any]:
         "is_grouped_training": True,
     }
     names = {"ability": "memory_management", "data_source": "memory_management_grouped"}
-    return row | names | {"reward_model": reward_model, "extra_info": {"record": whole}}
+    # veRL tells prompts apart by the index, and takes 0 for all of them where it is missing
+    return row | names | {"reward_model": reward_model, "extra_info": {"index": number, "record": whole}}
 
 
 def _record(path: Path, name: str, index: int, rows: list[dict[str, Any]], left_out: Counter[str]) -> RLRecord:

@@ -10,12 +10,18 @@ from huggingface_hub import ModelCard, ModelCardData
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 CARD = "README.md"
+TEST_IDS_TAG = "longmemeval-test-ids-allowed"
+"""Tag of a model that was allowed to learn from the test split, and of every one trained from it."""
 METRICS = (
     "eval/accuracy", "reward/mean", "qa/accuracy", "memory_ratio", "sft/loss", "sft/val_loss", "loss", "kl", "entropy",
     "clip_ratio/mean", "sampling/logp_difference/mean", "frac_reward_zero_std", "rewards/missing", "grad_norm", "lr",
 )  # fmt: skip
 """The most telling first; a card has the first ten that the run logged."""
 NUM_METRICS = 10
+TEST_IDS_WARNING = """
+**Trained with `data.allow_test_ids`**, itself or its base model: what it was trained on may hold dialogues of
+LongMemEval's published test split. Its scores on that split say nothing about dialogues it has not seen.
+"""
 USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,10 +40,12 @@ python -m membuilder.build --model FOLDER --provider vllm --base-url http://loca
 
 def model_card(config: Mapping[str, Any], run: Path, step: int) -> str:
     """Return the card of a model after `step` steps of the run that logged into `run`, without local paths."""
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=["memory", "membuilder"],
-        **_base(config["model"]["path"]),
-    )  # fmt: skip
+    base = _base_card(config["model"]["path"])
+    known = {name: value for name in ("base_model", "license") if isinstance(value := base.get(name), str)}
+    # a checkpoint of an earlier version does not tell, and had no such key
+    allowed = config.get("data", {}).get("allow_test_ids", False) or TEST_IDS_TAG in (base.get("tags") or [])
+    tags = ["memory", "membuilder", *([TEST_IDS_TAG] if allowed else [])]
+    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
     origin = f"[{data.base_model}](https://huggingface.co/{data.base_model})" if data.base_model else None
     return f"""---
 {data.to_yaml()}
@@ -48,7 +56,7 @@ Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, a
 
 - Base model: {origin or ("a local model" if config["model"]["path"] else "none, trained from random weights")}
 - Licence: {data.license or ("that of the base model" if origin else "not known to this program; name it here")}
-
+{TEST_IDS_WARNING if allowed else ""}
 ## Use
 
 {USE}
@@ -64,8 +72,8 @@ Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, a
 """
 
 
-def _base(path: str | None) -> dict[str, str]:
-    """Return the base model and its licence, as far as they are known: a local folder has them in its own card."""
+def _base_card(path: str | None) -> Mapping[str, Any]:
+    """Return what is known of the base model as fields of a card: a local folder has them in its own."""
     if path is None:
         return {}
     if not Path(path).is_dir():
@@ -73,8 +81,7 @@ def _base(path: str | None) -> dict[str, str]:
     card = Path(path) / CARD
     if not card.is_file():
         return {}
-    known = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    return {name: value for name in ("base_model", "license") if isinstance(value := known.get(name), str)}
+    return ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
 
 
 def _metrics(path: Path, step: int) -> str:

@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from membuilder.building.dialogues import warn_of_empty
 from membuilder.datasets.load import load, split
+from membuilder.datasets.selection import select
+from membuilder.datasets.splits import split_ids
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
@@ -17,6 +20,7 @@ from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.schemes.scheme import Scheme, Step, build
 from membuilder.types import Dialogue, Question
 from trainer.configs import DataConfig
+from trainer.data.test_ids import refuse_test_ids, refuse_trained_on
 
 _log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -46,16 +50,32 @@ def load_corpus(config: DataConfig) -> Corpus[Dialogue]:
         train = generate(config.num_train, config.seed, "train")
         held_out = generate(config.num_held_out + config.num_steering, config.seed, "heldout")
         held_out, steering = held_out[: config.num_held_out], held_out[config.num_held_out :]
-    elif config.eval_path is not None:
-        train, held_out = load(config.path), load(config.eval_path)
-    else:
+    elif config.holds_out and config.eval_path is None:
         train, held_out = split(load(config.path), config.held_out, config.seed)
+    else:
+        train, held_out = _chosen(config), held_out_file(config)
     extra = []
     if config.path is not None:
+        names = [dialogue.id for dialogue in train]
+        refuse_test_ids(names, config, f"data.path={config.path}")
+        refuse_trained_on(names, held_out, config)
         train, steering = apart(train, config.num_steering)
         extra = generate(config.num_extra, config.seed, "train") if config.num_extra else []
     sides = zip(SIDES, (train, extra, steering, held_out), strict=True)
     return Corpus(**{side: [in_windows(each, config.max_turns) for each in dialogues] for side, dialogues in sides})
+
+
+def _chosen(config: DataConfig) -> list[Dialogue]:
+    """Return the dialogues of `config.path`, or those of one published split."""
+    if config.split is None:
+        return load(config.path)
+    ids = split_ids(config.split, Path(config.path))
+    return select(load(config.path, ids), ids, f"data.split={config.split}")
+
+
+def held_out_file(config: DataConfig) -> list[Dialogue]:
+    """Return the dialogues of `config.eval_path`; none without one."""
+    return [] if config.eval_path is None else load(config.eval_path)
 
 
 def apart(dialogues: list[Item], number: int) -> tuple[list[Item], list[Item]]:

@@ -5,22 +5,28 @@ single sessions, each with the expert's memory before it, the questions after it
 without questions are not in it, so every session starts from the expert's memory (`states: expert`).
 """
 
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from membuilder.datasets.splits import split_ids
 from membuilder.errors import ConfigError, DataError
 from membuilder.schemes.scheme import Scheme, Step
 from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
 from membuilder.types import AgentUpdate, Dialogue
 from trainer.batching.packing import Node, TrainSequence
-from trainer.configs import OverLong
+from trainer.configs import DataConfig, OverLong
 from trainer.data.corpus import ExpertBuild
 from trainer.data.sft_examples import encoded
+from trainer.data.test_ids import refuse_test_ids
 from trainer.data.truncation import LengthCounts, fit
 from trainer.sft_config import SFTConfig
+
+_log = logging.getLogger(__name__)
 
 
 def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tuple[list[Node], LengthCounts]:
@@ -31,7 +37,7 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
             "is: set over_long=drop or over_long=error"
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
-    for number, record in enumerate(_read(config.data.prepared, SFTRecord, "sft")):
+    for number, record in enumerate(_read(config.data, SFTRecord, "sft")):
         alone = record.dialogue is None or record.session is None
         sessions[("line", number) if alone else (record.dialogue, record.session)].append(
             encoded(tokenizer, record.prompt, record.completion)
@@ -44,19 +50,34 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
     return trees, counts
 
 
-def read_builds(path: str, scheme: Scheme) -> list[ExpertBuild]:
+def read_builds(config: DataConfig, scheme: Scheme) -> list[ExpertBuild]:
     """Return the sessions of an RL file, dialogue by dialogue; positions count only the sessions that are there."""
     dialogues: dict[str, list[RLRecord]] = defaultdict(list)
-    for record in _read(path, RLRecord, "rl"):
+    for record in _read(config, RLRecord, "rl"):
         dialogues[record.dialogue].append(record)
-    return [_build(path, name, records, scheme) for name, records in dialogues.items()]
+    ordered = {name: sorted(records, key=lambda each: each.session_index) for name, records in dialogues.items()}
+    builds = [_build(config.prepared, name, records, scheme) for name, records in ordered.items()]
+    pairs = zip(chain(*ordered.values()), chain(*(build.steps for build in builds)), strict=True)
+    _warn_of_other_prompts(config.prepared, pairs, scheme)
+    return builds
+
+
+def _warn_of_other_prompts(path: str, pairs: Iterable[tuple[RLRecord, Step]], scheme: Scheme) -> None:
+    """Log where the run asks otherwise than the expert was asked, and so otherwise than SFT on its answers taught."""
+    is_other = [
+        call.prompt != scheme.ask(call.agent, step.session, step.bank_before, step.shown)
+        for record, step in pairs
+        for call in record.calls
+    ]
+    if any(is_other):
+        problem = "%s: %d of %d prompts are not those that the expert was asked: its settings were others (key prompts)"
+        _log.warning(problem, path, sum(is_other), len(is_other))
 
 
 def _build(path: str, name: str, records: list[RLRecord], scheme: Scheme) -> ExpertBuild:
-    ordered = sorted(records, key=lambda record: record.session_index)
-    steps = tuple(_step(path, record, scheme) for record in ordered)
+    steps = tuple(_step(path, record, scheme) for record in records)
     speakers = dict.fromkeys(turn.speaker for step in steps for turn in step.session.turns)
-    questions = tuple(tuple(question for question in record.questions if question.answerable) for record in ordered)
+    questions = tuple(tuple(question for question in record.questions if question.answerable) for record in records)
     return ExpertBuild(
         dialogue=Dialogue(
             id=name,
@@ -94,7 +115,9 @@ def _step(path: str, record: RLRecord, scheme: Scheme) -> Step:
     return Step(session=record.session, bank_before=record.bank_before, shown=shown, updates=updates, result=result)
 
 
-def _read(path: str, kind: type, stage: str) -> Sequence:
+def _read(config: DataConfig, kind: type, stage: str) -> Sequence:
+    """Return the records of `config.prepared`, of one published split where that is asked for."""
+    path = config.prepared
     try:
         records = read_records(Path(path), kind)
     except DataError as error:
@@ -103,4 +126,15 @@ def _read(path: str, kind: type, stage: str) -> Sequence:
     if not records:
         problem = f"there is none; make some: python -m membuilder.prepare {stage}"
         raise DataError(path, "whole file", "records", problem)
+    if num_unnamed := sum(record.dialogue is None for record in records):
+        problem = "%s: %d of %d records name no dialogue; whether they are of a published split cannot be told"
+        _log.warning(problem, path, num_unnamed, len(records))
+    if config.split is not None:
+        ids = set(split_ids(config.split, Path(path)))
+        names = sorted({str(record.dialogue) for record in records})
+        records = [record for record in records if record.dialogue in ids]
+        if not records:
+            problem = f"none of its {len(ids)} ids is in {path}, which has {names[:5]} ...; data.split=null takes all"
+            raise ConfigError(f"data.split={config.split}: {problem}")
+    refuse_test_ids((record.dialogue for record in records), config, f"data.prepared={path}")
     return records

@@ -1,0 +1,45 @@
+"""What may be trained on: nothing of a published test split, and nothing that the run itself evaluates on."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from membuilder.datasets.splits import Split, of_the_test_split
+from membuilder.errors import ConfigError
+from membuilder.types import Dialogue
+from trainer.configs import DataConfig
+
+_log = logging.getLogger(__name__)
+_NUM_NAMED = 3
+
+
+def refuse_test_ids(names: Iterable[str], config: DataConfig, source: str) -> None:
+    """Raise ConfigError where dialogues to train on are of LongMemEval's published test split; log it if allowed."""
+    found = of_the_test_split(names)
+    if not found:
+        return
+    problem = (
+        f"{source}: {len(found)} dialogues to train on are of LongMemEval's published test split ({_named(found)}), "
+        "which `membuilder.eval --split test` scores"
+    )
+    if not config.allow_test_ids:
+        remedy = "data.split=sft for SFT and data.split=rl for RL"
+        if config.split is not Split.TEST:
+            remedy += ", which leave them out"
+        raise ConfigError(
+            f"{problem}: set {remedy}, or train on them with data.allow_test_ids=true, which config and model card tell"
+        )
+    _log.warning("%s; data.allow_test_ids allows it, and the model card says so", problem)
+
+
+def refuse_trained_on(names: Iterable[str], held_out: Sequence[Dialogue], config: DataConfig) -> None:
+    """Raise ConfigError where the held-out side has dialogues that are trained on."""
+    trained = set(names)
+    if found := [dialogue.id for dialogue in held_out if dialogue.id in trained]:
+        raise ConfigError(
+            f"data.eval_path={config.eval_path}: {len(found)} of its {len(held_out)} dialogues are trained on too "
+            f"({_named(found)}): leave them out of that file"
+        )
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:_NUM_NAMED]) + (", ..." if len(ids) > _NUM_NAMED else "")
