@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template  # vLLM renders with it too
 
@@ -58,8 +58,10 @@ def _chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None, own_e
         prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
         turns = [question, {"role": "assistant", "content": _ANSWER}]
         answered = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         raise ConfigError(f"the chat template cannot write a question and its answer: {error}; mend it") from error
+    if _QUESTION not in prompt:
+        raise ConfigError("the chat template leaves out what a user says as plain text; mend it")
     opened, end_id = _OPENED.search(prompt), _end_id(tokenizer, answered)
     return ChatFormat(
         begin_ids=(),
@@ -82,6 +84,19 @@ def _end_id(tokenizer: PreTrainedTokenizerBase, answered: str) -> int | None:
     return next((token_id for token_id in ids if token_id in special), None)
 
 
+def _options(template: str) -> set[str]:
+    """Return the names that a template takes from its caller; those that it sets itself it must ask for first."""
+    environment = _compile_jinja_template(template).environment
+    tree = environment.parse(template)
+    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    asked_for = {
+        each.node.name
+        for each in tree.find_all((nodes.Test, nodes.Filter))
+        if each.name in ("defined", "undefined", "default") and isinstance(each.node, nodes.Name)
+    }
+    return meta.find_undeclared_variables(tree) - environment.globals.keys() - (own - asked_for)
+
+
 def set_template_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
     """Make `kwargs` the defaults of the tokenizer's chat template; a caller who gives others is still heard.
 
@@ -93,9 +108,7 @@ def set_template_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str,
     if tokenizer.chat_template is None:
         raise ConfigError(f"{KWARGS_KEY}: the tokenizer has no chat template that could read {sorted(kwargs)}")
     template = tokenizer.get_chat_template()
-    environment = _compile_jinja_template(template).environment
-    read = meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
-    known = read - _ALWAYS_GIVEN - tokenizer.special_tokens_map.keys()
+    known = _options(template) - _ALWAYS_GIVEN - tokenizer.special_tokens_map.keys()
     if unknown := sorted(kwargs.keys() - known):
         remedy = f"it reads {sorted(known)}" if known else "it has no options"
         raise ConfigError(f"{KWARGS_KEY}: the chat template never reads {unknown}; {remedy}")

@@ -266,6 +266,22 @@ def test_an_answer_is_finished_by_each_of_them(divided, place):
     assert (one.token_ids, one.finished) == ((token_id,), True)
 
 
+@pytest.mark.slow
+def test_vllm_in_process_is_finished_by_each_of_them(divided):
+    pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
+    from rollout.vllm_engine import VLLMEngine
+
+    make_certain(divided, 7)
+    engine = VLLMEngine(divided, max_model_len=64, seed=0, dtype="float32")
+    for token_id in (*end_ids(divided), 7):
+        make_certain(divided, token_id)
+        engine.load_weights(load_file(divided / "model.safetensors").items(), version=1)
+        ((one,),) = engine.generate([[5, 6]], 1, SamplingConfig(max_tokens=4), seed=1)
+        expected = ((7,) * 4, False) if token_id == 7 else ((token_id,), True)
+        assert (one.token_ids, one.finished) == expected
+    engine.close()
+
+
 def test_what_is_saved_ends_where_training_ended(divided, tmp_path):
     loaded = load_policy(divided)
     loaded.model.save_pretrained(tmp_path / "saved")

@@ -145,7 +145,8 @@ def train_and_export(walk: Walk) -> None:
     walk.shell(f"{sft} model.path=null data.path=train.jsonl max_steps=1 out=base")
     prepared = "data.path=null data.prepared"
     walk.shell(
-        f"{sft} model.path=base/model {prepared}=sft.jsonl max_steps=20 sessions_per_step=2 optim.lr=2e-3 out=sft"
+        f"{sft} model.path=base/model {prepared}=sft.jsonl max_steps=20 sessions_per_step=2 optim.lr=2e-3"
+        " max_length=4096 out=sft"
     )
     walk.shell(
         f"python -m trainer.rl --config configs/rl_qwen3_4b.yaml {SMALL} model.path=sft/model {prepared}=rl.jsonl"
