@@ -28,7 +28,7 @@ from trainer.batching.packing import TrainSequence, dense_tree, pack
 from trainer.checkpoint.model_card import METRICS, model_card
 from trainer.configs import ModelConfig
 from trainer.export import export
-from trainer.model.policy import Policy, load_model
+from trainer.model.policy import Policy, load_trainable
 from trainer.model.shared_prefix import hidden_states
 
 NUM_TOKENS = 12
@@ -75,7 +75,7 @@ def trainers_answer(policy: Policy, prompt: list[int], end: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def answers(exported) -> list[list[int]]:
-    policy = Policy(load_model(exported, ModelConfig(dtype="float32"))).eval()
+    policy = Policy(load_trainable(exported, ModelConfig(dtype="float32")).model).eval()
     end = policy.model.config.eos_token_id
     return [trainers_answer(policy, prompt, end) for prompt in PROMPTS]
 
