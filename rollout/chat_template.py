@@ -59,15 +59,19 @@ def _chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None, own_e
         turns = [question, {"role": "assistant", "content": _ANSWER}]
         answered = tokenizer.apply_chat_template(turns, tokenize=False)
     except (TemplateError, TypeError) as error:
-        raise ConfigError(f"the chat template cannot write a question and its answer: {error}; mend it") from error
+        raise ConfigError(f"{_named(tokenizer)} cannot write a question and its answer: {error}; mend it") from error
     if _QUESTION not in prompt:
-        raise ConfigError("the chat template leaves out what a user says as plain text; mend it")
+        raise ConfigError(f"{_named(tokenizer)} leaves out what a user says as plain text; mend it")
     opened, end_id = _OPENED.search(prompt), _end_id(tokenizer, answered)
     return ChatFormat(
         begin_ids=(),
         end_id=own_end_id if end_id is None else end_id,
         think_opening=opened[0] if opened else "",
     )
+
+
+def _named(tokenizer: PreTrainedTokenizerBase) -> str:
+    return f"the chat template of '{tokenizer.name_or_path}'" if tokenizer.name_or_path else "the chat template"
 
 
 def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -111,7 +115,7 @@ def set_template_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str,
     known = _options(template) - _ALWAYS_GIVEN - tokenizer.special_tokens_map.keys()
     if unknown := sorted(kwargs.keys() - known):
         remedy = f"it reads {sorted(known)}" if known else "it has no options"
-        raise ConfigError(f"{KWARGS_KEY}: the chat template never reads {unknown}; {remedy}")
+        raise ConfigError(f"{KWARGS_KEY}: {_named(tokenizer)} never reads {unknown}; {remedy}")
     # the empty expression keeps a line break with which the template begins: Jinja drops one behind a block
     defaults = "".join(
         f"{{%- if {name} is not defined %}}{{%- set {name} = {ascii(value)} %}}{{%- endif %}}"

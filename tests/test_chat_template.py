@@ -110,7 +110,10 @@ def test_a_template_that_is_changed_is_looked_at_anew():
     assert not chat_format(tokenizer).think_opening
 
 
-def test_a_template_that_fails_is_told():
+def test_a_template_that_fails_is_told(tmp_path):
+    tokenizer_with("{% for %}").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"the chat template of '{tmp_path}' cannot write .*mend it"):
+        load_tokenizer(str(tmp_path), {"enable_thinking": False})
     with pytest.raises(ConfigError, match="the chat template cannot write a question and its answer: no assistants"):
         chat_format(tokenizer_with("{% for m in messages if m.role != 'user' %}{{ raise_exception('no assistants') }}"
                                    "{% endfor %}"))  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GenerationConfig, Qwen3Config
 
 from membuilder.config import load as load_config
 from membuilder.errors import ConfigError
@@ -189,6 +189,16 @@ def test_every_user_of_a_folder_refuses_what_is_wrong_with_it(folder, commands, 
     break_it(folder)
     with pytest.raises(ConfigError, match=says):
         commands(command, folder)
+
+
+def test_a_model_without_positions_reads_any_length_that_is_given(tmp_path):
+    tokenizer = train_tokenizer(["a cat"], [], 280)
+    sizes = dict(vocab_size=280, hidden_size=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    BloomForCausalLM(BloomConfig(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert TransformersEngine(tmp_path, max_model_len=10**6).max_model_len == 10**6
+    with pytest.raises(ConfigError, match="tells no number of positions: give max_model_len"):
+        TransformersEngine(tmp_path)
 
 
 def test_an_embedding_may_be_larger_than_the_vocabulary(whole):
