@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template  # vLLM renders with it too
 
@@ -58,14 +58,20 @@ def _chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None, own_e
         prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
         turns = [question, {"role": "assistant", "content": _ANSWER}]
         answered = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError as error:
-        raise ConfigError(f"the chat template cannot write a question and its answer: {error}; mend it") from error
+    except (TemplateError, TypeError) as error:
+        raise ConfigError(f"{_named(tokenizer)} cannot write a question and its answer: {error}; mend it") from error
+    if _QUESTION not in prompt:
+        raise ConfigError(f"{_named(tokenizer)} leaves out what a user says as plain text; mend it")
     opened, end_id = _OPENED.search(prompt), _end_id(tokenizer, answered)
     return ChatFormat(
         begin_ids=(),
         end_id=own_end_id if end_id is None else end_id,
         think_opening=opened[0] if opened else "",
     )
+
+
+def _named(tokenizer: PreTrainedTokenizerBase) -> str:
+    return f"the chat template of '{tokenizer.name_or_path}'" if tokenizer.name_or_path else "the chat template"
 
 
 def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -82,6 +88,19 @@ def _end_id(tokenizer: PreTrainedTokenizerBase, answered: str) -> int | None:
     return next((token_id for token_id in ids if token_id in special), None)
 
 
+def _options(template: str) -> set[str]:
+    """Return the names that a template takes from its caller; those that it sets itself it must ask for first."""
+    environment = _compile_jinja_template(template).environment
+    tree = environment.parse(template)
+    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    asked_for = {
+        each.node.name
+        for each in tree.find_all((nodes.Test, nodes.Filter))
+        if each.name in ("defined", "undefined", "default") and isinstance(each.node, nodes.Name)
+    }
+    return meta.find_undeclared_variables(tree) - environment.globals.keys() - (own - asked_for)
+
+
 def set_template_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
     """Make `kwargs` the defaults of the tokenizer's chat template; a caller who gives others is still heard.
 
@@ -93,12 +112,10 @@ def set_template_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str,
     if tokenizer.chat_template is None:
         raise ConfigError(f"{KWARGS_KEY}: the tokenizer has no chat template that could read {sorted(kwargs)}")
     template = tokenizer.get_chat_template()
-    environment = _compile_jinja_template(template).environment
-    read = meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
-    known = read - _ALWAYS_GIVEN - tokenizer.special_tokens_map.keys()
+    known = _options(template) - _ALWAYS_GIVEN - tokenizer.special_tokens_map.keys()
     if unknown := sorted(kwargs.keys() - known):
         remedy = f"it reads {sorted(known)}" if known else "it has no options"
-        raise ConfigError(f"{KWARGS_KEY}: the chat template never reads {unknown}; {remedy}")
+        raise ConfigError(f"{KWARGS_KEY}: {_named(tokenizer)} never reads {unknown}; {remedy}")
     # the empty expression keeps a line break with which the template begins: Jinja drops one behind a block
     defaults = "".join(
         f"{{%- if {name} is not defined %}}{{%- set {name} = {ascii(value)} %}}{{%- endif %}}"

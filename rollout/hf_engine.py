@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from membuilder.errors import ConfigError
 from rollout.policy_folder import load_policy, num_positions
 from rollout.seeding import seed_everything, with_own_rng
 from rollout.types import Completion, Sampled, SamplingConfig, in_order
@@ -25,7 +26,10 @@ class TransformersEngine:
         lengths = {} if max_model_len is None else {"max_model_len": max_model_len}
         policy = load_policy(model_dir, dtype=dtype, lengths=lengths)
         self._model = policy.model.to(device).eval()
-        self.max_model_len = num_positions(self._model.config) if max_model_len is None else max_model_len
+        longest = num_positions(self._model.config) if max_model_len is None else max_model_len
+        if longest is None:
+            raise ConfigError(f"the model at '{model_dir}' tells no number of positions: give max_model_len")
+        self.max_model_len = longest
         self._stop_ids = torch.tensor(policy.stop_ids, device=device)
         self._version = 0
 

@@ -176,7 +176,7 @@ def _stop_ids(
 ) -> tuple[int, ...]:
     """Return the union of all end tokens, that of the chat template first."""
     named = [*_ids(chat_format(tokenizer).end_id), *_ids(tokenizer.eos_token_id)]
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
+    for config in _ending_configs(model):
         named += _ids(config.eos_token_id)
     found = tuple(dict.fromkeys(each for each in named if each < num_embeddings))
     if not found:
@@ -188,6 +188,12 @@ def _stop_ids(
     return found
 
 
+def _ending_configs(model: PreTrainedModel) -> list[Any]:
+    """Return the configurations that name end tokens: that of a model of several parts need not."""
+    found = (model.config, model.config.get_text_config(), model.generation_config)
+    return [config for config in found if hasattr(config, "eos_token_id")]
+
+
 def _ids(named: int | list[int] | None) -> list[int]:
     return named if isinstance(named, list) else [] if named is None else [named]
 
@@ -196,5 +202,5 @@ def _name_stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, s
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_ids[0])
     value = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
+    for config in _ending_configs(model):
         config.eos_token_id = value

@@ -16,6 +16,7 @@ def load_tokenizer(path: str, template_kwargs: Mapping[str, Any] | None = None) 
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if not tokenizer("a word", add_special_tokens=False)["input_ids"]:  # what becomes of a folder without its files
         raise ConfigError(f"no tokenizer at '{path}': the one there knows no words; copy the model's tokenizer files")
+    chat_format(tokenizer)  # a template that fails is told before anything is rendered
     set_template_kwargs(tokenizer, template_kwargs or {})
     return tokenizer
 

@@ -110,10 +110,19 @@ def test_a_template_that_is_changed_is_looked_at_anew():
     assert not chat_format(tokenizer).think_opening
 
 
-def test_a_template_that_fails_is_told():
+def test_a_template_that_fails_is_told(tmp_path):
+    tokenizer_with("{% for %}").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"the chat template of '{tmp_path}' cannot write .*mend it"):
+        load_tokenizer(str(tmp_path), {"enable_thinking": False})
     with pytest.raises(ConfigError, match="the chat template cannot write a question and its answer: no assistants"):
         chat_format(tokenizer_with("{% for m in messages if m.role != 'user' %}{{ raise_exception('no assistants') }}"
                                    "{% endfor %}"))  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].role }}", "{% for part in messages[0].content %}{% endfor %}"])
+def test_a_template_that_leaves_out_the_prompt_is_told(template):
+    with pytest.raises(ConfigError, match="the chat template leaves out what a user says"):
+        chat_format(tokenizer_with(template))
 
 
 # thinking
@@ -224,12 +233,21 @@ def test_an_option_may_have_any_value(value):
     assert tokenizer.apply_chat_template(message, tokenize=False) == expected
 
 
+@pytest.mark.parametrize("start", ["{% set on = on if on is defined else true %}", "{% set on = on | default(true) %}"])
+def test_an_option_may_have_a_default_in_the_template(start):
+    tokenizer = tokenizer_with(start + "{{ 'on' if on else 'off' }}{{ messages[0].content }}")
+    assert tokenizer.decode(encode_prompt(tokenizer, "!")) == "on!"
+    set_template_kwargs(tokenizer, {"on": False})
+    assert tokenizer.decode(encode_prompt(tokenizer, "!")) == "off!"
+
+
 @pytest.mark.parametrize(
     ("template", "says"),
     [
         (HYBRID, r"never reads \['thinking'\]; it reads \['enable_thinking'\]"),
         (ALWAYS, r"never reads \['thinking'\]; it has no options"),
         ("{% set thinking = 1 %}" + ALWAYS, r"never reads \['thinking'\]"),
+        ("{% if messages %}{% set thinking = 1 %}{% endif %}{{ thinking }}" + ALWAYS, r"never reads \['thinking'\]"),
         (None, r"no chat template that could read \['thinking'\]"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GenerationConfig, Qwen3Config
 
 from membuilder.config import load as load_config
 from membuilder.errors import ConfigError
@@ -191,6 +191,16 @@ def test_every_user_of_a_folder_refuses_what_is_wrong_with_it(folder, commands, 
         commands(command, folder)
 
 
+def test_a_model_without_positions_reads_any_length_that_is_given(tmp_path):
+    tokenizer = train_tokenizer(["a cat"], [], 280)
+    sizes = dict(vocab_size=280, hidden_size=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    BloomForCausalLM(BloomConfig(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert TransformersEngine(tmp_path, max_model_len=10**6).max_model_len == 10**6
+    with pytest.raises(ConfigError, match="tells no number of positions: give max_model_len"):
+        TransformersEngine(tmp_path)
+
+
 def test_an_embedding_may_be_larger_than_the_vocabulary(whole):
     """As Qwen's, which is padded."""
     loaded = load_policy(whole)
@@ -264,6 +274,22 @@ def test_an_answer_is_finished_by_each_of_them(divided, place):
     make_certain(divided, token_id)
     ((one,),) = TransformersEngine(divided).generate([[5, 6]], 1, SamplingConfig(max_tokens=4), seed=1)
     assert (one.token_ids, one.finished) == ((token_id,), True)
+
+
+@pytest.mark.slow
+def test_vllm_in_process_is_finished_by_each_of_them(divided):
+    pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
+    from rollout.vllm_engine import VLLMEngine
+
+    make_certain(divided, 7)
+    engine = VLLMEngine(divided, max_model_len=64, seed=0, dtype="float32")
+    for token_id in (*end_ids(divided), 7):
+        make_certain(divided, token_id)
+        engine.load_weights(load_file(divided / "model.safetensors").items(), version=1)
+        ((one,),) = engine.generate([[5, 6]], 1, SamplingConfig(max_tokens=4), seed=1)
+        expected = ((7,) * 4, False) if token_id == 7 else ((token_id,), True)
+        assert (one.token_ids, one.finished) == expected
+    engine.close()
 
 
 def test_what_is_saved_ends_where_training_ended(divided, tmp_path):

@@ -136,7 +136,7 @@ def test_both_loops_train_on_them(files, model, tmp_path):
     forks.finish(
         sft.main,
         ([*common, f"model.path={model}", f"data.prepared={files}/sft.jsonl", "max_steps=3", "sessions_per_step=2",
-          "optim.lr=1e-2", f"out={tmp_path}/sft"],),
+          "optim.lr=1e-2", "max_length=2048", f"out={tmp_path}/sft"],),
         tmp_path / "sft.log",
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
@@ -145,7 +145,7 @@ def test_both_loops_train_on_them(files, model, tmp_path):
         rl.main,
         ([*common, f"model.path={tmp_path}/sft/model", f"data.prepared={files}/rl.parquet",
           "engine=transformers", "num_steps=2", "sessions_per_step=2", "num_rollouts=2", "sampling.max_tokens=8",
-          "sampling.top_p=1", f"out={tmp_path}/rl"],),
+          "sampling.top_p=1", "max_model_len=2048", f"out={tmp_path}/rl"],),
         tmp_path / "rl.log",
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "rl/completions.jsonl").read_text().splitlines()]

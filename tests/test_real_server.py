@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.errors import ChatError, ChatErrorKind, ConfigError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
@@ -20,6 +20,8 @@ from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Bank, Session, Turn
+from rollout.policy_folder import load_policy
+from rollout.tokens import encode_completion, encode_prompt
 from tests.pretrained import smollm2  # noqa: F401
 from tests.vllm_servers import Server, serving
 
@@ -74,6 +76,16 @@ def test_greedy_tokens_and_log_probs_are_those_of_transformers(server):
         texts.append(choice["text"])
     assert torch.cat(server_errors).mean() < 1.5 * torch.cat(own_errors).mean()
     assert "Paris" in texts[0] and "Shakespeare" in texts[2], texts
+
+
+def test_its_folder_is_whole_and_its_answers_end_where_its_template_says(smollm2):  # noqa: F811
+    policy = load_policy(smollm2, weights=False)
+    tokenizer = policy.tokenizer
+    assert tokenizer.convert_ids_to_tokens(policy.stop_ids)[0] == "<|im_end|>" and policy.unserved_stop_ids == ()
+    text = tokenizer.decode([*encode_prompt(tokenizer, "Hi"), *encode_completion(tokenizer, "Ho")])
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>")
+    with pytest.raises(ConfigError, match="max_model_len=9000 is beyond the 8192 positions"):
+        load_policy(smollm2, weights=False, lengths={"max_model_len": 9000})
 
 
 def test_whole_sentences_are_written_under_the_schemas(server):

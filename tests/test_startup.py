@@ -32,6 +32,7 @@ MISTAKES = [
     ("trainer.rl", f"{RL} model.path=OUT data.path=nowhere.json out=OUT", "data.path: no file is at 'nowhere.json'"),
     ("trainer.quickstart", "--data nowhere.json --out OUT", "data.path: no file is at 'nowhere.json'"),
     ("trainer.export", "nowhere OUT/exported", "there is no checkpoint folder 'nowhere'"),
+    ("trainer.check_model", "nowhere", "no model at 'nowhere': name a Hugging Face folder"),
     ("trainer.plots", "nowhere", "'nowhere' holds neither metrics.jsonl nor summary.json"),
 ]
 

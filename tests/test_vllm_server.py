@@ -35,8 +35,12 @@ from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.schemas import ResponseFormat, schema
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Question
+from rollout.chat_template import set_template_kwargs
+from rollout.hf_engine import TransformersEngine
 from rollout.tokens import encode_prompt, load_tokenizer
+from rollout.types import SamplingConfig
 from tests import killed
+from tests.test_engines import random_model
 from tests.vllm_servers import Server, serving
 from trainer.configs import TinyConfig
 from trainer.model.tiny_model import END, build_model, train_tokenizer
@@ -366,6 +370,35 @@ def num_sessions(path: Path) -> int:
             return store.num_sessions()
     except StoreError:  # a moment after its file was made nothing stands in it
         return 0
+
+
+def test_a_served_model_reads_samples_and_stops_as_in_process(tmp_path):
+    """With an option of its chat template, an end token of its generation config, and settings there that training
+    does not follow.
+    """
+    folder, greedy = tmp_path / "option", SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=24)
+    tokenizer = train_tokenizer(TEXTS, [], TINY.vocab_size)
+    tokenizer.chat_template = TEMPLATE + "{% if mood is defined %}({{ mood }}){% endif %}"
+    set_template_kwargs(tokenizer, {"mood": "calm"})
+    tokenizer.save_pretrained(folder)
+    random_model(tokenizer, seed=1).save_pretrained(folder)
+    prompt = encode_prompt(load_tokenizer(str(folder)), "Hi")
+    ((endless,),) = TransformersEngine(folder).generate([prompt], 1, greedy, seed=1)
+    ids = endless.token_ids
+    end = [token for place, token in enumerate(ids) if token not in ids[:place]][-1]
+    settings = {"eos_token_id": [tokenizer.eos_token_id, end], "repetition_penalty": 5.0, "top_k": 1, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    ((expected,),) = TransformersEngine(folder).generate([prompt], 1, greedy, seed=1)
+    assert expected.finished and 3 < len(expected.token_ids) == ids.index(end) + 1
+    with serving(folder, "--max-model-len=512", "--max-num-seqs=4", key=KEY) as server:
+        body = {"model": "option", "messages": ask("Hi"), "max_tokens": 24, "temperature": 0, "return_token_ids": True}
+        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        address = f"{server.base_url}/chat/completions"
+        with urllib.request.urlopen(urllib.request.Request(address, json.dumps(body).encode(), headers)) as response:
+            said = json.load(response)
+    choice = said["choices"][0]
+    assert said["prompt_token_ids"] == prompt and tokenizer.decode(prompt).endswith("[assistant]\n(calm)")
+    assert (tuple(choice["token_ids"]), choice["finish_reason"]) == (expected.token_ids, "stop")
 
 
 def test_killing_the_server_ends_the_calls_in_flight_as_unreachable(server):
