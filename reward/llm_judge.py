@@ -41,6 +41,12 @@ def judge_prompts(config: RewardConfig) -> dict[str, dict[str, str]]:
     return {name: {"sha256": hashes[name], "text": prompt_texts()[name]} for name in used}
 
 
+def check_keys(config: RewardConfig) -> None:
+    """Raise ConfigError, naming the variable, where a model that rewards are asked of lacks its key."""
+    for _, endpoint in _endpoints(config):
+        chat_address(_access(endpoint))
+
+
 class LLMJudge(AbstractAsyncContextManager):
     """It asks in one event loop at a time, which enters it; `usage` counts its calls from then on."""
 
@@ -48,12 +54,7 @@ class LLMJudge(AbstractAsyncContextManager):
         self._config = config
         self._cache = None if config.cache is None else AnswerCache(config.cache)
         self.usage = Usage()
-        for _, endpoint in self._endpoints():
-            chat_address(_access(endpoint))  # a run without its key ends before a model is loaded
-
-    def _endpoints(self) -> list[tuple[str, RewardEndpoint]]:
-        both = ((ANSWERER, self._config.answerer), (GRADER, self._config.grader))
-        return [(name, endpoint) for name, endpoint in both if isinstance(endpoint, RewardEndpoint)]
+        check_keys(config)
 
     def check(self) -> None:
         """Ask each model for one small answer. Raises ChatError, saying what to do, where none comes."""
@@ -61,7 +62,7 @@ class LLMJudge(AbstractAsyncContextManager):
 
     async def _check(self) -> None:
         async with self:
-            for name, _ in self._endpoints():
+            for name, _ in _endpoints(self._config):
                 try:
                     await self._clients[name].check()
                 except ChatError as error:
@@ -69,7 +70,7 @@ class LLMJudge(AbstractAsyncContextManager):
 
     async def __aenter__(self) -> Self:
         self._stack, self.usage = AsyncExitStack(), Usage()
-        self._clients = {name: await self._client(name, endpoint, True) for name, endpoint in self._endpoints()}
+        self._clients = {name: await self._client(name, endpoint, True) for name, endpoint in _endpoints(self._config)}
         past_cache = None if self._cache is None else await self._client(GRADER, self._config.grader, False)
         self._again = past_cache or self._clients[GRADER]
         return self
@@ -126,6 +127,11 @@ class LLMJudge(AbstractAsyncContextManager):
             if report["usd"]:
                 sums[f"{name}/usd"] = report["usd"]
         return sums
+
+
+def _endpoints(config: RewardConfig) -> list[tuple[str, RewardEndpoint]]:
+    both = ((ANSWERER, config.answerer), (GRADER, config.grader))
+    return [(name, endpoint) for name, endpoint in both if isinstance(endpoint, RewardEndpoint)]
 
 
 def _has_gold(question: Question) -> bool:

@@ -30,6 +30,7 @@ MISTAKES = [
     ("trainer.rl", "--config nowhere.yaml", "nowhere.yaml: no such configuration file"),
     ("trainer.rl", f"{RL} model.path=/nowhere/model", "model.path: no model at '/nowhere/model'"),
     ("trainer.rl", f"{RL} model.path=OUT data.path=nowhere.json out=OUT", "data.path: no file is at 'nowhere.json'"),
+    ("trainer.rl", "--config configs/rl_qwen3_4b.yaml model.path=OUT data.path=null", "a key: set OPENAI_API_KEY;"),
     ("trainer.quickstart", "--data nowhere.json --out OUT", "data.path: no file is at 'nowhere.json'"),
     ("trainer.export", "nowhere OUT/exported", "there is no checkpoint folder 'nowhere'"),
     ("trainer.check_model", "nowhere", "no model at 'nowhere': name a Hugging Face folder"),
@@ -39,9 +40,10 @@ MISTAKES = [
 
 def run(command: str, *arguments: str) -> tuple[subprocess.CompletedProcess, list[str]]:
     """What the command did, its stderr without Python's import times; and the heavy libraries it loaded."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", command, *arguments],
-        cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     lines = result.stderr.splitlines()
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}

@@ -8,8 +8,10 @@ from typing import TypeVar
 from membuilder.config import parse_args
 from membuilder.errors import ConfigError, clear_errors
 from membuilder.quiet import LOG_FILE, quiet_libraries
+from reward.llm_judge import check_keys
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.options import add_dry_run, launch_of
+from trainer.rl_config import RLConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
 WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
@@ -22,6 +24,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config
         if not given.dry_run:
             check_paths(config)
             check_wandb(config)
+            if isinstance(config, RLConfig):
+                check_keys(config.reward)
             quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
             return config
         launch = launch_of(given)
