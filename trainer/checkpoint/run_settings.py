@@ -69,15 +69,16 @@ def _that_matter(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, t
     """Return the settings that differ, without those of FREE and without files that only lie elsewhere."""
     differing = difference(then, now)
     for key in KEYS:
-        # a version before did not write down what its files held: they are known by their paths
-        was, is_ = (side[FILES].get(key) if FILES in side else None for side in (then, now))
         differing.pop(f"{FILES}.{key}", None)
-        if was and is_:
-            function_then, function_now = (str(value).partition(":")[2] for value in differing.get(key, ("", "")))
-            if function_then == function_now:
-                differing.pop(key, None)
-            if was != is_:
-                differing[f"what lies at {key}"] = (f"sha256 {was[:12]}", f"sha256 {is_[:12]}")
+        # a version before did not write down what its files held: they are known by their paths
+        contents_of = [side[FILES].get(key) if FILES in side else None for side in (then, now)]
+        if None in contents_of:
+            continue
+        functions = {str(value).partition(":")[2] for value in differing.get(key, ())}
+        if len(functions) < 2:
+            differing.pop(key, None)
+        if len(set(contents_of)) == 2:
+            differing[f"what lies at {key}"] = tuple(f"sha256 {each[:12]}" for each in contents_of)
     return {key: values for key, values in differing.items() if key not in FREE and key != FILES}
 
 
