@@ -64,6 +64,7 @@ class Connection:
         self.base_url = str(self._openai.base_url)
         self._http, self._http_error = http, _transport_errors(http)
         http.headers.update(_headers(self._openai))
+        self._urls: dict[str, Any] = {}
 
     async def close(self) -> None:
         await self._openai.close()
@@ -126,11 +127,10 @@ class Connection:
         """
         import openai
 
-        url, content = (
-            self.base_url.rstrip("/") + path,
-            json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
-        )
-        response = await self._http.send(self._http.build_request("POST", url, content=content))
+        if path not in self._urls:  # taking an address apart is a tenth of a call
+            self._urls[path] = type(self._http.base_url)(self.base_url.rstrip("/") + path)
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        response = await self._http.send(self._http.build_request("POST", self._urls[path], content=content))
         if response.is_success:
             is_json = "json" in response.headers.get("content-type", "")
             return json.loads(response.content) if is_json else response.text
