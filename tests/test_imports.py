@@ -34,7 +34,7 @@ HOMES = {
     "faiss": "membuilder/bank/index.py",
     "sentence_transformers": "membuilder/embedding/local.py",
     "wandb": "trainer/logs/run_log.py",
-    "openai": "membuilder/llm/connection.py",
+    "openai": "membuilder/llm/transport.py",
     "diskcache": "membuilder/llm/response_cache.py",
     "bm25s": "membuilder/bank/ranking.py",
     "triton": "trainer/kernels/",

@@ -1,32 +1,21 @@
-"""Requests to one server: time limits, retries, and what its refusals mean. The only file that imports openai.
-
-Nothing the openai package does about retries or time limits is used: its time limit is per read, so that a server which
-drips a byte now and then is never late.
-"""
+"""Requests to one server: time limits, retries, and what its refusals mean."""
 
 import asyncio
 import itertools
-import json
 import logging
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Role
 from membuilder.llm.endpoints import NO_KEY, SETTING_HINT, Address, ServerEndpoint
-from membuilder.llm.network import usable_network_settings
 from membuilder.llm.responses import read_model_names, read_tokens
 from membuilder.llm.retries import pause_seconds, retry_after
+from membuilder.llm.transport import EndlessAnswer, Http, Refused
 from membuilder.llm.usage import Usage
 from membuilder.text import HALF_CHARACTER
 
-if TYPE_CHECKING:
-    import openai
-
-MAX_BODY_BYTES = 256 * 2**20
-"""An answer announced as longer is not read, because it would fill the memory."""
 CHECK_ATTEMPTS = 2
 TRANSIENT_STATUSES = frozenset({408, 409, 429})  # and every 5xx
 CONTEXT_CODES = ("context_length_exceeded", "string_above_max_length")
@@ -50,23 +39,13 @@ class Connection:
     """
 
     def __init__(self, endpoint: ServerEndpoint, address: Address, role: Role, usage: Usage):
-        import openai  # seconds to import, which `--help` and programs that ask no model need not wait for
-
         self._endpoint, self._address, self._role, self._usage = endpoint, address, role, usage
         self._free = asyncio.Semaphore(endpoint.concurrency)
-        # aiohttp under httpx: at 64 requests in flight httpx's own pool takes more CPU than all the rest together
-        with usable_network_settings():
-            http = openai.DefaultAioHttpClient(
-                timeout=None, follow_redirects=False, event_hooks={"response": [self._refuse_endless]}
-            )
-        key, base_url = address.api_key.get_secret_value(), address.base_url
-        self._openai = openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=None, http_client=http)
-        self.base_url = str(self._openai.base_url)
-        self._http, self._http_error = http, _transport_errors(http)
-        http.headers.update(_headers(self._openai))
+        self._http = Http(address.base_url, address.api_key)
+        self.base_url = self._http.base_url
 
     async def close(self) -> None:
-        await self._openai.close()
+        await self._http.close()
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[object], T], max_attempts: int) -> T:
         """Send a request, as often as the policy allows, and return its answer as `read` gives it."""
@@ -98,14 +77,14 @@ class Connection:
     async def model_names(self) -> list[str]:
         """Return the models the server lists, none when it has no such list."""
         try:
-            return read_model_names(await self._within_time(self._openai.get("/models", cast_to=object)))
+            return read_model_names(await self._within_time(self._http.send("/models")))
         except ChatError:  # the list only improves a message about another error
             return []
 
     async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[object], T]) -> T:
         async with self._free:
             began = time.perf_counter()
-            payload = await self._within_time(self._sent(path, body))
+            payload = await self._within_time(self._http.send(path, body))
             seconds = time.perf_counter() - began
         failure, tokens = None, read_tokens(payload)
         try:
@@ -118,35 +97,8 @@ class Connection:
             raise failure
         return result
 
-    async def _sent(self, path: str, body: Mapping[str, Any]) -> object:
-        """Post JSON and return the JSON that comes back, or its text where it is not declared as JSON.
-
-        It goes past the openai package, whose way of building a request and a record of the answer costs more CPU than
-        everything else of a call together; a judge that is asked 64 questions at once waits for it.
-        """
-        import openai
-
-        url, content = (
-            self.base_url.rstrip("/") + path,
-            json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
-        )
-        response = await self._http.send(self._http.build_request("POST", url, content=content))
-        if response.is_success:
-            is_json = "json" in response.headers.get("content-type", "")
-            return json.loads(response.content) if is_json else response.text
-        try:
-            said = json.loads(response.content)
-        except ValueError:  # a proxy's page
-            said = response.text.strip()
-        message = f"Error code: {response.status_code} - {said}"
-        error = said.get("error", said) if isinstance(said, dict) else said
-        raise openai.APIStatusError(message, response=response, body=error)
-
     async def _within_time(self, request: Any) -> object:
-        """Await a request of the openai package; everything that can go wrong in it becomes a ChatError."""
-        import aiohttp
-        import openai
-
+        """Await a request; everything that can go wrong in it becomes a ChatError."""
         seconds, pause = self._endpoint.timeout_seconds, None
         try:
             async with asyncio.timeout(seconds):
@@ -154,10 +106,12 @@ class Connection:
         except TimeoutError:
             problem = f"no whole answer within {seconds:g} s; raise timeout_seconds or lower concurrency {SETTING_HINT}"
             kind = ChatErrorKind.TIMEOUT
-        except openai.APIStatusError as error:
+        except Refused as error:
             kind, problem = self._meaning(error)
-            pause = retry_after(error.response.headers)
-        except (openai.APIConnectionError, self._http_error, aiohttp.ClientError) as error:
+            pause = retry_after(error.headers)
+        except EndlessAnswer as error:
+            kind, problem = ChatErrorKind.BAD_RESPONSE, str(error)
+        except self._http.errors as error:
             cause = error.__cause__ or error
             cause = self._without_key(f"{type(cause).__name__}: {cause}")
             problem = f"no connection, or it broke; is a server that speaks HTTP running at this address? ({cause})"
@@ -170,11 +124,10 @@ class Connection:
         # outside the handlers: the library's error, which knows the request, is not chained to it
         raise ChatError(kind, f"{self.base_url}: {problem}", pause)
 
-    def _meaning(self, error: "openai.APIStatusError") -> tuple[ChatErrorKind, str]:
+    def _meaning(self, error: Refused) -> tuple[ChatErrorKind, str]:
         """Say what an HTTP status other than success means, and what to do about it."""
-        status, model, target = error.status_code, self._endpoint.name, error.response.headers.get("location")
-        body = error.body if isinstance(error.body, dict) else {}
-        said = self._without_key(str(body.get("message") or error.message))
+        status, model, target = error.status, self._endpoint.name, error.headers.get("location")
+        said = self._without_key(error.said)
         if status == 402 or error.code == "insufficient_quota":  # a 429 of that code is healed by no waiting
             kind, problem = ChatErrorKind.NO_CREDIT, "the account of this API key has no credit left."
         elif status in TRANSIENT_STATUSES or status >= 500:
@@ -202,24 +155,3 @@ class Connection:
     def _without_key(self, text: str) -> str:
         key = self._address.api_key.get_secret_value()
         return " ".join((text if key == NO_KEY else text.replace(key, "[key]")).split())[:400]
-
-    async def _refuse_endless(self, response: Any) -> None:
-        length = response.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            raise ChatError(ChatErrorKind.BAD_RESPONSE, f"{self.base_url} announces an answer of {length} bytes")
-
-
-def _transport_errors(http: Any) -> type[Exception]:
-    """Return what the HTTP package under openai raises; which package that is differs between versions of openai."""
-    package = next(base.__module__ for base in type(http).__mro__ if base.__module__.startswith("httpx"))
-    return sys.modules[package.partition(".")[0]].HTTPError
-
-
-def _headers(client: "openai.AsyncOpenAI") -> dict[str, str]:
-    """Return what openai sends with a request, key and account included, but not what it says of this machine."""
-    headers = {**client.default_headers, **client.auth_headers}
-    return {
-        name: value
-        for name, value in headers.items()
-        if isinstance(value, str) and not name.casefold().startswith("x-stainless")
-    }
