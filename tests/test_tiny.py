@@ -76,6 +76,9 @@ def test_a_folder_with_something_in_it_stays_as_it_is(folder, tmp_path):
     with pytest.raises(SystemExit, match=f"^trainer.tiny: '{folder}' is there and not empty.*rm -r {folder}"):
         tiny.main(["--out", str(folder)])
     assert (folder / "config.json").stat().st_mtime_ns == before
+    for place in (".", "/"):
+        with pytest.raises(SystemExit, match="is there and not empty"):
+            tiny.main(["--out", place])
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
         tiny.make(tmp_path / "file", tiny.TinyFolderConfig(), seed=1)

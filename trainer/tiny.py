@@ -76,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the random weights and the dialogues (default: 1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set one size")
     given = parser.parse_intermixed_args(argv)
-    quiet_libraries(given.out.with_name(f"{given.out.name}.log"), at_once=False)
+    folder = given.out.absolute()  # "." has no name
+    quiet_libraries(folder.parent / f"{folder.name}.log", at_once=False)
     with clear_errors("trainer.tiny"):
-        num_weights = make(given.out, load(TinyFolderConfig, None, given.overrides), given.seed)
+        num_weights = make(folder, load(TinyFolderConfig, None, given.overrides), given.seed)
         print(f"wrote {given.out}: {num_weights / 1e6:.1f} million weights; train it: model.path={given.out}")
 
 
