@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from membuilder.errors import ConfigError
+from membuilder.settings import difference
+from reward.score import RewardConfig, RewardEndpoint
 from tests.forks import as_rank, embedder, free_port  # noqa: F401
 from tests.lives import RL, SFT, checkpoint_names, finish, metrics, refused, same_run, start
 from trainer import rl, sft
@@ -46,9 +48,9 @@ def test_what_changes_the_numbers_is_refused_with_both_values(section):
 
 
 def test_every_key_that_may_change_exists():
-    known = THEN | resolved(SFTConfig())
-    names = {f"{key}.{name}" for key, value in known.items() if isinstance(value, dict) for name in value} | set(known)
-    assert names >= FREE | LENGTH | ROUNDING
+    asking = RewardConfig(judge="llm", answerer=RewardEndpoint(name="a"), grader=RewardEndpoint(name="g"))
+    known = difference({}, resolved(RLConfig(reward=asking)) | resolved(SFTConfig()))
+    assert known.keys() >= FREE | LENGTH | ROUNDING
 
 
 def test_another_number_of_processes_goes_on_when_it_is_asked_for_and_whole():
