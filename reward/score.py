@@ -9,33 +9,26 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from membuilder.types import Failure, FailureKind
+from membuilder.value_types import PositiveFloat, PositiveInt, Section, Share
 from reward.length import LengthConfig
 from reward.qa import QAResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig:
+class RewardConfig(Section):
     judge: str = "evidence"
     """`evidence`, `coverage` or `path/to/file.py:function`."""
-    num_questions: int = 5
+    num_questions: PositiveInt = 5
     """Questions asked after a session, at most."""
     earlier_questions: bool = False
     """Fill up with questions of earlier sessions where a session has fewer than `num_questions` of its own."""
-    top_k: int = 10
+    top_k: PositiveInt = 10
     """Entries retrieved per question."""
-    length_weight: float = 0.8
+    length_weight: Share = 0.8
     """Share of the reward that a length penalty of 1 takes away."""
-    alpha: float = 4.0
+    alpha: PositiveFloat = 4.0
     """Attribution weight of the role whose entries were retrieved most."""
     length: LengthConfig = field(default_factory=LengthConfig)
-
-    def __post_init__(self) -> None:
-        if min(self.num_questions, self.top_k) < 1:
-            raise ValueError("num_questions and top_k must be at least 1")
-        if not 0 <= self.length_weight <= 1:
-            raise ValueError(f"length_weight must be between 0 and 1, got {self.length_weight}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {self.alpha}")
 
 
 class RewardStatus(StrEnum):

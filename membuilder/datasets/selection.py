@@ -11,6 +11,7 @@ from membuilder.datasets.sources import DATASETS, SPLIT_FILE
 from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue
+from membuilder.value_types import PositiveInt, flag_type
 
 SPLITS = ("sft", "rl", "test")
 
@@ -27,7 +28,8 @@ def add_data_flags(flags: argparse._ActionsContainer, default: str | None = None
     flags.add_argument("--conv-id", help="one conversation only")
     flags.add_argument("--split", choices=SPLITS, help="predefined split (longmemeval)")
     flags.add_argument("--subset-file", type=Path, help="JSON file with a list of ids")
-    flags.add_argument("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
+    text = "first sessions of each dialogue only"
+    flags.add_argument("--sessions", type=flag_type(PositiveInt), metavar="N", help=text)
 
 
 def load_selected(given: argparse.Namespace, ids: Sequence[str], ids_from: str) -> tuple[list[Dialogue], Path]:
