@@ -19,6 +19,8 @@ from membuilder.quiet import escape_unprintable
 
 PLUGIN = "plugin "
 """How the name of a module begins that is a file of the user's own (membuilder/plugins.py)."""
+IMPORTER = "_import_beside"
+"""The function of ours that a user's `import` statement goes through (membuilder/plugins.py)."""
 OUR_PACKAGES = ("membuilder", "reward", "rollout", "trainer")
 STOPPED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -222,7 +224,7 @@ def _fault_of_plugin(error: Exception) -> str | None:
         if module.startswith(PLUGIN):
             code = trace.tb_frame.f_code
             place = f"{code.co_filename}, line {trace.tb_lineno}, in {code.co_name}"
-        elif module.partition(".")[0] in OUR_PACKAGES:
+        elif module.partition(".")[0] in OUR_PACKAGES and trace.tb_frame.f_code.co_name != IMPORTER:
             place = None
         trace = trace.tb_next
     if place is None:

@@ -9,6 +9,8 @@ from itertools import accumulate, pairwise
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.embedding.local import TextEmbedder
+from membuilder.errors import ConfigError
+from membuilder.plugins import place_of
 from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank, Question
 from reward.judges import Judge, Verdict
@@ -77,5 +79,5 @@ async def _judge_one(judge: Judge, case: tuple[Question, Bank, Retrieval]) -> Ve
     except (TimeoutError, ConnectionError) as error:  # the judge may live across a network
         return Verdict(correct=None, reason=f"judge unreachable: {type(error).__name__}: {error}")
     if not isinstance(verdict, Verdict):
-        raise TypeError(f"judge {judge!r} must return a reward.judges.Verdict, got {verdict!r}")
+        raise ConfigError(f"reward.judge: {place_of(judge)} returns {verdict!r:.80}; expected reward.judges.Verdict")
     return verdict

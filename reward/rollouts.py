@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from membuilder.errors import ConfigError
+from membuilder.plugins import place_of
 from membuilder.types import Question
 from reward.qa import QAResult
 from reward.score import Formula, RewardConfig, RoleOutput, Score
@@ -52,6 +54,9 @@ def score_group(
             )
             for role, sample in rollout.samples.items()
         }
-        scores.append(formula(outputs, answer, config))
+        score = formula(outputs, answer, config)
+        if not isinstance(score, Score):
+            raise ConfigError(f"scheme: {place_of(formula)} returns {score!r:.80}; expected reward.score.Score")
+        scores.append(score)
     own = {each.name: getattr(group, each.name) for each in fields(group)}
     return ScoredGroup(**own, scores=tuple(scores), expert_tokens=expert_tokens)
