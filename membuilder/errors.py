@@ -83,7 +83,11 @@ class RankError(MemBuilderError):
 
 
 class Interrupted(MemBuilderError):
-    """The run was asked to stop and saved first."""
+    """The run was asked to stop and saved first. `status` is the exit status that tells of the signal."""
+
+    def __init__(self, message: str, status: int):
+        self.status = status
+        super().__init__(message)
 
 
 class DivergedError(MemBuilderError):
@@ -254,10 +258,12 @@ class clear_errors(ContextDecorator):  # lower case: it is used as a function
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            print(f"{self._program}: stopped. {self._kept}".rstrip(), file=sys.stderr)
-            ended = _Ended(STOPPED_STATUS)
-            ended.status = STOPPED_STATUS
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            saved = isinstance(error, Interrupted)
+            said, status = (str(error), error.status) if saved else ("stopped", STOPPED_STATUS)
+            print(f"{self._program}: {said}. {self._kept}".rstrip(), file=sys.stderr)
+            ended = _Ended(status)
+            ended.status = status
             raise ended from None
         if (error is None or isinstance(error, BrokenPipeError)) and _reader_left() and error is not None:
             raise SystemExit(PIPE_STATUS) from error  # such as `| head`, which has read enough

@@ -22,7 +22,7 @@ from membuilder.errors import ArgumentParser, ConfigError, clear_errors
 from membuilder.files import write_atomic
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.value_types import NonNegativeFloat, PositiveInt, Seed, flag_type
-from trainer.command_line import check_paths
+from trainer.command_line import GOES_ON, check_paths
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps-rl", type=flag_type(PositiveInt), help="RL steps (default: the config's)")
     parser.add_argument("--setup-seconds", type=flag_type(NonNegativeFloat), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
-    with clear_errors("quickstart"):
+    with clear_errors("quickstart", GOES_ON.format("sft.resume=auto rl.resume=auto")):
         run(parser.parse_args(argv))
 
 
