@@ -9,13 +9,11 @@ Given `class RunConfig` with a field `optimizer: OptimizerConfig` that has a fie
 import argparse
 import ast
 import inspect
-import math
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +25,7 @@ from rapidfuzz.fuzz import ratio
 
 from membuilder.errors import ArgumentParser, ConfigError
 from membuilder.text import in_short
+from membuilder.value_types import never_fits, options, type_name
 
 Config = TypeVar("Config")
 
@@ -110,7 +109,7 @@ def describe(cls: type) -> str:
 
 def known_keys(cls: type, prefix: str = "") -> dict[str, Key]:
     """Map each full dotted key to what it holds, in the order the dataclasses declare them."""
-    hints, texts = typing.get_type_hints(cls), _field_texts(cls)
+    hints, texts = typing.get_type_hints(cls, include_extras=True), _field_texts(cls)
     keys = {}
     for field in fields(cls):
         hint = hints[field.name]
@@ -122,29 +121,11 @@ def known_keys(cls: type, prefix: str = "") -> dict[str, Key]:
     return keys
 
 
-def type_name(hint: Any) -> str:
-    """Write a type as a user would: `int | None`, `one of core, episodic`."""
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "one of " + ", ".join(str(member.value) for member in hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if len(_options(hint)) > 1:
-        return " | ".join("None" if option is type(None) else type_name(option) for option in _options(hint))
-    if typing.get_origin(hint) is not None:
-        inner = ", ".join("..." if part is ... else type_name(part) for part in typing.get_args(hint))
-        return f"{typing.get_origin(hint).__name__}[{inner}]"
-    return getattr(hint, "__name__", str(hint))
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
-
-
 def _section(hint: Any) -> type | None:
-    return next((option for option in _options(hint) if is_dataclass(option)), None)
+    return next((option for option in options(hint) if is_dataclass(option)), None)
 
 
+@cache
 def _field_texts(cls: type) -> dict[str, str]:
     """Map each field to the string literal written under it, which Python itself does not keep."""
     texts = {}
@@ -197,7 +178,7 @@ def _parse_override(override: str) -> dict:
 
 def _merge(tree: dict, cls: type, given: Mapping, *, prefix: str, source: str, keys: Mapping[str, Key]) -> None:
     """Writes `given` into `tree`, a section of dataclass `cls` whose full key is `prefix`."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     for name, value in given.items():
         full = f"{prefix}{name}"
         if name not in hints:
@@ -218,38 +199,22 @@ def _merge(tree: dict, cls: type, given: Mapping, *, prefix: str, source: str, k
 
 
 def _converted(value: Any, hint: Any, refusal: str) -> Any:
-    options = set(_options(hint)) - {type(None)}
-    if options == {str} and isinstance(value, int | float):
+    kinds = set(options(hint)) - {type(None)}
+    if kinds == {str} and isinstance(value, int | float):
         return str(value)  # YAML reads a name such as 2026 as a number
     try:
         # Texts may be read as numbers, but no number as true or false.
-        found = msgspec.convert(value, hint, strict=options == {bool}, dec_hook=lambda kind, text: kind(text))
+        found = msgspec.convert(value, hint, strict=kinds == {bool}, dec_hook=lambda kind, text: kind(text))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{refusal}: {error}") from error
-    if (problem := _never_fits(found)) is not None:
+    if (problem := never_fits(found)) is not None:
         raise ConfigError(f"{refusal}: {problem}")
     return found
 
 
-def _never_fits(value: Any) -> str | None:
-    """Say why no key can hold a value: comparisons pass over NaN, and no file has a NUL in its name."""
-    match value:
-        case float() if not math.isfinite(value):
-            return "it is not finite"
-        case int() if abs(value) >= 2**63:
-            return "it does not fit into 64 bits"
-        case str() if "\0" in value:
-            return "it holds a NUL character"
-        case list():
-            return next(filter(None, map(_never_fits, value)), None)
-        case dict():
-            return _never_fits(list(value.values()))
-    return None
-
-
 def _build(cls: type[Config], tree: Mapping, *, prefix: str) -> Config:
     """Make the dataclass of a section whose full key is `prefix`, innermost first: every `__post_init__` runs."""
-    hints, values = typing.get_type_hints(cls), {}
+    hints, values = typing.get_type_hints(cls, include_extras=True), {}
     for field in fields(cls):
         full, hint = prefix + field.name, hints[field.name]
         if field.name not in tree:

@@ -19,6 +19,8 @@ from membuilder.quiet import escape_unprintable
 
 PLUGIN = "plugin "
 """How the name of a module begins that is a file of the user's own (membuilder/plugins.py)."""
+IMPORTER = "_import_beside"
+"""The function of ours that a user's `import` statement goes through (membuilder/plugins.py)."""
 OUR_PACKAGES = ("membuilder", "reward", "rollout", "trainer")
 STOPPED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -85,7 +87,11 @@ class RankError(MemBuilderError):
 
 
 class Interrupted(MemBuilderError):
-    """The run was asked to stop and saved first."""
+    """The run was asked to stop and saved first. `status` is the exit status that tells of the signal."""
+
+    def __init__(self, message: str, status: int):
+        self.status = status
+        super().__init__(message)
 
 
 class DivergedError(MemBuilderError):
@@ -230,7 +236,7 @@ def _fault_of_plugin(error: Exception) -> str | None:
         if module.startswith(PLUGIN):
             code = trace.tb_frame.f_code
             place = f"{code.co_filename}, line {trace.tb_lineno}, in {code.co_name}"
-        elif module.partition(".")[0] in OUR_PACKAGES:
+        elif module.partition(".")[0] in OUR_PACKAGES and trace.tb_frame.f_code.co_name != IMPORTER:
             place = None
         trace = trace.tb_next
     if place is None:
@@ -260,10 +266,12 @@ class clear_errors(ContextDecorator):  # lower case: it is used as a function
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            print(f"{self._program}: stopped. {self._kept}".rstrip(), file=sys.stderr)
-            ended = _Ended(STOPPED_STATUS)
-            ended.status = STOPPED_STATUS
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            saved = isinstance(error, Interrupted)
+            said, status = (str(error), error.status) if saved else ("stopped", STOPPED_STATUS)
+            print(f"{self._program}: {said}. {self._kept}".rstrip(), file=sys.stderr)
+            ended = _Ended(status)
+            ended.status = status
             raise ended from None
         if (error is None or isinstance(error, BrokenPipeError)) and _reader_left() and error is not None:
             raise SystemExit(PIPE_STATUS) from error  # such as `| head`, which has read enough

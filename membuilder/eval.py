@@ -15,11 +15,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from membuilder.errors import ArgumentParser, ConfigError, exit_status
+from membuilder.errors import ArgumentParser, exit_status
 from membuilder.evaluation.compare import as_text, compare, load_side
 from membuilder.evaluation.metrics import METRICS
 from membuilder.evaluation.options import dialogues_of, parse
 from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.value_types import Seed, flag_type
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +52,8 @@ def _compare(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--metric", action="append", choices=METRICS, metavar="METRIC", help="repeatable; else recall@10, f1 and judges"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=flag_type(Seed), default=0)
     given = parser.parse_args(argv)
-    if given.seed < 0:
-        raise ConfigError("--seed must be at least 0")
     metrics = given.metric or ("recall@10", "f1", "judge_strict", "judge_lenient")
     print(as_text(compare(load_side(given.a), load_side(given.b), metrics, given.seed)))
     return 0

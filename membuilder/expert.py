@@ -24,7 +24,7 @@ from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.naming import name_of
-from membuilder.errors import ArgumentParser, ConfigError, exit_status
+from membuilder.errors import ArgumentParser, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
@@ -33,6 +33,7 @@ from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
+from membuilder.value_types import PositiveInt, Share, flag_type
 
 EXPERT_MODEL = "claude-4.5-sonnet"
 """The expert of the published document."""
@@ -123,10 +124,6 @@ def _is_done(config: BuildConfig, dialogue: Dialogue, max_failed: float) -> bool
 
 
 def _config(given: argparse.Namespace) -> BuildConfig:
-    if not 0 <= given.max_failed <= 1:
-        raise ConfigError(f"--max-failed must be a share from 0 to 1, got {given.max_failed}")
-    if min(given.workers, given.max_turns) < 1 or (given.sessions is not None and given.sessions < 1):
-        raise ConfigError("--workers, --max-turns and --sessions must be at least 1")
     model = read_endpoint(given, "", given.expert_model).endpoint
     if given.expert_model == RULES:
         model.temperature = None  # rules have none
@@ -152,14 +149,14 @@ def _parser() -> argparse.ArgumentParser:
     add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
     add("--scheme", default=FOUR_AGENTS, metavar="FOLDER", help="a scheme of your own; default: %(default)s")
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
-    add("--max-turns", type=int, default=60, help="turns read at once: a longer session becomes several of its date")
+    text = "turns read at once: a longer session becomes several of its date"
+    add("--max-turns", type=flag_type(PositiveInt), default=60, help=text)
     add("--parallel", action="store_true", help="--workers dialogues at once")
-    add("--workers", type=int, default=4)
+    add("--workers", type=flag_type(PositiveInt), default=4)
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")
     add("--retry-failed", action="store_true", help="ask again what failed; what stands is kept")
-    add(
-        "--max-failed", type=float, default=0.01, help="share of the answers that may have failed; default: %(default)s"
-    )
+    text = "share of the answers that may have failed; default: %(default)s"
+    add("--max-failed", type=flag_type(Share), default=0.01, help=text)
     text = "an answer that holds one: apply the others, ask once more first, or let it fail; default: %(default)s"
     choices = [str(each) for each in OnBadOperation]
     add("--on-bad-operation", default=str(OnBadOperation.APPLY), choices=choices, help=text)

@@ -26,6 +26,7 @@ from membuilder.bank.store_rows import Answer, StoredSession
 from membuilder.errors import ArgumentParser, MemBuilderError, clear_errors
 from membuilder.files import write_atomic
 from membuilder.types import Bank, Entry
+from membuilder.value_types import NonNegativeInt, flag_type
 
 _STEERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 """Bidirectional classes of the characters that reorder what follows them."""
@@ -118,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("store", help="the file that membuilder.build wrote")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--entry", metavar="ID", help="the history of one entry, such as m12")
-    what.add_argument("--session", type=int, metavar="N", help="what one session changed; the first is 0")
+    text = "what one session changed; the first is 0"
+    what.add_argument("--session", type=flag_type(NonNegativeInt), metavar="N", help=text)
     what.add_argument("--html", metavar="FILE", help="write everything to one page, to be opened in a browser")
     given = parser.parse_args(argv)
     console = Console(highlight=False)

@@ -38,6 +38,7 @@ from membuilder.trajectories.records import (
     write_records,
 )
 from membuilder.trajectories.trajectory import QA_FILE, STORE_FILE, read_trajectory, sample_folders, unfinished_folders
+from membuilder.value_types import PositiveInt, flag_type
 
 OURS, LLAMA_FACTORY, VERL, VERL_FLAT, DIALOGUES = "ours", "llama-factory", "verl", "verl-flat", "dialogues"
 SOURCES = {"sft": (OURS, LLAMA_FACTORY), "rl": (OURS, VERL, VERL_FLAT)}
@@ -117,8 +118,6 @@ def _write(given: argparse.Namespace) -> int:
 def _check(given: argparse.Namespace) -> None:
     if given.to == DIALOGUES and given.trajectories_dir is None:
         raise ConfigError("--to dialogues needs --trajectories-dir: the sessions without questions stand there only")
-    if given.max_length < 1:
-        raise ConfigError("--max-length must be at least 1")
     if given.write_out and given.trajectories_dir is None:
         raise ConfigError("--write-out needs --trajectories-dir: the quoted turns stand there")
     for shape, file in ((given.to, given.output_file), (given.source, given.input_file)):
@@ -141,9 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--to", default=OURS, choices=TARGETS[stage])
         command.set_defaults(max_length=1, write_out=False)
         if stage == "sft":
-            command.add_argument(
-                "--max-length", type=int, default=20000, help="estimated tokens (characters / 4); default %(default)s"
-            )
+            text = "estimated tokens (characters / 4); default %(default)s"
+            command.add_argument("--max-length", type=flag_type(PositiveInt), default=20000, help=text)
             command.add_argument(
                 "--write-out", action="store_true", help="quoted turns as text, for programs that know no `quote`"
             )

@@ -53,6 +53,7 @@ from membuilder.trajectories.trajectory import (
     unfinished_folders,
 )
 from membuilder.types import Agent
+from membuilder.value_types import PositiveInt, Share, flag_type
 
 REPORT_FILE, USAGE_FILE = "qa_report.json", "qa_usage.jsonl"
 BEGIN_ANEW = "move the file away and begin anew"
@@ -240,10 +241,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ask(given: argparse.Namespace) -> int:
-    if min(given.qa_per_session, given.workers) < 1:
-        raise ConfigError("--qa-per-session and --workers must be at least 1")
-    if not 0 <= given.max_missing <= 1:
-        raise ConfigError(f"--max-missing must be a share from 0 to 1, got {given.max_missing}")
     if given.closed_book_model is None and (given.closed_book_provider or given.closed_book_base_url):
         problem = "--closed-book-provider and --closed-book-base-url need --closed-book-model: who is asked there"
         raise ConfigError(problem)
@@ -287,9 +284,9 @@ def _parser() -> argparse.ArgumentParser:
     add_endpoint_flags(parser, "", f"writes the questions; default {QA_MODEL}", model=QA_MODEL, provider="openai")
     add_endpoint_flags(parser, "check-", "answers from the evidence and judges; default --model")
     add_endpoint_flags(parser, "closed-book-", "a question it answers without memory is dropped; default: not checked")
-    add("--qa-per-session", type=int, default=5)
-    add("--workers", type=int, default=4, help="dialogues at once")
-    add("--max-missing", type=float, default=0.1, help="share of questions that may be missing")
+    add("--qa-per-session", type=flag_type(PositiveInt), default=5)
+    add("--workers", type=flag_type(PositiveInt), default=4, help="dialogues at once")
+    add("--max-missing", type=flag_type(Share), default=0.1, help="share of questions that may be missing")
     add_cost_flags(parser)
     return parser
 

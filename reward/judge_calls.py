@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from membuilder.errors import ConfigError
+from membuilder.plugins import place_of
 from reward.judges import Judge, JudgeLimits, Verdict
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ def checked(judge: Judge, call: Callable[[], object]) -> Verdict:
 
 def verdict_only(judge: Judge, value: object) -> Verdict:
     if not isinstance(value, Verdict):
-        raise TypeError(f"judge {judge!r} must return a reward.judges.Verdict, got {value!r}")
+        raise ConfigError(f"reward.judge: {place_of(judge)} returns {value!r:.80}; expected reward.judges.Verdict")
     return value
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from statistics import fmean
 
 from membuilder.types import Agent
+from membuilder.value_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class LengthScope(StrEnum):
@@ -18,35 +19,34 @@ class LengthScope(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthConfig:
+class LengthConfig(Section):
     scope: LengthScope = LengthScope.SESSION
     """What of the expert's an agent's text in a session is measured against."""
-    core_start_tokens: int = 150
+    core_start_tokens: NonNegativeInt = 150
     """New core text up to this length costs nothing."""
-    core_maximum_tokens: int = 400
+    core_maximum_tokens: PositiveInt = 400
     """New core text from this length costs 1; linear in between."""
-    tolerance_tokens: int = 200
+    tolerance_tokens: NonNegativeInt = 200
     """Entries that differ from the expert's by less than this cost nothing."""
-    ratio_lowest: float = 0.2
+    ratio_lowest: NonNegativeFloat = 0.2
     """model / expert at which too short costs 1."""
-    ratio_lower: float = 0.5
+    ratio_lower: NonNegativeFloat = 0.5
     """model / expert from which on nothing is too short; 0 (and `ratio_lowest` 0): nothing ever is."""
-    ratio_upper: float = 1.3
+    ratio_upper: NonNegativeFloat = 1.3
     """model / expert up to which nothing is too long."""
-    ratio_highest: float = 2.0
+    ratio_highest: PositiveFloat = 2.0
     """model / expert at which too long costs 1."""
     free_without_expert: bool = False
     """Where the expert wrote nothing, any length is free (published); false: beyond the tolerance it costs 1."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.core_start_tokens < self.core_maximum_tokens:
-            raise ValueError("0 <= core_start_tokens < core_maximum_tokens is needed")
-        if not 0 <= self.ratio_lowest <= self.ratio_lower <= self.ratio_upper < self.ratio_highest:
-            raise ValueError("0 <= ratio_lowest <= ratio_lower <= ratio_upper < ratio_highest is needed")
+        super().__post_init__()
+        if self.core_start_tokens >= self.core_maximum_tokens:
+            raise ValueError("core_start_tokens < core_maximum_tokens is needed")
+        if not self.ratio_lowest <= self.ratio_lower <= self.ratio_upper < self.ratio_highest:
+            raise ValueError("ratio_lowest <= ratio_lower <= ratio_upper < ratio_highest is needed")
         if 0 < self.ratio_lowest == self.ratio_lower:
             raise ValueError("ratio_lowest must lie below ratio_lower, or both be 0")
-        if self.tolerance_tokens < 0:
-            raise ValueError(f"tolerance_tokens must be at least 0, got {self.tolerance_tokens}")
 
 
 def length_penalty(agent: Agent, model_tokens: int, expert_tokens: float, config: LengthConfig) -> float:

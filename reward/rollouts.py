@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 
+from membuilder.errors import ConfigError
+from membuilder.plugins import place_of
 from membuilder.types import Question
 from reward.qa import QAResult
 from reward.score import Formula, RewardConfig, RoleOutput, Score
@@ -58,6 +60,9 @@ def score_group(
             )
             for role, sample in rollout.samples.items()
         }
-        scores.append(replace(formula(outputs, answer, config), missing=answer.missing))
+        score = formula(outputs, answer, config)
+        if not isinstance(score, Score):
+            raise ConfigError(f"scheme: {place_of(formula)} returns {score!r:.80}; expected reward.score.Score")
+        scores.append(replace(score, missing=answer.missing))
     own = {each.name: getattr(group, each.name) for each in fields(group)}
     return ScoredGroup(**own, scores=tuple(scores), expert_tokens=expert_tokens)

@@ -12,6 +12,7 @@ from typing import Literal
 from membuilder.llm.answer_and_judge import Strictness
 from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.types import Failure, FailureKind
+from membuilder.value_types import PositiveFloat, PositiveInt, Section, Share
 from reward.judges import JudgeLimits
 from reward.length import LengthConfig
 from reward.qa import QAResult
@@ -23,14 +24,14 @@ LLM, POLICY = "llm", "policy"
 class RewardEndpoint(ModelEndpoint):
     """It describes a model that `judge: llm` asks. Its key comes from the environment."""
 
-    concurrency: int = 64
+    concurrency: PositiveInt = 64
     """Requests in flight at this model; `max_concurrent` bounds those to both models together."""
-    timeout_seconds: float = 60.0
+    timeout_seconds: PositiveFloat = 60.0
     """For one request from sending to the last byte; waiting for a free place does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig:
+class RewardConfig(Section):
     judge: str = "evidence"
     """`evidence`, `coverage`, `llm` (`answerer` answers from the memory, `grader` grades the answer; both are sections,
     and `answerer=policy` is the policy as it started) or `path/to/file.py:function`."""
@@ -40,39 +41,30 @@ class RewardConfig:
     """Who grades the answers under `judge: llm`."""
     grading: Strictness = Strictness.LENIENT
     """How `judge: llm` grades: `strict` wants every fact of the gold answer, to `lenient` the same meaning counts."""
-    policy_answer_tokens: int = 256
+    policy_answer_tokens: PositiveInt = 256
     """Longest answer of `answerer: policy`; one without an end is missing."""
     cache: str | None = None
     """Folder of what `judge: llm` was answered, under a hash of all that shaped it: nothing is paid for twice."""
-    max_concurrent: int = 64
+    max_concurrent: PositiveInt = 64
     """Questions that a judge other than the offline ones has in work at once, in each process."""
-    question_timeout_seconds: float = 300.0
+    question_timeout_seconds: PositiveFloat = 300.0
     """A verdict that takes longer, retries and all, is missing."""
-    step_deadline_seconds: float = 600.0
+    step_deadline_seconds: PositiveFloat = 600.0
     """How long a step waits for verdicts once everything is sampled; those that are not there then are missing."""
-    num_questions: int = 5
+    num_questions: PositiveInt = 5
     """Questions asked after a session, at most."""
     earlier_questions: bool = False
     """Fill up with questions of earlier sessions where a session has fewer than `num_questions` of its own."""
-    top_k: int = 10
+    top_k: PositiveInt = 10
     """Entries retrieved per question."""
-    length_weight: float = 0.8
+    length_weight: Share = 0.8
     """Share of the reward that a length penalty of 1 takes away."""
-    alpha: float = 4.0
+    alpha: PositiveFloat = 4.0
     """Attribution weight of the role whose entries were retrieved most."""
     length: LengthConfig = field(default_factory=LengthConfig)
 
     def __post_init__(self) -> None:
-        if min(self.num_questions, self.top_k) < 1:
-            raise ValueError("num_questions and top_k must be at least 1")
-        if not 0 <= self.length_weight <= 1:
-            raise ValueError(f"length_weight must be between 0 and 1, got {self.length_weight}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {self.alpha}")
-        if min(self.max_concurrent, self.policy_answer_tokens) < 1:
-            raise ValueError("max_concurrent and policy_answer_tokens must be at least 1")
-        if min(self.question_timeout_seconds, self.step_deadline_seconds) <= 0:
-            raise ValueError("question_timeout_seconds and step_deadline_seconds must be above 0")
+        super().__post_init__()
         given = [name for name in ("answerer", "grader", "cache") if getattr(self, name) is not None]
         if self.judge == LLM and not {"answerer", "grader"} <= set(given):
             raise ValueError("judge: llm needs answerer and grader, such as answerer: {name: gpt-4.1-mini}")

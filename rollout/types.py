@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from membuilder.types import Bank, Failure, Session
+from membuilder.value_types import NonNegativeFloat, PositiveInt, PositiveShare, Section
 
 
 @dataclass(kw_only=True)
-class SamplingConfig:
-    temperature: float = 0.8
+class SamplingConfig(Section):
+    temperature: NonNegativeFloat = 0.8
     """0 decodes greedily."""
-    top_p: float = 0.9
+    top_p: PositiveShare = 0.9
     """Below 1 the engine's distribution is cut, and its log-probs differ from the trainer's (docs/method.md)."""
-    max_tokens: int = 6000
+    max_tokens: PositiveInt = 6000
     """Longest completion, in tokens."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise ValueError("need temperature >= 0, 0 < top_p <= 1, max_tokens >= 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -467,7 +467,7 @@ def test_a_dataset_is_a_name_and_its_file_a_path(tmp_path, capsys):
             "data.json: conv_id 'absent': none of its 1 ids is in the dataset, which has ['a', 'b']",
         ),
         ({"out": "memory.db"}, "is one store, for 2 dialogues"),
-        ({"sessions": 0}, "must be at least 1"),
+        ({"sessions": 0}, "key 'sessions': 0 does not fit; expected int (at least 1)"),
     ],
 )
 def test_what_cannot_be_built_ends_the_command(tmp_path, changes, says, capsys):

@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
-from membuilder.config import describe, dump, load, parse_args, type_name
+from membuilder.config import describe, dump, load, parse_args
 from membuilder.errors import ConfigError
+from membuilder.value_types import type_name
 
 
 class Kind(StrEnum):

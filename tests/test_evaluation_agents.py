@@ -188,8 +188,6 @@ def test_who_builds_and_how_many_requests_may_be_in_flight():
     assert (endpoint.name, endpoint.provider, other.builder.api_key) == ("p", "vllm", None)
     with pytest.raises(ConfigError, match="needs --build-model or --model"):
         parse(["--system", "agents"])
-    with pytest.raises(ConfigError, match="at least 1"):
-        parse("--model m --parallel --workers 0".split())
 
 
 def test_embeddings_go_where_chat_goes(call, tmp_path):

@@ -327,8 +327,13 @@ def test_edited_templates_begin_no_old_sample_and_show_no_prompt_nobody_was_aske
 @pytest.mark.parametrize("flags", [["--sessions", "0"], ["--sessions", "-1"], ["--workers", "0"], ["--max-turns", "0"]])
 def test_a_count_below_one_is_refused(command, flags, capsys, tmp_path):
     with FaultServer(answering(served)) as server:
-        assert command(server, *flags) == 2 and server.requests == []
-    assert "must be at least 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
+        with pytest.raises(SystemExit, match="2"):
+            command(server, *flags)
+        assert server.requests == []
+    assert (
+        f"argument {flags[0]}: '{flags[1]}' does not fit; expected int (at least 1)" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_an_outage_ends_the_command_and_the_next_run_goes_on(command, tmp_path, capsys):

@@ -136,7 +136,7 @@ def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(whole, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "number"), [("sft", signal.SIGTERM), ("rl", signal.SIGUSR1)])
+@pytest.mark.parametrize(("kind", "number"), [("sft", signal.SIGTERM), ("rl", signal.SIGUSR1), ("sft", signal.SIGINT)])
 def test_a_signal_saves_first(whole, tmp_path, kind, number):
     """Under Weights & Biases both lives are one run: its id stands in the checkpoint."""
     main, arguments = arguments_of(kind, whole)
@@ -148,7 +148,10 @@ def test_a_signal_saves_first(whole, tmp_path, kind, number):
         time.sleep(0.02)
     os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 1 and "start again with resume=auto" in Path(f"{tmp_path}/run.log").read_text()
+    assert (
+        process.exitcode == 128 + number
+        and "The same command with resume=auto goes on from" in Path(f"{tmp_path}/run.log").read_text()
+    )
     assert f"step_{len(metrics(tmp_path / 'run'))}" in checkpoint_names(tmp_path / "run")
     finish(main, [*arguments, "resume=auto"], tmp_path / "run")
     same_run(tmp_path / "run", whole[kind])

@@ -347,7 +347,8 @@ def test_a_faulty_judge_ends_the_run():
 
     with pytest.raises(KeyError, match="grade"):
         answered(Bank(), [question()], HashEmbedder(), raises)
-    with pytest.raises(TypeError, match="must return a reward.judges.Verdict, got True"):
+    says = r"reward.judge: <lambda> \(.*test_reward.py, line \d+\) returns True; expected reward.judges.Verdict"
+    with pytest.raises(ConfigError, match=says):
         answered(Bank(), [question()], HashEmbedder(), lambda *case: True)
 
     async def async_raises(asked, bank, retrieval):

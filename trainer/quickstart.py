@@ -21,7 +21,8 @@ from membuilder.config import load
 from membuilder.errors import ArgumentParser, ConfigError, clear_errors
 from membuilder.files import write_atomic
 from membuilder.quiet import LOG_FILE, quiet_libraries
-from trainer.command_line import check_paths
+from membuilder.value_types import NonNegativeFloat, PositiveInt, Seed, flag_type
+from trainer.command_line import GOES_ON, check_paths
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
@@ -53,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
     parser.add_argument("--out", default="runs/quickstart", help="output folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps-rl", type=int, help="RL steps (default: the config's)")
-    parser.add_argument("--setup-seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=flag_type(Seed), default=1)
+    parser.add_argument("--steps-rl", type=flag_type(PositiveInt), help="RL steps (default: the config's)")
+    parser.add_argument("--setup-seconds", type=flag_type(NonNegativeFloat), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
-    with clear_errors("quickstart"):
+    with clear_errors("quickstart", GOES_ON.format("sft.resume=auto rl.resume=auto")):
         run(parser.parse_args(argv))
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from membuilder.errors import clear_errors
-from trainer.command_line import parse
+from trainer.command_line import GOES_ON, parse
 from trainer.rl_config import RLConfig
 
 if __name__ == "__main__":  # a mistake in the arguments is answered before PyTorch is loaded
@@ -31,7 +31,7 @@ from membuilder.progress import progress
 from reward.score import POLICY
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
-from trainer.checkpoint.preemption import Stop, interrupted
+from trainer.checkpoint.preemption import Stop
 from trainer.distributed.process_group import log_setup
 from trainer.experience.engine_weights import EngineWeights
 from trainer.experience.evaluate import judge_policy
@@ -187,7 +187,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
             checkpoints.save(here, metrics)
             cache.forget(step + 1)
         if stopped or idle:
-            raise idle or interrupted(step)
+            raise idle or stop.interrupted(step)
         shown = {name: f"{metrics[name]:.3f}" for name in ("reward/mean", "qa/accuracy") if name in metrics}
         bar.set_postfix(shown, refresh=False)
         bar.update()
@@ -196,7 +196,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     return save_model(accelerator, policy, collector.tokenizer, config, config.num_steps, "model")
 
 
-@clear_errors("trainer.rl")
+@clear_errors("trainer.rl", GOES_ON.format("resume=auto"))
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(RLConfig, argv, "trainer.rl")
     parts = setup_rl(config)

@@ -3,6 +3,15 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from membuilder.value_types import (
+    AtLeastTwo,
+    NonNegativeInt,
+    PartialShare,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    ShareBelowOne,
+)
 from reward.score import RewardConfig
 from rollout.types import SamplingConfig
 from trainer.advantages import StdScale
@@ -19,22 +28,22 @@ class RLConfig(TrainConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     engine: Literal["vllm", "transformers"] = "vllm"
     """What samples the rollouts."""
-    engine_memory: float = 0.6
+    engine_memory: PartialShare = 0.6
     """Share of a GPU's memory that vLLM may use while it is awake (its gpu_memory_utilization)."""
     engine_sleep: bool = True
     """On CUDA vLLM gives its memory back while the policy learns."""
-    num_steps: int = 100
-    sessions_per_step: int = 32
-    updates_per_step: int = 1
+    num_steps: PositiveInt = 100
+    sessions_per_step: PositiveInt = 32
+    updates_per_step: PositiveInt = 1
     """Optimizer steps over the samples of one step, each on its own share of the groups (PPO's mini-batches)."""
-    num_rollouts: int = 8
-    """Rollouts per session: the group size."""
-    length_target: float | None = None
+    num_rollouts: AtLeastTwo = 8
+    """Rollouts per session: the group size. An advantage compares members of a group."""
+    length_target: PositiveFloat | None = None
     """Memory that greedy decoding writes, over the expert's, which the length weight steers to: it is
     `reward.length_weight` x (ratio / target) ** `length_gain`, at most 1, with the ratio on as many sessions as a step
     has, of `data.num_steering` dialogues kept apart. null: the weight stays."""
-    length_gain: float = 3.0
-    length_smoothing: float = 0.7
+    length_gain: PositiveFloat = 3.0
+    length_smoothing: ShareBelowOne = 0.7
     """Share of the steps before in that ratio: one step's sessions are few, their ratio alone jumps."""
     dense: bool = True
     """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
@@ -42,24 +51,25 @@ class RLConfig(TrainConfig):
     """Whose banks sessions start from; null: `policy`, and `expert` with `data.prepared`, which has no other."""
     advantage_std: StdScale = StdScale.GROUP
     """What advantages are divided by."""
-    max_model_len: int = 26000
+    max_model_len: AtLeastTwo = 26000
     """Longest prompt plus completion of the engine. A prompt that leaves no room for `sampling.max_tokens` is not
     answered: its agent has no reward in that session (metric `prompt_too_long`)."""
-    parity_every: int = 10
+    parity_every: PositiveInt = 10
     """Steps between checks that engine and trainer, and shared prompts and dense copies, agree on log-probs."""
-    parity_bound: float = 0.02
+    parity_bound: PositiveFloat = 0.02
     """Largest mean |trainer - engine| log-prob gap; a larger one stops the run."""
-    max_missing_share: float = 0.2
+    max_missing_share: Share = 0.2
     """Share of a step's rewards that may be missing because no question could be judged; more stops the run."""
-    eval_every: int = 0
+    eval_every: NonNegativeInt = 0
     """Steps between evaluations on the held-out dialogues; 0: none."""
-    save_every: int = 50
+    save_every: PositiveInt = 50
     journal: bool = True
     """Keep what was sampled and scored since the last checkpoint, so that going on costs no generation."""
-    log_completions: int = 8
+    log_completions: NonNegativeInt = 8
     """Completions written to the table per step and agent."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         prepared = self.data.prepared is not None
         self.states = self.states or (States.EXPERT if prepared else States.POLICY)
         if prepared and (self.states is not States.EXPERT or not self.dense):
@@ -73,17 +83,16 @@ class RLConfig(TrainConfig):
                 f"eval_every={self.eval_every} evaluates on whole dialogues that are not trained on, and of a split or "
                 "a prepared file none are left: name some in data.eval_path, or set eval_every=0"
             )
-        if not 0 < self.engine_memory < 1:
-            raise ValueError(f"engine_memory must lie between 0 and 1, got {self.engine_memory}")
-        if not 0 <= self.length_smoothing < 1:
-            raise ValueError(f"length_smoothing must be at least 0 and below 1, got {self.length_smoothing}")
+        if self.sampling.temperature == 0:
+            raise ValueError(
+                f"sampling.temperature={self.sampling.temperature} decodes greedily, so that all rollouts of a group "
+                "are the same and none has an advantage; expected float (above 0)"
+            )
         if self.max_model_len <= self.sampling.max_tokens:
             raise ValueError(
                 f"max_model_len={self.max_model_len} leaves no prompt room beside "
                 f"sampling.max_tokens={self.sampling.max_tokens}"
             )
-        if self.num_rollouts < 2:
-            raise ValueError("num_rollouts must be at least 2: an advantage compares members of a group")
         if self.loss.name != "dr_grpo":
             return
         # Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) is GRPO without its biases to length and difficulty.

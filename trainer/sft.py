@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from membuilder.errors import clear_errors
-from trainer.command_line import parse
+from trainer.command_line import GOES_ON, parse
 from trainer.sft_config import SFTConfig
 
 if __name__ == "__main__":  # a mistake in the arguments is answered before PyTorch is loaded
@@ -32,7 +32,7 @@ from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node, Share, sequences_of
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
-from trainer.checkpoint.preemption import Stop, interrupted
+from trainer.checkpoint.preemption import Stop
 from trainer.data.sft_examples import smallest_group, split_sessions
 from trainer.distributed.process_group import World, log_setup, start_device
 from trainer.experience.idle import IdleSteps, sft_cause
@@ -129,7 +129,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
             here = Progress(step=step + 1, best=best, wandb_run_id=wandb_run_id)
             checkpoints.save(here, metrics)
         if stopped or idle:
-            raise idle or interrupted(step)
+            raise idle or stop.interrupted(step)
         shown = {"loss": loss} | ({} if math.isnan(validation_loss) else {"val": validation_loss})
         bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
         bar.update()
@@ -157,7 +157,7 @@ def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accel
     return float(accelerator.reduce(total))
 
 
-@clear_errors("trainer.sft")
+@clear_errors("trainer.sft", GOES_ON.format("resume=auto"))
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(SFTConfig, argv, "trainer.sft")
     parts = setup_sft(config)

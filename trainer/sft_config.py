@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from membuilder.value_types import PartialShare, PositiveInt
 from trainer.configs import OptimConfig, OverLong, TrainConfig
 
 
@@ -11,19 +12,14 @@ class SFTConfig(TrainConfig):
 
     out: str = "runs/sft"
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-7, warmup_ratio=0.1, max_grad_norm=0.1))
-    num_epochs: int = 10
-    max_steps: int | None = None
+    num_epochs: PositiveInt = 10
+    max_steps: PositiveInt | None = None
     """Optimizer steps in all, however many epochs that is; null: as `num_epochs` says."""
-    sessions_per_step: int = 16
-    max_length: int = 20000
+    sessions_per_step: PositiveInt = 16
+    max_length: PositiveInt = 20000
     """Longest sample, prompt and completion, in tokens."""
     over_long: OverLong = OverLong.DROP
     """What becomes of longer samples; they are counted (trainer/data/truncation.py)."""
-    validation_share: float = 0.05
+    validation_share: PartialShare = 0.05
     """Share of the sessions that are not trained on, but kept for the validation loss."""
-    save_every: int = 1000
-
-    def __post_init__(self) -> None:
-        max_steps = 1 if self.max_steps is None else self.max_steps
-        if min(self.num_epochs, self.sessions_per_step, self.max_tokens, max_steps, self.save_every) < 1:
-            raise ValueError("num_epochs, max_steps, sessions_per_step, max_tokens and save_every must be at least 1")
+    save_every: PositiveInt = 1000

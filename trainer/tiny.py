@@ -20,6 +20,7 @@ from membuilder.quiet import hide_loading_bars, quiet_libraries
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Bank
+from membuilder.value_types import PositiveInt
 from trainer.configs import DataConfig, TinyConfig
 
 NUM_DIALOGUES = 40
@@ -30,7 +31,7 @@ NUM_DIALOGUES = 40
 class TinyFolderConfig(TinyConfig):
     """The sizes of a tiny model in a folder."""
 
-    max_position: int = 32768
+    max_position: PositiveInt = 32768
     """Longest prompt plus answer in tokens: what the configs of the 4B model read fits in. It costs no weights."""
 
 

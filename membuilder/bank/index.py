@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from membuilder.value_types import AtLeastTwo, PositiveInt, Section
+
 if TYPE_CHECKING:
     import faiss
 
@@ -28,16 +30,16 @@ class IndexKind(StrEnum):
 
 
 @dataclass(kw_only=True)
-class IndexConfig:
+class IndexConfig(Section):
     kind: IndexKind = IndexKind.AUTO
     """`auto` searches exactly below `approximate_from` entries and by `hnsw` from there on."""
-    approximate_from: int = 50_000
+    approximate_from: PositiveInt = 50_000
     """Entries from which `auto` is approximate."""
-    hnsw_neighbors: int = 32
+    hnsw_neighbors: AtLeastTwo = 32
     """Links of a row; more cost memory and find more."""
-    hnsw_build_width: int = 100
+    hnsw_build_width: AtLeastTwo = 100
     """Candidates kept while a row is linked."""
-    hnsw_search_width: int = 256
+    hnsw_search_width: AtLeastTwo = 256
     """Candidates kept while searching: what is found against how long it takes."""
     gpu: bool = True
     """Search exactly on the first CUDA device where there is one and FAISS was built for it (faiss-gpu)."""
@@ -45,10 +47,6 @@ class IndexConfig:
     pieces: bool = False
     """Embed a text that is longer than the embedding model reads in pieces, whose nearest one counts; false: what
     stands behind that limit is not searched."""
-
-    def __post_init__(self) -> None:
-        if min(self.hnsw_neighbors, self.hnsw_build_width, self.hnsw_search_width) < 2 or self.approximate_from < 1:
-            raise ValueError("hnsw_* must be at least 2 and approximate_from at least 1")
 
     def kind_for(self, num_rows: int) -> IndexKind:
         if self.kind is not IndexKind.AUTO:

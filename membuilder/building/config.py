@@ -12,6 +12,7 @@ from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, with_template_k
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.types import Dialogue
+from membuilder.value_types import PositiveInt, Section, Share
 
 RULES = "rules"
 STORE_SUFFIX = ".db"
@@ -28,7 +29,7 @@ class Keys:
 
 
 @dataclass(kw_only=True)
-class BuildConfig:
+class BuildConfig(Section):
     out: str
     """A store (NAME.db) for one dialogue, or a folder for a store of each."""
     model: ModelEndpoint
@@ -43,13 +44,13 @@ class BuildConfig:
     """Folder of `membuilder.data fetch`."""
     conv_id: str | None = None
     """Id of the one dialogue to build; null: every dialogue of the file."""
-    sessions: int | None = None
+    sessions: PositiveInt | None = None
     """First sessions of each dialogue only; null: all. A later run with more goes on from there."""
-    max_turns: int = 60
+    max_turns: PositiveInt = 60
     """Turns read at once: a longer session becomes several of the same date."""
-    parallel: int = 4
+    parallel: PositiveInt = 4
     """Dialogues built at once."""
-    max_failed: float = 0.01
+    max_failed: Share = 0.01
     """Share of the answers that may have failed; above it the command ends with exit status 1."""
     on_bad_operation: OnBadOperation = OnBadOperation.APPLY
     """Of an answer some of whose operations cannot be applied: `apply` the others; `retry` asks once more first; `drop`
@@ -73,10 +74,7 @@ class BuildConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
 
     def __post_init__(self) -> None:
-        if min(self.max_turns, self.parallel) < 1 or (self.sessions is not None and self.sessions < 1):
-            raise ValueError("max_turns, parallel and sessions must be at least 1")
-        if not 0 <= self.max_failed <= 1:
-            raise ValueError(f"max_failed must be a share from 0 to 1, got {self.max_failed}")
+        super().__post_init__()
         if self.model.name == RULES and self.prompts.chat_template_kwargs:
             raise ValueError("prompts.chat_template_kwargs are options of a model's chat template, and rules have none")
         self.on_bad_operation = OnBadOperation(self.on_bad_operation)  # a text where a program gives it

@@ -12,6 +12,7 @@ from membuilder.datasets.splits import Split, split_ids
 from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, DataError
 from membuilder.types import Dialogue
+from membuilder.value_types import PositiveInt, flag_type
 
 DATA_FOLDER = "data"
 """Folder where `python -m membuilder.data fetch` puts files, and where commands and configs look for them."""
@@ -26,7 +27,8 @@ def add_data_flags(flags: argparse._ActionsContainer, default: str | None = None
     flags.add_argument("--conv-id", help="one conversation only")
     flags.add_argument("--split", choices=[str(each) for each in Split], help="published split (longmemeval)")
     flags.add_argument("--subset-file", type=Path, help="JSON file with a list of ids")
-    flags.add_argument("--sessions", type=int, metavar="N", help="first sessions of each dialogue only")
+    text = "first sessions of each dialogue only"
+    flags.add_argument("--sessions", type=flag_type(PositiveInt), metavar="N", help=text)
 
 
 def load_selected(given: argparse.Namespace, ids: Sequence[str], ids_from: str) -> tuple[list[Dialogue], Path]:

@@ -18,6 +18,7 @@ from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, 
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import FOUR_AGENTS, load_scheme
 from membuilder.types import Dialogue
+from membuilder.value_types import PositiveInt, Seed, flag_type
 
 JUDGE_MODEL = "gpt-4.1"
 """The judge of the published document."""
@@ -167,11 +168,6 @@ def _precision(given: argparse.Namespace, systems: Sequence[str]) -> Precision:
 
 def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
     """Raise ConfigError for flags that do not fit each other."""
-    counts = (given.top_k, given.concurrency, given.workers, given.sessions, given.questions)
-    if min(count for count in counts if count is not None) < 1:
-        raise ConfigError("--top-k, --concurrency, --workers, --sessions and --questions must be at least 1")
-    if given.seed < 0:
-        raise ConfigError("--seed must be at least 0")
     if given.mode == "build" and set(systems) - set(BUILDERS):
         raise ConfigError(f"--mode build needs a system that builds: {', '.join(BUILDERS)}")
     if given.mode == "answer" and set(systems) & set(BUILDERS):
@@ -212,7 +208,8 @@ def command_line() -> argparse.ArgumentParser:
     add_data_flags(flags, default="locomo")
     flags.add_argument("--sample-id", help="one sample (longmemeval)")
     flags.add_argument("--character-id", help="one character (perltqa)")
-    flags.add_argument("--questions", type=int, metavar="N", help="first questions of each dialogue only")
+    text = "first questions of each dialogue only"
+    flags.add_argument("--questions", type=flag_type(PositiveInt), metavar="N", help=text)
     _add_models(parser.add_argument_group("models"))
     _add_run(parser.add_argument_group("run").add_argument)
     add_embedding_flags(parser)
@@ -230,7 +227,8 @@ def _add_models(flags: argparse._ActionsContainer) -> None:
     text = "an answer of --build-model that holds one: apply the others, ask once more first, or let it fail"
     bad = [str(each) for each in OnBadOperation]
     flags.add_argument("--on-bad-operation", default=bad[0], choices=bad, help=text)
-    flags.add_argument("--max-tokens", type=int, default=4096, help="longest answer of any model; a longer one fails")
+    text = "longest answer of any model; a longer one fails"
+    flags.add_argument("--max-tokens", type=flag_type(PositiveInt), default=4096, help=text)
     precisions = [str(each) for each in Precision]
     flags.add_argument(
         "--embedding-precision", choices=precisions, help="else what is fastest here; float32 for agents"
@@ -246,12 +244,13 @@ def _add_run(add: Callable[..., argparse.Action]) -> None:
     add("--mode", default="full", choices=("build", "answer", "full"))
     text = "repeatable; else rules, agents where a model is named, bank in mode answer"
     add("--system", action="append", choices=SYSTEMS, help=text)
-    add("--top-k", type=int, default=10, help="items an answer is given")
+    add("--top-k", type=flag_type(PositiveInt), default=10, help="items an answer is given")
     text = f"folder of banks, written by build and full, read by answer; {AUTO}: {MEMORIES} under --output-dir"
     add("--db-path", default=AUTO, help=text)
-    add("--concurrency", type=int, default=1, help="questions in flight at once")
+    add("--concurrency", type=flag_type(PositiveInt), default=1, help="questions in flight at once")
     add("--parallel", action="store_true", help="at least --workers questions in flight at once")
-    add("--workers", type=int, default=4, help=f"with --parallel also dialogues {AGENTS} builds at once")
+    text = f"with --parallel also dialogues {AGENTS} builds at once"
+    add("--workers", type=flag_type(PositiveInt), default=4, help=text)
     add("--output-dir", type=Path, default=Path("logs"))
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--seed", type=flag_type(Seed), default=0, help="of the bootstrap")
     add("--verbose", action="store_true", help="show each question with what became of it")

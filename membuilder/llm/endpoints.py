@@ -24,6 +24,14 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from membuilder.errors import ConfigError
+from membuilder.value_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Section,
+)
 
 VLLM_BASE_URL = "http://localhost:8000/v1"
 NO_KEY = "EMPTY"
@@ -38,10 +46,10 @@ class Provider(StrEnum):
 
 
 @dataclass(kw_only=True)
-class PriceConfig:
-    input_per_million: float
+class PriceConfig(Section):
+    input_per_million: NonNegativeFloat
     """US dollars per million prompt tokens."""
-    output_per_million: float = 0.0
+    output_per_million: NonNegativeFloat = 0.0
     """US dollars per million answered tokens."""
 
 
@@ -61,7 +69,7 @@ class LongTexts(StrEnum):
 
 
 @dataclass(kw_only=True)
-class ServerEndpoint:
+class ServerEndpoint(Section):
     """It describes a model's server. It holds no key, because configurations are saved with each run."""
 
     name: str
@@ -72,17 +80,17 @@ class ServerEndpoint:
     """Address of the API, usually ending in /v1; null takes the environment's or the provider's own."""
     api_key_env: str | None = None
     """Environment variable that holds the key; null: that of the provider, such as OPENAI_API_KEY."""
-    concurrency: int = 16
+    concurrency: PositiveInt = 16
     """Requests in flight at once."""
-    timeout_seconds: float = 120.0
+    timeout_seconds: PositiveFloat = 120.0
     """For one request from sending to the last byte; waiting for a free place does not count."""
-    check_timeout_seconds: float = 15.0
+    check_timeout_seconds: PositiveFloat = 15.0
     """For the check at the start of a run, all in all."""
-    max_attempts: int = 6
+    max_attempts: PositiveInt = 6
     """Tries of one call: again after 408, 409, 429, 5xx, a broken connection, a timeout or an unreadable answer."""
-    max_wait_seconds: float = 30.0
+    max_wait_seconds: NonNegativeFloat = 30.0
     """Longest pause between two tries that the server asked no pause for."""
-    retry_after_limit_seconds: float = 120.0
+    retry_after_limit_seconds: NonNegativeFloat = 120.0
     """A server that asks for a longer pause (Retry-After) is not waited for."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Sent as is, such as {chat_template_kwargs: {enable_thinking: false}} to a vLLM server of a Qwen3."""
@@ -90,13 +98,8 @@ class ServerEndpoint:
     """null: that of --price, else the cost is reported as unknown."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.provider = Provider(self.provider)  # in Python it may be given as text
-        if min(self.concurrency, self.max_attempts) < 1:
-            raise ValueError("concurrency and max_attempts must be at least 1")
-        if min(self.timeout_seconds, self.check_timeout_seconds) <= 0:
-            raise ValueError("timeout_seconds and check_timeout_seconds must be above 0")
-        if min(self.max_wait_seconds, self.retry_after_limit_seconds) < 0:
-            raise ValueError("max_wait_seconds and retry_after_limit_seconds must be at least 0")
         if self.base_url is not None:
             _check_url(self.base_url)
 
@@ -105,21 +108,19 @@ class ServerEndpoint:
 class ModelEndpoint(ServerEndpoint):
     """It describes a model that answers messages, and its server."""
 
-    temperature: float | None = 0.0
+    temperature: NonNegativeFloat | None = 0.0
     """null leaves it to the server; some reasoning models refuse any value."""
-    top_p: float | None = None
+    top_p: PositiveShare | None = None
     """null leaves it to the server."""
-    max_tokens: int = 4096
+    max_tokens: PositiveInt = 4096
     """Longest answer; one that reaches it counts as failed, because its end is missing."""
     max_tokens_field: MaxTokensField | None = None
     """Name that the server knows `max_tokens` by; null: max_completion_tokens at openai, max_tokens at vllm."""
-    seed: int | None = None
+    seed: NonNegativeInt | None = None
     """Sampling seed, for servers that take one. A new seed also asks anew what the cache holds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_tokens < 1:
-            raise ValueError("max_tokens must be at least 1")
         if self.max_tokens_field is not None:
             self.max_tokens_field = MaxTokensField(self.max_tokens_field)
 
@@ -134,9 +135,9 @@ class ModelEndpoint(ServerEndpoint):
 class EmbeddingEndpoint(ServerEndpoint):
     """It describes a model that turns texts into vectors, and its server."""
 
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Texts in one request. A batch that the server refuses is halved until it takes it."""
-    max_text_chars: int | None = None
+    max_text_chars: PositiveInt | None = None
     """Longest text that is sent, in characters; null: the server alone decides. It counts tokens, which cannot be
     counted here.
     """
@@ -149,8 +150,6 @@ class EmbeddingEndpoint(ServerEndpoint):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.long_texts = LongTexts(self.long_texts)  # in Python it may be given as text
-        if self.batch_size < 1 or (self.max_text_chars is not None and self.max_text_chars < 1):
-            raise ValueError("batch_size and max_text_chars must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
+from membuilder.errors import ConfigError
 from membuilder.schemes.scheme import Scheme, Step
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence, sequences_of
@@ -48,6 +49,8 @@ def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) ->
         sessions[tree.id].append(tree)
     order = random.Random(seed).sample(list(sessions.values()), len(sessions))
     num_validation = max(1, round(validation_share * len(order)))
+    if num_validation == len(order):
+        raise ConfigError(f"validation_share={validation_share} of {len(order)} sessions leaves none to train on")
     training = [tree for session in order[num_validation:] for tree in session]
     return training, [
         tree

@@ -17,38 +17,38 @@ from membuilder.schemes.four_agents.apply import CORE_LIMIT_CHARS, CUT
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.text import on_one_line
 from membuilder.types import Agent, Bank, Entry, Session, Turn
+from membuilder.value_types import NonNegativeInt, PositiveInt, Section
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(kw_only=True)
-class PromptConfig:
+class PromptConfig(Section):
     template_set: str = "full"
     """Folder beside this file under templates: `full` or `compact`."""
     response_format: ResponseFormat = ResponseFormat.OPERATIONS
-    entries_shown: int = 20
+    entries_shown: NonNegativeInt = 20
     """Entries of its own kind an agent sees, the most related first."""
-    max_turn_chars: int = 4000
+    max_turn_chars: PositiveInt = 4000
     """A longer turn is shown cut to this; a quote still stores it whole."""
-    max_entry_chars: int = 4000
+    max_entry_chars: PositiveInt = 4000
     """A longer entry is shown cut to this; the bank keeps it whole."""
     include_superseded: bool = True
     """Whether entries that a later one updates or merges still count: are shown to agents, and found for questions."""
     retrieval: SearchMethod | None = None
     """How entries are found, for agents and for questions: dense, bm25 or hybrid. null: dense, as published, where
     memory is built and trained, and hybrid where it answers (membuilder.eval, Memory)."""
-    core_limit_chars: int = CORE_LIMIT_CHARS
+    core_limit_chars: PositiveInt = CORE_LIMIT_CHARS
     """An operation that would make the core longer fails."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Options of the model's chat template, such as {enable_thinking: false}: part of the template of whatever model is
     trained and saved with them, and sent with each request to a model that builds memory."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
         if self.template_set not in known:
             raise ValueError(f"template_set {self.template_set!r} is none of {known}")
-        if min(self.max_turn_chars, self.max_entry_chars, self.core_limit_chars) < 1 or self.entries_shown < 0:
-            raise ValueError("entries_shown must be at least 0, every other number of `prompts` at least 1")
 
 
 @cache
