@@ -24,12 +24,15 @@ from tests.test_imports import parsed as tree_of
 from trainer.command_line import parse
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
+from trainer.tiny import TinyFolderConfig
 
+ENDPOINT = ["name=m", "price.input_per_million=1"]
 NEEDED = {
-    RLConfig: [],
+    RLConfig: ["reward.judge=llm", *(f"reward.{model}.{key}" for model in ("answerer", "grader") for key in ENDPOINT)],
     SFTConfig: [],
     BuildConfig: ["out=m", "model.name=m", "model.price.input_per_million=1"],
-    EmbeddingEndpoint: ["name=m", "price.input_per_million=1"],
+    EmbeddingEndpoint: ENDPOINT,
+    TinyFolderConfig: [],
 }
 """Every configuration that a user writes, with the values that it cannot do without."""
 OTHER_KEYS = {
@@ -49,6 +52,7 @@ OTHER_KEYS = {
     "model.tiny.head_dim": "even",
     "model.tiny.num_heads": "a multiple of num_kv_heads",
 }
+OTHER_KEYS |= {key.removeprefix("model.tiny."): why for key, why in OTHER_KEYS.items() if key.startswith("model.tiny.")}
 """Keys of whose ends some are refused beside the defaults of other keys, and why."""
 STEP = 1e-6
 """Just inside or outside the end of a range of floats."""
@@ -112,7 +116,7 @@ def test_every_number_of_a_configuration_has_a_range_that_is_checked(cls, name, 
 
 
 def test_the_exceptions_are_refused_for_another_reason_than_their_range():
-    assert set(OTHER_KEYS) <= numbers(RLConfig).keys()
+    assert set(OTHER_KEYS) <= numbers(RLConfig).keys() | numbers(TinyFolderConfig).keys()
     with pytest.raises(ConfigError, match=r"configuration: sampling.temperature=0.*expected float \(above 0\)"):
         load(RLConfig, None, ["sampling.temperature=0"])
     with pytest.raises(ConfigError, match="section 'model.tiny': num_heads=4 must be a multiple of num_kv_heads=3"):

@@ -20,7 +20,7 @@ from membuilder.quiet import hide_loading_bars, quiet_libraries
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Bank
-from membuilder.value_types import PositiveInt
+from membuilder.value_types import PositiveInt, Seed, flag_type
 from trainer.configs import DataConfig, TinyConfig
 
 NUM_DIALOGUES = 40
@@ -74,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write, which must be new or empty")
-    parser.add_argument("--seed", type=int, default=1, help="of the random weights and the dialogues (default: 1)")
+    parser.add_argument(
+        "--seed", type=flag_type(Seed), default=1, help="of the random weights and the dialogues (default: 1)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set one size")
     given = parser.parse_intermixed_args(argv)
     folder = given.out.absolute()  # "." has no name
