@@ -472,3 +472,32 @@ def test_an_answer_that_came_as_reasoning_alone_says_what_mends_it(name):
     with FaultServer(payload(body), answer("ready")) as server:
         error = failure(settings(server.base_url, max_attempts=1))
     assert error.kind is ChatErrorKind.NO_TEXT and "reasoning parser" in str(error) and "extra_body" in str(error)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_a_proxy_of_the_environment_is_gone_through_and_its_exceptions_are_not(variable, monkeypatch):
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with FaultServer(answer("yes"), status(503), answer("no")) as proxy, FaultServer(answer("direct")) as server:
+        monkeypatch.setenv(variable, proxy.base_url.removesuffix("/v1"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        far, near = settings("http://models.example/v1"), settings(server.base_url)
+        for text in ("yes", "no"):  # what a proxy's refusal means is read alike: the second call is tried again
+            assert run(far, lambda client: client.complete(ask("hi"))) == text
+        assert run(near, lambda client: client.complete(ask("hi"))) == "direct"
+    assert [request.path for request in proxy.requests] == ["http://models.example/v1/chat/completions"] * 3
+    (direct,) = server.requests
+    assert direct.path == "/v1/chat/completions" and direct.body == proxy.requests[0].body
+    for request in (direct, proxy.requests[0]):
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        assert request.headers["content-type"] == "application/json"
+
+
+def test_the_account_that_the_environment_names_is_sent_along(monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    with FaultServer(answer("yes")) as server:
+        run(settings(server.base_url), lambda client: client.complete(ask("hi")))
+    headers = server.requests[0].headers
+    assert (headers["openai-organization"], headers["openai-project"]) == ("org-1", "proj-1")
+    assert not [name for name in headers if name.startswith("x-stainless")]  # nothing of this machine

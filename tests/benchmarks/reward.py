@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 
 from membuilder.embedding.local import Embedder
 from membuilder.llm.endpoints import Provider
@@ -49,7 +50,7 @@ from trainer.run_setup import make_collector, make_engine, rl_builds
 
 ROLLOUTS, QUESTIONS, IN_FLIGHT, LATENCY, GOAL = 256, 5, 64, 0.05, 1.25
 CALLS = 2 * ROLLOUTS * QUESTIONS
-HIDDEN_GOAL, PACE_SECONDS, SESSIONS = 0.8, 8.0, 12
+HIDDEN_GOAL, PACE_SECONDS, SESSIONS, END_SCALE = 0.8, 8.0, 8, 3.0
 RESULTS = Path(__file__).parent / "results" / "reward.json"
 SCHEME = load_scheme("four_agents", PromptConfig())
 DAY = datetime(2023, 5, 8)
@@ -127,16 +128,16 @@ class EveryTime(LLMJudge):
 
 
 def small_run(folder: Path, engine: str) -> tuple[RLConfig, Collector, SessionStream]:
-    """An untrained tiny policy that samples SESSIONS sessions four times, in the engine of that name."""
+    """An untrained tiny policy that samples SESSIONS sessions a few times, in the engine of that name."""
     config = RLConfig(
         out=str(folder),
         model=ModelConfig(path=str(folder), dtype="float32"),
         prompts=PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0),
-        sampling=SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=32),
+        sampling=SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=96),
         reward=RewardConfig(earlier_questions=True),
         engine="vllm" if engine == "vllm" else "transformers",
         sessions_per_step=SESSIONS,
-        num_rollouts=4,
+        num_rollouts=32 if engine == "vllm" else 4,  # vLLM decodes 256 sequences at once
         max_model_len=1024,
     )
     config.data.num_train, config.data.num_held_out, config.data.max_turns = 12, 1, 6
@@ -144,7 +145,10 @@ def small_run(folder: Path, engine: str) -> tuple[RLConfig, Collector, SessionSt
     builds = rl_builds(config, embedder).train
     scheme = load_scheme(config.scheme, config.prompts)
     tokenizer = train_tokenizer(training_text(builds, scheme), scheme.tiny_tokens(6), 600)
-    build_model(tokenizer, TinyConfig(vocab_size=600, hidden_size=64, num_layers=2), seed=1).save_pretrained(folder)
+    model = build_model(tokenizer, TinyConfig(vocab_size=600, hidden_size=64, num_layers=2), seed=1)
+    # untrained it would never end an answer, and all would reach the limit at once
+    model.get_input_embeddings().weight.data[tokenizer.eos_token_id] *= END_SCALE
+    model.save_pretrained(folder)
     made = make_engine(config, folder)
     collector = make_collector(config, Replayed(made) if engine == "replayed" else made, tokenizer, embedder)
     return config, collector, SessionStream(builds, embedder, scheme, SESSIONS, States.EXPERT, seed=1)
@@ -179,6 +183,8 @@ def overlap(engine: str, repeats: int) -> list[dict]:
             )
             * config.num_rollouts
         )
+        sampled = collector.sample([stream.task(0)], collector.sampling, 4, 0)[0].rollouts
+        mean_length = fmean(len(each.completion.token_ids) for rollout in sampled for each in rollout.samples.values())
         latency = generate * IN_FLIGHT / 4 / (2 * num_questions)  # a quarter in flight: this CPU decodes, too
         with stub_server(latency) as url:
             reward = replace(reward_config(url), max_concurrent=IN_FLIGHT // 4, earlier_questions=True)
@@ -192,6 +198,7 @@ def overlap(engine: str, repeats: int) -> list[dict]:
                     "kind": "overlap",
                     "engine": engine,
                     "questions": num_questions,
+                        "mean_length": round(mean_length, 1),
                     "latency_seconds": round(latency, 3),
                     "generate_seconds": round(generate, 2),
                     "judge_seconds": round(judge, 2),
