@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def test_published_configs_train_on_the_published_splits():
     for path in CONFIGS.glob("*_qwen3_4b*.yaml"):
         stage = path.name.split("_")[0]
         assert load(SFTConfig if stage == "sft" else RLConfig, path).data.split == stage
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(SFTConfig, "sft"), (RLConfig, "rl")])
+def test_published_configs_take_a_prepared_file_by_the_keys_that_the_refusal_names(kind, stage):
+    path, given = CONFIGS / f"{stage}_qwen3_4b.yaml", ["data.prepared=mine.jsonl"]
+    with pytest.raises(ConfigError) as caught:
+        load(kind, path, given)
+    named = re.findall(r"data\.\w+=null", str(caught.value))
+    config = load(kind, path, [*given, *named])
+    assert named == ["data.path=null", "data.split=null"] and config.data == DataConfig(prepared="mine.jsonl")
 
 
 @pytest.mark.parametrize(
