@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from membuilder import __version__
-from membuilder.errors import ArgumentParser
+from membuilder.command import ArgumentParser
 
 COMMANDS = {
     "data": "fetch public benchmarks",

@@ -22,11 +22,12 @@ from membuilder.building.config import EMBEDDING_KEYS, STORE_SUFFIX, BuildConfig
 from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import status_of, summary
 from membuilder.building.read_answer import OnBadOperation
+from membuilder.command import ArgumentParser, exit_status
 from membuilder.config import describe, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATASET_NAMES, place_of, select, shorten
 from membuilder.datasets.windows import in_windows
-from membuilder.errors import ArgumentParser, ConfigError, exit_status
+from membuilder.errors import ConfigError
 from membuilder.files import path_of
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted

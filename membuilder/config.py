@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rapidfuzz.fuzz import ratio
 
-from membuilder.errors import ArgumentParser, ConfigError
+from membuilder.command import ArgumentParser
+from membuilder.errors import ConfigError
 from membuilder.text import in_short
 from membuilder.value_types import never_fits, options, type_name
 

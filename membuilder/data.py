@@ -14,9 +14,10 @@ from pathlib import Path
 
 import httpx
 
+from membuilder.command import ArgumentParser, exit_status
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
-from membuilder.errors import ArgumentParser, FetchError, WriteError, exit_status
+from membuilder.errors import FetchError, WriteError
 from membuilder.files import atomic
 from membuilder.llm.network import usable_network_settings
 from membuilder.progress import progress

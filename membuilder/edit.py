@@ -38,10 +38,11 @@ from membuilder.building.config import EMBEDDING_KEYS, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import count_answers, summary
 from membuilder.building.rebuild import corrected, dialogue_of, with_late_sessions
+from membuilder.command import ArgumentParser, exit_status
 from membuilder.config import load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.embedding.local import DEFAULT_PACKAGE
-from membuilder.errors import ArgumentParser, ConfigError, DataError, StoreError, exit_status
+from membuilder.errors import ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags

@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from membuilder.errors import ArgumentParser, exit_status
+from membuilder.command import ArgumentParser, exit_status
 from membuilder.evaluation.compare import as_text, compare, load_side
 from membuilder.evaluation.metrics import METRICS
 from membuilder.evaluation.options import dialogues_of, parse

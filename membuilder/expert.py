@@ -21,10 +21,10 @@ from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
 from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import count_answers, status_of, summary
 from membuilder.building.read_answer import OnBadOperation
+from membuilder.command import ArgumentParser, exit_status
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.naming import name_of
-from membuilder.errors import ArgumentParser, exit_status
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted

@@ -23,7 +23,8 @@ from rich.text import Text
 from membuilder.bank.html_page import TIME_FORM, render_page, role_colours
 from membuilder.bank.store import reading
 from membuilder.bank.store_rows import Answer, StoredSession
-from membuilder.errors import ArgumentParser, MemBuilderError, clear_errors
+from membuilder.command import ArgumentParser, clear_errors
+from membuilder.errors import MemBuilderError
 from membuilder.files import write_atomic
 from membuilder.types import Bank, Entry
 from membuilder.value_types import NonNegativeInt, flag_type

@@ -17,14 +17,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from membuilder.errors import OUR_PACKAGES, PLUGIN, ConfigError
+from membuilder.command import OUR_PACKAGES, PLUGIN
+from membuilder.errors import ConfigError
 
 
 def load_function(name: str, *parameters: str) -> Callable:
     """Return the function of a file, which is run anew; it will be called with as many arguments as `parameters`.
 
     Raises ConfigError where there is no such file or function, or where it takes other arguments. What the file itself
-    raises is told by `message_of` (membuilder/errors.py), as is what the function raises later.
+    raises is told by `message_of` (membuilder/command.py), as is what the function raises later.
     """
     path, _, function = name.partition(":")
     if not Path(path).is_file():

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.store import reading
+from membuilder.command import ArgumentParser, exit_status
 from membuilder.datasets.splits import of_the_test_split
-from membuilder.errors import ArgumentParser, ConfigError, exit_status
+from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl, write_llama_factory, write_verl
 from membuilder.trajectories.records import (

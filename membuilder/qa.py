@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from membuilder.bank.store import reading
+from membuilder.command import ArgumentParser, exit_status
 from membuilder.datasets.files import FILE, read_appended, read_json
 from membuilder.datasets.typed import typed
-from membuilder.errors import ArgumentParser, ConfigError, DataError, exit_status
+from membuilder.errors import ConfigError, DataError
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import ChatModel, Role
 from membuilder.llm.client import ChatClient

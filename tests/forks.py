@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from membuilder.command import clear_errors
 from membuilder.embedding.local import Embedder
-from membuilder.errors import clear_errors
 from tests.both_loops import as_new
 from trainer import run_setup
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from membuilder.errors import ConfigError, clear_errors, message_of
+from membuilder.command import clear_errors, message_of
+from membuilder.errors import ConfigError
 from membuilder.plugins import load_function
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import load_scheme

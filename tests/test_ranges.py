@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from msgspec import Meta
 
-from membuilder import errors
+from membuilder import command as module
 from membuilder.building.config import BuildConfig
 from membuilder.config import describe, known_keys, load
 from membuilder.errors import ConfigError
@@ -195,7 +195,7 @@ def test_every_number_of_a_flag_has_a_range(command, monkeypatch):
     def show(parser, *_):
         raise Seen(parser)
 
-    monkeypatch.setattr(errors.ArgumentParser, "parse_known_args", show)
+    monkeypatch.setattr(module.ArgumentParser, "parse_known_args", show)
     for argv in ARGUMENTS.get(command, [[]]):
         with pytest.raises(Seen) as seen:
             (LIGHT.get(command) or importlib.import_module(command).main)(argv)

@@ -13,10 +13,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from membuilder import prepare
+from membuilder.command import ArgumentParser
 from membuilder.config import dump, load
 from membuilder.datasets.selection import add_data_flags, load_selected
 from membuilder.datasets.splits import PUBLISHED, Split, of_the_test_split, split_ids
-from membuilder.errors import ArgumentParser, ConfigError
+from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, write_records

@@ -30,7 +30,11 @@ MISTAKES = [
     ("trainer.rl", "--config nowhere.yaml", "nowhere.yaml: no such configuration file"),
     ("trainer.rl", f"{RL} model.path=/nowhere/model", "model.path: no model at '/nowhere/model'"),
     ("trainer.rl", f"{RL} model.path=OUT data.path=nowhere.json out=OUT", "data.path: no file is at 'nowhere.json'"),
-    ("trainer.rl", "--config configs/rl_qwen3_4b.yaml model.path=OUT data.path=null", "a key: set OPENAI_API_KEY;"),
+    (
+        "trainer.rl",
+        "--config configs/rl_qwen3_4b.yaml model.path=OUT data.path=null data.split=null",
+        "a key: set OPENAI_API_KEY;",
+    ),
     ("trainer.quickstart", "--data nowhere.json --out OUT", "data.path: no file is at 'nowhere.json'"),
     ("trainer.export", "nowhere OUT/exported", "there is no checkpoint folder 'nowhere'"),
     ("trainer.check_model", "nowhere", "no model at 'nowhere': name a Hugging Face folder"),

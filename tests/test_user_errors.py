@@ -23,7 +23,8 @@ import pytest
 
 from membuilder import eval as evaluation
 from membuilder import inspect as inspection
-from membuilder.errors import ConfigError, clear_errors, exit_status, message_of
+from membuilder.command import clear_errors, exit_status, message_of
+from membuilder.errors import ConfigError
 from membuilder.trajectories.trajectory import QA_FILE
 from reward.formula import load_formula
 from reward.judges import load_judge
@@ -496,7 +497,7 @@ def test_a_reader_that_left_is_no_error(tmp_path):
     read, write = os.pipe()
     script = """
 import sys
-from membuilder.errors import exit_status
+from membuilder.command import exit_status
 sys.exit(exit_status("x", lambda: print("a" * 100_000) or 0))
 """
     process = started("-c", script, stdout=write)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from membuilder.errors import clear_errors
+from membuilder.command import clear_errors
 from tests.forks import FORK, as_rank, free_port
 from trainer.distributed import heartbeat
 from trainer.distributed.process_group import World, start_accelerator

@@ -8,7 +8,8 @@ launch/serve.sh runs it before vLLM starts; trainer.sft, trainer.rl and both eng
 from collections.abc import Sequence
 from pathlib import Path
 
-from membuilder.errors import ArgumentParser, ConfigError, clear_errors
+from membuilder.command import ArgumentParser, clear_errors
+from membuilder.errors import ConfigError
 from membuilder.quiet import quiet_libraries
 
 

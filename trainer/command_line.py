@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from membuilder.command import clear_errors
 from membuilder.config import parse_args
-from membuilder.errors import ConfigError, clear_errors
+from membuilder.errors import ConfigError
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from reward.llm_judge import check_keys
 from trainer.configs import TrainConfig

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from membuilder.errors import ArgumentParser, ConfigError, PushError, clear_errors
+from membuilder.command import ArgumentParser, clear_errors
+from membuilder.errors import ConfigError, PushError
 from membuilder.quiet import hide_loading_bars, quiet_libraries
 from trainer.checkpoint import folders
 from trainer.checkpoint.folders import MODEL

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct, structs
 
 from membuilder.colours import PALETTE, colours_of
+from membuilder.command import ArgumentParser, clear_errors
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.typed import typed
-from membuilder.errors import ArgumentParser, ConfigError, clear_errors
+from membuilder.errors import ConfigError
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from membuilder.command import ArgumentParser, clear_errors
 from membuilder.config import load
-from membuilder.errors import ArgumentParser, ConfigError, clear_errors
+from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.value_types import NonNegativeFloat, PositiveInt, Seed, flag_type

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from membuilder.errors import clear_errors
+from membuilder.command import clear_errors
 from trainer.command_line import GOES_ON, parse
 from trainer.rl_config import RLConfig
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from membuilder.errors import clear_errors
+from membuilder.command import clear_errors
 from trainer.command_line import GOES_ON, parse
 from trainer.sft_config import SFTConfig
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from membuilder.command import ArgumentParser, clear_errors
 from membuilder.config import describe, load
-from membuilder.errors import ArgumentParser, ConfigError, clear_errors
+from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
 from membuilder.quiet import hide_loading_bars, quiet_libraries
 from membuilder.schemes.four_agents.prompts import PromptConfig

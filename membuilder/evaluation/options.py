@@ -8,10 +8,11 @@ from pathlib import Path
 from membuilder.bank.index import IndexConfig
 from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.building.read_answer import OnBadOperation
+from membuilder.command import ArgumentParser
 from membuilder.config import describe, from_mappings, load, read
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
-from membuilder.errors import ArgumentParser, ConfigError
+from membuilder.errors import ConfigError
 from membuilder.evaluation.metrics import JUDGES
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
