@@ -183,7 +183,7 @@ def overlap(engine: str, repeats: int) -> list[dict]:
             )
             * config.num_rollouts
         )
-        sampled = collector.sample([stream.task(0)], collector.sampling, 4, 0)[0].rollouts
+        sampled = collector.sample([stream.task(0)], collector.sampling, 4, seed=1)[0].rollouts
         mean_length = fmean(len(each.completion.token_ids) for rollout in sampled for each in rollout.samples.values())
         latency = generate * IN_FLIGHT / 4 / (2 * num_questions)  # a quarter in flight: this CPU decodes, too
         with stub_server(latency) as url:
