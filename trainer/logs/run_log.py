@@ -9,13 +9,13 @@ from typing import Any
 
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
+from trainer.logs.wandb_run import WandbRun, is_switched_off
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 WANDB_ID_FILE = "wandb_run_id.txt"
 FILES = (METRICS_FILE, COMPLETIONS_FILE, SKIPPED_FILE)
-MAX_TABLE_ROWS = 16
 
 
 class RunLog:
@@ -35,7 +35,7 @@ class RunLog:
     ):
         self.enabled, self._out_dir = enabled, Path(out_dir)
         self._project, self._config, self._run_name = wandb_project, config, run_name
-        self._wandb_run = None
+        self._wandb_run: WandbRun | None = None
         if enabled:
             self._out_dir.mkdir(parents=True, exist_ok=True)
             for name in FILES:
@@ -52,21 +52,10 @@ class RunLog:
         kept = self._out_dir / WANDB_ID_FILE
         if run_id is None and not anew and kept.exists():
             run_id = kept.read_text(encoding="utf-8").strip()
-        import wandb
-
-        mode = os.environ.get("WANDB_MODE")
-        if mode is None and wandb.api.api_key is None:
-            mode = "offline"
-            print(
-                "Weights & Biases: no API key (WANDB_API_KEY), so this run is logged offline; "
-                f"upload it later with: wandb sync {self._out_dir / 'wandb'}/offline-run-*",
-                flush=True,
-            )
-        who = {"project": self._project, "name": self._run_name, "id": run_id, "config": self._config}
-        quiet = wandb.Settings(silent=True)
-        self._wandb_run = wandb.init(**who, dir=self._out_dir, mode=mode, resume="allow", settings=quiet)
-        # W&B refuses to count its own steps backwards, which a resumed run does; ours is an axis like any other.
-        self._wandb_run.define_metric("*", step_metric="step")
+        if is_switched_off():
+            print("Weights & Biases: WANDB_DISABLED or WANDB_MODE switches it off", flush=True)
+            return run_id
+        self._wandb_run = WandbRun(self._out_dir, self._project, self._run_name, self._config, run_id)
         write_atomic(kept, f"{self._wandb_run.id}\n")
         return self._wandb_run.id
 
@@ -77,14 +66,13 @@ class RunLog:
         line = {"step": step} | {name: None if name in nonfinite else value for name, value in values.items()}
         self._write(METRICS_FILE, [line | ({"nonfinite": nonfinite} if nonfinite else {})])
         if self._wandb_run is not None:
-            self._wandb_run.log(values | {"step": step})
+            self._wandb_run.log(values, step)
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write one line of completions.jsonl per row (each has its `step`); the first few also go into a W&B table."""
         self._write(COMPLETIONS_FILE, rows)
         if self._wandb_run is not None and rows:
-            table = _wandb_table(rows[:MAX_TABLE_ROWS])
-            self._wandb_run.log({"completions": table, "step": rows[-1]["step"]})
+            self._wandb_run.log_completions(rows)
 
     def log_skipped(self, step: int, sessions: Sequence[str]) -> None:
         """Write the sessions of an update that was left out as one line of skipped.jsonl."""
@@ -128,13 +116,3 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield line.decode(), json.loads(line)
             except ValueError as error:  # no JSON, or no UTF-8
                 raise DataError(path, f"line {number}", "(whole line)", f"not valid JSON: {error}") from error
-
-
-def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    import wandb
-
-    def cell(value: Any) -> Any:  # parts of a reward and the like become text: a W&B column holds one type
-        return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value
-
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return wandb.Table(columns=columns, data=[[cell(row.get(name)) for name in columns] for row in rows])
