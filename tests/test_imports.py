@@ -18,8 +18,8 @@ PACKAGES = ("membuilder", "rollout", "reward", "trainer")
 # researcher edits first; it stands above all parts, and only the rule against circles holds it.
 ORDER = {
     "membuilder": (
-        "types quiet errors command files text colours progress settings value_types config plugins model_folders datasets"
-        " generate llm embedding bank schemes building trajectories evaluation"
+        "types quiet errors command files text colours progress settings value_types config plugins model_folders"
+        " datasets generate llm embedding bank schemes building trajectories evaluation"
     ).split(),
     "trainer": (
         "configs advantages rl_config sft_config losses optim batching kernels model data distributed logs checkpoint"
