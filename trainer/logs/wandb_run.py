@@ -116,9 +116,10 @@ class WandbRun:
             self._say("it is slow or unreachable, and gets no more completions; completions.jsonl has all of them")
 
     def _drain(self) -> None:
-        """Wait for what is still to be done, but not for ever."""
+        """Wait for what is still to be done; not for ever, unless WANDB_FINISH_TIMEOUT=0 says so."""
         self._actions.put(None)
-        self._thread.join(2 * FINISH_SECONDS)
+        limit = self._run.settings.finish_timeout
+        self._thread.join(limit + FINISH_SECONDS if limit else None)  # a table may be in work when the end comes
         if self._thread.is_alive():
             self._say(f"it did not take everything in time; {self._later}")
 
