@@ -37,7 +37,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from membuilder.errors import ConfigError
+from membuilder.errors import ConfigError, ParityError
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.configs import Attention
 from trainer.model import make_policy as module
@@ -219,7 +219,7 @@ def test_what_is_not_known_by_name_is_found_by_its_numbers(monkeypatch, caplog):
         make_policy(model, Attention.SHARED, CPU)
     model = make(SHARED["llama"])
     model.register_forward_hook(lambda module, args, output: output | {"logits": 2 * output.logits})
-    with pytest.raises(ConfigError, match="gives other log-probs than softmax"):
+    with pytest.raises(ParityError, match="check own_forward: LlamaForCausalLM gives other log-probs than softmax"):
         make_policy(model, Attention.AUTO, CPU)
 
 

@@ -1,5 +1,6 @@
 """What chat templates write around prompts and answers, and their options, from training to a server's request."""
 
+from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
@@ -20,9 +21,9 @@ from membuilder.types import Agent, Bank, FailureKind, Session, Turn
 from rollout.chat_template import chat_format, set_template_kwargs
 from rollout.sampler import Task, sample_groups
 from rollout.tokens import decode_completion, encode_completion, encode_prompt, load_tokenizer
-from rollout.types import Completion, SamplingConfig
+from rollout.types import Completion, Sampled, SamplingConfig
 from tests.evaluating import caller, hash_embedder, reply
-from tests.fakes import HashEmbedder
+from tests.fakes import HashEmbedder, streamed
 from tests.fault_server import FaultServer, answering
 from tests.test_expert import THREE, custom, served
 from trainer import run_setup
@@ -155,10 +156,10 @@ class Says:
     def __init__(self, token_ids: list[int]) -> None:
         self._token_ids = tuple(token_ids)
 
-    def generate(self, prompts, n, sampling, seed) -> list[list[Completion]]:
+    def stream(self, prompts, n, sampling, seed) -> Iterator[Sampled]:
         logprobs = (0.0,) * len(self._token_ids)
         said = Completion(token_ids=self._token_ids, rollout_logprobs=logprobs, finished=True, weight_version=0)
-        return [[said] * n for _ in prompts]
+        return streamed([[said] * n for _ in prompts])
 
 
 def failures(tokenizer: PreTrainedTokenizerFast, token_ids: list[int]) -> set[FailureKind | None]:

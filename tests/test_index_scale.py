@@ -90,7 +90,7 @@ def test_the_size_decides_unless_the_kind_is_named():
 
 @pytest.mark.parametrize("wrong", [{"hnsw_neighbors": 1}, {"approximate_from": 0}])
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match="does not fit; expected"):
         IndexConfig(**wrong)
 
 

@@ -10,6 +10,7 @@ from membuilder.errors import NothingLearnedError
 from membuilder.types import Agent
 from rollout.types import Completion, SamplingConfig
 from tests import small_rl
+from tests.fakes import streamed
 from tests.lives import checkpoint_names
 from tests.test_rl import collector_of, setting  # noqa: F401
 from trainer import rl, sft
@@ -40,10 +41,10 @@ class Cut:
     def __init__(self, token_ids: list[int]) -> None:
         self.token_ids = tuple(token_ids)
 
-    def generate(self, prompts, n, sampling, seed):
+    def stream(self, prompts, n, sampling, seed):
         logprobs = (-0.1,) * len(self.token_ids)
         cut = Completion(token_ids=self.token_ids, rollout_logprobs=logprobs, finished=False, weight_version=0)
-        return [[cut] * n for _ in prompts]
+        return streamed([[cut] * n for _ in prompts])
 
 
 def test_completions_that_are_all_cut_point_to_the_length_or_to_the_end_token(setting):  # noqa: F811

@@ -25,6 +25,7 @@ from tests.lives import (
     RL,
     SFT,
     checkpoint_names,
+    die,
     dies_at,
     dies_between_items,
     finish,
@@ -125,8 +126,8 @@ def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(whole, tmp_p
     assert kept == ["settings.json", "step_0.json", "step_1.json"]
 
     def dies_at_first_sample_or_verdict() -> None:
-        dies_at(TransformersEngine, "generate", 2)()
-        dies_at(judges, "evidence", 1)()
+        dies_at(TransformersEngine, "stream", 2)()
+        judges.BUILT_IN["evidence"] = lambda *case: die()
 
     # two steps are learned again from the journal; the third is the first to sample for itself and to judge. The parity
     # check of step 0 is the one call to the engine before it: what a replayed step learns from is checked too

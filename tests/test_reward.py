@@ -359,7 +359,8 @@ def test_a_faulty_judge_ends_the_run():
 
     with pytest.raises(KeyError, match="grade"):
         answered(Bank(), [question()], HashEmbedder(), async_raises)
-    with pytest.raises(TypeError, match="must return a reward.judges.Verdict, got 1.0"):
+    says = r"reward.judge: no_verdict \(.*test_reward.py, line \d+\) returns 1.0; expected reward.judges.Verdict"
+    with pytest.raises(ConfigError, match=says):
         answered(Bank(), [question()], HashEmbedder(), no_verdict)
 
 

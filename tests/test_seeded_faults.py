@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from membuilder.errors import ParityError
+from membuilder.errors import ConfigError, ParityError
 from membuilder.schemes.four_agents import prompts
 from membuilder.types import Agent
 from rollout import sampler
@@ -23,10 +23,10 @@ from trainer.batching import packing
 from trainer.experience import sample_checks
 from trainer.experience.parity import GAP, check_next_token, check_step
 from trainer.experience.sample_checks import check_prompts, check_template
-from trainer.model import policy as policy_module
+from trainer.model import shared_prefix
 from trainer.model.policy import Policy
 
-pack, hidden_states, generate = packing.pack, policy_module.hidden_states, TransformersEngine.generate
+pack, hidden_states, generate = packing.pack, shared_prefix.hidden_states, TransformersEngine.generate
 render_prompt, make_rollout = prompts.render_prompt, sampler._rollout
 
 
@@ -46,7 +46,7 @@ def targets_one_earlier(patch) -> None:
     def shifted(model, batch):
         return hidden_states(model, replace(batch, predict_from=(batch.predict_from + 1) % batch.token_ids.shape[1]))
 
-    patch.setattr(policy_module, "hidden_states", shifted)
+    patch.setattr(shared_prefix, "hidden_states", shifted)
 
 
 def stale_weights(patch) -> None:
@@ -235,12 +235,19 @@ def tokenizers_that_eat_the_prompt(patch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "check"),
-    [(tokenizers_that_eat_the_prompt, "prompt_text"), (targets_one_later, "next_token"),
-     (targets_one_earlier, "next_token")],
+    ("seed", "error", "says"),
+    [(tokenizers_that_eat_the_prompt, ConfigError, "the chat template leaves out what a user says"),
+     (targets_one_later, ParityError, "^check own_forward: ")],
 )  # fmt: skip
-def test_sft_does_not_begin_with_a_fault(tmp_path, monkeypatch, seed, check):
+def test_sft_does_not_begin_with_a_fault(tmp_path, monkeypatch, seed, error, says):
     seed(monkeypatch)
-    with pytest.raises(ParityError, match=f"^check {check}: "):
+    with pytest.raises(error, match=says):
         small_rl.Run(small_rl.config_of(tmp_path))
     assert metrics(tmp_path / "sft") == []
+
+
+def test_sft_goes_round_a_fault_of_shared_prompts_and_says_so(tmp_path, monkeypatch, caplog):
+    targets_one_earlier(monkeypatch)
+    small_rl.Run(small_rl.config_of(tmp_path))
+    assert "every sequence is run whole: shared prompts give other log-probs" in caplog.text
+    assert metrics(tmp_path / "sft")

@@ -85,7 +85,7 @@ def test_sft_does_not_share_prompts_where_that_gives_other_numbers(tmp_path, mon
     """As if what stands above a node were never read."""
     builds = expert_builds([in_windows(d, 3) for d in generate(2, 1, "train", 2)], HashEmbedder(), SCHEME, "rules")
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), SIZES.vocab_size)
-    config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5)
+    config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5, save_at_end=False)
     accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
     trees, _ = sft_trees(builds, tokenizer, SCHEME, config)
 

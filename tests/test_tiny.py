@@ -16,7 +16,7 @@ from rollout.tokens import decode_completion, encode_completion, encode_prompt, 
 from rollout.types import SamplingConfig
 from trainer import tiny
 from trainer.configs import ModelConfig
-from trainer.model.policy import Policy, load_model
+from trainer.model.policy import Policy, load_trainable
 from trainer.quickstart import CONFIGS
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 def test_the_loops_and_an_engine_load_it_and_it_answers(folder):
     tokenizer = load_tokenizer(str(folder))
-    policy = Policy(load_model(folder, ModelConfig(dtype="float32")))
+    policy = Policy(load_trainable(folder, ModelConfig(dtype="float32")).model)
     config = policy.model.config
     assert len(tokenizer) <= config.vocab_size and tokenizer.eos_token_id == config.eos_token_id
     assert policy.model.generation_config.eos_token_id == tokenizer.eos_token_id
@@ -91,4 +91,4 @@ def test_a_misspelt_size_and_help_are_answered_at_once(tmp_path, capsys):
     with pytest.raises(SystemExit):
         tiny.main(["--help"])
     said = capsys.readouterr().out
-    assert "python -m trainer.tiny --out tiny" in said and "max_position: int = 32768" in said
+    assert "python -m trainer.tiny --out tiny" in said and "max_position: int (at least 1) = 32768" in said

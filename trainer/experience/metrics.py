@@ -18,8 +18,8 @@ def check_missing(scored: Sequence[ScoredGroup], max_share: float) -> None:
     if missing > max_share * len(statuses):
         causes = ", ".join(f"{cause} {count}" for cause, count in missing_causes(scored).items())
         raise RewardError(
-            f"{missing} of {len(statuses)} rewards of this step could not be judged (allowed: {max_share:.0%}; missing "
-            f"verdicts by cause: {causes}). Is the judge reachable? Nothing was trained on this step."
+            f"{missing} of {len(statuses)} rewards of this step could not be judged (allowed: {max_share:.0%}). "
+            f"Missing verdicts by cause: {causes}. Is the judge reachable? Nothing was trained on this step."
         )
     if statuses and all(status is RewardStatus.PROMPT_TOO_LONG for status in statuses):
         raise ConfigError(

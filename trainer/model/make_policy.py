@@ -11,7 +11,7 @@ import random
 import torch
 from transformers import PreTrainedModel
 
-from membuilder.errors import ConfigError
+from membuilder.errors import ConfigError, ParityError
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.configs import Attention
 from trainer.model.dense_copies import own_logprobs
@@ -21,12 +21,14 @@ from trainer.model.shared_prefix import UnsharedError, use_shared_prefix
 
 _log = logging.getLogger(__name__)
 
+OWN_FORWARD = "own_forward"
 LARGEST_GAP = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Mean gap of log-probs, in nats, that rounding explains; what a wrong forward makes is far above it."""
 
 
 def make_policy(model: PreTrainedModel, attention: Attention, device: torch.device, head_impl: Impl = "auto") -> Policy:
-    """Return the policy made of a model, on the device. Raises ConfigError where its numbers would not be the model's.
+    """Return the policy made of a model, on the device. Raises ConfigError for a model that is known not to fit,
+    and ParityError where the policy's numbers are not the model's.
 
     `auto` shares prompts where that is proved, and else runs dense copies and says why.
     """
@@ -54,9 +56,10 @@ def make_policy(model: PreTrainedModel, attention: Attention, device: torch.devi
     policy = Policy(model, shares_prompts=False, head_impl=head_impl)
     gap = _gap(policy, sequences, expected)
     if gap > LARGEST_GAP[model.dtype]:
-        raise ConfigError(
+        raise ParityError(
+            OWN_FORWARD,
             f"{type(model).__name__} gives other log-probs than softmax(hidden @ weight.T), by {gap:.2g} nats a token: "
-            "its head or what it does before is not known here; choose another model"
+            "its head or what it does before is not known here, or targets are shifted; choose another model",
         )
     return policy
 
