@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.embedding.local import TextEmbedder
 from membuilder.schemes.scheme import Scheme, Shown
 from membuilder.types import AgentUpdate, Bank, Failure, FailureKind, Session
-from rollout.tokens import decode_completion, encode_prompt
+from rollout.tokens import completion_text, encode_prompt
 from rollout.types import Completion, Engine, Group, Rollout, Sample, SamplingConfig
 
 
@@ -115,9 +115,7 @@ def _rollout(
     scheme: Scheme,
 ) -> Rollout:
     """Apply the roles' answers together; `drawn` lacks the roles whose prompts are too long."""
-    # an end token is no part of the text, also where the tokenizer does not know it as special
-    ids = {role: each.token_ids[: len(each.token_ids) - each.finished] for role, each in drawn.items()}
-    texts = {role: decode_completion(tokenizer, each) for role, each in ids.items()}
+    texts = {role: completion_text(tokenizer, completion) for role, completion in drawn.items()}
     updates = {}
     for role in scheme.roles:
         if role not in drawn:

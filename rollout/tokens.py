@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from membuilder.errors import ConfigError
 from membuilder.model_folders import loading
 from rollout.chat_template import chat_format, set_template_kwargs
+from rollout.types import Completion
 
 
 def load_tokenizer(path: str, template_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
@@ -40,6 +41,12 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
     chat = chat_format(tokenizer)
     ids = tokenizer(chat.target(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*ids, chat.end_id]
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> str:
+    """Return what a completion says; its end token is no part of that, also where the tokenizer thinks it a word."""
+    ids = completion.token_ids
+    return decode_completion(tokenizer, ids[:-1] if completion.finished else ids)
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] | tuple[int, ...]) -> str:

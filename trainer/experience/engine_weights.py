@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from reward.judges import Verdict
-from rollout.tokens import decode_completion, encode_prompt
+from rollout.tokens import completion_text, encode_prompt
 from rollout.types import Engine, SamplingConfig
 from trainer.model.policy import Policy
 
@@ -44,7 +44,7 @@ class EngineWeights:
             self._engine.load_weights(reference.model.state_dict().items(), version=0)
             try:
                 for prompt, _, found in self._engine.stream([encoded[n] for n in fitting], 1, sampling, seed=0):
-                    yield fitting[prompt], _text(decode_completion(tokenizer, found.token_ids), found.finished)
+                    yield fitting[prompt], _text(completion_text(tokenizer, found), found.finished)
             finally:
                 self.load_policy(self._version)
 
