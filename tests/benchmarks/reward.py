@@ -50,7 +50,9 @@ from trainer.run_setup import make_collector, make_engine, rl_builds
 
 ROLLOUTS, QUESTIONS, IN_FLIGHT, LATENCY, GOAL = 256, 5, 64, 0.05, 1.25
 CALLS = 2 * ROLLOUTS * QUESTIONS
-HIDDEN_GOAL, PACE_SECONDS, SESSIONS, END_SCALE = 0.8, 8.0, 8, 3.0
+HIDDEN_GOAL, PACE_SECONDS, SESSIONS, END_SCALE = 0.8, 8.0, 8, 4.0
+ENGINES = ("replayed:4", "transformers:4", "vllm:32", "vllm:64")
+"""And the rollouts of a session; vLLM decodes 256 sequences at once, so that it needs four or eight rounds for these."""
 RESULTS = Path(__file__).parent / "results" / "reward.json"
 SCHEME = load_scheme("four_agents", PromptConfig())
 DAY = datetime(2023, 5, 8)
@@ -128,16 +130,17 @@ class EveryTime(LLMJudge):
 
 
 def small_run(folder: Path, engine: str) -> tuple[RLConfig, Collector, SessionStream]:
-    """An untrained tiny policy that samples SESSIONS sessions a few times, in the engine of that name."""
+    """An untrained tiny policy that samples SESSIONS sessions a few times, in an engine such as `vllm:32`."""
+    engine, _, num_rollouts = engine.partition(":")
     config = RLConfig(
         out=str(folder),
         model=ModelConfig(path=str(folder), dtype="float32"),
         prompts=PromptConfig(template_set="compact", response_format=ResponseFormat.TURNS, entries_shown=0),
         sampling=SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=96),
-        reward=RewardConfig(earlier_questions=True),
+        reward=RewardConfig(earlier_questions=True, num_questions=1 if engine == "vllm" else QUESTIONS),
         engine="vllm" if engine == "vllm" else "transformers",
         sessions_per_step=SESSIONS,
-        num_rollouts=32 if engine == "vllm" else 4,  # vLLM decodes 256 sequences at once
+        num_rollouts=int(num_rollouts),
         max_model_len=1024,
     )
     config.data.num_train, config.data.num_held_out, config.data.max_turns = 12, 1, 6
@@ -188,6 +191,7 @@ def overlap(engine: str, repeats: int) -> list[dict]:
         latency = generate * IN_FLIGHT / 4 / (2 * num_questions)  # a quarter in flight: this CPU decodes, too
         with stub_server(latency) as url:
             reward = replace(reward_config(url), max_concurrent=IN_FLIGHT // 4, earlier_questions=True)
+            reward = replace(reward, num_questions=config.reward.num_questions)
             collector = replace(collector, judge=EveryTime(reward), reward=reward)
             for _ in range(repeats):
                 generate, judge = after_another(collector, stream, seed=0)
@@ -271,7 +275,7 @@ def repeated(measure: Callable[[int], dict], repeats: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--engines", nargs="*", default=["replayed", "transformers", "vllm"])
+    parser.add_argument("--engines", nargs="*", default=ENGINES)
     given = parser.parse_args()
     embedder = Embedder()
     embedder.embed(
