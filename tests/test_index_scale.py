@@ -88,12 +88,6 @@ def test_the_size_decides_unless_the_kind_is_named():
     assert IndexConfig(kind=IndexKind.HNSW).kind_for(1) is IndexKind.HNSW
 
 
-@pytest.mark.parametrize("wrong", [{"hnsw_neighbors": 1}, {"approximate_from": 0}])
-def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="does not fit; expected"):
-        IndexConfig(**wrong)
-
-
 def test_what_does_not_fit_is_refused():
     index = index_of(IndexKind.EXACT)
     for call in (
