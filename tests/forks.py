@@ -13,9 +13,11 @@ from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import RLock
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from membuilder.command import clear_errors
 from membuilder.embedding.local import Embedder
@@ -44,6 +46,9 @@ def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: st
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     faulthandler.dump_traceback_later(seconds * 0.9, file=sys.stderr)
     torch.set_num_threads(1)
+    tqdm.set_lock(
+        RLock()
+    )  # its own is one of all processes: a child killed while it holds it would stop every later one
     os.environ.pop("WANDB_SERVICE", None)  # one that a test started in the parent knows the runs of killed children
     before()
     with clear_errors("run"):
