@@ -50,9 +50,9 @@ from trainer.run_setup import make_collector, make_engine, rl_builds
 
 ROLLOUTS, QUESTIONS, IN_FLIGHT, LATENCY, GOAL = 256, 5, 64, 0.05, 1.25
 CALLS = 2 * ROLLOUTS * QUESTIONS
-HIDDEN_GOAL, PACE_SECONDS, SESSIONS, END_SCALE = 0.8, 8.0, 8, 4.0
-ENGINES = ("replayed:4", "transformers:4", "vllm:32", "vllm:64")
-"""And the rollouts of a session; vLLM decodes 256 sequences at once: these need four and eight rounds."""
+HIDDEN_GOAL, PACE_SECONDS, SESSIONS, END_SCALE = 0.8, 8.0, 16, 3.0
+ENGINES = ("replayed:4", "transformers:4", "vllm:32")
+"""And the rollouts of a session; vLLM decodes 256 sequences at once, and needs eight rounds for those."""
 RESULTS = Path(__file__).parent / "results" / "reward.json"
 SCHEME = load_scheme("four_agents", PromptConfig())
 DAY = datetime(2023, 5, 8)
