@@ -1,6 +1,7 @@
 """The whole chain on a laptop: data, rules, SFT, ADRPO with vLLM rollouts, evaluation on dialogues kept apart.
 
-    ./launch/quickstart.sh [--model MODEL] [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N] [--resume]
+    ./launch/quickstart.sh [--model MODEL] [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N]
+        [--resume]
 
 Writes DIR/summary.json, metrics, completions, the models and plots, and prints a table.
 """
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from membuilder.command import ArgumentParser, clear_errors
 from membuilder.config import load
@@ -37,8 +38,8 @@ TINY, PRETRAINED = "quickstart", "pretrained"
 """How the configs of a model made for the run begin, and those of one that can read already."""
 FOR_A_FILE = {
     TINY: (
-        # A few long conversations are learned by heart soon: fewer and smaller steps, and a lower price, because on real
-        # talk a stored turn answers a question more rarely.
+        # A few long conversations are learned by heart soon: fewer and smaller steps, and a lower price, because on
+        # real talk a stored turn answers a question more rarely.
         "num_steps=20",
         "optim.lr=5e-4",
         "reward.length_weight=0.04",
@@ -62,9 +63,7 @@ FOR_A_FILE = {
 def main(argv: Sequence[str] | None = None) -> None:
     text = "Train and evaluate a tiny memory builder on this machine."
     parser = ArgumentParser(prog="python -m trainer.quickstart", description=text)
-    parser.add_argument(
-        "--model", help="a pretrained chat model: smollm2, a folder, hub name or GGUF file; default: a tiny one"
-    )
+    parser.add_argument("--model", help="smollm2, a folder, hub name or GGUF file; default: a tiny model")
     parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
     parser.add_argument("--out", default="runs/quickstart", help="output folder (default: %(default)s)")
@@ -118,26 +117,39 @@ def run(given: argparse.Namespace) -> None:
         systems["adrpo"] = judge_policy(builds.held_out, collector, "adrpo")
         engine.close()
 
+    steps = {"sft": sft_result.num_steps, "rl": rl_config.num_steps}
+    held_out, path = [build.dialogue.id for build in builds.held_out], Path(given.out, "summary.json")
+    record = summary(given, rl_config.engine, held_out, steps, seconds, systems)
+    write_atomic(path, json.dumps(record, indent=2) + "\n")
+    print(table(systems, rl_config.reward.judge))
+    for picture in (picture for folder in ("", "sft", "rl") for picture in plot_run(path.parent / folder)):
+        print(f"picture: {picture}")
+    print(f"summary: {path}")
+
+
+def summary(
+    given: argparse.Namespace,
+    engine: str,
+    held_out: Sequence[str],
+    steps: dict[str, int],
+    seconds: Counter[str],
+    systems: "dict[str, SystemResult]",
+) -> dict[str, Any]:
+    """Return what a run was and came to, for its file."""
     rows = {name: asdict(result) for name, result in systems.items()}
-    summary = {
+    return {
         "model": given.model or "tiny",
         "data": given.data or "generated",
         "eval_data": given.eval_data or ("split of data" if given.data else "generated, other people"),
-        "held_out": [build.dialogue.id for build in builds.held_out],
+        "held_out": held_out,
         "seed": given.seed,
-        "engine": rl_config.engine,
-        "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
+        "engine": engine,
+        "steps": steps,
         "wall_seconds": {"setup": given.setup_seconds, **seconds},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "systems": rows,
         "prompt_too_long": {name: row.pop("prompt_too_long") for name, row in rows.items()},
     }
-    path = Path(given.out, "summary.json")
-    write_atomic(path, json.dumps(summary, indent=2) + "\n")
-    print(table(systems, rl_config.reward.judge))
-    for picture in (picture for folder in ("", "sft", "rl") for picture in plot_run(path.parent / folder)):
-        print(f"picture: {picture}")
-    print(f"summary: {path}")
 
 
 class Measured:
