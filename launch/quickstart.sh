@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Trains and evaluates a tiny memory builder on this machine's CPU, from nothing to a table and pictures.
 #
-#   ./launch/quickstart.sh [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N] [sft.key=value] [rl.key=value]
+#   ./launch/quickstart.sh [--model MODEL] [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N] [--resume]
+#       [sft.key=value] [rl.key=value]
 #
+# --model smollm2 trains a pretrained chat model of 135 million weights in place of a tiny one; it takes about an hour.
 # --data is a LoCoMo or LongMemEval JSON file (gz or not); without it the project generates its own corpus.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests import forks
 from tests.terminal import strange_lines
+from trainer import tiny
 from trainer.quickstart import main
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +100,23 @@ def test_the_same_seed_gives_the_same_summary(run, tmp_path):
     arguments = ["--out", str(tmp_path), *SMALL]
     forks.finish(main, (arguments,), tmp_path / "log", lambda: torch.set_num_threads(threads), seconds=600)
     assert summary_of(tmp_path)["systems"] == summary_of(run[0])["systems"]
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_and_a_run_that_goes_on(tmp_path):
+    """The second run finds both stages finished: it evaluates the policy that RL left, and trains nothing."""
+    model = tmp_path / "model"
+    forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made", seconds=120)
+    out, first, second = tmp_path / "out", tmp_path / "first", tmp_path / "second"
+    arguments = ["--out", str(out), "--model", str(model), "rl.engine=transformers", "sft.sessions_per_step=4", *SMALL]
+    forks.finish(main, (arguments,), first, seconds=600)
+    before, weights = summary_of(out), load_file(out / "rl/model/model.safetensors")
+    assert before["model"] == str(model) and before["steps"] == {"sft": 4, "rl": 2}
+    forks.finish(main, ([*arguments, "--resume"],), second, seconds=600)
+    assert second.read_text().count("nothing left to train") == 2
+    assert summary_of(out)["systems"] == before["systems"]
+    now = load_file(out / "rl/model/model.safetensors")
+    assert all(torch.equal(now[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The whole chain on a laptop: data, rules, SFT, ADRPO with vLLM rollouts, evaluation on dialogues kept apart.
 
-    ./launch/quickstart.sh [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N]
+    ./launch/quickstart.sh [--model MODEL] [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N]
+        [--resume]
 
 Writes DIR/summary.json, metrics, completions, the models and plots, and prints a table.
 """
@@ -10,12 +11,12 @@ import json
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from membuilder.command import ArgumentParser, clear_errors
 from membuilder.config import load
@@ -33,41 +34,54 @@ if TYPE_CHECKING:
 
 say = partial(print, flush=True)
 CONFIGS = Path(__file__).parent.parent / "configs"
-FOR_A_FILE = (
-    # A few long conversations are learned by heart soon: fewer and smaller steps, and a lower price, because on real
-    # talk a stored turn answers a question more rarely.
-    "num_steps=20",
-    "optim.lr=5e-4",
-    "reward.length_weight=0.04",
-    "length_target=1.2",
-    "length_gain=3",
-    # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
-    "reward.length.tolerance_tokens=0",
-    "reward.length.ratio_lower=0",
-    "reward.length.ratio_upper=0",
-)
+TINY, PRETRAINED = "quickstart", "pretrained"
+"""How the configs of a model made for the run begin, and those of one that can read already."""
+FOR_A_FILE = {
+    TINY: (
+        # A few long conversations are learned by heart soon: fewer and smaller steps, and a lower price, because on
+        # real talk a stored turn answers a question more rarely.
+        "num_steps=20",
+        "optim.lr=5e-4",
+        "reward.length_weight=0.04",
+        "length_target=1.2",
+        "length_gain=3",
+        # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
+        "reward.length.tolerance_tokens=0",
+        "reward.length.ratio_lower=0",
+        "reward.length.ratio_upper=0",
+    ),
+    PRETRAINED: (
+        "reward.length_weight=0.04",
+        "reward.length.tolerance_tokens=0",
+        "reward.length.ratio_lower=0",
+        "reward.length.ratio_upper=0",
+    ),
+}
 """RL settings when the data is a file; those of the command line take precedence."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     text = "Train and evaluate a tiny memory builder on this machine."
     parser = ArgumentParser(prog="python -m trainer.quickstart", description=text)
+    parser.add_argument("--model", help="smollm2, a folder, hub name or GGUF file; default: a tiny model")
     parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
     parser.add_argument("--out", default="runs/quickstart", help="output folder (default: %(default)s)")
     parser.add_argument("--seed", type=flag_type(Seed), default=1)
     parser.add_argument("--steps-rl", type=flag_type(PositiveInt), help="RL steps (default: the config's)")
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds of a run that was stopped")
     parser.add_argument("--setup-seconds", type=flag_type(NonNegativeFloat), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
-    with clear_errors("quickstart", GOES_ON.format("sft.resume=auto rl.resume=auto")):
+    with clear_errors("quickstart", GOES_ON.format("--resume")):
         run(parser.parse_args(argv))
 
 
 def run(given: argparse.Namespace) -> None:
     """Run every stage in order."""
     steps = [] if given.steps_rl is None else [f"rl.num_steps={given.steps_rl}"]
-    overrides = [*steps, *given.overrides]
-    sft_config, rl_config = load_configs(given.out, given.seed, overrides, given.data, given.eval_data)
+    resume = ["sft.resume=auto", "rl.resume=auto"] if given.resume else []
+    overrides = [*steps, *resume, *given.overrides]
+    sft_config, rl_config = load_configs(given.out, given.seed, overrides, given.data, given.eval_data, given.model)
     check_paths(sft_config)
     quiet_libraries(Path(given.out) / LOG_FILE)
     # after the arguments were checked: PyTorch and its company take seconds to load
@@ -86,15 +100,16 @@ def run(given: argparse.Namespace) -> None:
         builds = build_corpus(sft_config.data, embedder, scheme, *SIDES)
         say(f"data: {given.data or 'generated for this run'}\n  train on {ids(builds.train)}")
         say(f"  evaluate on {ids(builds.held_out)}, never trained on")
-        say("SFT: a small Qwen3 learns to imitate the rules")
+        say(f"SFT: {given.model or 'a small Qwen3'} learns to imitate the rules")
         sft_result = sft.train(sft_config, setup_sft(sft_config, builds, embedder))
     with timed("eval", seconds):
         say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
         engine = make_engine(rl_config, sft_result.model_dir)
         tokenizer = load_tokenizer(str(sft_result.model_dir), rl_config.prompts.chat_template_kwargs)
         collector = make_collector(rl_config, engine, tokenizer, embedder)
-        systems = compare_baselines(builds.held_out, collector)
-        systems["sft"] = judge_policy(builds.held_out, collector, "sft")
+        measured = Measured(Path(given.out, "systems.json"), given.resume)
+        systems = measured.once("baselines", lambda: compare_baselines(builds.held_out, collector))
+        systems |= measured.once("sft", lambda: {"sft": judge_policy(builds.held_out, collector, "sft")})
     with timed("rl", seconds):
         say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
         rl.train(rl_config, setup_rl(rl_config, builds, collector))
@@ -102,25 +117,56 @@ def run(given: argparse.Namespace) -> None:
         systems["adrpo"] = judge_policy(builds.held_out, collector, "adrpo")
         engine.close()
 
+    steps = {"sft": sft_result.num_steps, "rl": rl_config.num_steps}
+    held_out, path = [build.dialogue.id for build in builds.held_out], Path(given.out, "summary.json")
+    record = summary(given, rl_config.engine, held_out, steps, seconds, systems)
+    write_atomic(path, json.dumps(record, indent=2) + "\n")
+    print(table(systems, rl_config.reward.judge))
+    for picture in (picture for folder in ("", "sft", "rl") for picture in plot_run(path.parent / folder)):
+        print(f"picture: {picture}")
+    print(f"summary: {path}")
+
+
+def summary(
+    given: argparse.Namespace,
+    engine: str,
+    held_out: Sequence[str],
+    steps: dict[str, int],
+    seconds: Counter[str],
+    systems: "dict[str, SystemResult]",
+) -> dict[str, Any]:
+    """Return what a run was and came to, for its file."""
     rows = {name: asdict(result) for name, result in systems.items()}
-    summary = {
+    return {
+        "model": given.model or "tiny",
         "data": given.data or "generated",
         "eval_data": given.eval_data or ("split of data" if given.data else "generated, other people"),
-        "held_out": [build.dialogue.id for build in builds.held_out],
+        "held_out": held_out,
         "seed": given.seed,
-        "engine": rl_config.engine,
-        "steps": {"sft": sft_result.num_steps, "rl": rl_config.num_steps},
+        "engine": engine,
+        "steps": steps,
         "wall_seconds": {"setup": given.setup_seconds, **seconds},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "systems": rows,
         "prompt_too_long": {name: row.pop("prompt_too_long") for name, row in rows.items()},
     }
-    path = Path(given.out, "summary.json")
-    write_atomic(path, json.dumps(summary, indent=2) + "\n")
-    print(table(systems, rl_config.reward.judge))
-    for picture in (picture for folder in ("", "sft", "rl") for picture in plot_run(path.parent / folder)):
-        print(f"picture: {picture}")
-    print(f"summary: {path}")
+
+
+class Measured:
+    """What was evaluated already, in a file beside the models: an evaluation takes minutes, and its model is done."""
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self._path = path
+        self._rows = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
+
+    def once(self, name: str, evaluate: "Callable[[], dict[str, SystemResult]]") -> "dict[str, SystemResult]":
+        """Return the results of that name, evaluated now if they are not in the file."""
+        from trainer.experience.evaluate import SystemResult
+
+        if name not in self._rows:
+            self._rows[name] = {system: asdict(result) for system, result in evaluate().items()}
+            write_atomic(self._path, json.dumps(self._rows, indent=2) + "\n")
+        return {system: SystemResult(**row) for system, row in self._rows[name].items()}
 
 
 @contextmanager
@@ -132,17 +178,23 @@ def timed(stage: str, seconds: Counter[str]) -> Iterator[None]:
 
 
 def load_configs(
-    out: str, seed: int, overrides: Sequence[str] = (), data: str | None = None, eval_data: str | None = None
+    out: str,
+    seed: int,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    eval_data: str | None = None,
+    model: str | None = None,
 ) -> tuple[SFTConfig, RLConfig]:
     """Return both stages' configs with the command line laid over them; RL starts from the model that SFT writes.
 
     `overrides` are further `sft.key=value` and `rl.key=value`.
     """
+    kind = TINY if model is None else PRETRAINED
     given = [f"seed={seed}", f"data.seed={seed}"]
-    for_rl = []
+    for_rl, for_sft = [], [] if model is None else [f"model.path={model}"]
     if data is not None:
         given += [f"data.path={data}", "data.num_steering=0"]  # a file has few dialogues
-        for_rl += FOR_A_FILE
+        for_rl += FOR_A_FILE[kind]
     if eval_data is not None:
         given.append(f"data.eval_path={eval_data}")
     own: dict[str, list[str]] = {"sft": [], "rl": []}
@@ -151,11 +203,11 @@ def load_configs(
         if stage not in own:
             raise ConfigError(f"'{text}': say which stage it is for: start it with sft. or rl.")
         own[stage].append(setting)
-    sft_config = load(SFTConfig, CONFIGS / "quickstart_sft.yaml", [*given, f"out={out}/sft", *own["sft"]])
+    sft_config = load(SFTConfig, CONFIGS / f"{kind}_sft.yaml", [*given, *for_sft, f"out={out}/sft", *own["sft"]])
     if not sft_config.data.holds_out:
         raise ConfigError("a split leaves no dialogues to evaluate on: name some by --eval-data")
     start = [f"out={out}/rl", f"model.path={sft_config.out}/model"]
-    return sft_config, load(RLConfig, CONFIGS / "quickstart_rl.yaml", [*given, *for_rl, *start, *own["rl"]])
+    return sft_config, load(RLConfig, CONFIGS / f"{kind}_rl.yaml", [*given, *for_rl, *start, *own["rl"]])
 
 
 def ids(builds: "Sequence[ExpertBuild]") -> str:

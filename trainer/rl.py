@@ -91,6 +91,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     checkpoints = Checkpoints(config, accelerator, world, parts.policy.model, collector.tokenizer, BEST)
     begun, anew = checkpoints.load(RLProgress), config.resume == "never"
     if checkpoints.is_finished(begun, config.num_steps, "num_steps"):
+        weights.load_policy(begun.step)  # whoever evaluates with the engine now evaluates this policy
         return save_model(accelerator, policy, collector.tokenizer, config, begun.step, "model")
     stop, skips = Stop(world), Skips(limit=config.max_skipped)
     idle_steps = IdleSteps(config.max_idle_steps, accelerator.print)
