@@ -7,6 +7,7 @@ a lock that any thread of this process holds at the moment of a fork stays locke
 import faulthandler
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: st
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     faulthandler.dump_traceback_later(seconds * 0.9, file=sys.stderr)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
     tqdm.set_lock(
         RLock()
     )  # its own is one of all processes: a child killed while it holds it would stop every later one

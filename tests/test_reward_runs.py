@@ -119,7 +119,7 @@ def test_what_could_not_be_judged_is_counted_by_cause_and_too_much_of_it_stops_t
     assert row["qa/missing/grader_undecided"] >= 1
     with FaultServer(failing_for(1, EvidenceStub(builds))) as server:
         run = Run(config_of(tmp_path / "all", reward=reward_of(server), num_steps=1), builds)
-        with pytest.raises(RewardError, match=r"rewards of this step could not be judged .* grader_undecided \d+\)"):
+        with pytest.raises(RewardError, match=r"rewards of this step could not be judged .* grader_undecided \d+\."):
             run.train()
 
 

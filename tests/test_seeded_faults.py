@@ -26,7 +26,7 @@ from trainer.experience.sample_checks import check_prompts, check_template
 from trainer.model import shared_prefix
 from trainer.model.policy import Policy
 
-pack, hidden_states, generate = packing.pack, shared_prefix.hidden_states, TransformersEngine.generate
+pack, hidden_states, stream = packing.pack, shared_prefix.hidden_states, TransformersEngine.stream
 render_prompt, make_rollout = prompts.render_prompt, sampler._rollout
 
 
@@ -59,9 +59,9 @@ def stale_weights_under_a_new_version(patch) -> None:
 
 def another_temperature(patch) -> None:
     def warmer(self, prompts, n, sampling, seed):
-        return generate(self, prompts, n, replace(sampling, temperature=1.3), seed)
+        return stream(self, prompts, n, replace(sampling, temperature=1.3), seed)
 
-    patch.setattr(TransformersEngine, "generate", warmer)
+    patch.setattr(TransformersEngine, "stream", warmer)
 
 
 def swapped_samples(patch) -> None:
@@ -115,7 +115,6 @@ FAULTS: list[tuple[Callable, str, int]] = [
     (swapped_samples, "roles", 0),
     (swapped_completions, "engine_logprobs", 0),
     (prompts_without_the_session, "prompt_text", 0),
-    (a_template_that_eats_the_prompt, "prompt_text", 0),
 ]
 """What is seeded after SFT, which check finds it, and how many steps were trained on before."""
 
@@ -135,6 +134,13 @@ def test_a_seeded_fault_is_found_within_a_step(run, monkeypatch, seed, check, nu
     assert caught.value.check == check
     assert len([row for row in metrics(Path(run.config.out)) if "reward/mean" in row]) >= num_trained
     assert not Path(run.config.out, "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_template_that_eats_the_prompt_is_found_before_anything_is_asked(run, monkeypatch):
+    a_template_that_eats_the_prompt(monkeypatch)
+    with pytest.raises(ConfigError, match="the chat template leaves out what a user says"):
+        run.train()
 
 
 @pytest.mark.slow
