@@ -152,6 +152,7 @@ def small_run(folder: Path, engine: str) -> tuple[RLConfig, Collector, SessionSt
     # untrained it would never end an answer, and all would reach the limit at once
     model.get_input_embeddings().weight.data[tokenizer.eos_token_id] *= END_SCALE
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     made = make_engine(config, folder)
     collector = make_collector(config, Replayed(made) if engine == "replayed" else made, tokenizer, embedder)
     return config, collector, SessionStream(builds, embedder, scheme, SESSIONS, States.EXPERT, seed=1)
