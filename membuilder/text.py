@@ -1,5 +1,7 @@
 """How turns and entries are written as text, and which strings are text."""
 
+from collections.abc import Sequence
+
 from membuilder.types import Session, Turn
 
 HALF_CHARACTER = "holds half a surrogate pair, which is no text"
@@ -19,6 +21,11 @@ def in_short(error: BaseException) -> str:
     """Return the first line of what an error says, for a message on one line; libraries write pages."""
     first = next(iter(str(error).strip().splitlines()), "")
     return first if len(first) <= 300 else f"{first[:300]} ..."
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """Name the first few for a message: `a, b, c, ...`."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def quoted(session: Session, turn: Turn) -> str:

@@ -18,6 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from membuilder.errors import ConfigError
 from membuilder.model_folders import loading
 from membuilder.quiet import hide_loading_bars
+from membuilder.text import first_of
 from rollout.chat_template import chat_format
 from rollout.tokens import load_tokenizer
 
@@ -136,7 +137,7 @@ def _refuse_partial(
     if not (missing or unexpected or mismatched):
         return
     found = [
-        f"{len(names)} {what} ({', '.join(sorted(names)[:NUM_NAMED])}{', ...' if len(names) > NUM_NAMED else ''})"
+        f"{len(names)} {what} ({first_of(sorted(names))})"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),

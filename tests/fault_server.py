@@ -4,14 +4,17 @@ sent.
     with FaultServer(status(429, headers={"retry-after": "1"}), answer("yes")) as server:
         ...  # the first request is refused, each one after it answered with "yes"
 
-`python -m tests.fault_server SECONDS` serves a latency alone in a process of its own: it prints its port.
+`python -m tests.fault_server SECONDS` serves a latency alone in a process of its own and prints its port, as `served`
+wants it.
 """
 
 import asyncio
 import json
+import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -190,6 +193,18 @@ class FaultServer:
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         return Request(method=method, path=path, headers=headers, body=json.loads(body or b"{}"))
+
+
+@contextmanager
+def served(*arguments: object) -> Iterator[str]:
+    """Run `python -m ARGUMENTS`, a server that prints its port, in a process of its own; gives its base URL."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def stub_reply(request: Request) -> str:

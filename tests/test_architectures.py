@@ -40,7 +40,7 @@ from transformers import (
 from membuilder.errors import ConfigError, ParityError
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.configs import Attention
-from trainer.model import make_policy as module
+from trainer.model import policy as policy_module
 from trainer.model.dense_copies import own_logprobs
 from trainer.model.make_policy import make_policy, switch_off_dropout
 
@@ -207,14 +207,14 @@ def test_what_is_not_known_by_name_is_found_by_its_numbers(monkeypatch, caplog):
     model = make(SHARED["llama"])
     for layer in model.model.layers:
         layer.self_attn.scaling *= 2  # as if only transformers' own attention read it
-    unscaled = module.use_shared_prefix
+    unscaled = policy_module.use_shared_prefix
 
     def forgetful(model: PreTrainedModel) -> None:
         unscaled(model)
         for layer in model.model.layers:
             layer.self_attn.scaling /= 2
 
-    monkeypatch.setattr(module, "use_shared_prefix", forgetful)
+    monkeypatch.setattr(policy_module, "use_shared_prefix", forgetful)
     with pytest.raises(ConfigError, match="other log-probs than the model's own forward, by .* nats"):
         make_policy(model, Attention.SHARED, CPU)
     model = make(SHARED["llama"])

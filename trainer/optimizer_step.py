@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from membuilder.errors import DivergedError
 from trainer.batching.loss_rows import Objective
-from trainer.batching.packing import PackedBatch, Share, dense_trees, micro_batches, pack_on
+from trainer.batching.packing import PackedBatch, Share, as_run, micro_batches, pack_on
 from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
 from trainer.losses import Loss, sequence_lengths
@@ -55,7 +55,7 @@ def make_update(
 
     Where prompts are not shared, each sequence is a tree of its own, with the name of its session.
     """
-    trees = share.trees if shares_prompts else [each for tree in share.trees for each in dense_trees(tree)]
+    trees = as_run(share.trees, shares_prompts)
     dealt = deal([tree.num_tokens for tree in trees], world.size)
     batches = [micro_batches([trees[index] for index in indices], max_tokens) for indices in dealt]
     mine, most = batches[world.rank], max(map(len, batches))

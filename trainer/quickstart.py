@@ -23,6 +23,7 @@ from membuilder.config import load
 from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.text import first_of
 from membuilder.value_types import NonNegativeFloat, PositiveInt, Seed, flag_type
 from trainer.command_line import GOES_ON, check_paths
 from trainer.rl_config import RLConfig
@@ -36,28 +37,16 @@ say = partial(print, flush=True)
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY, PRETRAINED = "quickstart", "pretrained"
 """How the configs of a model made for the run begin, and those of one that can read already."""
-FOR_A_FILE = {
-    TINY: (
-        # A few long conversations are learned by heart soon: fewer and smaller steps, and a lower price, because on
-        # real talk a stored turn answers a question more rarely.
-        "num_steps=20",
-        "optim.lr=5e-4",
-        "reward.length_weight=0.04",
-        "length_target=1.2",
-        "length_gain=3",
-        # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
-        "reward.length.tolerance_tokens=0",
-        "reward.length.ratio_lower=0",
-        "reward.length.ratio_upper=0",
-    ),
-    PRETRAINED: (
-        "reward.length_weight=0.04",
-        "reward.length.tolerance_tokens=0",
-        "reward.length.ratio_lower=0",
-        "reward.length.ratio_upper=0",
-    ),
-}
+FOR_A_FILE = (
+    "reward.length_weight=0.04",  # lower, because on real talk a stored turn answers a question more rarely
+    # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
+    "reward.length.tolerance_tokens=0",
+    "reward.length.ratio_lower=0",
+    "reward.length.ratio_upper=0",
+)
 """RL settings when the data is a file; those of the command line take precedence."""
+TINY_ON_A_FILE = ("num_steps=20", "optim.lr=5e-4", "length_target=1.2", "length_gain=3")
+"""Further ones of the tiny model: a few long conversations are learned by heart soon, so fewer and smaller steps."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -194,7 +183,7 @@ def load_configs(
     for_rl, for_sft = [], [] if model is None else [f"model.path={model}"]
     if data is not None:
         given += [f"data.path={data}", "data.num_steering=0"]  # a file has few dialogues
-        for_rl += FOR_A_FILE[kind]
+        for_rl += FOR_A_FILE if kind == PRETRAINED else (*FOR_A_FILE, *TINY_ON_A_FILE)
     if eval_data is not None:
         given.append(f"data.eval_path={eval_data}")
     own: dict[str, list[str]] = {"sft": [], "rl": []}
@@ -211,8 +200,7 @@ def load_configs(
 
 
 def ids(builds: "Sequence[ExpertBuild]") -> str:
-    names = ", ".join(build.dialogue.id for build in builds[:8])
-    return f"{len(builds)} dialogues ({names}{', ...' if len(builds) > 8 else ''})"
+    return f"{len(builds)} dialogues ({first_of([build.dialogue.id for build in builds], 8)})"
 
 
 def table(systems: dict[str, "SystemResult"], judge: str) -> str:

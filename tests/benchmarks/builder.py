@@ -20,12 +20,8 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +41,7 @@ from membuilder.text import quoted
 from membuilder.types import Agent, Dialogue
 from tests.benchmarks.common import write
 from tests.fakes import HashEmbedder
-from tests.fault_server import FaultServer, Request, answering
+from tests.fault_server import FaultServer, Request, answering, served
 from tests.scripted import agent_of, num_turns
 
 NUM_SESSIONS, LATENCY_SECONDS, GOAL, REPEATS = 30, 0.05, 1.3, 5
@@ -68,16 +64,6 @@ def reply(request: Request) -> str:
         return '{"operations": []}'
     text = f"2023-05-07: Ann ran race {len(prompt)} for the {agent} memory."  # no two prompts are of one length here
     return json.dumps({"operations": [{"action": "ADD", "memory": text}]})
-
-
-@contextmanager
-def stub_server() -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-m", __spec__.name, "--serve"], stdout=subprocess.PIPE, text=True)
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def serve() -> None:
@@ -158,7 +144,7 @@ def main() -> None:
     if given.data:
         dialogues[given.conv_id] = next(each for each in load(given.data) if each.id == given.conv_id)
     rows = []
-    with stub_server() as base_url:
+    with served(__spec__.name, "--serve") as base_url:
         for name, dialogue in dialogues.items():
             short = replace(dialogue, sessions=dialogue.sessions[:NUM_SESSIONS], questions=())
             for kind, writes in itertools.product(given.embedder or EMBEDDERS, WRITES):

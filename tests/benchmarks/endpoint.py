@@ -15,12 +15,9 @@ import argparse
 import asyncio
 import gc
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -39,23 +36,13 @@ from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Dialogue, Question, Session, Turn
 from tests.benchmarks.common import write
+from tests.fault_server import served
 
 COUNT, CONCURRENCY, LATENCY = 1000, 64, 0.05
 IDEAL = COUNT / CONCURRENCY * LATENCY
 GOAL = 1.3
 RESULTS = Path(__file__).parent / "results" / "endpoint.json"
 START = datetime(2023, 5, 8, 13, 56)
-
-
-@contextmanager
-def stub_server(latency: float) -> Iterator[str]:
-    command = [sys.executable, "-m", "tests.fault_server", str(latency)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def calls(base_url: str, cache: AnswerCache | None, repeat: int) -> int:
@@ -140,7 +127,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     rows = []
     with (
-        stub_server(LATENCY) as base_url,
+        served("tests.fault_server", LATENCY) as base_url,
         tempfile.TemporaryDirectory() as folder,
         closing(AnswerCache(folder)) as cache,
     ):

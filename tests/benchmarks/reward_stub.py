@@ -9,14 +9,12 @@ what became of it.
 import asyncio
 import json
 import random
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from zlib import crc32
 
-from tests.fault_server import FaultServer, Request, answer, echo, status
+from tests.fault_server import FaultServer, Request, answer, echo, served, status
 
 FAILED, HUNG, ANSWERED = "failed", "hung", "answered"
 
@@ -36,17 +34,10 @@ def reply(request: Request) -> str:
     return json.dumps({"correct": is_right(prompt)}) if "response_format" in request.body else answered(prompt)
 
 
-@contextmanager
 def stub_server(
     latency: float, fail_share: float = 0.0, hang_share: float = 0.0, log: Path | None = None
-) -> Iterator[str]:
-    command = [sys.executable, "-m", __name__, *map(str, (latency, fail_share, hang_share, log or "/dev/null"))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-    finally:
-        process.terminate()
-        process.wait()
+) -> AbstractContextManager[str]:
+    return served(__name__, latency, fail_share, hang_share, log or "/dev/null")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ the only place where the next-token shift is made. Letters: N packed tokens, M r
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
@@ -90,9 +90,9 @@ def dense_tree(sequence: TrainSequence) -> Node:
     return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
 
 
-def dense_trees(tree: Node) -> list[Node]:
-    """Return a tree for each sequence of a tree."""
-    return [dense_tree(sequence) for sequence in sequences_of(tree)]
+def as_run(trees: Iterable[Node], shares_prompts: bool) -> list[Node]:
+    """Return the trees as a policy runs them: whole, or one for each sequence where prompts are not shared."""
+    return list(trees) if shares_prompts else [dense_tree(each) for tree in trees for each in sequences_of(tree)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 from membuilder.datasets.splits import Split, of_the_test_split
 from membuilder.errors import ConfigError
+from membuilder.text import first_of
 from membuilder.types import Dialogue
 from trainer.configs import DataConfig
 
 _log = logging.getLogger(__name__)
-_NUM_NAMED = 3
 
 
 def refuse_test_ids(names: Iterable[str], config: DataConfig, source: str) -> None:
@@ -18,7 +18,7 @@ def refuse_test_ids(names: Iterable[str], config: DataConfig, source: str) -> No
     if not found:
         return
     problem = (
-        f"{source}: {len(found)} dialogues to train on are of LongMemEval's published test split ({_named(found)}), "
+        f"{source}: {len(found)} dialogues to train on are of LongMemEval's published test split ({first_of(found)}), "
         "which `membuilder.eval --split test` scores"
     )
     if not config.allow_test_ids:
@@ -37,9 +37,5 @@ def refuse_trained_on(names: Iterable[str], held_out: Sequence[Dialogue], config
     if found := [dialogue.id for dialogue in held_out if dialogue.id in trained]:
         raise ConfigError(
             f"data.eval_path={config.eval_path}: {len(found)} of its {len(held_out)} dialogues are trained on too "
-            f"({_named(found)}): leave them out of that file"
+            f"({first_of(found)}): leave them out of that file"
         )
-
-
-def _named(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_NUM_NAMED]) + (", ..." if len(ids) > _NUM_NAMED else "")

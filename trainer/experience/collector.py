@@ -59,7 +59,7 @@ class Collector:
         mine = self.world.shard(stream.costs())
         tasks, experts = [stream.task(slot) for slot in mine], [stream.expert(slot) for slot in mine]
         asked = [
-            choose_questions(build.asked(), session, self.reward, f"{seed}-{task.id}")
+            dated(choose_questions(build.asked(), session, self.reward, f"{seed}-{task.id}"), task.session.timestamp)
             for task, (build, session) in zip(tasks, experts, strict=True)
         ]
         groups, answers = self._sample_and_ask(tasks, asked, seed)
@@ -77,8 +77,7 @@ class Collector:
         with asking(*self._how) as step:
             for each in sample_rollouts(tasks, self.engine, self.tokenizer, self.scheme, self.sampling, size, seed):
                 came.append(each)
-                questions = dated(asked[each.task], tasks[each.task].session.timestamp)
-                step.add((each.task, each.number), each.rollout.bank, questions)
+                step.add((each.task, each.number), each.rollout.bank, asked[each.task])
             results = step.results()
         answers = [[results[task, number] for number in range(size)] for task in range(len(tasks))]
         return grouped(tasks, came), answers

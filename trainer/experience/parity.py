@@ -15,7 +15,7 @@ import torch
 from membuilder.errors import ParityError
 from rollout.sampler import Task
 from rollout.types import SamplingConfig
-from trainer.batching.packing import Node, TrainSequence, build_tree, dense_tree, dense_trees, micro_batches, pack_on
+from trainer.batching.packing import Node, TrainSequence, as_run, build_tree, dense_tree, micro_batches, pack_on
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
 from trainer.experience.sample_checks import check_prompts
@@ -159,8 +159,7 @@ def _outputs(
     """
     policy.eval()
     device = next(policy.parameters()).device
-    trees = list(trees) if shares_prompts(policy) else [each for tree in trees for each in dense_trees(tree)]
-    batches = micro_batches(trees, max_tokens)
+    batches = micro_batches(as_run(trees, shares_prompts(policy)), max_tokens)
     spare = [dense_tree(TrainSequence(prompt_token_ids=(0,), completion_token_ids=(0,)))]
     found: dict[int, torch.Tensor] = {}  # by identity: packing and micro-batches change the order
     for number in range(max(world.gather(len(batches)))):

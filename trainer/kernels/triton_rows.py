@@ -69,7 +69,6 @@ def _gradient_kernel(
     entropy_gradient,
     row_stride,
     width,
-    vocab_size,
     inverse_temperature,
     BLOCK: tl.constexpr,
 ):
@@ -119,7 +118,7 @@ def write_gradient_(
 ) -> None:
     """Do what plain_rows.write_gradient_ does, for logits (n, V) with contiguous rows; a padding is overwritten."""
     _check(logits)
-    num_rows, vocab_size = logits.shape
+    num_rows = len(logits)
     if entropy_gradient is None:
         entropy_gradient = torch.zeros_like(logprob_gradient)
     if num_rows:
@@ -132,7 +131,6 @@ def write_gradient_(
             entropy_gradient.contiguous(),
             logits.stride(0),
             _width(logits),
-            vocab_size,
             1 / temperature,
             BLOCK=BLOCK,
         )

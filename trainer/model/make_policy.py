@@ -17,7 +17,7 @@ from trainer.configs import Attention
 from trainer.model.dense_copies import own_logprobs
 from trainer.model.head import Impl
 from trainer.model.policy import Policy
-from trainer.model.shared_prefix import UnsharedError, use_shared_prefix
+from trainer.model.shared_prefix import UnsharedError
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ def make_policy(model: PreTrainedModel, attention: Attention, device: torch.devi
     why_dense = None if attention is not Attention.DENSE else "attention: dense"
     if why_dense is None:
         try:
-            use_shared_prefix(model)
             policy = Policy(model, shares_prompts=True, head_impl=head_impl)
             gap = _gap(policy, sequences, expected)
             if gap <= LARGEST_GAP[model.dtype]:
