@@ -19,6 +19,7 @@ from membuilder.command import ArgumentParser, exit_status
 from membuilder.evaluation.compare import as_text, compare, load_side
 from membuilder.evaluation.metrics import METRICS
 from membuilder.evaluation.options import dialogues_of, parse
+from membuilder.garbage import keep_loaded
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.value_types import Seed, flag_type
 
@@ -37,6 +38,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     quiet_libraries(options.flags.output_dir / LOG_FILE)
     from membuilder.evaluation.run import run  # it loads libraries that wrong flags and files need not wait for
 
+    keep_loaded()
     return run(options, dialogues, path)
 
 

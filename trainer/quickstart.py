@@ -22,6 +22,7 @@ from membuilder.command import ArgumentParser, clear_errors
 from membuilder.config import load
 from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
+from membuilder.garbage import keep_loaded
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.text import first_of
 from membuilder.value_types import NonNegativeFloat, PositiveInt, Seed, flag_type
@@ -101,6 +102,7 @@ def run(given: argparse.Namespace) -> None:
         systems |= measured.once("sft", lambda: {"sft": judge_policy(builds.held_out, collector, "sft")})
     with timed("rl", seconds):
         say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
+        keep_loaded()
         rl.train(rl_config, setup_rl(rl_config, builds, collector))
     with timed("eval", seconds):
         systems["adrpo"] = judge_policy(builds.held_out, collector, "adrpo")

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # a mistake in the arguments is answered before PyTo
 
 import torch
 
+from membuilder.garbage import keep_loaded
 from membuilder.progress import progress
 from reward.score import POLICY
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
@@ -201,6 +202,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(RLConfig, argv, "trainer.rl")
     parts = setup_rl(config)
+    keep_loaded()
     with parts.collector.world.watched():
         folder = train(config, parts)
     parts.collector.engine.close()

@@ -6,10 +6,13 @@ questions at once waits for that. Behind a proxy they go through the HTTP client
 kinds of proxies. Nothing is tried again here and nothing is ever late: both is up to the caller.
 """
 
+import asyncio
 import json
+import os
 import sys
 import urllib.request
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 256 * 2**20
 """An answer announced as longer is not read, because it would fill the memory."""
 
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 OF_THE_TRANSPORT = ("accept-encoding", "connection")
 """Headers that each transport sets by what it can do."""
 
@@ -56,10 +60,15 @@ class Http:
         import aiohttp
         import openai  # seconds to import, which `--help` and programs that ask no model need not wait for
 
+        self._package = _package_of(openai.DefaultAioHttpClient)
         with usable_network_settings():
+            self._tls = _tls(self._package, *map(os.environ.get, CERTIFICATES))
             # aiohttp under httpx: at 64 requests in flight httpx's own pool takes more CPU than all the rest together
             self._proxied = openai.DefaultAioHttpClient(
-                timeout=None, follow_redirects=False, event_hooks={"response": [_look_at]}
+                timeout=None,
+                verify=self._tls,
+                follow_redirects=False,
+                event_hooks={"response": [_look_at]},
             )
         client = openai.AsyncOpenAI(
             api_key=api_key.get_secret_value(), base_url=base_url, max_retries=0, http_client=self._proxied
@@ -67,15 +76,17 @@ class Http:
         self.base_url = str(client.base_url)
         self._root = self.base_url.rstrip("/")
         self._proxied.headers.update(_headers(client))
-        self._package, self._has_proxy = _package_of(self._proxied), _has_proxy(self._root)
+        self._has_proxy = _has_proxy(self._root)
         self._session: aiohttp.ClientSession | None = None
+        self._pool: _Pool | None = None
         self.errors = (self._package.HTTPError, aiohttp.ClientError)
         """What is raised where no whole answer comes."""
 
     async def close(self) -> None:
         await self._proxied.aclose()
-        if self._session is not None:
+        if self._session is not None and self._pool is not None:
             await self._session.close()
+            await self._pool.leave()
 
     async def send(self, path: str, body: Mapping[str, Any] | None = None) -> object:
         """Post JSON, or get without it; return the JSON that comes back, or its text where it is not declared as JSON.
@@ -96,7 +107,8 @@ class Http:
     ) -> tuple[int, Mapping[str, str], bytes]:
         if self._session is None:
             self._session = self._new_session()
-        async with self._session.request(method, url, data=content, allow_redirects=False) as response:
+        request = self._session.request(method, url, data=content, ssl=self._tls, allow_redirects=False)
+        async with request as response:
             _refuse_endless(response.headers)
             return response.status, response.headers, await response.read()
 
@@ -107,13 +119,44 @@ class Http:
     def _new_session(self) -> "aiohttp.ClientSession":
         import aiohttp
 
-        tls = self._package.create_ssl_context() if self._root.startswith("https:") else True
+        self._pool = _Pool.join()
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+            connector=self._pool.connector,
+            connector_owner=False,
             headers={name: value for name, value in self._proxied.headers.items() if name not in OF_THE_TRANSPORT},
             timeout=aiohttp.ClientTimeout(total=None),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+
+
+class _Pool:
+    """Connections of one event loop, for all who ask there: an answerer and its judge are often one server.
+
+    To open one costs more than to send a request on one that is open.
+    """
+
+    _of_loops: "dict[asyncio.AbstractEventLoop, _Pool]" = {}
+
+    def __init__(self) -> None:
+        import aiohttp
+
+        self.connector, self._users = aiohttp.TCPConnector(limit=0), 0
+
+    @classmethod
+    def join(cls) -> "_Pool":
+        """Return the pool of the running loop; who joins must leave."""
+        loop = asyncio.get_running_loop()
+        if loop not in cls._of_loops:
+            cls._of_loops[loop] = cls()
+        cls._of_loops[loop]._users += 1
+        return cls._of_loops[loop]
+
+    async def leave(self) -> None:
+        """Close the connections where nobody is left."""
+        self._users -= 1
+        if not self._users:
+            del self._of_loops[asyncio.get_running_loop()]
+            await self.connector.close()
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
@@ -137,10 +180,16 @@ def _refuse_endless(headers: Mapping[str, str]) -> None:
         raise EndlessAnswer(f"it announces an answer of {length} bytes")
 
 
-def _package_of(http: Any) -> Any:
-    """Return the HTTP package under openai; which one that is differs between versions of openai."""
-    module = next(base.__module__ for base in type(http).__mro__ if base.__module__.startswith("httpx"))
+def _package_of(client: type) -> Any:
+    """Return the HTTP package under a client of openai; which one that is differs between versions of openai."""
+    module = next(base.__module__ for base in client.__mro__ if base.__module__.startswith("httpx"))
     return sys.modules[module.partition(".")[0]]
+
+
+@lru_cache
+def _tls(package: Any, *_files: str | None) -> Any:
+    """Return the certificates that are trusted, read once: that takes as long as fifty requests, in every step."""
+    return package.create_ssl_context()
 
 
 def _headers(client: "openai.AsyncOpenAI") -> dict[str, str]:

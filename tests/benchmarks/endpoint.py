@@ -28,6 +28,7 @@ from membuilder.evaluation.metrics import Outcome
 from membuilder.evaluation.options import parse
 from membuilder.evaluation.recall import Item, Ranking
 from membuilder.evaluation.records import record_of
+from membuilder.garbage import keep_loaded
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
@@ -132,6 +133,7 @@ def main() -> None:
         closing(AnswerCache(folder)) as cache,
     ):
         asyncio.run(calls(base_url, None, -1))  # imports, and the server's first connections
+        keep_loaded()  # as membuilder.eval does
         for kind, kept in (
             ("bare", None),
             ("calls", None),

@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import fmean
 
 from membuilder.embedding.local import Embedder
+from membuilder.garbage import keep_loaded
 from membuilder.llm.endpoints import Provider
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
@@ -203,7 +204,7 @@ def overlap(engine: str, repeats: int) -> list[dict]:
                     "kind": "overlap",
                     "engine": engine,
                     "questions": num_questions,
-                        "mean_length": round(mean_length, 1),
+                    "mean_length": round(mean_length, 1),
                     "latency_seconds": round(latency, 3),
                     "generate_seconds": round(generate, 2),
                     "judge_seconds": round(judge, 2),
@@ -284,6 +285,7 @@ def main() -> None:
     )
     with stub_server(LATENCY) as url:
         throughput(url, embedder, -1)  # imports, and the server's first connections
+        keep_loaded()  # as trainer.rl does once it is set up
         rows = repeated(lambda repeat: throughput(url, embedder, repeat), given.repeats)
     rows += repeated(lambda _: faults(embedder), 1)
     for engine in given.engines:
