@@ -7,6 +7,8 @@ import logging
 import pickle
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 import traceback
 
@@ -501,3 +503,42 @@ def test_the_account_that_the_environment_names_is_sent_along(monkeypatch):
     headers = server.requests[0].headers
     assert (headers["openai-organization"], headers["openai-project"]) == ("org-1", "proj-1")
     assert not [name for name in headers if name.startswith("x-stainless")]  # nothing of this machine
+
+
+def test_roles_that_ask_one_server_share_its_connections_until_the_last_one_leaves():
+    peers = []
+
+    async def note(request, writer) -> None:
+        peers.append(writer.get_extra_info("peername"))
+        await answer("yes")(request, writer)
+
+    async def session(config: ModelEndpoint) -> None:
+        def client(role: Role) -> ChatClient:
+            return ChatClient(ModelAccess(endpoint=config, api_key=KEY), role, Costs(usage=Usage()))
+
+        async with client(Role.JUDGE) as judge:
+            async with client(Role.ANSWERER) as answerer:
+                await answerer.complete(ask("1"))
+                await judge.complete(ask("2"))
+            await judge.complete(ask("3"))
+        async with client(Role.JUDGE) as judge:
+            await judge.complete(ask("4"))
+
+    with FaultServer(note) as server:
+        for _ in range(2):  # another event loop has connections of its own
+            asyncio.run(session(settings(server.base_url)))
+    assert len(peers) == 8 and len(set(peers)) == 4
+    assert peers[0] == peers[1] == peers[2] != peers[3]
+
+
+def test_what_is_loaded_is_not_looked_through_again():
+    program = """
+import gc, time, torch, transformers
+from membuilder.garbage import keep_loaded
+before = len(gc.get_objects())
+keep_loaded()
+print(before, len(gc.get_objects()))
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(int, found.stdout.split())
+    assert before > 50_000 > 100 * after

@@ -105,7 +105,8 @@ def run(given: argparse.Namespace) -> None:
         keep_loaded()
         rl.train(rl_config, setup_rl(rl_config, builds, collector))
     with timed("eval", seconds):
-        systems["adrpo"] = judge_policy(builds.held_out, collector, "adrpo")
+        after = f"adrpo after {rl_config.num_steps} steps"  # a run may be made longer
+        systems |= measured.once(after, lambda: {"adrpo": judge_policy(builds.held_out, collector, "adrpo")})
         engine.close()
 
     steps = {"sft": sft_result.num_steps, "rl": rl_config.num_steps}
@@ -127,7 +128,7 @@ def summary(
     systems: "dict[str, SystemResult]",
 ) -> dict[str, Any]:
     """Return what a run was and came to, for its file."""
-    rows = {name: asdict(result) for name, result in systems.items()}
+    rows = {name: result.row() for name, result in systems.items()}
     return {
         "model": given.model or "tiny",
         "data": given.data or "generated",

@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -80,7 +80,7 @@ class Benchmark:
         began = time.perf_counter()
         config, collector = self._collector(seed, name, start)
         rl.train(config, setup_rl(config, start.builds, collector))
-        result = asdict(judge_policy(start.builds.held_out, collector, name))
+        result = judge_policy(start.builds.held_out, collector, name).row()
         seconds = round(time.perf_counter() - began)
         self._add(seed, {name: result | {"steps": config.num_steps, "seconds": seconds}})
 
@@ -93,8 +93,8 @@ class Benchmark:
             sft.train(config, setup_sft(config, builds, self.embedder))
         start = self.starts[seed] = Start(builds, model_dir, load_tokenizer(str(model_dir)))
         _, collector = self._collector(seed, "adrpo", start)
-        rows = {name: asdict(row) for name, row in compare_baselines(builds.held_out, collector).items()}
-        self._add(seed, rows | {"sft": asdict(judge_policy(builds.held_out, collector, "sft"))})
+        rows = {name: row.row() for name, row in compare_baselines(builds.held_out, collector).items()}
+        self._add(seed, rows | {"sft": judge_policy(builds.held_out, collector, "sft").row()})
         return start
 
     def _collector(self, seed: int, name: str, start: Start) -> tuple[RLConfig, Collector]:

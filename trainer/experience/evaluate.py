@@ -42,10 +42,16 @@ class SystemResult:
     questions: int
     prompt_too_long: float
     """Share of the prompts that were too long to be answered."""
+    verdicts: Sequence[float | None]
+    """The judge's verdict on each question, None where it has none: systems are compared question by question."""
+
+    def row(self) -> dict[str, float | None]:
+        """Return all but the verdicts."""
+        return {name: value for name, value in asdict(self).items() if name != "verdicts"}
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics that a training run logs."""
-        values = asdict(self).items()
+        values = self.row().items()
         return {f"eval/{name}": value for name, value in values if name != "questions" and value is not None}
 
 
@@ -74,8 +80,8 @@ def build_with_policy(dialogues: Sequence[Dialogue], collector: Collector, label
 class DialogueScores:
     """How the questions of one dialogue were answered from its final bank."""
 
-    verdicts: list[float]
-    """Verdicts, from 0 to 1, on the questions that could be judged."""
+    verdicts: list[float | None]
+    """Verdicts on the questions, from 0 to 1; None where one could not be judged."""
     recalls: list[float]
     memory_tokens: int
     built: BuiltBank
@@ -87,7 +93,7 @@ def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: 
     answers = collector.answer([(each.bank, asked) for each, asked in zip(built, questions, strict=True)])
     return [
         DialogueScores(
-            verdicts=[verdict.correct for verdict in answer.verdicts if verdict.correct is not None],
+            verdicts=[verdict.correct for verdict in answer.verdicts],
             recalls=[_recall(*pair, each.bank) for pair in zip(asked, answer.retrievals, strict=True)],
             memory_tokens=collector.count_tokens(each.bank.memory_text()),
             built=each,
@@ -99,16 +105,18 @@ def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: 
 def summarize(scores: Sequence[DialogueScores]) -> SystemResult:
     """Return the means over all dialogues, of a question or of a dialogue."""
     verdicts = [verdict for each in scores for verdict in each.verdicts]
+    judged = [verdict for verdict in verdicts if verdict is not None]
     recalls = [recall for each in scores for recall in each.recalls]
     num_outputs = sum(each.built.num_outputs for each in scores)
     num_too_long = sum(each.built.num_too_long for each in scores)
     return SystemResult(
-        accuracy=sum(verdicts) / len(verdicts) if verdicts else None,
+        accuracy=sum(judged) / len(judged) if judged else None,
         recall_at_10=sum(recalls) / len(recalls),
         memory_tokens=sum(each.memory_tokens for each in scores) / len(scores),
         format_valid=sum(each.built.num_valid for each in scores) / num_outputs if num_outputs else None,
         questions=len(recalls),
         prompt_too_long=num_too_long / (num_outputs + num_too_long),
+        verdicts=verdicts,
     )
 
 

@@ -1,0 +1,134 @@
+"""Does a pretrained model learn to remember? SmolLM2-135M-Instruct, SFT on the rules' choices, then ADRPO.
+
+    python -m tests.benchmarks.real_model --out FILE --hours 2 --data locomo10.json [--parts locomo generated operations]
+
+`locomo` trains on conversations 26, 30, 41 and 42 and is judged on 43, 44 and 47; `generated` is the quickstart with
+this model; `operations` imitates the expert's operations in the published format, and is judged after SFT.
+
+Every part is a run of `trainer.quickstart --resume` in a folder of `--folder`, so a benchmark that is stopped goes on
+with the same command, and `--hours` may be few: when they are over, the step in hand is saved and what has been learned
+so far is evaluated. FILE is rewritten after every part.
+"""
+
+import argparse
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from membuilder.evaluation.intervals import paired
+from tests.benchmarks.common import header
+
+TRAIN, HELD_OUT = ("conv-26", "conv-30", "conv-41", "conv-42"), ("conv-43", "conv-44", "conv-47")
+LOCOMO = (
+    "sft.max_steps=61",  # every window of the four conversations once
+    "rl.num_steps=92",  # every window once
+    "rl.sessions_per_step=8",
+    "rl.updates_per_step=1",
+    "rl.optim.lr=5e-5",
+    "rl.sampling.temperature=1.2",
+    "rl.length_gain=3",
+)
+OPERATIONS = (
+    *(f"{stage}.prompts.response_format=operations" for stage in ("sft", "rl")),
+    *(f"{stage}.prompts.entries_shown=8" for stage in ("sft", "rl")),
+    "rl.sampling.max_tokens=256",
+    "rl.reward.judge=coverage",
+)
+PARTS = {"locomo": LOCOMO, "generated": (), "operations": ("--steps-rl=0", *OPERATIONS)}
+CURVE = ("step", "sft/loss", "sft/val_loss", "reward/mean", "qa/accuracy", "memory_ratio", "length_weight")
+STOPPED = 128 + signal.SIGTERM
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--data", type=Path, help="locomo10.json; needed for the part locomo")
+    parser.add_argument("--folder", type=Path, default=Path("runs/real_model"), help="models and logs")
+    parser.add_argument("--hours", type=float, default=math.inf, help="for training and evaluating, all parts together")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value, for every part")
+    given = parser.parse_args()
+    ends = time.monotonic() + 3600 * given.hours
+    for name in given.parts:
+        folder = given.folder / name
+        data = locomo_files(given.data, given.folder) if name == "locomo" else []
+        run_part([*data, *PARTS[name], *given.overrides], given.model, folder, ends)
+        record = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {"parts": {}}
+        record["parts"][name] = header() | result(folder)
+        given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def locomo_files(path: Path | None, folder: Path) -> list[str]:
+    """Return the arguments that name the two sides of the benchmark, each written to a file of its own."""
+    if path is None:
+        raise SystemExit("real_model: the part locomo needs --data locomo10.json")
+    conversations = json.loads(path.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = []
+    for flag, ids in (("--data", TRAIN), ("--eval-data", HELD_OUT)):
+        side = [each for each in conversations if each["sample_id"] in ids]
+        if len(side) != len(ids):
+            raise SystemExit(f"real_model: {path} lacks some of {', '.join(ids)}")
+        file = folder / f"locomo{flag}.json"
+        file.write_text(json.dumps(side), encoding="utf-8")
+        arguments += [flag, str(file)]
+    return arguments
+
+
+def run_part(arguments: list[str], model: str, folder: Path, ends: float) -> None:
+    """Run the quickstart until it ends or the time is over; then evaluate what has been learned so far."""
+    command = [sys.executable, "-m", "trainer.quickstart", "--model", model, "--out", str(folder), "--resume"]
+    with subprocess.Popen([*command, *arguments]) as process:
+        try:
+            status = process.wait(None if math.isinf(ends) else max(1.0, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait()
+    if status == STOPPED and (done := steps_done(folder)):
+        status = subprocess.run([*command, *arguments, f"rl.num_steps={done}"]).returncode
+    if status not in (0, STOPPED):
+        raise SystemExit(f"real_model: the quickstart in {folder} failed (exit {status}); its run.log says why")
+
+
+def steps_done(folder: Path) -> int:
+    """Return the number of RL steps that the newest checkpoint of a run holds."""
+    return max((int(each.name.removeprefix("step_")) for each in (folder / "rl/checkpoints").glob("step_*")), default=0)
+
+
+def result(folder: Path) -> dict:
+    """Return what a part has come to: the table, the curve, and the last policy beside the rules and its SFT model."""
+    measured: dict[str, dict[str, dict]] = json.loads((folder / "systems.json").read_text(encoding="utf-8"))
+    systems = {name: row for rows in measured.values() for name, row in rows.items()}  # the last policy wins
+    found = {
+        "summary": json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else None,
+        "systems": {name: {key: row[key] for key in row if key != "verdicts"} for name, row in systems.items()},
+        "compared": {},
+        "curves": {stage: curve(folder / stage / "metrics.jsonl") for stage in ("sft", "rl")},
+    }
+    for policy, other in (("sft", "rules"), ("adrpo", "sft"), ("adrpo", "rules")):
+        if policy in systems:
+            sides = np.array([systems[other]["verdicts"], systems[policy]["verdicts"]], dtype=np.float64)
+            both = sides[:, ~np.isnan(sides).any(axis=0)]
+            found["compared"][f"{policy} over {other}"] = paired(*both, seed=1)._asdict() | {
+                "memory_ratio": systems[policy]["memory_tokens"] / systems[other]["memory_tokens"]
+            }
+    return found
+
+
+def curve(path: Path) -> list[dict]:
+    """Return the metrics worth a picture, step by step."""
+    if not path.is_file():
+        return []
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [{key: value for key, value in row.items() if key in CURVE} for row in rows]
+
+
+if __name__ == "__main__":
+    main()
