@@ -210,7 +210,7 @@ def test_every_number_of_a_flag_has_a_range(command, monkeypatch):
 def test_a_flag_out_of_range_ends_a_command_by_its_name(capsys):
     from trainer.quickstart import main
 
-    for flag, value in (("--steps-rl", "0"), ("--seed", "-1")):
+    for flag, value in (("--steps-rl", "-1"), ("--seed", "-1")):
         with pytest.raises(SystemExit, match="2"):
             main([flag, value])
         assert f"argument {flag}: '{value}' does not fit; expected int (at least" in capsys.readouterr().err

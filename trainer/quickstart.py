@@ -25,7 +25,7 @@ from membuilder.files import write_atomic
 from membuilder.garbage import keep_loaded
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.text import first_of
-from membuilder.value_types import NonNegativeFloat, PositiveInt, Seed, flag_type
+from membuilder.value_types import NonNegativeFloat, NonNegativeInt, Seed, flag_type
 from trainer.command_line import GOES_ON, check_paths
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
     parser.add_argument("--out", default="runs/quickstart", help="output folder (default: %(default)s)")
     parser.add_argument("--seed", type=flag_type(Seed), default=1)
-    parser.add_argument("--steps-rl", type=flag_type(PositiveInt), help="RL steps (default: the config's)")
+    few = "RL steps (default: the config's); 0 evaluates what SFT has learned and stops there"
+    parser.add_argument("--steps-rl", type=flag_type(NonNegativeInt), help=few)
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds of a run that was stopped")
     parser.add_argument("--setup-seconds", type=flag_type(NonNegativeFloat), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="sft.key=value or rl.key=value")
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run every stage in order."""
-    steps = [] if given.steps_rl is None else [f"rl.num_steps={given.steps_rl}"]
+    steps = [f"rl.num_steps={given.steps_rl}"] if given.steps_rl else []
     resume = ["sft.resume=auto", "rl.resume=auto"] if given.resume else []
     overrides = [*steps, *resume, *given.overrides]
     sft_config, rl_config = load_configs(given.out, given.seed, overrides, given.data, given.eval_data, given.model)
@@ -100,16 +101,17 @@ def run(given: argparse.Namespace) -> None:
         measured = Measured(Path(given.out, "systems.json"), given.resume)
         systems = measured.once("baselines", lambda: compare_baselines(builds.held_out, collector))
         systems |= measured.once("sft", lambda: {"sft": judge_policy(builds.held_out, collector, "sft")})
-    with timed("rl", seconds):
-        say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
-        keep_loaded()
-        rl.train(rl_config, setup_rl(rl_config, builds, collector))
-    with timed("eval", seconds):
-        after = f"adrpo after {rl_config.num_steps} steps"  # a run may be made longer
-        systems |= measured.once(after, lambda: {"adrpo": judge_policy(builds.held_out, collector, "adrpo")})
-        engine.close()
+    steps = {"sft": sft_result.num_steps, "rl": 0 if given.steps_rl == 0 else rl_config.num_steps}
+    if steps["rl"]:
+        with timed("rl", seconds):
+            say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
+            keep_loaded()
+            rl.train(rl_config, setup_rl(rl_config, builds, collector))
+        with timed("eval", seconds):
+            after = f"adrpo after {rl_config.num_steps} steps"  # a run may be made longer
+            systems |= measured.once(after, lambda: {"adrpo": judge_policy(builds.held_out, collector, "adrpo")})
+    engine.close()
 
-    steps = {"sft": sft_result.num_steps, "rl": rl_config.num_steps}
     held_out, path = [build.dialogue.id for build in builds.held_out], Path(given.out, "summary.json")
     record = summary(given, rl_config.engine, held_out, steps, seconds, systems)
     write_atomic(path, json.dumps(record, indent=2) + "\n")

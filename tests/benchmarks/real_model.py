@@ -1,6 +1,6 @@
 """Does a pretrained model learn to remember? SmolLM2-135M-Instruct, SFT on the rules' choices, then ADRPO.
 
-    python -m tests.benchmarks.real_model --out FILE --hours 2 --data locomo10.json [--parts locomo generated operations]
+    python -m tests.benchmarks.real_model --out FILE --hours 2 --data locomo10.json [--parts locomo operations]
 
 `locomo` trains on conversations 26, 30, 41 and 42 and is judged on 43, 44 and 47; `generated` is the quickstart with
 this model; `operations` imitates the expert's operations in the published format, and is judged after SFT.

@@ -1,0 +1,87 @@
+"""The benchmark of the pretrained model, with a tiny one in its place; its own model is in test_gguf.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import forks
+from tests.benchmarks.real_model import HELD_OUT, TRAIN, locomo_files, result
+from tests.test_quickstart import SMALL
+from trainer import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_conversations_of_each_side_are_written_to_files_of_their_own(tmp_path):
+    path = tmp_path / "locomo.json"
+    path.write_text(json.dumps([{"sample_id": name} for name in reversed((*TRAIN, *HELD_OUT, "conv-48"))]))
+    _, train, _, held_out = locomo_files(path, tmp_path / "out")
+    ids = [[each["sample_id"] for each in json.loads(Path(file).read_text())] for file in (train, held_out)]
+    assert [sorted(side) for side in ids] == [sorted(TRAIN), sorted(HELD_OUT)]
+    path.write_text(json.dumps([{"sample_id": name} for name in TRAIN]))
+    with pytest.raises(SystemExit, match="lacks some of conv-43"):
+        locomo_files(path, tmp_path / "out")
+    with pytest.raises(SystemExit, match="needs --data"):
+        locomo_files(None, tmp_path / "out")
+
+
+def row(verdicts: list[float | None], tokens: float) -> dict:
+    return {"accuracy": 0.0, "memory_tokens": tokens, "verdicts": verdicts}
+
+
+def test_systems_are_compared_question_by_question_and_the_longest_run_counts(tmp_path):
+    measured = {
+        "baselines": {"rules": row([0.0] * 20 + [1.0] * 20 + [None], 100)},
+        "sft": {"sft": row([0.0] * 40 + [1.0], 80)},
+        "adrpo after 2 steps": {"adrpo": row([0.0] * 41, 80)},
+        "adrpo after 4 steps": {"adrpo": row([1.0] * 41, 90)},
+    }
+    (tmp_path / "systems.json").write_text(json.dumps(measured))
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl/metrics.jsonl").write_text('{"step": 0, "reward/mean": 0.5, "grad_norm": 1.0}\n')
+    found = result(tmp_path)
+    assert set(found["compared"]) == {"sft over rules", "adrpo over sft", "adrpo over rules"}
+    over = found["compared"]["adrpo over rules"]
+    assert (over["questions"], over["difference"], over["memory_ratio"]) == (40, 0.5, 0.9)
+    assert 0.3 < over["low"] < 0.5 < over["high"] < 0.7 and over["p_value"] < 1e-4
+    assert found["curves"] == {"sft": [], "rl": [{"step": 0, "reward/mean": 0.5}]}
+    assert "verdicts" not in found["systems"]["adrpo"] and found["systems"]["adrpo"]["memory_tokens"] == 90
+
+
+def run(arguments: list[str]) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.benchmarks.real_model", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_another_day(tmp_path):
+    model, out, folder = tmp_path / "model", tmp_path / "real.json", tmp_path / "runs"
+    forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made", seconds=120)
+    given = ["--out", str(out), "--folder", str(folder), "--model", str(model), "rl.engine=transformers"]
+    given += ["sft.sessions_per_step=4", *SMALL]
+    run([*given, "--parts", "operations", "--hours", "0.1"])
+    parts = json.loads(out.read_text())["parts"]
+    assert (
+        set(parts["operations"]["compared"]) == {"sft over rules"}
+        and parts["operations"]["summary"]["steps"]["rl"] == 0
+    )
+
+    # ten thousand steps do not fit into a minute: some do, and are evaluated
+    run([*given, "--parts", "generated", "--hours", "0.02", "rl.num_steps=10000", "rl.save_every=1"])
+    parts = json.loads(out.read_text())["parts"]
+    first = parts["generated"]["summary"]["steps"]["rl"]
+    assert (
+        0 < first < 1000
+        and len(parts["generated"]["curves"]["rl"]) == first
+        and set(parts) == {"operations", "generated"}
+    )
+    run([*given, "--parts", "generated", f"rl.num_steps={first + 2}"])
+    again = json.loads(out.read_text())["parts"]["generated"]
+    assert again["summary"]["steps"]["rl"] == first + 2
+    assert again["curves"]["rl"][:first] == parts["generated"]["curves"]["rl"]
