@@ -11,10 +11,10 @@ import torch
 from membuilder.errors import RewardError
 from membuilder.llm.answer_and_judge import prompt_hashes
 from membuilder.llm.endpoints import Provider
-from membuilder.text import on_one_line
 from reward.score import LLM, POLICY, RewardConfig, RewardEndpoint
 from rollout.tokens import encode_completion
 from rollout.types import Completion, SamplingConfig
+from tests.evidence_stub import NO, YES, EvidenceStub
 from tests.fakes import streamed
 from tests.fault_server import FaultServer, Request, answering, echo
 from tests.small_rl import Run, builds_of, config_of, weights
@@ -22,33 +22,9 @@ from trainer.configs import LossConfig
 from trainer.data.corpus import ExpertBuild
 from trainer.experience.engine_weights import EngineWeights
 
-YES, NO = '{"correct": true}', '{"correct": false}'
 
-
-class EvidenceStub:
-    """It agrees with `evidence` from the text of a request alone.
-
-    It answers "found" where every evidence turn of the question stands in the memory it is shown, and grades so.
-    """
-
-    def __init__(self, builds: list[ExpertBuild]) -> None:
-        self.evidence: dict[str, list[str]] = {}
-        for build in builds:
-            turns = {turn.id: turn.text for session in build.dialogue.sessions for turn in session.turns}
-            for question in build.dialogue.questions:
-                texts = [on_one_line(turns[turn]) for turn in question.evidence]
-                assert self.evidence.setdefault(question.text, texts) == texts, "the question alone names its evidence"
-        self.answered = self.graded = 0
-
-    def __call__(self, request: Request) -> str:
-        prompt = echo(request)
-        if "response_format" in request.body:
-            self.graded += 1
-            return YES if "Answer to grade: found\n" in prompt else NO
-        self.answered += 1
-        memory, _, rest = prompt.partition("\nQuestion: ")
-        asked = rest.partition("\n")[0]
-        return "found" if all(text in memory for text in self.evidence[asked]) else "not found"
+def stub_of(builds: list[ExpertBuild]) -> EvidenceStub:
+    return EvidenceStub(build.dialogue for build in builds)
 
 
 def reward_of(server: FaultServer, **changed) -> RewardConfig:
@@ -66,7 +42,7 @@ def test_models_that_agree_with_evidence_teach_the_same_bit_for_bit(changed, tmp
     changed = changed | {"num_steps": 3, "eval_every": 2}
     plain = Run(config_of(tmp_path / "evidence", **changed))
     expected = plain.train()
-    stub = EvidenceStub(plain.builds)
+    stub = stub_of(plain.builds)
     with FaultServer(answering(stub)) as server:
         run = Run(config_of(tmp_path / "llm", reward=reward_of(server), **changed), plain.builds)
         start = weights(run.policy).clone()
@@ -84,7 +60,7 @@ def test_models_that_agree_with_evidence_teach_the_same_bit_for_bit(changed, tmp
 def test_a_run_says_what_it_asked_with_and_never_writes_its_key(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-17")
     builds = builds_of(config_of(tmp_path))
-    with FaultServer(answering(EvidenceStub(builds))) as server:
+    with FaultServer(answering(stub_of(builds))) as server:
         endpoint = RewardEndpoint(name="stub", base_url=server.base_url)
         reward = reward_of(server, answerer=endpoint, grader=endpoint, cache=str(tmp_path / "cache"))
         Run(config_of(tmp_path / "run", reward=reward, num_steps=1), builds).train()
@@ -114,10 +90,10 @@ def hash_of(request: Request) -> int:
 @pytest.mark.slow
 def test_what_could_not_be_judged_is_counted_by_cause_and_too_much_of_it_stops_the_run(tmp_path):
     builds = builds_of(config_of(tmp_path))
-    with FaultServer(failing_for(3, EvidenceStub(builds))) as server:
+    with FaultServer(failing_for(3, stub_of(builds))) as server:
         (row,) = Run(config_of(tmp_path / "few", reward=reward_of(server), num_steps=1), builds).train()
     assert row["qa/missing/grader_undecided"] >= 1
-    with FaultServer(failing_for(1, EvidenceStub(builds))) as server:
+    with FaultServer(failing_for(1, stub_of(builds))) as server:
         run = Run(config_of(tmp_path / "all", reward=reward_of(server), num_steps=1), builds)
         with pytest.raises(RewardError, match=r"rewards of this step could not be judged .* grader_undecided \d+\."):
             run.train()
