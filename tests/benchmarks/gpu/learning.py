@@ -20,9 +20,10 @@ FULL = [
 ]  # fmt: skip
 TINY = [
     *(f"{stage}.data.{key}" for stage in ("sft", "rl") for key in FEW),
-    "sft.max_steps=4", "sft.sessions_per_step=4", "rl.num_steps=2", "rl.sessions_per_step=2", "rl.num_rollouts=3",
+    "sft.max_steps=30", "sft.sessions_per_step=8", "sft.optim.lr=1e-2",  # enough to write the format now and then
+    "rl.num_steps=2", "rl.sessions_per_step=6", "rl.num_rollouts=4",
 ]  # fmt: skip
-CURVE = ("step", "reward/mean", "qa/accuracy", "memory_ratio", "time/collect", "time/learn")
+CURVE = ("step", "grad_norm", "reward/mean", "qa/accuracy", "memory_ratio", "time/collect", "time/learn")
 
 
 def run(record: Record) -> None:
