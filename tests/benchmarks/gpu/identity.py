@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 STAGES = ("kernels", "learner", "learning", "step", "vllm")
-SOURCES = ("membuilder", "rollout", "reward", "trainer", "configs", "tests/benchmarks", "tests/gpu")
+SOURCES = ("membuilder", "rollout", "reward", "trainer", "configs", "tests")
 
 
 def source_digest() -> str:
