@@ -8,7 +8,7 @@
 # PYTHON  interpreter to use (default: .venv's if there is one, else python3)
 # COMMIT  what is run, where this copy of the repository has no git to tell
 #
-# docs/gpu.md says what each stage proves, and how to spend an hour on a lent machine without a network.
+# docs/performance.md says what each stage proves, and how to spend an hour on a lent machine without a network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

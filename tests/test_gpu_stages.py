@@ -81,7 +81,7 @@ def test_a_stage_that_fails_stops_no_other_and_what_is_complete_is_not_run_again
     assert first.returncode == 1 and "vllm: exit status 1" in first.stdout and "step: complete after" in first.stdout
     failed = read(out, "vllm")
     assert not failed["complete"] and failed["ended"] == "exit status 1"
-    assert "not importable: carry its wheel, as docs/gpu.md says" in failed["failures"][0]["why"]
+    assert "not importable: carry its wheel, as docs/performance.md says" in failed["failures"][0]["why"]
     whole = (out / "step.json").read_bytes()
     again = check(out, "step", "--tiny")
     assert again.returncode == 0 and "step: complete already" in again.stdout

@@ -170,6 +170,22 @@ def test_the_measured_table_names_its_source_and_licence():
     assert table["device"] == "NVIDIA H100 80GB HBM3" and set(table["tables"]) == set(table["microseconds"])
 
 
+def test_the_page_says_what_a_step_costs():
+    page = (INPUTS.parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    scenarios = json.loads((INPUTS.parent / "results/scaling.json").read_text(encoding="utf-8"))["scenarios"]
+    seconds = {row["gpus"]: row["step_seconds"] for row in scenarios["assumed"]}
+    few, many = (f"{seconds[gpus]:.0f} s on {gpus}" for gpus in (8, 32))
+    few_hours, many_hours = (f"({gpus * seconds[gpus] / 3600:.2f} GPU hours)" for gpus in (8, 32))
+    assert f"{few} H100 {few_hours}, {many} with four times the sessions {many_hours}." in page
+    found = vars(read_inputs())
+    for name, said in (
+        ("train_mfu", "of the peak in training"),
+        ("prefill_mfu", "while vLLM reads"),
+        ("decode_bandwidth", "of the bandwidth while it writes"),
+    ):
+        assert f"{found[name]:.0%} {said}" in page
+
+
 def test_a_longer_step_is_reported_with_its_parts():
     row = summary(SMALL, 1, seeds=1)
     assert (row["gpus"], row["sessions"], row["step_seconds"]) == (1, 2, 22 + 6 + 50 + 14 + 3)

