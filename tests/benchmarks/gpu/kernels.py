@@ -25,9 +25,7 @@ KERNELS, MOST_REGISTERS = ("_statistics_kernel", "_gradient_kernel"), 96
 """Above it too few rows are under way at once. Releases of Triton differ: 3.6 takes 51 where 3.9 takes 35."""
 ROW_SHAPES = [(4096, 151_936, torch.bfloat16), (8192, 49_152, torch.bfloat16), (4096, 49_152, torch.float32)]
 TINY_ROW_SHAPES = [(8, 97, torch.float32), (5, 130, torch.bfloat16)]
-HEAD_SHAPES = [
-    head.Shape(rows, hidden, 151_936, torch.bfloat16) for rows, hidden in ((4096, 2560), (16384, 2560), (16384, 4096))
-]
+HEAD_SHAPES = [head.Shape(rows, 2560, 151_936, torch.bfloat16) for rows in (4096, 16384)]
 TINY_HEAD_SHAPES = [head.Shape(1024, 16, 97, torch.float32)]
 
 

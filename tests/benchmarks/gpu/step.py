@@ -6,6 +6,7 @@ Prompts shared and dense copies run the same sessions; memory is held against wh
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device
 from tests.benchmarks.gpu.record import Record
+from tests.benchmarks.learner import cleanly
 from tests.benchmarks.learner_models import PEAK_FLOPS, SIZES
 from tests.sequences import sequence
 from trainer.batching.loss_rows import Objective
@@ -59,9 +61,7 @@ def run(record: Record) -> None:
     if not torch.cuda.is_available():
         record.skip("peak memory", "it is read from CUDA's allocator")
     for shared in (True, False):
-        record.add(measure(record, size, config, as_run(trees, shared), shared))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        record.add(cleanly(partial(measure, record, size, config, as_run(trees, shared), shared)))
 
 
 def session(size: Size, seed: int) -> Node:

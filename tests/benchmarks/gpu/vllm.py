@@ -18,8 +18,8 @@ from trainer.model.dense_copies import own_logprobs
 from trainer.model.tiny_model import build_model, train_tokenizer
 
 LONGEST = 1024
-LARGEST_GAP = {"float32": 1e-3, "bfloat16": 0.02}
-"""Mean gap of log-probs, in nats, between vLLM and transformers (`parity_bound` of a run)."""
+LARGEST_GAP = {"float32": 1e-3, "bfloat16": 0.05}
+"""Mean gap of log-probs, in nats, between vLLM and transformers that rounding explains."""
 PLAIN = SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=24)
 GREEDY = SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=24)
 
