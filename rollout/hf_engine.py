@@ -18,8 +18,8 @@ from rollout.seeding import seed_everything, with_own_rng
 from rollout.types import Completion, Sampled, SamplingConfig, in_order
 from rollout.weights import checked
 
-PROMPTS_AT_ONCE = 128
-"""Prompts that a GPU decodes together."""
+TOKENS_AT_ONCE = 2**18
+"""Tokens of all the sequences that a GPU decodes together, with padding; a group that has more is decoded alone."""
 
 
 class TransformersEngine:
@@ -30,11 +30,12 @@ class TransformersEngine:
         max_model_len: int | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        prompts_at_once: int | None = None,
+        tokens_at_once: int | None = None,
     ) -> None:
         """Load the model; with `max_model_len` None sequences are as long as the model was made for.
 
-        `prompts_at_once` None is one prompt after the other on a CPU, and PROMPTS_AT_ONCE elsewhere.
+        With `tokens_at_once` 0 one prompt is decoded after the other, as with None on a CPU; elsewhere None is
+        TOKENS_AT_ONCE.
         """
         lengths = {} if max_model_len is None else {"max_model_len": max_model_len}
         policy = load_policy(model_dir, dtype=dtype, lengths=lengths)
@@ -44,8 +45,8 @@ class TransformersEngine:
             raise ConfigError(f"the model at '{model_dir}' tells no number of positions: give max_model_len")
         self.max_model_len = longest
         self._stop_ids = torch.tensor(policy.stop_ids, device=device)
-        many = 1 if device == "cpu" else PROMPTS_AT_ONCE
-        self._at_once = (prompts_at_once or many) if _takes_padding(self._model) else 1
+        wanted = (0 if device == "cpu" else TOKENS_AT_ONCE) if tokens_at_once is None else tokens_at_once
+        self._tokens_at_once = wanted if _takes_padding(self._model) else 0
         self._version = 0
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
@@ -58,17 +59,18 @@ class TransformersEngine:
     def _finished(
         self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int
     ) -> Generator[Sampled, None, None]:
-        for start in range(0, len(prompts), self._at_once):
-            batch = prompts[start : start + self._at_once]
+        start = 0
+        for batch in in_batches(prompts, n, sampling.max_tokens, self._tokens_at_once):
             # the prompt seeds too, so that its completions are the same whichever process samples it
             seeds = [zlib.crc32(f"{seed} {prompt}".encode()) for prompt in batch]
-            if self._at_once == 1:
+            if self._tokens_at_once:
+                found = self._sample_many(batch, n, sampling, seeds)
+            else:
                 seed_everything(seeds[0])
                 found = self._sample(batch[0], n, sampling)
-            else:
-                found = self._sample_many(batch, n, sampling, seeds)
             for number, completion in enumerate(found):
                 yield Sampled(start + number // n, number % n, completion)
+            start += len(batch)
 
     @torch.no_grad()
     def _sample(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
@@ -148,6 +150,20 @@ class TransformersEngine:
 
     def close(self) -> None:
         del self._model
+
+
+def in_batches(prompts: list[list[int]], n: int, max_tokens: int, tokens_at_once: int) -> Iterator[list[list[int]]]:
+    """Yield prompts that are decoded together: as many in a row as fit with their completions, but one at least."""
+    batch: list[list[int]] = []
+    longest = 0
+    for prompt in prompts:
+        longest = max(longest, len(prompt))
+        if batch and (len(batch) + 1) * n * (longest + max_tokens) > tokens_at_once:
+            yield batch
+            batch, longest = [], len(prompt)
+        batch.append(prompt)
+    if batch:
+        yield batch
 
 
 def _takes_padding(model: PreTrainedModel) -> bool:
