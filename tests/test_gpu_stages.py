@@ -9,10 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from transformers import Qwen3Config
 
-from tests.benchmarks.gpu import carry
+from tests.benchmarks.gpu import carry, learning, step
 from tests.benchmarks.gpu.__main__ import is_complete, run_stage
 from tests.benchmarks.gpu.identity import ROOT, STAGES, source_digest
+from trainer.quickstart import load_configs
 
 ABSENT = ("deepspeed", "vllm", "faiss", "wandb", "openai", "flash_attn")
 """What the lent machine does not have."""
@@ -106,6 +108,23 @@ def test_every_stage_runs_at_tiny_size(stage, tmp_path):
     assert found["hardware"]["cores"] and found["versions"]["torch"] and found["versions"]["python"] and found["commit"]
     assert all(any(word in each["why"] for word in NEEDS_CUDA) for each in found["skipped"]), found["skipped"]
     CHECKS[stage](found["rows"])
+
+
+def test_the_settings_of_the_whole_learning_run_exist():
+    overrides = [*learning.NO_VLLM, *learning.FULL]
+    sft, rl = load_configs("out", seed=1, overrides=overrides, model="smollm2")
+    assert rl.num_steps * rl.sessions_per_step == 6400 and rl.engine == "transformers"
+    assert sft.data == rl.data and sft.prompts == rl.prompts and sft.model.path == "smollm2"
+
+
+@pytest.mark.slow
+def test_the_dry_run_of_the_whole_step_promises_that_it_fits(tmp_path):
+    size = step.FULL
+    Qwen3Config(**size.model, tie_word_embeddings=True).save_pretrained(tmp_path)
+    found = step.dry_run(tmp_path, size, size.max_tokens)
+    weights = 2 * 4_022_468_096  # as configs/rl_qwen3_4b_8gpu.yaml's model
+    assert {part.name: part.update for part in found.parts}["weights"] == weights
+    assert 4 * weights < found.phases["update"] < 80 * 2**30 and found.fits
 
 
 def _kernels(rows: list[dict]) -> None:

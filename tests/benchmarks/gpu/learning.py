@@ -10,6 +10,7 @@ from tests.benchmarks.gpu.identity import source_digest
 from tests.benchmarks.gpu.record import Record
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
+NO_VLLM = ["rl.engine=transformers"]
 PEOPLE = ("num_train=400", "num_held_out=80", "num_steering=80")
 FEW = ("num_train=4", "num_held_out=2", "num_steering=1")
 FULL = [
@@ -36,7 +37,7 @@ def run(record: Record) -> None:
         model = str(out / "start")
         tiny.main(["--out", model, "num_layers=1", "hidden_size=32"])
     settings = TINY if record.tiny else FULL
-    quickstart.main(["--out", str(out), "--model", model, "--resume", "rl.engine=transformers", *settings])
+    quickstart.main(["--out", str(out), "--model", model, "--resume", *NO_VLLM, *settings])
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     for name, row in summary.pop("systems").items():
         record.add({"what": "system", "name": name} | row)
