@@ -36,10 +36,12 @@ class VLLMEngine:
         gpu_memory_utilization: float = 0.6,
         dtype: str,
         sleep: bool = False,
+        eager: bool = False,
         distributed: bool = False,
     ) -> None:
         """Start the engine; with `sleep` and on CUDA the method of that name frees weights and cache.
 
+        With `eager`, and on a CPU always, nothing is compiled and no CUDA graphs are captured.
         With `distributed` every rank of an initialised process group builds its own engine at the same moment.
         """
         self._sleeps = sleep and torch.cuda.is_available()
@@ -58,7 +60,7 @@ class VLLMEngine:
                 enable_prefix_caching=True,
                 enable_sleep_mode=self._sleeps,
                 logprobs_mode="processed_logprobs",
-                enforce_eager=not torch.cuda.is_available(),
+                enforce_eager=eager or not torch.cuda.is_available(),
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,

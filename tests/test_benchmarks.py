@@ -29,9 +29,9 @@ def test_the_head_needs_room_for_one_chunk_however_many_rows():
     assert head.memory("plain", shapes[1])["extra_mb"] > many + 60
 
 
-@pytest.mark.parametrize("name", ["shared", "trl"])
+@pytest.mark.parametrize("name", ["shared", *learner.RIVALS])
 def test_learners_have_the_gradient_of_dense_copies(name):
-    if name == "trl":
+    if name in learner.RIVALS:
         pytest.importorskip("trl", reason="an optional rival (.[bench])")
     found = {}
     for implementation in ("dense", name):

@@ -17,7 +17,7 @@ from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
 from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Entry, FailureKind, Session, Turn
-from rollout.hf_engine import TransformersEngine
+from rollout.hf_engine import TransformersEngine, _draw, _takes_padding, in_batches
 from rollout.sampler import Task, sample_groups, sample_rollouts
 from rollout.seeding import isolated_rng, restore_rng, rng_state, seed_everything
 from rollout.tokens import TokenCounter, decode_completion, encode_completion, encode_prompt, load_tokenizer
@@ -89,7 +89,7 @@ class Started:
     """Sampled from the weights on disk, before any `load_weights`."""
 
 
-@pytest.fixture(scope="module", params=["vllm", "transformers"])
+@pytest.fixture(scope="module", params=["vllm", "transformers", "transformers, two prompts at once"])
 def started(request, model_dir) -> Iterator[Started]:
     before = rng_state()
     if request.param == "vllm":
@@ -100,7 +100,8 @@ def started(request, model_dir) -> Iterator[Started]:
         before = rng_state()
         engine = VLLMEngine(model_dir, max_model_len=400, seed=0, dtype="float32")
     else:
-        engine = TransformersEngine(model_dir)
+        # 1500: a short prompt and the long one together, with two completions each
+        engine = TransformersEngine(model_dir, tokens_at_once=0 if request.param == "transformers" else 1500)
     kept = same_rng(before, rng_state())
     yield Started(engine=engine, rng_kept=kept, first=engine.generate(PROMPTS, 2, PLAIN, seed=1))
     engine.close()
@@ -222,6 +223,43 @@ def test_logprobs_equal_the_trainers_packed_ones(started, model_dir):
     ]
     batch = pack([build_tree(sequences)])
     assert (policy(batch).logprobs - batch.values.rollout_logprobs).abs().max() <= TOLERANCE
+
+
+def test_several_prompts_at_once_answer_as_each_does_alone(model_dir):
+    """To the last token, because a prompt's own seed decides and not its neighbours."""
+    several = TransformersEngine(model_dir, tokens_at_once=10**6)
+    together, greedy = several.generate(PROMPTS, 4, PLAIN, seed=1), several.generate(PROMPTS, 2, GREEDY, seed=1)
+    for number, prompt in enumerate(PROMPTS):
+        (alone,) = several.generate([prompt], 4, PLAIN, seed=1)
+        assert [each.token_ids for each in alone] == [each.token_ids for each in together[number]]
+    one_by_one = TransformersEngine(model_dir).generate(PROMPTS, 2, GREEDY, seed=1)
+    assert [[each.token_ids for each in group] for group in greedy] == [
+        [each.token_ids for each in group] for group in one_by_one
+    ]
+
+
+def test_prompts_are_batched_as_long_as_they_fit_with_their_completions():
+    prompts = [[0] * length for length in (5, 5, 15, 40, 1, 1, 1)]
+    batches = list(in_batches(prompts, n=2, max_tokens=5, tokens_at_once=60))
+    # 2 x 2 x (5 + 5), and not 3 x 2 x (15 + 5); a prompt that is too long alone; 3 x 2 x (1 + 5)
+    assert [list(map(len, batch)) for batch in batches] == [[5, 5], [15], [40], [1, 1, 1]]
+    assert [len(batch) for batch in in_batches(prompts, 2, 5, tokens_at_once=0)] == [1] * 7
+    assert list(in_batches([], 2, 5, 60)) == []
+
+
+def test_what_decides_a_token_falls_where_the_probabilities_say():
+    logits = torch.tensor([0.2, 0.0, 0.3, 0.5]).log().expand(6, -1)
+    chances = torch.tensor([0.0, 0.19, 0.21, 0.49, 0.51, 1 - 2**-24])
+    token, logprob = _draw(logits, replace(PLAIN, max_tokens=1), chances)
+    assert token.tolist() == [0, 0, 2, 2, 3, 3]
+    assert logprob.exp().tolist() == pytest.approx([0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("kinds", [["full_attention"] * 2, ["linear_attention", "full_attention"]])
+def test_layers_that_carry_a_state_are_given_no_padding(model_dir, kinds):
+    model = Qwen3ForCausalLM.from_pretrained(model_dir)
+    model.config.layer_types = kinds
+    assert _takes_padding(model) == ("linear_attention" not in kinds)
 
 
 def test_shape_and_order(engine):

@@ -33,6 +33,7 @@ from trainer.batching.attention_plan import padded_calls, varlen_calls
 from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
 from trainer.configs import LossConfig, ModelConfig
+from trainer.kernels import gathered_varlen, plain_varlen
 from trainer.losses import LOSSES, TokenValues
 from trainer.model.head import LossOutput
 from trainer.model.merged_attention import kernels_for, merged_attention
@@ -353,6 +354,23 @@ def test_padded_rectangles_attend_as_segments_do_one_by_one(seed, small, monkeyp
         assert (mine - right).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_segments_gathered_at_once_attend_as_one_by_one(seed, monkeypatch):
+    """What runs float32 on CUDA; some segments have no queries, some no keys."""
+    source = random.Random(seed)
+    calls = pack([random_tree(source, 3) for _ in range(5)], varlen_calls).plan
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(max(call.queries.stop for call in calls), heads, 8) for heads in (4, 2, 2, 4)]
+    query, key, value, weight = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    inputs, results = [tensor.requires_grad_() for tensor in (query, key, value)], []
+    for kernels in (gathered_varlen, plain_varlen):
+        monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda *_, kernels=kernels: kernels)
+        out = merged_attention(*inputs, calls, 0.3)
+        results.append([out, *torch.autograd.grad(out, inputs, weight)])
+    for mine, right in zip(*results, strict=True):
+        assert (mine - right).abs().max() <= 1e-12
+
+
 def test_a_rectangle_costs_at_most_twice_its_segments(monkeypatch):
     monkeypatch.setattr("trainer.batching.attention_plan.SMALL", 1)
     trees = [Node(token_ids=(1,) * length) for length in (4, 4, 3, 100, 90, 2, 2)]
@@ -514,7 +532,7 @@ def test_what_attention_runs_on_depends_on_device_and_type(monkeypatch):
         query = SimpleNamespace(device=torch.device(device), dtype=dtype)
         return kernels_for(call, query).__name__.rpartition(".")[2]
 
-    assert chosen("cpu", torch.bfloat16) == chosen("cuda", torch.float32) == "plain_varlen"
+    assert chosen("cpu", torch.bfloat16) == "plain_varlen" and chosen("cuda", torch.float32) == "gathered_varlen"
     assert chosen("cuda", torch.bfloat16) == chosen("cuda", torch.bfloat16, ["flash_attn"]) == "flash_varlen"
     assert chosen("cuda", torch.float16, ["flash_attn", "flash_attn_2_cuda"]) == "flash_package"
     assert chosen("cuda", torch.bfloat16, ["flash_attn_2_cuda", "flash_attn_interface"]) == "flash_varlen"

@@ -6,6 +6,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from tests.benchmarks import kernel_times
+from tests.benchmarks.moved_bytes import moved_bytes
 from tests.benchmarks.scaling import (
     INPUTS,
     Inputs,
@@ -121,6 +123,67 @@ def test_every_input_says_where_it_comes_from():
     sources = {name: source for group in groups.values() for name, (_, source) in group.items()}
     assert set(sources) == {field.name for field in fields(Inputs)}
     assert all(sources.values())
+
+
+def test_products_are_those_that_were_measured_and_between_them_in_proportion():
+    kernels, table = kernel_times.read_kernels(), json.loads(kernel_times.TABLE.read_text(encoding="utf-8"))
+    for m, microseconds in table["microseconds"]["linear"]["4096 x 2560"]:
+        assert kernels.product(m, 4096, 2560) == pytest.approx(microseconds / 1e6)
+    # no product of 9,728 outputs was measured: 95% of one of 10,240
+    assert kernels.product(8192, 9728, 2560) == pytest.approx(0.95 * kernels.product(8192, 10240, 2560))
+    assert kernels.product(65536, 4096, 2560) == pytest.approx(2 * kernels.product(32768, 4096, 2560))
+    alone = dict(map(tuple, table["microseconds"]["prefill"]))[4096]
+    assert kernels.attention(4096, context=4096) == pytest.approx(36 * alone / 1e6)
+
+
+def test_rates_come_from_kernels_and_slower_kernels_make_them_lower():
+    given, kernels = vars(read_inputs()), kernel_times.read_kernels()
+
+    def slower(points):
+        return points[0], 2 * points[1]
+
+    half = replace(
+        kernels,
+        linear={shape: slower(points) for shape, points in kernels.linear.items()},
+        prefill=slower(kernels.prefill),
+        decode={count: slower(points) for count, points in kernels.decode.items()},
+        collective={name: slower(points) for name, points in kernels.collective.items()},
+    )
+    found, halved = kernel_times.rates(given), kernel_times.rates(given, half)
+    assert all(given[name] == rate for name, rate in found.items()) and len(found) == 4
+    for name in ("decode_bandwidth", "node_bandwidth"):
+        assert halved[name] == pytest.approx(found[name] / 2)
+    for name in ("train_mfu", "prefill_mfu"):  # what other operators move stays as it is
+        assert found[name] / 2 < halved[name] < found[name] < 0.8
+    # 512 MiB in 1.4 ms, of which each of eight GPUs has one eighth already
+    assert found["node_bandwidth"] == pytest.approx(2**29 * 7 / 8 / 1.4e-3, rel=0.01)
+
+
+def test_what_other_operators_move_is_what_transformers_runs():
+    counted = dict(zip(("forward", "backward"), moved_bytes(), strict=True))
+    assert kernel_times.MOVED == {name: pytest.approx(number, rel=0.05) for name, number in counted.items()}
+
+
+def test_the_measured_table_names_its_source_and_licence():
+    table = json.loads(kernel_times.TABLE.read_text(encoding="utf-8"))
+    assert "aisimulate" in table["source"] and "Apache-2.0" in table["source"] and "NVIDIA" in table["source"]
+    assert table["device"] == "NVIDIA H100 80GB HBM3" and set(table["tables"]) == set(table["microseconds"])
+
+
+def test_the_page_says_what_a_step_costs():
+    page = (INPUTS.parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    scenarios = json.loads((INPUTS.parent / "results/scaling.json").read_text(encoding="utf-8"))["scenarios"]
+    seconds = {row["gpus"]: row["step_seconds"] for row in scenarios["assumed"]}
+    few, many = (f"{seconds[gpus]:.0f} s on {gpus}" for gpus in (8, 32))
+    few_hours, many_hours = (f"({gpus * seconds[gpus] / 3600:.2f} GPU hours)" for gpus in (8, 32))
+    assert f"{few} H100 {few_hours}, {many} with four times the sessions {many_hours}." in page
+    found = vars(read_inputs())
+    for name, said in (
+        ("train_mfu", "of the peak in training"),
+        ("prefill_mfu", "while vLLM reads"),
+        ("decode_bandwidth", "of the bandwidth while it writes"),
+    ):
+        assert f"{found[name]:.0%} {said}" in page
 
 
 def test_a_longer_step_is_reported_with_its_parts():

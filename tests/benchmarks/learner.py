@@ -3,9 +3,11 @@ tokens.
 
     python -m tests.benchmarks.learner --out tests/benchmarks/results/learner_cpu.json
 
-shared  ours: the prompt runs once (trainer/batching/packing.py, trainer/model/shared_prefix.py), head fused
-dense   ours, but every completion brings its own copy of the prompt, head fused
-trl     `GRPOTrainer.compute_loss` of TRL with its own defaults
+shared    ours: the prompt runs once (trainer/batching/packing.py, trainer/model/shared_prefix.py), head fused
+dense     ours, but every completion brings its own copy of the prompt, head fused
+trl       `GRPOTrainer.compute_loss` of TRL with its own defaults
+trl_tree  `AsyncGRPOTrainer.compute_loss` of TRL on its own packed prefix tree, with another attention kernel
+          (tests/benchmarks/learner_rivals.py says why)
 All compute GRPO's loss at ratio one, mean over tokens, KL off. Gaps are against `dense`, errors (on a CPU) against the
 same weights in float64: largest log-prob difference and relative L2 difference of the whole gradient. `seconds` is
 forward and backward.
@@ -13,7 +15,6 @@ forward and backward.
 
 import argparse
 import gc
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.benchmarks.common import device, peak_mb, seconds, write
+from tests.benchmarks.learner_models import GROUP, PEAK_FLOPS, SIZES, Shape, model_of, tokens_of
+from tests.benchmarks.learner_rivals import NOTES, trl, trl_tree
 from tests.sequences import sequence
 from trainer.batching.loss_rows import Objective
 from trainer.batching.packing import build_tree, dense_tree, pack_on
@@ -32,57 +34,9 @@ from trainer.losses import grpo
 from trainer.model.head import LossOutput
 from trainer.model.policy import Policy
 
-GROUP = 8
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Shape:
-    prompt: int
-    response: int
-    dtype: torch.dtype = torch.float32
-    sizes: str = "small"
-    checkpointed: bool = False
-    """Activations are computed again in the backward."""
-
-
-SIZES = {
-    # Qwen3-1.7B with every width divided by eight, and by four; its heads are 128 wide, as in every Qwen3
-    "small": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=2,
-                  num_key_value_heads=1, head_dim=128, vocab_size=8192),
-    "medium": dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=4,
-                   num_key_value_heads=2, head_dim=128, vocab_size=8192),
-    # Qwen3-4B
-    "4b": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
-               num_key_value_heads=8, head_dim=128, vocab_size=151_936),
-}  # fmt: skip
 CPU_SHAPES = [Shape(512, 128), Shape(2048, 128), Shape(2048, 128, sizes="medium")]
 GPU_SHAPES = [Shape(6144, 512, torch.bfloat16, "4b"), Shape(2048, 512, torch.bfloat16, "4b")]
-PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
-"""Dense bfloat16 matmuls per second by NVIDIA's data sheets (SXM)."""
-
-
-def model_of(shape: Shape) -> Qwen3ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen3Config(**SIZES[shape.sizes], tie_word_embeddings=True, max_position_embeddings=32768)
-    with torch.device(device()):
-        model = Qwen3ForCausalLM(config)
-    for parameter in model.parameters():  # not its buffers: real runs keep the angles of positions in float32
-        parameter.data = parameter.data.to(shape.dtype)
-    if shape.checkpointed:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def tokens_of(shape: Shape) -> tuple[list[int], list[list[int]], list[float]]:
-    """A prompt, a group of responses to it and their advantages."""
-    generator = torch.Generator().manual_seed(1)
-    draw = torch.randint(
-        SIZES[shape.sizes]["vocab_size"], (shape.prompt + GROUP * shape.response,), generator=generator
-    )
-    ids = draw.tolist()
-    responses = [ids[shape.prompt + k * shape.response :][: shape.response] for k in range(GROUP)]
-    return ids[: shape.prompt], responses, torch.randn(GROUP, generator=generator).tolist()
 
 
 def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], LossOutput]]:
@@ -100,52 +54,14 @@ def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], Loss
     return policy, partial(policy, packed, 1.0, objective)
 
 
-def trl(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models
-    from trl import GRPOConfig, GRPOTrainer
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a")),
-        eos_token="</s>",
-        pad_token="</s>",
-    )
-    on_gpu = device().type == "cuda"
-    config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=GROUP,
-        num_generations=GROUP,
-        beta=0.0,
-        bf16=False,
-        use_cpu=not on_gpu,
-        gradient_checkpointing=shape.checkpointed,
-        report_to=[],
-    )
-    trainer = GRPOTrainer(
-        model=model_of(shape),
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=config,
-        train_dataset=Dataset.from_list([{"prompt": "a"}] * GROUP),
-        processing_class=tokenizer,
-    )
-    prompt, responses, advantages = tokens_of(shape)
-    inputs = {
-        "prompt_ids": torch.tensor([prompt] * GROUP),
-        "completion_ids": torch.tensor(responses),
-        "advantages": torch.tensor(advantages),
-        "num_items_in_batch": torch.tensor(GROUP * shape.response),
-    }
-    inputs |= {f"{part}_mask": torch.ones_like(inputs[f"{part}_ids"]) for part in ("prompt", "completion")}
-    inputs = {name: tensor.to(device()) for name, tensor in inputs.items()}
-    trainer.current_gradient_accumulation_steps = 1  # its training loop sets this
-    model = trainer.model.train()
-    return model, partial(trainer.compute_loss, model, inputs)
-
-
-NOTES = {
-    "trl": {"note": "its defaults; 1.16 puts the head in chunks by itself and refuses Liger's fused head beside that"}
+IMPLEMENTATIONS = {
+    "dense": partial(ours, shared=False),
+    "shared": partial(ours, shared=True),
+    "trl": trl,
+    "trl_tree": trl_tree,
 }
-IMPLEMENTATIONS = {"shared": partial(ours, shared=True), "dense": partial(ours, shared=False), "trl": trl}
+RIVALS = ("trl", "trl_tree")
+SHARING = ("shared", "trl_tree")
 
 
 def loss_of(output: LossOutput | torch.Tensor) -> torch.Tensor:
@@ -206,7 +122,7 @@ def throughput(name: str, shape: Shape, taken: float) -> dict:
     """
     sizes = SIZES[shape.sizes]
     responses = GROUP * shape.response
-    copies = 1 if name == "shared" else GROUP
+    copies = 1 if name in SHARING else GROUP
     tokens = copies * shape.prompt + responses
     read = copies * shape.prompt**2 / 2 + GROUP * (shape.prompt * shape.response + shape.response**2 / 2)  # pairs
     heads = sizes["num_attention_heads"] * sizes["head_dim"]
@@ -230,7 +146,7 @@ def row(name: str, shape: Shape, dense: Found | None, exact: Found | None) -> tu
     except torch.OutOfMemoryError:
         return described | {"note": "out of memory"}, None
     except Exception as error:  # a rival that cannot run here, for whatever reason, ends nothing
-        if name != "trl":
+        if name not in RIVALS:
             raise
         return described | {"note": f"does not run here: {type(error).__name__}: {error}"[:300]}, None
     return described | measured | distance(found, dense, "gap") | distance(found, exact, "error"), found
@@ -268,7 +184,7 @@ def main() -> None:
     rows = []
     for shape in GPU_SHAPES if device().type == "cuda" else CPU_SHAPES:
         dense, exact = None, truth(shape)
-        for name in ("dense", "shared", "trl"):
+        for name in IMPLEMENTATIONS:
             described, found = row(name, shape, dense, exact)
             dense = found if name == "dense" else dense
             rows.append(described)

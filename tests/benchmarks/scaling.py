@@ -1,4 +1,4 @@
-"""One RL step on 1 to 64 GPUs, on paper: where the time goes and how busy the GPUs are. A model, not a measurement.
+"""One RL step on 1 to 64 GPUs, on paper: where the time goes and how busy the GPUs are. Modelled from measured kernels.
 
     python -m tests.benchmarks.scaling
 
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks.common import header
+from tests.benchmarks.kernel_times import rates
 from tests.benchmarks.scaling_plot import draw
 
 INPUTS = Path(__file__).with_name("scaling_inputs.json")
@@ -72,8 +73,11 @@ class Inputs:
 
 
 def read_inputs(path: Path = INPUTS) -> Inputs:
+    """Read what is given; what is null comes from measured kernels (kernel_times.py)."""
     groups = json.loads(path.read_text(encoding="utf-8"))
-    return Inputs(**{name: value for key, group in groups.items() if key != "_" for name, (value, _) in group.items()})
+    given = {name: value for key, group in groups.items() if key != "_" for name, (value, _) in group.items()}
+    left_open = {name for name, value in given.items() if value is None}
+    return Inputs(**given | {name: rate for name, rate in rates(given).items() if name in left_open})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +231,8 @@ def main() -> None:
         print(f"\n{name} (sigma of the completions {varied.completion_spread:g})\n{table(scenarios[name])}")
     given.out.mkdir(parents=True, exist_ok=True)
     what = (
-        "A model of one RL step, not a measurement: python -m tests.benchmarks.scaling; inputs in scaling_inputs.json."
+        "A model of one RL step from measured kernels (kernel_times_h100.json), not a measurement: "
+        "python -m tests.benchmarks.scaling; inputs in scaling_inputs.json."
     )
     record = {"what": what} | header() | {"seeds": given.seeds, "scenarios": scenarios}
     (given.out / "scaling.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

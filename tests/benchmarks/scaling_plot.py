@@ -29,7 +29,7 @@ def draw(scenarios: dict[str, list[dict]], out: Path) -> None:
         _shares(left, scenarios["assumed"])
         _throughput(right, scenarios)
         figure.suptitle(
-            "A model, not a measurement: one ADRPO step of Qwen3-4B on H100s, 32 sessions for every node of eight",
+            "Modelled from measured kernels: one ADRPO step of Qwen3-4B on H100s, 32 sessions for every node of eight",
             x=0.008, ha="left", fontsize=13, fontweight="bold", color=INK,
         )  # fmt: skip
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)

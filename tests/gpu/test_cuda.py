@@ -71,7 +71,7 @@ def prefix_trees() -> list:
     return trees
 
 
-@pytest.mark.parametrize("kernels", ["flash_varlen", "flash_package"])
+@pytest.mark.parametrize("kernels", ["flash_varlen", "flash_package", "gathered_varlen"])
 def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels):
     if kernels == "flash_package":
         pytest.importorskip("flash_attn.flash_attn_interface", reason="version 2 of flash-attn is not installed")
@@ -80,7 +80,8 @@ def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels):
     calls = pack_on(prefix_trees(), CUDA).plan
     total = max(call.queries.stop for call in calls)
     torch.manual_seed(0)
-    query, key, value = (torch.randn(total, heads, 64, device=CUDA).bfloat16().requires_grad_() for heads in (8, 2, 2))
+    dtype = torch.float32 if kernels == "gathered_varlen" else torch.bfloat16
+    query, key, value = (torch.randn(total, heads, 64, device=CUDA).to(dtype).requires_grad_() for heads in (8, 2, 2))
     seed = torch.randn(total, 8, 64, device=CUDA)
     out = merged_attention(query, key, value, calls, 0.125)
     found = torch.autograd.grad((out.float() * seed).sum(), (query, key, value))

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from membuilder.errors import ConfigError
 from membuilder.schemes.load import load_scheme
 from rollout.gguf import model_folder
+from rollout.hf_engine import TOKENS_AT_ONCE
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
 from trainer.memory_estimate.options import Launch
@@ -179,8 +180,8 @@ def _engine_parts(
     # the largest weight stands in the trainer's form and the engine's; under ZeRO-3 it is gathered first
     parts.append(Part(name="weight sync", generate=item * max(sizes) * (2 if launch.zero_stage == 3 else 1)))
     if config.engine != "vllm":
-        cache_bytes = config.num_rollouts * config.max_model_len * kv_per_token
-        cache_part = Part(name="KV cache, one group", generate=cache_bytes)
+        cache_bytes = max(config.num_rollouts * config.max_model_len, TOKENS_AT_ONCE) * kv_per_token
+        cache_part = Part(name="KV cache", generate=cache_bytes)
         return [*parts, Part.always("engine weights", weights), cache_part], None
     kv_bytes = config.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES
     workspace = ("engine workspace (assumed)", ENGINE_WORKSPACE_BYTES)

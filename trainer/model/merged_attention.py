@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from trainer.batching.attention_plan import Call, PaddedCall
-from trainer.kernels import plain_varlen, sdpa_padded
+from trainer.kernels import gathered_varlen, plain_varlen, sdpa_padded
 from trainer.kernels.plain_varlen import Block
 
 
@@ -23,8 +23,10 @@ def kernels_for(call: Call, query: torch.Tensor):
     """Return the module whose `forward` and `backward` run calls of this form; flash kernels take 16-bit types only."""
     if isinstance(call, PaddedCall):
         return sdpa_padded
-    if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
+    if query.device.type != "cuda":
         return plain_varlen
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return gathered_varlen
     # By its own module: flash-attn 4 also has a `flash_attn`. Version 3, where it is, is reached through PyTorch.
     if importlib.util.find_spec("flash_attn_2_cuda") and not importlib.util.find_spec("flash_attn_interface"):
         from trainer.kernels import flash_package

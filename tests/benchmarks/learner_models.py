@@ -1,0 +1,57 @@
+"""The model, the sizes and the tokens that tests/benchmarks/learner.py measures on."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from tests.benchmarks.common import device
+
+GROUP = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    prompt: int
+    response: int
+    dtype: torch.dtype = torch.float32
+    sizes: str = "small"
+    checkpointed: bool = False
+    """Activations are computed again in the backward."""
+
+
+SIZES = {
+    # Qwen3-1.7B with every width divided by eight, and by four; its heads are 128 wide, as in every Qwen3
+    "small": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=2,
+                  num_key_value_heads=1, head_dim=128, vocab_size=8192),
+    "medium": dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=4,
+                   num_key_value_heads=2, head_dim=128, vocab_size=8192),
+    # Qwen3-4B
+    "4b": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+               num_key_value_heads=8, head_dim=128, vocab_size=151_936),
+}  # fmt: skip
+PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+"""Dense bfloat16 matmuls per second by NVIDIA's data sheets (SXM)."""
+
+
+def model_of(shape: Shape) -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen3Config(**SIZES[shape.sizes], tie_word_embeddings=True, max_position_embeddings=32768)
+    with torch.device(device()):
+        model = Qwen3ForCausalLM(config)
+    for parameter in model.parameters():  # not its buffers: real runs keep the angles of positions in float32
+        parameter.data = parameter.data.to(shape.dtype)
+    if shape.checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def tokens_of(shape: Shape) -> tuple[list[int], list[list[int]], list[float]]:
+    """A prompt, a group of responses to it and their advantages."""
+    generator = torch.Generator().manual_seed(1)
+    draw = torch.randint(
+        SIZES[shape.sizes]["vocab_size"], (shape.prompt + GROUP * shape.response,), generator=generator
+    )
+    ids = draw.tolist()
+    responses = [ids[shape.prompt + k * shape.response :][: shape.response] for k in range(GROUP)]
+    return ids[: shape.prompt], responses, torch.randn(GROUP, generator=generator).tolist()
