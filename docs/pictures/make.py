@@ -52,7 +52,11 @@ def read_result(name: str) -> dict[str, Any]:
 
 def results_numbers() -> dict[str, dict[str, list[float]]]:
     """Chart -> system -> accuracy and memory tokens."""
-    charts = {"generated": read_result("learning")["mean"], "locomo": read_result("locomo")["systems"]}
+    charts = {
+        "generated": read_result("learning")["mean"],
+        "locomo": read_result("locomo")["systems"],
+        "pretrained": read_result("real_model")["parts"]["locomo"]["systems"],
+    }
     return {
         chart: {name: [round(systems[name]["accuracy"], 3), round(systems[name]["memory_tokens"])] for name in SYSTEMS}
         for chart, systems in charts.items()
@@ -145,11 +149,12 @@ def draw_results() -> None:
     numbers = results_numbers()
     write_numbers("results", numbers)
     titles = {
-        "generated": "Generated dialogues, new people",
-        "locomo": "Real LoCoMo, new conversations",
+        "generated": "Generated people, tiny model",
+        "locomo": "Real LoCoMo, tiny model",
+        "pretrained": "Real LoCoMo, SmolLM2-135M",
     }
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 3.3), layout="constrained")
+        figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.3), layout="constrained")
         for ax, (chart, systems) in zip(axes, numbers.items(), strict=True):
             ordered = sorted(systems.items(), key=lambda item: item[1][0])
             for place, (name, (accuracy, memory)) in enumerate(ordered):
