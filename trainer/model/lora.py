@@ -46,6 +46,7 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
             lora_alpha=config.alpha,
             target_modules=targets,
             task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             base_model_name_or_path=model.name_or_path,
         ),
         model,
