@@ -17,7 +17,7 @@ from trainer import rl, sft
 
 LORA = ["model.lora.rank=4", "model.lora.alpha=8", "save_at_end=true"]
 SFT = ["--config", "configs/quickstart_sft.yaml", *SMALL, "data.num_extra=0", "sessions_per_step=7", "max_length=4096",
-       "validation_share=0.02", "max_steps=20", "save_every=10", *LORA]  # fmt: skip
+       "validation_share=0.02", "max_steps=20", "save_every=10", "optim.lr=2e-2", *LORA]  # fmt: skip
 RUNS = {
     "sft": (sft.main, SFT, 10),
     "rl": (rl.main, [*RL, "num_steps=6", "save_every=3", "eval_every=6", "parity_every=1", *LORA], 3),

