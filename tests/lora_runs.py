@@ -1,6 +1,6 @@
 """LoRA by the real entry points, SFT and RL, in one process or several; tests/test_lora_runs.py starts it.
 
-    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/lora_runs.py OUT BASE [key=value ...]
+    accelerate launch --config_file configs/accelerate/cpu2.yaml tests/lora_runs.py OUT BASE [bfloat16]
 
 RL starts from the merged model of the SFT run. Both go on from their first checkpoint once more, in OUT/again_*.
 """
@@ -25,10 +25,14 @@ RUNS = {
 """Name -> main, arguments and the step of the first of two checkpoints."""
 
 
-def main(out: Path, base: Path, *more: str) -> None:
+ROUNDED = ["model.dtype=bfloat16", "shared_bound=0.05"]
+BFLOAT16 = {"sft": ROUNDED, "rl": [*ROUNDED, "parity_bound=0.05"]}
+
+
+def main(out: Path, base: Path, dtype: str = "float32") -> None:
     out.mkdir(exist_ok=True)
     for name, (run, arguments, first) in RUNS.items():
-        arguments = [*arguments, *more, f"model.path={base}"]
+        arguments = [*arguments, f"model.path={base}", *(BFLOAT16[name] if dtype == "bfloat16" else [])]
         as_new()
         run([*arguments, f"out={out}/{name}"])
         if is_first():
