@@ -1,9 +1,11 @@
 """Adapters over a frozen model: their gradients, what stays as it was, what the engine and other programs are given."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
@@ -15,12 +17,13 @@ from trainer import run_setup
 from trainer.batching.packing import build_tree, pack_on
 from trainer.checkpoint.model_card import model_card
 from trainer.configs import Attention, LoRAConfig, LossConfig, ModelConfig, OptimConfig
+from trainer.experience.engine_weights import EngineWeights
 from trainer.losses import adrpo
 from trainer.model.dense_copies import own_logprobs
 from trainer.model.lora import adapted_layers, base_weights, merged_weights, write_adapter
 from trainer.model.make_policy import make_policy, make_reference
 from trainer.optim import make_optimizer
-from trainer.optimizer_step import make_objective
+from trainer.optimizer_step import make_objective, named_weights
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
 
@@ -142,6 +145,34 @@ def test_the_kl_term_is_that_against_a_copy_of_the_base():
         policy(packed, 1.0, objective, objective.whole_sequences).loss.backward()
         found.append(torch.cat([each.grad.flatten() for each in policy.parameters() if each.requires_grad]))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+class Receiver:
+    """An engine that keeps what it was given."""
+
+    max_model_len = 100
+
+    def __init__(self) -> None:
+        self.loaded: list[dict[str, torch.Tensor]] = []
+
+    def load_weights(self, named_tensors, version: int) -> None:
+        self.loaded.append({name: tensor.detach().clone() for name, tensor in named_tensors})
+
+    def stream(self, *_, **__) -> list:
+        return []
+
+
+def test_the_reference_answers_with_the_base_and_the_engine_has_the_policy_again():
+    base = make(SHARED["qwen3"], torch.float32)
+    before = {key: tensor.clone() for key, tensor in base.state_dict().items()}
+    policy, engine = trained(make_policy(base, Attention.AUTO, CPU, lora=LORA)), Receiver()
+    weights = EngineWeights(engine, partial(named_weights, Accelerator(cpu=True), policy))
+    weights.load_policy(1)
+    list(weights.answers_of(make_reference(policy), None, 8)([]))
+    mine, reference, again = engine.loaded
+    assert reference.keys() == before.keys() and all(torch.equal(reference[key], before[key]) for key in before)
+    assert all(torch.equal(mine[key], again[key]) for key in before)
+    assert any(not torch.equal(mine[key], before[key]) for key in before)
 
 
 def test_where_prompts_are_not_shared_adapters_train_too():
