@@ -29,7 +29,7 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
 
     Raises ConfigError for a target that names no layer an adapter can stand on.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # here, because loading it takes a second
+    from peft import LoraConfig, inject_adapter_in_model  # here: only runs with adapters load it
 
     found = _target_names(model)
     unknown = [] if config.targets == ALL_LINEAR else [name for name in config.targets if not _ends(found, name)]
