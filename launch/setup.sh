@@ -121,7 +121,8 @@ install_rest_cpu() {
 }
 check_imports() {
     VLLM_LOGGING_LEVEL=ERROR "$VENV/bin/python" -c \
-        "import torch, transformers, accelerate, deepspeed, faiss, vllm, sentence_transformers, wandb, membuilder, trainer"
+        "import torch, transformers, accelerate, peft, deepspeed, faiss, vllm, sentence_transformers, wandb
+import membuilder, trainer"
 }
 
 say "Setting up the $kind environment in $VENV with $("$python" --version). Details: $LOG"

@@ -29,7 +29,7 @@ from trainer.tiny import TinyFolderConfig
 ENDPOINT = ["name=m", "price.input_per_million=1"]
 NEEDED = {
     RLConfig: ["reward.judge=llm", *(f"reward.{model}.{key}" for model in ("answerer", "grader") for key in ENDPOINT)],
-    SFTConfig: [],
+    SFTConfig: ["model.path=m", "model.lora.rank=16"],
     BuildConfig: ["out=m", "model.name=m", "model.price.input_per_million=1"],
     EmbeddingEndpoint: ENDPOINT,
     TinyFolderConfig: [],

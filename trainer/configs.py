@@ -47,6 +47,21 @@ class TinyConfig(Section):
             )
 
 
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig(Section):
+    """Adapters over a frozen model (trainer/model/lora.py); keys and values are called as in the library peft."""
+
+    rank: PositiveInt = 16
+    """Rank of an adapter: the inner width of its two matrices."""
+    alpha: PositiveInt = 32
+    """What an adapter adds is multiplied by alpha / rank."""
+    targets: tuple[str, ...] | Literal["all-linear"] = ALL_LINEAR
+    """Ends of the names of the layers that get one, such as [q_proj, v_proj]; `all-linear`: all but the head."""
+
+
 class Attention(StrEnum):
     """How the sequences of a session are run."""
 
@@ -65,10 +80,17 @@ class ModelConfig(Section):
     `tiny`."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the trained weights."""
+    """Type of the trained weights; with `lora` of the frozen ones: adapters are float32."""
     attention: Attention = Attention.AUTO
     """Whether what the prompts of a session share is run once; `auto`: where that gives the model's own numbers."""
     gradient_checkpointing: bool = False
+    lora: LoRAConfig | None = None
+    """Train adapters instead of the weights: `model.lora.rank=16` switches them on; null: the weights are trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora is not None and self.path is None:
+            raise ValueError("lora stands on a model that knows something already: name it in model.path")
 
 
 class States(StrEnum):

@@ -5,12 +5,13 @@
     python -m trainer.export runs/rl/checkpoints/step_40 exported --push-to-hub me/my-memory --private
 
 The folder holds safetensors in shards, tokenizer with chat template, generation config, and a model card.
-Checkpoints of one process, DDP and DeepSpeed are taken, whatever their number of processes; no GPU is needed.
+Checkpoints of one process, DDP and DeepSpeed are taken, whatever their number of processes; no GPU is needed. Adapters
+(`model.lora`) are merged into the model they were trained over, and stand by themselves in FOLDER_adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from membuilder.command import ArgumentParser, clear_errors
 from membuilder.errors import ConfigError, PushError
@@ -39,25 +40,29 @@ def export(checkpoint: Path, target: Path, shard_size: str = SHARD_SIZE) -> Path
     from trainer.checkpoint.model_card import CARD, model_card
 
     hide_loading_bars()
-    dtype = getattr(torch, manifest.meta["config"]["model"]["dtype"])
-    model = _model(checkpoint / MODEL, checkpoint / "state", dtype)
+    settings = manifest.meta["config"]
+    dtype = getattr(torch, settings["model"]["dtype"])
+    weights = _weights(checkpoint / "state")
+    if settings["model"].get("lora") is not None:  # a checkpoint of an earlier version has no such key
+        weights = _merged(weights, manifest.meta["settings"], target)
+    model = _model(checkpoint / MODEL, weights, dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL)
     with model_folder(target) as partial:
         model.save_pretrained(partial, max_shard_size=shard_size)
-        card = model_card(manifest.meta["config"], checkpoint.absolute().parent.parent, manifest.step)
+        card = model_card(settings, checkpoint.absolute().parent.parent, manifest.step)
         write_all(partial, files_of(tokenizer) | {CARD: card.encode()})
     return target
 
 
-def _model(folder: Path, state: Path, dtype: "torch.dtype") -> "PreTrainedModel":
-    """Return the model whose configuration stands in `folder`, with the weights of `state`."""
+def _model(folder: Path, weights: Mapping[str, "torch.Tensor"], dtype: "torch.dtype") -> "PreTrainedModel":
+    """Return the model whose configuration stands in `folder`, with these weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    weights = {name.removeprefix(PREFIX): tensor.to(dtype) for name, tensor in _weights(state).items()}
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
@@ -67,16 +72,48 @@ def _model(folder: Path, state: Path, dtype: "torch.dtype") -> "PreTrainedModel"
 
 
 def _weights(state: Path) -> dict[str, "torch.Tensor"]:
-    """Return the policy's weights as Accelerate or DeepSpeed saved them; float32 from the latter."""
+    """Return the trained weights as Accelerate or DeepSpeed saved them; float32 from the latter."""
     if (state / "pytorch_model").is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        return get_fp32_state_dict_from_zero_checkpoint(str(state), tag="pytorch_model")
-    from safetensors.torch import load_file
+        saved = get_fp32_state_dict_from_zero_checkpoint(str(state), tag="pytorch_model")
+    else:
+        from safetensors.torch import load_file
 
-    return {
-        name: tensor for path in sorted(state.glob("model*.safetensors")) for name, tensor in load_file(path).items()
-    }
+        files = [load_file(path) for path in sorted(state.glob("model*.safetensors"))]
+        saved = {name: tensor for file in files for name, tensor in file.items()}
+    return {name.removeprefix(PREFIX): tensor for name, tensor in saved.items()}
+
+
+def _merged(
+    adapters: Mapping[str, "torch.Tensor"], settings: Mapping[str, Any], target: Path
+) -> dict[str, "torch.Tensor"]:
+    """Return the weights of the model that adapters were trained over, with them; write them alone beside `target`."""
+    import torch
+    from msgspec import convert
+
+    from rollout.gguf import model_folder as base_folder
+    from trainer.checkpoint.files import adapter_folder, model_folder
+    from trainer.checkpoint.input_files import content_of
+    from trainer.configs import ModelConfig
+    from trainer.model.lora import add_adapters, merged_weights, write_adapter
+    from trainer.model.policy import load_trainable
+
+    config = convert(settings["model"], ModelConfig)
+    base, known, beside = Path(config.path), settings["files"].get("model.path"), adapter_folder(target)
+    if beside.exists():
+        raise ConfigError(f"'{beside}' exists, where the adapters go: name another folder, or remove it")
+    if known is not None and not (base.exists() and content_of(base) == known):
+        raise ConfigError(f"'{base}' is no longer the model that the adapters were trained over: put it back")
+    model = load_trainable(base_folder(config.path), config).model
+    add_adapters(model, config.lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(adapters[name])
+    with model_folder(beside) as partial:
+        write_adapter(model, partial)
+    return dict(merged_weights(model))
 
 
 def push(folder: Path, repository: str, private: bool) -> str:

@@ -12,9 +12,10 @@ def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.A
     modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     embeddings = {id(parameter) for module in modules for parameter in module.parameters()}
     decayed, plain = [], []
-    for parameter in model.parameters():
+    for parameter in filter(lambda each: each.requires_grad, model.parameters()):
         (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]  # of adapters there are matrices alone
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
 
 

@@ -14,6 +14,7 @@ from trainer.batching.packing import PackedBatch, Share, as_run, micro_batches, 
 from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
 from trainer.losses import Loss, sequence_lengths
+from trainer.model.lora import WithoutAdapters, merged_weights
 from trainer.model.policy import Policy
 
 
@@ -97,7 +98,7 @@ def make_objective(
     config: LossConfig,
     packed: PackedBatch,
     scale: torch.Tensor,
-    reference: Policy | None,
+    reference: Policy | WithoutAdapters | None,
     temperature: float,
 ) -> Objective:
     """Return the loss of a micro-batch, for the head; the reference's log-probs are computed here."""
@@ -121,7 +122,7 @@ def named_weights(accelerator: Accelerator, policy) -> Iterator[tuple[str, torch
     Under ZeRO-3 all processes must draw it together; one parameter at a time is gathered, and copied because engines
     buffer a layer's tensors until the layer is complete.
     """
-    weights = accelerator.unwrap_model(policy).model.state_dict(keep_vars=True).items()
+    weights = merged_weights(accelerator.unwrap_model(policy).model)
     if zero_stage(accelerator) != 3:
         yield from ((name, tensor.detach()) for name, tensor in weights)
         return

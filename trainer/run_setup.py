@@ -1,6 +1,5 @@
 """Makes the parts of a run for both loops: accelerator, log, data, model, engine, collector."""
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -46,11 +45,12 @@ from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.test_ids import refuse_trained_on
 from trainer.data.truncation import LengthCounts
-from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator, start_device
+from trainer.distributed.process_group import World, deepspeed_dtype, start_accelerator, start_device, zero_stage
 from trainer.experience.collector import Collector
 from trainer.logs.provenance import provenance
 from trainer.logs.run_log import RunLog
-from trainer.model.make_policy import make_policy
+from trainer.model.lora import NOT_ZERO3, WithoutAdapters
+from trainer.model.make_policy import make_policy, make_reference
 from trainer.model.policy import Policy, load_trainable
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
@@ -69,15 +69,19 @@ class Run:
 
 def start_run(config: TrainConfig, name: str, embedder: Embedder | None = None) -> Run:
     """Start the processes and the log in `config.out`, and seed. An embedder that stands already is used."""
-    accelerator = start_accelerator(config.optim.max_grad_norm)
-    if config.model.dtype == "bfloat16" and accelerator.distributed_type is not DistributedType.DEEPSPEED:
+    lora = config.model.lora
+    accelerator = start_accelerator(config.optim.max_grad_norm, in_float32=lora is not None)
+    if lora is not None and zero_stage(accelerator) == 3:
+        raise ConfigError(NOT_ZERO3)
+    trained = config.model.dtype if lora is None else "float32"
+    if trained == "bfloat16" and accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise ConfigError(
             "model.dtype=bfloat16 keeps no float32 weights for the optimizer, and steps as small as lr=1e-6 round to "
             "nothing: start with configs/accelerate/zero2.yaml (DeepSpeed keeps them, one GPU is enough) or set "
             "model.dtype=float32"
         )
     kept = deepspeed_dtype(accelerator)
-    if kept is not None and kept != config.model.dtype:
+    if kept is not None and kept != trained:
         raise ConfigError(
             f"model.dtype={config.model.dtype}, but DeepSpeed's file would train in {kept}: set model.dtype={kept}, or "
             "bf16.enabled in the file that configs/accelerate names (configs/deepspeed/*.json)"
@@ -96,6 +100,8 @@ def describe_run(config: TrainConfig, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         write_atomic(Path(config.out) / "config.yaml", dump(config))
         record = provenance()
+        if config.model.lora is not None:
+            record["lora"] = asdict(config.model.lora)
         if isinstance(config, RLConfig) and (prompts := judge_prompts(config.reward)):
             record["reward_prompts"] = prompts
         write_atomic(Path(config.out) / "provenance.json", json.dumps(record, indent=2))
@@ -225,7 +231,7 @@ class RLParts(Run):
     """The parts of an RL run."""
 
     policy: Policy
-    reference: Policy | None
+    reference: Policy | WithoutAdapters | None
     """The policy as it starts, for the KL term and for `reward.answerer: policy`; None where neither needs it."""
     collector: Collector
     """What samples and scores; its engine holds the weights of `policy`."""
@@ -247,9 +253,9 @@ def setup_rl(
         builds = rl_builds(config, run.embedder)
         if run.world.rank == 0:
             warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
-    policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator))
+    policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator), lora=config.model.lora)
     needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
-    reference = copy.deepcopy(policy).eval().requires_grad_(False) if needs_reference else None
+    reference = make_reference(policy) if needs_reference else None
     if collector is None:
         engine = make_engine(config, model_folder(config.model.path))
         collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world, judge)

@@ -59,7 +59,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
     """Train the model in place and save it."""
     accelerator, world, log, tokenizer = parts.accelerator, parts.world, parts.log, parts.tokenizer
     training, validation = split_sessions(parts.trees, config.validation_share, config.seed)
-    policy = make_policy(parts.model, config.model.attention, start_device(accelerator))
+    policy = make_policy(parts.model, config.model.attention, start_device(accelerator), lora=config.model.lora)
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, config.optim))
     log_setup(accelerator, policy)
     check_template(tokenizer)

@@ -104,7 +104,7 @@ class Checkpoints:
         def fill(folder: Path) -> None:
             with errors_after_the_last_barrier(self._accelerator) if deepspeed else nullcontext():
                 # DeepSpeed's file `latest` would be written outside of what is caught, and nothing here reads it
-                self._accelerator.save_state(str(folder / "state"), save_latest=False)
+                self._accelerator.save_state(str(folder / "state"), save_latest=False, exclude_frozen_parameters=True)
             if self._world.rank == 0:
                 write_all(folder / MODEL, self._model_files)
                 write_atomic(folder / "progress", seal("progress", encode(progress, type(progress), "progress")))

@@ -13,6 +13,7 @@ from membuilder.errors import CheckpointError
 from membuilder.files import durable_rename, fsync_tree
 from trainer.checkpoint.model_card import CARD, model_card
 from trainer.checkpoint.run_settings import resolved
+from trainer.model.lora import adapted_layers, base_weights, merged_weights, write_adapter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,16 +22,23 @@ if TYPE_CHECKING:
 
 
 def save_model(accelerator: "Accelerator", policy, tokenizer, config: "TrainConfig", step: int, name: str) -> Path:
-    """Write the folder `name` of the run after `step` steps: safetensors, tokenizer and card, for Hugging Face."""
+    """Write the folder `name` of the run after `step` steps: safetensors, tokenizer and card, for Hugging Face.
+
+    Adapters are merged into what stands there, and stand by themselves in the folder of `adapter_folder`.
+    """
     folder = Path(config.out) / name
     state = accelerator.get_state_dict(policy)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(policy).model
+        if adapted_layers(model):
+            state = {f"model.{name}": tensor.cpu() for name, tensor in merged_weights(model)}
+            with model_folder(adapter_folder(folder)) as partial:
+                write_adapter(model, partial)
         # DeepSpeed gives a tied weight once for each of its names; here too it must be one tensor, which is saved once
         first: dict[int, str] = {}
         weights = {
             name: state[f"model.{first.setdefault(id(parameter), name)}"]
-            for name, parameter in model.state_dict(keep_vars=True).items()
+            for name, parameter in base_weights(model).items()
         }
         with model_folder(folder) as partial:
             model.save_pretrained(partial, state_dict=weights)
@@ -38,6 +46,11 @@ def save_model(accelerator: "Accelerator", policy, tokenizer, config: "TrainConf
             write_all(partial, files_of(tokenizer) | {CARD: card.encode()})
     accelerator.wait_for_everyone()
     return folder
+
+
+def adapter_folder(folder: Path) -> Path:
+    """Return where the adapters of a merged model stand: `adapter` beside `model`, else with the model's name."""
+    return folder.with_name("adapter" if folder.name == "model" else f"{folder.name}_adapter")
 
 
 @contextmanager

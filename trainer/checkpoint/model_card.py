@@ -47,6 +47,7 @@ def model_card(config: Mapping[str, Any], run: Path, step: int) -> str:
     tags = ["memory", "membuilder", *([TEST_IDS_TAG] if allowed else [])]
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
     origin = f"[{data.base_model}](https://huggingface.co/{data.base_model})" if data.base_model else None
+    licence = data.license or ("that of the base model" if origin else "not known to this program; name it here")
     return f"""---
 {data.to_yaml()}
 ---
@@ -55,7 +56,7 @@ def model_card(config: Mapping[str, Any], run: Path, step: int) -> str:
 Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, arXiv 2601.05488).
 
 - Base model: {origin or ("a local model" if config["model"]["path"] else "none, trained from random weights")}
-- Licence: {data.license or ("that of the base model" if origin else "not known to this program; name it here")}
+{_adapters(config["model"].get("lora"))}- Licence: {licence}
 {TEST_IDS_WARNING if allowed else ""}
 ## Use
 
@@ -82,6 +83,13 @@ def _base_card(path: str | None) -> Mapping[str, Any]:
     if not card.is_file():
         return {}
     return ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+
+
+def _adapters(lora: Mapping[str, Any] | None) -> str:
+    """Return the line about adapters, which are part of the weights of the model that the card describes."""
+    if lora is None:
+        return ""
+    return f"- Trained by LoRA, merged: rank {lora['rank']}, alpha {lora['alpha']}, targets {lora['targets']}\n"
 
 
 def _metrics(path: Path, step: int) -> str:

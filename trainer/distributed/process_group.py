@@ -39,14 +39,17 @@ BENDING = {
 """What Accelerate reads from its environment and the loops do not expect: the value that changes nothing, and why."""
 
 
-def start_accelerator(max_grad_norm: float) -> Accelerator:
-    """Start one process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself."""
+def start_accelerator(max_grad_norm: float, in_float32: bool = False) -> Accelerator:
+    """Start one process, DDP or DeepSpeed, on CUDA or CPU, as launched. `max_grad_norm`: DeepSpeed clips by itself.
+
+    `in_float32`: what is trained is float32 whatever DeepSpeed's file says, which would cast the whole model.
+    """
     for name, (harmless, reason) in BENDING.items():
         if (value := os.environ.get(name, harmless)).lower() != harmless:
             raise ConfigError(f"{name}={value}: {reason}. Unset it, also in the file given to accelerate launch")
     on_cpu, launched = not torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        accelerator = _start_deepspeed(on_cpu, max_grad_norm)
+        accelerator = _start_deepspeed(on_cpu, max_grad_norm, in_float32)
     else:
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     if accelerator.num_processes != launched:
@@ -57,7 +60,7 @@ def start_accelerator(max_grad_norm: float) -> Accelerator:
     return accelerator
 
 
-def _start_deepspeed(on_cpu: bool, max_grad_norm: float) -> Accelerator:
+def _start_deepspeed(on_cpu: bool, max_grad_norm: float, in_float32: bool) -> Accelerator:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
@@ -71,6 +74,8 @@ def _start_deepspeed(on_cpu: bool, max_grad_norm: float) -> Accelerator:
         state.process_index = distributed.get_rank()
         state.local_process_index = int(os.environ["LOCAL_RANK"])
     plugin = DeepSpeedPlugin()
+    if in_float32:
+        plugin.deepspeed_config |= {name: {"enabled": False} for name in DEEPSPEED_TYPES}
     plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # ours are packed by tokens; DeepSpeed wants a number
     plugin.deepspeed_config["gradient_accumulation_steps"] = 1  # the loop says itself which backward is the last

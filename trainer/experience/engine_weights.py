@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from reward.judges import Verdict
 from rollout.tokens import completion_text, encode_prompt
 from rollout.types import Engine, SamplingConfig
+from trainer.model.lora import WithoutAdapters, base_weights
 from trainer.model.policy import Policy
 
 Weights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
@@ -26,7 +27,7 @@ class EngineWeights:
         self._engine.load_weights(self._policy(), version)
 
     def answers_of(
-        self, reference: Policy, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+        self, reference: Policy | WithoutAdapters, tokenizer: PreTrainedTokenizerBase, max_tokens: int
     ) -> Callable[[Sequence[str]], Iterator[tuple[int, str | Verdict]]]:
         """Return what answers prompts greedily with the reference (`WriteAnswers` of reward/alongside.py).
 
@@ -41,7 +42,7 @@ class EngineWeights:
             for number in set(range(len(prompts))) - set(fitting):
                 problem = f"the answerer's prompt of {len(encoded[number])} tokens does not fit into max_model_len"
                 yield number, Verdict(correct=None, reason=problem, cause="answerer_unfit_prompt")
-            self._engine.load_weights(reference.model.state_dict().items(), version=0)
+            self._engine.load_weights(base_weights(reference.model).items(), version=0)
             try:
                 for prompt, _, found in self._engine.stream([encoded[n] for n in fitting], 1, sampling, seed=0):
                     yield fitting[prompt], _text(completion_text(tokenizer, found), found.finished)

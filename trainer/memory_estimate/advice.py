@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from trainer.configs import TrainConfig
+from trainer.configs import LoRAConfig, TrainConfig
 from trainer.memory_estimate.estimate import GIB, estimate
 from trainer.memory_estimate.options import Launch
 from trainer.rl_config import RLConfig
 
 MIN_TOKENS = 4000
 """Smallest `max_tokens` worth proposing."""
-CHANGES = ("checkpointing", "sleep", "ZeRO-2", "max_tokens", "engine_memory", "ZeRO-3", "offload", "no reference")
+CHANGES = (
+    "checkpointing", "sleep", "ZeRO-2", "max_tokens", "engine_memory", "ZeRO-3", "offload", "LoRA",
+    "no reference",
+)  # fmt: skip
 """Names of the changes to try, from what costs least to what costs most."""
 
 
@@ -70,6 +73,8 @@ def make(name: str, config: TrainConfig, launch: Launch) -> Change | None:
             return Change("model.gradient_checkpointing=true", changed, launch)
         case "sleep" if has_vllm and not config.engine_sleep:
             return Change("engine_sleep=true", replace(config, engine_sleep=True), launch)
+        case "ZeRO-3" if config.model.lora is not None:
+            return None  # refused
         case "ZeRO-2" | "ZeRO-3" if launch.zero_stage < (stage := int(name[-1])) and launch.num_processes > 1:
             text = f"--zero {stage}: configs/accelerate/zero{stage}.yaml"
             return Change(text, config, replace(launch, zero_stage=stage))
@@ -81,6 +86,10 @@ def make(name: str, config: TrainConfig, launch: Launch) -> Change | None:
         case "offload" if launch.zero_stage in (1, 2) and not launch.offload_optimizer:
             text = "--offload: optimizer in host memory, configs/accelerate/zero2_offload.yaml"
             return Change(text, config, replace(launch, offload_optimizer=True))
+        case "LoRA" if config.model.lora is None and launch.zero_stage < 3:
+            lora = LoRAConfig()
+            text = f"model.lora.rank={lora.rank}: adapters are trained instead of the weights"
+            return Change(text, replace(config, model=replace(config.model, lora=lora)), launch)
         case "no reference" if is_rl and config.loss.kl_coef:
             text = "loss.kl_coef=0: no reference policy (another objective than the published one)"
             return Change(text, replace(config, loss=replace(config.loss, kl_coef=0.0)), launch)

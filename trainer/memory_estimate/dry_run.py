@@ -10,7 +10,16 @@ not fit; the exit status is 1 in that case.
 from rollout.gguf import model_folder
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.advice import advise, largest_micro_batch
-from trainer.memory_estimate.estimate import GIB, Estimate, Part, estimate, num_roles, parameter_sizes, session_tokens
+from trainer.memory_estimate.estimate import (
+    GIB,
+    Estimate,
+    Part,
+    estimate,
+    num_adapter_parameters,
+    num_roles,
+    parameter_sizes,
+    session_tokens,
+)
 from trainer.memory_estimate.options import Launch
 from trainer.rl_config import RLConfig
 
@@ -18,9 +27,10 @@ from trainer.rl_config import RLConfig
 def report(config: TrainConfig, launch: Launch) -> tuple[str, bool]:
     """Return the whole answer, as text for a terminal, and whether the run fits."""
     found = estimate(config, launch)
-    num_parameters = sum(parameter_sizes(model_folder(config.model.path)))
+    path, lora = model_folder(config.model.path), config.model.lora
+    trained = "" if lora is None else f" frozen, {num_adapter_parameters(path, lora):,} in adapters of rank {lora.rank}"
     lines = [
-        f"{config.model.path}: {num_parameters:,} parameters; {launch.num_processes} GPU"
+        f"{config.model.path}: {sum(parameter_sizes(path)):,} parameters{trained}; {launch.num_processes} GPU"
         f"{'s' * (launch.num_processes > 1)} of {launch.gpu_memory_gib:g} GiB, "
         + (f"ZeRO-{launch.zero_stage}" if launch.zero_stage else "no DeepSpeed"),
         "",
@@ -76,7 +86,7 @@ def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
 
 def _warnings(config: TrainConfig, launch: Launch, found: Estimate) -> list[str]:
     lines = []
-    if not launch.zero_stage and config.model.dtype == "bfloat16":
+    if not launch.zero_stage and config.model.dtype == "bfloat16" and config.model.lora is None:
         lines.append(
             "No float32 master weights: steps smaller than bfloat16 resolves are lost (at lr 1e-6 nearly all). "
             "Use --zero 2 (configs/accelerate/zero2.yaml) or model.dtype=float32."

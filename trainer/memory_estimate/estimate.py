@@ -16,10 +16,11 @@ from membuilder.errors import ConfigError
 from membuilder.schemes.load import load_scheme
 from rollout.gguf import model_folder
 from rollout.hf_engine import TOKENS_AT_ONCE
-from trainer.configs import TrainConfig
+from trainer.configs import LoRAConfig, TrainConfig
 from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
 from trainer.memory_estimate.options import Launch
 from trainer.model.head import WORKSPACE_BYTES, chunk_rows_within
+from trainer.model.lora import NOT_ZERO3, trained_parameters
 from trainer.rl_config import RLConfig
 
 GIB = 2**30
@@ -99,8 +100,17 @@ def parameter_sizes(path: str) -> tuple[int, ...]:
 
 
 @cache
-def _activations(path: str, num_tokens: int, dtype: torch.dtype, checkpointing: bool) -> ActivationBytes:
-    return activation_bytes(model_config(path), num_tokens=num_tokens, dtype=dtype, checkpointing=checkpointing)
+def num_adapter_parameters(path: str, lora: LoRAConfig) -> int:
+    return sum(each.numel() for each in trained_parameters(make_meta_model(model_config(path), torch.bfloat16, lora)))
+
+
+@cache
+def _activations(
+    path: str, num_tokens: int, dtype: torch.dtype, checkpointing: bool, lora: LoRAConfig | None
+) -> ActivationBytes:
+    return activation_bytes(
+        model_config(path), num_tokens=num_tokens, dtype=dtype, checkpointing=checkpointing, lora=lora
+    )
 
 
 def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list[Part]:
@@ -114,32 +124,39 @@ def state_parts(num_parameters: int, dtype: torch.dtype, launch: Launch) -> list
             Part.always("AdamW moments", 2 * count * item),
             Part(name="AdamW temporaries", step=count * item),
         ]
-    # bfloat16 weights; float32 master, moments and summed gradients, each rank its share (grad_accum_dtype fp32)
+    # weights; float32 master, moments and summed gradients, each rank its share (grad_accum_dtype fp32)
     share, on_gpu = 1 / ranks, 0 if launch.offload_optimizer else 1
-    gradients = 2 * count if stage == 1 else 4 * count * share * on_gpu
-    bucket = 2 * BUCKET_ELEMENTS * (1 if stage == 3 else 2)  # stages 1 and 2 fill one while the other travels
+    gradients = item * count if stage == 1 else 4 * count * share * on_gpu
+    bucket = item * BUCKET_ELEMENTS * (1 if stage == 3 else 2)  # stages 1 and 2 fill one while the other travels
     parts = [
-        Part.always("weights", 2 * count * (share if stage == 3 else 1)),
+        Part.always("weights", item * count * (share if stage == 3 else 1)),
         Part(name="gradients", update=gradients, step=4 * count * share * on_gpu + (gradients if stage == 1 else 0)),
         Part.always("float32 master weights", 4 * count * share * on_gpu),
         Part.always("AdamW moments", 8 * count * share * on_gpu),
         Part(name="AdamW temporaries", step=4 * count * share * on_gpu),
-        Part(name="communication buckets", update=min(bucket, 2 * 2 * count)),
+        Part(name="communication buckets", update=min(bucket, 2 * item * count)),
     ]
     if stage == 3:
-        parts.append(Part(name="gathered layers", update=2 * min(count, LIVE_ELEMENTS)))
+        parts.append(Part(name="gathered layers", update=item * min(count, LIVE_ELEMENTS)))
     return parts
 
 
-def head_bytes(rows: int, hidden: int, vocabulary: int, item: int) -> int:
+def _adapter_parts(path: str, lora: LoRAConfig, launch: Launch) -> list[Part]:
+    if launch.zero_stage == 3:
+        raise ConfigError(NOT_ZERO3)
+    parts = state_parts(num_adapter_parameters(path, lora), torch.float32, launch)
+    return [part._replace(name=f"adapters: {part.name}") for part in parts]
+
+
+def head_bytes(rows: int, hidden: int, vocabulary: int, item: int, is_frozen: bool = False) -> int:
     """Most that the head holds on CUDA: a chunk's logits, hidden states, their gradient and the weight's.
 
-    The weight's gradient is float32 where there are several chunks.
+    The weight's gradient is float32 where there are several chunks; one that is frozen has none.
     """
     chunk = chunk_rows_within(WORKSPACE_BYTES, rows, vocabulary, hidden, item)
     logits = min(rows, chunk) * vocabulary * item
     weight = (item if rows <= chunk else max(item, 4)) * vocabulary * hidden
-    return 2 * rows * hidden * item + weight + logits
+    return 2 * rows * hidden * item + weight * (not is_frozen) + logits
 
 
 def estimate(config: TrainConfig, launch: Launch, num_tokens: int | None = None) -> Estimate:
@@ -149,11 +166,16 @@ def estimate(config: TrainConfig, launch: Launch, num_tokens: int | None = None)
         raise ConfigError("model.path: a dry run needs a Hugging Face folder or model name; its config.json is enough")
     path = model_folder(config.model.path)
     model, sizes = model_config(path), parameter_sizes(path)
-    dtype = torch.bfloat16 if launch.zero_stage else getattr(torch, config.model.dtype)  # configs/deepspeed: bf16
-    active = _activations(path, num_tokens, dtype, config.model.gradient_checkpointing)
-    head = head_bytes(num_tokens, model.hidden_size, model.vocab_size, dtype.itemsize)
+    lora = config.model.lora
+    by_deepspeed = launch.zero_stage and lora is None  # configs/deepspeed: bf16
+    dtype = torch.bfloat16 if by_deepspeed else getattr(torch, config.model.dtype)
+    active = _activations(path, num_tokens, dtype, config.model.gradient_checkpointing, lora)
+    head = head_bytes(num_tokens, model.hidden_size, model.vocab_size, dtype.itemsize, is_frozen=lora is not None)
     passing = max(active.saved + head, active.peak)
-    parts = state_parts(sum(sizes), dtype, launch)
+    if lora is None:
+        parts = state_parts(sum(sizes), dtype, launch)
+    else:
+        parts = [Part.always("frozen weights", sum(sizes) * dtype.itemsize), *_adapter_parts(path, lora, launch)]
     parts += [
         Part(name="activations kept for backward", update=active.saved),
         Part(name="head workspace", update=head),
@@ -176,7 +198,8 @@ def _engine_parts(
 ) -> tuple[list[Part], float | None]:
     """Return the engine in the same process, the reference, and vLLM's room for keys and values."""
     weights = item * sum(sizes)
-    parts = [Part.always("reference policy (KL)", weights)] if config.loss.kl_coef else []
+    has_copy = config.loss.kl_coef and config.model.lora is None  # else the reference is the policy without adapters
+    parts = [Part.always("reference policy (KL)", weights)] if has_copy else []
     # the largest weight stands in the trainer's form and the engine's; under ZeRO-3 it is gathered first
     parts.append(Part(name="weight sync", generate=item * max(sizes) * (2 if launch.zero_stage == 3 else 1)))
     if config.engine != "vllm":

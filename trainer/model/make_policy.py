@@ -5,6 +5,7 @@ architecture to the next and grows with every release of transformers. So beside
 random sequences are run by the untouched model first, and by the policy made of it after.
 """
 
+import copy
 import logging
 import random
 
@@ -13,9 +14,10 @@ from transformers import PreTrainedModel
 
 from membuilder.errors import ConfigError, ParityError
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
-from trainer.configs import Attention
+from trainer.configs import Attention, LoRAConfig
 from trainer.model.dense_copies import own_logprobs
 from trainer.model.head import Impl
+from trainer.model.lora import WithoutAdapters, adapted_layers, add_adapters
 from trainer.model.policy import Policy
 from trainer.model.shared_prefix import UnsharedError
 
@@ -26,17 +28,26 @@ LARGEST_GAP = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.1, to
 """Mean gap of log-probs, in nats, that rounding explains; what a wrong forward makes is far above it."""
 
 
-def make_policy(model: PreTrainedModel, attention: Attention, device: torch.device, head_impl: Impl = "auto") -> Policy:
+def make_policy(
+    model: PreTrainedModel,
+    attention: Attention,
+    device: torch.device,
+    head_impl: Impl = "auto",
+    lora: LoRAConfig | None = None,
+) -> Policy:
     """Return the policy made of a model, on the device. Raises ConfigError for a model that is known not to fit,
     and ParityError where the policy's numbers are not the model's.
 
-    `auto` shares prompts where that is proved, and else runs dense copies and says why.
+    `auto` shares prompts where that is proved, and else runs dense copies and says why. `lora`: of the policy's
+    parameters its adapters alone are trained.
     """
     model.to(device).eval()
     if switched_off := switch_off_dropout(model):
         _log.warning("dropout is off: %s (a sampled token has one probability)", ", ".join(switched_off))
     sequences = _random_sequences(model.get_input_embeddings().weight.shape[0])
     expected = own_logprobs(model, sequences)
+    if lora is not None:
+        add_adapters(model, lora)  # what follows proves that they add nothing yet
     own_attention = model.config.get_text_config()._attn_implementation
     why_dense = None if attention is not Attention.DENSE else "attention: dense"
     if why_dense is None:
@@ -61,6 +72,13 @@ def make_policy(model: PreTrainedModel, attention: Attention, device: torch.devi
             "its head or what it does before is not known here, or targets are shifted; choose another model",
         )
     return policy
+
+
+def make_reference(policy: Policy) -> Policy | WithoutAdapters:
+    """Return what gives the numbers of a policy as it starts, however it is trained."""
+    if adapted_layers(policy.model):
+        return WithoutAdapters(policy)
+    return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
 def switch_off_dropout(model: PreTrainedModel) -> list[str]:

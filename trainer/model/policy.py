@@ -16,6 +16,7 @@ from trainer.batching.packing import PackedBatch
 from trainer.configs import ModelConfig
 from trainer.model import dense_copies, shared_prefix
 from trainer.model.head import Head, HeadOutput, Impl, LossFunction, LossOutput
+from trainer.model.lora import adapted_layers, keep_adapters_alone
 from trainer.model.shared_prefix import use_shared_prefix
 
 
@@ -62,6 +63,8 @@ class Policy(torch.nn.Module):
         _check_plain_head(model)
         model.set_output_embeddings(Head(model.get_output_embeddings().weight, head_impl))
         self.model = model
+        if adapted_layers(model):
+            keep_adapters_alone(self)
 
     def forward(
         self,
