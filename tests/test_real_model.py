@@ -41,6 +41,8 @@ def test_systems_are_compared_question_by_question_and_the_longest_run_counts(tm
         "adrpo after 4 steps": {"adrpo": row([1.0] * 41, 90)},
     }
     (tmp_path / "systems.json").write_text(json.dumps(measured))
+    about = {"seed": 1, "engine": "vllm", "steps": {"sft": 1, "rl": 4}, "held_out": ["a"], "peak_memory_gib": 1.0}
+    (tmp_path / "summary.json").write_text(json.dumps(about | {"data": "/home/me/locomo.json"}))
     (tmp_path / "rl").mkdir()
     (tmp_path / "rl/metrics.jsonl").write_text('{"step": 0, "reward/mean": 0.5, "grad_norm": 1.0}\n')
     found = result(tmp_path)
@@ -49,6 +51,7 @@ def test_systems_are_compared_question_by_question_and_the_longest_run_counts(tm
     assert (over["questions"], over["difference"], over["memory_ratio"]) == (40, 0.5, 0.9)
     assert 0.3 < over["low"] < 0.5 < over["high"] < 0.7 and over["p_value"] < 1e-4
     assert found["curves"] == {"sft": [], "rl": [{"step": 0, "reward/mean": 0.5}]}
+    assert found["run"] == about
     assert "verdicts" not in found["systems"]["adrpo"] and found["systems"]["adrpo"]["memory_tokens"] == 90
 
 
@@ -67,15 +70,12 @@ def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_an
     given += ["sft.sessions_per_step=4", *SMALL]
     run([*given, "--parts", "operations", "--hours", "0.1"])
     parts = json.loads(out.read_text())["parts"]
-    assert (
-        set(parts["operations"]["compared"]) == {"sft over rules"}
-        and parts["operations"]["summary"]["steps"]["rl"] == 0
-    )
+    assert set(parts["operations"]["compared"]) == {"sft over rules"} and parts["operations"]["run"]["steps"]["rl"] == 0
 
     # ten thousand steps do not fit into a minute: some do, and are evaluated
     run([*given, "--parts", "generated", "--hours", "0.02", "rl.num_steps=10000", "rl.save_every=1"])
     parts = json.loads(out.read_text())["parts"]
-    first = parts["generated"]["summary"]["steps"]["rl"]
+    first = parts["generated"]["run"]["steps"]["rl"]
     assert (
         0 < first < 1000
         and len(parts["generated"]["curves"]["rl"]) == first
@@ -83,5 +83,5 @@ def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_an
     )
     run([*given, "--parts", "generated", f"rl.num_steps={first + 2}"])
     again = json.loads(out.read_text())["parts"]["generated"]
-    assert again["summary"]["steps"]["rl"] == first + 2
+    assert again["run"]["steps"]["rl"] == first + 2
     assert again["curves"]["rl"][:first] == parts["generated"]["curves"]["rl"]

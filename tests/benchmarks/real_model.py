@@ -43,7 +43,8 @@ OPERATIONS = (
     "rl.reward.judge=coverage",
 )
 PARTS = {"locomo": LOCOMO, "generated": (), "operations": ("--steps-rl=0", *OPERATIONS)}
-METRICS = ("step", "sft/loss", "sft/val_loss", "reward/mean", "qa/accuracy", "memory_ratio", "length_weight")
+METRICS = ("step", "sft/loss", "sft/val_loss", "reward/mean", "reward/std", "qa/accuracy", "frac_reward_zero_std",
+           "entropy", "memory_ratio", "length_weight")  # fmt: skip
 STOPPED = 128 + signal.SIGTERM
 
 
@@ -62,8 +63,11 @@ def main() -> None:
         folder = given.folder / name
         data = locomo_files(given.data, given.folder) if name == "locomo" else []
         run_part([*data, *PARTS[name], *given.overrides], given.model, folder, ends)
+        if not (folder / "summary.json").is_file():
+            print(f"{name}: stopped before anything was evaluated; the same command goes on")
+            continue
         record = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {"parts": {}}
-        record["parts"][name] = header() | result(folder)
+        record["parts"][name] = header() | {"model": given.model} | result(folder)
         given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -74,11 +78,11 @@ def locomo_files(path: Path | None, folder: Path) -> list[str]:
     conversations = json.loads(path.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     arguments = []
-    for flag, ids in (("--data", TRAIN), ("--eval-data", HELD_OUT)):
+    for flag, name, ids in (("--data", "train", TRAIN), ("--eval-data", "held_out", HELD_OUT)):
         side = [each for each in conversations if each["sample_id"] in ids]
         if len(side) != len(ids):
             raise SystemExit(f"real_model: {path} lacks some of {', '.join(ids)}")
-        file = folder / f"locomo{flag}.json"
+        file = folder / f"{name}.json"
         file.write_text(json.dumps(side), encoding="utf-8")
         arguments += [flag, str(file)]
     return arguments
@@ -110,8 +114,9 @@ def result(folder: Path) -> dict:
     systems = {name: row for rows in measured.values() for name, row in rows.items()}  # the last policy wins
     logs = {stage: folder / stage / METRICS_FILE for stage in ("sft", "rl")}
     curves = {stage: read_jsonl(log) if log.is_file() else [] for stage, log in logs.items()}  # RL may not have begun
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     found = {
-        "summary": json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else None,
+        "run": {name: summary[name] for name in ("seed", "engine", "steps", "held_out", "peak_memory_gib")},
         "systems": {name: {key: row[key] for key in row if key != "verdicts"} for name, row in systems.items()},
         "compared": {},
         "training_seconds": {stage: round(sum(map(seconds, rows))) for stage, rows in curves.items()},
