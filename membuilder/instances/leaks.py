@@ -1,0 +1,154 @@
+"""Finds what two files share: questions, contexts and labelled examples, word for word or nearly.
+
+What is compared are lines, without marks such as `<User>` and names such as `Sentence:`. A line is near to the
+other file where more than half of its runs of eight words stand there. Left out are lines of fewer than three words (of
+contexts: eight), lines that stand in many chunks or questions of their own file, such as what frames a chunk, and the
+questions for a summary, which are alike for every book.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from membuilder.types import Dialogue
+
+RUN = 8
+NEAR = 0.5
+"""Share of a line's runs above which it is near."""
+FREQUENT = 3
+"""A line that stands in more chunks or questions is part of their frame."""
+QUESTION, CONTEXT, EXAMPLE = KINDS = ("question", "context", "example")
+_LEAST_WORDS = {QUESTION: 3, CONTEXT: RUN, EXAMPLE: 3}
+_SUMMARIES = ("booksum", "infbench_sum")
+_MARK = re.compile(r"^<[^<>]{1,60}>")
+_NAMED = re.compile(r"^(?:Sentence|Sample):")
+_HEAD = re.compile(r"^\[[^\]]*\d{4}[-/]\d\d[-/]\d\d[^\]]*\]$")
+_WORD = re.compile(r"\w+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Line(NamedTuple):
+    kind: str
+    text: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    lines: frozenset[tuple[str, ...]]
+    """The words of each."""
+    runs: np.ndarray
+    """Hashes of the runs of eight words, sorted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shared:
+    """Lines of one kind that the other file has too."""
+
+    kind: str
+    lines: int
+    """Of this kind, in the file that is checked."""
+    exact: tuple[str, ...]
+    near: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.exact) + len(self.near)
+
+
+def lines_of(dialogues: Iterable[Dialogue]) -> list[Line]:
+    """Return the lines that are compared, each once for each kind that it is of."""
+    found: dict[tuple[str, tuple[str, ...]], Line] = {}
+    times: dict[tuple[str, tuple[str, ...]], int] = {}
+    for kind, text in _texts(dialogues):
+        words = tuple(_WORD.findall(text.lower()))
+        if len(words) >= _LEAST_WORDS[kind]:
+            key = (kind, words)
+            found.setdefault(key, Line(kind, text, words))
+            times[key] = times.get(key, 0) + 1
+    return [line for key, line in found.items() if times[key] <= FREQUENT]
+
+
+def index(lines: Sequence[Line]) -> Index:
+    """Make of a file's lines what others are looked up in."""
+    return Index(lines=frozenset(line.words for line in lines), runs=np.unique(_runs(lines)[0]))
+
+
+def shared(checked: Sequence[Line], other: Index) -> list[Shared]:
+    """Return for each kind which of the lines that are checked stand in the other file, whatever they are there."""
+    exact = [line.words in other.lines for line in checked]
+    near = _shares(checked, other.runs) > NEAR
+    result = []
+    for kind in KINDS:
+        of_kind = [i for i, line in enumerate(checked) if line.kind == kind]
+        result.append(
+            Shared(
+                kind=kind,
+                lines=len(of_kind),
+                exact=tuple(checked[i].text for i in of_kind if exact[i]),
+                near=tuple(checked[i].text for i in of_kind if near[i] and not exact[i]),
+            )
+        )
+    return result
+
+
+def _texts(dialogues: Iterable[Dialogue]) -> Iterator[tuple[str, str]]:
+    for dialogue in dialogues:
+        for session in dialogue.sessions:
+            for line in "\n".join(turn.content for turn in session.turns).split("\n"):
+                yield from _told(line, CONTEXT)
+        for question in dialogue.questions:
+            if not question.category.startswith(_SUMMARIES):
+                yield from asked(question.text)
+
+
+def asked(question: str) -> Iterator[tuple[str, str]]:
+    """Yield (kind, text) of what is compared of a question: its lines without the name at their beginning."""
+    for line in question.split("\n"):
+        yield from _told(line, QUESTION)
+
+
+def refusal(place: object, found: Sequence[Shared]) -> str:
+    """Say what is shared with a file, with an example."""
+    counts = ", ".join(f"{each.count} {each.kind}s" for each in found if each.count)
+    first = next(text for each in found for text in (*each.exact, *each.near))
+    return f"shares {counts} with {place}, such as {first!r:.120}"
+
+
+def _told(line: str, kind: str) -> Iterator[tuple[str, str]]:
+    text = _MARK.sub("", line).strip()
+    if not _HEAD.match(text):
+        bare = _NAMED.sub("", text).strip()
+        yield (EXAMPLE if bare != text and kind == CONTEXT else kind), bare
+
+
+def _runs(lines: Sequence[Line]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a hash of every run of eight words, and the number of the line that it stands in."""
+    lengths = np.array([len(line.words) for line in lines], dtype=np.int64)
+    words = np.fromiter((_hash(word) for line in lines for word in line.words), dtype=np.uint64, count=lengths.sum())
+    line_of = np.repeat(np.arange(len(lines)), lengths)
+    num_runs = max(0, len(words) - RUN + 1)
+    runs = np.zeros(num_runs, dtype=np.uint64)
+    for offset in range(RUN):
+        runs = runs * _MULTIPLIER + words[offset : offset + num_runs]  # modulo 2**64
+    whole = line_of[:num_runs] == line_of[RUN - 1 : RUN - 1 + num_runs]
+    return runs[whole], line_of[:num_runs][whole]
+
+
+def _shares(lines: Sequence[Line], known: np.ndarray) -> np.ndarray:
+    """Return for each line which share of its runs is known; 0 for a line too short to have one."""
+    runs, line_of = _runs(lines)
+    place = np.searchsorted(known, runs)
+    found = (known[np.minimum(place, len(known) - 1)] == runs) if len(known) else np.zeros(len(runs), dtype=bool)
+    total = np.bincount(line_of, minlength=len(lines))
+    return np.bincount(line_of, weights=found, minlength=len(lines)) / np.maximum(total, 1)
+
+
+@cache
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest())
