@@ -7,7 +7,7 @@
 
 fetch: files come from their public homes (membuilder/datasets/sources.py), checked by size and checksum. Commands find
 a fetched file by its `--dataset` name alone. A file that is there already and whole is left alone, and a file that came
-only in part never gets the name of a data file. The other two: docs/memalpha-data.md.
+only in part never gets the name of a data file. The others: docs/data-formats.md.
 """
 
 import argparse
@@ -158,12 +158,12 @@ def _build(given: argparse.Namespace) -> int:
 
 
 def _leaks(given: argparse.Namespace) -> int:
-    from membuilder.instances.leaks import index, lines_of, shared
+    from membuilder.instances.leaks import compared, shared
 
-    lines = [lines_of(load(path)) for path in given.files]
+    sides = [compared(load(path)) for path in given.files]
     print("lines of           kind          lines   exact    near  such as")
     for checked, other in ((0, 1), (1, 0)):
-        for each in shared(lines[checked], index(lines[other])):
+        for each in shared(sides[checked], sides[other]):
             name, example = given.files[checked].name, next(iter((*each.exact, *each.near)), "")
             counts = f"{each.lines:>8,}{len(each.exact):>8,}{len(each.near):>8,}"
             print(f"{name:18.18} {each.kind:10}{counts}  {example:.60}")

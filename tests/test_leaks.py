@@ -12,7 +12,7 @@ from membuilder.datasets import memalpha
 from membuilder.datasets.memalpha import read_rows
 from membuilder.errors import LeakError
 from membuilder.instances.build import SIDES, Plan, build
-from membuilder.instances.leaks import index, lines_of, shared
+from membuilder.instances.leaks import compared, shared
 from tests import raw_data
 from tests.test_memalpha_data import row, written
 
@@ -28,7 +28,7 @@ def dialogues(tmp_path, chunks: list[str], questions: list[str], name: str = "sq
 
 
 def found(checked: list, other: list) -> dict[str, tuple[int, int]]:
-    result = shared(lines_of(checked), index(lines_of(other)))
+    result = shared(compared(checked), compared(other))
     return {each.kind: (len(each.exact), len(each.near)) for each in result}
 
 

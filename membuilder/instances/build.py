@@ -147,10 +147,10 @@ def _of_side(
 
 def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     dropped = {side: Counter(found) for side, found in dropped_of(path).items()}
-    trained = leaks.index(leaks.lines_of(map(dialogue_of, _rows(plan, source, path, TRAIN))))
+    trained = leaks.compared(map(dialogue_of, _rows(plan, source, path, TRAIN)))
     told = {}
     for file in plan.evaluation:
-        found = leaks.shared(leaks.lines_of(load(file)), trained)
+        found = leaks.shared(leaks.compared(load(file)), trained)
         if any(each.count for each in found):
             told[_short(file)] = {each.kind: each.count for each in found}
             if not plan.allow_leak:
@@ -161,7 +161,7 @@ def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) ->
     for side in dropped:
         rows = _rows(plan, source, path, side, stamp)
         if side == TEST:
-            found = leaks.shared(leaks.lines_of(map(dialogue_of, _rows(plan, source, path, TEST))), trained)
+            found = leaks.shared(leaks.compared(map(dialogue_of, _rows(plan, source, path, TEST))), trained)
             if also := {each.kind: each.count for each in found if each.count and each.kind != leaks.QUESTION}:
                 told[TEST] = also
             known = {text for each in found if each.kind == leaks.QUESTION for text in (*each.exact, *each.near)}

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,15 +35,28 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 class Line(NamedTuple):
     kind: str
     text: str
-    words: tuple[str, ...]
+    words: bytes
+    """Eight bytes of hash for each word."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Index:
-    lines: frozenset[tuple[str, ...]]
-    """The words of each."""
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The lines of a file that are compared, and every run of eight words in them."""
+
+    lines: Sequence[Line]
     runs: np.ndarray
-    """Hashes of the runs of eight words, sorted."""
+    """Hashes, in the order of the lines."""
+    line_of: np.ndarray
+    """Number of the line that each run stands in."""
+
+    @cached_property
+    def known_lines(self) -> frozenset[bytes]:
+        return frozenset(line.words for line in self.lines)
+
+    @cached_property
+    def known_runs(self) -> np.ndarray:
+        """Return the runs sorted, each once."""
+        return np.unique(self.runs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,37 +74,36 @@ class Shared:
         return len(self.exact) + len(self.near)
 
 
-def lines_of(dialogues: Iterable[Dialogue]) -> list[Line]:
-    """Return the lines that are compared, each once for each kind that it is of."""
-    found: dict[tuple[str, tuple[str, ...]], Line] = {}
-    times: dict[tuple[str, tuple[str, ...]], int] = {}
+def compared(dialogues: Iterable[Dialogue]) -> Compared:
+    """Return the lines of dialogues that are compared, each once for each kind that it is of."""
+    found: dict[tuple[str, bytes], Line] = {}
+    times: dict[tuple[str, bytes], int] = {}
+    hashes = _Hashes()
     for kind, text in _texts(dialogues):
-        words = tuple(_WORD.findall(text.lower()))
+        words = _WORD.findall(text.lower())
         if len(words) >= _LEAST_WORDS[kind]:
-            key = (kind, words)
-            found.setdefault(key, Line(kind, text, words))
+            key = (kind, b"".join(map(hashes.__getitem__, words)))
+            found.setdefault(key, Line(kind, text, key[1]))
             times[key] = times.get(key, 0) + 1
-    return [line for key, line in found.items() if times[key] <= FREQUENT]
+    lines = [line for key, line in found.items() if times[key] <= FREQUENT]
+    runs, line_of = _runs([line.words for line in lines])
+    return Compared(lines=lines, runs=runs, line_of=line_of)
 
 
-def index(lines: Sequence[Line]) -> Index:
-    """Make of a file's lines what others are looked up in."""
-    return Index(lines=frozenset(line.words for line in lines), runs=np.unique(_runs(lines)[0]))
-
-
-def shared(checked: Sequence[Line], other: Index) -> list[Shared]:
+def shared(checked: Compared, other: Compared) -> list[Shared]:
     """Return for each kind which of the lines that are checked stand in the other file, whatever they are there."""
-    exact = [line.words in other.lines for line in checked]
-    near = _shares(checked, other.runs) > NEAR
+    lines = checked.lines
+    exact = [line.words in other.known_lines for line in lines]
+    near = _known_shares(checked, other.known_runs) > NEAR
     result = []
     for kind in KINDS:
-        of_kind = [i for i, line in enumerate(checked) if line.kind == kind]
+        of_kind = [i for i, line in enumerate(lines) if line.kind == kind]
         result.append(
             Shared(
                 kind=kind,
                 lines=len(of_kind),
-                exact=tuple(checked[i].text for i in of_kind if exact[i]),
-                near=tuple(checked[i].text for i in of_kind if near[i] and not exact[i]),
+                exact=tuple(lines[i].text for i in of_kind if exact[i]),
+                near=tuple(lines[i].text for i in of_kind if near[i] and not exact[i]),
             )
         )
     return result
@@ -127,28 +139,31 @@ def _told(line: str, kind: str) -> Iterator[tuple[str, str]]:
         yield (EXAMPLE if bare != text and kind == CONTEXT else kind), bare
 
 
-def _runs(lines: Sequence[Line]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a hash of every run of eight words, and the number of the line that it stands in."""
-    lengths = np.array([len(line.words) for line in lines], dtype=np.int64)
-    words = np.fromiter((_hash(word) for line in lines for word in line.words), dtype=np.uint64, count=lengths.sum())
-    line_of = np.repeat(np.arange(len(lines)), lengths)
+def _runs(lines: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    words = np.frombuffer(b"".join(lines), dtype=np.uint64)
+    line_of = np.repeat(np.arange(len(lines)), [len(line) // words.itemsize for line in lines])
     num_runs = max(0, len(words) - RUN + 1)
     runs = np.zeros(num_runs, dtype=np.uint64)
     for offset in range(RUN):
         runs = runs * _MULTIPLIER + words[offset : offset + num_runs]  # modulo 2**64
-    whole = line_of[:num_runs] == line_of[RUN - 1 : RUN - 1 + num_runs]
+    whole = line_of[:num_runs] == line_of[len(words) - num_runs :]  # no run goes from a line into the next
     return runs[whole], line_of[:num_runs][whole]
 
 
-def _shares(lines: Sequence[Line], known: np.ndarray) -> np.ndarray:
+def _known_shares(checked: Compared, known: np.ndarray) -> np.ndarray:
     """Return for each line which share of its runs is known; 0 for a line too short to have one."""
-    runs, line_of = _runs(lines)
-    place = np.searchsorted(known, runs)
-    found = (known[np.minimum(place, len(known) - 1)] == runs) if len(known) else np.zeros(len(runs), dtype=bool)
-    total = np.bincount(line_of, minlength=len(lines))
-    return np.bincount(line_of, weights=found, minlength=len(lines)) / np.maximum(total, 1)
+    num_lines = len(checked.lines)
+    order = np.argsort(checked.runs)  # neighbours are looked up one after another, which is several times as fast
+    runs, line_of = checked.runs[order], checked.line_of[order]
+    place = np.minimum(np.searchsorted(known, runs), max(0, len(known) - 1))
+    found = known[place] == runs if len(known) else np.zeros(len(runs), dtype=bool)
+    total = np.bincount(line_of, minlength=num_lines)
+    return np.bincount(line_of, weights=found, minlength=num_lines) / np.maximum(total, 1)
 
 
-@cache
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+class _Hashes(dict):
+    """It holds the hash of every word that was asked for."""
+
+    def __missing__(self, word: str) -> bytes:
+        self[word] = found = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return found
