@@ -12,6 +12,7 @@ from membuilder.datasets import memalpha
 from membuilder.datasets.memalpha import read_rows
 from membuilder.errors import LeakError
 from membuilder.instances.build import SIDES, Plan, build
+from membuilder.instances.frame import READING
 from membuilder.instances.leaks import compared, shared
 from tests import raw_data
 from tests.test_memalpha_data import row, written
@@ -49,6 +50,8 @@ def test_what_frames_a_chunk_and_what_says_nothing_is_no_leak(tmp_path):
         tmp_path, [c.replace("else", "more") for c in chunks], [f"Sentence: another text {n}\n{ask}" for n in range(5)]
     )
     assert found(one, other) == {"question": (0, 0), "context": (0, 0), "example": (0, 0)}
+    framed = dialogues(tmp_path, [f"<User>{opener}\nYes." for opener in READING], [])
+    assert found(framed, framed)["context"] == (0, 0)
     summary = dialogues(tmp_path, ["a"], ["Summarise what was read from 2024-01-01 to 2024-01-09."], "booksum")
     assert found(summary, summary)["question"] == (0, 0)
 

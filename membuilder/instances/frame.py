@@ -39,5 +39,5 @@ def framed(lines: list[str], number: int, openers: tuple[str, ...], draw: Draw) 
 
 
 LINES_BEFORE = 2
-OWN_LINES = frozenset([f"<User>{said}" for said in (*READING, *LABELLING)] + [f"<Assistant>{said}" for said in NOTED])
-"""What stands in chunks and tells nothing."""
+OWN_LINES = frozenset((*READING, *LABELLING, *NOTED))
+"""What is said in chunks and tells nothing."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from membuilder.instances.frame import OWN_LINES
 from membuilder.types import Dialogue
 
 RUN = 8
@@ -134,14 +135,14 @@ def refusal(place: object, found: Sequence[Shared]) -> str:
 
 def _told(line: str, kind: str) -> Iterator[tuple[str, str]]:
     text = _MARK.sub("", line).strip()
-    if not _HEAD.match(text):
+    if not _HEAD.match(text) and text not in OWN_LINES:
         bare = _NAMED.sub("", text).strip()
         yield (EXAMPLE if bare != text and kind == CONTEXT else kind), bare
 
 
 def _runs(lines: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     words = np.frombuffer(b"".join(lines), dtype=np.uint64)
-    line_of = np.repeat(np.arange(len(lines)), [len(line) // words.itemsize for line in lines])
+    line_of = np.repeat(np.arange(len(lines), dtype=np.int32), [len(line) // words.itemsize for line in lines])
     num_runs = max(0, len(words) - RUN + 1)
     runs = np.zeros(num_runs, dtype=np.uint64)
     for offset in range(RUN):
