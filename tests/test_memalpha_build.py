@@ -22,6 +22,7 @@ from membuilder.instances.streams import json_items
 from membuilder.instances.tokens import counter
 from tests import raw_data
 
+DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SFT_IDS = split_ids(Split.SFT, Path("nowhere"))
 TEST_IDS = split_ids(Split.TEST, Path("nowhere"))
 
@@ -354,3 +355,19 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
         files = sorted((tmp_path / seed).rglob("*"))
         written.append({file.name: file.read_bytes() for file in files if file.is_file()})
     assert written[0] == written[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "squad").is_dir(), reason="needs the real raw files, MEMBUILDER_DATA or ../shared/data")
+@pytest.mark.parametrize(
+    "name", ["squad", "hotpotqa", "banking77", "clinc150", "nlu", "csabstruct", "books", "longmemeval"]
+)
+def test_real_files_are_built(name, tmp_path):
+    report = build(Plan(dataset=name, source=DATA / name, out=tmp_path, test_share=0.2))
+    assert report["train"]["instances"] >= 3
+    for dialogue in load(tmp_path / name / "train.parquet"):
+        assert max(len(chunk(session)) for session in dialogue.sessions) <= 2048 * 4
+        for question in dialogue.questions:
+            told = " ".join(texts(dialogue)[each] for each in question.evidence)
+            assert bool(told) == (name in ("squad", "hotpotqa", "longmemeval")) or not question.answerable
+            assert name != "squad" or question.answer in told
