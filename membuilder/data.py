@@ -1,12 +1,16 @@
-"""Fetches benchmarks from their public homes (membuilder/datasets/sources.py), checked by size and checksum.
+"""Fetches benchmarks, builds instances of Memalpha out of raw files, and finds what two files share.
 
-    python -m membuilder.data fetch locomo
     python -m membuilder.data fetch longmemeval --data-dir /big/disk/data
+    python -m membuilder.data build-memalpha --dataset squad --source raw/squad --out data/memalpha
+    python -m membuilder.data build-memalpha --merge squad hotpotqa --out data/memalpha --limit-size 100
+    python -m membuilder.data leaks data/memalpha/train.parquet data/memoryagentbench/test.parquet
 
-Commands find a fetched file by its `--dataset` name alone. A file that is there already and whole is left alone, and a
-file that came only in part never gets the name of a data file.
+fetch: files come from their public homes (membuilder/datasets/sources.py), checked by size and checksum. Commands find
+a fetched file by its `--dataset` name alone. A file that is there already and whole is left alone, and a file that came
+only in part never gets the name of a data file. The others: docs/data-formats.md.
 """
 
+import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -15,12 +19,15 @@ from pathlib import Path
 import httpx
 
 from membuilder.command import ArgumentParser, exit_status
+from membuilder.datasets.load import load
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
-from membuilder.errors import FetchError, WriteError
+from membuilder.errors import ConfigError, FetchError, WriteError
 from membuilder.files import atomic
+from membuilder.instances.sources import SOURCES
 from membuilder.llm.network import usable_network_settings
 from membuilder.progress import progress
+from membuilder.value_types import PositiveInt, Seed, ShareBelowOne, flag_type
 
 _TIMEOUT = httpx.Timeout(60, connect=15)
 
@@ -80,13 +87,87 @@ def _difference(file: RemoteFile, path: Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m membuilder.data", description="Fetch public benchmarks.")
+    text = "Fetch public benchmarks, build instances of Memalpha, find what two files share."
+    parser = ArgumentParser(prog="python -m membuilder.data", description=text)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", help="fetch one dataset, checked by size and checksum")
     command.add_argument("name", choices=sorted(DATASETS))
     command.add_argument("--data-dir", type=Path, default=Path(DATA_FOLDER), help="default: %(default)s")
-    arguments = parser.parse_args(argv)
-    return exit_status("membuilder.data", lambda: _fetch(DATASETS[arguments.name], arguments.data_dir))
+    command.set_defaults(run=lambda given: _fetch(DATASETS[given.name], given.data_dir))
+    _add_build(commands.add_parser("build-memalpha", help="build one dataset from its raw files, or merge built ones"))
+    command = commands.add_parser("leaks", help="count what two data files share, in each direction")
+    command.add_argument("files", metavar="FILE", nargs=2, type=Path, help="of any format that --dataset can name")
+    command.set_defaults(run=_leaks)
+    given = parser.parse_args(argv)
+    return exit_status("membuilder.data", lambda: given.run(given), "The same command goes on where it was.")
+
+
+def _add_build(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset", choices=sorted(SOURCES), help="what is built")
+    what.add_argument("--merge", nargs="+", choices=sorted(SOURCES), metavar="NAME", help="datasets built before")
+    add("--out", type=Path, default=Path(DATA_FOLDER) / "memalpha", help="default: %(default)s")
+    add("--seed", type=flag_type(Seed), default=42, help="default: %(default)s")
+    text = "with --merge: the most instances that a dataset gives to training"
+    add("--limit-size", type=flag_type(PositiveInt), metavar="N", help=text)
+    add("--source", type=Path, help="with --dataset: its raw file, or their folder")
+    text = "share of the documents, or of the labels, for the test side; default: 0.1; 0: none"
+    add("--split", type=flag_type(ShareBelowOne), metavar="SHARE", help=text)
+    add("--tokenizer", type=Path, help="folder of the model whose tokens count; else four characters are one")
+    add("--chunk-tokens", type=flag_type(PositiveInt), metavar="N", help="of the largest chunk; else as published")
+    text = "no keys that the published files have not, such as evidence"
+    add("--published", action="store_true", help=text)
+    text = "data file with which training may share nothing; repeatable"
+    add("--evaluation", type=Path, action="append", metavar="FILE", help=text)
+    text = "go on where it does, and write so into every row; take LongMemEval's test samples too"
+    add("--allow-leak", action="store_true", help=text)
+    command.set_defaults(run=_build)
+
+
+def _build(given: argparse.Namespace) -> int:
+    names = ("source", "split", "tokenizer", "chunk_tokens", "published", "evaluation", "allow_leak")
+    of_one = {name: value for name in names if (value := getattr(given, name)) is not None and value is not False}
+    if given.merge:
+        if of_one:
+            flags = ", ".join("--" + name.replace("_", "-") for name in of_one)
+            raise ConfigError(f"{flags}: nothing is built by --merge; give it with --dataset")
+        from membuilder.instances.merge import merge
+
+        written = merge(given.merge, given.out, given.limit_size, given.seed)
+        print(f"{given.out}: " + ", ".join(f"{count} instances in {side}.parquet" for side, count in written.items()))
+        return 0
+    if given.limit_size is not None:
+        raise ConfigError("--limit-size limits what --merge takes; it has no effect on --dataset")
+    if given.source is None:
+        raise ConfigError("--dataset needs --source: the raw file, or the folder that holds it")
+    from membuilder.instances.build import Plan, build  # they load what wrong flags need not wait for
+
+    renamed = {"test_share": of_one.pop("split", 0.1), "evaluation": tuple(of_one.pop("evaluation", ()))}
+    plan = Plan(dataset=given.dataset, out=given.out, seed=given.seed, **renamed, **of_one)
+    report = build(plan)
+    for side in (side for side in ("train", "test") if side in report):
+        told = report[side]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in told["dropped"].items()) or "nothing"
+        place = plan.folder / f"{side}.parquet"
+        print(f"{place}: {told['instances']} instances, {told['questions']} questions; dropped: {reasons}")
+    for place, counts in report["leaks"].items():
+        shared = ", ".join(f"{count} {kind}s" for kind, count in counts.items())
+        print(f"training shares with {place}: {shared}")
+    return 0
+
+
+def _leaks(given: argparse.Namespace) -> int:
+    from membuilder.instances.leaks import compared, shared
+
+    sides = [compared(load(path)) for path in given.files]
+    print("lines of           kind          lines   exact    near  such as")
+    for checked, other in ((0, 1), (1, 0)):
+        for each in shared(sides[checked], sides[other]):
+            name, example = given.files[checked].name, next(iter((*each.exact, *each.near)), "")
+            counts = f"{each.lines:>8,}{len(each.exact):>8,}{len(each.near):>8,}"
+            print(f"{name:18.18} {each.kind:10}{counts}  {example:.60}")
+    return 0
 
 
 def _fetch(dataset: PublicDataset, data_folder: Path) -> int:

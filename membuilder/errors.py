@@ -154,6 +154,10 @@ class BuildStopped(MemBuilderError):
         )
 
 
+class LeakError(MemBuilderError):
+    """Training and evaluation data share what is asked or read."""
+
+
 class FetchError(MemBuilderError):
     """A public file could not be fetched, or what came is not that file."""
 

@@ -62,6 +62,13 @@ class Question:
     asked_at: datetime | None = None
     answerable: bool = True
     """False: the right reply is that the dialogue does not say."""
+    other_answers: tuple[str, ...] | None = None
+    """Gold answers as right as `answer`; None where the data gives one text and no list."""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Return every gold answer, `answer` first; none where the data has none."""
+        return () if self.answer is None else (self.answer, *(self.other_answers or ()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

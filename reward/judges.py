@@ -73,16 +73,16 @@ def evidence(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
 def coverage(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
     """Give the share of the gold answer's content words that stand in the core or a retrieved entry, as whole words.
 
-    Case and English function words do not count; nothing is stemmed. Works for memories in the model's own words.
+    Case and English function words do not count; nothing is stemmed. Works for memories in the model's own words. Of
+    several gold answers the one counts that is covered best.
     """
-    if not question.answerable or question.answer is None:
+    if not question.answerable or not question.golds:
         return Verdict(correct=None, reason="the question has no gold answer", cause=NO_GOLD)
-    wanted = _words(question.answer) - _FUNCTION_WORDS
+    wanted = [words for gold in question.golds if (words := _words(gold) - _FUNCTION_WORDS)]
     if not wanted:
         return Verdict(correct=None, reason="the gold answer has no content word", cause="no_content_word")
     found = _words(bank.core).union(*(_words(entry.text) for entry in retrieval.entries))
-    absent = sorted(wanted - found)
-    share = 1 - len(absent) / len(wanted)
+    share, absent = max((1 - len(words - found) / len(words), sorted(words - found)) for words in wanted)
     return Verdict(correct=share, reason=f"not found: {', '.join(absent)}" if absent else "all found")
 
 

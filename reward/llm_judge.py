@@ -85,7 +85,7 @@ class LLMJudge(AbstractAsyncContextManager):
 
     def key(self, question: Question, bank: Bank, retrieval: Retrieval) -> Hashable:
         """Return all that is asked about: rollouts of one group often find the same."""
-        asked = (question.text, question.answer, question.answerable, question.asked_at)
+        asked = (question.text, question.golds, question.answerable, question.asked_at)
         return (*asked, bank.core, *(entry.text for entry in retrieval.entries))
 
     def prompt(self, question: Question, bank: Bank, retrieval: Retrieval) -> str:

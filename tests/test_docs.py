@@ -113,6 +113,9 @@ def help_of(program: str, command: str | None) -> str:
     return printed.getvalue()
 
 
+SUBCOMMANDS = ("--dry-run", "sft", "rl", "fetch", "build-memalpha", "leaks", "compare")
+
+
 def test_every_command_line_is_one_that_its_program_takes():
     seen = 0
     for program, arguments in commands():
@@ -120,7 +123,7 @@ def test_every_command_line_is_one_that_its_program_takes():
             assert os.access(ROOT / program, os.X_OK), program
         else:
             first = arguments[0] if arguments else None
-            text = help_of(program, first if first in ("--dry-run", "sft", "rl", "fetch", "compare") else None)
+            text = help_of(program, first if first in SUBCOMMANDS else None)
             for flag in (each for each in arguments if each.startswith("--") and each != "--dry-run"):
                 assert re.search(rf"{re.escape(flag)}\b", text), f"{program} {flag}"
                 seen += 1

@@ -17,10 +17,10 @@ import pytest
 from membuilder import prepare
 from membuilder.bank.store import reading
 from membuilder.datasets.load import load
+from membuilder.datasets.parquet import read_table, write_table
 from membuilder.errors import DataError
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.schemas import ResponseFormat
-from membuilder.trajectories.parquet import read_table, write_table
 from membuilder.trajectories.published_formats import (
     _GROUPED,
     read_llama_factory,

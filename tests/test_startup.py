@@ -24,6 +24,17 @@ MISTAKES = [
     ("membuilder.inspect", "nowhere.db", "nowhere.db: no such store"),
     ("membuilder.edit", "nowhere.db delete-entry m1", "nowhere.db: no such store"),
     ("membuilder.data", "fetch locomo --data-dir setup.py/nowhere", "setup.py/nowhere"),
+    (
+        "membuilder.data",
+        "build-memalpha --dataset squad --source nowhere --out OUT",
+        "nowhere: whole file: field 'path'",
+    ),
+    (
+        "membuilder.data",
+        "leaks nowhere.parquet nowhere.parquet",
+        "nowhere.parquet: whole file: field 'path': is no file",
+    ),
+    ("membuilder.eval", "--dataset memalpha --dataset-path nowhere.parquet --output-dir OUT", "nowhere.parquet"),
     ("trainer.sft", f"{SFT} data.path=nowhere.json out=OUT", "data.path: no file is at 'nowhere.json'"),
     ("trainer.sft", "model.path=runs/nowhere/model", "model.path: no model at 'runs/nowhere/model'"),
     ("trainer.sft", "--dry-run --prompt-tokens 9", "--prompt-tokens and --completion-tokens go together"),

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from membuilder.datasets import custom, locomo, longmemeval, perltqa
+from membuilder.datasets import custom, locomo, longmemeval, memalpha, perltqa
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.datasets.parsing import refuse_half_characters
 from membuilder.errors import ConfigError, DataError
@@ -16,12 +16,12 @@ from membuilder.types import Dialogue
 
 
 def load(path: str | Path, only: Collection[str] | None = None) -> list[Dialogue]:
-    """Return the dialogues of a LoCoMo, LongMemEval or custom file, or of a folder with PerLTQA's two files.
+    """Return the dialogues of a file, or of a folder with PerLTQA's two files.
 
     LoCoMo and LongMemEval (oracle, S or M) files are .json or .json.gz and told apart by their records; custom files
-    are .jsonl or .jsonl.gz (membuilder/datasets/custom.py). `only` names the dialogues that are wanted: all are
-    returned, but what was repaired in others is not logged. Raises DataError naming file, record and field if a file
-    is unreadable or not what its format promises.
+    are .jsonl or .jsonl.gz (membuilder/datasets/custom.py), those of Memalpha and MemoryAgentBench .parquet. `only`
+    names the dialogues that are wanted: all are returned, but what was repaired in others is not logged. Raises
+    DataError naming file, record and field if a file is unreadable or not what its format promises.
     """
     path = Path(path)
     dialogues = _parsed(path, only)
@@ -34,6 +34,8 @@ def _parsed(path: Path, only: Collection[str] | None) -> list[Dialogue]:
         return perltqa.load(path)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return custom.parse(read_lines(path), path)
+    if path.suffix == ".parquet":
+        return memalpha.load(path)
     records = read_json(path)
     if not isinstance(records, list) or not records:
         found = "an empty list" if records == [] else type(records).__name__

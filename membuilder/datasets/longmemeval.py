@@ -56,6 +56,12 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
     return dialogues
 
 
+def parse_one(record: object, number: int, path: str | Path) -> Dialogue:
+    """Make a dialogue of one record, for those who read a file of any size record by record; DataError as `parse`."""
+    (dialogue,) = parse_records([(number, record)], path, _Record, "question_id", _dialogue)
+    return dialogue
+
+
 def report(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> LoadReport:
     """Count what `parse` left out on the way from these records to these dialogues, and what looks odd in them."""
     raw_sessions = [turns for record in records for turns in record["haystack_sessions"]]

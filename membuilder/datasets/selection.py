@@ -16,7 +16,10 @@ from membuilder.value_types import PositiveInt, flag_type
 
 DATA_FOLDER = "data"
 """Folder where `python -m membuilder.data fetch` puts files, and where commands and configs look for them."""
-DATASET_NAMES = ("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa", "custom")
+DATASET_NAMES = (
+    *("locomo", "longmemeval", "longmemeval-s", "longmemeval-m", "longmemeval-oracle", "perltqa"),
+    *("memalpha", "memoryagentbench", "custom"),
+)
 
 
 def add_data_flags(flags: argparse._ActionsContainer, default: str | None = None) -> None:

@@ -63,37 +63,41 @@ def group_of(question: Question) -> str:
 
 
 def token_f1(question: Question, answer: str) -> float | None:
-    """F1 of stemmed words, as LoCoMo scores the question's category. None where there is no gold answer.
+    """F1 of stemmed words, as LoCoMo scores the question's category, with the gold answer that it fits best.
 
+    None where there is no gold answer.
     Multi-hop: both sides are lists at their commas, each gold part takes its best match. Open-domain: only the gold
     text before the first semicolon counts. Adversarial: 1 for one of LoCoMo's two phrases of refusal. Others: plain.
     """
     if question.category == ADVERSARIAL:
         return float(_has_phrase(answer, LOCOMO_REFUSALS))
-    if question.answer is None or not question.answerable:
+    if not question.golds or not question.answerable:
         return None
-    if question.category == "multi-hop":
-        given, gold = answer.split(","), question.answer.split(",")
-        return sum(max(_f1(one, part) for one in given) for part in gold) / len(gold)
-    gold = question.answer.split(";")[0] if question.category == "open-domain" else question.answer
-    return _f1(answer, gold)
+    return max(_f1_by_category(question.category, answer, gold) for gold in question.golds)
+
+
+def _f1_by_category(category: str, answer: str, gold: str) -> float:
+    if category == "multi-hop":
+        given, parts = answer.split(","), gold.split(",")
+        return sum(max(_f1(one, part) for one in given) for part in parts) / len(parts)
+    return _f1(answer, gold.split(";")[0] if category == "open-domain" else gold)
 
 
 def exact_match(question: Question, answer: str) -> float | None:
     """1 if the same words stand in both, in whatever order and number (LoCoMo's exact match)."""
-    gold = _gold(question)
-    return None if gold is None else float(set(_normal(answer).split()) == set(gold.split()))
+    given, golds = set(_normal(answer).split()), _golds(question)
+    return float(any(given == set(gold.split()) for gold in golds)) if golds else None
 
 
 def substring_match(question: Question, answer: str) -> float | None:
-    """1 if the gold answer stands in the answer as whole words, in its order."""
-    gold = _gold(question)
-    return None if gold is None else float(f" {gold} " in f" {_normal(answer)} ")
+    """1 if a gold answer stands in the answer as whole words, in its order."""
+    given, golds = f" {_normal(answer)} ", _golds(question)
+    return float(any(f" {gold} " in given for gold in golds)) if golds else None
 
 
-def _gold(question: Question) -> str | None:
-    """Return the words of the gold answer; None without one, and where the question is set apart."""
-    return None if question.answer is None or group_of(question) in SET_APART else _normal(question.answer)
+def _golds(question: Question) -> list[str]:
+    """Return the words of each gold answer; none where the question is set apart."""
+    return [] if group_of(question) in SET_APART else [_normal(gold) for gold in question.golds]
 
 
 def abstention(question: Question, answer: str) -> float | None:

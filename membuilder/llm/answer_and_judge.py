@@ -129,7 +129,7 @@ def read_verdict(reply: str) -> AnswerVerdict:
 
 def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -> str:
     name = f"judge_{strictness}" if question.answerable else "judge_unanswerable"
-    gold = question.answer or "nothing in the conversation tells"
+    gold = ", or equally right: ".join(filter(None, question.golds)) or "nothing in the conversation tells"
     return _template(name).substitute(
         question=on_one_line(question.text), gold=on_one_line(gold), answer=on_one_line(answer_text) or "(no answer)"
     )

@@ -22,12 +22,12 @@ import msgspec
 from msgspec import Struct
 
 from membuilder.datasets.files import FILE, read_json, read_lines
+from membuilder.datasets.parquet import Column, read_table, write_table
 from membuilder.datasets.typed import convert, typed
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.schemas import ResponseFormat
-from membuilder.trajectories.parquet import Column, read_table, write_table
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord
 from membuilder.types import Agent, Question
 

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from membuilder.datasets.files import FILE, read_lines
+from membuilder.datasets.parquet import read_table, write_table
 from membuilder.datasets.typed import typed
 from membuilder.errors import DataError
 from membuilder.files import write_atomic
 from membuilder.text import quoted
-from membuilder.trajectories.parquet import read_table, write_table
 from membuilder.trajectories.trajectory import STATES, Trajectory
 from membuilder.types import Agent, Bank, Question, Session
 

