@@ -146,10 +146,13 @@ def hub(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_first_gpu_commands_run_as_written_without_weights_or_gpu(hub):
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "lora"])
+def test_the_gpu_commands_run_as_written_without_weights_or_gpu(hub, number):
     page = (DOCS / "training.md").read_text(encoding="utf-8")
-    (block,) = (match["command"] for match in BLOCK.finditer(page) if "--dry-run" in match["command"])
-    first = next(line.strip() for line in block.splitlines())
+    blocks = [match["command"] for match in BLOCK.finditer(page) if "--dry-run" in match["command"]]
+    assert len(blocks) == 2 and ("lora" in blocks[1])
+    block = blocks[number]
+    first = next(line.strip() for line in blocks[0].splitlines())
     assert first in PAGES[0].read_text(encoding="utf-8")  # README's is the same
     environment = os.environ | {
         "HF_HOME": str(hub),
@@ -160,7 +163,8 @@ def test_the_first_gpu_commands_run_as_written_without_weights_or_gpu(hub):
         ["bash", "-euc", block], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("GiB on each GPU") == 2 and done.stdout.count("GiB to spare") == 2
+    runs = block.count("--dry-run")
+    assert done.stdout.count("GiB on each GPU") == runs and done.stdout.count("GiB to spare") == runs
 
 
 def test_fetched_files_lie_where_the_configs_look_for_them():

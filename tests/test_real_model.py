@@ -66,14 +66,14 @@ def run(arguments: list[str]) -> None:
 def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_another_day(tmp_path):
     model, out, folder = tmp_path / "model", tmp_path / "real.json", tmp_path / "runs"
     forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made", seconds=120)
-    given = ["--out", str(out), "--folder", str(folder), "--model", str(model), "rl.engine=transformers"]
-    given += ["sft.sessions_per_step=4", *SMALL]
-    run([*given, "--parts", "operations", "--hours", "0.1"])
+    given = ["--out", str(out), "--folder", str(folder), "--model", str(model)]
+    small = ["rl.engine=transformers", "sft.sessions_per_step=4", *SMALL]
+    run([*given, "--parts", "operations", "--hours", "0.1", *small])
     parts = json.loads(out.read_text())["parts"]
     assert set(parts["operations"]["compared"]) == {"sft over rules"} and parts["operations"]["run"]["steps"]["rl"] == 0
 
     # ten thousand steps do not fit into a minute: some do, and are evaluated
-    run([*given, "--parts", "generated", "--hours", "0.02", "rl.num_steps=10000", "rl.save_every=1"])
+    run([*given, "--parts", "generated", "--hours", "0.02", *small, "rl.num_steps=10000", "rl.save_every=1"])
     parts = json.loads(out.read_text())["parts"]
     first = parts["generated"]["run"]["steps"]["rl"]
     assert (
@@ -81,7 +81,7 @@ def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_an
         and len(parts["generated"]["curves"]["rl"]) == first
         and set(parts) == {"operations", "generated"}
     )
-    run([*given, "--parts", "generated", f"rl.num_steps={first + 2}"])
+    run([*given, "--parts", "generated", "--hours", "1", *small, f"rl.num_steps={first + 2}"])
     again = json.loads(out.read_text())["parts"]["generated"]
     assert again["run"]["steps"]["rl"] == first + 2
     assert again["curves"]["rl"][:first] == parts["generated"]["curves"]["rl"]
