@@ -323,3 +323,16 @@ def test_what_is_said_of_the_pretrained_model_is_what_was_measured():
     assert "entropy fell from {} to {} nats".format(*entropies) in section and f"after {len(tried)} (`tried`" in section
     minutes = [round(part["training_seconds"][stage] / 60) for stage in ("sft", "rl")]
     assert "SFT took {} minutes and RL {}".format(*minutes) in section
+
+
+def test_the_table_of_operations_is_that_of_the_result_file():
+    part = result("real_model")["parts"]["operations"]
+    for name, label in {"sft": "SFT", "rules": "rules", "all": "every turn"}.items():
+        row = part["systems"][name]
+        figures = f"{row['format_valid']:.3f} | {row['memory_tokens']:.0f} | {row['accuracy']:.3f}"
+        assert f"| {label} | {figures} |" in EVIDENCE
+    assert (
+        f"{part['run']['steps']['sft']} steps of SFT on 160 windows, {part['training_seconds']['sft'] / 60:.0f} minutes"
+        in EVIDENCE
+    )
+    assert f"{part['systems']['sft']['questions']} questions about four people" in EVIDENCE

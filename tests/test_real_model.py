@@ -67,7 +67,7 @@ def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_an
     model, out, folder = tmp_path / "model", tmp_path / "real.json", tmp_path / "runs"
     forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made", seconds=120)
     given = ["--out", str(out), "--folder", str(folder), "--model", str(model)]
-    small = ["rl.engine=transformers", "sft.sessions_per_step=4", *SMALL]
+    small = ["rl.engine=transformers", "rl.max_idle_steps=0", "sft.sessions_per_step=4", *SMALL]
     run([*given, "--parts", "operations", "--hours", "0.1", *small])
     parts = json.loads(out.read_text())["parts"]
     assert set(parts["operations"]["compared"]) == {"sft over rules"} and parts["operations"]["run"]["steps"]["rl"] == 0
