@@ -131,9 +131,9 @@ def result(folder: Path) -> dict:
         if policy in systems:
             sides = np.array([systems[other]["verdicts"], systems[policy]["verdicts"]], dtype=np.float64)
             both = sides[:, ~np.isnan(sides).any(axis=0)]
-            found["compared"][f"{policy} over {other}"] = paired(*both, seed=1)._asdict() | {
-                "memory_ratio": systems[policy]["memory_tokens"] / systems[other]["memory_tokens"]
-            }
+            mine, others = (systems[name]["memory_tokens"] for name in (policy, other))
+            ratio = mine / others if others else None  # a policy may write nothing
+            found["compared"][f"{policy} over {other}"] = paired(*both, seed=1)._asdict() | {"memory_ratio": ratio}
     return found
 
 
