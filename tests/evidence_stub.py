@@ -1,6 +1,8 @@
 """A model that answers and grades as `evidence` judges, from the text of a request alone."""
 
+from collections import defaultdict
 from collections.abc import Iterable
+from itertools import permutations
 
 from membuilder.llm.answer_and_judge import answer_prompt
 from membuilder.text import on_one_line
@@ -13,17 +15,21 @@ YES, NO = '{"correct": true}', '{"correct": false}'
 class EvidenceStub:
     """It answers "found" where every evidence turn of the question stands in the memory it is shown, and grades so.
 
-    People of one name are asked the same at other times, so that time and question name the evidence.
+    Two people of one name may be asked the same on one day; whose turns they are, the memory tells.
     """
 
     def __init__(self, dialogues: Iterable[Dialogue]) -> None:
-        self.evidence: dict[tuple[str, str], list[str]] = {}
+        asked: dict[tuple[str, str], list[tuple[list[str], set[str]]]] = defaultdict(list)
         for dialogue in dialogues:
-            turns = {turn.id: turn.text for session in dialogue.sessions for turn in session.turns}
+            turns = {turn.id: on_one_line(turn.text) for session in dialogue.sessions for turn in session.turns}
+            said = set(turns.values())
             for question in dialogue.questions:
-                texts = [on_one_line(turns[turn]) for turn in question.evidence]
-                _, asked = _parts(answer_prompt(question, core="", memories=[]))
-                assert self.evidence.setdefault(asked, texts) == texts, "the question alone names its evidence"
+                _, key = _parts(answer_prompt(question, core="", memories=[]))
+                asked[key].append(([turns[turn] for turn in question.evidence], said))
+        for cases in asked.values():
+            for (mine, said), (others, _) in permutations(cases, 2):
+                assert mine == others or not said.issuperset(others), "day and question name the evidence"
+        self.evidence = {key: [texts for texts, _ in cases] for key, cases in asked.items()}
         self.answered = self.graded = 0
 
     def __call__(self, request: Request) -> str:
@@ -33,7 +39,8 @@ class EvidenceStub:
             return YES if "Answer to grade: found\n" in prompt else NO
         self.answered += 1
         memory, asked = _parts(prompt)
-        return "found" if all(text in memory for text in self.evidence[asked]) else "not found"
+        found = any(all(text in memory for text in texts) for texts in self.evidence[asked])
+        return "found" if found else "not found"
 
 
 def _parts(prompt: str) -> tuple[str, tuple[str, str]]:

@@ -105,8 +105,9 @@ def run(given: argparse.Namespace) -> None:
     if steps["rl"]:
         with timed("rl", seconds):
             say(f"RL: {rl_config.num_steps} steps of {rl_config.loss.name}")
+            parts = setup_rl(rl_config, builds, collector)
             keep_loaded()
-            rl.train(rl_config, setup_rl(rl_config, builds, collector))
+            rl.train(rl_config, parts)
         with timed("eval", seconds):
             after = f"adrpo after {rl_config.num_steps} steps"  # a run may be made longer
             systems |= measured.once(after, lambda: {"adrpo": judge_policy(builds.held_out, collector, "adrpo")})

@@ -56,21 +56,24 @@ def _roles(data_source: str, files: tuple[str, ...], read: Callable[[Sequence[Pa
     )
 
 
+def _reading(
+    data_source: str,
+    files: tuple[str, ...],
+    read: Callable[[Sequence[Path]], Iterator[Unit]],
+    fewest_questions: int,
+) -> Source:
+    return Source(
+        data_source=data_source,
+        files=files,
+        read=lambda found, seed, allow_leak: read(found),
+        pack=reading.pack,
+        shape=Shape(chunk_tokens=(100, 2048), questions=(fewest_questions, 100)),
+    )
+
+
 SOURCES = {
-    "squad": Source(
-        data_source="squad",
-        files=squad.FILES,
-        read=lambda found, seed, allow_leak: squad.read(found),
-        pack=reading.pack,
-        shape=Shape(chunk_tokens=(100, 2048), questions=(30, 100)),
-    ),
-    "hotpotqa": Source(
-        data_source="hotpotqa",
-        files=hotpotqa.FILES,
-        read=lambda found, seed, allow_leak: hotpotqa.read(found),
-        pack=reading.pack,
-        shape=Shape(chunk_tokens=(100, 2048), questions=(10, 100)),
-    ),
+    "squad": _reading("squad", squad.FILES, squad.read, fewest_questions=30),
+    "hotpotqa": _reading("hotpotqa", hotpotqa.FILES, hotpotqa.read, fewest_questions=10),
     "banking77": _labels("icl_banking77", ("train*.csv", "test*.csv"), labels.banking77),
     "clinc150": _labels("icl_clinic150", ("data_full*.json",), labels.clinc150),
     "nlu": _labels("icl_nlu", ("*.csv",), labels.nlu),

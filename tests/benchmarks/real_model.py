@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from membuilder.evaluation.intervals import paired
+from membuilder.files import write_atomic
 from tests.benchmarks.common import header
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
@@ -71,7 +72,7 @@ def main() -> None:
             continue
         record = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {"parts": {}}
         record["parts"][name] = header() | {"model": given.model} | result(folder)
-        given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_atomic(given.out, json.dumps(record, indent=2) + "\n")
 
 
 def locomo_files(path: Path | None, folder: Path) -> list[str]:

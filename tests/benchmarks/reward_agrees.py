@@ -16,13 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from membuilder.embedding.local import Embedder
 from membuilder.llm.endpoints import Provider
-from membuilder.schemes.load import load_scheme
 from tests.benchmarks.common import write
 from tests.evidence_stub import EvidenceStub
 from tests.fault_server import FaultServer, answering
-from trainer.data.corpus import SIDES, build_corpus
+from trainer.data.corpus import SIDES, load_corpus
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 from trainer.quickstart import load_configs
 
@@ -51,8 +49,8 @@ def asked_of(url: str) -> list[str]:
 def stub() -> EvidenceStub:
     """Return the model for the people that the quickstart generates."""
     config, _ = load_configs("unused", seed=1)
-    builds = build_corpus(config.data, Embedder(), load_scheme(config.scheme, config.prompts), *SIDES)
-    return EvidenceStub(build.dialogue for side in SIDES for build in getattr(builds, side))
+    corpus = load_corpus(config.data)
+    return EvidenceStub(dialogue for side in SIDES for dialogue in getattr(corpus, side))
 
 
 def outcome(out: Path) -> dict:
