@@ -140,6 +140,7 @@ class OperationKind(StrEnum):
     REPLACE = "REPLACE"
     REWRITE = "REWRITE"
     SKIP = "SKIP"
+    DELETE = "DELETE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,9 +155,11 @@ class Operation:
     quote: tuple[int, ...] = ()
     """Turn numbers of the session, from 1, in the order to quote them."""
     targets: tuple[str, ...] = ()
-    """UPDATE, MERGE: the entries meant, each a shown label (e1, e2, ...), a bank id or a shown text."""
+    """UPDATE, MERGE, DELETE: the entries meant, each a shown label (e1, e2, ...), a bank id or a shown text."""
     old_text: str | None = None
     """REPLACE: the core text to replace."""
+    part: str | None = None
+    """The part of the memory it is about, where one role writes to several; None where the role is the part."""
 
 
 class FailureKind(StrEnum):

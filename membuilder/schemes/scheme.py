@@ -14,7 +14,8 @@ returns an object with the members below, and `reward.py`, whose `score` turns m
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from membuilder.bank.retrieve import Retrieval
@@ -23,8 +24,51 @@ from membuilder.types import AgentUpdate, Bank, Dialogue, Entry, Failure, Sessio
 
 Shown = dict[str, tuple[Entry, ...]]
 """Role -> the entries it sees beside a session, in the order it sees them."""
+Message = dict[str, str]
+"""A message of a chat: its `role` (system, user, assistant, tool) and its `content`."""
 Propose = Callable[[Session, Bank, Shown], Mapping[str, AgentUpdate]]
 """An expert that needs no model: session, bank before it, entries shown -> an update for every role."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What a role reads where one user message does not say it all."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions it may call, as JSON schemas that the tokenizer's chat template writes into the prompt."""
+
+
+class CallOutcome(StrEnum):
+    """What became of one call."""
+
+    RAN = "ran"
+    DUPLICATE = "duplicate"
+    UNKNOWN_TOOL = "unknown_tool"
+    NOT_JSON = "not_json"
+    SCHEMA = "schema"
+    UNKNOWN_TURN = "unknown_turn"
+    UNKNOWN_ID = "unknown_id"
+    AMBIGUOUS_ID = "ambiguous_id"
+    DISABLED_PART = "disabled_part"
+    CORE_LIMIT = "core_limit"
+    TOO_MANY_CALLS = "too_many_calls"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One call of a tool and what became of it; only one that ran has changed the bank."""
+
+    name: str
+    arguments: dict[str, Any]
+    """As the model gave them; empty where they are not JSON."""
+    outcome: CallOutcome
+    detail: str = ""
+    """Why it did not run, for the model and for whoever reads the log."""
+    text: str | None = None
+    """The memory text it stored; None where it stored none."""
+    entry: str | None = None
+    """Id of the entry it wrote, or removed; None for the core and where it did not run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +80,10 @@ class SessionResult:
     """Memory texts; what a length penalty counts."""
     failures: dict[str, Failure]
     """Only of the roles that failed."""
+    calls: dict[str, tuple[Call, ...]] = field(default_factory=dict)
+    """Of each role that answers by calls of tools, in their order; a scheme without tools leaves it empty."""
+    more: dict[str, tuple[Message, ...]] = field(default_factory=dict)
+    """What a role is told before it goes on with the same session (results of its calls); no role: all are done."""
 
 
 class Scheme(Protocol):
@@ -51,8 +99,8 @@ class Scheme(Protocol):
     def show(self, session: Session, bank: Bank, embedder: TextEmbedder) -> Shown:
         """Choose the entries each role sees beside the session."""
 
-    def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str:
-        """Write the prompt of a role. Roles whose prompts begin alike share that part's computation."""
+    def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str | Prompt:
+        """Write the prompt of a role; a text is one user message. Roles whose prompts begin alike share that part's computation."""
 
     def schema(self, role: str, session: Session) -> dict[str, Any]:
         """Return the JSON schema of a role's answer, for endpoints that can hold a model to one."""
