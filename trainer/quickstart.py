@@ -213,7 +213,7 @@ def table(systems: dict[str, "SystemResult"], judge: str) -> str:
     lines = ["", f"{'system':<10}{'accuracy':>10}{'recall@10':>11}{'memory tokens':>15}{'format valid':>14}"]
     for name, result in systems.items():
         lines.append(
-            f"{name:<10}{_share(result.accuracy):>10}{result.recall_at_10:>11.3f}{result.memory_tokens:>15.0f}"
+            f"{name:<10}{_share(result.accuracy):>10}{_share(result.recall_at_10):>11}{result.memory_tokens:>15.0f}"
             f"{_share(result.format_valid):>14}"
         )
     questions = next(iter(systems.values())).questions

@@ -23,6 +23,7 @@ from reward.judges import Judge
 from reward.llm_judge import LLMJudge, judge_prompts, make_judge
 from reward.score import POLICY
 from rollout.chat_template import set_template_kwargs
+from rollout.equal_prompts import DrawsApart
 from rollout.gguf import model_folder
 from rollout.policy_folder import PolicyFolder
 from rollout.seeding import seed_everything
@@ -126,7 +127,7 @@ def make_engine(config: RLConfig, model_dir: str | Path) -> Engine:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, config.model.dtype)
-    return TransformersEngine(model_dir, max_model_len=config.max_model_len, device=device, dtype=dtype)
+    return DrawsApart(TransformersEngine(model_dir, max_model_len=config.max_model_len, device=device, dtype=dtype))
 
 
 def make_collector(
@@ -218,7 +219,7 @@ def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
     """Return the expert's work on dialogues, or what a prepared file holds of it."""
     data, scheme = config.data, load_scheme(config.scheme, config.prompts)
     if data.prepared is None:
-        return build_corpus(data, embedder, scheme, "train", "steering", "held_out")
+        return build_corpus(data, embedder, scheme, "train", "steering", "held_out", is_needed=config.dense)
     held_out = [in_windows(each, data.max_turns) for each in held_out_file(data)]
     builds = read_builds(data, scheme)
     refuse_trained_on((build.dialogue.id for build in builds), held_out, data)

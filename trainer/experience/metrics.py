@@ -90,12 +90,16 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
             row |= {"failure": failure.detail if failure else None, "reward": score.reward[role], "qa": score.qa}
             row |= {part: values[role] for part, values in score.parts.items()}
             row |= {"weight": score.weights[role], "advantage": advantages[role][0]}
+            if sample.calls:
+                row["calls"] = [{"name": call.name, "outcome": call.outcome.value} for call in sample.calls]
+            if sample.later:
+                row["later_completions"] = [turn.text for turn in sample.later]
             rows.append(row | {"weight_version": None if completion is None else completion.weight_version})
     return rows
 
 
 def _completions(samples: Iterable[Sample]) -> list[Completion]:
-    return [sample.completion for sample in samples if sample.completion is not None]
+    return [completion for sample in samples for _, completion in sample.turns()]
 
 
 def _mean(values: Iterable[float | None], mean: Callable[[list[float]], float] = fmean) -> float | None:
