@@ -96,7 +96,7 @@ class Dialogue:
 class Entry:
     id: str
     agent: str
-    """Name of the role that wrote it."""
+    """The part of the memory it belongs to: the name of the role that wrote it, or the part that this role named."""
     text: str
     session: int
     timestamp: datetime
@@ -119,6 +119,9 @@ class Bank:
     core: str = ""
     core_quotes: tuple[CoreQuote, ...] = ()
     entries: tuple[Entry, ...] = ()
+    """Every entry ever written, also what is out of date: the history."""
+    deleted: tuple[str, ...] = ()
+    """Ids of the entries that are no longer part of the memory: nothing shows, finds or counts them."""
 
     @property
     def core_sources(self) -> tuple[str, ...]:
@@ -127,9 +130,19 @@ class Bank:
     def superseded_ids(self) -> frozenset[str]:
         return frozenset(old for entry in self.entries for old in entry.supersedes)
 
+    def kept(self) -> tuple[Entry, ...]:
+        """Return the entries that are not deleted, also those that a later one updates or merges."""
+        deleted = frozenset(self.deleted)
+        return tuple(entry for entry in self.entries if entry.id not in deleted) if deleted else self.entries
+
+    def current(self) -> tuple[Entry, ...]:
+        """Return the entries that are neither deleted nor superseded."""
+        old = self.superseded_ids()
+        return tuple(entry for entry in self.kept() if entry.id not in old)
+
     def memory_text(self) -> list[str]:
         """Return every stored text, core first: the thing whose tokens are 'memory tokens'."""
-        return ([self.core] if self.core else []) + [entry.text for entry in self.entries]
+        return ([self.core] if self.core else []) + [entry.text for entry in self.kept()]
 
 
 class OperationKind(StrEnum):
