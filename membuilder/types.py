@@ -12,6 +12,7 @@ operations on a memory bank. Worked example:
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 
 class Agent(StrEnum):
@@ -154,6 +155,8 @@ class OperationKind(StrEnum):
     REWRITE = "REWRITE"
     SKIP = "SKIP"
     DELETE = "DELETE"
+    SEARCH = "SEARCH"
+    """It changes nothing: the role is told what was found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,8 +200,23 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class UnreadCall:
+    """A call of a tool in an answer that asks for no operation."""
+
+    place: int
+    """How many operations of the answer stand before it."""
+    name: str
+    arguments: dict[str, Any]
+    outcome: str
+    """A `CallOutcome` (membuilder/schemes/scheme.py)."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AgentUpdate:
     """What one agent asked for in one session: operations, or the reason there are none to apply."""
 
     operations: tuple[Operation, ...] = field(default=())
     failure: Failure | None = None
+    unread: tuple[UnreadCall, ...] = ()
+    """Calls beside the operations, where the answer is calls of tools that stand or fail one by one."""

@@ -21,7 +21,7 @@ class CallFormat(StrEnum):
     MARKS = "marks"
     """The marks of Qwen-Agent, which the published checkpoints were trained on."""
     COMPACT = "compact"
-    """`<call>semantic #3<done>`: pointers at lines alone, a few tokens each, for tiny policies."""
+    """`<semantic>#3<done>`: pointers at lines alone, two tokens each, for tiny policies."""
 
 
 class CoreOverLimit(StrEnum):
