@@ -119,6 +119,8 @@ class Bank:
     core: str = ""
     core_quotes: tuple[CoreQuote, ...] = ()
     entries: tuple[Entry, ...] = ()
+    deleted: tuple[str, ...] = ()
+    """Ids of entries that were taken out; they stay in `entries` as history."""
 
     @property
     def core_sources(self) -> tuple[str, ...]:
@@ -126,6 +128,11 @@ class Bank:
 
     def superseded_ids(self) -> frozenset[str]:
         return frozenset(old for entry in self.entries for old in entry.supersedes)
+
+    def current(self) -> tuple[Entry, ...]:
+        """Return the entries that are neither superseded nor deleted."""
+        gone = self.superseded_ids() | set(self.deleted)
+        return tuple(entry for entry in self.entries if entry.id not in gone)
 
     def memory_text(self) -> list[str]:
         """Return every stored text, core first: the thing whose tokens are 'memory tokens'."""
