@@ -31,6 +31,11 @@ def read_calls(text: str, config: MemAlphaConfig, num_lines: int) -> list[Read]:
     return [_read(tag, given.strip(), config, num_lines) for tag, given in _CALL.findall(text)]
 
 
+def whole_calls(text: str) -> str:
+    """Return an answer that was cut as far as its calls are whole: the last number may lack digits."""
+    return text if DONE in text else text[: max(text.rfind("<"), 0)]
+
+
 def write_calls(operations: Sequence[Operation]) -> str:
     """Write operations. Raises ValueError for a text of the model's own, which this form cannot carry."""
     return "".join([*map(_written, operations), DONE])
