@@ -16,8 +16,8 @@ from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.quiet import write_library_log
-from membuilder.schemes.load import load_scheme
-from membuilder.schemes.scheme import Scheme
+from membuilder.schemes.load import scheme_of
+from membuilder.schemes.scheme import CountTokens, Scheme
 from reward.formula import load_formula
 from reward.judges import Judge
 from reward.llm_judge import LLMJudge, judge_prompts, make_judge
@@ -143,7 +143,7 @@ def make_collector(
         tokenizer=tokenizer,
         embedder=embedder,
         judge=judge or make_judge(config.reward),
-        scheme=load_scheme(config.scheme, config.prompts),
+        scheme=scheme_of(config, TokenCounter(tokenizer)),
         formula=load_formula(config.scheme),
         sampling=config.sampling,
         reward=config.reward,
@@ -173,8 +173,9 @@ def setup_sft(
             "`python -m trainer.tiny --out DIR` makes a tiny one"
         )
     run = start_run(config, "sft", embedder)
-    scheme = load_scheme(config.scheme, config.prompts)
+    scheme_of(config)  # a mistake in its settings is told before a model is loaded
     loaded = None if config.model.path is None else _load(config, "max_length")
+    scheme = scheme_of(config, None if loaded is None else TokenCounter(loaded.tokenizer))
     if builds is None and config.data.prepared is None:
         builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
     if builds is not None and run.world.rank == 0:
@@ -215,9 +216,9 @@ def checked_trees(config: SFTConfig, accelerator: Accelerator, trees: list[Node]
     return trees
 
 
-def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
+def rl_builds(config: RLConfig, embedder: TextEmbedder, count_tokens: CountTokens | None = None) -> Corpus[ExpertBuild]:
     """Return the expert's work on dialogues, or what a prepared file holds of it."""
-    data, scheme = config.data, load_scheme(config.scheme, config.prompts)
+    data, scheme = config.data, scheme_of(config, count_tokens)
     if data.prepared is None:
         return build_corpus(data, embedder, scheme, "train", "steering", "held_out", is_needed=config.dense)
     held_out = [in_windows(each, data.max_turns) for each in held_out_file(data)]
@@ -251,9 +252,9 @@ def setup_rl(
     run = start_run(config, "rl", None if collector is None else collector.embedder)
     loaded = _load(config, "max_model_len")
     if builds is None:
-        builds = rl_builds(config, run.embedder)
+        builds = rl_builds(config, run.embedder, TokenCounter(loaded.tokenizer))
         if run.world.rank == 0:
-            warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
+            warn_of_lost_text(builds, scheme_of(config), run.embedder)
     policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator), lora=config.model.lora)
     needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
     reference = make_reference(policy) if needs_reference else None
