@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from membuilder.building.standing import Answers, Standing, standing_answers
 from membuilder.embedding.local import TextEmbedder, in_rows
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
-from membuilder.schemes.scheme import Scheme, Shown
+from membuilder.schemes.scheme import Message, Prompt, Scheme, Shown, TakesTurns, messages_of
 from membuilder.text import HALF_CHARACTER, is_text
 from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, Session
 
@@ -35,20 +36,58 @@ Ask = Callable[[Session, Bank, Shown, Sequence[str]], Awaitable[Answers]]
 """Asks the roles named about a session: the bank before it and the entries shown stand beside it."""
 
 
+class _Turn(NamedTuple):
+    """One answer of a role, as it was read, or why there is none."""
+
+    text: str | None
+    read: ReadAnswer
+    failure: Reason | None
+
+
 def ask_model(model: ChatModel, scheme: Scheme, on_bad: OnBadOperation = OnBadOperation.APPLY) -> Ask:
     """Let one model answer in all roles of a scheme, which are asked at once.
 
     A ChatError that is not the model's fault is raised after all calls have ended.
     """
 
+    max_turns = scheme.max_turns if isinstance(scheme, TakesTurns) else 1
+
     async def ask_role(role: str, session: Session, bank: Bank, shown: Shown) -> tuple[AgentUpdate, Answer]:
         asked_at, began = datetime.now(UTC), time.perf_counter()
-        messages = [{"role": "user", "content": scheme.ask(role, session, bank, shown)}]
-        schema = scheme.schema(role, session)
+        prompt = scheme.ask(role, session, bank, shown)
+        messages, turns = messages_of(prompt), []
+        for _ in range(max_turns):
+            turns.append(await ask_turn(role, prompt, messages, session, bank, shown))
+            told = turns[-1].read.alone
+            if turns[-1].text is None or told is None or role not in told.more:
+                break
+            messages += [{"role": "assistant", "content": turns[-1].text}, *told.more[role]]
+            bank = told.bank
+        usable = [turn for turn in turns if turn.read.stands] or turns[:1]
+        update = replace(
+            usable[0].read.update, operations=tuple(each for turn in usable for each in turn.read.update.operations)
+        )
+        dropped = tuple(each for turn in turns for each in turn.read.problems) if usable[0].read.stands else ()
+        said = [turn.text for turn in turns if turn.text is not None]
+        return update, Answer(
+            text="\n".join(said) if said else None,
+            operations=update.operations,
+            failure=usable[0].failure,
+            dropped=dropped,
+            seconds=time.perf_counter() - began,
+            asked_at=asked_at,
+        )
+
+    async def ask_turn(
+        role: str, prompt: str | Prompt, messages: list[Message], session: Session, bank: Bank, shown: Shown
+    ) -> _Turn:
+        """Ask once, and once more where that helps; `messages` grows by what was said in between."""
+        tools = () if isinstance(prompt, str) else prompt.tools
+        asked = {"tools": tools} if tools else {"schema": scheme.schema(role, session)}
         text, read, failure = None, ReadAnswer(update=AgentUpdate(), stands=False), None
         try:
             for _ in range(ATTEMPTS):
-                said = await model.complete(messages, schema=schema)
+                said = await model.complete(messages, **asked)
                 if on_bad is OnBadOperation.DROP:
                     new = read_whole(scheme, role, said, session)
                 else:
@@ -63,10 +102,7 @@ def ask_model(model: ChatModel, scheme: Scheme, on_bad: OnBadOperation = OnBadOp
             if not error.models_fault:
                 raise
             failure = None if read.stands else Reason(kind=f"chat_{error.kind}", detail=str(error))
-        times = {"seconds": time.perf_counter() - began, "asked_at": asked_at}
-        dropped = read.problems if read.stands else ()
-        operations = read.update.operations
-        return read.update, Answer(text=text, operations=operations, failure=failure, dropped=dropped, **times)
+        return _Turn(text, read, failure)
 
     async def ask(session: Session, bank: Bank, shown: Shown, roles: Sequence[str]) -> Answers:
         calls = [ask_role(role, session, bank, shown) for role in roles]
