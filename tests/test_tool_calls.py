@@ -78,7 +78,8 @@ def test_calls_that_nobody_offered_are_no_answer():
 @pytest.mark.parametrize("provider", Provider)
 def test_a_build_offers_tools_and_tells_results_until_the_writer_is_done(provider, tmp_path):
     scheme, dialogue = scheme_of(max_turns=3), talk(["I adopted a cat.", "Nice."])
-    wrong = {"function": {"name": "memory_delete", "arguments": '{"memory_type": "semantic_memory", "memory_id": "m7"}'}}
+    arguments = json.dumps({"memory_type": "semantic_memory", "memory_id": "m7"})
+    wrong = {"function": {"name": "memory_delete", "arguments": arguments}}
     answers = [
         answer(None, "tool_calls", tool_calls=[insert("Ann has a cat."), wrong]),
         answer(None, "tool_calls", tool_calls=[insert("Ben likes it.")]),
