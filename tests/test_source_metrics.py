@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from membuilder.evaluation.source_metrics import SourceMetric, metric_of, source_of, source_score
+from membuilder.evaluation.source_metrics import SourceMetric, form_of, metric_of, source_of, source_score
+from membuilder.llm.answer_and_judge import (
+    FORMS,
+    RUBRICS,
+    SOURCE_PROMPTS,
+    Strictness,
+    answer_prompt,
+    judge_prompt,
+    prompt_hashes,
+)
 from membuilder.types import Dialogue, Question
 
 CASES = json.loads((Path(__file__).parent / "source_metric_cases.json").read_text(encoding="utf-8"))
@@ -66,3 +75,40 @@ def test_the_source_of_an_instance_is_its_questions_or_stands_in_its_id():
     assert source_of(instance("instance 7", "squad", "squad")) == "squad"
     assert source_of(instance("lme_train-7", "temporal-reasoning", "multi-session")) == "lme_train"
     assert source_of(instance("squad-7")) == "squad"
+
+
+RUBRIC_CASES = [
+    ("single-session-user", True, "holds the reference answer"),
+    ("single-session-assistant", True, "holds the reference answer"),
+    ("multi-session", True, "only a part"),
+    ("lme_train", True, "holds the reference answer"),
+    ("temporal-reasoning", True, "off by one"),
+    ("knowledge-update", True, "how it stands last"),
+    ("single-session-preference", True, "The reference is no answer"),
+    ("temporal-reasoning", False, "only right answer says so"),
+    ("single-session-preference", False, "only right answer says so"),
+]
+
+
+@pytest.mark.parametrize("category, answerable, told", RUBRIC_CASES)
+def test_each_type_of_question_has_a_rubric_of_its_own(category, answerable, told):
+    """The published judge graded every type by the rubric of preferences."""
+    asked = question("Oslo", category, answerable=answerable)
+    prompt = judge_prompt(asked, "in $5 Oslo", Strictness.RUBRIC)
+    assert " ".join(told.split()) in " ".join(prompt.split()) and "in $5 Oslo" in prompt and "Oslo" in prompt
+    for other in {told for _, _, told in RUBRIC_CASES} - {told, "only a part", "holds the reference answer"}:
+        assert other not in " ".join(prompt.split())
+
+
+def test_an_answer_is_asked_for_in_the_form_that_its_source_is_scored_in():
+    label, summary, fact = (question("3", each) for each in ("icl_nlu", "booksum", "squad"))
+    assert [form_of(each) for each in (label, summary, fact)] == ["label", "keywords", None]
+    plain = answer_prompt(label, core="", memories=["a note"])
+    assert answer_prompt(label, core="", memories=["a note"], form="label").startswith(plain)
+    assert "as \\boxed{number}" in answer_prompt(label, core="", memories=[], form="label")
+    assert "summary" in answer_prompt(summary, core="", memories=[], form="keywords") and "summary" not in plain
+
+
+def test_every_prompt_of_sources_has_a_hash():
+    assert set(prompt_hashes(SOURCE_PROMPTS)) == set(SOURCE_PROMPTS)
+    assert {f"rubric_{each}" for each in RUBRICS.values()} | {f"form_{each}" for each in FORMS} < set(SOURCE_PROMPTS)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from membuilder.datasets.memalpha import source_of as source_of_id
+from membuilder.llm.answer_and_judge import FORMS, RUBRICS
 from membuilder.types import Dialogue, Question
 
 
@@ -29,15 +30,6 @@ class SourceMetric(StrEnum):
     CONTAINS = "contains"
 
 
-RUBRIC_TYPES = {
-    "single-session-user": "fact",
-    "single-session-assistant": "fact",
-    "multi-session": "fact",
-    "temporal-reasoning": "time",
-    "knowledge-update": "update",
-    "single-session-preference": "preference",
-}
-"""LongMemEval's types of questions -> the rubric that it judges them by."""
 _SOURCES = (
     (SourceMetric.KEYWORDS, ("booksum", "infbench_sum")),
     (SourceMetric.LABEL, ("pubmed-rct", "csabstruct", "icl", "ttl", "nlu", "trec", "banking77", "clinc150")),
@@ -75,16 +67,22 @@ _PUNCTUATION = (_Punctuation(""), _Punctuation(" "))
 
 def metric_of(question: Question) -> SourceMetric:
     """Return the metric of a question's source, which is its category."""
-    if question.category in RUBRIC_TYPES or not question.answerable:
+    if question.category in RUBRICS or not question.answerable:
         return SourceMetric.RUBRIC
     name = question.category.casefold()
     return next((metric for metric, begins in _SOURCES if name.startswith(begins)), SourceMetric.CONTAINS)
 
 
+def form_of(question: Question) -> str | None:
+    """Return the form that the question's source wants a reply in, one of FORMS; None: a short one."""
+    metric = metric_of(question)
+    return str(metric) if metric in FORMS else None
+
+
 def source_of(dialogue: Dialogue) -> str:
     """Return the source of an instance: the category of its questions, or where they have types, what its id says."""
     categories = {question.category for question in dialogue.questions}
-    if len(categories) == 1 and not categories & RUBRIC_TYPES.keys():
+    if len(categories) == 1 and not categories & RUBRICS.keys():
         return categories.pop()
     return source_of_id(dialogue) or dialogue.id
 
