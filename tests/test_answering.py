@@ -30,7 +30,7 @@ from membuilder.types import Question
 from tests.fault_server import FaultServer, hang, status
 from tests.fault_server import answer as replying
 
-STRICT, LENIENT = Strictness
+STRICT, LENIENT = Strictness.STRICT, Strictness.LENIENT
 QUESTION = Question(id="q1", text="What is Ann's cat called?", answer="Miso", category="single", evidence=("D1:3",))
 UNANSWERABLE = replace(
     QUESTION, text="What is Ann's dog called?", answer=None, answerable=False, category="adversarial"
