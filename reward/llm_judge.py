@@ -1,8 +1,9 @@
 """`judge: llm`: one model answers each question from the memory, another one grades the answer.
 
-Both are any OpenAI-compatible endpoint, asked as an evaluation asks (membuilder/llm/answer_and_judge.py): the same
-prompts, retries and cache. A call that fails leaves its verdict missing, by a cause such as `grader_timeout`; only what
-no later call can mend, such as a refused key, ends the run.
+With `grading: source` the metric of the question's source scores the answer, and the grader is asked only where that
+is a rubric. Both are any OpenAI-compatible endpoint, asked as an evaluation asks (membuilder/llm/answer_and_judge.py):
+the same prompts, retries and cache. A call that fails leaves its verdict missing, by a cause such as `grader_timeout`;
+only what no later call can mend, such as a refused key, ends the run.
 """
 
 import asyncio
@@ -12,8 +13,17 @@ from typing import Any, Self
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.errors import ChatError, ChatErrorKind
+from membuilder.evaluation.source_metrics import SourceMetric, form_of, metric_of
+from membuilder.llm.answer_and_judge import (
+    RUBRICS,
+    SOURCE_PROMPTS,
+    Strictness,
+    answer_prompt,
+    ask_verdict,
+    prompt_hashes,
+    prompt_texts,
+)
 from membuilder.llm.answer_and_judge import answer as answer_from
-from membuilder.llm.answer_and_judge import answer_prompt, ask_verdict, prompt_hashes, prompt_texts
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
@@ -21,8 +31,8 @@ from membuilder.llm.endpoints import SETTING_HINT, ModelAccess, chat_address
 from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Bank, Question
-from reward.judges import NO_GOLD, Judge, Verdict, load_judge
-from reward.score import LLM, RewardConfig, RewardEndpoint
+from reward.judges import NO_GOLD, Judge, Verdict, load_judge, score_reply
+from reward.score import LLM, Grading, RewardConfig, RewardEndpoint
 
 ANSWERER, GRADER = "answerer", "grader"
 _WITHOUT_GOLD = Verdict(correct=None, reason="the question has no gold answer", cause=NO_GOLD)
@@ -37,8 +47,14 @@ def judge_prompts(config: RewardConfig) -> dict[str, dict[str, str]]:
     """Return the prompts that the judge asks with, and their SHA-256; none where it asks no model of ours."""
     if config.judge != LLM:
         return {}
-    hashes, used = prompt_hashes(), ("answer", f"judge_{config.grading}", "judge_unanswerable")
-    return {name: {"sha256": hashes[name], "text": prompt_texts()[name]} for name in used}
+    if config.grading is Grading.SOURCE:
+        used = SOURCE_PROMPTS
+    elif config.grading is Grading.RUBRIC:
+        used = ("answer", *dict.fromkeys(f"rubric_{each}" for each in RUBRICS.values()), "judge_unanswerable")
+    else:
+        used = ("answer", f"judge_{config.grading}", "judge_unanswerable")
+    hashes, texts = prompt_hashes(used), prompt_texts(used)
+    return {name: {"sha256": hashes[name], "text": texts[name]} for name in used}
 
 
 def check_keys(config: RewardConfig) -> None:
@@ -71,8 +87,9 @@ class LLMJudge(AbstractAsyncContextManager):
     async def __aenter__(self) -> Self:
         self._stack, self.usage = AsyncExitStack(), Usage()
         self._clients = {name: await self._client(name, endpoint, True) for name, endpoint in _endpoints(self._config)}
-        past_cache = None if self._cache is None else await self._client(GRADER, self._config.grader, False)
-        self._again = past_cache or self._clients[GRADER]
+        self._again = self._clients.get(GRADER)
+        if self._cache is not None and self._config.grader is not None:  # past the cache, which would repeat its reply
+            self._again = await self._client(GRADER, self._config.grader, False)
         return self
 
     async def _client(self, name: str, endpoint: RewardEndpoint, with_cache: bool) -> ChatClient:
@@ -85,19 +102,23 @@ class LLMJudge(AbstractAsyncContextManager):
 
     def key(self, question: Question, bank: Bank, retrieval: Retrieval) -> Hashable:
         """Return all that is asked about: rollouts of one group often find the same."""
-        asked = (question.text, question.golds, question.answerable, question.asked_at)
+        asked = (question.text, question.golds, question.answerable, question.asked_at, question.category)
         return (*asked, bank.core, *(entry.text for entry in retrieval.entries))
 
     def prompt(self, question: Question, bank: Bank, retrieval: Retrieval) -> str:
         """Return what the answerer is asked."""
-        return answer_prompt(question, **_memory(bank, retrieval))
+        return answer_prompt(question, **_memory(bank, retrieval), form=self._form(question))
+
+    def _form(self, question: Question) -> str | None:
+        return form_of(question) if self._config.grading is Grading.SOURCE else None
 
     async def __call__(self, question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
         """Have the question answered and graded."""
         if not _has_gold(question):
             return _WITHOUT_GOLD
         try:
-            text = await answer_from(question, **_memory(bank, retrieval), model=self._clients[ANSWERER])
+            asked = {**_memory(bank, retrieval), "form": self._form(question)}
+            text = await answer_from(question, **asked, model=self._clients[ANSWERER])
         except ChatError as error:
             return _missing(ANSWERER, error)
         return await self.grade(question, text)
@@ -106,9 +127,14 @@ class LLMJudge(AbstractAsyncContextManager):
         """Have an answer graded, as strictly as the configuration says."""
         if not _has_gold(question):
             return _WITHOUT_GOLD
+        strictness = self._config.grading
+        if strictness is Grading.SOURCE:
+            strictness = Grading.RUBRIC
+            if metric_of(question) is not SourceMetric.RUBRIC or GRADER not in self._clients:
+                return score_reply(question, answer_text)
         try:
             found = await ask_verdict(
-                question, answer_text, self._config.grading, self._clients[GRADER], again=self._again
+                question, answer_text, Strictness(strictness), self._clients[GRADER], again=self._again
             )
         except ChatError as error:
             return _missing(GRADER, error)
@@ -135,7 +161,7 @@ def _endpoints(config: RewardConfig) -> list[tuple[str, RewardEndpoint]]:
 
 
 def _has_gold(question: Question) -> bool:
-    return not question.answerable or bool((question.answer or "").strip())
+    return not question.answerable or any(gold.strip() for gold in question.golds)
 
 
 def _memory(bank: Bank, retrieval: Retrieval) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from membuilder.llm.answer_and_judge import Strictness
 from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.types import Failure, FailureKind
 from membuilder.value_types import PositiveFloat, PositiveInt, Section, Share
@@ -18,6 +17,15 @@ from reward.length import LengthConfig
 from reward.qa import QAResult
 
 LLM, POLICY = "llm", "policy"
+
+
+class Grading(StrEnum):
+    """How `judge: llm` scores an answer: the first three are those of `Strictness`."""
+
+    STRICT = "strict"
+    LENIENT = "lenient"
+    RUBRIC = "rubric"
+    SOURCE = "source"
 
 
 @dataclass(kw_only=True)
@@ -33,14 +41,17 @@ class RewardEndpoint(ModelEndpoint):
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(Section):
     judge: str = "evidence"
-    """`evidence`, `coverage`, `llm` (`answerer` answers from the memory, `grader` grades the answer; both are sections,
-    and `answerer=policy` is the policy as it started) or `path/to/file.py:function`."""
+    """`evidence`, `coverage`; `excerpt`, `nearest` or, of these two what the source needs, `offline`; `llm` (`answerer`
+    answers from the memory, `grader` grades the answer; both are sections, and `answerer=policy` is the policy as it
+    started); or `path/to/file.py:function`."""
     answerer: RewardEndpoint | Literal["policy"] | None = None
     """Who answers under `judge: llm`: a model's endpoint, or `policy` for the frozen reference inside the engine."""
     grader: RewardEndpoint | None = None
     """Who grades the answers under `judge: llm`."""
-    grading: Strictness = Strictness.LENIENT
-    """How `judge: llm` grades: `strict` wants every fact of the gold answer, to `lenient` the same meaning counts."""
+    grading: Grading = Grading.LENIENT
+    """How `judge: llm` grades: `strict` wants every fact of the gold answer, to `lenient` the same meaning counts,
+    `rubric` judges as LongMemEval does by the question's type, and `source` scores by the metric of the question's
+    source, which needs a grader only for sources that are graded by rubric."""
     policy_answer_tokens: PositiveInt = 256
     """Longest answer of `answerer: policy`; one without an end is missing."""
     cache: str | None = None
@@ -66,8 +77,10 @@ class RewardConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [name for name in ("answerer", "grader", "cache") if getattr(self, name) is not None]
-        if self.judge == LLM and not {"answerer", "grader"} <= set(given):
-            raise ValueError("judge: llm needs answerer and grader, such as answerer: {name: gpt-4.1-mini}")
+        needed = {"answerer"} if self.grading is Grading.SOURCE else {"answerer", "grader"}
+        if self.judge == LLM and not needed <= set(given):
+            names = " and ".join(sorted(needed))
+            raise ValueError(f"judge: llm needs {names}, such as answerer: {{name: gpt-4.1-mini}}")
         if self.judge != LLM and given:
             off = " ".join(f"reward.{name}=null" for name in given)
             raise ValueError(f"{', '.join(given)} without effect: they belong to judge: llm; set judge=llm or {off}")

@@ -122,7 +122,7 @@ async def ask_verdict(
     question: Question, answer_text: str, strictness: Strictness, model: ChatModel, again: ChatModel | None = None
 ) -> AnswerVerdict:
     """Ask as `judge` does. Raises ChatError for every call that failed."""
-    if question.answerable and not (question.answer or "").strip():
+    if question.answerable and not any(gold.strip() for gold in question.golds):
         return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")
     prompt = judge_prompt(question, answer_text, strictness)
     messages, problem = [_user(prompt)], ""
