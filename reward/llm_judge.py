@@ -7,7 +7,7 @@ only what no later call can mend, such as a refused key, ends the run.
 """
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from membuilder.evaluation.source_metrics import SourceMetric, form_of, metric_o
 from membuilder.llm.answer_and_judge import (
     RUBRICS,
     SOURCE_PROMPTS,
+    VALIDITY_PROMPTS,
     Strictness,
     answer_prompt,
     ask_verdict,
@@ -32,6 +33,7 @@ from membuilder.llm.response_cache import AnswerCache
 from membuilder.llm.usage import Usage
 from membuilder.types import Bank, Question
 from reward.judges import NO_GOLD, Judge, Verdict, load_judge, score_reply
+from reward.memalpha_config import ValidityBy
 from reward.score import LLM, Grading, RewardConfig, RewardEndpoint
 
 ANSWERER, GRADER = "answerer", "grader"
@@ -44,23 +46,25 @@ def make_judge(config: RewardConfig) -> Judge:
 
 
 def judge_prompts(config: RewardConfig) -> dict[str, dict[str, str]]:
-    """Return the prompts that the judge asks with, and their SHA-256; none where it asks no model of ours."""
-    if config.judge != LLM:
-        return {}
-    if config.grading is Grading.SOURCE:
-        used = SOURCE_PROMPTS
-    elif config.grading is Grading.RUBRIC:
-        used = ("answer", *dict.fromkeys(f"rubric_{each}" for each in RUBRICS.values()), "judge_unanswerable")
-    else:
-        used = ("answer", f"judge_{config.grading}", "judge_unanswerable")
+    """Return the prompts that models are asked with for rewards, and their SHA-256; none where no model is asked."""
+    used: list[str] = []
+    if config.judge == LLM and config.grading is Grading.SOURCE:
+        used += SOURCE_PROMPTS
+    elif config.judge == LLM and config.grading is Grading.RUBRIC:
+        used += ["answer", *dict.fromkeys(f"rubric_{each}" for each in RUBRICS.values()), "judge_unanswerable"]
+    elif config.judge == LLM:
+        used += ["answer", f"judge_{config.grading}", "judge_unanswerable"]
+    if config.memalpha.validity is ValidityBy.LLM:
+        used += VALIDITY_PROMPTS
     hashes, texts = prompt_hashes(used), prompt_texts(used)
     return {name: {"sha256": hashes[name], "text": texts[name]} for name in used}
 
 
 def check_keys(config: RewardConfig) -> None:
     """Raise ConfigError, naming the variable, where a model that rewards are asked of lacks its key."""
-    for _, endpoint in _endpoints(config):
-        chat_address(_access(endpoint))
+    for endpoint in (*(endpoint for _, endpoint in _endpoints(config)), config.validator):
+        if endpoint is not None:
+            chat_address(access_of(endpoint))
 
 
 class LLMJudge(AbstractAsyncContextManager):
@@ -95,7 +99,7 @@ class LLMJudge(AbstractAsyncContextManager):
     async def _client(self, name: str, endpoint: RewardEndpoint, with_cache: bool) -> ChatClient:
         costs = Costs(usage=self.usage, answers=self._cache if with_cache else None)
         role = Role.ANSWERER if name == ANSWERER else Role.JUDGE
-        return await self._stack.enter_async_context(ChatClient(_access(endpoint), role, costs))
+        return await self._stack.enter_async_context(ChatClient(access_of(endpoint), role, costs))
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -120,7 +124,7 @@ class LLMJudge(AbstractAsyncContextManager):
             asked = {**_memory(bank, retrieval), "form": self._form(question)}
             text = await answer_from(question, **asked, model=self._clients[ANSWERER])
         except ChatError as error:
-            return _missing(ANSWERER, error)
+            return missing_verdict(ANSWERER, error)
         return await self.grade(question, text)
 
     async def grade(self, question: Question, answer_text: str) -> Verdict:
@@ -137,22 +141,27 @@ class LLMJudge(AbstractAsyncContextManager):
                 question, answer_text, Strictness(strictness), self._clients[GRADER], again=self._again
             )
         except ChatError as error:
-            return _missing(GRADER, error)
+            return missing_verdict(GRADER, error)
         if found.correct is None:
             return Verdict(correct=None, reason=found.reason, cause=f"{GRADER}_undecided")
         return Verdict(correct=float(found.correct), reason=f"{answer_text[:200]!r}: {found.reason}")
 
     def metrics(self) -> dict[str, float]:
         """Return the sums over all calls since it was entered, once: they are then forgotten."""
-        sums: dict[str, float] = {}
         usage, self.usage = self.usage, Usage()
-        for role, report in usage.report().items():
-            name = f"{LLM}/{ANSWERER if role == Role.ANSWERER else GRADER}"
-            sums |= {f"{name}/calls": float(report["calls"]), f"{name}/cached": float(report["cached"])}
-            sums |= {f"{name}/failed_{kind}": float(count) for kind, count in report["failed_attempts"].items()}
-            if report["usd"]:
-                sums[f"{name}/usd"] = report["usd"]
-        return sums
+        return usage_metrics(usage, {Role.ANSWERER: ANSWERER, Role.JUDGE: GRADER})
+
+
+def usage_metrics(usage: Usage, names: Mapping[Role, str]) -> dict[str, float]:
+    """Return the sums over calls as metrics such as `llm/grader/calls`; `names` has that of each role."""
+    sums: dict[str, float] = {}
+    for role, report in usage.report().items():
+        name = f"{LLM}/{names[Role(role)]}"
+        sums |= {f"{name}/calls": float(report["calls"]), f"{name}/cached": float(report["cached"])}
+        sums |= {f"{name}/failed_{kind}": float(count) for kind, count in report["failed_attempts"].items()}
+        if report["usd"]:
+            sums[f"{name}/usd"] = report["usd"]
+    return sums
 
 
 def _endpoints(config: RewardConfig) -> list[tuple[str, RewardEndpoint]]:
@@ -168,11 +177,12 @@ def _memory(bank: Bank, retrieval: Retrieval) -> dict[str, Any]:
     return {"core": bank.core, "memories": [entry.text for entry in retrieval.entries]}
 
 
-def _access(endpoint: RewardEndpoint) -> ModelAccess:
+def access_of(endpoint: RewardEndpoint) -> ModelAccess:
+    """Return an endpoint as the client takes it; its key comes from the environment."""
     return ModelAccess(endpoint=endpoint, key_flag=None)
 
 
-def _missing(name: str, error: ChatError) -> Verdict:
+def missing_verdict(name: str, error: ChatError) -> Verdict:
     """Return the verdict of a call that failed; raise where no later call can fare better."""
     reason = f"reward.{name}: {_told(name, error)}"
     if error.fatal and error.kind is not ChatErrorKind.UNREACHABLE:  # a network may come back

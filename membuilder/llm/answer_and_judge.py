@@ -40,6 +40,8 @@ FORMS = ("label", "keywords")
 SOURCE_PROMPTS = ("answer", "form_label", "form_keywords", "judge_unanswerable")
 SOURCE_PROMPTS += ("rubric_fact", "rubric_time", "rubric_update", "rubric_preference")
 """What is asked where each question is scored as its source is."""
+VALIDITY_PROMPTS = tuple(f"validity_{part}" for part in ("core", "semantic", "episodic", "procedural"))
+"""What is asked about a text that was stored in each part of a memory."""
 VERDICT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"reason": {"type": "string"}, "correct": {"type": "boolean"}},
@@ -124,7 +126,15 @@ async def ask_verdict(
     """Ask as `judge` does. Raises ChatError for every call that failed."""
     if question.answerable and not any(gold.strip() for gold in question.golds):
         return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")
-    prompt = judge_prompt(question, answer_text, strictness)
+    return await _ask_verdict(judge_prompt(question, answer_text, strictness), model, again)
+
+
+async def ask_validity(part: str, text: str, model: ChatModel, again: ChatModel | None = None) -> AnswerVerdict:
+    """Ask whether a text is worth being in its part of a memory. Raises ChatError for every call that failed."""
+    return await _ask_verdict(_template(f"validity_{part}").substitute(text=on_one_line(text)), model, again)
+
+
+async def _ask_verdict(prompt: str, model: ChatModel, again: ChatModel | None) -> AnswerVerdict:
     messages, problem = [_user(prompt)], ""
     for asked in [model, *[again or model] * (JUDGE_ATTEMPTS - 1)]:
         try:
