@@ -17,7 +17,7 @@ from statistics import fmean
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.schemes.scheme import CallOutcome
 from reward.credit import evidence_shares
-from reward.memalpha_config import Credit, MemAlphaReward
+from reward.memalpha_config import Credit, MemAlphaRewardConfig
 from reward.qa import QAResult
 from reward.score import RewardConfig, RewardStatus, RoleOutput, Score, status_of
 
@@ -118,7 +118,12 @@ def _status(output: RoleOutput, reward: float | None, qa: QAResult) -> RewardSta
 
 def refuse_unused(scheme: str, config: RewardConfig, is_dense: bool) -> None:
     """Raise ValueError for keys of `reward` that have no effect under a built-in scheme."""
-    own = ("credit", "chunk_questions", "validator", *(f"memalpha.{field.name}" for field in fields(MemAlphaReward)))
+    own = (
+        "credit",
+        "chunk_questions",
+        "validator",
+        *(f"memalpha.{field.name}" for field in fields(MemAlphaRewardConfig)),
+    )
     unread = {FOUR_AGENTS: own, MEMALPHA: ("alpha", "length_weight", "length", "num_questions", "earlier_questions")}
     names = [*unread.get(scheme, ()), *(["question_share"] if is_dense and scheme == FOUR_AGENTS else [])]
     standard = RewardConfig()

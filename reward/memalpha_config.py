@@ -23,7 +23,7 @@ class ValidityBy(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemAlphaReward(Section):
+class MemAlphaRewardConfig(Section):
     beta: NonNegativeFloat = 0.05
     """Weight of r3, one minus memory tokens over chunk tokens."""
     gamma: NonNegativeFloat = 0.1

@@ -15,7 +15,7 @@ from membuilder.types import Failure, FailureKind
 from membuilder.value_types import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Section, Share
 from reward.judges import JudgeLimits
 from reward.length import LengthConfig
-from reward.memalpha_config import Credit, MemAlphaReward, ValidityBy
+from reward.memalpha_config import Credit, MemAlphaRewardConfig, ValidityBy
 from reward.qa import QAResult
 
 LLM, POLICY = "llm", "policy"
@@ -84,7 +84,7 @@ class RewardConfig(Section):
     """Questions about a chunk alone that memalpha asks right after it, beside those at the end; 0: none."""
     validator: RewardEndpoint | None = None
     """Who judges contents under `memalpha.validity: llm`."""
-    memalpha: MemAlphaReward = field(default_factory=MemAlphaReward)
+    memalpha: MemAlphaRewardConfig = field(default_factory=MemAlphaRewardConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

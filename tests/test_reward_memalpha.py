@@ -14,7 +14,7 @@ from reward.credit import evidence_shares
 from reward.judges import Verdict
 from reward.length import LengthConfig
 from reward.memalpha import refuse_unused, score
-from reward.memalpha_config import Credit, MemAlphaReward
+from reward.memalpha_config import Credit, MemAlphaRewardConfig
 from reward.qa import QAResult
 from reward.rollouts import Episode, chunk_questions, episode_questions, means_by_source, score_episodes
 from reward.score import RewardConfig, RewardStatus, RoleOutput, Score
@@ -72,7 +72,7 @@ def test_a_reward_worked_by_hand():
 
 def test_every_weight_and_the_threshold_are_settings():
     out = output(call(), validity=(0.0,), source="booksum")
-    settings = MemAlphaReward(beta=0.4, gamma=1.0, r1_threshold=0.5, weights={"booksum": 2.0})
+    settings = MemAlphaRewardConfig(beta=0.4, gamma=1.0, r1_threshold=0.5, weights={"booksum": 2.0})
     found = scored(out, answered(0.4), RewardConfig(memalpha=settings))
     assert found.reward[WRITER] == pytest.approx(0 + 1 + 0.4 * 0.75 + 0) and found.weights[WRITER] == 2.0
     assert scored(out, answered(0.5), RewardConfig(memalpha=settings)).parts["r1"][WRITER] == 1
@@ -110,7 +110,7 @@ def test_what_calls_come_to(out, r2, r4):
 
 
 def test_a_chunk_without_calls_is_nothing_as_published():
-    config = RewardConfig(memalpha=MemAlphaReward(empty_is_valid=False))
+    config = RewardConfig(memalpha=MemAlphaRewardConfig(empty_is_valid=False))
     found = scored(output(), answered(1.0), config)
     assert (found.parts["r2"][WRITER], found.parts["r4"][WRITER]) == (0, 0)
     assert scored(output(DELETED), answered(1.0), config).parts["r4"][WRITER] == 1
@@ -126,7 +126,7 @@ def test_what_could_not_be_had_is_missing_and_never_0():
     lost = scored(output(call(), call(), validity=(None, None)), answered(1.0))
     assert lost.reward == {WRITER: None} and lost.status[WRITER] is RewardStatus.NOT_JUDGED
     assert lost.num_missing_verdicts == 2 and lost.parts["r1"][WRITER] == 1
-    unused = RewardConfig(memalpha=MemAlphaReward(gamma=0.0))
+    unused = RewardConfig(memalpha=MemAlphaRewardConfig(gamma=0.0))
     assert scored(output(call(), validity=(None,)), answered(1.0), unused).reward[WRITER] is not None
 
 
@@ -176,7 +176,7 @@ def test_under_evidence_r1_of_the_chunks_sums_to_r1():
 
 
 def test_questions_about_a_chunk_alone_add_to_it_with_their_weight():
-    config = RewardConfig(chunk_questions=2, memalpha=MemAlphaReward(chunk_weight=0.5))
+    config = RewardConfig(chunk_questions=2, memalpha=MemAlphaRewardConfig(chunk_weight=0.5))
     without = scored(output(chunk_qa=answered()), answered(1.0), config)
     assert without.parts["chunk"][WRITER] is None
     found = scored(output(chunk_qa=answered(1.0, 0.5)), answered(1.0), config)

@@ -8,7 +8,7 @@ from membuilder.errors import ChatError, ConfigError
 from membuilder.llm.answer_and_judge import VALIDITY_PROMPTS, prompt_hashes
 from membuilder.llm.endpoints import Provider
 from reward.llm_judge import judge_prompts
-from reward.memalpha_config import MemAlphaReward, ValidityBy
+from reward.memalpha_config import MemAlphaRewardConfig, ValidityBy
 from reward.score import RewardConfig, RewardEndpoint
 from reward.validity import ValidityModel, by_rules, make_validity
 from tests.fault_server import FaultServer, answer, answering, echo, hang, status
@@ -72,7 +72,7 @@ def test_rules_are_quick_on_any_text():
 def config_of(server: FaultServer, **changed) -> RewardConfig:
     few = {"max_attempts": 1, "max_wait_seconds": 0.01, "timeout_seconds": 5.0}
     validator = RewardEndpoint(name="m", provider=Provider.VLLM, base_url=server.base_url, **few)
-    settings = MemAlphaReward(validity=ValidityBy.LLM)
+    settings = MemAlphaRewardConfig(validity=ValidityBy.LLM)
     return RewardConfig(validator=validator, memalpha=settings, **changed)
 
 
@@ -122,7 +122,7 @@ def test_a_refused_key_ends_the_run_and_is_told_before_it():
 
 def test_a_key_that_is_not_set_is_told_at_once(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    config = RewardConfig(validator=RewardEndpoint(name="m"), memalpha=MemAlphaReward(validity=ValidityBy.LLM))
+    config = RewardConfig(validator=RewardEndpoint(name="m"), memalpha=MemAlphaRewardConfig(validity=ValidityBy.LLM))
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         ValidityModel(config)
 
