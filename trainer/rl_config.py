@@ -12,6 +12,7 @@ from membuilder.value_types import (
     Share,
     ShareBelowOne,
 )
+from reward.memalpha import refuse_unused
 from reward.score import Baseline, RewardConfig
 from rollout.types import SamplingConfig
 from trainer.advantages import StdScale
@@ -72,6 +73,7 @@ class RLConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_unused(self.scheme, self.reward, self.dense)
         prepared = self.data.prepared is not None
         self.states = self.states or (States.EXPERT if prepared else States.POLICY)
         if prepared and (self.states is not States.EXPERT or not self.dense):

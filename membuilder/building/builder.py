@@ -14,34 +14,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import numpy as np
 
 from membuilder.bank.session_ids import with_ids_of, without_ids
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
-from membuilder.building.read_answer import OnBadOperation, ReadAnswer, read_operations, read_whole
+from membuilder.building.ask_role import RoleAsker
+from membuilder.building.read_answer import OnBadOperation
 from membuilder.building.standing import Answers, Standing, standing_answers
 from membuilder.embedding.local import TextEmbedder, in_rows
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
 from membuilder.llm.chat_model import ChatModel
-from membuilder.schemes.scheme import Message, Prompt, Scheme, Shown, TakesTurns, messages_of
+from membuilder.schemes.scheme import Scheme, Shown
 from membuilder.text import HALF_CHARACTER, is_text
 from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, Session
 
-ATTEMPTS = 2
-"""Times a role is asked while its answer cannot be read, or as `OnBadOperation.RETRY` says."""
 Ask = Callable[[Session, Bank, Shown, Sequence[str]], Awaitable[Answers]]
 """Asks the roles named about a session: the bank before it and the entries shown stand beside it."""
-
-
-class _Turn(NamedTuple):
-    """One answer of a role, as it was read, or why there is none."""
-
-    text: str | None
-    read: ReadAnswer
-    failure: Reason | None
 
 
 def ask_model(model: ChatModel, scheme: Scheme, on_bad: OnBadOperation = OnBadOperation.APPLY) -> Ask:
@@ -49,63 +39,10 @@ def ask_model(model: ChatModel, scheme: Scheme, on_bad: OnBadOperation = OnBadOp
 
     A ChatError that is not the model's fault is raised after all calls have ended.
     """
-
-    max_turns = scheme.max_turns if isinstance(scheme, TakesTurns) else 1
-
-    async def ask_role(role: str, session: Session, bank: Bank, shown: Shown) -> tuple[AgentUpdate, Answer]:
-        asked_at, began = datetime.now(UTC), time.perf_counter()
-        prompt = scheme.ask(role, session, bank, shown)
-        messages, turns = messages_of(prompt), []
-        for _ in range(max_turns):
-            turns.append(await ask_turn(role, prompt, messages, session, bank, shown))
-            told = turns[-1].read.alone
-            if turns[-1].text is None or told is None or role not in told.more:
-                break
-            messages += [{"role": "assistant", "content": turns[-1].text}, *told.more[role]]
-            bank = told.bank
-        usable = [turn for turn in turns if turn.read.stands] or turns[:1]
-        update = replace(
-            usable[0].read.update, operations=tuple(each for turn in usable for each in turn.read.update.operations)
-        )
-        dropped = tuple(each for turn in turns for each in turn.read.problems) if usable[0].read.stands else ()
-        said = [turn.text for turn in turns if turn.text is not None]
-        return update, Answer(
-            text="\n".join(said) if said else None,
-            operations=update.operations,
-            failure=usable[0].failure,
-            dropped=dropped,
-            seconds=time.perf_counter() - began,
-            asked_at=asked_at,
-        )
-
-    async def ask_turn(
-        role: str, prompt: str | Prompt, messages: list[Message], session: Session, bank: Bank, shown: Shown
-    ) -> _Turn:
-        """Ask once, and once more where that helps; `messages` grows by what was said in between."""
-        tools = () if isinstance(prompt, str) else prompt.tools
-        asked = {"tools": tools} if tools else {"schema": scheme.schema(role, session)}
-        text, read, failure = None, ReadAnswer(update=AgentUpdate(), stands=False), None
-        try:
-            for _ in range(ATTEMPTS):
-                said = await model.complete(messages, **asked)
-                if on_bad is OnBadOperation.DROP:
-                    new = read_whole(scheme, role, said, session)
-                else:
-                    new = read_operations(scheme, role, said, session, bank, shown)
-                if new.stands or not read.stands:  # a second answer that is no use leaves the first
-                    text, read = said, new
-                if not (new.is_unreadable or (on_bad is OnBadOperation.RETRY and new.problems)):
-                    break
-                # the longer conversation is another request, so neither a cache nor a temperature of 0 repeats it
-                messages += [{"role": "assistant", "content": said}, {"role": "user", "content": new.complaint()}]
-        except ChatError as error:
-            if not error.models_fault:
-                raise
-            failure = None if read.stands else Reason(kind=f"chat_{error.kind}", detail=str(error))
-        return _Turn(text, read, failure)
+    asker = RoleAsker(model=model, scheme=scheme, on_bad=on_bad)
 
     async def ask(session: Session, bank: Bank, shown: Shown, roles: Sequence[str]) -> Answers:
-        calls = [ask_role(role, session, bank, shown) for role in roles]
+        calls = [asker.ask(role, session, bank, shown) for role in roles]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         for failed in (answer for answer in answers if isinstance(answer, BaseException)):
             raise failed

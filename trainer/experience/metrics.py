@@ -1,11 +1,12 @@
 """The metrics of a step, by role, under the names that users of TRL and veRL know."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
+from types import MappingProxyType
 
 from membuilder.errors import ConfigError, RewardError
-from reward.rollouts import ScoredGroup
+from reward.rollouts import ScoredGroup, means_by_source
 from reward.score import RewardStatus
 from rollout.types import Completion, Sample
 from trainer.experience.training_batch import Batch
@@ -39,9 +40,15 @@ def missing_causes(scored: Sequence[ScoredGroup]) -> dict[str, int]:
 
 
 def rollout_metrics(
-    scored: Sequence[ScoredGroup], batch: Batch, count_tokens: Callable[[Sequence[str]], int]
+    scored: Sequence[ScoredGroup],
+    batch: Batch,
+    count_tokens: Callable[[Sequence[str]], int],
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Return means over the step's rollouts; a mean over nothing is left out."""
+    """Return means over the step's rollouts; a mean over nothing is left out.
+
+    `sources`: where dialogues come from, by their ids; the parts of rewards are logged for each source too.
+    """
     scores = [score for group in scored for score in group.scores]
     rollouts = [rollout for group in scored for rollout in group.rollouts]
     samples = [sample for rollout in rollouts for sample in rollout.samples.values()]
@@ -75,7 +82,8 @@ def rollout_metrics(
             f"completions/{role}/mean_length": _mean(len(completion.token_ids) for completion in completions),
             f"completions/{role}/clipped_ratio": _mean(not completion.finished for completion in completions),
         }
-    return {name: value for name, value in metrics.items() if value is not None}
+    by_source = means_by_source([group for group in scored if group.dialogue_id in sources], sources)
+    return {name: value for name, value in metrics.items() if value is not None} | by_source
 
 
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_role: int) -> list[dict]:
