@@ -16,8 +16,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import distributed
 
-from tests import distributed_policy, lives
-from tests.lives import commands
+from tests import distributed_policy, scheme_runs
+from tests.scheme_runs import commands
 from trainer import rl, sft
 
 SMALL = ["data.num_train=12", "data.num_held_out=1", "data.num_steering=1", "max_tokens=250"]
@@ -26,7 +26,7 @@ SFT = ["--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}"
        "sessions_per_step=7", "validation_share=0.02"]  # fmt: skip
 RL = ["--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=10", "sessions_per_step=3",
       "num_rollouts=6", "updates_per_step=2", "parity_every=5", "eval_every=10", "save_every=5"]  # fmt: skip
-SCHEMES = lives.SCHEMES[1:]
+SCHEMES = scheme_runs.SCHEMES[1:]
 
 
 def as_new() -> None:

@@ -23,10 +23,7 @@ from reward import judges
 from rollout.hf_engine import TransformersEngine
 from tests.forks import SPAWN, embedder  # noqa: F401
 from tests.lives import (
-    SCHEMES,
-    SFT,
     checkpoint_names,
-    commands,
     die,
     dies_at,
     dies_between_items,
@@ -37,6 +34,7 @@ from tests.lives import (
     same_run,
     start,
 )
+from tests.scheme_runs import SCHEMES, SFT, commands
 from tests.terminal import strange_lines
 from trainer import rl, sft
 from trainer.checkpoint import folders
