@@ -7,7 +7,7 @@ import pytest
 
 from membuilder.errors import ConfigError
 from membuilder.generate.dialogue import generate
-from membuilder.types import Bank, Question
+from membuilder.types import Bank
 from reward.score import Baseline
 from rollout.equal_prompts import DrawsApart
 from rollout.types import Completion, Sampled, SamplingConfig
@@ -18,7 +18,7 @@ from tests.test_advantages import CORE, ROLES, group_of
 from trainer.advantages import StdScale, compared
 from trainer.data.corpus import ExpertBuild, build_corpus
 from trainer.distributed.process_group import World
-from trainer.experience.collector import Collector, final_questions
+from trainer.experience.collector import Collector
 from trainer.experience.episode_stream import EpisodeStream, make_stream
 from trainer.experience.length_controller import LengthController
 from trainer.experience.training_batch import make_batch
@@ -265,21 +265,6 @@ def test_each_process_walks_its_own_dialogues_and_all_get_the_same(run):
     for rank in range(2):
         found = replace(collector, world=Rank(rank=rank, size=2)).episodes(stream, 0.4, seed=3)
     assert found == alone and [len(share) for share in shares] == [1, 1]
-
-
-def test_questions_without_evidence_are_asked_where_none_names_any():
-    asked, spoken, silent = (
-        Question(id=name, text="Who?", answer=answer, category="c", evidence=evidence)
-        for name, answer, evidence in (("1", "Ann", ("S1:1",)), ("2", "Ben", ()), ("3", None, ()))
-    )
-    (dialogue,) = generate(1, 1, "train", num_sessions=2)
-
-    def ids(*questions: Question) -> list[str]:
-        return [each.id for each in final_questions(replace(dialogue, questions=questions))]
-
-    assert ids(asked, spoken, silent) == ["1"]
-    assert ids(spoken, silent, replace(spoken, id="4", answerable=False)) == ["2"]
-    assert ids() == []
 
 
 @pytest.mark.slow

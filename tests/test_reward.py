@@ -170,7 +170,7 @@ def test_load_judge_by_name_and_from_a_users_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, problem", [("evidnce", "neither evidence, coverage"), ("no/file.py:judge", "no/file.py"), ("", "neither")]
+    "name, problem", [("evidnce", "none of evidence, coverage"), ("no/file.py:judge", "no/file.py"), ("", "none of")]
 )
 def test_an_unknown_judge_is_a_config_error(name, problem):
     with pytest.raises(ConfigError, match=problem):

@@ -33,6 +33,7 @@ from reward.score import POLICY
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop
+from trainer.data.corpus import sources_of
 from trainer.distributed.process_group import log_setup
 from trainer.experience.engine_weights import EngineWeights
 from trainer.experience.episode_stream import make_stream
@@ -87,6 +88,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     loss_function = resolve_loss(config.loss.name)
     run_silent = has_silent_terms(loss_function, config.loss)
     stream = make_stream(config, parts.builds.train, collector.embedder, collector.scheme)
+    sources = {} if config.dense else sources_of(parts.builds.train)
     lengths = LengthController(config, parts.builds.steering or parts.builds.train, collector)
 
     # Start anew, or go on from a checkpoint.
@@ -131,10 +133,9 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         stream.advance(scored)
         collected = time.perf_counter()
 
-        # 2. Advantages: of each (session, role) over its G rewards, or as `reward.baseline` says. All that have one
-        # count in the loss's mean.
-        compared = (config.advantage_std, run_silent, config.reward.baseline, config.reward.episode_share)
-        batch = make_batch(scored, collector.scheme.roles, *compared)
+        # 2. Advantages: of each (session, role) over its G rewards. All that have one count in the loss's mean.
+        baseline = (config.reward.baseline, config.reward.episode_share)
+        batch = make_batch(scored, collector.scheme.roles, config.advantage_std, run_silent, *baseline)
         updates = [
             make_update(share, config.max_tokens, world, accelerator.device, shares_prompts(policy))
             for share in batch.shares(config.updates_per_step)
@@ -171,7 +172,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         learned = time.perf_counter()
 
         # 5. Log and save.
-        metrics = rollout_metrics(scored, batch, collector.count_tokens) | experience.steered
+        metrics = rollout_metrics(scored, batch, collector.count_tokens, sources) | experience.steered
         metrics |= collector.judge_metrics()
         metrics |= means_over_tokens(sums, batch.num_run_tokens, accelerator)
         if config.eval_every and (step + 1) % config.eval_every == 0:

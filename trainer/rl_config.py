@@ -12,6 +12,7 @@ from membuilder.value_types import (
     Share,
     ShareBelowOne,
 )
+from reward.memalpha import refuse_unused
 from reward.score import Baseline, RewardConfig
 from rollout.types import SamplingConfig
 from trainer.advantages import StdScale
@@ -72,6 +73,7 @@ class RLConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_unused(self.scheme, self.reward, self.dense)
         prepared = self.data.prepared is not None
         self.states = self.states or (States.EXPERT if prepared else States.POLICY)
         if prepared and (self.states is not States.EXPERT or not self.dense):
@@ -97,10 +99,12 @@ class RLConfig(TrainConfig):
                 f"sampling.temperature={self.sampling.temperature} decodes greedily, so that all rollouts of a group "
                 "are the same and none has an advantage; expected float (above 0)"
             )
-        if self.max_model_len <= self.sampling.max_tokens:
+        thinking = self.sampling.thinking_budget
+        if self.max_model_len <= self.sampling.max_tokens + (thinking or 0):
+            beside = "" if thinking is None else f" and sampling.thinking_budget={thinking}"
             raise ValueError(
                 f"max_model_len={self.max_model_len} leaves no prompt room beside "
-                f"sampling.max_tokens={self.sampling.max_tokens}"
+                f"sampling.max_tokens={self.sampling.max_tokens}{beside}"
             )
         if self.loss.name != "dr_grpo":
             return

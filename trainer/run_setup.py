@@ -22,6 +22,7 @@ from reward.formula import load_formula
 from reward.judges import Judge
 from reward.llm_judge import LLMJudge, judge_prompts, make_judge
 from reward.score import POLICY
+from reward.validity import Validity, ValidityModel, make_validity
 from rollout.chat_template import set_template_kwargs
 from rollout.equal_prompts import DrawsApart
 from rollout.gguf import model_folder
@@ -137,6 +138,7 @@ def make_collector(
     embedder: TextEmbedder,
     world: World = World(),  # noqa: B008  (frozen)
     judge: Judge | None = None,
+    validity: Validity | None = None,
 ) -> Collector:
     return Collector(
         engine=engine,
@@ -145,6 +147,7 @@ def make_collector(
         judge=judge or make_judge(config.reward),
         scheme=scheme_of(config, TokenCounter(tokenizer)),
         formula=load_formula(config.scheme),
+        validity=make_validity(config.reward) if validity is None else validity,
         sampling=config.sampling,
         reward=config.reward,
         num_rollouts=config.num_rollouts,
@@ -247,8 +250,10 @@ def setup_rl(
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     judge = make_judge(config.reward) if collector is None else collector.judge
-    if isinstance(judge, LLMJudge):
-        judge.check()
+    validity = make_validity(config.reward) if collector is None else collector.validity
+    for model in (judge, validity):
+        if isinstance(model, LLMJudge | ValidityModel):
+            model.check()
     run = start_run(config, "rl", None if collector is None else collector.embedder)
     loaded = _load(config, "max_model_len")
     if builds is None:
@@ -260,5 +265,5 @@ def setup_rl(
     reference = make_reference(policy) if needs_reference else None
     if collector is None:
         engine = make_engine(config, model_folder(config.model.path))
-        collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world, judge)
+        collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world, judge, validity)
     return RLParts(**vars(run), policy=policy, reference=reference, collector=collector, builds=builds)

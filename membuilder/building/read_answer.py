@@ -34,6 +34,8 @@ class ReadAnswer:
     """What cannot be applied; the whole answer, where it cannot be taken apart."""
     stands: bool = True
     """Whether all of the answer can be applied, or at least one operation."""
+    alone: SessionResult | None = None
+    """What applying it came to, where it is calls of tools: the bank, and what the model reads before it goes on."""
 
     @property
     def is_unreadable(self) -> bool:
@@ -64,7 +66,7 @@ def read_operations(scheme: Scheme, role: str, text: str, session: Session, bank
 
     update, text = _parsed(scheme, role, text, session)
     if update.failure is None and (calls := (result := applied(update)).calls.get(role)):
-        return _read_calls(update, calls, result.failures.get(role))
+        return replace(_read_calls(update, calls, result.failures.get(role)), alone=result)
     if (failure := update.failure or failure_of(update.operations)) is None:
         return ReadAnswer(update=update)
     kept, problems = (), []

@@ -13,6 +13,7 @@ from membuilder.datasets.splits import split_ids
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
+from membuilder.evaluation.source_metrics import source_of
 from membuilder.generate.dialogue import generate
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
@@ -146,6 +147,12 @@ def warn_of_lost_text(builds: Corpus[ExpertBuild], scheme: Scheme, embedder: Emb
     if embedder.num_cut:
         problem = "texts longer than the embedding model reads: %d; what stands behind its limit is not searched"
         _log.warning(problem, embedder.num_cut)
+
+
+def sources_of(builds: Sequence[ExpertBuild]) -> dict[str, str]:
+    """Return where each dialogue comes from, by its id; one that is a source of its own is left out."""
+    found = {build.dialogue.id: source_of(build.dialogue) for build in builds}
+    return {name: source for name, source in found.items() if source != name}
 
 
 def training_text(builds: Sequence[ExpertBuild], scheme: Scheme) -> list[str]:

@@ -21,8 +21,18 @@ from reward.judges import Judge
 from reward.length import expert_lengths
 from reward.llm_judge import LLMJudge
 from reward.qa import QAResult
-from reward.rollouts import ScoredGroup, choose_questions, dated, score_group
+from reward.rollouts import (
+    Episode,
+    ScoredGroup,
+    choose_questions,
+    chunk_questions,
+    dated,
+    episode_questions,
+    score_episodes,
+    score_group,
+)
 from reward.score import POLICY, Formula, RewardConfig
+from reward.validity import Validity, ValidityModel, make_validity
 from rollout.sampler import grouped, make_task, sample_groups, sample_rollouts
 from rollout.turns import Task
 from rollout.types import Engine, Group, SamplingConfig
@@ -46,6 +56,8 @@ class Collector:
     reward: RewardConfig
     num_rollouts: int
     count_tokens: Callable[[Sequence[str]], int]
+    validity: Validity = make_validity(RewardConfig())
+    """Judges what calls stored in an episode."""
     world: World = World()
     """The processes that sessions are dealt to; every one gets all results."""
     write_answers: WriteAnswers | None = None
@@ -54,7 +66,7 @@ class Collector:
     @property
     def greedy(self) -> SamplingConfig:
         """Return the settings with which the policy answers outside training."""
-        return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
+        return replace(self.sampling, temperature=0.0, top_p=1.0)
 
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
         """Take G rollouts of each slot's session from one bank, and ask them the session's questions."""
@@ -111,17 +123,41 @@ class Collector:
         All dialogues of this process advance side by side: the sessions at one place are one call of the engine.
         """
         builds, mine = stream.builds(), self.world.shard(stream.costs())
-        walked = self._walk([builds[number].dialogue for number in mine], seed)
+        builds = [builds[number] for number in mine]
+        walked = self._walk([build.dialogue for build in builds], seed)
         # all banks in one call, because the answers of a reference cost the engine's weights twice a call
-        asked = [final_questions(builds[number].dialogue) for number in mine]
-        ends = [[rollout.bank for rollout in groups[-1].rollouts] for groups in walked]
-        answers = self.answer([(bank, own) for own, banks in zip(asked, ends, strict=True) for bank in banks])
-        scored = []
-        for place, (number, groups) in enumerate(zip(mine, walked, strict=True)):
-            own = answers[place * self.num_rollouts : (place + 1) * self.num_rollouts]
-            pairs = zip(groups, self._expert_tokens(builds[number]), strict=True)
-            scored.append([self._score(*pair, own, length_weight) for pair in pairs])
+        tasks = [
+            (rollout.bank, asked)
+            for build, groups in zip(builds, walked, strict=True)
+            for group, asked in self._asked(build.dialogue, groups, str(seed))
+            for rollout in group.rollouts
+        ]
+        answers = iter(self.answer(tasks))
+        episodes = []
+        for build, groups in zip(builds, walked, strict=True):
+            *of_chunks, at_the_end = [
+                [next(answers) for _ in group.rollouts] for group, _ in self._asked(build.dialogue, groups, str(seed))
+            ]
+            lengths = self._expert_tokens(build)
+            episodes.append(
+                Episode(
+                    dialogue=build.dialogue,
+                    groups=groups,
+                    answers=at_the_end,
+                    expert_tokens=lengths,
+                    chunk_answers=of_chunks,
+                )
+            )
+        reward = replace(self.reward, length_weight=length_weight)
+        scored = score_episodes(episodes, self.count_tokens, self.formula, reward, self.validity)
         return [group for groups in self.world.gather_in_order(mine, scored) for group in groups]
+
+    def _asked(self, dialogue: Dialogue, groups: Sequence[Group], seed: str) -> list[tuple[Group, list[Question]]]:
+        """Return whose banks are asked what: of each session about itself, if that is asked; last those at the end."""
+        at_the_end = (groups[-1], episode_questions(dialogue, self.reward, seed))
+        if not self.reward.chunk_questions:
+            return [at_the_end]
+        return [*zip(groups, chunk_questions(dialogue, self.reward, seed), strict=True), at_the_end]
 
     def _walk(self, dialogues: Sequence[Dialogue], seed: int) -> list[list[Group]]:
         """Return the group of each session of each dialogue."""
@@ -171,20 +207,10 @@ class Collector:
         return self.scheme, self.embedder, self.judge, reward.top_k, reward.limits, self.write_answers
 
     def judge_metrics(self) -> dict[str, float]:
-        """Return what the calls of `judge: llm` came to since it was last asked, over all processes."""
-        if not isinstance(self.judge, LLMJudge):
-            return {}
+        """Return what the calls of models that judge came to since it was last asked, over all processes."""
         sums: Counter[str] = Counter()
-        for of_process in self.world.gather(self.judge.metrics()):
-            sums.update(of_process)
+        for model in (self.judge, self.validity):
+            if isinstance(model, LLMJudge | ValidityModel):
+                for of_process in self.world.gather(model.metrics()):
+                    sums.update(of_process)
         return dict(sums)
-
-
-def final_questions(dialogue: Dialogue) -> list[Question]:
-    """Return what is asked about a whole dialogue, after its last session: what has an answer and evidence.
-
-    Where no question of it names its evidence, as in Mem-alpha's published files, what has an answer is asked.
-    """
-    answerable = [each for each in dialogue.questions if each.answerable]
-    questions = [each for each in answerable if each.evidence] or [each for each in answerable if each.golds]
-    return dated(questions, dialogue.sessions[-1].timestamp)

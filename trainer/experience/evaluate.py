@@ -1,7 +1,7 @@
 """Held-out evaluation: every system that builds memory gets the same questions and the same retrieval."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from membuilder.bank.retrieve import Retrieval
@@ -9,9 +9,10 @@ from membuilder.building.baselines import longest_turns, random_turns, store_all
 from membuilder.evaluation.recall import recall
 from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue, Question, Turn
+from reward.rollouts import episode_questions
 from rollout.sampler import make_task
 from trainer.data.corpus import ExpertBuild
-from trainer.experience.collector import Collector, final_questions
+from trainer.experience.collector import Collector
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,8 +90,9 @@ class DialogueScores:
 
 
 def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: Collector) -> list[DialogueScores]:
-    """Put to the final banks what `final_questions` names."""
-    questions = [final_questions(dialogue) for dialogue in dialogues]
+    """Put to the final banks every question that an episode would be asked at its end."""
+    whole = replace(collector.reward, question_share=1.0)
+    questions = [episode_questions(dialogue, whole, "") for dialogue in dialogues]
     answers = collector.answer([(each.bank, asked) for each, asked in zip(built, questions, strict=True)])
     return [
         DialogueScores(
