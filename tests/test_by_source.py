@@ -93,6 +93,12 @@ def test_means_are_over_sources_over_instances_and_over_questions_each_by_its_na
     assert "mean of sources" in table and "0.250 [0.000, 0.500]" in table and "2 / 3" in table
 
 
+def test_two_runs_are_compared_by_the_sources_metrics(evaluated, capsys):
+    out, _ = evaluated
+    assert command.main(["compare", str(out), str(out)]) == 0
+    assert "source (answerable, 6 questions): A 0.583, B 0.583" in capsys.readouterr().out
+
+
 def record(number: int, score: float | None, source: str = "squad") -> Record:
     return Record(
         system="x", dialogue=f"{source}-{number}", question_id="q", question="?", gold="g", category=source,
