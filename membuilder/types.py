@@ -220,3 +220,9 @@ class AgentUpdate:
     failure: Failure | None = None
     unread: tuple[UnreadCall, ...] = ()
     """Calls beside the operations, where the answer is calls of tools that stand or fail one by one."""
+
+    def in_order(self) -> list[Operation | UnreadCall]:
+        """Return operations and unread calls as the answer has them."""
+        items: list[tuple[int, Operation | UnreadCall]] = [(each.place, each) for each in self.unread]
+        items += enumerate(self.operations)
+        return [item for _, item in sorted(items, key=lambda pair: pair[0])]  # stable: the unread come first

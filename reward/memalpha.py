@@ -14,14 +14,12 @@ from dataclasses import fields
 from operator import attrgetter
 from statistics import fmean
 
-from membuilder.schemes.load import FOUR_AGENTS
+from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA
 from membuilder.schemes.scheme import CallOutcome
 from reward.credit import evidence_shares
 from reward.memalpha_config import Credit, MemAlphaRewardConfig
 from reward.qa import QAResult
 from reward.score import RewardConfig, RewardStatus, RoleOutput, Score, status_of
-
-MEMALPHA = "memalpha"
 
 
 def score(outputs: Mapping[str, RoleOutput], qa: QAResult, config: RewardConfig) -> Score:

@@ -40,8 +40,26 @@ class RewardEndpoint(ModelEndpoint):
     """For one request from sending to the last byte; waiting for a free place does not count."""
 
 
+class Baseline(StrEnum):
+    """What a reward is compared with (trainer/advantages.py)."""
+
+    SESSION = "session"
+    """The rewards of the same session and role in the other rollouts."""
+    INSTANCE = "instance"
+    """Those of all sessions of the dialogue in all rollouts: as Mem-alpha was published."""
+    EPISODE = "episode"
+    """An episode's mean reward with that of the dialogue's other episodes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(Section):
+    baseline: Baseline = Baseline.SESSION
+    """What a reward is compared with: `session`, the same session in the other rollouts; with dense=false also
+    `instance`, all sessions of the dialogue in all rollouts (Mem-alpha as published), or `episode`, the mean reward of
+    the dialogue's other episodes, where every session of an episode has the same advantage."""
+    episode_share: bool = True
+    """Under `baseline: episode`: an advantage is divided by the number of sessions of its episode, in units of the
+    step's mean, so that a long dialogue weighs no more than a short one."""
     judge: str = "evidence"
     """`evidence`, `coverage`; `excerpt`, `nearest` or, of these two what the source needs, `offline`; `llm` (`answerer`
     answers from the memory, `grader` grades the answer; both are sections, and `answerer=policy` is the policy as it
@@ -88,6 +106,8 @@ class RewardConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.episode_share and self.baseline is not Baseline.EPISODE:
+            raise ValueError("episode_share=false without effect: it belongs to baseline: episode")
         given = [name for name in ("answerer", "grader", "cache") if getattr(self, name) is not None]
         needed = {"answerer"} if self.grading is Grading.SOURCE else {"answerer", "grader"}
         if self.judge == LLM and not needed <= set(given):

@@ -92,16 +92,21 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] |
     return chat_format(tokenizer).think_opening + tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
+KEPT_CHARS = 4000
+"""Longest text whose count `TokenCounter` remembers: entries of a memory, not whole prompts."""
+
+
 class TokenCounter:
-    """Counts tokens of memory text, the unit of every length in rewards and reports; each text is tokenised once."""
+    """Counts tokens of memory text, the unit of every length in rewards and reports; an entry is tokenised once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._counts: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[str]) -> int:
-        new = [text for text in dict.fromkeys(texts) if text not in self._counts]
-        if new:
+        counts = {text: self._counts[text] for text in texts if text in self._counts}
+        if new := [text for text in dict.fromkeys(texts) if text not in counts]:
             ids = self._tokenizer(new, add_special_tokens=False)["input_ids"]
-            self._counts.update(zip(new, map(len, ids), strict=True))
-        return sum(self._counts[text] for text in texts)
+            counts |= zip(new, map(len, ids), strict=True)
+            self._counts |= {text: counts[text] for text in new if len(text) <= KEPT_CHARS}
+        return sum(counts[text] for text in texts)

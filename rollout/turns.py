@@ -97,7 +97,7 @@ class Turns:
             return self.scheme.parse(role, text, session)
         if isinstance(self.scheme, ReadsCutAnswers):
             update = self.scheme.parse_cut(role, text, session)
-            if update.failure is not None or update.operations:
+            if update != AgentUpdate():
                 return update
         return _failed(FailureKind.TRUNCATED, f"no end token within {len(completion.token_ids)} tokens")
 

@@ -11,9 +11,9 @@ A scheme asks one model in several roles about each session of a dialogue. Per s
 A role may go on with the same session (`TakesTurns`): where `result.more` holds messages for it, it reads them behind
 its own answer, and its next answer is parsed and applied to `result.bank`.
 
-`four_agents` is built in. A scheme of your own is a folder with two files: `scheme.py`, whose `make_scheme(prompts)`
-returns an object with the members below, and `reward.py`, whose `score` turns measured parts into rewards
-(reward/score.py). docs/schemes.md holds a whole one.
+`four_agents` and `memalpha` are built in. A scheme of your own is a folder with two files: `scheme.py`, whose
+`make_scheme(prompts)` returns an object with the members below, and `reward.py`, whose `score` turns measured parts
+into rewards (reward/score.py). docs/schemes.md holds a whole one.
 """
 
 import json
@@ -28,6 +28,8 @@ from membuilder.types import AgentUpdate, Bank, Dialogue, Entry, Failure, Sessio
 
 Shown = dict[str, tuple[Entry, ...]]
 """Role -> the entries it sees beside a session, in the order it sees them."""
+CountTokens = Callable[[Sequence[str]], int]
+"""Counts the tokens of texts."""
 Message = dict[str, str]
 """A message of a chat: its `role` (system, user, assistant, tool) and its `content`."""
 Propose = Callable[[Session, Bank, Shown], Mapping[str, AgentUpdate]]
@@ -107,7 +109,7 @@ class Scheme(Protocol):
     """How a model writes memory. Every method is a pure function of its arguments."""
 
     name: str
-    """As in the config: `four_agents`, or the folder of a scheme of your own."""
+    """As in the config where it is built in, else a name of its own, for messages."""
     roles: tuple[str, ...]
     """Names of the roles, in the order in which their updates are applied; lower-case letters and `_`."""
     expert: Propose | None

@@ -11,7 +11,7 @@ Marks inside the JSON of a call are text. A whole answer may also be one JSON ob
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from membuilder.llm.json_output import load_json, no_duplicate_keys

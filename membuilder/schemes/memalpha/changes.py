@@ -51,7 +51,7 @@ def apply_calls(
     """Apply what an answer about a chunk asks for; labels of the compact format count the entries shown."""
     draft = _Draft(bank, session, shown, config, count_tokens)
     calls, results = [], []
-    for item in _in_order(update):
+    for item in update.in_order():
         if isinstance(item, UnreadCall):
             name, arguments, came = item.name, item.arguments, Refused(CallOutcome(item.outcome), item.detail)
         else:
@@ -65,12 +65,6 @@ def apply_calls(
             calls.append(Call(name=name, arguments=arguments, outcome=ran, text=came.text, entry=came.entry))
             results.append({"status": "ok"} | _told(item, came))
     return Applied(draft.bank(bank), tuple(calls), tuple(results))
-
-
-def _in_order(update: AgentUpdate) -> list[Operation | UnreadCall]:
-    items: list[tuple[int, Operation | UnreadCall]] = [(each.place, each) for each in update.unread]
-    items += enumerate(update.operations)
-    return [item for _, item in sorted(items, key=lambda pair: pair[0])]  # stable: the unread come first at a place
 
 
 def _told(operation: Operation, done: _Done) -> dict[str, Any]:
@@ -153,10 +147,7 @@ class _Draft:
 
     def _meant(self, target: str, part: str | None) -> Entry | Refused:
         """Return the entry that a call names: by its label, its id, or its whole text."""
-        name = target.strip()
-        name = self._labels.get(name, name)
-        if name not in self._ids and name[:1] == "[" and name[-1:] == "]":
-            name = name[1:-1].strip()  # as it is shown
+        name = self._labels.get(target, target)
         while name in self._newer:
             name = self._newer[name]
         if name in self._ids:

@@ -68,9 +68,7 @@ def _read(tag: str, given: str, config: MemAlphaConfig, num_lines: int) -> Read:
     if part is not None:
         kind = OperationKind.REWRITE if part is Agent.CORE else OperationKind.ADD
     targets = () if label is None else (label[0],)
-    operation = Operation(
-        kind=kind, quote=tuple(numbers), targets=targets, part=None if part is None else part.value
-    )
+    operation = Operation(kind=kind, quote=tuple(numbers), targets=targets, part=None if part is None else part.value)
     return tag, said, operation
 
 

@@ -8,6 +8,7 @@ Names, arguments and enums are those of the published program. Ours are the name
 `procedural`. An enum names only the parts that the memory has; a tool whose enum would be empty is not there.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ SUFFIX = "_memory"
 WORDS, MEANING = "bm25", "text-embedding"
 """The ways of searching that `search_method` names."""
 
+_SHOWN_ID = re.compile(r"\s*\[(\w+)\]\s*")
 _LISTS = tuple(part for part in PARTS if part is not Agent.CORE)
 """The parts that hold entries."""
 _PARTS_OF = {INSERT: _LISTS, UPDATE: PARTS, DELETE: PARTS, SEARCH: _LISTS}
@@ -104,7 +106,7 @@ def operation_of(name: str, arguments: Any, config: MemAlphaConfig, num_lines: i
     quote = tuple(int(number) for number in arguments.get("lines", ()))
     if beyond := [number for number in quote if number > num_lines]:
         return Refused(CallOutcome.UNKNOWN_TURN, f"line {str(beyond[0])[:20]} of a chunk of {num_lines} lines")
-    targets = () if part is Agent.CORE or tool in (INSERT, SEARCH) else (arguments["memory_id"],)
+    targets = () if part is Agent.CORE or tool in (INSERT, SEARCH) else (_id(arguments["memory_id"]),)
     if tool == SEARCH:
         return Operation(kind=OperationKind.SEARCH, text=arguments["query"], part=part.value)
     if tool == DELETE:
@@ -146,6 +148,12 @@ def call_of(operation: Operation) -> tuple[str, dict[str, Any]]:
     if operation.targets:
         arguments["memory_id"] = operation.targets[0]
     return name, arguments
+
+
+def _id(memory_id: str) -> str:
+    """Return an id also where it is written in brackets, as it is shown."""
+    shown = _SHOWN_ID.fullmatch(memory_id)
+    return memory_id.strip() if shown is None else shown[1]
 
 
 def _part_named(memory_type: Any, tool: str) -> Agent | None:
