@@ -313,6 +313,17 @@ def test_from_an_answer_of_the_writer_to_its_reward():
     assert answers[0].verdicts[0].rests_on == (result.bank.entries[0].id,)
 
 
+def test_an_answer_is_given_what_fits_its_budget_and_nothing_is_embedded():
+    entries = tuple(replace(entry(n, 0), text=f"Ann has n{n}") for n in range(1, 9))
+    embedder = HashEmbedder()
+    asked = Question(id="q", text="Ann?", answer="x", category="squad", evidence=())
+    for budget, number in ((1000, 8), (9, 3), (1, 0)):
+        scheme = MemAlpha(MemAlphaConfig(answer_tokens=budget), count_tokens=words)
+        (found,) = answer_banks([(Bank(entries=entries), [asked])], scheme, embedder, load_judge("offline"))
+        assert len(found.retrievals[0].entries) == number
+    assert embedder.embedded == []
+
+
 # settings
 
 
