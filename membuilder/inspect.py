@@ -20,9 +20,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from membuilder.bank.html_page import TIME_FORM, render_page, role_colours
+from membuilder.bank.html_page import TIME_FORM, parts_of, render_page, role_colours
 from membuilder.bank.store import reading
-from membuilder.bank.store_rows import Answer, StoredSession
+from membuilder.bank.store_rows import Answer, StoredSession, role_of
 from membuilder.command import ArgumentParser, clear_errors
 from membuilder.errors import MemBuilderError
 from membuilder.files import write_atomic
@@ -40,13 +40,16 @@ class Contents:
     settings: Mapping[str, Any]
     sessions: tuple[StoredSession, ...]
     bank: Bank
+    deleted: Mapping[str, int]
+    """Id of each deleted entry -> the session that deleted it."""
     colours: Mapping[str, str]
 
 
 def read_contents(path: str | Path) -> Contents:
     with reading(path) as store:
         settings, sessions, bank = store.settings(), store.sessions(), store.bank()
-    return Contents(settings, sessions, bank, role_colours(sessions, bank))
+        deleted = store.deleted()
+    return Contents(settings, sessions, bank, deleted, role_colours(sessions, bank))
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -63,8 +66,11 @@ def show_bank(contents: Contents) -> RenderableType:
     bank, settings = contents.bank, contents.settings
     head = f"{settings['dialogue']}: {' and '.join(settings['speakers'])}, written by {settings['model']}"
     writers = [entry.agent for entry in bank.entries]
-    counts = ", ".join(f"{writers.count(role)} {role}" for role in contents.colours if role != "core")
-    num_entries = f"{len(writers)} entries ({counts}), {len(bank.superseded_ids())} of them superseded"
+    counts = ", ".join(f"{writers.count(role)} {role}" for role in parts_of(contents.sessions, bank))
+    superseded = bank.superseded_ids()
+    num_entries = f"{len(writers)} entries ({counts}), {len(superseded)} of them superseded"
+    if num_deleted := len(set(bank.deleted) - superseded):
+        num_entries += f", {num_deleted} deleted"
     about = Text(f"{len(contents.sessions)} sessions; {num_entries}")
     title, colour = f"core, {len(bank.core)} characters", contents.colours.get("core", "")
     core = Panel(plain(bank.core or "(empty)"), title=title, border_style=colour)
@@ -89,13 +95,14 @@ def show_entry(contents: Contents, entry_id: str) -> RenderableType:
     if entry is None:
         raise MemBuilderError(f"no entry {entry_id!r}; this store has {len(contents.bank.entries)}, from m1 on")
     stored = contents.sessions[entry.session]
+    role = role_of(entry, stored.answers) if stored.answers else None  # of an imported store an answer may be missing
     said = [turn for turn in stored.session.turns if turn.id in entry.source_turns]
     return Group(
         _entries(contents, history(contents.bank, entry_id)),
         plain(f"{entry_id} was written in session {entry.session} ({stored.session.id})", "bold"),
         *(plain(f"  {turn.id} {turn.speaker}: {turn.content}") for turn in said),
         *([] if said else [Text("  in words of the model's own")]),
-        _answer(contents, entry.agent, stored.answers[entry.agent]),
+        *([_answer(contents, role, stored.answers[role])] if role else []),
     )
 
 
@@ -109,6 +116,9 @@ def show_session(contents: Contents, number: int) -> RenderableType:
     before = contents.sessions[number - 1].core if number else ""
     changed = [] if before == stored.core else [_core_change(contents, before, stored.core)]
     changed += [_entries(contents, new)] if new else []
+    gone = [entry for entry in contents.bank.entries if contents.deleted.get(entry.id) == number]
+    if gone := [entry for entry in gone if entry.id not in contents.bank.superseded_ids()]:
+        changed += [Text("deleted:"), _entries(contents, gone)]
     answers = [_answer(contents, role, answer) for role, answer in stored.answers.items()]
     return Group(plain(head, "bold"), *(changed or [Text("nothing changed")]), *answers)
 
@@ -141,14 +151,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _entries(contents: Contents, entries: Sequence[Entry]) -> Table:
-    superseded = contents.bank.superseded_ids()
+    superseded, deleted = contents.bank.superseded_ids(), set(contents.bank.deleted)
     table = Table("id", "agent", "date", "text", "replaces", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for entry in entries:
         table.add_row(
             entry.id,
             Text(entry.agent, style=contents.colours[entry.agent]),
             f"{entry.timestamp:%Y-%m-%d}",
-            plain(entry.text, "dim strike" if entry.id in superseded else ""),
+            plain(entry.text, "dim strike" if entry.id in superseded | deleted else ""),
             ", ".join(entry.supersedes),
         )
     return table

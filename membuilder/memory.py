@@ -36,7 +36,7 @@ from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
-from membuilder.schemes.load import FOUR_AGENTS, load_scheme
+from membuilder.schemes.load import FOUR_AGENTS, scheme_of
 from membuilder.types import Bank, Dialogue, Entry, Question, Session, Turn
 
 ROLES = ("user", "assistant")
@@ -57,7 +57,7 @@ class Memory(AbstractContextManager):
         self._path, self.usage = Path(path), Usage()
         self._config = BuildConfig(out=str(path), model=endpoint, **settings)
         keys, costs = Keys(chat=api_key), Costs(usage=self.usage)
-        scheme = load_scheme(self._config.scheme, self._config.prompts)
+        scheme = scheme_of(self._config)
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
             self._client = None

@@ -12,6 +12,7 @@ operations on a memory bank. Worked example:
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 
 class Agent(StrEnum):
@@ -96,7 +97,7 @@ class Dialogue:
 class Entry:
     id: str
     agent: str
-    """Name of the role that wrote it."""
+    """The part of the memory it belongs to: the name of the role that wrote it, or the part that this role named."""
     text: str
     session: int
     timestamp: datetime
@@ -119,6 +120,9 @@ class Bank:
     core: str = ""
     core_quotes: tuple[CoreQuote, ...] = ()
     entries: tuple[Entry, ...] = ()
+    """Every entry ever written, also what is out of date: the history."""
+    deleted: tuple[str, ...] = ()
+    """Ids of the entries that are no longer part of the memory: nothing shows, finds or counts them."""
 
     @property
     def core_sources(self) -> tuple[str, ...]:
@@ -127,9 +131,19 @@ class Bank:
     def superseded_ids(self) -> frozenset[str]:
         return frozenset(old for entry in self.entries for old in entry.supersedes)
 
+    def kept(self) -> tuple[Entry, ...]:
+        """Return the entries that are not deleted, also those that a later one updates or merges."""
+        deleted = frozenset(self.deleted)
+        return tuple(entry for entry in self.entries if entry.id not in deleted) if deleted else self.entries
+
+    def current(self) -> tuple[Entry, ...]:
+        """Return the entries that are neither deleted nor superseded."""
+        old = self.superseded_ids()
+        return tuple(entry for entry in self.kept() if entry.id not in old)
+
     def memory_text(self) -> list[str]:
         """Return every stored text, core first: the thing whose tokens are 'memory tokens'."""
-        return ([self.core] if self.core else []) + [entry.text for entry in self.entries]
+        return ([self.core] if self.core else []) + [entry.text for entry in self.kept()]
 
 
 class OperationKind(StrEnum):
@@ -141,6 +155,8 @@ class OperationKind(StrEnum):
     REWRITE = "REWRITE"
     SKIP = "SKIP"
     DELETE = "DELETE"
+    SEARCH = "SEARCH"
+    """It changes nothing: the role is told what was found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,8 +200,29 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class UnreadCall:
+    """A call of a tool in an answer that asks for no operation."""
+
+    place: int
+    """How many operations of the answer stand before it."""
+    name: str
+    arguments: dict[str, Any]
+    outcome: str
+    """A `CallOutcome` (membuilder/schemes/scheme.py)."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AgentUpdate:
     """What one agent asked for in one session: operations, or the reason there are none to apply."""
 
     operations: tuple[Operation, ...] = field(default=())
     failure: Failure | None = None
+    unread: tuple[UnreadCall, ...] = ()
+    """Calls beside the operations, where the answer is calls of tools that stand or fail one by one."""
+
+    def in_order(self) -> list[Operation | UnreadCall]:
+        """Return operations and unread calls as the answer has them."""
+        items: list[tuple[int, Operation | UnreadCall]] = [(each.place, each) for each in self.unread]
+        items += enumerate(self.operations)
+        return [item for _, item in sorted(items, key=lambda pair: pair[0])]  # stable: the unread come first

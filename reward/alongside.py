@@ -12,7 +12,7 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import MemBuilderError
 from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank, Question
-from reward.judge_calls import DEADLINE, TIMEOUT, LoopThread, missing, unreachable, verdict_only
+from reward.judge_calls import DEADLINE, TIMEOUT, LoopThread, missing, unreachable, verdict_of
 from reward.judges import Judge, JudgeLimits, Verdict
 from reward.qa import QAResult
 
@@ -121,7 +121,7 @@ class Alongside(AbstractContextManager):
         async with self._places:
             try:
                 async with asyncio.timeout(self._limits.question_seconds) as limit:
-                    return verdict_only(self._judge, await judge(*case))
+                    return verdict_of(self._judge, case[0], await judge(*case))
             except (TimeoutError, ConnectionError) as error:  # the judge may live across a network
                 return missing(TIMEOUT, self._limits) if limit.expired() else unreachable(error)
 

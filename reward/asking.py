@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.embedding.local import TextEmbedder
@@ -27,6 +27,13 @@ from reward.qa import QAResult
 
 Place = tuple[int, ...]
 Case = tuple[Question, Bank, Retrieval]
+
+
+@runtime_checkable
+class SearchesByWords(Protocol):
+    """A scheme may say so: then nothing is embedded before its banks are searched."""
+
+    searches_by_words: bool
 
 
 class Asking(AbstractContextManager, Protocol):
@@ -85,8 +92,9 @@ class AtTheEnd(AbstractContextManager):
         places = sorted(self._tasks)
         tasks = [self._tasks[place] for place in places]
         # one call fills the embedder's cache in full batches; bank by bank the new texts would come a few at a time
-        self._embedder.embed([entry.text for bank, _ in tasks for entry in bank.entries])
-        self._embedder.embed([question.text for _, questions in tasks for question in questions])
+        if not (isinstance(self._scheme, SearchesByWords) and self._scheme.searches_by_words):
+            self._embedder.embed([entry.text for bank, _ in tasks for entry in bank.entries])
+            self._embedder.embed([question.text for _, questions in tasks for question in questions])
         found = [
             self._scheme.find(bank, [question.text for question in questions], self._embedder, self._k)
             for bank, questions in tasks
@@ -121,6 +129,6 @@ def judge_in_turn(judge: Judge, cases: Sequence[Case], limits: JudgeLimits) -> l
             worker = LoopThread()
             verdicts.append(missing(TIMEOUT if left > limits.question_seconds else DEADLINE, limits))
             continue
-        verdicts.append(checked(judge, future.result))
+        verdicts.append(checked(judge, case[0], future.result))
     worker.stop()
     return verdicts

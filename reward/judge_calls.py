@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from membuilder.errors import ConfigError
 from membuilder.plugins import place_of
-from reward.judges import Judge, JudgeLimits, Verdict
+from membuilder.types import Question
+from reward.judges import Judge, JudgeLimits, Verdict, score_reply
 
 T = TypeVar("T")
 
@@ -31,17 +32,21 @@ def unreachable(error: Exception) -> Verdict:
     return Verdict(correct=None, reason=f"judge unreachable: {type(error).__name__}: {error}", cause=UNREACHABLE)
 
 
-def checked(judge: Judge, call: Callable[[], object]) -> Verdict:
-    """Return what a call gives, which must be a verdict. Whatever else the judge raises is a fault of its own."""
+def checked(judge: Judge, question: Question, call: Callable[[], object]) -> Verdict:
+    """Return what a call comes to, which must be a verdict or a reply. What else the judge raises is its own fault."""
     try:
-        return verdict_only(judge, call())
+        return verdict_of(judge, question, call())
     except (TimeoutError, ConnectionError) as error:
         return unreachable(error)
 
 
-def verdict_only(judge: Judge, value: object) -> Verdict:
+def verdict_of(judge: Judge, question: Question, value: object) -> Verdict:
+    """Return a verdict as it is, and a reply scored as the question's source is."""
+    if isinstance(value, str):
+        return score_reply(question, value)
     if not isinstance(value, Verdict):
-        raise ConfigError(f"reward.judge: {place_of(judge)} returns {value!r:.80}; expected reward.judges.Verdict")
+        expected = "expected reward.judges.Verdict, or a reply as a text"
+        raise ConfigError(f"reward.judge: {place_of(judge)} returns {value!r:.80}; {expected}")
     return value
 
 

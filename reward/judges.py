@@ -1,6 +1,6 @@
 """Judges: does what a bank holds and retrieval found answer the question?
 
-A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `async def`. Two work offline and stand here;
+A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `async def`. Those of BUILT_IN work offline;
 `llm` asks models (reward/llm_judge.py). One of the user's own is named `path/to/file.py:function`:
 
     async def judge(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
@@ -8,6 +8,7 @@ A judge is any callable `(question, bank, retrieval) -> Verdict`, plain or `asyn
         answer = await ask(question.text, memory, question.asked_at)
         return Verdict(correct=await grade(question.answer, answer), reason=answer)
 
+It may return its reply as a text in place of a verdict: the metric of the question's source then scores that.
 An async one runs while the engine still decodes, for `max_concurrent` questions at once. A plain one is called for one
 question after another, in a thread of its own. What cannot be judged is a Verdict with `correct=None`; so is what takes
 too long, and what raises a TimeoutError or ConnectionError (its client's own kinds translated to these). Any other
@@ -21,8 +22,10 @@ from typing import Protocol
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.errors import ConfigError
+from membuilder.evaluation.source_metrics import SourceMetric, metric_of, source_score
 from membuilder.plugins import load_function
 from membuilder.types import Bank, Question
+from reward import readers
 
 # English function words. Left out because they can be the answer itself: "no", "not", "may" (May), "will" (Will).
 _FUNCTION_WORDS = frozenset(
@@ -33,6 +36,7 @@ _FUNCTION_WORDS = frozenset(
 )
 
 NO_GOLD = "no_gold_answer"
+NO_REPLY, NO_GRADER = "no_reply", "no_grader"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +46,8 @@ class Verdict:
     reason: str
     cause: str = ""
     """Why it could not be judged, in one word, by which missing verdicts are counted."""
+    rests_on: tuple[str, ...] | None = None
+    """Ids of the entries that the answer was taken from; None: nobody knows."""
 
     def __post_init__(self) -> None:
         if self.correct is not None and not 0 <= self.correct <= 1:
@@ -67,7 +73,10 @@ def evidence(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
         return Verdict(correct=None, reason="the question names no evidence for an answer", cause="no_evidence")
     found = {turn_id for entry in retrieval.entries for turn_id in entry.source_turns}.union(bank.core_sources)
     absent = [turn_id for turn_id in question.evidence if turn_id not in found]
-    return Verdict(correct=float(not absent), reason=f"not found: {', '.join(absent)}" if absent else "all found")
+    if absent:
+        return Verdict(correct=0.0, reason=f"not found: {', '.join(absent)}")
+    holding = [entry.id for entry in retrieval.entries if not set(question.evidence).isdisjoint(entry.source_turns)]
+    return Verdict(correct=1.0, reason="all found", rests_on=tuple(holding))
 
 
 def coverage(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
@@ -86,17 +95,50 @@ def coverage(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
     return Verdict(correct=share, reason=f"not found: {', '.join(absent)}" if absent else "all found")
 
 
+def score_reply(question: Question, reply: str) -> Verdict:
+    """Score a reply as the question's source is scored. One without words, or that tells of an error, is missing."""
+    if not reply.strip() or reply.lstrip().startswith(("Error:", "ERROR:")):
+        return Verdict(correct=None, reason=f"no reply: {reply[:200]!r}", cause=NO_REPLY)
+    return _scored(question, reply, None)
+
+
+def _scored(question: Question, reply: str, rests_on: tuple[str, ...] | None) -> Verdict:
+    score = source_score(question, reply)
+    if score is not None:
+        return Verdict(correct=score, reason=f"{reply[:200]!r}", rests_on=rests_on)
+    if metric_of(question) is SourceMetric.RUBRIC:
+        problem = f"questions of {question.category} are graded by a model: judge: llm with reward.grader"
+        return Verdict(correct=None, reason=problem, cause=NO_GRADER)
+    return Verdict(correct=None, reason="the question has no gold answer", cause=NO_GOLD)
+
+
+def _judge_by(reader: readers.Reader) -> Judge:
+    """Return the judge that scores what a reader replies, which is wrong where it finds nothing to reply."""
+
+    def judge(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
+        reply = reader(question, bank, retrieval)
+        return _scored(question, reply.text, reply.entries)
+
+    return judge
+
+
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.casefold()))
 
 
-BUILT_IN: dict[str, Judge] = {"evidence": evidence, "coverage": coverage}
+READERS: dict[str, Judge] = {
+    "excerpt": _judge_by(readers.excerpt),
+    "nearest": _judge_by(readers.nearest),
+    "offline": _judge_by(readers.offline),
+}
+BUILT_IN: dict[str, Judge] = {"evidence": evidence, "coverage": coverage} | READERS
 
 
 def load_judge(name: str) -> Judge:
-    """Load `evidence`, `coverage`, or `path/to/file.py:function`; ConfigError where there is no such judge."""
+    """Load one of BUILT_IN, or `path/to/file.py:function`; ConfigError where there is no such judge."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     if ":" not in name:
-        raise ConfigError(f"judge {name!r} is neither evidence, coverage, llm nor path/to/file.py:function")
+        known = ", ".join((*BUILT_IN, "llm"))
+        raise ConfigError(f"judge {name!r} is none of {known}, and no path/to/file.py:function")
     return load_function(name, "question", "bank", "retrieval")

@@ -9,15 +9,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from membuilder.llm.answer_and_judge import Strictness
 from membuilder.llm.endpoints import ModelEndpoint
+from membuilder.schemes.scheme import Call
 from membuilder.types import Failure, FailureKind
-from membuilder.value_types import PositiveFloat, PositiveInt, Section, Share
+from membuilder.value_types import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Section, Share
 from reward.judges import JudgeLimits
 from reward.length import LengthConfig
+from reward.memalpha_config import Credit, MemAlphaRewardConfig, ValidityBy
 from reward.qa import QAResult
 
 LLM, POLICY = "llm", "policy"
+
+
+class Grading(StrEnum):
+    """How `judge: llm` scores an answer: the first three are those of `Strictness`."""
+
+    STRICT = "strict"
+    LENIENT = "lenient"
+    RUBRIC = "rubric"
+    SOURCE = "source"
 
 
 @dataclass(kw_only=True)
@@ -30,17 +40,38 @@ class RewardEndpoint(ModelEndpoint):
     """For one request from sending to the last byte; waiting for a free place does not count."""
 
 
+class Baseline(StrEnum):
+    """What a reward is compared with (trainer/advantages.py)."""
+
+    SESSION = "session"
+    """The rewards of the same session and role in the other rollouts."""
+    INSTANCE = "instance"
+    """Those of all sessions of the dialogue in all rollouts: as Mem-alpha was published."""
+    EPISODE = "episode"
+    """An episode's mean reward with that of the dialogue's other episodes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(Section):
+    baseline: Baseline = Baseline.SESSION
+    """What a reward is compared with: `session`, the same session in the other rollouts; with dense=false also
+    `instance`, all sessions of the dialogue in all rollouts (Mem-alpha as published), or `episode`, the mean reward of
+    the dialogue's other episodes, where every session of an episode has the same advantage."""
+    episode_share: bool = True
+    """Under `baseline: episode`: an advantage is divided by the number of sessions of its episode, in units of the
+    step's mean, so that a long dialogue weighs no more than a short one."""
     judge: str = "evidence"
-    """`evidence`, `coverage`, `llm` (`answerer` answers from the memory, `grader` grades the answer; both are sections,
-    and `answerer=policy` is the policy as it started) or `path/to/file.py:function`."""
+    """`evidence`, `coverage`; `excerpt`, `nearest` or, of these two what the source needs, `offline`; `llm` (`answerer`
+    answers from the memory, `grader` grades the answer; both are sections, and `answerer=policy` is the policy as it
+    started); or `path/to/file.py:function`."""
     answerer: RewardEndpoint | Literal["policy"] | None = None
     """Who answers under `judge: llm`: a model's endpoint, or `policy` for the frozen reference inside the engine."""
     grader: RewardEndpoint | None = None
     """Who grades the answers under `judge: llm`."""
-    grading: Strictness = Strictness.LENIENT
-    """How `judge: llm` grades: `strict` wants every fact of the gold answer, to `lenient` the same meaning counts."""
+    grading: Grading = Grading.LENIENT
+    """How `judge: llm` grades: `strict` wants every fact of the gold answer, to `lenient` the same meaning counts,
+    `rubric` judges as LongMemEval does by the question's type, and `source` scores by the metric of the question's
+    source, which needs a grader only for sources that are graded by rubric."""
     policy_answer_tokens: PositiveInt = 256
     """Longest answer of `answerer: policy`; one without an end is missing."""
     cache: str | None = None
@@ -62,12 +93,34 @@ class RewardConfig(Section):
     alpha: PositiveFloat = 4.0
     """Attribution weight of the role whose entries were retrieved most."""
     length: LengthConfig = field(default_factory=LengthConfig)
+    question_share: PositiveShare = 1.0
+    """Share of an instance's questions that are asked at its end, the same for all its rollouts in a step."""
+    credit: Credit = Credit.EPISODE
+    """Who earns the answers at the end of a memalpha episode: every chunk all of it (`episode`, as published), or each
+    the part that rests on the entries it wrote last (`evidence`)."""
+    chunk_questions: NonNegativeInt = 0
+    """Questions about a chunk alone that memalpha asks right after it, beside those at the end; 0: none."""
+    validator: RewardEndpoint | None = None
+    """Who judges contents under `memalpha.validity: llm`."""
+    memalpha: MemAlphaRewardConfig = field(default_factory=MemAlphaRewardConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.episode_share and self.baseline is not Baseline.EPISODE:
+            raise ValueError("episode_share=false without effect: it belongs to baseline: episode")
         given = [name for name in ("answerer", "grader", "cache") if getattr(self, name) is not None]
-        if self.judge == LLM and not {"answerer", "grader"} <= set(given):
-            raise ValueError("judge: llm needs answerer and grader, such as answerer: {name: gpt-4.1-mini}")
+        needed = {"answerer"} if self.grading is Grading.SOURCE else {"answerer", "grader"}
+        if self.judge == LLM and not needed <= set(given):
+            names = " and ".join(sorted(needed))
+            raise ValueError(f"judge: llm needs {names}, such as answerer: {{name: gpt-4.1-mini}}")
+        asks = self.memalpha.validity is ValidityBy.LLM
+        if asks != (self.validator is not None):
+            text = "needs validator, such as validator: {name: gpt-4.1-mini}" if asks else "has no use for a validator"
+            raise ValueError(f"memalpha.validity={self.memalpha.validity} {text}")
+        if self.credit is Credit.EVIDENCE and self.memalpha.r1_threshold is not None:
+            raise ValueError("memalpha.r1_threshold without effect under credit=evidence: leave one of the two out")
+        if self.judge != LLM and asks:
+            given = [name for name in given if name != "cache"]
         if self.judge != LLM and given:
             off = " ".join(f"reward.{name}=null" for name in given)
             raise ValueError(f"{', '.join(given)} without effect: they belong to judge: llm; set judge=llm or {off}")
@@ -102,6 +155,21 @@ class RoleOutput:
     """Tokens of the memory text that this role wrote; its JSON does not count."""
     expert_tokens: float | None
     """Tokens of the expert's memory text that it is measured against; None where the scheme has no expert."""
+    calls: tuple[Call, ...] = ()
+    """Calls of tools and what became of them."""
+    validity: tuple[float | None, ...] = ()
+    """Whether each text that the calls stored is valid, 0 or 1; None: that could not be had."""
+    session: int = 0
+    """Index of the chunk in its episode."""
+    num_sessions: int = 1
+    memory_tokens: int = 0
+    """Tokens of the memory at the end of the episode."""
+    chunk_tokens: int = 0
+    """Tokens of all chunks of the episode."""
+    chunk_qa: QAResult | None = None
+    """Answers about this chunk alone, right after it; None where none were asked for."""
+    source: str = ""
+    """Where the instance comes from."""
 
     @property
     def is_valid(self) -> bool | None:

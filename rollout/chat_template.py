@@ -5,7 +5,7 @@ chat_format(tokenizer)  ->  ChatFormat(begin_ids=(), end_id=151645, think_openin
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template  # vLLM renders with it too
 
 from membuilder.errors import ConfigError
+from membuilder.schemes.scheme import Message
 
 KWARGS_KEY = "prompts.chat_template_kwargs"
 _ALWAYS_GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}
@@ -23,6 +24,7 @@ _OPENED = re.compile(r"<think>\s*\Z")
 _GAP = "\n\n"
 """Stands between the tags of an empty think block, and behind it, in the templates of Qwen and DeepSeek."""
 _QUESTION, _ANSWER = "the question", "the answer"
+_TOOL = {"type": "function", "function": {"name": "probe_of_tools", "description": "", "parameters": {}}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +70,47 @@ def _chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None, own_e
         end_id=own_end_id if end_id is None else end_id,
         think_opening=opened[0] if opened else "",
     )
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+) -> str:
+    """Return what the chat template makes of messages, up to where the model answers. Raises ConfigError."""
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, add_generation_prompt=True, tokenize=False
+        )
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(each["role"] for each in messages)
+        raise ConfigError(f"{_named(tokenizer)} cannot write messages of the roles {roles}: {error}") from error
+
+
+def check_tools(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError where a prompt with tools would lose them, because no template writes them into it."""
+    template = None if tokenizer.chat_template is None else tokenizer.get_chat_template(tools=[_TOOL])
+    if template is None or not _writes_tools(tokenizer, template):
+        problem = "there is no chat template" if template is None else f"{_named(tokenizer)} leaves them out"
+        raise ConfigError(
+            f"the scheme's prompts hold tools, but {problem}: train a model whose template writes tools, or take an "
+            "answer format of the scheme that needs none (for memalpha: memalpha.response_format)"
+        )
+
+
+@lru_cache(maxsize=8)
+def _writes_tools(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    return _TOOL["function"]["name"] in render(tokenizer, [{"role": "user", "content": _QUESTION}], [_TOOL])
+
+
+def behind_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """Return what the chat template writes behind an answer where messages follow, up to where the next one begins."""
+    answer = _ANSWER
+    while any(answer in each["content"] for each in messages):
+        answer += "."
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": answer}]
+    before, _, tail = render(tokenizer, [*turns, *messages]).rpartition(answer)
+    if not before:
+        raise ConfigError(f"{_named(tokenizer)} leaves out an answer that messages follow: set the scheme to one turn")
+    return tail
 
 
 def _named(tokenizer: PreTrainedTokenizerBase) -> str:

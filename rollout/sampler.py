@@ -1,29 +1,22 @@
-"""Joint rollouts of session updates: one answer per role, applied together, G times per session."""
+"""Joint rollouts of session updates: one answer per role, applied together, G times per session.
 
+A role may answer several times (turns.py). The answers of one turn of all tasks are one call of the engine.
+"""
+
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.embedding.local import TextEmbedder
-from membuilder.schemes.scheme import Scheme, Shown
-from membuilder.types import AgentUpdate, Bank, Failure, FailureKind, Session
-from rollout.tokens import completion_text, encode_prompt
-from rollout.types import Completion, Engine, Group, Rollout, Sample, SamplingConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One session to be sampled from one bank."""
-
-    id: str
-    dialogue_id: str
-    session: Session
-    bank: Bank
-    shown: Shown
+from membuilder.schemes.scheme import Scheme
+from membuilder.types import Bank, Session
+from rollout.tokens import encode_prompt
+from rollout.turns import Task, Told, Turns
+from rollout.types import Completion, Engine, Group, Rollout, SamplingConfig
 
 
 def make_task(dialogue_id: str, session: Session, bank: Bank, scheme: Scheme, embedder: TextEmbedder) -> Task:
@@ -42,6 +35,13 @@ class NumberedRollout(NamedTuple):
     rollout: Rollout
 
 
+class Waiting(NamedTuple):
+    """A rollout some of whose roles go on."""
+
+    each: NumberedRollout
+    told: dict[str, Told]
+
+
 def sample_rollouts(
     tasks: Sequence[Task],
     engine: Engine,
@@ -51,21 +51,47 @@ def sample_rollouts(
     num_rollouts: int,
     seed: int,
 ) -> Iterator[NumberedRollout]:
-    """Sample rollouts of each task; each one comes once all its roles have answered. All prompts go in one call.
+    """Sample rollouts of each task; each one comes once all its roles are done. All prompts of a turn go in one call.
 
     A prompt that leaves the engine no room for `sampling.max_tokens` is not sampled: that role fails, the others go on.
     """
+    turns = Turns(tokenizer=tokenizer, scheme=scheme, room=engine.max_model_len - sampling.max_tokens)
+    waiting: list[Waiting] = []
+    for each, told in _first_turn(tasks, engine, turns, sampling, num_rollouts, seed):
+        if told:
+            waiting.append(Waiting(each, told))
+        else:
+            yield each
+    turn = 1
+    while waiting:
+        turn, going, waiting = turn + 1, waiting, []
+        of_turn = zlib.crc32(f"{seed} turn {turn}".encode())
+        for each, told in _later_turn(tasks, going, engine, turns, sampling, of_turn):
+            if told:
+                waiting.append(Waiting(each, told))
+            else:
+                yield each
+
+
+def _first_turn(
+    tasks: Sequence[Task], engine: Engine, turns: Turns, sampling: SamplingConfig, num_rollouts: int, seed: int
+) -> Iterator[Waiting]:
+    scheme, tokenizer = turns.scheme, turns.tokenizer
     prompts = [
         {role: encode_prompt(tokenizer, scheme.ask(role, task.session, task.bank, task.shown)) for role in scheme.roles}
         for task in tasks
     ]
-    room = engine.max_model_len - sampling.max_tokens
     asked = [(number, role) for number, of_task in enumerate(prompts) for role in of_task]
-    fitting = [(number, role) for number, role in asked if len(prompts[number][role]) <= room]
+    fitting = [(number, role) for number, role in asked if len(prompts[number][role]) <= turns.room]
     num_roles = Counter(number for number, _ in fitting)
+
+    def answered(task: int, number: int, answers: dict[str, Completion]) -> Waiting:
+        rollout, told = turns.first(tasks[task], prompts[task], answers)
+        return Waiting(NumberedRollout(task, number, rollout), told)
+
     for task in range(len(tasks)):
         for number in range(num_rollouts if not num_roles[task] else 0):  # nobody is asked
-            yield NumberedRollout(task, number, _rollout(tasks[task], prompts[task], {}, tokenizer, scheme))
+            yield answered(task, number, {})
     if not fitting:
         return
     drawn: dict[tuple[int, int], dict[str, Completion]] = defaultdict(dict)
@@ -74,8 +100,28 @@ def sample_rollouts(
         task, role = fitting[prompt]
         drawn[task, number][role] = completion
         if len(drawn[task, number]) == num_roles[task]:
-            answers = drawn.pop((task, number))
-            yield NumberedRollout(task, number, _rollout(tasks[task], prompts[task], answers, tokenizer, scheme))
+            yield answered(task, number, drawn.pop((task, number)))
+
+
+def _later_turn(
+    tasks: Sequence[Task],
+    going: Sequence[Waiting],
+    engine: Engine,
+    turns: Turns,
+    sampling: SamplingConfig,
+    seed: int,
+) -> Iterator[Waiting]:
+    """Sample one more answer of every role that goes on."""
+    asked = [(place, role) for place, (_, told) in enumerate(going) for role in told]
+    given = [list(going[place].told[role].prompt_token_ids) for place, role in asked]
+    drawn: dict[int, dict[str, Completion]] = defaultdict(dict)
+    for prompt, _, completion in engine.stream(given, 1, sampling, seed):
+        place, role = asked[prompt]
+        drawn[place][role] = completion
+        (task, number, rollout), told = going[place]
+        if len(drawn[place]) == len(told):
+            after, told = turns.next(tasks[task], rollout, told, drawn.pop(place))
+            yield Waiting(NumberedRollout(task, number, after), told)
 
 
 def sample_groups(
@@ -105,40 +151,3 @@ def grouped(tasks: Sequence[Task], rollouts: Iterable[NumberedRollout]) -> list[
         )
         for task, of_task in zip(tasks, found, strict=True)
     ]
-
-
-def _rollout(
-    task: Task,
-    prompts: Mapping[str, list[int]],
-    drawn: Mapping[str, Completion],
-    tokenizer: PreTrainedTokenizerBase,
-    scheme: Scheme,
-) -> Rollout:
-    """Apply the roles' answers together; `drawn` lacks the roles whose prompts are too long."""
-    texts = {role: completion_text(tokenizer, completion) for role, completion in drawn.items()}
-    updates = {}
-    for role in scheme.roles:
-        if role not in drawn:
-            problem = f"the prompt's {len(prompts[role])} tokens leave no room for an answer within max_model_len"
-            updates[role] = _failed(FailureKind.PROMPT_TOO_LONG, problem)
-        elif not drawn[role].finished:
-            problem = f"no end token within {len(drawn[role].token_ids)} tokens"
-            updates[role] = _failed(FailureKind.TRUNCATED, problem)
-        else:
-            updates[role] = scheme.parse(role, texts[role], task.session)
-    result = scheme.apply(task.session, task.bank, updates, task.shown)
-    samples = {
-        role: Sample(
-            prompt_token_ids=tuple(prompts[role]),
-            completion=drawn.get(role),
-            text=texts.get(role),
-            written=result.written[role],
-            failure=result.failures.get(role),
-        )
-        for role in scheme.roles
-    }
-    return Rollout(samples=samples, bank=result.bank)
-
-
-def _failed(kind: FailureKind, detail: str) -> AgentUpdate:
-    return AgentUpdate(failure=Failure(kind=kind, detail=detail))

@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
 from membuilder.model_folders import loading
-from rollout.chat_template import chat_format, set_template_kwargs
+from membuilder.schemes.scheme import Message, Prompt, messages_of, text_of
+from rollout.chat_template import behind_answer, chat_format, check_tools, render, set_template_kwargs
 from rollout.types import Completion
 
 
@@ -22,18 +23,55 @@ def load_tokenizer(path: str, template_kwargs: Mapping[str, Any] | None = None) 
     return tokenizer
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return a prompt's ids: one user message through the chat template, or the text itself if there is no template.
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Prompt) -> list[int]:
+    """Return a prompt's ids: its messages and tools through the chat template, or their text if there is no template.
 
-    A control token spelt out in a dialogue stays text: it never ends or opens a message.
+    A control token spelt out in a dialogue or a tool stays text: it never ends or opens a message. Raises ConfigError
+    where there are tools and the template writes none.
     """
+    tools = () if isinstance(prompt, str) else prompt.tools
+    if tools:
+        check_tools(tokenizer)
     if tokenizer.chat_template is None:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer(text_of(prompt), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*chat_format(tokenizer).begin_ids, *ids]
-    for token in tokenizer.all_special_tokens:
-        text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
-    message = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
+    written = render(tokenizer, _spelt(tokenizer, messages_of(prompt)), _spelt(tokenizer, tools))
+    return tokenizer(written, add_special_tokens=False)["input_ids"]
+
+
+def encode_more(tokenizer: PreTrainedTokenizerBase, answer: Completion, messages: Sequence[Message]) -> list[int]:
+    """Return the ids between a sampled answer and the next one: the messages, and where the next answer begins.
+
+    With the answer's ids before them nothing that was sampled is rendered again. An answer that was cut gets its end.
+    """
+    chat = chat_format(tokenizer)
+    if tokenizer.chat_template is None:
+        said = "".join(f"\n{each['content']}" for each in messages)
+        ids = tokenizer(said, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    else:
+        ids = tokenizer(behind_answer(tokenizer, _spelt(tokenizer, messages)), add_special_tokens=False)["input_ids"]
+        ids = ids[ids.index(chat.end_id) + 1 :] if chat.end_id in ids else ids
+    return ids if answer.finished or chat.end_id is None else [chat.end_id, *ids]
+
+
+def _spelt(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
+    """Return texts, also those inside records and lists, with every control token taken apart."""
+    # not every tokenizer lists all that were added as special among its special tokens
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    tokens = list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+    def spelt(value: Any) -> Any:
+        match value:
+            case str():
+                for token in tokens:
+                    value = value.replace(token, f"{token[0]}\u200b{token[1:]}")
+            case Mapping():
+                return {spelt(key): spelt(inner) for key, inner in value.items()}
+            case list() | tuple():
+                return [spelt(inner) for inner in value]
+        return value
+
+    return spelt(value)
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -54,16 +92,21 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] |
     return chat_format(tokenizer).think_opening + tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
+KEPT_CHARS = 4000
+"""Longest text whose count `TokenCounter` remembers: entries of a memory, not whole prompts."""
+
+
 class TokenCounter:
-    """Counts tokens of memory text, the unit of every length in rewards and reports; each text is tokenised once."""
+    """Counts tokens of memory text, the unit of every length in rewards and reports; an entry is tokenised once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._counts: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[str]) -> int:
-        new = [text for text in dict.fromkeys(texts) if text not in self._counts]
-        if new:
+        counts = {text: self._counts[text] for text in texts if text in self._counts}
+        if new := [text for text in dict.fromkeys(texts) if text not in counts]:
             ids = self._tokenizer(new, add_special_tokens=False)["input_ids"]
-            self._counts.update(zip(new, map(len, ids), strict=True))
-        return sum(self._counts[text] for text in texts)
+            counts |= zip(new, map(len, ids), strict=True)
+            self._counts |= {text: counts[text] for text in new if len(text) <= KEPT_CHARS}
+        return sum(counts[text] for text in texts)

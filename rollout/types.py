@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from membuilder.schemes.scheme import Call
 from membuilder.types import Bank, Failure, Session
 from membuilder.value_types import NonNegativeFloat, PositiveInt, PositiveShare, Section
 
@@ -75,6 +76,17 @@ def in_order(sampled: Iterable[Sampled], num_prompts: int, n: int) -> list[list[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LaterTurn:
+    """An answer of a role that went on with the same session."""
+
+    told_token_ids: tuple[int, ...]
+    """What stands between the answer before it and this one, such as the results of calls."""
+    completion: Completion
+    text: str
+    """The decoded completion."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One role's part of a joint rollout."""
 
@@ -84,8 +96,23 @@ class Sample:
     text: str | None
     """The decoded completion."""
     written: tuple[str, ...]
-    """Memory texts that it wrote; empty when it failed."""
+    """Memory texts that it wrote, in all its turns; empty when it failed."""
     failure: Failure | None
+    """Why nothing of it could be used."""
+    calls: tuple[Call, ...] = ()
+    """Calls of tools in all its turns and what became of them; a scheme without tools has none."""
+    later: tuple[LaterTurn, ...] = ()
+    """The turns behind the first."""
+
+    def turns(self) -> list[tuple[tuple[int, ...], Completion]]:
+        """Return the prompt and the completion of each turn, as ids; none where nothing was sampled."""
+        if self.completion is None:
+            return []
+        found = [(self.prompt_token_ids, self.completion)]
+        for turn in self.later:
+            prompt, completion = found[-1]
+            found.append(((*prompt, *completion.token_ids, *turn.told_token_ids), turn.completion))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

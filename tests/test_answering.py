@@ -30,7 +30,7 @@ from membuilder.types import Question
 from tests.fault_server import FaultServer, hang, status
 from tests.fault_server import answer as replying
 
-STRICT, LENIENT = Strictness
+STRICT, LENIENT = Strictness.STRICT, Strictness.LENIENT
 QUESTION = Question(id="q1", text="What is Ann's cat called?", answer="Miso", category="single", evidence=("D1:3",))
 UNANSWERABLE = replace(
     QUESTION, text="What is Ann's dog called?", answer=None, answerable=False, category="adversarial"
@@ -201,7 +201,7 @@ def test_an_outage_of_the_judges_server_is_unjudged_too(tmp_path):
 
 
 def test_strict_and_lenient_judges_read_different_prompts():
-    strict, lenient = (judge_prompt(QUESTION, "a cat", strictness) for strictness in Strictness)
+    strict, lenient = (judge_prompt(QUESTION, "a cat", strictness) for strictness in (STRICT, LENIENT))
     assert strict != lenient
     for prompt in (strict, lenient):
         assert all(part in prompt for part in ("What is Ann's cat called?", "Reference answer: Miso", "grade: a cat\n"))

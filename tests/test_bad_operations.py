@@ -16,9 +16,10 @@ from membuilder.memory import Memory
 from membuilder.types import Agent
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answer, answering
+from tests.keeper import SCHEME
 from tests.scripted import agent_of, store_first_turn, talk
 from tests.test_expert import custom
-from tests.test_scheme import SCHEME, expert_command, folder  # noqa: F401 (fixtures)
+from tests.test_scheme import expert_command, folder  # noqa: F401 (fixtures)
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 THREE = talk(["I adopted a cat.", "Nice."], ["The cat is called Miso."], ["We moved to Oslo.", "Far!", "Yes."])

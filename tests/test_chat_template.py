@@ -19,8 +19,9 @@ from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, FailureKind, Session, Turn
 from rollout.chat_template import chat_format, set_template_kwargs
-from rollout.sampler import Task, sample_groups
+from rollout.sampler import sample_groups
 from rollout.tokens import decode_completion, encode_completion, encode_prompt, load_tokenizer
+from rollout.turns import Task
 from rollout.types import Completion, Sampled, SamplingConfig
 from tests.evaluating import caller, hash_embedder, reply
 from tests.fakes import HashEmbedder, streamed

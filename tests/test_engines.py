@@ -18,9 +18,10 @@ from membuilder.schemes.four_agents.schemas import ResponseFormat
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank, Entry, FailureKind, Session, Turn
 from rollout.hf_engine import TransformersEngine, _draw, _takes_padding, in_batches
-from rollout.sampler import Task, sample_groups, sample_rollouts
+from rollout.sampler import sample_groups, sample_rollouts
 from rollout.seeding import isolated_rng, restore_rng, rng_state, seed_everything
 from rollout.tokens import TokenCounter, decode_completion, encode_completion, encode_prompt, load_tokenizer
+from rollout.turns import Task
 from rollout.types import Completion, Engine, SamplingConfig
 from tests.fakes import streamed
 from tests.sequences import sequence

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache, partial
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 from msgspec import Meta
@@ -28,7 +28,10 @@ from trainer.tiny import TinyFolderConfig
 
 ENDPOINT = ["name=m", "price.input_per_million=1"]
 NEEDED = {
-    RLConfig: ["reward.judge=llm", *(f"reward.{model}.{key}" for model in ("answerer", "grader") for key in ENDPOINT)],
+    RLConfig: [
+        *("scheme=one/of/your/own", "reward.judge=llm", "reward.memalpha.validity=llm"),
+        *(f"reward.{model}.{key}" for model in ("answerer", "grader", "validator") for key in ENDPOINT),
+    ],
     SFTConfig: ["model.path=m", "model.lora.rank=16"],
     BuildConfig: ["out=m", "model.name=m", "model.price.input_per_million=1"],
     EmbeddingEndpoint: ENDPOINT,
@@ -42,6 +45,7 @@ OTHER_KEYS = {
     "loss.clip": "dual_clip must lie above 1 + clip",
     "loss.dual_clip": "above 1 + clip",
     "loss.sequence_mask": "a pair with 1 in between",
+    "reward.memalpha.weights": "a number of each source",
     "reward.length.core_start_tokens": "below core_maximum_tokens",
     "reward.length.core_maximum_tokens": "above core_start_tokens",
     "reward.length.ratio_lowest": "the four ratios rise",
@@ -102,7 +106,9 @@ def test_every_number_of_a_configuration_has_a_range_that_is_checked(cls, name, 
     inside, outside = ends(kind, given)
 
     def loaded(value: float) -> Any:
-        return load(cls, None, [*NEEDED[cls], f"{name}=[{value}]" if "list" in str(key.hint) else f"{name}={value}"])
+        kinds = {get_origin(option) for option in options(key.hint)}
+        written = f"[{value}]" if list in kinds else f"{{squad: {value}}}" if dict in kinds else value
+        return load(cls, None, [*NEEDED[cls], f"{name}={written}"])
 
     for value in outside:
         with pytest.raises(ConfigError, match=rf"command line: key '{name}': .* does not fit; expected .*") as caught:

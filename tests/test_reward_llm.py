@@ -351,7 +351,7 @@ PUBLISHED = ("configs/rl_qwen3_4b.yaml", "configs/rl_qwen3_4b_8gpu.yaml", "confi
 def test_the_published_configs_answer_and_grade_with_the_published_models(path):
     reward = load(RLConfig, path).reward
     assert (reward.judge, reward.answerer.name, reward.grader.name) == ("llm", "gpt-4.1-mini", "gpt-4.1")
-    assert reward.grading is Strictness.LENIENT
+    assert reward.grading == Strictness.LENIENT
     assert {reward.answerer.api_key_env, reward.grader.api_key_env} == {"OPENAI_API_KEY"}
 
 

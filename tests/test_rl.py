@@ -28,6 +28,7 @@ from trainer.configs import DataConfig, States
 from trainer.data.corpus import Corpus, expert_builds, load_corpus, sft_builds, training_text
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
+from trainer.experience.episode_stream import EpisodeStream
 from trainer.experience.evaluate import summarize, tally, without_model
 from trainer.experience.length_controller import LengthController
 from trainer.experience.parity import check_engine, check_shared
@@ -224,12 +225,11 @@ def test_accuracy_is_the_mean_of_verdicts_that_may_be_shares(setting):
 
 
 def test_too_few_dialogues_for_whole_ones_are_refused_by_key(setting):
-    _, builds, _ = setting
-    collector, _ = collector_of(setting, "{}")
+    embedder, builds, _ = setting
     with pytest.raises(
-        ConfigError, match="dense=false.* makes that 4 a step, but there are 3 .*sessions_per_step.*num_train"
+        ConfigError, match="dense=false.*sessions_per_step.* makes that 4 a step, but there are 3 .*num_train"
     ):
-        collector.sparse(builds, 4, 0.4, seed=1)
+        EpisodeStream(builds, embedder, SCHEME, 4, seed=1)
 
 
 def test_a_dense_step_scores_with_the_price_it_is_given(setting):

@@ -1,4 +1,4 @@
-"""The seam for schemes: a toy scheme in a folder of its own trains, builds and is judged like `four_agents`."""
+"""The seam for schemes: the scheme of docs/schemes.md, in a folder of its own, trains, builds and is judged."""
 
 import json
 from contextlib import nullcontext
@@ -15,6 +15,7 @@ from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import load_scheme
 from reward.formula import load_formula
+from tests import keeper
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering
 from tests.small_rl import Run, config_of
@@ -22,98 +23,10 @@ from tests.test_expert import THREE, custom
 from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.run_log import read_jsonl
 
-SCHEME = '''
-"""One role, `keeper`, names the turn to remember; the expert names the longest."""
-
-import re
-from dataclasses import dataclass
-
-from membuilder.bank.retrieve import retrieve
-from membuilder.schemes.scheme import SessionResult
-from membuilder.text import quoted
-from membuilder.types import AgentUpdate, Bank, Entry, Failure, FailureKind, Operation, OperationKind
-
-
-def longest(session, bank, shown):
-    number = max(range(len(session.turns)), key=lambda n: len(session.turns[n].text)) + 1
-    return {"keeper": AgentUpdate(operations=(Operation(kind=OperationKind.ADD, quote=(number,)),))}
-
-
-@dataclass
-class Keeper:
-    prompts: object
-    name = "keeper"
-    roles = ("keeper",)
-    expert = staticmethod(longest)
-
-    def show(self, session, bank, embedder):
-        return {"keeper": bank.entries[-2:]}
-
-    def ask(self, role, session, bank, shown):
-        turns = [f"{turn.text} #{number}" for number, turn in enumerate(session.turns, start=1)]
-        return "\\n".join([*turns, *(entry.text for entry in shown[role]), "keep:"])
-
-    def schema(self, role, session):
-        return {"enum": [f"#{number}" for number in range(1, len(session.turns) + 1)]}
-
-    def parse(self, role, text, session):
-        found = re.fullmatch(r"#(\\d+)", text.strip())
-        if found is None or not 1 <= int(found[1]) <= len(session.turns):
-            return AgentUpdate(failure=Failure(kind=FailureKind.SCHEMA, detail="no line of the session"))
-        return AgentUpdate(operations=(Operation(kind=OperationKind.ADD, quote=(int(found[1]),)),))
-
-    def write(self, role, update, session, shown):
-        return f"#{update.operations[0].quote[0]}"
-
-    def apply(self, session, bank, updates, shown):
-        update = updates["keeper"]
-        if update.failure is not None:
-            return SessionResult(bank=bank, written={"keeper": ()}, failures={"keeper": update.failure})
-        turns = [session.turns[operation.quote[0] - 1] for operation in update.operations]
-        texts = [quoted(session, turn) for turn in turns]
-        entries = tuple(
-            Entry(
-                id=f"m{number}", agent="keeper", text=text, session=session.index, timestamp=session.timestamp,
-                source_turns=(turn.id,),
-            )
-            for number, (turn, text) in enumerate(zip(turns, texts), start=len(bank.entries) + 1)
-        )
-        return SessionResult(bank=Bank(entries=bank.entries + entries), written={"keeper": tuple(texts)}, failures={})
-
-    def find(self, bank, questions, embedder, k):
-        return retrieve(bank, questions, embedder, k)
-
-    def tiny_tokens(self, max_turns):
-        return [f"#{number}" for number in range(1, max_turns + 1)]
-
-
-def make_scheme(prompts):
-    return Keeper(prompts)
-'''
-
-REWARD = '''
-"""Answered questions, nothing else; an answer in no format is worth nothing."""
-
-from reward.score import Score, status_of
-
-
-def score(outputs, qa, config):
-    valid = outputs["keeper"].is_valid
-    value = None if qa.accuracy is None or valid is None else qa.accuracy * valid
-    return Score(
-        reward={"keeper": value}, status={"keeper": status_of(valid, qa)}, qa=qa.accuracy,
-        parts={"format": {"keeper": None if valid is None else float(valid)}}, weights={"keeper": 1.0},
-        retrieval_counts=dict(qa.retrieval_counts), num_missing_verdicts=qa.num_missing,
-    )
-'''
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("keeper")
-    (folder / "scheme.py").write_text(SCHEME)
-    (folder / "reward.py").write_text(REWARD)
-    return folder
+    return keeper.write(tmp_path_factory.mktemp("keeper"))
 
 
 def test_a_scheme_of_ones_own_trains_and_is_judged(folder, tmp_path):
@@ -132,8 +45,8 @@ def test_a_scheme_of_ones_own_trains_and_is_judged(folder, tmp_path):
 
 
 def changed(folder: Path, tmp_path: Path, old: str, new: str) -> str:
-    assert old in SCHEME
-    (tmp_path / "scheme.py").write_text(SCHEME.replace(old, new))
+    assert old in keeper.SCHEME
+    (tmp_path / "scheme.py").write_text(keeper.SCHEME.replace(old, new))
     return str(tmp_path)
 
 
@@ -145,7 +58,7 @@ def test_ill_named_roles_are_refused(folder, tmp_path, roles):
 
 
 def test_what_is_no_scheme_is_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"'four_agent' is neither four_agents nor a folder with a scheme\.py"):
+    with pytest.raises(ConfigError, match=r"'four_agent' is none of four_agents, memalpha, and no folder with"):
         load_scheme("four_agent", PromptConfig())
     (tmp_path / "scheme.py").write_text(dedent("def make(prompts): ..."))
     with pytest.raises(ConfigError, match="defines no function 'make_scheme'"):
@@ -216,5 +129,5 @@ def test_a_scheme_without_rules_and_a_folder_without_a_scheme_are_refused_by_nam
     assert expert_command("--expert", "rules", scheme="nowhere") == 2
     said = capsys.readouterr().err
     assert "scheme 'keeper' has no offline expert: name a model" in said
-    assert "scheme: 'nowhere' is neither four_agents nor a folder with a scheme.py" in said
+    assert "scheme: 'nowhere' is none of four_agents, memalpha, and no folder with a scheme.py in it" in said
     assert not list((tmp_path / "out").rglob("memory.db"))

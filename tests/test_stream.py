@@ -8,7 +8,7 @@ from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Bank
-from rollout.sampler import Task
+from rollout.turns import Task
 from rollout.types import Group, Rollout
 from tests.fakes import HashEmbedder
 from trainer.configs import States

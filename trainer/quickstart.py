@@ -77,7 +77,7 @@ def run(given: argparse.Namespace) -> None:
     quiet_libraries(Path(given.out) / LOG_FILE)
     # after the arguments were checked: PyTorch and its company take seconds to load
     from membuilder.embedding.local import Embedder
-    from membuilder.schemes.load import load_scheme
+    from membuilder.schemes.load import scheme_of
     from rollout.tokens import load_tokenizer
     from trainer import rl, sft
     from trainer.data.corpus import SIDES, build_corpus
@@ -87,7 +87,7 @@ def run(given: argparse.Namespace) -> None:
 
     seconds: Counter[str] = Counter()
     with timed("sft", seconds):
-        embedder, scheme = Embedder(sft_config.embedding_model), load_scheme(sft_config.scheme, sft_config.prompts)
+        embedder, scheme = Embedder(sft_config.embedding_model), scheme_of(sft_config)
         builds = build_corpus(sft_config.data, embedder, scheme, *SIDES)
         say(f"data: {given.data or 'generated for this run'}\n  train on {ids(builds.train)}")
         say(f"  evaluate on {ids(builds.held_out)}, never trained on")
@@ -213,7 +213,7 @@ def table(systems: dict[str, "SystemResult"], judge: str) -> str:
     lines = ["", f"{'system':<10}{'accuracy':>10}{'recall@10':>11}{'memory tokens':>15}{'format valid':>14}"]
     for name, result in systems.items():
         lines.append(
-            f"{name:<10}{_share(result.accuracy):>10}{result.recall_at_10:>11.3f}{result.memory_tokens:>15.0f}"
+            f"{name:<10}{_share(result.accuracy):>10}{_share(result.recall_at_10):>11}{result.memory_tokens:>15.0f}"
             f"{_share(result.format_valid):>14}"
         )
     questions = next(iter(systems.values())).questions

@@ -33,8 +33,10 @@ from reward.score import POLICY
 from trainer.checkpoint.checkpoints import Best, Checkpoints, Progress
 from trainer.checkpoint.files import save_model
 from trainer.checkpoint.preemption import Stop
+from trainer.data.corpus import sources_of
 from trainer.distributed.process_group import log_setup
 from trainer.experience.engine_weights import EngineWeights
+from trainer.experience.episode_stream import make_stream
 from trainer.experience.evaluate import judge_policy
 from trainer.experience.idle import IdleSteps, rl_cause
 from trainer.experience.length_controller import LengthController, LengthState
@@ -42,7 +44,7 @@ from trainer.experience.metrics import check_missing, completion_rows, rollout_m
 from trainer.experience.parity import check_parity, check_step
 from trainer.experience.rollout_cache import Experience, RolloutCache
 from trainer.experience.sample_checks import check_versions
-from trainer.experience.session_stream import SessionStream, StreamState
+from trainer.experience.session_stream import StreamState
 from trainer.experience.training_batch import make_batch
 from trainer.losses import has_silent_terms, resolve_loss
 from trainer.model.policy import shares_prompts
@@ -83,9 +85,10 @@ def train(config: RLConfig, parts: RLParts) -> Path:
     reference = parts.reference if config.loss.kl_coef else None
     if reference is not None:
         reference.to(accelerator.device)  # `prepare` moves the policy only
-    slots, loss_function = config.sessions_per_step, resolve_loss(config.loss.name)
+    loss_function = resolve_loss(config.loss.name)
     run_silent = has_silent_terms(loss_function, config.loss)
-    stream = SessionStream(parts.builds.train, collector.embedder, collector.scheme, slots, config.states, config.seed)
+    stream = make_stream(config, parts.builds.train, collector.embedder, collector.scheme)
+    sources = {} if config.dense else sources_of(parts.builds.train)
     lengths = LengthController(config, parts.builds.steering or parts.builds.train, collector)
 
     # Start anew, or go on from a checkpoint.
@@ -112,15 +115,14 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         # sampled already comes from the journal.
         began, seed = time.perf_counter(), config.seed * 1_000_003 + step
         if step % config.parity_every == 0:
-            check_parity(policy, collector, [stream.task(slot) for slot in range(min(2, slots))], config, seed)
+            check_parity(policy, collector, stream.tasks(2), config, seed)
         experience = cache.read(step)
         if experience is None:
             length_weight, measured = lengths.weight()
             if config.dense:
                 scored = collector.dense(stream, length_weight, seed)
             else:
-                num_dialogues = max(1, slots // max(len(build.steps) for build in parts.builds.train))
-                scored = collector.sparse(parts.builds.train, num_dialogues, length_weight, seed)
+                scored = collector.episodes(stream, length_weight, seed)
             check_missing(scored, config.max_missing_share)
             experience = Experience(scored=scored, steered=measured)
             cache.write(step, experience)
@@ -128,12 +130,12 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         scored = experience.scored
         check_versions(scored, step)
         lengths.advance(experience.steered)
-        if config.dense:
-            stream.advance(scored)
+        stream.advance(scored)
         collected = time.perf_counter()
 
         # 2. Advantages: of each (session, role) over its G rewards. All that have one count in the loss's mean.
-        batch = make_batch(scored, collector.scheme.roles, config.advantage_std, run_silent)
+        baseline = (config.reward.baseline, config.reward.episode_share)
+        batch = make_batch(scored, collector.scheme.roles, config.advantage_std, run_silent, *baseline)
         updates = [
             make_update(share, config.max_tokens, world, accelerator.device, shares_prompts(policy))
             for share in batch.shares(config.updates_per_step)
@@ -170,7 +172,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         learned = time.perf_counter()
 
         # 5. Log and save.
-        metrics = rollout_metrics(scored, batch, collector.count_tokens) | experience.steered
+        metrics = rollout_metrics(scored, batch, collector.count_tokens, sources) | experience.steered
         metrics |= collector.judge_metrics()
         metrics |= means_over_tokens(sums, batch.num_run_tokens, accelerator)
         if config.eval_every and (step + 1) % config.eval_every == 0:

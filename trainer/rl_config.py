@@ -12,7 +12,8 @@ from membuilder.value_types import (
     Share,
     ShareBelowOne,
 )
-from reward.score import RewardConfig
+from reward.memalpha import refuse_unused
+from reward.score import Baseline, RewardConfig
 from rollout.types import SamplingConfig
 from trainer.advantages import StdScale
 from trainer.configs import Aggregation, LossConfig, States, TrainConfig
@@ -47,6 +48,8 @@ class RLConfig(TrainConfig):
     """Share of the steps before in that ratio: one step's sessions are few, their ratio alone jumps."""
     dense: bool = True
     """Reward right after each session; false: one reward at the dialogue's end (whole dialogues are sampled)."""
+    instances_per_step: PositiveInt | None = None
+    """Dialogues of a step with dense=false; null: as many as `sessions_per_step` sessions of the longest dialogue."""
     states: States | None = None
     """Whose banks sessions start from; null: `policy`, and `expert` with `data.prepared`, which has no other."""
     advantage_std: StdScale = StdScale.GROUP
@@ -70,6 +73,7 @@ class RLConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_unused(self.scheme, self.reward, self.dense)
         prepared = self.data.prepared is not None
         self.states = self.states or (States.EXPERT if prepared else States.POLICY)
         if prepared and (self.states is not States.EXPERT or not self.dense):
@@ -82,6 +86,13 @@ class RLConfig(TrainConfig):
             raise ValueError(
                 f"eval_every={self.eval_every} evaluates on whole dialogues that are not trained on, and of a split or "
                 "a prepared file none are left: name some in data.eval_path, or set eval_every=0"
+            )
+        if self.dense and self.instances_per_step is not None:
+            raise ValueError("instances_per_step without effect: dense=true takes sessions_per_step; set dense=false")
+        if self.dense and self.reward.baseline is not Baseline.SESSION:
+            raise ValueError(
+                f"reward.baseline={self.reward.baseline} is about whole dialogues, but dense=true takes single "
+                "sessions: set dense=false or reward.baseline=session"
             )
         if self.sampling.temperature == 0:
             raise ValueError(

@@ -16,13 +16,15 @@ from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.quiet import write_library_log
-from membuilder.schemes.load import load_scheme
-from membuilder.schemes.scheme import Scheme
+from membuilder.schemes.load import scheme_of
+from membuilder.schemes.scheme import CountTokens, Scheme
 from reward.formula import load_formula
 from reward.judges import Judge
 from reward.llm_judge import LLMJudge, judge_prompts, make_judge
 from reward.score import POLICY
+from reward.validity import Validity, ValidityModel, make_validity
 from rollout.chat_template import set_template_kwargs
+from rollout.equal_prompts import DrawsApart
 from rollout.gguf import model_folder
 from rollout.policy_folder import PolicyFolder
 from rollout.seeding import seed_everything
@@ -126,7 +128,7 @@ def make_engine(config: RLConfig, model_dir: str | Path) -> Engine:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, config.model.dtype)
-    return TransformersEngine(model_dir, max_model_len=config.max_model_len, device=device, dtype=dtype)
+    return DrawsApart(TransformersEngine(model_dir, max_model_len=config.max_model_len, device=device, dtype=dtype))
 
 
 def make_collector(
@@ -136,14 +138,16 @@ def make_collector(
     embedder: TextEmbedder,
     world: World = World(),  # noqa: B008  (frozen)
     judge: Judge | None = None,
+    validity: Validity | None = None,
 ) -> Collector:
     return Collector(
         engine=engine,
         tokenizer=tokenizer,
         embedder=embedder,
         judge=judge or make_judge(config.reward),
-        scheme=load_scheme(config.scheme, config.prompts),
+        scheme=scheme_of(config, TokenCounter(tokenizer)),
         formula=load_formula(config.scheme),
+        validity=make_validity(config.reward) if validity is None else validity,
         sampling=config.sampling,
         reward=config.reward,
         num_rollouts=config.num_rollouts,
@@ -172,8 +176,9 @@ def setup_sft(
             "`python -m trainer.tiny --out DIR` makes a tiny one"
         )
     run = start_run(config, "sft", embedder)
-    scheme = load_scheme(config.scheme, config.prompts)
+    scheme_of(config)  # a mistake in its settings is told before a model is loaded
     loaded = None if config.model.path is None else _load(config, "max_length")
+    scheme = scheme_of(config, None if loaded is None else TokenCounter(loaded.tokenizer))
     if builds is None and config.data.prepared is None:
         builds = build_corpus(config.data, run.embedder, scheme, "train", "extra")
     if builds is not None and run.world.rank == 0:
@@ -214,11 +219,11 @@ def checked_trees(config: SFTConfig, accelerator: Accelerator, trees: list[Node]
     return trees
 
 
-def rl_builds(config: RLConfig, embedder: TextEmbedder) -> Corpus[ExpertBuild]:
+def rl_builds(config: RLConfig, embedder: TextEmbedder, count_tokens: CountTokens | None = None) -> Corpus[ExpertBuild]:
     """Return the expert's work on dialogues, or what a prepared file holds of it."""
-    data, scheme = config.data, load_scheme(config.scheme, config.prompts)
+    data, scheme = config.data, scheme_of(config, count_tokens)
     if data.prepared is None:
-        return build_corpus(data, embedder, scheme, "train", "steering", "held_out")
+        return build_corpus(data, embedder, scheme, "train", "steering", "held_out", is_needed=config.dense)
     held_out = [in_windows(each, data.max_turns) for each in held_out_file(data)]
     builds = read_builds(data, scheme)
     refuse_trained_on((build.dialogue.id for build in builds), held_out, data)
@@ -245,18 +250,20 @@ def setup_rl(
     if config.model.path is None:
         raise ConfigError("model.path: name the folder or model to start from (trainer.sft writes OUT/model)")
     judge = make_judge(config.reward) if collector is None else collector.judge
-    if isinstance(judge, LLMJudge):
-        judge.check()
+    validity = make_validity(config.reward) if collector is None else collector.validity
+    for model in (judge, validity):
+        if isinstance(model, LLMJudge | ValidityModel):
+            model.check()
     run = start_run(config, "rl", None if collector is None else collector.embedder)
     loaded = _load(config, "max_model_len")
     if builds is None:
-        builds = rl_builds(config, run.embedder)
+        builds = rl_builds(config, run.embedder, TokenCounter(loaded.tokenizer))
         if run.world.rank == 0:
-            warn_of_lost_text(builds, load_scheme(config.scheme, config.prompts), run.embedder)
+            warn_of_lost_text(builds, scheme_of(config), run.embedder)
     policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator), lora=config.model.lora)
     needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
     reference = make_reference(policy) if needs_reference else None
     if collector is None:
         engine = make_engine(config, model_folder(config.model.path))
-        collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world, judge)
+        collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world, judge, validity)
     return RLParts(**vars(run), policy=policy, reference=reference, collector=collector, builds=builds)

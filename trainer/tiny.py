@@ -20,6 +20,7 @@ from membuilder.generate.dialogue import generate
 from membuilder.quiet import hide_loading_bars, quiet_libraries
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.scheme import text_of
 from membuilder.types import Bank
 from membuilder.value_types import PositiveInt, Seed, flag_type
 from trainer.configs import DataConfig, TinyConfig
@@ -60,7 +61,7 @@ def _texts(seed: int) -> list[str]:
     schemes = [FourAgents(PromptConfig(template_set=name)) for name in ("compact", "full")]
     sessions = [session for dialogue in generate(NUM_DIALOGUES, seed, "train") for session in dialogue.sessions]
     return [
-        scheme.ask(role, session, Bank(), dict.fromkeys(scheme.roles, ()))
+        text_of(scheme.ask(role, session, Bank(), dict.fromkeys(scheme.roles, ())))
         for scheme in schemes
         for session in sessions
         for role in scheme.roles

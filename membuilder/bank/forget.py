@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from membuilder.bank.lost_words import Lost, sentences_of, without, words_only_in
-from membuilder.bank.store_rows import Answer, StoredMemory, StoredSession
+from membuilder.bank.store_rows import Answer, StoredMemory, StoredSession, role_of
 from membuilder.text import quoted
-from membuilder.types import Entry, Operation, Session
+from membuilder.types import Entry, Operation, OperationKind, Session
 
 REMOVED = "(removed)"
 
@@ -100,7 +100,8 @@ class _Cut:
         self._new_index = {index: n for n, index in enumerate(stay)}
         self._written: dict[tuple[int, str], list[Entry]] = defaultdict(list)
         for entry in memory.entries:
-            self._written[entry.session, str(entry.agent)].append(entry)
+            if answers := memory.sessions[entry.session].answers:
+                self._written[entry.session, role_of(entry, answers)].append(entry)
 
     def made(self) -> Forgotten:
         memory, told, answers = self._memory, [], []
@@ -119,7 +120,9 @@ class _Cut:
         entries, vectors = tuple(map(self._entry, self._kept)), memory.vectors[is_kept]
         settings = _settings(memory, self._lost)
         return Forgotten(
-            memory=StoredMemory(settings=settings, sessions=tuple(told), entries=entries, vectors=vectors),
+            memory=StoredMemory(
+                settings=settings, sessions=tuple(told), entries=entries, vectors=vectors, deleted=self._deleted()
+            ),
             turns=tuple(turn for session in before for turn in _ids(session) if turn in self._gone_turns),
             sessions=tuple(session.id for session in before if self._left[session.index] is None),
             entries=tuple(entry.id for entry in gone),
@@ -133,6 +136,19 @@ class _Cut:
     def _entry(self, entry: Entry) -> Entry:
         session = self._new_index[entry.session]
         return replace(entry, id=self._new_id[entry.id], session=session, supersedes=self._renamed(entry.supersedes))
+
+    def _deleted(self) -> dict[str, int]:
+        """Return what stays deleted: not what an entry replaced that goes, nor what a session took out that goes."""
+        replaced, still = set(), set()
+        for entry in self._memory.entries:
+            replaced.update(entry.supersedes)
+            if entry.id not in self._gone_entries:
+                still.update(entry.supersedes)
+        return {
+            self._new_id[entry]: self._new_index[session]
+            for entry, session in self._memory.deleted.items()
+            if entry in self._new_id and session in self._new_index and (entry in still or entry not in replaced)
+        }
 
     def _renamed(self, ids: Iterable[str]) -> tuple[str, ...]:
         return tuple(self._new_id[each] for each in ids if each in self._new_id)
@@ -169,6 +185,9 @@ class _Cut:
         if entry is not None:
             written.remove(entry)
             is_gone = entry.id in self._gone_entries
+        elif operation.kind is OperationKind.DELETE and operation.targets:
+            (target,) = operation.targets
+            return replace(operation, targets=(self._new_id[target],)) if target in self._new_id else None
         else:
             said = (operation.text or "", operation.old_text or "", *operation.targets)
             is_gone = not self._gone_turns.isdisjoint(quote) or any(map(self._lost.in_text, said))

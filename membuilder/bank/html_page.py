@@ -29,11 +29,21 @@ def role_colours(sessions: Sequence[StoredSession], bank: Bank) -> dict[str, str
     return colours_of(dict.fromkeys([*answered, *(entry.agent for entry in bank.entries)]))
 
 
+def parts_of(sessions: Sequence[StoredSession], bank: Bank) -> list[str]:
+    """Return whom entries may be of: the roles, or, where one of them names parts, the parts that have entries."""
+    roles = {role for stored in sessions for role in stored.answers}
+    writers = {str(entry.agent) for entry in bank.entries}
+    known = role_colours(sessions, bank)
+    return [name for name in known if name != "core" and (name in writers or writers <= roles)]
+
+
 def render_page(settings: Mapping[str, Any], sessions: Sequence[StoredSession], bank: Bank) -> str:
     """Return the whole page as text."""
     style, script = _template("inspect.css"), _template("inspect.js")
     content = {name: settings[name] for name in ("dialogue", "speakers", "model")}
     content |= {"core": bank.core, "entries": bank.entries, "colours": role_colours(sessions, bank)}
+    content |= {"parts": parts_of(sessions, bank)}
+    content |= {"deleted": bank.deleted} if bank.deleted else {}
     return Template(_template("inspect.html")).substitute(
         title=html.escape(f"Memory of {settings['dialogue']}"),
         style=style,

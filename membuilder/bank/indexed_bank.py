@@ -42,10 +42,10 @@ class IndexedBank:
         method: SearchMethod = SearchMethod.DENSE,
     ) -> list[Retrieval]:
         """Return what `membuilder.bank.retrieve.retrieve` gives for this bank: the same where the index is exact."""
-        entries, allowed = self.bank.entries, None
-        if not include_superseded and (dropped := self.bank.superseded_ids()):
-            allowed = np.array([entry.id not in dropped for entry in entries])
-            entries = tuple(entry for entry in entries if entry.id not in dropped)
+        entries, allowed = self.bank.kept() if include_superseded else self.bank.current(), None
+        if len(entries) < len(self.bank.entries):
+            there = {entry.id for entry in entries}
+            allowed = np.array([entry.id in there for entry in self.bank.entries])
 
         def nearest(number: int) -> tuple[np.ndarray, np.ndarray]:
             ids, scores = self._nearest(self.embedder.embed(queries), number, allowed)

@@ -1,8 +1,11 @@
 """A stored memory as JSON Lines, for programs of your own: a line of settings, one a session, one an entry, the end.
 
+Where entries were deleted, a line for each of them stands before the end, in the order in which it was done.
+
     {"record": "memory", "format": 1, "settings": {...}}
     {"record": "session", "session": {...}, "answers": {...}, "core": "...", "core_quotes": [...]}
     {"record": "entry", "entry": {...}, "vector": "<base64 of float32 numbers>"}
+    {"record": "deleted", "entry": "m3", "session": 4}
     {"record": "end", "num_sessions": 1, "num_entries": 1}
 
 A file is read whole and checked before anything is written; the last line tells a file that was cut from a whole one.
@@ -21,7 +24,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from membuilder.bank.store import remove_store, writing
-from membuilder.bank.store_rows import VECTOR, Answer, StoredMemory, StoredSession
+from membuilder.bank.store_rows import VECTOR, Answer, StoredMemory, StoredSession, without_part
 from membuilder.datasets.files import FILE, read_lines
 from membuilder.datasets.typed import FieldError, Text, convert, located
 from membuilder.errors import DataError, StoreError
@@ -55,6 +58,11 @@ class _Entry(_Line, tag="entry"):
     vector: str
 
 
+class _Deleted(_Line, tag="deleted"):
+    entry: str
+    session: Count
+
+
 class _End(_Line, tag="end"):
     num_sessions: Count
     num_entries: Count
@@ -69,8 +77,10 @@ def write_json_lines(memory: StoredMemory, path: Path) -> None:
         lines.append(_Session(session=each.session, answers=answers, core=each.core, core_quotes=each.core_quotes))
     for entry, row in zip(memory.entries, rows, strict=True):
         lines.append(_Entry(entry=entry, vector=base64.b64encode(row.tobytes()).decode()))
+    lines += [_Deleted(entry=entry, session=session) for entry, session in memory.deleted.items()]
     lines.append(_End(num_sessions=len(memory.sessions), num_entries=len(memory.entries)))
-    write_atomic(path, "".join(json.dumps(msgspec.to_builtins(each), ensure_ascii=False) + "\n" for each in lines))
+    written = (json.dumps(msgspec.to_builtins(each), ensure_ascii=False) for each in lines)
+    write_atomic(path, "".join(f"{without_part(line)}\n" for line in written))
 
 
 def read_json_lines(path: Path) -> StoredMemory:
@@ -80,7 +90,7 @@ def read_json_lines(path: Path) -> StoredMemory:
         with located(path, f"line {number}"):
             if not is_text(json.dumps(value, ensure_ascii=False)):
                 raise FieldError("record", f"{HALF_CHARACTER}; repair or remove it")
-            reader.take(convert(_Memory | _Session | _Entry | _End, value))
+            reader.take(convert(_Memory | _Session | _Entry | _Deleted | _End, value))
     if not reader.is_whole:
         raise DataError(path, FILE, "lines", "has no last line that says how much there is: it was cut; export it anew")
     return reader.memory()
@@ -113,8 +123,9 @@ class _Reader:
         self._session_ids: set[str] = set()
         self._turn_ids: set[str] = set()
         self._entry_ids: set[str] = set()
+        self._deleted: dict[str, int] = {}
 
-    def take(self, line: _Memory | _Session | _Entry | _End) -> None:
+    def take(self, line: _Memory | _Session | _Entry | _Deleted | _End) -> None:
         if self.is_whole:
             raise FieldError("record", "stands behind the end; a file holds one memory")
         if (self._settings is None) != isinstance(line, _Memory):
@@ -126,6 +137,8 @@ class _Reader:
                 self._take_session(line)
             case _Entry():
                 self._take_entry(line)
+            case _Deleted():
+                self._take_deleted(line)
             case _End():
                 counts = (len(self._sessions), len(self._entries))
                 if (line.num_sessions, line.num_entries) != counts:
@@ -138,7 +151,11 @@ class _Reader:
         shape = (len(self._vectors), self._settings["dimension"])
         vectors = np.array(self._vectors, dtype=np.float32).reshape(shape)
         return StoredMemory(
-            settings=self._settings, sessions=tuple(self._sessions), entries=tuple(self._entries), vectors=vectors
+            settings=self._settings,
+            sessions=tuple(self._sessions),
+            entries=tuple(self._entries),
+            vectors=vectors,
+            deleted=self._deleted,
         )
 
     def _take_settings(self, settings: dict[str, Any]) -> None:
@@ -166,6 +183,8 @@ class _Reader:
 
     def _take_entry(self, line: _Entry) -> None:
         entry, dimension = line.entry, self._settings["dimension"]
+        if self._deleted:
+            raise FieldError("record", "an entry stands behind what was deleted; put the entries first")
         if not 0 <= entry.session < len(self._sessions):
             raise FieldError("entry.session", f"is {entry.session} of {len(self._sessions)} sessions")
         if entry.timestamp != self._sessions[entry.session].session.timestamp:
@@ -181,6 +200,13 @@ class _Reader:
             raise FieldError("vector", f"has {len(vector)} numbers, or some not finite, where {dimension} are expected")
         self._entries.append(entry)
         self._vectors.append(vector)
+
+    def _take_deleted(self, line: _Deleted) -> None:
+        _require(self._entry_ids, [line.entry], "entry")
+        written = next(entry.session for entry in self._entries if entry.id == line.entry)
+        if line.entry in self._deleted or not written <= line.session < len(self._sessions):
+            raise FieldError("session", f"{line.entry!r} is deleted twice, or in no session from its own on")
+        self._deleted[line.entry] = line.session
 
 
 def _is_earlier(one: datetime, other: datetime) -> bool:

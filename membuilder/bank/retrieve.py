@@ -35,8 +35,8 @@ def retrieve(
 ) -> list[Retrieval]:
     """Find the k best entries for each query in the whole bank: entries of every session compete alike.
 
-    `agent` and `include_superseded` choose the candidates before the search, so k of them come back if there are k;
-    by words alone only those that share one with the query.
+    `agent` and `include_superseded` choose the candidates before the search, so k of them come back if there are k; by
+    words alone only those that share one with the query. What is deleted is no candidate.
     """
     from membuilder.bank.index import top_k  # it loads FAISS, which commands need only once they search
 
@@ -111,8 +111,8 @@ def related(
 
 
 def _candidates(bank: Bank, agent: str | None, include_superseded: bool) -> list[Entry]:
-    dropped = frozenset() if include_superseded else bank.superseded_ids()
-    return [entry for entry in bank.entries if agent in (None, entry.agent) and entry.id not in dropped]
+    entries = bank.kept() if include_superseded else bank.current()
+    return [entry for entry in entries if agent in (None, entry.agent)]
 
 
 def _embed_entries(entries: Sequence[Entry], embedder: TextEmbedder) -> np.ndarray:

@@ -14,18 +14,18 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from membuilder.bank import store_tables as tables
 from membuilder.bank.store_errors import as_written, typed
 from membuilder.bank.store_rows import (
     VECTOR,
     Answer,
-    Row,
     StoredMemory,
     StoredSession,
     read_entries,
@@ -36,31 +36,6 @@ from membuilder.embedding.identity import exact_keys, other_embedder
 from membuilder.errors import StoreError
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Session
-
-SCHEMA_VERSION = 2
-APPLICATION_ID = 0x4D424C44  # "MBLD"
-
-_TABLES = (
-    "CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
-    """CREATE TABLE session (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, timestamp TEXT NOT NULL,
-        core TEXT NOT NULL, core_quotes TEXT NOT NULL) STRICT""",
-    """CREATE TABLE turn (id TEXT PRIMARY KEY, session INTEGER NOT NULL REFERENCES session, number INTEGER NOT NULL,
-        speaker TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, caption TEXT,
-        UNIQUE (session, number)) STRICT""",
-    """CREATE TABLE answer (session INTEGER NOT NULL REFERENCES session,
-        agent TEXT NOT NULL, shown TEXT NOT NULL, text TEXT,
-        operations TEXT NOT NULL, failure_kind TEXT, failure_detail TEXT, seconds REAL NOT NULL,
-        asked_at TEXT, PRIMARY KEY (session, agent)) STRICT""",
-    """CREATE TABLE entry (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
-        agent TEXT NOT NULL, session INTEGER NOT NULL REFERENCES session, text TEXT NOT NULL,
-        source_turns TEXT NOT NULL, supersedes TEXT NOT NULL) STRICT""",
-    # Apart from the entries, which are then read without their vectors.
-    "CREATE TABLE embedding (entry INTEGER PRIMARY KEY REFERENCES entry, vector BLOB NOT NULL) STRICT",
-)
-
-
-_HELD = ("session", "turn", "answer", "entry", "embedding")
-"""The tables beside the settings, each behind those that it refers to."""
 
 
 class Store:
@@ -86,9 +61,9 @@ class Store:
             "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
             " FROM answer ORDER BY rowid",
         )
-        tables = list(map(self._rows, queries))
+        found = list(map(self._rows, queries))
         with as_written(self.path):
-            return read_sessions(*tables)
+            return read_sessions(*found)
 
     def bank(self) -> Bank:
         """Return the bank after the last session."""
@@ -98,7 +73,16 @@ class Store:
             return Bank()
         last = sessions[-1]
         with as_written(self.path):
-            return Bank(core=last.core, core_quotes=last.core_quotes, entries=read_entries(rows, sessions))
+            entries = read_entries(rows, sessions)
+        deleted = tuple(self.deleted())
+        return Bank(core=last.core, core_quotes=last.core_quotes, entries=entries, deleted=deleted)
+
+    def deleted(self) -> dict[str, int]:
+        """Map the id of each deleted entry to the session that deleted it, in the order in which it was done."""
+        with typed(self.path):
+            if not tables.has_deleted(self.connection):
+                return {}
+        return dict(self._rows("SELECT entry, session FROM deleted ORDER BY rowid"))
 
     def vectors(self) -> np.ndarray:
         """Return the embeddings of the bank's entries, in its order, float32. # (N, D)"""
@@ -117,7 +101,11 @@ class Store:
     def memory(self) -> StoredMemory:
         """Return all that the store holds."""
         return StoredMemory(
-            settings=self.settings(), sessions=self.sessions(), entries=self.bank().entries, vectors=self.vectors()
+            settings=self.settings(),
+            sessions=self.sessions(),
+            entries=self.bank().entries,
+            vectors=self.vectors(),
+            deleted=self.deleted(),
         )
 
     def append(self, session: Session, answers: Mapping[str, Answer], bank: Bank, vectors: np.ndarray) -> None:
@@ -127,27 +115,28 @@ class Store:
         stored = StoredSession(session=session, answers=answers, core=bank.core, core_quotes=bank.core_quotes)
         with typed(self.path), self.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
-            _insert(connection, rows_of([stored], new, vectors))
+            rows = rows_of([stored], new, vectors)
+            # in a store without deletions the rows are those of version 2, so nothing is asked of it
+            deleted = bank.deleted[len(self.deleted()) :] if bank.deleted else ()
+            tables.insert(connection, rows | {"deleted": [(each, session.index) for each in deleted]})
 
     def replace(self, memory: StoredMemory) -> None:
         """Hold `memory` in place of all that stands here, its settings too: in one transaction."""
         with typed(self.path), self.connection as connection:
             connection.execute("BEGIN IMMEDIATE")
-            for table in ("setting", *reversed(_HELD)):
-                connection.execute(f"DELETE FROM {table}")
-            connection.executemany("INSERT INTO setting VALUES (?, ?)", _setting_rows(memory.settings))
+            tables.clear(connection, ("setting",))
+            connection.executemany("INSERT INTO setting VALUES (?, ?)", tables.setting_rows(memory.settings))
             entries = list(enumerate(memory.entries, start=1))
-            _insert(connection, rows_of(memory.sessions, entries, memory.vectors))
+            rows = rows_of(memory.sessions, entries, memory.vectors)
+            tables.insert(connection, rows | {"deleted": list(memory.deleted.items())})
 
     def take_over(self, path: Path) -> None:
         """Hold the sessions of the store at `path` in place of its own: in one transaction, the settings stay."""
         with typed(self.path), self.connection as connection:
             connection.execute("ATTACH ? AS other", [f"{path.absolute().as_uri()}?mode=ro"])
             connection.execute("BEGIN IMMEDIATE")
-            for table in reversed(_HELD):
-                connection.execute(f"DELETE FROM main.{table}")
-            for table in _HELD:
-                connection.execute(f"INSERT INTO main.{table} SELECT * FROM other.{table} ORDER BY rowid")
+            tables.clear(connection)
+            tables.copy(connection, "other")
         with typed(self.path):
             self.connection.execute("DETACH other")
 
@@ -177,7 +166,7 @@ def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
             connection.execute("PRAGMA foreign_keys = ON")
-            _begin(connection, settings)
+            tables.begin(connection, settings)
         _check_version(store)
         with typed(path):  # not before: it would change a file that is no store of ours
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -202,35 +191,14 @@ def reading(path: str | Path) -> Iterator[Store]:
         yield store
 
 
-def _begin(connection: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
-    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        return
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")
-        for table in _TABLES:
-            connection.execute(table)
-        connection.executemany("INSERT INTO setting VALUES (?, ?)", _setting_rows(settings))
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, json.dumps(value, sort_keys=True)) for name, value in settings.items()]
-
-
-def _insert(connection: sqlite3.Connection, tables: Mapping[str, Iterable[Row]]) -> None:
-    for table, rows in tables.items():
-        for row in rows:
-            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-
-
 def _check_version(store: Store) -> None:
-    if store._rows("PRAGMA application_id")[0][0] != APPLICATION_ID:
+    if store._rows("PRAGMA application_id")[0][0] != tables.APPLICATION_ID:
         problem = "not a memory store, or one in which nothing was begun; name the file that a build wrote"
         raise StoreError(store.path, problem)
     version = store._rows("PRAGMA user_version")[0][0]
-    if version != SCHEMA_VERSION:
-        problem = f"has schema version {version}, this program reads {SCHEMA_VERSION}; use the version that built it"
+    if version not in (tables.SCHEMA_VERSION, tables.WITH_DELETED):
+        known = f"{tables.SCHEMA_VERSION} and {tables.WITH_DELETED}"
+        problem = f"has schema version {version}, this program reads {known}; use the version that built it"
         raise StoreError(store.path, problem)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -74,6 +74,21 @@ class StoredMemory:
     entries: tuple[Entry, ...]
     vectors: np.ndarray
     """Of the entries, in their order. # (N, D)"""
+    deleted: Mapping[str, int] = field(default_factory=dict)
+    """Id of each deleted entry -> index of the session that deleted it, in the order in which it was done."""
+
+
+def role_of(entry: Entry, answers: Mapping[str, Answer]) -> str:
+    """Return the role that wrote an entry of a session: its own name is the part's, or the one writer names the part.
+
+    `answers` are those of the session that the entry is of.
+    """
+    return str(entry.agent) if entry.agent in answers else next(iter(answers))
+
+
+def without_part(operations: str) -> str:
+    """Leave the part out of operations as JSON that name none, as it is where every role is a part of its own."""
+    return operations.replace(',"part":null', "").replace(', "part": null', "")  # no text holds a bare quotation mark
 
 
 def rows_of(
@@ -109,7 +124,7 @@ def answer_row(session: Session, role: str, answer: Answer) -> Row:
         failure = (answer.failure.kind, storable(answer.failure.detail))
     text = None if answer.text is None else storable(answer.text)
     asked_at = None if answer.asked_at is None else answer.asked_at.isoformat()
-    shown, operations = _dump(answer.shown), _dump(answer.operations)
+    shown, operations = _dump(answer.shown), without_part(_dump(answer.operations))
     return session.index, str(role), shown, text, operations, *failure, answer.seconds, asked_at
 
 

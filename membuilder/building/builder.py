@@ -20,7 +20,8 @@ import numpy as np
 from membuilder.bank.session_ids import with_ids_of, without_ids
 from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
-from membuilder.building.read_answer import OnBadOperation, ReadAnswer, read_operations, read_whole
+from membuilder.building.ask_role import RoleAsker
+from membuilder.building.read_answer import OnBadOperation
 from membuilder.building.standing import Answers, Standing, standing_answers
 from membuilder.embedding.local import TextEmbedder, in_rows
 from membuilder.errors import BuildStopped, ChatError, ConfigError, DataError, StoreError
@@ -29,8 +30,6 @@ from membuilder.schemes.scheme import Scheme, Shown
 from membuilder.text import HALF_CHARACTER, is_text
 from membuilder.types import AgentUpdate, Bank, Dialogue, Failure, Session
 
-ATTEMPTS = 2
-"""Times a role is asked while its answer cannot be read, or as `OnBadOperation.RETRY` says."""
 Ask = Callable[[Session, Bank, Shown, Sequence[str]], Awaitable[Answers]]
 """Asks the roles named about a session: the bank before it and the entries shown stand beside it."""
 
@@ -40,36 +39,10 @@ def ask_model(model: ChatModel, scheme: Scheme, on_bad: OnBadOperation = OnBadOp
 
     A ChatError that is not the model's fault is raised after all calls have ended.
     """
-
-    async def ask_role(role: str, session: Session, bank: Bank, shown: Shown) -> tuple[AgentUpdate, Answer]:
-        asked_at, began = datetime.now(UTC), time.perf_counter()
-        messages = [{"role": "user", "content": scheme.ask(role, session, bank, shown)}]
-        schema = scheme.schema(role, session)
-        text, read, failure = None, ReadAnswer(update=AgentUpdate(), stands=False), None
-        try:
-            for _ in range(ATTEMPTS):
-                said = await model.complete(messages, schema=schema)
-                if on_bad is OnBadOperation.DROP:
-                    new = read_whole(scheme, role, said, session)
-                else:
-                    new = read_operations(scheme, role, said, session, bank, shown)
-                if new.stands or not read.stands:  # a second answer that is no use leaves the first
-                    text, read = said, new
-                if not (new.is_unreadable or (on_bad is OnBadOperation.RETRY and new.problems)):
-                    break
-                # the longer conversation is another request, so neither a cache nor a temperature of 0 repeats it
-                messages += [{"role": "assistant", "content": said}, {"role": "user", "content": new.complaint()}]
-        except ChatError as error:
-            if not error.models_fault:
-                raise
-            failure = None if read.stands else Reason(kind=f"chat_{error.kind}", detail=str(error))
-        times = {"seconds": time.perf_counter() - began, "asked_at": asked_at}
-        dropped = read.problems if read.stands else ()
-        operations = read.update.operations
-        return read.update, Answer(text=text, operations=operations, failure=failure, dropped=dropped, **times)
+    asker = RoleAsker(model=model, scheme=scheme, on_bad=on_bad)
 
     async def ask(session: Session, bank: Bank, shown: Shown, roles: Sequence[str]) -> Answers:
-        calls = [ask_role(role, session, bank, shown) for role in roles]
+        calls = [asker.ask(role, session, bank, shown) for role in roles]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         for failed in (answer for answer in answers if isinstance(answer, BaseException)):
             raise failed

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
+
 from membuilder.bank.index import IndexConfig
 from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.embedding.options import EmbedderOptions, options_of
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, with_template_kwargs
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
-from membuilder.schemes.load import FOUR_AGENTS
+from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA
+from membuilder.schemes.memalpha import prompts as memalpha_prompts
+from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Dialogue
 from membuilder.value_types import PositiveInt, Section, Share
 
@@ -69,8 +73,10 @@ class BuildConfig(Section):
     embedding_cache: str | None = None
     """Folder of a local model's vectors; null: in MEMBUILDER_CACHE."""
     scheme: str = FOUR_AGENTS
-    """How the model writes memory: `four_agents`, or a folder with a scheme of your own."""
+    """How the model writes memory: `four_agents`, `memalpha`, or a folder with a scheme of your own."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    memalpha: MemAlphaConfig | None = None
+    """Settings of `scheme: memalpha`; null: its defaults."""
     index: IndexConfig = field(default_factory=IndexConfig)
 
     def __post_init__(self) -> None:
@@ -94,9 +100,17 @@ class BuildConfig(Section):
             "max_turns": self.max_turns,
             "scheme": self.scheme,
             "prompts": asdict(self.prompts),
-            "templates_sha256": template_hashes(self.prompts.template_set),
+            **self._templates(),
             **embedder,
         }
+
+    def _templates(self) -> dict[str, Any]:
+        """Return the settings of the scheme besides `prompts`, and the hashes of its templates."""
+        if self.scheme != MEMALPHA:
+            return {"templates_sha256": template_hashes(self.prompts.template_set)}
+        settings = self.memalpha or MemAlphaConfig()
+        hashes = memalpha_prompts.template_hashes(settings.prompts.template_set)
+        return {"memalpha": msgspec.to_builtins(settings), "templates_sha256": hashes}
 
     def chat(self, keys: Keys) -> ModelAccess:
         access = ModelAccess(endpoint=self.model, api_key=keys.chat)

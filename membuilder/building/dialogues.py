@@ -24,7 +24,7 @@ from membuilder.llm.costs import Costs
 from membuilder.llm.response_cache import AskedAgain
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
-from membuilder.schemes.load import FOUR_AGENTS, load_scheme
+from membuilder.schemes.load import FOUR_AGENTS, scheme_of
 from membuilder.types import Dialogue
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ async def build_all(
     """
     if before_replace is not None and costs.answers is not None:
         costs = replace(costs, answers=AskedAgain(costs.answers))
-    scheme = load_scheme(config.scheme, config.prompts)
+    scheme = scheme_of(config)
     async with AsyncExitStack() as stack:
         if config.model.name == RULES:
             ask = ask_expert(scheme)

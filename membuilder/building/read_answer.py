@@ -4,13 +4,13 @@ Training reads with `scheme.parse` and `scheme.apply` alone, to which an answer 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from membuilder.bank.store_rows import Dropped, storable
 from membuilder.llm.model_output import read_model_json
-from membuilder.schemes.scheme import Scheme, Shown, SplitsAnswers
-from membuilder.types import AgentUpdate, Bank, Failure, FailureKind, Operation, Session
+from membuilder.schemes.scheme import Call, CallOutcome, Scheme, SessionResult, Shown, SplitsAnswers
+from membuilder.types import AgentUpdate, Bank, Failure, FailureKind, Operation, OperationKind, Session
 
 UNREADABLE = (FailureKind.NOT_JSON, FailureKind.SCHEMA)
 
@@ -29,11 +29,13 @@ class OnBadOperation(StrEnum):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadAnswer:
     update: AgentUpdate
-    """What can be applied; the answer as it was read where nothing can."""
+    """What can be applied; the answer as it was read where nothing can. Calls of tools may fail beside it."""
     problems: tuple[Dropped, ...] = ()
     """What cannot be applied; the whole answer, where it cannot be taken apart."""
     stands: bool = True
     """Whether all of the answer can be applied, or at least one operation."""
+    alone: SessionResult | None = None
+    """What applying it came to, where it is calls of tools: the bank, and what the model reads before it goes on."""
 
     @property
     def is_unreadable(self) -> bool:
@@ -44,7 +46,7 @@ class ReadAnswer:
         if self.is_unreadable and len(self.problems) < 2:
             return f"That was not the JSON object asked for ({self.update.failure.detail}). Write it again."
         problems = "\n".join(f"- {each.operation[:200]}: {each.kind}, {each.detail}" for each in self.problems)
-        return f"This cannot be applied:\n{problems}\nWrite the whole JSON object again, with that put right."
+        return f"This cannot be applied:\n{problems}\nWrite the whole answer again, with that put right."
 
 
 def read_whole(scheme: Scheme, role: str, text: str, session: Session) -> ReadAnswer:
@@ -56,11 +58,15 @@ def read_whole(scheme: Scheme, role: str, text: str, session: Session) -> ReadAn
 def read_operations(scheme: Scheme, role: str, text: str, session: Session, bank: Bank, shown: Shown) -> ReadAnswer:
     """Read an answer of which every operation stands that can be applied to `bank` behind those before it."""
 
+    def applied(update: AgentUpdate) -> SessionResult:
+        return scheme.apply(session, bank, dict.fromkeys(scheme.roles, AgentUpdate()) | {role: update}, shown)
+
     def failure_of(operations: tuple[Operation, ...]) -> Failure | None:
-        updates = dict.fromkeys(scheme.roles, AgentUpdate()) | {role: AgentUpdate(operations=operations)}
-        return scheme.apply(session, bank, updates, shown).failures.get(role)
+        return applied(AgentUpdate(operations=operations)).failures.get(role)
 
     update, text = _parsed(scheme, role, text, session)
+    if update.failure is None and (calls := (result := applied(update)).calls.get(role)):
+        return replace(_read_calls(update, calls, result.failures.get(role)), alone=result)
     if (failure := update.failure or failure_of(update.operations)) is None:
         return ReadAnswer(update=update)
     kept, problems = (), []
@@ -73,6 +79,21 @@ def read_operations(scheme: Scheme, role: str, text: str, session: Session, bank
     if kept and problems:
         return ReadAnswer(update=AgentUpdate(operations=kept), problems=tuple(problems))
     return ReadAnswer(update=update, problems=tuple(problems) or (_dropped(text, failure),), stands=False)
+
+
+def _read_calls(update: AgentUpdate, calls: tuple[Call, ...], failure: Failure | None) -> ReadAnswer:
+    """Read an answer of which every call stands or falls alone; `failure` says why none of them could be used."""
+    kept, problems = [], []
+    for item, call in zip(update.in_order(), calls, strict=True):
+        if call.outcome is not CallOutcome.RAN:
+            said = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+            problems.append(Dropped(operation=storable(said), kind=call.outcome.value, detail=storable(call.detail)))
+        elif isinstance(item, Operation) and item.kind is OperationKind.DELETE and call.entry is not None:
+            kept.append(replace(item, targets=(call.entry,)))  # whatever the model called it: labels and texts change
+        else:
+            kept.append(item)
+    read = AgentUpdate(operations=tuple(kept), failure=failure)
+    return ReadAnswer(update=read, problems=tuple(problems), stands=failure is None)
 
 
 def _parsed(scheme: Scheme, role: str, text: str, session: Session) -> tuple[AgentUpdate, str]:

@@ -4,7 +4,6 @@ As in retry.py a new store is written beside the old one, NAME.db.rebuild, which
 sessions before stay as they are stored. A kill leaves the old store whole; the same command goes on beside it.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from membuilder.bank.session_ids import free_session_id, without_ids
 from membuilder.bank.store import Store, remove_store, writing
 from membuilder.bank.store_rows import StoredMemory
 from membuilder.building.builder import Builder
-from membuilder.building.retry import is_begun_with
+from membuilder.building.retry import digest_of, is_begun_with
 from membuilder.datasets.windows import in_windows
 from membuilder.errors import DataError
 from membuilder.text import HALF_CHARACTER, is_text
@@ -29,7 +28,7 @@ async def rebuild(
     `advance` hears how many more sessions are dealt with. Raises as `Builder.build` does.
     """
     memory, beside = store.memory(), Path(f"{store.path}{REBUILD}")
-    work = hashlib.sha256(repr((memory.sessions, dialogue.sessions, first)).encode()).hexdigest()
+    work = digest_of((memory.sessions, dialogue.sessions, first))
     settings = dict(memory.settings) | {"rebuild_of": work}
     if not is_begun_with(beside, settings):
         remove_store(beside)
@@ -95,7 +94,9 @@ def with_late_sessions(dialogue: Dialogue, late: Dialogue, max_turns: int, path:
 def _until(memory: StoredMemory, first: int) -> StoredMemory:
     """Return the memory after the session before `first`."""
     entries = tuple(entry for entry in memory.entries if entry.session < first)
-    return replace(memory, sessions=memory.sessions[:first], entries=entries, vectors=memory.vectors[: len(entries)])
+    deleted = {entry: session for entry, session in memory.deleted.items() if session < first}
+    vectors = memory.vectors[: len(entries)]
+    return replace(memory, sessions=memory.sessions[:first], entries=entries, vectors=vectors, deleted=deleted)
 
 
 def _words(session: Session) -> tuple:

@@ -34,7 +34,7 @@ async def retry_failed(
         advance(len(sessions))
         return
     # a retry of other answers is none to go on with
-    settings = store.settings() | {"retry_of": hashlib.sha256(repr(sessions).encode()).hexdigest()}
+    settings = store.settings() | {"retry_of": digest_of(sessions)}
     if not is_begun_with(beside, settings):
         remove_store(beside)
     with writing(beside, settings) as fresh:
@@ -43,6 +43,11 @@ async def retry_failed(
     before_replace(store.path)
     store.take_over(beside)
     remove_store(beside)
+
+
+def digest_of(work: object) -> str:
+    """Return a digest of records; operations without a part have the one from before there were parts."""
+    return hashlib.sha256(repr(work).replace(", part=None", "").encode()).hexdigest()
 
 
 def is_begun_with(path: Path, settings: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.options import Options
 from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.four_agents.prompts import template_hashes
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import scheme_of
 from membuilder.types import Dialogue
 
 
@@ -58,7 +58,7 @@ async def build_memories(
     if model is not None:
         identity = identity_of(embedder, options.embedder)
         folder.built_by(identity)
-        scheme = load_scheme(options.reading.scheme, options.reading.prompts)
+        scheme = scheme_of(options.reading)
         ask = ask_model(model, scheme, OnBadOperation(options.flags.on_bad_operation))
         with closing(Builder(ask=ask, embedder=embedder, scheme=scheme)) as builder:
             jobs = [_job(options, dialogue, path, identity) for path, dialogue in of.items()]
@@ -85,6 +85,7 @@ def _job(options: Options, dialogue: Dialogue, path: Path, identity: Mapping[str
         max_turns=how.max_turns,
         scheme=how.scheme,
         prompts=how.prompts,
+        memalpha=how.memalpha,
     )
     windows = replace(in_windows(dialogue, how.max_turns), questions=())
     return Job(dialogue=windows, path=path, settings=config.settings(dialogue, identity))

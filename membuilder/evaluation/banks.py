@@ -19,7 +19,7 @@ from membuilder.embedding.identity import exact_keys, other_embedder
 from membuilder.errors import DataError, EvaluationError
 from membuilder.evaluation.options import Reading
 from membuilder.files import path_of, write_atomic
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import scheme_of
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Dialogue
 
@@ -91,7 +91,7 @@ class BankFolder:
 
     def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
         turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.reading.max_turns))
-        roles = load_scheme(self.reading.scheme, self.reading.prompts).roles
+        roles = scheme_of(self.reading).roles
         for i, entry in enumerate(bank.entries):
             if entry.agent not in roles:
                 problem = f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}"

@@ -17,7 +17,8 @@ from membuilder.evaluation.metrics import JUDGES
 from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.load import FOUR_AGENTS, load_scheme
+from membuilder.schemes.load import FOUR_AGENTS, scheme_of
+from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Dialogue
 from membuilder.value_types import PositiveInt, Seed, flag_type
 
@@ -33,6 +34,8 @@ STORED = "bank"
 """Banks that another run, or another program, left at --db-path."""
 AUTO, MEMORIES = "auto", "memories"
 """Default of --db-path, and the folder under --output-dir that it means."""
+INSTANCES = ("memalpha", "memoryagentbench")
+"""Datasets whose instances come from sources with a metric each."""
 SYSTEMS = (*BUILDERS, "full-context", *RETRIEVERS, "none", STORED)
 EPILOG = """`python -m membuilder.eval compare A B` tests two runs on the same questions.
 
@@ -59,6 +62,7 @@ class Reading:
 
     scheme: str = FOUR_AGENTS
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    memalpha: MemAlphaConfig | None = None
     max_turns: int | None = None
     """Turns read at once, so that a longer session becomes several of the same date; None: whole sessions."""
 
@@ -70,7 +74,9 @@ def reading_of(path: Path | None) -> Reading:
     match read(path):
         case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
             known = from_mappings(PromptConfig, (prompts, f"{path}: prompts"))
-            return Reading(scheme=scheme, prompts=known, max_turns=max_turns)
+            own = read(path).get("memalpha")
+            memalpha = None if own is None else from_mappings(MemAlphaConfig, (own, f"{path}: memalpha"))
+            return Reading(scheme=scheme, prompts=known, memalpha=memalpha, max_turns=max_turns)
     problem = "no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
     raise ConfigError(f"{path}: {problem}")
 
@@ -99,6 +105,11 @@ class Options:
     """Questions in flight at once."""
     embedder: EmbedderOptions
 
+    @property
+    def by_source(self) -> bool:
+        """Tell whether answers are scored by the metric of their source, in place of two judges."""
+        return self.flags.dataset in INSTANCES
+
 
 def parse(argv: Sequence[str]) -> Options:
     """Read the command line. A bad flag ends the program; flags that do not fit each other raise ConfigError."""
@@ -120,7 +131,7 @@ def parse(argv: Sequence[str]) -> Options:
         name = given.judge_model or JUDGE_MODEL  # at openai, so that a self-hosted model does not grade itself
         judge = read_endpoint(given, "judge-", name, like=first, provider="openai", **settings)
     if writes:
-        num_roles = len(load_scheme(reading.scheme, reading.prompts).roles)
+        num_roles = len(scheme_of(reading).roles)
         settings = {"max_tokens": given.max_tokens, "concurrency": dialogues * num_roles}
         name, is_first = given.build_model or given.model, given.build_model is None
         builder = read_endpoint(given, "build-", name, like=first, is_first=is_first, **settings)

@@ -27,7 +27,7 @@ def tokenizer_file(tokenizer: Path) -> Path:
     """Return the file in a model's folder. Raises ConfigError if there is none."""
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     if not file.is_file():
-        raise ConfigError(f"--tokenizer {tokenizer}: no tokenizer.json is there; name the folder of a model")
+        raise ConfigError(f"tokenizer {tokenizer}: no tokenizer.json is there; name the folder of a model")
     if not isinstance(content := read_json(file), dict) or "model" not in content:
-        raise ConfigError(f"--tokenizer {file}: is no tokenizer.json; name the folder of a model")
+        raise ConfigError(f"tokenizer {file}: is no tokenizer.json; name the folder of a model")
     return file

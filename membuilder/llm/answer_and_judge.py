@@ -4,8 +4,8 @@
     verdict = await judge(question, text, Strictness.STRICT, judge_model)
     verdict.correct  # True, False, or None: it could not be judged, which is not the same as wrong
 
-The prompts are the files answer.txt and judge_*.txt under templates/. A question that has no answer in the dialogue is
-judged by a prompt of its own, under both strictnesses alike: the right reply is that it is not known.
+The prompts are the files answer.txt, judge_*.txt and rubric_*.txt under templates/. A question that has no answer in
+the dialogue is judged by a prompt of its own, under every strictness alike: the right reply is that it is not known.
 """
 
 import hashlib
@@ -26,6 +26,22 @@ from membuilder.types import Question
 
 TEMPLATES = Path(__file__).parent / "templates"
 PROMPTS = ("answer", "judge_strict", "judge_lenient", "judge_unanswerable")
+RUBRICS = {
+    "single-session-user": "fact",
+    "single-session-assistant": "fact",
+    "multi-session": "fact",
+    "temporal-reasoning": "time",
+    "knowledge-update": "update",
+    "single-session-preference": "preference",
+}
+"""LongMemEval's types of questions -> what it judges them by."""
+FORMS = ("label", "keywords")
+"""What an answer may have to be in place of a short one; form_*.txt tell it."""
+SOURCE_PROMPTS = ("answer", "form_label", "form_keywords", "judge_unanswerable")
+SOURCE_PROMPTS += ("rubric_fact", "rubric_time", "rubric_update", "rubric_preference")
+"""What is asked where each question is scored as its source is."""
+VALIDITY_PROMPTS = tuple(f"validity_{part}" for part in ("core", "semantic", "episodic", "procedural"))
+"""What is asked about a text that was stored in each part of a memory."""
 VERDICT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"reason": {"type": "string"}, "correct": {"type": "boolean"}},
@@ -45,6 +61,8 @@ class Strictness(StrEnum):
     """Every fact of the gold answer is needed."""
     LENIENT = "lenient"
     """The same meaning counts."""
+    RUBRIC = "rubric"
+    """By the question's type, as LongMemEval judges it; a question of another type as one about a fact."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,25 +73,35 @@ class AnswerVerdict:
 
 
 async def answer(
-    question: Question, *, core: str, memories: Sequence[str], model: ChatModel, now: datetime | None = None
+    question: Question,
+    *,
+    core: str,
+    memories: Sequence[str],
+    model: ChatModel,
+    now: datetime | None = None,
+    form: str | None = None,
 ) -> str:
     """Ask for an answer from these memories alone, most related first. Raises ChatError.
 
-    `now` is the date it is asked at where the question has none of its own, usually that of the last session.
+    `now` is the date it is asked at where the question has none of its own, usually that of the last session. `form` is
+    one of FORMS, where the answer is no short one.
     """
-    prompt = answer_prompt(question, core=core, memories=memories, now=now)
+    prompt = answer_prompt(question, core=core, memories=memories, now=now, form=form)
     return read_words(await model.complete([_user(prompt)]))
 
 
-def answer_prompt(question: Question, *, core: str, memories: Sequence[str], now: datetime | None = None) -> str:
+def answer_prompt(
+    question: Question, *, core: str, memories: Sequence[str], now: datetime | None = None, form: str | None = None
+) -> str:
     """Return what `answer` asks."""
     asked_at = question.asked_at or now
-    return _template("answer").substitute(
+    asked = _template("answer").substitute(
         core=core.strip() or "(empty)",
         memories="\n".join(f"- {on_one_line(memory)}" for memory in memories) or "(none found)",
         now=f"Today is {asked_at:%A, %Y-%m-%d}." if asked_at else "",
         question=question.text,
     )
+    return asked if form is None else asked + _template(f"form_{form}").template
 
 
 async def judge(
@@ -96,9 +124,17 @@ async def ask_verdict(
     question: Question, answer_text: str, strictness: Strictness, model: ChatModel, again: ChatModel | None = None
 ) -> AnswerVerdict:
     """Ask as `judge` does. Raises ChatError for every call that failed."""
-    if question.answerable and not (question.answer or "").strip():
+    if question.answerable and not any(gold.strip() for gold in question.golds):
         return AnswerVerdict(correct=None, reason="the question has no gold answer to compare with")
-    prompt = judge_prompt(question, answer_text, strictness)
+    return await _ask_verdict(judge_prompt(question, answer_text, strictness), model, again)
+
+
+async def ask_validity(part: str, text: str, model: ChatModel, again: ChatModel | None = None) -> AnswerVerdict:
+    """Ask whether a text is worth being in its part of a memory. Raises ChatError for every call that failed."""
+    return await _ask_verdict(_template(f"validity_{part}").substitute(text=on_one_line(text)), model, again)
+
+
+async def _ask_verdict(prompt: str, model: ChatModel, again: ChatModel | None) -> AnswerVerdict:
     messages, problem = [_user(prompt)], ""
     for asked in [model, *[again or model] * (JUDGE_ATTEMPTS - 1)]:
         try:
@@ -128,21 +164,28 @@ def read_verdict(reply: str) -> AnswerVerdict:
 
 
 def judge_prompt(question: Question, answer_text: str, strictness: Strictness) -> str:
-    name = f"judge_{strictness}" if question.answerable else "judge_unanswerable"
     gold = ", or equally right: ".join(filter(None, question.golds)) or "nothing in the conversation tells"
-    return _template(name).substitute(
+    return _template(_judge_name(question, strictness)).substitute(
         question=on_one_line(question.text), gold=on_one_line(gold), answer=on_one_line(answer_text) or "(no answer)"
     )
 
 
-def prompt_hashes() -> Mapping[str, str]:
+def _judge_name(question: Question, strictness: Strictness) -> str:
+    if not question.answerable:
+        return "judge_unanswerable"
+    return (
+        f"rubric_{RUBRICS.get(question.category, 'fact')}" if strictness is Strictness.RUBRIC else f"judge_{strictness}"
+    )
+
+
+def prompt_hashes(names: Sequence[str] = PROMPTS) -> Mapping[str, str]:
     """Return the SHA-256 of each prompt file, which a published number must name beside its judge."""
-    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in prompt_texts().items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in prompt_texts(names).items()}
 
 
-def prompt_texts() -> Mapping[str, str]:
+def prompt_texts(names: Sequence[str] = PROMPTS) -> Mapping[str, str]:
     """Return the text of each prompt file."""
-    return {name: _template(name).template for name in PROMPTS}
+    return {name: _template(name).template for name in names}
 
 
 def _user(text: str) -> Message:

@@ -30,7 +30,10 @@ class Role(StrEnum):
 class ChatModel(Protocol):
     """It answers messages. Of the ChatError it raises, `fatal` tells a run that must stop from a call that failed."""
 
-    async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str: ...
+    async def complete(
+        self, messages: Sequence[Message], *, schema: Mapping | None = None, tools: Sequence[Mapping] = ()
+    ) -> str:
+        """Return the answer, with calls of tools as `<tool_call>{"name": ..., "arguments": ...}</tool_call>` in it."""
 
 
 _PORTABLE = ("type", "enum", "required", "additionalProperties", "minItems", "maxItems", "description", "$ref")

@@ -16,7 +16,7 @@ from membuilder.errors import ChatError, ChatErrorKind
 from membuilder.llm.chat_model import Message, Role, response_format
 from membuilder.llm.connection import CHECK_ATTEMPTS, Connection
 from membuilder.llm.costs import Costs
-from membuilder.llm.endpoints import ModelAccess, chat_address
+from membuilder.llm.endpoints import ModelAccess, Provider, chat_address
 from membuilder.llm.response_cache import content_key
 from membuilder.llm.responses import read_chat
 
@@ -59,39 +59,42 @@ class ChatClient(AbstractAsyncContextManager):
 
     async def _check(self) -> None:
         try:
-            await self._ask(CHECK_MESSAGES, CHECK_SCHEMA, CHECK_ATTEMPTS)
+            await self._ask(self._body(CHECK_MESSAGES), CHECK_SCHEMA, CHECK_ATTEMPTS)
         except ChatError as error:
             if error.kind is ChatErrorKind.UNKNOWN_MODEL and (names := await self._connection.model_names()):
                 raise ChatError(error.kind, f"{error} It lists: {', '.join(names[:20])}") from None
             if error.kind is not ChatErrorKind.TRUNCATED:  # a talkative model is a model
                 raise
 
-    async def complete(self, messages: Sequence[Message], *, schema: Mapping | None = None) -> str:
+    async def complete(
+        self, messages: Sequence[Message], *, schema: Mapping | None = None, tools: Sequence[Mapping] = ()
+    ) -> str:
         """Return the model's answer. The server is asked to hold to the schema; check the answer all the same.
 
-        Raises ChatError.
+        Calls of `tools` stand in it as text, also where the server names them apart from it. Raises ChatError.
         """
+        body = self._body(messages, tools)
         if self._cache is None:
-            return await self._answer(messages, schema)
-        key = content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=self._body(messages))
+            return await self._answer(body, schema)
+        key = content_key(kind="chat/1", url=self._connection.base_url, schema=schema, body=body)
         stored = self._cache.get(key)
         if stored is None:
-            stored = {"text": await self._answer(messages, schema)}
+            stored = {"text": await self._answer(body, schema)}
             self._cache.put(key, stored)
         else:
             self._usage.add_cached(self._role)
         return stored["text"]
 
-    async def _answer(self, messages: Sequence[Message], schema: Mapping | None) -> str:
+    async def _answer(self, body: dict[str, Any], schema: Mapping | None) -> str:
         """Ask; where the server refuses, ask the small check request too, because words may blame the wrong thing."""
         try:
-            return await self._ask(messages, schema, self._endpoint.max_attempts)
+            return await self._ask(body, schema, self._endpoint.max_attempts)
         except ChatError as error:
             if error.kind not in ABOUT_ALL:
                 raise
             refusal = error
         try:
-            await self._ask(CHECK_MESSAGES, None, CHECK_ATTEMPTS)
+            await self._ask(self._body(CHECK_MESSAGES), None, CHECK_ATTEMPTS)
         except ChatError as error:
             if error.kind in ABOUT_ALL:
                 problem = f"{refusal} It refuses the smallest request too: {error}"
@@ -100,28 +103,40 @@ class ChatClient(AbstractAsyncContextManager):
                 raise
         raise refusal
 
-    async def _ask(self, messages: Sequence[Message], schema: Mapping | None, max_attempts: int) -> str:
-        body, send = self._body(messages), partial(self._connection.post, "/chat/completions")
+    async def _ask(self, body: dict[str, Any], schema: Mapping | None, max_attempts: int) -> str:
+        send = partial(self._connection.post, "/chat/completions")
+        read = partial(read_chat, with_calls="tools" in body)
         name = None if schema is None else content_key(schema=schema)
         if name is None or not self._refused_schemas.isdisjoint({name, _SIMPLEST}):
-            return await send(body, read_chat, max_attempts)
+            return await send(body, read, max_attempts)
         try:
-            return await send(body | {"response_format": response_format(schema)}, read_chat, max_attempts)
+            return await send(body | {"response_format": response_format(schema)}, read, max_attempts)
         except ChatError as error:
             if error.kind is not ChatErrorKind.BAD_REQUEST:
                 raise
             refusal = str(error)
         # Was it the schema? Only the same request without it can tell; a refusal of that one is about the rest.
-        reply = await send(body, read_chat, max_attempts)
+        reply = await send(body, read, max_attempts)
         if name not in self._refused_schemas:
             self._refused_schemas.add(name)
             what = "JSON schemas" if name == _SIMPLEST else "one of the JSON schemas"
             _log.warning("%s refuses %s; asking without, and answers may not parse: %s", self._role, what, refusal)
         return reply
 
-    def _body(self, messages: Sequence[Message]) -> dict[str, Any]:
+    def _body(self, messages: Sequence[Message], tools: Sequence[Mapping] = ()) -> dict[str, Any]:
         endpoint = self._endpoint
         settings = {"temperature": endpoint.temperature, "top_p": endpoint.top_p, "seed": endpoint.seed}
         given = {name: value for name, value in settings.items() if value is not None}
-        required = {"model": endpoint.name, "messages": list(messages), endpoint.tokens_field: endpoint.max_tokens}
+        said = list(messages)
+        if tools:
+            given["tools"] = list(tools)
+        if tools and endpoint.provider is Provider.VLLM:  # its template writes them, and calls stay text as in training
+            given["tool_choice"] = "none"
+        elif tools:  # no result without a call that the server numbered
+            said = [_of_user(each) if each["role"] == "tool" else each for each in said]
+        required = {"model": endpoint.name, "messages": said, endpoint.tokens_field: endpoint.max_tokens}
         return required | given | endpoint.extra_body
+
+
+def _of_user(result: Message) -> Message:
+    return {"role": "user", "content": f"<tool_response>\n{result['content']}\n</tool_response>"}

@@ -21,8 +21,11 @@ class _Embeddings(msgspec.Struct):
     data: list[_Embedding]
 
 
-def read_chat(payload: object) -> str:
-    """Return the text of a chat completion. Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT."""
+def read_chat(payload: object, with_calls: bool = False) -> str:
+    """Return the text of a chat completion, and with it the calls of tools where those were offered.
+
+    Raises ChatError: BAD_RESPONSE, TRUNCATED, DECLINED or NO_TEXT.
+    """
     match payload:
         case {"choices": [{"message": {} as message, **choice}, *_]}:
             content, finish = message.get("content"), choice.get("finish_reason")
@@ -37,6 +40,8 @@ def read_chat(payload: object) -> str:
         content = "".join(part["text"] for part in content if _is_text_part(part))
     if content is not None and not isinstance(content, str):
         raise _bad(payload, "the answer is no text")
+    if with_calls:
+        content = _with_calls(content, message.get("tool_calls"), payload)
     if content is None or not content.strip():
         problem = "the model answered without a text"
         if message.get("reasoning_content") or message.get("reasoning"):
@@ -46,6 +51,23 @@ def read_chat(payload: object) -> str:
     if not is_text(content):
         raise ChatError(ChatErrorKind.NO_TEXT, f"the answer {HALF_CHARACTER}: {content[:200]!r}")
     return content
+
+
+def _with_calls(content: str | None, calls: object, payload: object) -> str | None:
+    """Return what was said with the calls of tools that a server names apart from it, as models write them."""
+    if not calls:
+        return content
+    said = [] if content is None or not content.strip() else [content]
+    for call in calls if isinstance(calls, list) else [calls]:
+        match call:
+            case {"function": {"name": str(name), "arguments": str(arguments)}}:
+                # JSON's own spelling, so that a tag inside an argument ends no call
+                for tag in ("<tool_call>", "</tool_call>"):
+                    arguments = arguments.replace(tag, f"\\u003c{tag[1:]}")
+                said.append(f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n</tool_call>')
+            case _:
+                raise _bad(payload, "the answer calls a tool without a name and arguments as text")
+    return "\n".join(said)
 
 
 def _is_text_part(part: object) -> bool:

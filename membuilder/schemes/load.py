@@ -1,25 +1,61 @@
-"""The scheme that a config or a command names."""
+"""The scheme that a config or a command names, with the settings that belong to it."""
 
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Protocol
 
 from membuilder.errors import ConfigError
 from membuilder.plugins import check_arguments, load_function
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
-from membuilder.schemes.scheme import Scheme
+from membuilder.schemes.memalpha.config import MemAlphaConfig
+from membuilder.schemes.memalpha.scheme import MemAlpha
+from membuilder.schemes.scheme import CountTokens, Scheme
 
-FOUR_AGENTS = "four_agents"
+FOUR_AGENTS, MEMALPHA = "four_agents", "memalpha"
+BUILT_IN = (FOUR_AGENTS, MEMALPHA)
+READ_BY_ALL = {"chat_template_kwargs"}
+"""Keys of `prompts` that are about the model and not about the four agents' prompts."""
 ROLE_NAME = re.compile(r"[a-z][a-z_]*")
 
 
-def load_scheme(name: str, prompts: PromptConfig) -> Scheme:
-    """Return `four_agents` or the scheme in a folder. Raises ConfigError for no scheme and for ill-named roles."""
+class NamesScheme(Protocol):
+    """The keys of a configuration that say how memory is written."""
+
+    scheme: str
+    prompts: PromptConfig
+    memalpha: MemAlphaConfig | None
+
+
+def scheme_of(config: NamesScheme, count_tokens: CountTokens | None = None) -> Scheme:
+    """Return the scheme that a configuration names, as `load_scheme` does."""
+    return load_scheme(config.scheme, config.prompts, config.memalpha, count_tokens)
+
+
+def load_scheme(
+    name: str,
+    prompts: PromptConfig,
+    memalpha: MemAlphaConfig | None = None,
+    count_tokens: CountTokens | None = None,
+) -> Scheme:
+    """Return `four_agents`, `memalpha` or the scheme in a folder. `count_tokens`: as the model in training counts.
+
+    Raises ConfigError for no scheme, for ill-named roles, and for settings that the scheme named never reads.
+    """
+    if name == MEMALPHA:
+        _refuse_prompts(prompts)
+        settings = memalpha or MemAlphaConfig()
+        return MemAlpha(settings, count_tokens if settings.tokenizer is None else None)
+    if memalpha is not None:
+        named = ", ".join(f"memalpha.{key}" for key in _changed(memalpha, MemAlphaConfig())) or "memalpha"
+        raise ConfigError(f"{named} without effect under scheme={name}: set scheme={MEMALPHA} or memalpha=null")
     if name == FOUR_AGENTS:
         return FourAgents(prompts)
     if not (Path(name) / "scheme.py").is_file():
-        raise ConfigError(f"scheme: '{name}' is neither {FOUR_AGENTS} nor a folder with a scheme.py in it")
+        known = ", ".join(BUILT_IN)
+        raise ConfigError(f"scheme: '{name}' is none of {known}, and no folder with a scheme.py in it")
     scheme = load_function(f"{name}/scheme.py:make_scheme", "prompts")(prompts)
     _check_members(name, scheme)
     if not scheme.roles or len(set(scheme.roles)) < len(scheme.roles):
@@ -28,6 +64,26 @@ def load_scheme(name: str, prompts: PromptConfig) -> Scheme:
         if not ROLE_NAME.fullmatch(role):
             raise ConfigError(f"scheme '{name}': role {role!r} must be lower-case letters and _")
     return scheme
+
+
+def _refuse_prompts(prompts: PromptConfig) -> None:
+    """Raise ConfigError, naming them, where settings of the four agents' prompts are given to a scheme without them."""
+    changed = [key for key in _changed(prompts, PromptConfig()) if key not in READ_BY_ALL]
+    if changed:
+        named = ", ".join(f"prompts.{key}" for key in changed)
+        back = " ".join(f"prompts.{key}={_written(getattr(PromptConfig(), key))}" for key in changed)
+        raise ConfigError(
+            f"{named} without effect under scheme={MEMALPHA}, whose own keys are memalpha.*; leave it out or set {back}"
+        )
+
+
+def _changed(section: object, default: object) -> list[str]:
+    return [each.name for each in fields(default) if getattr(section, each.name) != getattr(default, each.name)]
+
+
+def _written(value: object) -> str:
+    """Write a value as an override of the command line does."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_members(name: str, scheme: object) -> None:

@@ -8,11 +8,15 @@ A scheme asks one model in several roles about each session of a dialogue. Per s
     result = scheme.apply(session, bank, updates, shown)            the bank after the session
     found = scheme.find(bank, questions, embedder, k)               what the answerer of a question gets
 
-`four_agents` is built in. A scheme of your own is a folder with two files: `scheme.py`, whose `make_scheme(prompts)`
-returns an object with the members below, and `reward.py`, whose `score` turns measured parts into rewards
-(reward/score.py).
+A role may go on with the same session (`TakesTurns`): where `result.more` holds messages for it, it reads them behind
+its own answer, and its next answer is parsed and applied to `result.bank`.
+
+`four_agents` and `memalpha` are built in. A scheme of your own is a folder with two files: `scheme.py`, whose
+`make_scheme(prompts)` returns an object with the members below, and `reward.py`, whose `score` turns measured parts
+into rewards (reward/score.py). docs/schemes.md holds a whole one.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,6 +28,8 @@ from membuilder.types import AgentUpdate, Bank, Dialogue, Entry, Failure, Sessio
 
 Shown = dict[str, tuple[Entry, ...]]
 """Role -> the entries it sees beside a session, in the order it sees them."""
+CountTokens = Callable[[Sequence[str]], int]
+"""Counts the tokens of texts."""
 Message = dict[str, str]
 """A message of a chat: its `role` (system, user, assistant, tool) and its `content`."""
 Propose = Callable[[Session, Bank, Shown], Mapping[str, AgentUpdate]]
@@ -37,6 +43,19 @@ class Prompt:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     """Functions it may call, as JSON schemas that the tokenizer's chat template writes into the prompt."""
+
+
+def messages_of(prompt: str | Prompt) -> list[Message]:
+    """Return the messages of a prompt; a text is one user message."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(map(dict, prompt.messages))
+
+
+def text_of(prompt: str | Prompt) -> str:
+    """Return all that a prompt says as one text: of messages and tools what they say, without a chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    tools = [json.dumps(tool, ensure_ascii=False) for tool in prompt.tools]
+    return "\n".join([*tools, *(each["content"] for each in prompt.messages)])
 
 
 class CallOutcome(StrEnum):
@@ -90,7 +109,7 @@ class Scheme(Protocol):
     """How a model writes memory. Every method is a pure function of its arguments."""
 
     name: str
-    """As in the config: `four_agents`, or the folder of a scheme of your own."""
+    """As in the config where it is built in, else a name of its own, for messages."""
     roles: tuple[str, ...]
     """Names of the roles, in the order in which their updates are applied; lower-case letters and `_`."""
     expert: Propose | None
@@ -100,7 +119,10 @@ class Scheme(Protocol):
         """Choose the entries each role sees beside the session."""
 
     def ask(self, role: str, session: Session, bank: Bank, shown: Shown) -> str | Prompt:
-        """Write the prompt of a role; a text is one user message. Roles whose prompts begin alike share that part's computation."""
+        """Write the prompt of a role; a text is one user message.
+
+        Roles whose prompts begin alike share the computation of that part.
+        """
 
     def schema(self, role: str, session: Session) -> dict[str, Any]:
         """Return the JSON schema of a role's answer, for endpoints that can hold a model to one."""
@@ -130,6 +152,28 @@ class SplitsAnswers(Protocol):
 
     def split(self, role: str, text: str) -> list[str]:
         """Return an answer as answers of one operation each, in their order; `parse` reads every one alone."""
+
+
+@runtime_checkable
+class TakesTurns(Protocol):
+    """A scheme may have this too: then a role for which `SessionResult.more` has messages answers once more.
+
+    `shown` stays what the first prompt showed; `bank` is the one after the answer before.
+    """
+
+    max_turns: int
+    """Most answers of a role to one session, from 1."""
+
+
+@runtime_checkable
+class ReadsCutAnswers(Protocol):
+    """A scheme may have this too: then what stands whole in an answer that was cut at `max_tokens` still counts.
+
+    Without it such an answer fails as a whole.
+    """
+
+    def parse_cut(self, role: str, text: str, session: Session) -> AgentUpdate:
+        """Read an answer without its end; no operation, where none is whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,11 +13,12 @@ from membuilder.datasets.splits import split_ids
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
+from membuilder.evaluation.source_metrics import source_of
 from membuilder.generate.dialogue import generate
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
 from membuilder.schemes.load import FOUR_AGENTS
-from membuilder.schemes.scheme import Scheme, Step, build
+from membuilder.schemes.scheme import Scheme, Step, build, text_of
 from membuilder.types import Dialogue, Question
 from trainer.configs import DataConfig
 from trainer.data.test_ids import refuse_test_ids, refuse_trained_on
@@ -87,7 +88,7 @@ def apart(dialogues: list[Item], number: int) -> tuple[list[Item], list[Item]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertBuild:
-    """What the expert did with one dialogue: one step a session."""
+    """What the expert did with one dialogue: one step a session, none where the scheme has no expert."""
 
     dialogue: Dialogue
     steps: tuple[Step, ...]
@@ -108,9 +109,16 @@ def sft_builds(builds: Corpus[ExpertBuild], config: DataConfig) -> list[ExpertBu
     return builds.train * (1 if config.path is None else config.repeat) + builds.extra
 
 
-def build_corpus(config: DataConfig, embedder: TextEmbedder, scheme: Scheme, *sides: str) -> Corpus[ExpertBuild]:
-    """Return what the scheme's offline expert makes of some sides of the corpus that `load_corpus` gives."""
+def build_corpus(
+    config: DataConfig, embedder: TextEmbedder, scheme: Scheme, *sides: str, is_needed: bool = True
+) -> Corpus[ExpertBuild]:
+    """Return what the scheme's offline expert makes of some sides of the corpus that `load_corpus` gives.
+
+    Where no expert `is_needed`, a scheme may lack one: the dialogues then stand alone.
+    """
     corpus = load_corpus(config)
+    if scheme.expert is None and not is_needed:
+        return Corpus(**{side: [ExpertBuild(dialogue=d, steps=()) for d in getattr(corpus, side)] for side in sides})
     return Corpus(**{side: expert_builds(getattr(corpus, side), embedder, scheme, SIDES[side]) for side in sides})
 
 
@@ -122,7 +130,7 @@ def expert_builds(
     if propose is None:
         raise ConfigError(
             f"scheme '{scheme.name}' has no offline expert, which SFT imitates and RL starts sessions from: give "
-            "data.prepared"
+            "data.prepared, or in RL dense=false, which needs none"
         )
     label = f"rules build the {name} banks"
     bar = progress(dialogues, label=label, unit="dialogue", enabled=bool(dialogues))
@@ -141,10 +149,16 @@ def warn_of_lost_text(builds: Corpus[ExpertBuild], scheme: Scheme, embedder: Emb
         _log.warning(problem, embedder.num_cut)
 
 
+def sources_of(builds: Sequence[ExpertBuild]) -> dict[str, str]:
+    """Return where each dialogue comes from, by its id; one that is a source of its own is left out."""
+    found = {build.dialogue.id: source_of(build.dialogue) for build in builds}
+    return {name: source for name, source in found.items() if source != name}
+
+
 def training_text(builds: Sequence[ExpertBuild], scheme: Scheme) -> list[str]:
     """Return every prompt of the expert's builds: what a tiny run's tokenizer is trained on."""
     return [
-        scheme.ask(role, step.session, step.bank_before, step.shown)
+        text_of(scheme.ask(role, step.session, step.bank_before, step.shown))
         for expert in builds
         for step in expert.steps
         for role in scheme.roles

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.datasets.splits import split_ids
 from membuilder.errors import ConfigError, DataError
-from membuilder.schemes.scheme import Scheme, Step
+from membuilder.schemes.scheme import Scheme, Step, text_of
 from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
 from membuilder.types import AgentUpdate, Dialogue
 from trainer.batching.packing import Node, TrainSequence
@@ -65,7 +65,7 @@ def read_builds(config: DataConfig, scheme: Scheme) -> list[ExpertBuild]:
 def _warn_of_other_prompts(path: str, pairs: Iterable[tuple[RLRecord, Step]], scheme: Scheme) -> None:
     """Log where the run asks otherwise than the expert was asked, and so otherwise than SFT on its answers taught."""
     is_other = [
-        call.prompt != scheme.ask(call.agent, step.session, step.bank_before, step.shown)
+        call.prompt != text_of(scheme.ask(call.agent, step.session, step.bank_before, step.shown))
         for record, step in pairs
         for call in record.calls
     ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
-from membuilder.schemes.scheme import Scheme, Step
+from membuilder.schemes.scheme import Prompt, Scheme, Step
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence, sequences_of
 from trainer.data.corpus import ExpertBuild
@@ -66,7 +66,7 @@ def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainSequence:
+def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str | Prompt, completion: str) -> TrainSequence:
     """Return a prompt and a completion to imitate, as token ids."""
     return TrainSequence(
         prompt_token_ids=tuple(encode_prompt(tokenizer, prompt)),

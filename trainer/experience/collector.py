@@ -1,10 +1,10 @@
 """The experience of one step: sessions are sampled, applied to the bank, asked about and scored.
 
-Rewards are dense (right after each session) or sparse (at the dialogue's end).
+Rewards are dense (right after each session) or given to whole episodes (at the dialogue's end).
 """
 
 import math
-import random
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +21,24 @@ from reward.judges import Judge
 from reward.length import expert_lengths
 from reward.llm_judge import LLMJudge
 from reward.qa import QAResult
-from reward.rollouts import ScoredGroup, choose_questions, dated, score_group
+from reward.rollouts import (
+    Episode,
+    ScoredGroup,
+    choose_questions,
+    chunk_questions,
+    dated,
+    episode_questions,
+    score_episodes,
+    score_group,
+)
 from reward.score import POLICY, Formula, RewardConfig
-from rollout.sampler import Task, grouped, make_task, sample_groups, sample_rollouts
+from reward.validity import Validity, ValidityModel, make_validity
+from rollout.sampler import grouped, make_task, sample_groups, sample_rollouts
+from rollout.turns import Task
 from rollout.types import Engine, Group, SamplingConfig
 from trainer.data.corpus import ExpertBuild
 from trainer.distributed.process_group import World
+from trainer.experience.episode_stream import EpisodeStream
 from trainer.experience.session_stream import SessionStream
 
 
@@ -44,6 +56,8 @@ class Collector:
     reward: RewardConfig
     num_rollouts: int
     count_tokens: Callable[[Sequence[str]], int]
+    validity: Validity = make_validity(RewardConfig())
+    """Judges what calls stored in an episode."""
     world: World = World()
     """The processes that sessions are dealt to; every one gets all results."""
     write_answers: WriteAnswers | None = None
@@ -103,39 +117,66 @@ class Collector:
             return math.inf if written else 1.0
         return written / expert
 
-    def sparse(
-        self, builds: Sequence[ExpertBuild], num_dialogues: int, length_weight: float, seed: int
-    ) -> list[ScoredGroup]:
-        """Take G rollouts of whole dialogues, each with its own bank; every session gets the reward of the end."""
-        if num_dialogues > len(builds):
-            raise ConfigError(
-                f"dense=false takes whole dialogues, and sessions_per_step makes that {num_dialogues} a step, but "
-                f"there are {len(builds)} to train on: lower sessions_per_step or give more of them (data.num_train)"
-            )
-        chosen = random.Random(seed).sample(list(builds), num_dialogues)
-        mine = self.world.shard([len(build.steps) for build in chosen])
-        sampled = [self._dialogue(chosen[k], seed + k) for k in mine]
+    def episodes(self, stream: EpisodeStream, length_weight: float, seed: int) -> list[ScoredGroup]:
+        """Take G rollouts of whole dialogues, each with its own bank; every session gets the reward of the end.
+
+        All dialogues of this process advance side by side: the sessions at one place are one call of the engine.
+        """
+        builds, mine = stream.builds(), self.world.shard(stream.costs())
+        builds = [builds[number] for number in mine]
+        walked = self._walk([build.dialogue for build in builds], seed)
         # all banks in one call, because the answers of a reference cost the engine's weights twice a call
-        asked = [final_questions(chosen[k].dialogue) for k in mine]
-        answers = self.answer([(bank, own) for own, (banks, _) in zip(asked, sampled, strict=True) for bank in banks])
-        scored = []
-        for number, (k, (_, groups)) in enumerate(zip(mine, sampled, strict=True)):
-            own = answers[number * self.num_rollouts : (number + 1) * self.num_rollouts]
-            pairs = zip(groups, self._expert_tokens(chosen[k]), strict=True)
-            scored.append([self._score(*pair, own, length_weight) for pair in pairs])
+        tasks = [
+            (rollout.bank, asked)
+            for build, groups in zip(builds, walked, strict=True)
+            for group, asked in self._asked(build.dialogue, groups, str(seed))
+            for rollout in group.rollouts
+        ]
+        answers = iter(self.answer(tasks))
+        episodes = []
+        for build, groups in zip(builds, walked, strict=True):
+            *of_chunks, at_the_end = [
+                [next(answers) for _ in group.rollouts] for group, _ in self._asked(build.dialogue, groups, str(seed))
+            ]
+            lengths = self._expert_tokens(build)
+            episodes.append(
+                Episode(
+                    dialogue=build.dialogue,
+                    groups=groups,
+                    answers=at_the_end,
+                    expert_tokens=lengths,
+                    chunk_answers=of_chunks,
+                )
+            )
+        reward = replace(self.reward, length_weight=length_weight)
+        scored = score_episodes(episodes, self.count_tokens, self.formula, reward, self.validity)
         return [group for groups in self.world.gather_in_order(mine, scored) for group in groups]
 
-    def _dialogue(self, build: ExpertBuild, seed: int) -> tuple[list[Bank], list[Group]]:
-        """Return the banks at the dialogue's end, and the group of each of its sessions."""
-        banks, groups = [Bank()] * self.num_rollouts, []
-        for step in build.steps:
-            session = step.session
-            tasks = [make_task(build.dialogue.id, session, bank, self.scheme, self.embedder) for bank in banks]
-            sampled = self.sample(tasks, self.sampling, 1, seed * 1000 + session.index)
-            rollouts = tuple(group.rollouts[0] for group in sampled)
-            groups.append(Group(id=tasks[0].id, dialogue_id=build.dialogue.id, session=session, rollouts=rollouts))
-            banks = [rollout.bank for rollout in rollouts]
-        return banks, groups
+    def _asked(self, dialogue: Dialogue, groups: Sequence[Group], seed: str) -> list[tuple[Group, list[Question]]]:
+        """Return whose banks are asked what: of each session about itself, if that is asked; last those at the end."""
+        at_the_end = (groups[-1], episode_questions(dialogue, self.reward, seed))
+        if not self.reward.chunk_questions:
+            return [at_the_end]
+        return [*zip(groups, chunk_questions(dialogue, self.reward, seed), strict=True), at_the_end]
+
+    def _walk(self, dialogues: Sequence[Dialogue], seed: int) -> list[list[Group]]:
+        """Return the group of each session of each dialogue."""
+        banks = [[Bank()] * self.num_rollouts for _ in dialogues]
+        groups: list[list[Group]] = [[] for _ in dialogues]
+        for index in range(max((len(dialogue.sessions) for dialogue in dialogues), default=0)):
+            going = [number for number, dialogue in enumerate(dialogues) if index < len(dialogue.sessions)]
+            tasks = [
+                make_task(dialogues[number].id, dialogues[number].sessions[index], bank, self.scheme, self.embedder)
+                for number in going
+                for bank in banks[number]
+            ]
+            sampled = iter(self.sample(tasks, self.sampling, 1, zlib.crc32(f"{seed} session {index}".encode())))
+            for number in going:
+                first, *others = (next(sampled) for _ in range(self.num_rollouts))
+                rollouts = tuple(group.rollouts[0] for group in (first, *others))
+                groups[number].append(replace(first, rollouts=rollouts))
+                banks[number] = [rollout.bank for rollout in rollouts]
+        return groups
 
     def _score(
         self, group: Group, expert_tokens: dict[str, float], answers: Sequence[QAResult], length_weight: float
@@ -144,7 +185,9 @@ class Collector:
         return score_group(group, answers, expert_tokens, self.count_tokens, self.formula, reward)
 
     def _expert_tokens(self, build: ExpertBuild) -> list[dict[str, float]]:
-        """Return what the length penalty compares with, of each session and role."""
+        """Return what the length penalty compares with, of each session and role; nothing where no expert built it."""
+        if not build.steps:
+            return [{} for _ in build.dialogue.sessions]
         return expert_lengths(build.tokens_written(self.count_tokens), self.reward.length.scope)
 
     def sample(self, tasks: Sequence[Task], sampling: SamplingConfig, num_rollouts: int, seed: int) -> list[Group]:
@@ -164,16 +207,10 @@ class Collector:
         return self.scheme, self.embedder, self.judge, reward.top_k, reward.limits, self.write_answers
 
     def judge_metrics(self) -> dict[str, float]:
-        """Return what the calls of `judge: llm` came to since it was last asked, over all processes."""
-        if not isinstance(self.judge, LLMJudge):
-            return {}
+        """Return what the calls of models that judge came to since it was last asked, over all processes."""
         sums: Counter[str] = Counter()
-        for of_process in self.world.gather(self.judge.metrics()):
-            sums.update(of_process)
+        for model in (self.judge, self.validity):
+            if isinstance(model, LLMJudge | ValidityModel):
+                for of_process in self.world.gather(model.metrics()):
+                    sums.update(of_process)
         return dict(sums)
-
-
-def final_questions(dialogue: Dialogue) -> list[Question]:
-    """Return what is asked about a whole dialogue: what has an answer and evidence, after its last session."""
-    questions = [each for each in dialogue.questions if each.answerable and each.evidence]
-    return dated(questions, dialogue.sessions[-1].timestamp)

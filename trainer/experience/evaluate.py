@@ -1,7 +1,7 @@
 """Held-out evaluation: every system that builds memory gets the same questions and the same retrieval."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from membuilder.bank.retrieve import Retrieval
@@ -9,9 +9,10 @@ from membuilder.building.baselines import longest_turns, random_turns, store_all
 from membuilder.evaluation.recall import recall
 from membuilder.progress import progress
 from membuilder.types import Bank, Dialogue, Question, Turn
+from reward.rollouts import episode_questions
 from rollout.sampler import make_task
 from trainer.data.corpus import ExpertBuild
-from trainer.experience.collector import Collector, final_questions
+from trainer.experience.collector import Collector
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,8 +34,9 @@ class SystemResult:
     accuracy: float | None
     """Mean verdict of the judge on a question (`evidence`: 1 or 0; `coverage`: the share of the answer that was found);
     None if none could be judged."""
-    recall_at_10: float
-    """Mean share of a question's evidence turns that stand in the core or the ten retrieved entries."""
+    recall_at_10: float | None
+    """Mean share of a question's evidence turns that stand in the core or the ten retrieved entries; None if no
+    question names any."""
     memory_tokens: float
     """Mean tokens of a dialogue's final bank, of memory text only."""
     format_valid: float | None
@@ -88,13 +90,16 @@ class DialogueScores:
 
 
 def tally(dialogues: Sequence[Dialogue], built: Sequence[BuiltBank], collector: Collector) -> list[DialogueScores]:
-    """Put every answerable question with evidence to the final banks."""
-    questions = [final_questions(dialogue) for dialogue in dialogues]
+    """Put to the final banks every question that an episode would be asked at its end."""
+    whole = replace(collector.reward, question_share=1.0)
+    questions = [episode_questions(dialogue, whole, "") for dialogue in dialogues]
     answers = collector.answer([(each.bank, asked) for each, asked in zip(built, questions, strict=True)])
     return [
         DialogueScores(
             verdicts=[verdict.correct for verdict in answer.verdicts],
-            recalls=[_recall(*pair, each.bank) for pair in zip(asked, answer.retrievals, strict=True)],
+            recalls=[
+                _recall(q, found, each.bank) for q, found in zip(asked, answer.retrievals, strict=True) if q.evidence
+            ],
             memory_tokens=collector.count_tokens(each.bank.memory_text()),
             built=each,
         )
@@ -111,10 +116,10 @@ def summarize(scores: Sequence[DialogueScores]) -> SystemResult:
     num_too_long = sum(each.built.num_too_long for each in scores)
     return SystemResult(
         accuracy=sum(judged) / len(judged) if judged else None,
-        recall_at_10=sum(recalls) / len(recalls),
+        recall_at_10=sum(recalls) / len(recalls) if recalls else None,
         memory_tokens=sum(each.memory_tokens for each in scores) / len(scores),
         format_valid=sum(each.built.num_valid for each in scores) / num_outputs if num_outputs else None,
-        questions=len(recalls),
+        questions=len(verdicts),
         prompt_too_long=num_too_long / (num_outputs + num_too_long),
         verdicts=verdicts,
     )
@@ -162,7 +167,7 @@ def _judge(
     held_out: Sequence[ExpertBuild], make: Callable[[Sequence[ExpertBuild]], list[BuiltBank]], collector: Collector
 ) -> SystemResult:
     """Each process builds and judges its share of the dialogues; all get the result over all."""
-    mine = collector.world.shard([len(build.steps) for build in held_out])
+    mine = collector.world.shard([len(build.dialogue.sessions) for build in held_out])
     builds = [held_out[index] for index in mine]
     scores = tally([build.dialogue for build in builds], make(builds), collector)
     return summarize(collector.world.gather_in_order(mine, scores))

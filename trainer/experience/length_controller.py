@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from membuilder.errors import ConfigError
 from trainer.configs import States
 from trainer.data.corpus import ExpertBuild
 from trainer.experience.collector import Collector
@@ -31,9 +32,16 @@ class LengthController:
 
     def __init__(self, config: RLConfig, builds: Sequence[ExpertBuild], collector: Collector) -> None:
         self._config, self._collector, self._smoothed = config, collector, None
-        self._stream = SessionStream(
-            builds, collector.embedder, collector.scheme, config.sessions_per_step, States.EXPERT, config.seed
-        )
+        self._stream = None
+        if all(build.steps for build in builds):
+            self._stream = SessionStream(
+                builds, collector.embedder, collector.scheme, config.sessions_per_step, States.EXPERT, config.seed
+            )
+        elif config.length_target is not None:
+            raise ConfigError(
+                f"length_target: scheme '{collector.scheme.name}' has no offline expert whose lengths it could be a "
+                "share of; set length_target=null"
+            )
 
     def weight(self) -> tuple[float, dict[str, float]]:
         """Return the length weight of the step that is sampled next, and what to log about it."""
@@ -51,13 +59,16 @@ class LengthController:
     def advance(self, measured: Mapping[str, float]) -> None:
         """Remember what `weight` measured (it may come from the journal), and move on to other sessions."""
         self._smoothed = measured.get(SMOOTHED, self._smoothed)
-        self._stream.skip()
+        if self._stream is not None:
+            self._stream.skip()
 
     def state(self) -> LengthState:
         """Return what a checkpoint keeps."""
-        return LengthState(stream=self._stream.state, memory_ratio=self._smoothed)
+        stream = StreamState(taken=0, slots=()) if self._stream is None else self._stream.state
+        return LengthState(stream=stream, memory_ratio=self._smoothed)
 
     def load(self, state: LengthState) -> None:
         """Go on from where a controller of the same builds and seed stood."""
-        self._stream.load_state(state.stream)
+        if self._stream is not None:
+            self._stream.load_state(state.stream)
         self._smoothed = state.memory_ratio

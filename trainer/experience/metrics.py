@@ -1,11 +1,12 @@
 """The metrics of a step, by role, under the names that users of TRL and veRL know."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
+from types import MappingProxyType
 
 from membuilder.errors import ConfigError, RewardError
-from reward.rollouts import ScoredGroup
+from reward.rollouts import ScoredGroup, means_by_source
 from reward.score import RewardStatus
 from rollout.types import Completion, Sample
 from trainer.experience.training_batch import Batch
@@ -39,9 +40,15 @@ def missing_causes(scored: Sequence[ScoredGroup]) -> dict[str, int]:
 
 
 def rollout_metrics(
-    scored: Sequence[ScoredGroup], batch: Batch, count_tokens: Callable[[Sequence[str]], int]
+    scored: Sequence[ScoredGroup],
+    batch: Batch,
+    count_tokens: Callable[[Sequence[str]], int],
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Return means over the step's rollouts; a mean over nothing is left out."""
+    """Return means over the step's rollouts; a mean over nothing is left out.
+
+    `sources`: where dialogues come from, by their ids; the parts of rewards are logged for each source too.
+    """
     scores = [score for group in scored for score in group.scores]
     rollouts = [rollout for group in scored for rollout in group.rollouts]
     samples = [sample for rollout in rollouts for sample in rollout.samples.values()]
@@ -75,7 +82,8 @@ def rollout_metrics(
             f"completions/{role}/mean_length": _mean(len(completion.token_ids) for completion in completions),
             f"completions/{role}/clipped_ratio": _mean(not completion.finished for completion in completions),
         }
-    return {name: value for name, value in metrics.items() if value is not None}
+    by_source = means_by_source([group for group in scored if group.dialogue_id in sources], sources)
+    return {name: value for name, value in metrics.items() if value is not None} | by_source
 
 
 def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_per_role: int) -> list[dict]:
@@ -90,12 +98,16 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
             row |= {"failure": failure.detail if failure else None, "reward": score.reward[role], "qa": score.qa}
             row |= {part: values[role] for part, values in score.parts.items()}
             row |= {"weight": score.weights[role], "advantage": advantages[role][0]}
+            if sample.calls:
+                row["calls"] = [{"name": call.name, "outcome": call.outcome.value} for call in sample.calls]
+            if sample.later:
+                row["later_completions"] = [turn.text for turn in sample.later]
             rows.append(row | {"weight_version": None if completion is None else completion.weight_version})
     return rows
 
 
 def _completions(samples: Iterable[Sample]) -> list[Completion]:
-    return [sample.completion for sample in samples if sample.completion is not None]
+    return [completion for sample in samples for _, completion in sample.turns()]
 
 
 def _mean(values: Iterable[float | None], mean: Callable[[list[float]], float] = fmean) -> float | None:

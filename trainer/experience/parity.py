@@ -13,13 +13,13 @@ from dataclasses import replace
 import torch
 
 from membuilder.errors import ParityError
-from rollout.sampler import Task
+from rollout.turns import Task
 from rollout.types import SamplingConfig
 from trainer.batching.packing import Node, TrainSequence, as_run, build_tree, dense_tree, micro_batches, pack_on
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
 from trainer.experience.sample_checks import check_prompts
-from trainer.experience.training_batch import sampled_sequence
+from trainer.experience.training_batch import sampled_sequences
 from trainer.model.policy import shares_prompts
 from trainer.rl_config import RLConfig
 
@@ -52,7 +52,7 @@ def sample_sequences(collector: Collector, tasks: list[Task], temperature: float
     found = []
     for group in groups:
         samples = [sample for rollout in group.rollouts for sample in rollout.samples.values()]
-        found.append([sampled_sequence(sample) for sample in samples if sample.completion is not None])
+        found.append([each for s in samples if s.completion is not None for each in sampled_sequences(s)])
     return [sequences for sequences in found if sequences]
 
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ParityError
-from membuilder.schemes.scheme import Scheme
+from membuilder.schemes.scheme import Scheme, text_of
 from membuilder.text import on_one_line
 from membuilder.types import Session
-from rollout.sampler import Task
 from rollout.tokens import encode_prompt
+from rollout.turns import Task
 from rollout.types import Group
 
 PROMPT_TEXT, ROLES, WEIGHT_VERSION = "prompt_text", "roles", "weight_version"
@@ -37,14 +37,14 @@ def check_prompts(
     """Raise ParityError where a sample's prompt lacks the text of its session, or is not its own role's."""
     for task, group in zip(tasks, groups, strict=True):
         asked = {role: scheme.ask(role, task.session, task.bank, task.shown) for role in scheme.roles}
-        expected = {role: tuple(encode_prompt(tokenizer, text)) for role, text in asked.items()}
+        expected = {role: tuple(encode_prompt(tokenizer, prompt)) for role, prompt in asked.items()}
         for role, sample in ((r, s) for rollout in group.rollouts for r, s in rollout.samples.items()):
             if sample.prompt_token_ids != expected[role]:
                 found = [other for other, ids in expected.items() if ids == sample.prompt_token_ids]
                 whose = f"the prompt of role {found[0]}" if found else "no prompt of this session"
                 raise ParityError(ROLES, f"{task.id}: the completion of role {role} was sampled from {whose}")
         for role, ids in expected.items():
-            empty = scheme.ask(role, replace(task.session, turns=()), task.bank, task.shown)
+            empty = text_of(scheme.ask(role, replace(task.session, turns=()), task.bank, task.shown))
             words = [word for word in session_words(task.session) if word not in empty.casefold()]
             _check_kept(words, tokenizer.decode(ids), f"{task.id}: the session in the prompt of role {role}")
 
@@ -52,7 +52,7 @@ def check_prompts(
 def check_versions(groups: Sequence[Group], version: int) -> None:
     """Raise ParityError where a completion was not sampled with the weights of `version`, which are the policy's."""
     samples = [sample for group in groups for rollout in group.rollouts for sample in rollout.samples.values()]
-    stale = {s.completion.weight_version for s in samples if s.completion is not None} - {version}
+    stale = {completion.weight_version for sample in samples for _, completion in sample.turns()} - {version}
     if stale:
         raise ParityError(
             WEIGHT_VERSION,

@@ -13,7 +13,8 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank
 from reward.rollouts import ScoredGroup
-from rollout.sampler import Task, make_task
+from rollout.sampler import make_task
+from rollout.turns import Task
 from trainer.configs import States
 from trainer.data.corpus import ExpertBuild
 
@@ -82,6 +83,10 @@ class SessionStream:
                 build.dialogue.id, build.steps[session].session, self._slots[slot].bank, self._scheme, self._embedder
             )
         return self._tasks[slot]
+
+    def tasks(self, number: int) -> list[Task]:
+        """Return what is sampled in the first slots, up to so many."""
+        return [self.task(slot) for slot in range(min(number, len(self._slots)))]
 
     def costs(self) -> list[float]:
         """Estimates of what each slot's session costs to sample: the number of characters of its prompts."""

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.rollouts import ScoredGroup
+from reward.score import Baseline
 from rollout.types import Sample
-from trainer.advantages import StdScale, group_advantages
+from trainer.advantages import StdScale, compared
 from trainer.batching.packing import Share, TrainSequence, build_tree
 from trainer.losses import TokenValues
 
@@ -44,27 +45,37 @@ def _join(shares: Sequence[Share]) -> Share:
     )
 
 
-def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdScale, run_silent: bool) -> Batch:
+def make_batch(
+    scored: Sequence[ScoredGroup],
+    roles: Sequence[str],
+    scale: StdScale,
+    run_silent: bool,
+    baseline: Baseline = Baseline.SESSION,
+    episode_share: bool = True,
+) -> Batch:
     """Return all groups' training sequences, one prefix tree for each group, in the order of `roles` within it.
 
     Every completion that has a reward counts. With `run_silent` those of advantage 0 are run too, because the loss has
     terms beside the policy's; without it they cost no forward pass.
     """
+    # of each (session, role); sessions of another role or dialogue are other ones, also to the baselines over several
     rewards = {
         (number, role): [score.reward[role] for score in group.scores]
         for number, group in enumerate(scored)
         for role in roles
     }
-    found = dict(zip(rewards, group_advantages(list(rewards.values()), scale), strict=True))
+    owners = [(scored[number].dialogue_id, role) for number, role in rewards]
+    found = dict(zip(rewards, compared(list(rewards.values()), owners, baseline, scale, episode_share), strict=True))
     groups, advantages = [], []
     for number, group in enumerate(scored):
         by_role = {role: found[number, role] for role in roles}
         advantages.append(by_role)
         sequences = [
-            sampled_sequence(group.rollouts[k].samples[role], advantage, group.scores[k].weights[role])
+            sequence
             for role, values in by_role.items()
             for k, advantage in enumerate(values)
             if advantage is not None
+            for sequence in sampled_sequences(group.rollouts[k].samples[role], advantage, group.scores[k].weights[role])
         ]
         run = [sequence for sequence in sequences if run_silent or sequence.values.advantage[0]]
         if sequences:
@@ -79,16 +90,22 @@ def make_batch(scored: Sequence[ScoredGroup], roles: Sequence[str], scale: StdSc
     return Batch(groups=groups, advantages=advantages, zero_std_share=silent / max(1, len(rewards)))
 
 
-def sampled_sequence(sample: Sample, advantage: float = 0.0, weight: float = 0.0) -> TrainSequence:
-    """Return a sampled completion with its tokens' values; nothing is learned from it where the advantage is 0."""
+def sampled_sequences(sample: Sample, advantage: float = 0.0, weight: float = 0.0) -> list[TrainSequence]:
+    """Return each turn of a sample with its tokens' values; nothing is learned from it where the advantage is 0.
+
+    What a role was told between two turns is part of the later one's prompt: it carries no loss.
+    """
     assert sample.completion is not None, "what was not sampled has no reward"
-    num_tokens = len(sample.completion.token_ids)
-    values = TokenValues(
-        advantage=(advantage,) * num_tokens,
-        weight=(weight,) * num_tokens,
-        truncated=(float(not sample.completion.finished),) * num_tokens,
-        rollout_logprobs=sample.completion.rollout_logprobs,
-    )
-    return TrainSequence(
-        prompt_token_ids=sample.prompt_token_ids, completion_token_ids=sample.completion.token_ids, values=values
-    )
+    return [
+        TrainSequence(
+            prompt_token_ids=prompt,
+            completion_token_ids=completion.token_ids,
+            values=TokenValues(
+                advantage=(advantage,) * len(completion.token_ids),
+                weight=(weight,) * len(completion.token_ids),
+                truncated=(float(not completion.finished),) * len(completion.token_ids),
+                rollout_logprobs=completion.rollout_logprobs,
+            ),
+        )
+        for prompt, completion in sample.turns()
+    ]

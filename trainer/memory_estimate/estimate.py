@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from membuilder.errors import ConfigError
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import scheme_of
 from rollout.gguf import model_folder
 from rollout.hf_engine import TOKENS_AT_ONCE
 from trainer.configs import LoRAConfig, TrainConfig
@@ -35,7 +35,7 @@ ENGINE_WORKSPACE_BYTES = 3 * GIB  # vLLM's own activations and CUDA graphs
 
 def num_roles(config: TrainConfig) -> int:
     """Tell how many sequences an answer to one session takes."""
-    return len(load_scheme(config.scheme, config.prompts).roles)
+    return len(scheme_of(config).roles)
 
 
 def session_tokens(config: TrainConfig, prompt: int, completion: int) -> int:

@@ -1,12 +1,15 @@
 "use strict";
 // Everything a dialogue or a model wrote reaches the page through textContent only, so it is never markup.
 const data = JSON.parse(document.getElementById("data").textContent);
-const AGENTS = Object.keys(data.colours).filter(agent => agent !== "core");  // who writes entries
+const AGENTS = data.parts;  // whom entries may be of
 const PAGE = 200;
 const byId = new Map(data.entries.map(entry => [entry.id, entry]));
 const turns = new Map(data.sessions.flatMap(session => session.turns.map(turn => [turn.id, turn])));
 const replacedBy = new Map();
 for (const entry of data.entries) for (const old of entry.supersedes) replacedBy.set(old, [...(replacedBy.get(old) || []), entry.id]);
+const deleted = new Set((data.deleted || []).filter(id => !replacedBy.has(id)));
+const isOld = entry => replacedBy.has(entry.id) || deleted.has(entry.id);
+const answering = session => new Set(session.answers.map(answer => answer.agent));
 const inSession = data.sessions.map(() => []);
 for (const entry of data.entries) inSession[entry.session].push(entry);
 const state = { query: "", agents: new Set(AGENTS), current: false, session: null, entry: null, limit: PAGE };
@@ -39,7 +42,7 @@ function marked(text) {
 const words = entry => [entry.id, entry.text, ...entry.source_turns].join(" ").toLowerCase();
 const haystack = new Map(data.entries.map(entry => [entry.id, words(entry)]));
 function matches(entry) {
-  return state.agents.has(entry.agent) && !(state.current && replacedBy.has(entry.id))
+  return state.agents.has(entry.agent) && !(state.current && isOld(entry))
     && (state.session === null || entry.session === state.session)
     && state.query.toLowerCase().split(/\s+/).every(word => haystack.get(entry.id).includes(word));
 }
@@ -55,12 +58,13 @@ const list = ids => ids.flatMap((id, position) => position ? [", ", link(id)] : 
 function entryCard(entry) {
   const newer = replacedBy.get(entry.id);
   const sources = entry.source_turns.map(id => turns.get(id)).filter(Boolean);
-  return make("article", { class: `card entry ${entry.agent}${newer ? " old" : ""}${state.entry === entry.id ? " target" : ""}`, agent: entry.agent, "data-id": entry.id },
+  return make("article", { class: `card entry ${entry.agent}${isOld(entry) ? " old" : ""}${state.entry === entry.id ? " target" : ""}`, agent: entry.agent, "data-id": entry.id },
     make("p", { class: "text" }, ...marked(entry.text)),
     make("div", { class: "meta" },
       make("span", { class: "agent" }, entry.agent), make("span", { class: "number" }, entry.id),
       entry.supersedes.length ? make("span", {}, "replaces ", ...list(entry.supersedes)) : null,
-      newer ? make("span", {}, "replaced by ", ...list(newer)) : null),
+      newer ? make("span", {}, "replaced by ", ...list(newer)) : null,
+      deleted.has(entry.id) ? make("span", {}, "deleted") : null),
     sources.length ? make("details", {}, make("summary", {}, `said in ${entry.source_turns.join(", ")}`), ...sources.map(quote)) : null);
 }
 const quote = turn => make("blockquote", {}, make("b", {}, `${turn.speaker}: `), turn.text);
@@ -78,10 +82,13 @@ function coreChange(session) {
   return [...lines, ...[...after].filter(line => !before.has(line)).map(line => make("p", { class: "come" }, line))];
 }
 
+// An entry is of the role of its name; where no role has it, of the one that names the part it writes to.
+const wrote = (session, answer, entry) => entry.agent === answer.agent || !answering(session).has(entry.agent);
+
 function sessionCard(session) {
   const rows = session.answers.map(answer => {
-    const changed = answer.agent === "core" ? coreChange(session)
-      : inSession[session.number].filter(entry => entry.agent === answer.agent && matches(entry)).map(entryCard);
+    const written = inSession[session.number].filter(entry => wrote(session, answer, entry) && matches(entry)).map(entryCard);
+    const changed = answer.agent === "core" || !answering(session).has("core") ? [...coreChange(session), ...written] : written;
     return make("div", { class: "row", agent: answer.agent },
       make("span", { class: "agent" }, answer.agent), make("span", { class: "soft small number" }, `  ${answer.seconds.toFixed(2)} s`),
       answer.failure ? make("p", { class: "failed" }, make("b", {}, answer.failure.kind), `: ${answer.failure.detail}`) : null,
@@ -128,7 +135,7 @@ function header() {
   const stat = (number, text) => make("span", {}, make("b", { class: "number" }, number.toLocaleString("en")), make("span", { class: "soft" }, text));
   return make("header", { class: "head" }, make("h1", {}, `What is remembered of ${data.dialogue}`),
     make("p", { class: "soft" }, `${data.speakers.join(" and ")}, written by ${data.model}`),
-    make("div", { class: "stats" }, stat(data.entries.length, "entries"), stat(data.entries.length - replacedBy.size, "current"),
+    make("div", { class: "stats" }, stat(data.entries.length, "entries"), stat(data.entries.length - replacedBy.size - deleted.size, "current"),
       stat(data.sessions.length, "sessions"), stat(data.core.length, "characters in the core"), stat(failed, "failed answers"),
       dropped ? stat(dropped, "dropped operations") : null));
 }
