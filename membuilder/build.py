@@ -45,7 +45,7 @@ FLAGS = {
     "--parallel": ("parallel", "dialogues at once", None),
     "--max-failed": ("max_failed", "share of the answers that may have failed; default: 0.01", None),
     "--on-bad-operation": ("on_bad_operation", "an answer that holds one; default: apply the others", BAD_OPERATION),
-    "--scheme": ("scheme", "a folder with a scheme of your own; default: four_agents", None),
+    "--scheme": ("scheme", "four_agents (default), memalpha, or a folder with a scheme of your own", None),
     "--out": ("out", "NAME.db for one dialogue, else a folder", None),
 }
 """The flags of common use: flag -> the key it sets, what `--help` says of it, what it may be."""

@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_flags(parser)
     names, text = ("--expert-model", "--expert"), f"`rules` needs no API; default {EXPERT_MODEL}"
     add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
-    add("--scheme", default=FOUR_AGENTS, metavar="FOLDER", help="a scheme of your own; default: %(default)s")
+    add("--scheme", default=FOUR_AGENTS, metavar="NAME", help="or memalpha, or a folder; default: %(default)s")
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
     text = "turns read at once: a longer session becomes several of its date"
     add("--max-turns", type=flag_type(PositiveInt), default=60, help=text)

@@ -1,7 +1,7 @@
 """SFT and RL, the real entry points, small; tests/test_many_processes.py starts this in one process or several.
 
     accelerate launch --config_file configs/accelerate/cpu2.yaml tests/both_loops.py OUT POLICY \
-        [resume] [sizes] [nan] [vllm]
+        [schemes] [resume] [sizes] [nan] [vllm]
 
 Sessions are few and of different lengths, so that processes get unlike shares and some micro-batches nothing of their
 own. RL starts from POLICY, a model that already answers in the format. The words after it name what to run besides.
@@ -16,7 +16,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import distributed
 
-from tests import distributed_policy
+from tests import distributed_policy, scheme_runs
+from tests.scheme_runs import commands
 from trainer import rl, sft
 
 SMALL = ["data.num_train=12", "data.num_held_out=1", "data.num_steering=1", "max_tokens=250"]
@@ -25,6 +26,7 @@ SFT = ["--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}"
        "sessions_per_step=7", "validation_share=0.02"]  # fmt: skip
 RL = ["--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=10", "sessions_per_step=3",
       "num_rollouts=6", "updates_per_step=2", "parity_every=5", "eval_every=10", "save_every=5"]  # fmt: skip
+SCHEMES = scheme_runs.SCHEMES[1:]
 
 
 def as_new() -> None:
@@ -38,6 +40,11 @@ def main(out: Path, policy: Path, *more: str) -> None:
     sft.main([*SFT, "max_steps=10", f"out={out}/sft"])
     as_new()
     rl.main([*RL, f"model.path={policy}", f"out={out}/rl"])
+    if "schemes" in more:
+        for scheme in SCHEMES:
+            as_new()
+            folder = policy.parent.parent / scheme
+            rl.main([*commands(scheme, folder)[1], f"model.path={folder}/policy/model", f"out={out}/{scheme}"])
     if "resume" in more:
         as_new()
         resume(out, policy)
@@ -78,6 +85,11 @@ def resume(out: Path, policy: Path) -> None:
 def learn_the_format(out: Path) -> None:
     """SFT long enough for RL to have something to reward."""
     sft.main([*SFT, "max_steps=80", f"out={out}"])
+
+
+def learn_with(scheme: str, folder: Path) -> None:
+    """The same with another scheme."""
+    sft.main([*commands(scheme, folder)[0], f"out={folder}/policy"])
 
 
 if __name__ == "__main__":

@@ -15,17 +15,6 @@ from safetensors.torch import load_file
 from tests import forks
 from tests.forks import FORK, PATIENCE, nothing
 
-SMALL = ["data.num_train=8", "data.num_held_out=1", "data.num_steering=1", "max_tokens=600", "keep_last=2"]
-TINY = ["vocab_size=600", "hidden_size=32", "num_layers=2", "intermediate_size=64"]
-SFT = [
-    "--config", "configs/quickstart_sft.yaml", *SMALL, *(f"model.tiny.{size}" for size in TINY), "data.num_extra=0",
-    "max_steps=40", "sessions_per_step=8", "save_every=6",
-]  # fmt: skip
-RL = [
-    "--config", "configs/quickstart_rl.yaml", *SMALL, "engine=transformers", "num_steps=5", "sessions_per_step=3",
-    "num_rollouts=3", "updates_per_step=2", "save_every=2", "parity_every=3", "eval_every=5", "journal=true",
-]  # fmt: skip
-
 
 def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = nothing, context=FORK):
     return forks.start(main, ([*arguments, f"out={out}"],), f"{out}.log", before, context)

@@ -10,7 +10,7 @@ from membuilder.datasets.windows import in_windows
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import scheme_of
 from reward.score import POLICY, RewardConfig
 from rollout.types import SamplingConfig
 from tests.fakes import HashEmbedder
@@ -54,7 +54,7 @@ def config_of(out: Path, **changed) -> RLConfig:
 
 def builds_of(config: RLConfig) -> list[ExpertBuild]:
     dialogues = [in_windows(dialogue, 3) for dialogue in generate(2, 1, "train", num_sessions=2)]
-    return expert_builds(dialogues, HashEmbedder(), load_scheme(config.scheme, config.prompts), "rules")
+    return expert_builds(dialogues, HashEmbedder(), scheme_of(config), "rules")
 
 
 class Run:
@@ -63,7 +63,7 @@ class Run:
     def __init__(self, config: RLConfig, builds: list[ExpertBuild] | None = None) -> None:
         self.config = config
         self.builds = builds_of(config) if builds is None else builds
-        self.scheme = scheme = load_scheme(config.scheme, config.prompts)
+        self.scheme = scheme = scheme_of(config)
         self.tokenizer = train_tokenizer(training_text(self.builds, scheme), scheme.tiny_tokens(3), SIZES.vocab_size)
         folder = Path(config.out) / "start"
         self.accelerator: Accelerator = start_accelerator(config.optim.max_grad_norm)

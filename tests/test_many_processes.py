@@ -36,7 +36,7 @@ MODES = {
     for mode, (device, engine, stage) in WRAPPERS.items()
 }
 # what else runs in those processes
-MORE = {"ddp": [], "zero2": ["resume", "sizes", "nan"], "zero3": ["vllm", "nan"]}
+MORE = {"ddp": ["schemes"], "zero2": ["resume", "sizes", "nan"], "zero3": ["vllm", "nan"]}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,10 @@ def alone(tmp_path_factory) -> Path:
     """All of it in one process."""
     out = tmp_path_factory.mktemp("alone")
     forks.finish(both_loops.learn_the_format, (out / "policy",), out / "policy.log")
-    forks.finish(both_loops.main, (out / "run", out / "policy/model"), out / "run.log")
+    for scheme in both_loops.SCHEMES:
+        (out / scheme).mkdir()
+        forks.finish(both_loops.learn_with, (scheme, out / scheme), out / f"{scheme}.log")
+    forks.finish(both_loops.main, (out / "run", out / "policy/model", "schemes"), out / "run.log")
     assert "process(es)" not in (out / "run.log").read_text()
     return out
 
@@ -67,12 +70,27 @@ def together(alone, tmp_path_factory) -> Callable[[str], Path]:
     def run(mode: str) -> Path:
         folder = tmp_path_factory.mktemp(mode)
         said = launched(mode, folder, str(folder / "run"), str(alone / "policy/model"), *MORE[mode])
-        runs = 2 if mode == "ddp" else 3
+        runs = 2 + len(both_loops.SCHEMES) if mode == "ddp" else 3
         # once for each run, from a node's first process alone
         assert said.count(MODES[mode]) == runs * NODES[mode], said
         return folder / "run"
 
     return run
+
+
+@pytest.mark.parametrize("scheme", both_loops.SCHEMES)
+def test_two_processes_give_the_numbers_of_one_with_other_schemes(alone, together, scheme):
+    """Episodes and several turns: each process samples its share, and both learn from all."""
+    one, two = rows(alone / "run" / scheme), rows(together("ddp") / scheme)
+    assert len(one) == len(two) == 5 and any(row["grad_norm"] > 0 for row in one)
+    for expected, found in zip(one, two, strict=True):
+        assert expected.keys() == found.keys()
+        for name in ("loss", "reward/mean", "kl", "entropy", "num_tokens", "qa/accuracy"):
+            assert (name in expected) == (name in found)
+            if name in expected:
+                assert found[name] == pytest.approx(expected[name], abs=1e-5), (expected["step"], name)
+    weights, same = (load_file(out / scheme / "model/model.safetensors") for out in (alone / "run", together("ddp")))
+    assert largest_gap(weights, same) <= 3e-5
 
 
 def largest_gap(weights: dict[str, torch.Tensor], same: dict[str, torch.Tensor]) -> float:

@@ -10,7 +10,8 @@ import yaml
 
 from rollout.hf_engine import TransformersEngine
 from tests.forks import as_rank, embedder, free_port  # noqa: F401
-from tests.lives import RL, SFT, dies_at, finish, killed, refused
+from tests.lives import dies_at, finish, killed, refused
+from tests.scheme_runs import RL, SFT
 from trainer import rl, sft
 from trainer.checkpoint import folders
 from trainer.checkpoint.checkpoints import Best

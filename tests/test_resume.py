@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +23,6 @@ from reward import judges
 from rollout.hf_engine import TransformersEngine
 from tests.forks import SPAWN, embedder  # noqa: F401
 from tests.lives import (
-    RL,
-    SFT,
     checkpoint_names,
     die,
     dies_at,
@@ -35,6 +34,7 @@ from tests.lives import (
     same_run,
     start,
 )
+from tests.scheme_runs import SCHEMES, SFT, commands
 from tests.terminal import strange_lines
 from trainer import rl, sft
 from trainer.checkpoint import folders
@@ -43,19 +43,36 @@ from trainer.experience.training_batch import Batch
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, Path]:
-    """Runs that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("whole")
-    finish(sft.main, SFT, folder / "sft")
-    finish(rl.main, [*RL, f"model.path={folder}/sft/model"], folder / "rl")
-    return {"sft": folder / "sft", "rl": folder / "rl"}
+def runs(tmp_path_factory) -> Callable[[str], dict[str, Path]]:
+    """Scheme -> runs that nothing disturbs."""
+
+    @cache
+    def of(scheme: str) -> dict[str, Path]:
+        folder = tmp_path_factory.mktemp(f"whole_{scheme}")
+        for_sft, for_rl = commands(scheme, folder)
+        finish(sft.main, for_sft, folder / "sft")
+        finish(rl.main, [*for_rl, f"model.path={folder}/sft/model"], folder / "rl")
+        return {"sft": folder / "sft", "rl": folder / "rl"}
+
+    return of
 
 
-def arguments_of(kind: str, whole: dict[str, Path]) -> tuple[Callable, list[str]]:
-    return (sft.main, SFT) if kind == "sft" else (rl.main, [*RL, f"model.path={whole['sft']}/model"])
+@pytest.fixture(scope="module")
+def whole(runs) -> dict[str, Path]:
+    return runs("four_agents")
 
 
-def test_the_runs_train_and_reward_something(whole):
+def arguments_of(kind: str, whole: dict[str, Path], scheme: str = "four_agents") -> tuple[Callable, list[str]]:
+    for_sft, for_rl = commands(scheme, whole["sft"].parent)
+    return (sft.main, for_sft) if kind == "sft" else (rl.main, [*for_rl, f"model.path={whole['sft']}/model"])
+
+
+MORE_SCHEMES = [pytest.param(scheme, marks=pytest.mark.slow) for scheme in SCHEMES[1:]]
+
+
+@pytest.mark.parametrize("scheme", ["four_agents", *MORE_SCHEMES])
+def test_the_runs_train_and_reward_something(runs, scheme):
+    whole = runs(scheme)
     rows = metrics(whole["rl"])
     assert len(rows) == 5 and any(row["grad_norm"] > 0 for row in rows) and any(row["reward/mean"] > 0 for row in rows)
     losses = [row["sft/loss"] for row in metrics(whole["sft"])]
@@ -73,9 +90,10 @@ def test_the_runs_print_progress_and_results_only(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "rl"])
-def test_killed_ten_times_at_random(whole, tmp_path, kind):
-    main, arguments = arguments_of(kind, whole)
+@pytest.mark.parametrize(("kind", "scheme"), [("sft", "four_agents"), *(("rl", scheme) for scheme in SCHEMES)])
+def test_killed_ten_times_at_random(runs, tmp_path, kind, scheme):
+    whole = runs(scheme)
+    main, arguments = arguments_of(kind, whole, scheme)
     source, out, times = random.Random(7), tmp_path / "run", 0
     while times < 10:
         process = start(main, [*arguments, "resume=auto"], out)
@@ -106,9 +124,11 @@ WORST_MOMENTS = {
 
 
 @pytest.mark.slow
-def test_killed_at_the_worst_moments(whole, tmp_path):
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_killed_at_the_worst_moments(runs, tmp_path, scheme):
     """One run that meets all of them, each time going on from what the last one left."""
-    main, arguments = arguments_of("rl", whole)
+    whole = runs(scheme)
+    main, arguments = arguments_of("rl", whole, scheme)
     left = []
     for moment, death in WORST_MOMENTS.items():
         killed(main, [*arguments, "resume=auto"], tmp_path / "run", death, moment)
@@ -118,19 +138,21 @@ def test_killed_at_the_worst_moments(whole, tmp_path):
     same_run(tmp_path / "run", whole["rl"])
 
 
-def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(whole, tmp_path):
-    main, arguments = arguments_of("rl", whole)
+@pytest.mark.parametrize("scheme", ["four_agents", *MORE_SCHEMES])
+def test_what_the_journal_holds_is_neither_sampled_nor_judged_again(runs, tmp_path, scheme):
+    whole = runs(scheme)
+    main, arguments = arguments_of("rl", whole, scheme)
     killed(main, arguments, tmp_path / "run", dies_at(TransformersEngine, "load_weights", 2))
     assert not (tmp_path / "run/checkpoints").exists()
     kept = sorted(path.name for path in (tmp_path / "run/journal").iterdir())
     assert kept == ["settings.json", "step_0.json", "step_1.json"]
 
     def dies_at_first_sample_or_verdict() -> None:
-        dies_at(TransformersEngine, "stream", 2)()
+        dies_at(TransformersEngine, "stream", 3 if scheme == "turns" else 2)()
         judges.BUILT_IN["evidence"] = lambda *case: die()
 
     # two steps are learned again from the journal; the third is the first to sample for itself and to judge. The parity
-    # check of step 0 is the one call to the engine before it: what a replayed step learns from is checked too
+    # check of step 0 alone calls the engine before it, once a turn: what a replayed step learns from is checked too
     killed(main, [*arguments, "resume=auto"], tmp_path / "run", dies_at_first_sample_or_verdict)
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1]
     assert metrics(tmp_path / "run") == metrics(whole["rl"])[:2]

@@ -10,7 +10,8 @@ from membuilder.errors import ConfigError
 from membuilder.settings import difference
 from reward.score import RewardConfig, RewardEndpoint
 from tests.forks import as_rank, embedder, free_port  # noqa: F401
-from tests.lives import RL, SFT, checkpoint_names, finish, metrics, refused, same_run, start
+from tests.lives import checkpoint_names, finish, metrics, refused, same_run, start
+from tests.scheme_runs import RL, SFT
 from trainer import rl, sft
 from trainer.checkpoint.input_files import content_of, contents
 from trainer.checkpoint.run_settings import FREE, LENGTH, ROUNDING, check_settings, resolved

@@ -11,9 +11,12 @@ from membuilder import expert, qa
 from membuilder.bank.store import reading
 from membuilder.building import dialogues
 from membuilder.building.builder import ask_expert
+from membuilder.building.config import BuildConfig
+from membuilder.config import load
 from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import load_scheme, scheme_of
+from membuilder.schemes.memalpha.config import MemAlphaConfig
 from reward.formula import load_formula
 from tests import keeper
 from tests.fakes import HashEmbedder
@@ -22,6 +25,9 @@ from tests.small_rl import Run, config_of
 from tests.test_expert import THREE, custom
 from trainer.experience.evaluate import compare_baselines, judge_policy
 from trainer.logs.run_log import read_jsonl
+from trainer.model.tiny_model import train_tokenizer
+from trainer.rl_config import RLConfig
+from trainer.sft_config import SFTConfig
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,58 @@ def test_what_is_no_scheme_is_refused_by_name(tmp_path):
         load_scheme(str(tmp_path), PromptConfig())
     with pytest.raises(ConfigError, match=r"has no reward\.py"):
         load_formula(str(tmp_path))
+
+
+@pytest.mark.parametrize("config", [SFTConfig, RLConfig, BuildConfig])
+def test_memalpha_is_a_scheme_with_settings_of_its_own_in_every_configuration(config):
+    needed = ["out=o", "model.name=m"] if config is BuildConfig else []
+    given = [
+        "scheme=memalpha",
+        "memalpha.response_format=compact",
+        "prompts.chat_template_kwargs.enable_thinking=false",
+    ]
+    scheme = scheme_of(load(config, None, [*needed, *given]))
+    assert (scheme.name, scheme.roles, scheme.config.response_format) == ("memalpha", ("writer",), "compact")
+    assert scheme_of(load(config, None, [*needed, "scheme=memalpha"])).config == MemAlphaConfig()
+    assert scheme_of(load(config, None, needed)).name == "four_agents"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "given", "problem"),
+    [
+        (
+            "four_agents",
+            {"memalpha": MemAlphaConfig(max_turns=2)},
+            "memalpha.max_turns without effect under scheme=four",
+        ),
+        (
+            "four_agents",
+            {"memalpha": MemAlphaConfig()},
+            "memalpha without effect .* set scheme=memalpha or memalpha=null",
+        ),
+        ("FOLDER", {"memalpha": MemAlphaConfig(view="related")}, "memalpha.view without effect under scheme=.*keeper"),
+        (
+            "memalpha",
+            {"prompts": PromptConfig(entries_shown=3, include_superseded=False)},
+            "prompts.entries_shown, prompts.include_superseded without effect under scheme=memalpha.* "
+            "prompts.entries_shown=20 prompts.include_superseded=true",
+        ),
+    ],
+)
+def test_settings_of_another_scheme_are_refused_by_name(folder, scheme, given, problem):
+    settings = {"prompts": PromptConfig()} | given
+    with pytest.raises(ConfigError, match=problem):
+        load_scheme(str(folder) if scheme == "FOLDER" else scheme, **settings)
+
+
+def test_limits_are_counted_as_the_model_in_training_counts_unless_a_tokenizer_is_named(tmp_path):
+    def by_words(texts):
+        return sum(len(text.split()) for text in texts)
+
+    assert load_scheme("memalpha", PromptConfig(), None, by_words).count_tokens is by_words
+    train_tokenizer(["a b"], [], 260).save_pretrained(tmp_path)
+    named = MemAlphaConfig(tokenizer=str(tmp_path))
+    assert load_scheme("memalpha", PromptConfig(), named, by_words).count_tokens is None
 
 
 def test_a_scheme_without_an_expert_says_what_it_cannot_do(folder, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from membuilder.bank.ranking import SearchMethod
 from membuilder.config import load
 from membuilder.embedding.local import Embedder
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import load_scheme, scheme_of
 from rollout.tokens import load_tokenizer
 from tests.benchmarks.common import header
 from trainer.data.corpus import ExpertBuild, expert_builds, load_corpus
@@ -29,7 +29,7 @@ def measure(run: Path) -> dict[str, dict[str, dict]]:
     """System -> way of searching -> what the run's judge and recall say."""
     config = load(RLConfig, str(run / "rl" / "config.yaml"), [])
     model, embedder = run / "rl" / "model", Embedder(config.embedding_model)
-    scheme = load_scheme(config.scheme, config.prompts)
+    scheme = scheme_of(config)
     held_out = expert_builds(load_corpus(config.data).held_out, embedder, scheme, "held-out")
     engine = make_engine(config, model)
     collector = make_collector(config, engine, load_tokenizer(str(model)), embedder)

@@ -18,7 +18,7 @@ from statistics import fmean
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.embedding.local import Embedder
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import scheme_of
 from rollout.tokens import load_tokenizer
 from trainer import rl, sft
 from trainer.configs import ModelConfig
@@ -86,7 +86,7 @@ class Benchmark:
 
     def _start(self, seed: int) -> Start:
         config, _ = load_configs(str(self.folder / f"seed{seed}"), seed)
-        scheme = load_scheme(config.scheme, config.prompts)
+        scheme = scheme_of(config)
         builds = build_corpus(config.data, self.embedder, scheme, *SIDES)
         model_dir = Path(config.out) / "model"
         if not model_dir.is_dir():  # a folder of an earlier run has it already

@@ -31,7 +31,7 @@ from membuilder.garbage import keep_loaded
 from membuilder.llm.endpoints import Provider
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat
-from membuilder.schemes.load import load_scheme
+from membuilder.schemes.load import load_scheme, scheme_of
 from membuilder.types import Agent, Bank, Entry, Question
 from reward.asking import answer_banks
 from reward.llm_judge import LLMJudge
@@ -147,7 +147,7 @@ def small_run(folder: Path, engine: str) -> tuple[RLConfig, Collector, SessionSt
     config.data.num_train, config.data.num_held_out, config.data.max_turns = 12, 1, 6
     embedder = Embedder()
     builds = rl_builds(config, embedder).train
-    scheme = load_scheme(config.scheme, config.prompts)
+    scheme = scheme_of(config)
     tokenizer = train_tokenizer(training_text(builds, scheme), scheme.tiny_tokens(6), 600)
     model = build_model(tokenizer, TinyConfig(vocab_size=600, hidden_size=64, num_layers=2), seed=1)
     # untrained it would never end an answer, and all would reach the limit at once
