@@ -51,7 +51,8 @@ def propose(
 ) -> AgentUpdate:
     """Propose the writer's calls about one chunk."""
     known = {entry.text for entry in bank.current()}
-    facts = [fact for fact in _facts(session, config) if _text(session, fact.numbers) not in known]
+    by_text = {_text(session, fact.numbers): fact for fact in reversed(_facts(session, config))}  # the first of equals
+    facts = [fact for text, fact in by_text.items() if text not in known]
     core = _core(bank.core, {fact.label for fact in facts if fact.label is not None}, config, count_tokens)
     kept = sorted(facts, key=lambda fact: _draw(session, fact))[: config.max_calls - len(core)]
     operations = []
