@@ -19,7 +19,6 @@ from pathlib import Path
 import httpx
 
 from membuilder.command import ArgumentParser, exit_status
-from membuilder.datasets.load import load
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import ConfigError, FetchError, WriteError
@@ -158,15 +157,14 @@ def _build(given: argparse.Namespace) -> int:
 
 
 def _leaks(given: argparse.Namespace) -> int:
-    from membuilder.instances.leaks import compared, shared
+    from membuilder.instances.leaks import compared, dialogues_of, shared
 
-    sides = [compared(load(path)) for path in given.files]
+    sides = [compared(dialogues_of(path)) for path in given.files]
     print("lines of           kind          lines   exact    near  such as")
     for checked, other in ((0, 1), (1, 0)):
         for each in shared(sides[checked], sides[other]):
-            name, example = given.files[checked].name, next(iter((*each.exact, *each.near)), "")
-            counts = f"{each.lines:>8,}{len(each.exact):>8,}{len(each.near):>8,}"
-            print(f"{name:18.18} {each.kind:10}{counts}  {example:.60}")
+            counts = f"{each.lines:>8,}{each.exact:>8,}{each.near:>8,}"
+            print(f"{given.files[checked].name:18.18} {each.kind:10}{counts}  {each.example:.60}")
     return 0
 
 

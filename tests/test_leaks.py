@@ -30,7 +30,7 @@ def dialogues(tmp_path, chunks: list[str], questions: list[str], name: str = "sq
 
 def found(checked: list, other: list) -> dict[str, tuple[int, int]]:
     result = shared(compared(checked), compared(other))
-    return {each.kind: (len(each.exact), len(each.near)) for each in result}
+    return {each.kind: (each.exact, each.near) for each in result}
 
 
 def test_lines_are_found_word_for_word_and_nearly_and_whatever_they_are_there(tmp_path):

@@ -28,7 +28,7 @@ from msgspec import Meta, Struct
 
 from membuilder.datasets import parquet
 from membuilder.datasets.files import FILE
-from membuilder.datasets.parsing import parse_records, read_time, refuse_repeats
+from membuilder.datasets.parsing import each_dialogue, read_time, refuse_repeats
 from membuilder.datasets.typed import FieldError, Text, convert, located
 from membuilder.errors import DataError
 from membuilder.text import in_short
@@ -71,10 +71,16 @@ class _Asked(Struct):
 
 def load(path: str | Path) -> list[Dialogue]:
     """Return a dialogue for each row; DataError names the file, the row (from 0) and the column at fault."""
-    dialogues = parse_records(enumerate(_raw_rows(Path(path))), path, Row, "data_source", dialogue_of, "row")
-    if not dialogues:
+    return list(stream(path))
+
+
+def stream(path: str | Path) -> Iterator[Dialogue]:
+    """Yield what `load` returns, a few rows in memory at a time."""
+    dialogue = None
+    for dialogue in each_dialogue(enumerate(_raw_rows(Path(path))), path, Row, "data_source", dialogue_of, "row"):
+        yield dialogue
+    if dialogue is None:
         raise DataError(path, FILE, "rows", "has none; expected one instance a row")
-    return dialogues
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -9,7 +9,7 @@ settings give the same bytes.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 
 from membuilder.datasets.files import FILE, read_json
-from membuilder.datasets.load import load
 from membuilder.datasets.memalpha import Row, dialogue_of, write_rows
 from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, LeakError
@@ -154,12 +153,14 @@ def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) ->
     trained = leaks.compared(map(dialogue_of, _rows(plan, source, path, TRAIN)))
     told = {}
     for file in plan.evaluation:
-        found = leaks.shared(leaks.compared(load(file)), trained)
+        found = leaks.shared(leaks.compared(leaks.dialogues_of(file)), trained)
         if any(each.count for each in found):
             told[_short(file)] = {each.kind: each.count for each in found}
             if not plan.allow_leak:
                 path.unlink()
-                raise LeakError(f"{plan.dataset}: training {leaks.refusal(file, found)}; take others, or --allow-leak")
+                raise LeakError(
+                    f"{plan.dataset}: training {leaks.refusal([(file, found)])}; take others, or --allow-leak"
+                )
     stamp = sorted(told)
     report: dict[str, Any] = {"settings": settings, "leaks": told}
     for side in dropped:
@@ -168,7 +169,7 @@ def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) ->
             found = leaks.shared(leaks.compared(map(dialogue_of, _rows(plan, source, path, TEST))), trained)
             if also := {each.kind: each.count for each in found if each.count and each.kind != leaks.QUESTION}:
                 told[TEST] = also
-            known = {text for each in found if each.kind == leaks.QUESTION for text in (*each.exact, *each.near)}
+            (known,) = (each.keys for each in found if each.kind == leaks.QUESTION)
             rows = _without(rows, known, source.shape, dropped[side])
         instances, questions = _write(plan.folder / f"{side}.parquet", rows)
         left_out = dict(sorted((+dropped[side]).items()))
@@ -213,12 +214,12 @@ def _row(
     )
 
 
-def _without(rows: Iterator[Row], known: Set[str], shape: Shape, dropped: Counter[str]) -> Iterator[Row]:
+def _without(rows: Iterator[Row], known: frozenset[int], shape: Shape, dropped: Counter[str]) -> Iterator[Row]:
     """Yield the rows without the questions that training has too; those with too few left are dropped."""
     number = 0
     for row in rows:
         asked = json.loads(row.questions_and_answers)
-        kept = [each for each in asked if not known.intersection(text for _, text in leaks.asked(each["question"]))]
+        kept = [each for each in asked if not leaks.is_asked(each["question"], known)]
         dropped["also_in_train"] += len(asked) - len(kept)
         if len(kept) < shape.questions[0]:
             dropped["in_an_instance_of_too_few_questions"] += len(kept)
