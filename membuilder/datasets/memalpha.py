@@ -135,11 +135,20 @@ def source_of(dialogue: Dialogue) -> str:
 
 
 def sub_source(row: Row) -> str:
-    """Return the sub_source that a row's metadata tell, in merged files one level deeper; else its data_source."""
-    told = _object(row.metadata, "metadata")
-    if "metadata" in told:
-        told = _object(convert(str, told["metadata"], "metadata.metadata"), "metadata.metadata")
-    return convert(Text, told.get("sub_source", row.data_source), "metadata.sub_source")
+    """Return the sub_source that a row's metadata tell; else its data_source."""
+    return convert(Text, _metadata(row.metadata).get("sub_source", row.data_source), "metadata.sub_source")
+
+
+def samples_of(path: Path) -> dict[str, list[str]]:
+    """Return the published ids of the samples that each dialogue is made of, where a file's metadata tell any."""
+    found = {}
+    columns = ("data_source", "instance_id", "metadata")
+    for number, raw in enumerate(_raw_rows(path, columns) if path.suffix == ".parquet" else ()):
+        with located(path, f"row {number}"):
+            samples = convert(list[str], _metadata(convert(str, raw["metadata"], "metadata")).get("samples", []))
+        if samples:
+            found[f"{raw['data_source']}-{raw['instance_id']}"] = samples
+    return found
 
 
 def turn_spans(chunk: str) -> Iterator[tuple[int, str]]:
@@ -216,14 +225,22 @@ def _asked(question: Question, data_source: str) -> dict[str, Any]:
     return {"question": question.text, "answer": answer, **more}
 
 
-def _raw_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _raw_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     found = parquet.column_types(path)
     absent = ", ".join(name for name in COLUMNS if name not in found)
     strange = ", ".join(name for name in found if name not in COLUMNS)
     for names, problem in ((absent, "is missing"), (strange, "is a column that these files have not")):
         if names:
             raise DataError(path, FILE, names, f"{problem}; expected {', '.join(COLUMNS)}")
-    return parquet.read_rows(path)
+    return parquet.read_rows(path, columns)
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    """Read metadata, which stand one level deeper in merged files."""
+    told = _object(text, "metadata")
+    if "metadata" not in told:
+        return told
+    return _object(convert(str, told["metadata"], "metadata.metadata"), "metadata.metadata")
 
 
 def _object(text: str, field: str) -> dict[str, Any]:

@@ -188,7 +188,9 @@ def _rows(plan: Plan, source: Source, path: Path, side: str, stamp: Sequence[str
     metadata = {"sub_source": plan.dataset} | ({"leaks": list(stamp)} if stamp else {})
     for number, instance in enumerate(instances_of(path, side)):
         keys = ("question", "answer") if plan.published else None
-        yield _row(number, instance.chunks, [_only(each, keys) for each in instance.questions], source, metadata)
+        asked = [_only(each, keys) for each in instance.questions]
+        more = {"samples": list(instance.samples)} if instance.samples else {}
+        yield _row(number, instance.chunks, asked, source, metadata | more)
 
 
 def _only(question: Mapping[str, Any], keys: Sequence[str] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ stands in the instance already, under another date, is left out.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def pack(
         wanted = Draw(*names, progress.instances).between(*INSTANCE_TOKENS)
         sessions: dict[_Texts, Session] = {}
         asked: list[tuple[Question, list[tuple[_Texts, int]]]] = []
-        filled = 0
+        filled, taken = 0, []
         while sample is not None:
             new = {_texts(session): session for session in sample.dialogue.sessions}
             size = sum(tokens(text) for texts in new.keys() - sessions.keys() for text in texts)
@@ -73,12 +73,13 @@ def pack(
             else:
                 sessions, filled = new | sessions, filled + size
                 asked += [(question, _evidence(question, new)) for question in sample.dialogue.questions]
+                taken.append(sample.dialogue.id)
             number, sample = next(samples, (number + 1, None))
         progress.units, progress.instances = number, progress.instances + 1
         if filled < INSTANCE_TOKENS[0]:
             progress.dropped["in_an_instance_of_too_few_tokens"] += len(asked)
         else:
-            yield _instance(sessions, asked, limit, tokens)
+            yield replace(_instance(sessions, asked, limit, tokens), samples=tuple(taken))
 
 
 _Texts = tuple[str, ...]

@@ -81,6 +81,8 @@ class Instance:
     chunks: tuple[str, ...]
     questions: tuple[Mapping[str, Any], ...]
     """As the file has them: `question`, `answer`, `evidence` and so on."""
+    samples: tuple[str, ...] = ()
+    """Published ids of what it is made of, by which a test split is known."""
 
 
 @dataclass(kw_only=True, slots=True)
