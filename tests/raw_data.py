@@ -140,6 +140,32 @@ def longmemeval(folder: Path, ids: list[str], words: int = 900) -> Path:
     return written(folder / "longmemeval_oracle.json", json.dumps(records))
 
 
+def perltqa(folder: Path, characters: int = 4, events: int = 12) -> Path:
+    """Both files, the second gzipped; each event has a dialogue, and two questions about it and one about nothing."""
+    memory, asked = {}, []
+    for number in range(characters):
+        name, happened, talks, questions = f"Ann{number} Lee", {}, {}, []
+        for event in range(events):
+            key, day = f"1_{event}", f"2021-0{event % 9 + 1}-1{event % 3}"
+            plot = f"{name} planted {event + 3} crooked pear trees near Lake Oz{number}x{event}, and nobody helped."
+            happened[key] = {"content": plot, "summary": "s", "Creation Time": day, "Theme": "t"}
+            said = [f"{name}: I planted trees again.", f"Bob: At Lake Oz{number}x{event}, I hear."]
+            talks[f"{key}#0"] = {"contents": {f"{day} 09:00:00": said}}
+            told = {"Reference Memory": key, "Memory Anchors": []}
+            questions.append(
+                {key: [told | {"Question": f"How many trees has {name} by Lake {event}?", "Answer": f"{event + 3}."}]}
+            )
+            long = f"She planted them near Lake Oz{number}x{event}, where nothing else was known to grow."
+            questions.append({key: [told | {"Question": f"Where was {name} in plot {event}?", "Answer": long}]})
+            nowhere = {"Question": f"Who paid {name} for plot {event}?", "Answer": "it is not told by anybody at all"}
+            questions.append({key: [told | nowhere]})
+        memory[name] = {"profile": {"Protagonist": name}, "social_relationship": {}, "events": happened}
+        memory[name]["dialogues"] = talks
+        asked.append({name: {"profile": [], "social_relationship": [], "events": questions, "dialogues": []}})
+    written(folder / "perltqa_en_v2.json.gz", json.dumps(asked))
+    return written(folder / "perltmem_en_v2.json", json.dumps(memory))
+
+
 def written(path: Path, text: str, encoding: str = "utf-8") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = text.encode(encoding)

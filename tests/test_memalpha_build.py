@@ -342,6 +342,25 @@ def test_flags_that_do_not_fit_are_told(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_perltqa_makes_an_instance_of_a_character_whose_golds_stand_in_their_evidence(tmp_path):
+    raw_data.perltqa(tmp_path / "raw")
+    report, train, test = built(tmp_path, "perltqa", test_share=0.5, chunk_tokens=300)
+    characters = [set(re.findall(r"Ann\d", str(side))) for side in (train, test)]
+    assert characters[0] and characters[1] and not characters[0] & characters[1]
+    for dialogue in (*train, *test):
+        assert len(dialogue.questions) == 24 and 3 < len(dialogue.sessions) < 26  # several records to a chunk
+        assert max(len(chunk(session)) for session in dialogue.sessions) <= 300 * 4
+        assert {turn.speaker for session in dialogue.sessions for turn in session.turns} >= {"Bob"}
+        days = [session.timestamp for session in dialogue.sessions]
+        assert days == sorted(days)
+        for question in dialogue.questions:
+            told = " ".join(texts(dialogue)[each] for each in question.evidence)
+            assert all(part in told for part in question.answer.split("; "))
+            assert question.answer.isdigit() or question.answer.startswith("Lake Oz")
+            assert question.category == "events"
+    assert report["train"]["dropped"]["no_keywords"] == 12 * len(train)
+
+
 @pytest.mark.slow
 def test_bytes_do_not_depend_on_the_process(tmp_path):
     for make in (raw_data.squad, raw_data.banking77, raw_data.roles):

@@ -3,7 +3,6 @@
 Where the file gives no keywords they are the names and the rare words of the summary that stand in the chapter.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,16 +14,13 @@ from membuilder.datasets.memalpha import FIRST_DAY
 from membuilder.datasets.typed import Text, convert, located
 from membuilder.instances.draw import Draw
 from membuilder.instances.frame import FRAME_TOKENS
+from membuilder.instances.keywords import keywords
 from membuilder.instances.records import Instance, Progress, Shape, Tokens
 from membuilder.instances.sentences import sentences
 from membuilder.instances.streams import json_lines
 
 FILES = ("*.jsonl",)
 CHUNKS = (5, 20)
-MAX_KEYWORDS = 10
-_RARE = 3
-_NAME = re.compile(r"(?<=[\w,;:] )(?!I['\u2019])(?:(?:Mr|Mrs|Ms|Dr|St)\. )?[A-Z][\w'\u2019-]+(?: [A-Z][\w'\u2019-]+)*")
-_WORD = re.compile(r"\b[a-z][a-z-]{4,}\b")
 
 
 class _Summary(Struct):
@@ -59,15 +55,6 @@ def read(files: Sequence[Path]) -> Iterator[Chapter]:
             found = record.keywords or keywords(" ".join(each.text for each in record.summary), record.text)
             dropped = () if found else ("no_keywords",)
             yield Chapter(documents=(record.book_title,), text=record.text, keywords=tuple(found), dropped=dropped)
-
-
-def keywords(summary: str, text: str) -> list[str]:
-    """Return names and rare words of a summary that stand in the text, in the summary's order."""
-    low = text.lower()
-    names = [name for name in dict.fromkeys(_NAME.findall(summary)) if name.lower() in low]
-    words = dict.fromkeys(_WORD.findall(summary))
-    rare = [word for word in words if 0 < len(re.findall(rf"\b{re.escape(word)}\b", low)) <= _RARE]
-    return sorted([*names, *rare][:MAX_KEYWORDS], key=summary.index)
 
 
 def pack(

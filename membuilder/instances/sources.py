@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from membuilder.instances import books, hotpotqa, labelling, labels, longmemeval, reading, roles, squad
+from membuilder.instances import books, hotpotqa, labelling, labels, longmemeval, perltqa, reading, roles, squad
 from membuilder.instances.records import Instance, Shape
 
 
@@ -87,6 +87,13 @@ SOURCES = {
         read=lambda found, seed, allow_leak: books.read(found),
         pack=books.pack,
         shape=Shape(chunk_tokens=(2048, 2048)),
+    ),
+    "perltqa": Source(
+        data_source="perltqa",
+        files=perltqa.FILES,
+        read=lambda found, seed, allow_leak: perltqa.read(found),
+        pack=perltqa.pack,
+        shape=Shape(chunk_tokens=(1024, 1024), chunks=60, questions=(20, 100)),
     ),
     "longmemeval": Source(
         data_source="lme_train",
