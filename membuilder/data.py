@@ -142,7 +142,7 @@ def _build(given: argparse.Namespace) -> int:
         raise ConfigError("--dataset needs --source: the raw file, or the folder that holds it")
     from membuilder.instances.build import Plan, build  # they load what wrong flags need not wait for
 
-    renamed = {"test_share": of_one.pop("split", 0.1), "evaluation": tuple(of_one.pop("evaluation", ()))}
+    renamed = {"test_share": of_one.pop("split", None), "evaluation": tuple(of_one.pop("evaluation", ()))}
     plan = Plan(dataset=given.dataset, out=given.out, seed=given.seed, **renamed, **of_one)
     report = build(plan)
     for side in (side for side in ("train", "test") if side in report):

@@ -33,6 +33,7 @@ from membuilder.instances.tokens import counter, tokenizer_file
 from membuilder.progress import progress
 
 TRAIN, TEST = SIDES = ("train", "test")
+TEST_SHARE = 0.1
 JOURNAL_FILE, BUILD_FILE = "instances.jsonl", "build.json"
 
 
@@ -44,8 +45,8 @@ class Plan:
     source: Path
     out: Path
     seed: int = 42
-    test_share: float = 0.1
-    """Of the documents, or of the labels."""
+    test_share: float | None = None
+    """Of the documents, or of the labels; None: 0.1."""
     tokenizer: Path | None = None
     chunk_tokens: int | None = None
     """Largest chunk; None: as published for the dataset."""
@@ -54,6 +55,16 @@ class Plan:
     evaluation: tuple[Path, ...] = ()
     """Files that training may share nothing with."""
     allow_leak: bool = False
+
+    @property
+    def share(self) -> float:
+        return TEST_SHARE if self.test_share is None else self.test_share
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        if SOURCES[self.dataset].only_test:
+            return (TEST,)
+        return SIDES if self.share else (TRAIN,)
 
     @property
     def folder(self) -> Path:
@@ -67,8 +78,10 @@ def build(plan: Plan) -> dict[str, Any]:
     folder holds a build with other settings.
     """
     source = SOURCES[plan.dataset]
+    if source.only_test and (plan.test_share is not None or plan.evaluation):
+        raise ConfigError(f"--split and --evaluation are about training, and all of {plan.dataset} is for the test")
     files = files_of(plan.source, source.files)
-    settings = _settings(plan, files)
+    settings = _settings(plan, source, files)
     if (plan.folder / BUILD_FILE).is_file():
         (plan.folder / JOURNAL_FILE).unlink(missing_ok=True)  # a kill came after the last step but one
         return _built_before(plan.folder / BUILD_FILE, settings)
@@ -76,7 +89,7 @@ def build(plan: Plan) -> dict[str, Any]:
     with journal(path, settings) as kept:
         tokens = counter(plan.tokenizer)
         is_test = _test_side(plan, source, files)
-        for side in SIDES if plan.test_share else (TRAIN,):
+        for side in plan.sides:
             if (read := kept.progress(side)) is not None:
                 units = _of_side(source.read(files, plan.seed, plan.allow_leak), side, is_test, read)
                 names = (plan.seed, plan.dataset, side)
@@ -87,7 +100,7 @@ def build(plan: Plan) -> dict[str, Any]:
     return _finish(plan, source, path, settings)
 
 
-def _settings(plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
+def _settings(plan: Plan, source: Source, files: Sequence[Path]) -> dict[str, Any]:
     def digest(path: Path) -> str:
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
@@ -96,7 +109,7 @@ def _settings(plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
         "dataset": plan.dataset,
         "files": {path.name: digest(path) for path in files},
         "seed": plan.seed,
-        "test_share": plan.test_share,
+        "test_share": 1 if source.only_test else plan.share,
         "tokenizer": plan.tokenizer and digest(tokenizer_file(plan.tokenizer)),
         "chunk_tokens": plan.chunk_tokens,
         "published": plan.published,
@@ -122,11 +135,13 @@ def _shape(source: Source, plan: Plan) -> Shape:
 
 def _test_side(plan: Plan, source: Source, files: Sequence[Path]) -> Callable[[str], bool]:
     """Return what tells whether a document is for the test. Of labels, which are few, their share is exact."""
-    if not source.by_label or not plan.test_share:
-        return lambda document: in_test(document, plan.seed, plan.test_share)
+    if source.only_test:
+        return lambda document: True
+    if not source.by_label or not plan.share:
+        return lambda document: in_test(document, plan.seed, plan.share)
     units = source.read(files, plan.seed, plan.allow_leak)
     labels = {label for unit in units if not unit.is_empty for label in unit.documents}
-    chosen = set(shuffled(labels, plan.seed, "side")[: max(1, round(plan.test_share * len(labels)))])
+    chosen = set(shuffled(labels, plan.seed, "side")[: max(1, round(plan.share * len(labels)))])
     return chosen.__contains__
 
 
@@ -190,7 +205,9 @@ def _rows(plan: Plan, source: Source, path: Path, side: str, stamp: Sequence[str
         keys = ("question", "answer") if plan.published else None
         asked = [_only(each, keys) for each in instance.questions]
         more = {"samples": list(instance.samples)} if instance.samples else {}
-        yield _row(number, instance.chunks, asked, source, metadata | more)
+        if instance.data_source:
+            more["sub_source"] = instance.data_source
+        yield _row(number, instance.chunks, asked, instance.data_source or source.data_source, metadata | more)
 
 
 def _only(question: Mapping[str, Any], keys: Sequence[str] | None) -> dict[str, Any]:
@@ -201,7 +218,7 @@ def _row(
     number: int,
     chunks: Sequence[str],
     questions: Sequence[Mapping[str, Any]],
-    source: Source,
+    data_source: str,
     metadata: Mapping[str, Any],
 ) -> Row:
     return Row(
@@ -209,7 +226,7 @@ def _row(
         prompt=PROMPT,
         chunks=json.dumps(chunks),
         questions_and_answers=json.dumps(questions),
-        data_source=source.data_source,
+        data_source=data_source,
         metadata=json.dumps(metadata),
         num_chunks=len(chunks),
         num_questions=len(questions),

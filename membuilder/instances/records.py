@@ -83,6 +83,10 @@ class Instance:
     """As the file has them: `question`, `answer`, `evidence` and so on."""
     samples: tuple[str, ...] = ()
     """Published ids of what it is made of, by which a test split is known."""
+    data_source: str = ""
+    """Where it is another than the dataset's."""
+    summary: str = ""
+    """What the keywords of its one answer are from, unless the raw file gives them."""
 
 
 @dataclass(kw_only=True, slots=True)

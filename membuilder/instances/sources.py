@@ -6,7 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from membuilder.instances import books, hotpotqa, labelling, labels, longmemeval, perltqa, reading, roles, squad
+from membuilder.instances import (
+    books,
+    hotpotqa,
+    labelling,
+    labels,
+    longmemeval,
+    memoryagentbench,
+    perltqa,
+    reading,
+    roles,
+    squad,
+)
 from membuilder.instances.records import Instance, Shape
 
 
@@ -32,6 +43,8 @@ class Source:
     shape: Shape
     by_label: bool = False
     """Whether documents are labels, of which there are few."""
+    only_test: bool = False
+    """Whether nobody may train on it."""
 
 
 def _labels(data_source: str, files: tuple[str, ...], pairs: Callable[[Path], Any]) -> Source:
@@ -71,6 +84,17 @@ def _reading(
     )
 
 
+def _part(name: str) -> Source:
+    return Source(
+        data_source=name.lower(),
+        files=(f"{name}*.parquet",),
+        read=lambda found, seed, allow_leak: memoryagentbench.read(found),
+        pack=memoryagentbench.pack,
+        shape=Shape(chunk_tokens=(2048, 2048)),
+        only_test=True,
+    )
+
+
 SOURCES = {
     "squad": _reading("squad", squad.FILES, squad.read, fewest_questions=30),
     "hotpotqa": _reading("hotpotqa", hotpotqa.FILES, hotpotqa.read, fewest_questions=10),
@@ -102,4 +126,5 @@ SOURCES = {
         pack=longmemeval.pack,
         shape=Shape(chunk_tokens=(2048, 2048)),
     ),
+    **{name.lower(): _part(name) for name in memoryagentbench.PARTS},
 }
