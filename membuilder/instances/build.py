@@ -26,7 +26,7 @@ from membuilder.instances import leaks
 from membuilder.instances.draw import in_test, shuffled
 from membuilder.instances.frame import PROMPT
 from membuilder.instances.journal import dropped_of, instances_of, journal
-from membuilder.instances.records import Progress, Shape
+from membuilder.instances.records import Instance, Progress, Shape, Step, unchanged
 from membuilder.instances.sources import SOURCES, Source, Unit
 from membuilder.instances.streams import files_of
 from membuilder.instances.tokens import counter, tokenizer_file
@@ -55,6 +55,8 @@ class Plan:
     evaluation: tuple[Path, ...] = ()
     """Files that training may share nothing with."""
     allow_leak: bool = False
+    model: str | None = None
+    """What is asked about each instance (sources.ModelTask); None: no model."""
 
     @property
     def share(self) -> float:
@@ -71,11 +73,11 @@ class Plan:
         return self.out / self.dataset
 
 
-def build(plan: Plan) -> dict[str, Any]:
+def build(plan: Plan, step: Step = unchanged) -> dict[str, Any]:
     """Write the files of a dataset and return what build.json says. What is there already is left as it is.
 
-    Raises LeakError where training shares something with an evaluation file, ConfigError where nothing is left or the
-    folder holds a build with other settings.
+    `step` asks `plan.model` about each instance before it is kept. Raises LeakError where training shares something
+    with an evaluation file, ConfigError where nothing is left or the folder holds a build with other settings.
     """
     source = SOURCES[plan.dataset]
     if source.only_test and (plan.test_share is not None or plan.evaluation):
@@ -95,9 +97,20 @@ def build(plan: Plan) -> dict[str, Any]:
                 names = (plan.seed, plan.dataset, side)
                 packed = source.pack(units, _shape(source, plan), tokens, names, read)
                 for instance in progress(packed, label=f"{plan.dataset} {side}", unit="instance"):
-                    kept.write(side, read, instance)
+                    if (done := _finished(step(instance, read.dropped), source.shape, read)) is not None:
+                        kept.write(side, read, done)
                 kept.write(side, read, None)
     return _finish(plan, source, path, settings)
+
+
+def _finished(instance: Instance, shape: Shape, read: Progress) -> Instance | None:
+    """Return an instance without questions that have no answer; None, and counted, where too few are left."""
+    asked = tuple(each for each in instance.questions if each["answer"])
+    read.dropped["no_keywords"] += len(instance.questions) - len(asked)
+    if len(asked) < shape.questions[0]:
+        read.dropped["in_an_instance_of_too_few_questions"] += len(asked)
+        return None
+    return replace(instance, questions=asked)
 
 
 def _settings(plan: Plan, source: Source, files: Sequence[Path]) -> dict[str, Any]:
@@ -115,6 +128,7 @@ def _settings(plan: Plan, source: Source, files: Sequence[Path]) -> dict[str, An
         "published": plan.published,
         "evaluation": {_short(path): digest(path) for path in plan.evaluation},
         "allow_leak": plan.allow_leak,
+        "model": plan.model,
     }
 
 

@@ -26,7 +26,8 @@ from membuilder.instances.sentences import filled, sentences
 from membuilder.instances.sessions import lay_out, pieces
 from membuilder.types import Session, Turn
 
-PARTS = ("Accurate_Retrieval", "Test_Time_Learning", "Long_Range_Understanding")
+WITH_SUMMARIES = "Long_Range_Understanding"
+PARTS = ("Accurate_Retrieval", "Test_Time_Learning", WITH_SUMMARIES)
 DOCUMENTS, EXAMPLES, SUMMARIES, TALK = "ruler_qa", "icl_", "infbench_sum", "longmemeval_s*"
 """How the sources begin that are taken; the last is a whole name, and its star no wildcard."""
 _LABELLED = re.compile(r"^(?:(?:Sentence|Text): *)?(.+)\n[Ll]abel: *(\S+) *$", re.MULTILINE)

@@ -98,3 +98,11 @@ class Progress:
     instances: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Questions and the like that were left out, by reason."""
+
+
+Step = Callable[[Instance, Counter[str]], Instance]
+"""It changes an instance, and counts what it drops by reason."""
+
+
+def unchanged(instance: Instance, dropped: Counter[str]) -> Instance:
+    return instance

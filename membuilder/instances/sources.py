@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,13 @@ class Unit(Protocol):
     """Whether nothing of it can be used."""
 
 
+class ModelTask(StrEnum):
+    KEYWORDS = "keywords"
+    """It finds those of a summary."""
+    CLOSED_BOOK = "closed_book"
+    """It answers without the text; what it can answer so is dropped."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     data_source: str
@@ -45,6 +53,8 @@ class Source:
     """Whether documents are labels, of which there are few."""
     only_test: bool = False
     """Whether nobody may train on it."""
+    model: ModelTask | None = None
+    """What a model may do for its instances."""
 
 
 def _labels(data_source: str, files: tuple[str, ...], pairs: Callable[[Path], Any]) -> Source:
@@ -81,6 +91,7 @@ def _reading(
         read=lambda found, seed, allow_leak: read(found),
         pack=reading.pack,
         shape=Shape(chunk_tokens=(100, 2048), questions=(fewest_questions, 100)),
+        model=ModelTask.CLOSED_BOOK,
     )
 
 
@@ -92,6 +103,7 @@ def _part(name: str) -> Source:
         pack=memoryagentbench.pack,
         shape=Shape(chunk_tokens=(2048, 2048)),
         only_test=True,
+        model=ModelTask.KEYWORDS if name == memoryagentbench.WITH_SUMMARIES else None,
     )
 
 
@@ -111,6 +123,7 @@ SOURCES = {
         read=lambda found, seed, allow_leak: books.read(found),
         pack=books.pack,
         shape=Shape(chunk_tokens=(2048, 2048)),
+        model=ModelTask.KEYWORDS,
     ),
     "perltqa": Source(
         data_source="perltqa",
