@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import pytest
 from membuilder import data as command
 from membuilder.datasets import parquet
 from membuilder.datasets.load import load
-from membuilder.datasets.memalpha import read_rows, source_of
+from membuilder.datasets.memalpha import read_rows, source_of, sub_source
 from membuilder.datasets.splits import Split, split_ids
 from membuilder.errors import ConfigError, DataError
 from membuilder.instances import build as building
 from membuilder.instances.build import Plan, build
+from membuilder.instances.merge import merge
 from membuilder.instances.sentences import sentences
 from membuilder.instances.streams import json_items
 from membuilder.instances.tokens import counter
@@ -195,12 +197,34 @@ def test_longmemeval_makes_long_instances_without_the_published_test_samples(tmp
     assert asked + report["train"]["dropped"].get("in_an_instance_of_too_few_tokens", 0) == 21
 
 
-def test_published_files_have_no_key_of_ours(tmp_path):
-    raw_data.squad(tmp_path / "raw")
-    built(tmp_path, "squad", published=True, test_share=0)
-    for row in read_rows(tmp_path / "out/squad/train.parquet"):
-        assert {tuple(each) for each in json.loads(row.questions_and_answers)} == {("question", "answer")}
-        assert json.loads(row.metadata) == {"sub_source": "squad"}
+@pytest.mark.parametrize("name", ["squad", "hotpotqa", "perltqa", "longmemeval", "accurate_retrieval"])
+def test_published_files_have_no_key_of_ours(tmp_path, name):
+    """Ids of published samples stay in the metadata, which have keys of their own in every file."""
+    make = {"longmemeval": lambda folder: raw_data.longmemeval(folder, SFT_IDS[:4])}
+    make["accurate_retrieval"] = raw_data.memoryagentbench
+    make.get(name, getattr(raw_data, name, None))(tmp_path / "raw")
+    side, more = ("test", {}) if name == "accurate_retrieval" else ("train", {"test_share": 0})
+    for published in (True, False):
+        given = Plan(dataset=name, source=tmp_path / "raw", out=tmp_path / str(published), **more)
+        build(replace(given, published=published))
+        asked = [
+            tuple(each)
+            for row in read_rows(given.folder / f"{side}.parquet")
+            for each in json.loads(row.questions_and_answers)
+        ]
+        assert asked and ({("question", "answer")} == set(asked)) == published
+        metadata = [json.loads(row.metadata) for row in read_rows(given.folder / f"{side}.parquet")]
+        assert all(told.keys() <= {"sub_source", "samples"} for told in metadata)
+
+
+def test_the_parts_of_memoryagentbench_merge_to_a_file_of_test_instances_alone(tmp_path):
+    parts_of_memoryagentbench(tmp_path)
+    names = ["accurate_retrieval", "test_time_learning", "long_range_understanding"]
+    assert merge(names, tmp_path / "out", None, 1) == {"train": 0, "test": 4}
+    assert not (tmp_path / "out/train.parquet").exists()
+    rows = list(read_rows(tmp_path / "out/test.parquet"))
+    assert [row.instance_id for row in rows] == [0, 1, 2, 3]
+    assert [sub_source(row) for row in rows] == [source_of(each) for each in load(tmp_path / "out/test.parquet")]
 
 
 def test_a_build_goes_on_after_a_kill_at_any_moment_with_the_same_bytes(tmp_path, monkeypatch):

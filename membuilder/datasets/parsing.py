@@ -48,7 +48,8 @@ def each_dialogue(
             dialogue = dialogue_of(convert(kind, record))
             first = first_at.setdefault(dialogue.id, number)
             if first != number:
-                raise FieldError(id_field, f"is also the id of {unit} {first}; remove or rename one of them")
+                named = "" if name == dialogue.id else f"{dialogue.id!r:.80} "
+                raise FieldError(id_field, f"{named}is also the id of {unit} {first}; remove or rename one of them")
         yield dialogue
 
 
