@@ -56,6 +56,14 @@ def test_what_frames_a_chunk_and_what_says_nothing_is_no_leak(tmp_path):
     assert found(summary, summary)["question"] == (0, 0)
 
 
+def test_what_is_said_in_any_talk_is_no_leak(tmp_path):
+    said = "Sounds cool! I'll definitely check it out. Thanks for the recommendation!"
+    one, other = (dialogues(tmp_path, [f"<User>{each}\n{said}"], []) for each in ("Bye.", "Well."))
+    assert found(one, other)["context"] == (0, 0)
+    assert len(LONG.split()) == 15
+    assert found(dialogues(tmp_path, [LONG], []), dialogues(tmp_path, [f"{said}\n{LONG}"], []))["context"] == (1, 0)
+
+
 def bare(line) -> list[str]:
     """The sentences that a row shows or asks about."""
     return re.findall(r"Sentence: (.*?)\\n", line.chunks + line.questions_and_answers)

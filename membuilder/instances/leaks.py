@@ -2,8 +2,8 @@
 
 What is compared are lines, without marks such as `<User>` and names such as `Sentence:`. A line is near to the
 other file where more than half of its runs of eight words stand there. Left out are lines of fewer than three words (of
-contexts: eight), lines that stand in many chunks or questions of their own file, such as what frames a chunk, and the
-questions for a summary, which are alike for every book.
+contexts: 15, for shorter ones are said in any talk), lines that stand in many chunks or questions of their own file,
+such as what frames a chunk, and the questions for a summary, which are alike for every book.
 """
 
 import re
@@ -17,7 +17,7 @@ from membuilder.datasets import longmemeval, memalpha
 from membuilder.datasets.load import load
 from membuilder.datasets.parsing import refuse_half_characters
 from membuilder.instances.frame import OWN_LINES
-from membuilder.instances.line_index import RUN, LineIndex, LineWriter, line_key
+from membuilder.instances.line_index import LineIndex, LineWriter, line_key
 from membuilder.instances.streams import json_items
 from membuilder.types import Dialogue
 
@@ -26,7 +26,7 @@ NEAR = 0.5
 FREQUENT = 3
 """A line that stands in more chunks or questions is part of their frame."""
 QUESTION, CONTEXT, EXAMPLE = KINDS = ("question", "context", "example")
-_LEAST_WORDS = {QUESTION: 3, CONTEXT: RUN, EXAMPLE: 3}
+_LEAST_WORDS = {QUESTION: 3, CONTEXT: 15, EXAMPLE: 3}
 _SUMMARIES = ("booksum", "infbench_sum")
 _MARK = re.compile(r"^<[^<>]{1,60}>")
 _NAMED = re.compile(r"^(?:Sentence|Sample):")
