@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from membuilder.datasets.memalpha import Row, write_rows
-from membuilder.instances.labels import banking77, reader
+from membuilder.errors import WriteError
+from membuilder.instances.labels import _TABLES, banking77, reader
 from tests import raw_data
 
 PEAK_MB = 500
@@ -72,6 +73,13 @@ def test_a_label_set_of_62_mb_is_built_within_500_mb(tmp_path):
     given = ("--dataset", "banking77", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--split", 0.2)
     _, megabytes = measured("build-memalpha", *given)
     assert megabytes < PEAK_MB
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    path = raw_data.written(tmp_path / "train.csv", "text,category\n" + "\n".join(f"a{i},b" for i in range(3000)))
+    monkeypatch.setattr("membuilder.instances.labels._TABLES", f"pragma max_page_count = 9;{_TABLES}")
+    with pytest.raises(WriteError, match="database or disk is full"):
+        list(reader(banking77)([path], 1))
 
 
 def test_label_sets_are_read_in_an_order_of_their_own_and_repeated_texts_behind(tmp_path):

@@ -10,7 +10,7 @@ from membuilder.config import dump
 from membuilder.datasets.memalpha import COLUMNS, samples_of
 from membuilder.datasets.parquet import write_rows
 from membuilder.datasets.splits import Split, split_ids
-from membuilder.errors import ConfigError, LeakError
+from membuilder.errors import ConfigError, DataError, LeakError
 from membuilder.instances.build import Plan, build
 from membuilder.instances.merge import merge
 from membuilder.trajectories.records import SFTRecord, write_records
@@ -160,3 +160,9 @@ def test_positions_in_two_files_are_no_names_but_what_stands_there_is_known(trai
     assert [each.id for each in corpus.held_out] == ["squad-0"] == [corpus.train[0].id]
     with pytest.raises(LeakError, match="shares 3 questions, 2 contexts, 1 examples with"):
         load_corpus(DataConfig(path=train, eval_path=train))
+
+
+def test_an_evaluation_file_without_instances_is_told(train, tmp_path):
+    path = instances(tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match="empty.parquet: whole file: field 'rows': has none"):
+        load_corpus(DataConfig(path=train, held_out=0.4, eval_files=[path]))

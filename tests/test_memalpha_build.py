@@ -421,6 +421,14 @@ def test_memoryagentbench_is_cut_by_its_kind_and_is_all_for_the_test(tmp_path):
             build(Plan(dataset="accurate_retrieval", source=tmp_path / "raw", out=tmp_path / "other", **more))
 
 
+def test_a_part_without_contexts_is_told(tmp_path):
+    columns = {"context": str, "questions": [str], "answers": [[str]], "metadata": {"source": str}}
+    (tmp_path / "raw").mkdir()
+    parquet.write_table(tmp_path / "raw/Accurate_Retrieval.parquet", [], columns)
+    with pytest.raises(ConfigError, match="raw: no instance can be made of it; dropped: {}"):
+        built(tmp_path, "accurate_retrieval")
+
+
 @pytest.mark.parametrize(
     ("part", "field", "value", "problem"),
     [

@@ -3,15 +3,18 @@
 Their files are sorted by label, so what they hold is put in an order of its own, in a table on disk.
 """
 
+import errno
 import re
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from membuilder.datasets.files import FILE
 from membuilder.datasets.typed import Text, convert, located
-from membuilder.errors import DataError
+from membuilder.errors import DataError, WriteError
+from membuilder.files import free_bytes
 from membuilder.instances.draw import fingerprint
 from membuilder.instances.records import Example
 from membuilder.instances.streams import csv_rows, json_lists, text_lines
@@ -32,8 +35,7 @@ def reader(pairs: Callable[[Path], _Pairs]) -> Callable[[Sequence[Path], int], I
     """Return what reads files whose (text, label) `pairs` yields; a text that comes again is dropped."""
 
     def read(files: Sequence[Path], seed: int) -> Iterator[Example]:
-        with closing(sqlite3.connect("")) as table:  # on disk, and gone when it is closed
-            table.executescript(_TABLES)
+        with _table() as table:
             for text, label in (pair for path in files for pair in pairs(path)):
                 if text := " ".join(text.split()):
                     row = fingerprint(seed, text), _encoded(text), _encoded(label)
@@ -48,6 +50,18 @@ def reader(pairs: Callable[[Path], _Pairs]) -> Callable[[Sequence[Path], int], I
                 yield Example(documents=(_decoded(first),), dropped=("repeated_text",), **texts)
 
     return read
+
+
+@contextmanager
+def _table() -> Iterator[sqlite3.Connection]:
+    """Open tables on disk that are gone when they are closed. Raises WriteError where the disk takes no more."""
+    try:
+        with closing(sqlite3.connect("")) as table:
+            table.executescript(_TABLES)
+            yield table
+    except sqlite3.Error as error:
+        folder = Path(tempfile.gettempdir())
+        raise WriteError(folder / "labels", OSError(errno.ENOSPC, str(error)), free_bytes(folder)) from error
 
 
 def banking77(path: Path) -> _Pairs:
