@@ -17,6 +17,7 @@ from membuilder.generate.topics import (
     Topic,
     Values,
     pool_of,
+    single_words,
     slots_of,
 )
 
@@ -103,11 +104,13 @@ def check_instances(texts: InstanceTexts, values: Values, path: Path) -> None:
         if kind.pool not in values.names | values.common:
             raise DataError(path, name, "pool", f"{kind.pool!r} is none of values.toml")
         for split in ("train", "heldout"):
-            if (found := len(set(values.pool(kind.pool, split)))) < LEAST_VALUES:
-                raise DataError(path, name, "pool", f"has {found} values for split {split!r}; use {LEAST_VALUES}")
+            found = len(set(single_words(values.pool(kind.pool, split))))
+            if found < LEAST_VALUES:
+                problem = f"has {found} values of one word for split {split!r}; use {LEAST_VALUES}"
+                raise DataError(path, name, "pool", problem)
     for name, kind in texts.asked.items():
         _check_slots([kind.question], ("name",), path, name, "question")
-    _check_slots(texts.talk, ("name",), path, "talk", "texts")
+    _check_slots(texts.talk, ("first",), path, "talk", "texts")
 
 
 def _check_slots(texts: Iterable[str], allowed: Collection[str], path: Path, where: str, field: str) -> None:

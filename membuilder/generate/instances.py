@@ -20,7 +20,7 @@ from pathlib import Path
 
 from membuilder.errors import ConfigError
 from membuilder.generate.library import TEXT_FOLDER, load_instance_texts
-from membuilder.generate.topics import AskedKind, InstanceTexts, Split, Values
+from membuilder.generate.topics import AskedKind, InstanceTexts, Split, Values, single_words
 from membuilder.types import Dialogue, Question, Session, Turn
 
 CATEGORY, CHANGED_CATEGORY = "generated", "generated_update"
@@ -31,7 +31,7 @@ LATER_SHARE = 0.25
 NUM_PEOPLE = 8
 PEOPLE_PER_KIND = 4
 """A kind of fact is told of so many of them at most."""
-MAX_CHUNKS = 12
+MAX_CHUNKS = 10
 """Beyond this facts run out."""
 FIRST_DAY = datetime(2024, 1, 1)
 SPEAKER = "text"
@@ -78,23 +78,25 @@ def _patterns(text_folder: Path) -> list[tuple[str, bool, re.Pattern[str]]]:
     result = []
     for name, kind in texts.kinds.items():
         for text in (*kind.first, *kind.later):
-            pattern = re.escape(text).replace(r"\{name\}", r"(?P<name>\w+)").replace(r"\{value\}", "(?P<value>.+)")
+            pattern = re.escape(text).replace(r"\{name\}", r"(?P<name>\w+ \w+)").replace(r"\{value\}", "(?P<value>.+)")
             result.append((name, text in kind.later, re.compile(pattern)))
     return result
 
 
 def _instance(texts: InstanceTexts, values: Values, name: str, split: Split, num_chunks: int) -> Dialogue:
     rng = random.Random(name)
-    people = rng.sample(values.pool("first", split), NUM_PEOPLE)
+    firsts, surnames = (rng.sample(values.pool(pool, split), NUM_PEOPLE) for pool in ("first", "surname"))
+    people = [f"{first} {surname}" for first, surname in zip(firsts, surnames, strict=True)]
+    pools = {kind: single_words(values.pool(text.pool, split)) for kind, text in texts.kinds.items()}
     asked, passing = (
-        _plan(rng, people, {kind: values.pool(text.pool, split) for kind, text in kinds.items()}, count, num_chunks)
+        _plan(rng, people, {kind: pools[kind] for kind in kinds}, count, num_chunks)
         for kinds, count in ((texts.asked, ASKED_PER_CHUNK), (texts.passing, PASSING_PER_CHUNK))
     )
     sessions, line_of = [], {}
     for index in range(num_chunks):
         lines = [(_said(rng, texts, told), told) for told in (*asked[index], *passing[index])]
         talk = rng.sample(texts.talk, TALK_PER_CHUNK)
-        lines += [(text.format(name=rng.choice(people)), None) for text in talk]
+        lines += [(text.format(first=rng.choice(firsts)), None) for text in talk]
         rng.shuffle(lines)
         turns = tuple(
             Turn(id=f"C{index + 1}:{number}", speaker=SPEAKER, role="user", text=text)

@@ -99,6 +99,11 @@ class Values(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return tuple(value for index, value in enumerate(self.names[name]) if (index % 3 == 2) == (split == "heldout"))
 
 
+def single_words(values: Iterable[str]) -> list[str]:
+    """Return the values of one word, with or without an article."""
+    return [value for value in values if re.fullmatch(r"(?:an? )?\S+", value)]
+
+
 class Kind(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A kind of fact that the lines of an instance tell."""
 
