@@ -41,8 +41,8 @@ def line_of(dialogue, question) -> str:
 @pytest.mark.parametrize(
     "split, digest",
     [
-        ("train", "695e60321025bb058c939f5b95723856abc4ca856778d4f8b806781e4f13cf41"),
-        ("heldout", "f4161dd94c8cf9a6f7598935e23b0f0bb8d72d71cbfbc7a8b6e92ebbee19281e"),
+        ("train", "b3c3d0ef527329c81444ce28f30f52649ae2c7dc8f456190529eabd9ec5b5f8a"),
+        ("heldout", "c398aa5028c604f96ddae28f5dd4b438c6e3411034ead0630c46a5a6dd699ad0"),
     ],
 )
 def test_instances_are_those_recorded_whatever_their_number(split, digest):

@@ -1,6 +1,6 @@
 """Instances for the scheme memalpha: chunks of lines about people nobody else knows, and questions at the end.
 
-    generate_instances(num_instances=2, seed=0, split="train")[1].id == "gen_instance-train-0-1"
+    generate_instances(num_instances=2, seed=0, split="train")[1].id == "generated_train_0-1"
 
 A chunk has eight lines: two facts of kinds that questions ask about, three of kinds that none asks about, three of
 talk. A quarter of the facts are later values of a fact of an earlier chunk. A question asks for the newest value, and a
@@ -60,7 +60,7 @@ def generate_instances(
     if not 1 <= num_chunks <= MAX_CHUNKS:
         raise ConfigError(f"num_chunks is {num_chunks}; use 1 to {MAX_CHUNKS}")
     texts, values = load_instance_texts(text_folder)
-    names = [f"gen_instance-{split}-{seed}-{index}" for index in range(num_instances)]
+    names = [f"generated_{split}_{seed}-{index}" for index in range(num_instances)]
     return [_instance(texts, values, name, split, num_chunks) for name in names]
 
 

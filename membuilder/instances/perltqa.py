@@ -80,5 +80,4 @@ def _asked(
         progress.dropped["no_keywords"] += 1
         return None
     lines = [line for each in question.evidence for line in place[each]]
-    more = {"evidence": lines, "question_type": question.category}
-    return {"question": question.text, "answer": answer, **more}
+    return {"question": question.text, "answer": answer, "evidence": lines}
