@@ -92,6 +92,21 @@ def test_the_view_shrinks_to_the_room_there_is(order, response_format):
     assert numbers[0] == 0 < numbers[1] < numbers[2] < numbers[3] == 16
 
 
+def test_what_is_counted_of_a_prompt_is_mostly_the_same_texts_again():
+    """A counter that keeps every count would else keep every prompt of a run."""
+    seen = []
+
+    def count(texts) -> int:
+        seen.extend(texts)
+        return words(texts)
+
+    scheme = MemAlpha(MemAlphaConfig(), count)
+    for number in range(20):
+        scheme.show(chunk(*LINES), bank_of(*FACTS, ("semantic", f"a fact {number}"), core=f"core {number}"), EMBEDDER)
+    new = [text for text in dict.fromkeys(seen) if text not in {each for _, each in FACTS}]
+    assert len(new) <= 20 * 2 + 8  # cores and entries, and what all prompts say
+
+
 def test_one_entry_too_long_for_the_room_is_passed_over_and_a_long_one_is_shown_cut():
     bank = bank_of(("semantic", "short"), ("semantic", "long " * 7000), ("semantic", "last"))
     assert shown(writer(PromptsConfig(max_entry_chars=100_000)), bank) == ["m1", "m3"]
