@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from membuilder.generate.instances import fact_of, generate_instances
 from membuilder.instances.frame import framed
 from membuilder.instances.labelling import LABELLING
 from membuilder.schemes.load import load_scheme
@@ -273,6 +274,17 @@ def test_the_expert_lets_a_later_value_replace_the_earlier_one():
         assert [entry.supersedes for entry in bank.entries] == [(), ("m1",)] and len(bank.current()) == 1
         text = scheme.write(WRITER, steps[1].updates[WRITER], steps[1].session, steps[1].shown)
         assert ("<update>e1#1" in text) if fmt == "compact" else ('"memory_id": "m1"' in text)
+
+
+def test_of_generated_instances_the_expert_stores_the_facts_alone_and_their_newest_values():
+    scheme = writer(COMPACT, response_format="compact", entries_shown=20, exclude_memory=["core"])
+    for dialogue in generate_instances(5, 0, "heldout"):
+        for step in build(dialogue, scheme.expert, scheme, EMBEDDER):
+            texts = [turn.text for turn in step.session.turns]
+            kept = {texts[each.quote[0] - 1] for each in step.updates[WRITER].operations}
+            assert kept == {text for text in texts if fact_of(text) is not None}
+        told = [fact_of(entry.text.partition(": ")[2]) for entry in step.result.bank.current()]
+        assert len({(fact.person, fact.kind) for fact in told}) == len(told)
 
 
 def test_the_expert_stores_labelled_examples_whole_and_tells_the_core_of_the_labels():
