@@ -61,7 +61,7 @@ def talk_file(path: Path) -> Path:
 
 
 def reply(request: Request) -> str:
-    asked = request.body["messages"][-1]["content"]
+    asked = "\n".join(each["content"] for each in request.body["messages"])
     return next((answer for lines, answer in zip(TALK, ANSWERS, strict=True) if lines[0] in asked), "yes")
 
 
@@ -130,6 +130,21 @@ def test_a_model_behind_an_endpoint_writes_a_store(path):
 def test_a_build_that_was_stopped_goes_on_to_the_same_memory(path, tmp_path):
     assert bank(built(tmp_path, "--sessions", "2")).deleted == ("m2",)
     assert bank(built(tmp_path)) == bank(path)
+
+
+def test_what_failed_is_asked_again_and_later_calls_mean_the_entries_that_they_meant(path, tmp_path):
+    def fails_first(request: Request) -> str:
+        said = reply(request)
+        return "<tool_call>{broken</tool_call>" if said == ANSWERS[0] else said
+
+    built(tmp_path, "--max-failed", "1", serve=(answering(fails_first),))
+    before = contents(tmp_path / "memory.db")
+    failures = [each.answers["writer"].failure for each in before.sessions]
+    assert [None if each is None else each.kind for each in failures] == ["not_json", "unknown_target", None]
+    assert [entry.id for entry in before.entries] == ["m1", "m2"] and before.deleted == {}
+    built(tmp_path, "--retry-failed")
+    assert bank(tmp_path / "memory.db").entries[:4] == bank(path).entries[:4]
+    assert bank(tmp_path / "memory.db").deleted == ("m2",)  # the third answer stands as it was: its call had failed
 
 
 def test_calls_that_the_server_names_apart_are_the_same(tmp_path):
