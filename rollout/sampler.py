@@ -1,6 +1,7 @@
 """Joint rollouts of session updates: one answer per role, applied together, G times per session.
 
-A role may answer several times (turns.py). The answers of one turn of all tasks are one call of the engine.
+A role may answer several times (turns.py). The answers of one turn of all tasks are one call of the engine, and one
+more where thinking has a budget (thinking.py).
 """
 
 import zlib
@@ -14,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.embedding.local import TextEmbedder
 from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank, Session
+from rollout.thinking import Answered, answers, longest_answer
 from rollout.tokens import encode_prompt
 from rollout.turns import Task, Told, Turns
-from rollout.types import Completion, Engine, Group, Rollout, SamplingConfig
+from rollout.types import Engine, Group, Rollout, SamplingConfig
 
 
 def make_task(dialogue_id: str, session: Session, bank: Bank, scheme: Scheme, embedder: TextEmbedder) -> Task:
@@ -53,9 +55,10 @@ def sample_rollouts(
 ) -> Iterator[NumberedRollout]:
     """Sample rollouts of each task; each one comes once all its roles are done. All prompts of a turn go in one call.
 
-    A prompt that leaves the engine no room for `sampling.max_tokens` is not sampled: that role fails, the others go on.
+    A prompt that leaves the engine no room for the longest answer is not sampled: that role fails, the others go on.
     """
-    turns = Turns(tokenizer=tokenizer, scheme=scheme, room=engine.max_model_len - sampling.max_tokens)
+    room = engine.max_model_len - longest_answer(tokenizer, sampling)
+    turns = Turns(tokenizer=tokenizer, scheme=scheme, room=room)
     waiting: list[Waiting] = []
     for each, told in _first_turn(tasks, engine, turns, sampling, num_rollouts, seed):
         if told:
@@ -85,8 +88,8 @@ def _first_turn(
     fitting = [(number, role) for number, role in asked if len(prompts[number][role]) <= turns.room]
     num_roles = Counter(number for number, _ in fitting)
 
-    def answered(task: int, number: int, answers: dict[str, Completion]) -> Waiting:
-        rollout, told = turns.first(tasks[task], prompts[task], answers)
+    def answered(task: int, number: int, of_roles: dict[str, Answered]) -> Waiting:
+        rollout, told = turns.first(tasks[task], prompts[task], of_roles)
         return Waiting(NumberedRollout(task, number, rollout), told)
 
     for task in range(len(tasks)):
@@ -94,11 +97,11 @@ def _first_turn(
             yield answered(task, number, {})
     if not fitting:
         return
-    drawn: dict[tuple[int, int], dict[str, Completion]] = defaultdict(dict)
+    drawn: dict[tuple[int, int], dict[str, Answered]] = defaultdict(dict)
     given = [prompts[task][role] for task, role in fitting]
-    for prompt, number, completion in engine.stream(given, num_rollouts, sampling, seed):
+    for prompt, number, answer in answers(engine, tokenizer, given, num_rollouts, sampling, seed):
         task, role = fitting[prompt]
-        drawn[task, number][role] = completion
+        drawn[task, number][role] = answer
         if len(drawn[task, number]) == num_roles[task]:
             yield answered(task, number, drawn.pop((task, number)))
 
@@ -114,10 +117,10 @@ def _later_turn(
     """Sample one more answer of every role that goes on."""
     asked = [(place, role) for place, (_, told) in enumerate(going) for role in told]
     given = [list(going[place].told[role].prompt_token_ids) for place, role in asked]
-    drawn: dict[int, dict[str, Completion]] = defaultdict(dict)
-    for prompt, _, completion in engine.stream(given, 1, sampling, seed):
+    drawn: dict[int, dict[str, Answered]] = defaultdict(dict)
+    for prompt, _, answer in answers(engine, turns.tokenizer, given, 1, sampling, seed):
         place, role = asked[prompt]
-        drawn[place][role] = completion
+        drawn[place][role] = answer
         (task, number, rollout), told = going[place]
         if len(drawn[place]) == len(told):
             after, told = turns.next(tasks[task], rollout, told, drawn.pop(place))

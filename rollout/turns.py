@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.errors import ConfigError
 from membuilder.schemes.scheme import Call, Message, ReadsCutAnswers, Scheme, SessionResult, Shown, TakesTurns
 from membuilder.types import AgentUpdate, Bank, Failure, FailureKind, Session
-from rollout.tokens import completion_text, encode_more
-from rollout.types import Completion, LaterTurn, Rollout, Sample
+from rollout.thinking import Answered
+from rollout.tokens import encode_more
+from rollout.types import LaterTurn, Rollout, Sample, Trained
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +47,13 @@ class Turns:
     """Longest prompt that leaves the engine room for an answer."""
 
     def first(
-        self, task: Task, prompts: Mapping[str, list[int]], drawn: Mapping[str, Completion]
+        self, task: Task, prompts: Mapping[str, list[int]], drawn: Mapping[str, Answered]
     ) -> tuple[Rollout, dict[str, Told]]:
         """Apply the roles' first answers; `drawn` lacks the roles whose prompts are too long. Return who goes on."""
         texts, updates = {}, {}
         for role in self.scheme.roles:
             if role in drawn:
-                texts[role] = completion_text(self.tokenizer, drawn[role])
+                texts[role] = drawn[role].text(self.tokenizer)
                 updates[role] = self._read(role, drawn[role], texts[role], task.session)
             else:
                 problem = f"the prompt's {len(prompts[role])} tokens leave no room for an answer within max_model_len"
@@ -61,45 +62,47 @@ class Turns:
         samples = {
             role: Sample(
                 prompt_token_ids=tuple(prompts[role]),
-                completion=drawn.get(role),
+                completion=drawn[role].first if role in drawn else None,
                 text=texts.get(role),
                 written=result.written[role],
                 failure=result.failures.get(role),
                 calls=_kept(result.calls.get(role, ())),
+                later=_rest(drawn[role]) if role in drawn else (),
             )
             for role in self.scheme.roles
         }
         return Rollout(samples=samples, bank=result.bank), self._told(samples, result)
 
     def next(
-        self, task: Task, rollout: Rollout, told: Mapping[str, Told], drawn: Mapping[str, Completion]
+        self, task: Task, rollout: Rollout, told: Mapping[str, Told], drawn: Mapping[str, Answered]
     ) -> tuple[Rollout, dict[str, Told]]:
         """Apply the answers of the roles that went on to the bank as it stands, and return who goes on again."""
-        texts = {role: completion_text(self.tokenizer, completion) for role, completion in drawn.items()}
+        texts = {role: answer.text(self.tokenizer) for role, answer in drawn.items()}
         updates = dict.fromkeys(self.scheme.roles, AgentUpdate())
         updates |= {role: self._read(role, drawn[role], text, task.session) for role, text in texts.items()}
         result = self.scheme.apply(task.session, rollout.bank, updates, task.shown)
         samples = dict(rollout.samples)
         for role, text in texts.items():
             before, failure = samples[role], result.failures.get(role)
-            turn = LaterTurn(told_token_ids=told[role].token_ids, completion=drawn[role], text=text)
+            turn = LaterTurn(told_token_ids=told[role].token_ids, completion=drawn[role].first, text=text)
             samples[role] = replace(
                 before,
                 written=before.written + result.written[role],
                 failure=None if before.failure is None else failure,  # it failed where no turn could be used
                 calls=before.calls + _kept(result.calls.get(role, ())),
-                later=(*before.later, turn),
+                later=(*before.later, turn, *_rest(drawn[role])),
             )
         return Rollout(samples=samples, bank=result.bank), self._told(samples, result)
 
-    def _read(self, role: str, completion: Completion, text: str, session: Session) -> AgentUpdate:
-        if completion.finished:
+    def _read(self, role: str, answer: Answered, text: str, session: Session) -> AgentUpdate:
+        last = answer.rest or answer.first
+        if last.finished:
             return self.scheme.parse(role, text, session)
         if isinstance(self.scheme, ReadsCutAnswers):
             update = self.scheme.parse_cut(role, text, session)
             if update != AgentUpdate():
                 return update
-        return _failed(FailureKind.TRUNCATED, f"no end token within {len(completion.token_ids)} tokens")
+        return _failed(FailureKind.TRUNCATED, f"no end token within {len(last.token_ids)} tokens")
 
     def _told(self, samples: Mapping[str, Sample], result: SessionResult) -> dict[str, Told]:
         """Return what each role is told that goes on: not behind its last turn, nor where no room is left."""
@@ -110,17 +113,23 @@ class Turns:
             )
         found = {}
         for role, messages in result.more.items():
-            turns = samples[role].turns()
-            if turns and messages and len(turns) < self.scheme.max_turns:
-                told = self._behind(turns[-1], messages)
+            sample = samples[role]
+            if messages and 0 < sample.num_turns < self.scheme.max_turns:
+                told = self._behind(sample.turns()[-1], messages)
                 if len(told.prompt_token_ids) <= self.room:
                     found[role] = told
         return found
 
-    def _behind(self, turn: tuple[tuple[int, ...], Completion], messages: tuple[Message, ...]) -> Told:
-        prompt, completion = turn
+    def _behind(self, turn: Trained, messages: tuple[Message, ...]) -> Told:
+        prompt, completion, _ = turn
         ids = tuple(encode_more(self.tokenizer, completion, messages))
         return Told(token_ids=ids, prompt_token_ids=(*prompt, *completion.token_ids, *ids))
+
+
+def _rest(answer: Answered) -> tuple[LaterTurn, ...]:
+    if answer.rest is None:
+        return ()
+    return (LaterTurn(told_token_ids=answer.closing, completion=answer.rest, text="", is_rest=True),)
 
 
 def _kept(calls: tuple[Call, ...]) -> tuple[Call, ...]:

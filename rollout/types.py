@@ -20,6 +20,9 @@ class SamplingConfig(Section):
     """Below 1 the engine's distribution is cut, and its log-probs differ from the trainer's (docs/method.md)."""
     max_tokens: PositiveInt = 6000
     """Longest completion, in tokens."""
+    thinking_budget: PositiveInt | None = None
+    """Tokens after which thinking is closed, before an answer of up to `max_tokens`; null: `max_tokens` bounds both.
+    Whether a model thinks is an option of its chat template (`prompts.chat_template_kwargs`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,13 +80,24 @@ def in_order(sampled: Iterable[Sampled], num_prompts: int, n: int) -> list[list[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaterTurn:
-    """An answer of a role that went on with the same session."""
+    """An answer of a role that went on with the same session, or the rest of one that was stopped at its budget."""
 
     told_token_ids: tuple[int, ...]
-    """What stands between the answer before it and this one, such as the results of calls."""
+    """What stands between the completion before it and this one, such as the results of calls."""
     completion: Completion
     text: str
-    """The decoded completion."""
+    """The decoded answer, with its rest where it was stopped; a rest has none of its own."""
+    is_rest: bool = False
+    """Whether it belongs to the answer before it, whose thinking was stopped (rollout/thinking.py)."""
+
+
+class Trained(NamedTuple):
+    """A completion that is trained, behind all that stood before it."""
+
+    prompt_token_ids: tuple[int, ...]
+    completion: Completion
+    is_cut: bool
+    """Whether the answer lacks its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +108,7 @@ class Sample:
     completion: Completion | None
     """None where the prompt is too long for the engine, so that nothing was sampled."""
     text: str | None
-    """The decoded completion."""
+    """The decoded completion, with its rest where it was stopped."""
     written: tuple[str, ...]
     """Memory texts that it wrote, in all its turns; empty when it failed."""
     failure: Failure | None
@@ -104,14 +118,22 @@ class Sample:
     later: tuple[LaterTurn, ...] = ()
     """The turns behind the first."""
 
-    def turns(self) -> list[tuple[tuple[int, ...], Completion]]:
-        """Return the prompt and the completion of each turn, as ids; none where nothing was sampled."""
+    @property
+    def num_turns(self) -> int:
+        """Return the number of answers."""
+        return int(self.completion is not None) + sum(not turn.is_rest for turn in self.later)
+
+    def turns(self) -> list[Trained]:
+        """Return the completion of each turn behind its whole prompt; none where nothing was sampled."""
         if self.completion is None:
             return []
-        found = [(self.prompt_token_ids, self.completion)]
+        found = [Trained(self.prompt_token_ids, self.completion, not self.completion.finished)]
         for turn in self.later:
-            prompt, completion = found[-1]
-            found.append(((*prompt, *completion.token_ids, *turn.told_token_ids), turn.completion))
+            prompt, completion, _ = found[-1]
+            if turn.is_rest:
+                found[-1] = found[-1]._replace(is_cut=False)
+            told = (*prompt, *completion.token_ids, *turn.told_token_ids)
+            found.append(Trained(told, turn.completion, not turn.completion.finished))
         return found
 
 

@@ -14,6 +14,7 @@ from membuilder.schemes.scheme import Call, CallOutcome, Prompt, SessionResult
 from membuilder.types import AgentUpdate, Bank, FailureKind, Session, Turn
 from rollout.gguf import SMOLLM2, model_folder
 from rollout.sampler import sample_groups
+from rollout.thinking import CLOSING
 from rollout.tokens import encode_completion, encode_more, encode_prompt, load_tokenizer
 from rollout.turns import Task
 from rollout.types import Completion, Sampled, SamplingConfig
@@ -59,9 +60,11 @@ class ByTurn:
     def __init__(self, tokenizer, *calls: list[str], max_model_len: int = 1000) -> None:
         self.tokenizer, self.calls, self.max_model_len = tokenizer, list(calls), max_model_len
         self.asked: list[tuple[list[list[int]], int, int]] = []
+        self.max_tokens: list[int] = []
 
     def stream(self, prompts, n, sampling, seed):
         self.asked.append((prompts, n, seed))
+        self.max_tokens.append(sampling.max_tokens)
         answers = self.calls[len(self.asked) - 1]
         assert len(answers) == len(prompts) * n
         for number, answer in enumerate(answers):
@@ -75,8 +78,8 @@ class ByTurn:
             )
 
 
-def sampled(engine, scheme, tasks, n=1):
-    return sample_groups(tasks, engine, engine.tokenizer, scheme, SAMPLING, n, seed=11)
+def sampled(engine, scheme, tasks, n=1, sampling=SAMPLING):
+    return sample_groups(tasks, engine, engine.tokenizer, scheme, sampling, n, seed=11)
 
 
 def test_all_that_goes_on_is_one_call_a_turn_and_sampled_ids_are_kept(clerk, tokenizer):
@@ -89,7 +92,10 @@ def test_all_that_goes_on_is_one_call_a_turn_and_sampled_ids_are_kept(clerk, tok
     for sample, again in zip(samples, engine.asked[1][0], strict=True):
         (turn,) = sample.later
         assert tuple(again) == (*sample.prompt_token_ids, *sample.completion.token_ids, *turn.told_token_ids)
-        assert sample.turns() == [(sample.prompt_token_ids, sample.completion), (tuple(again), turn.completion)]
+        assert sample.turns() == [
+            (sample.prompt_token_ids, sample.completion, False),
+            (tuple(again), turn.completion, False),
+        ]
     assert tokenizer.decode(samples[0].turns()[1][0]).endswith("keep:#1<end>ran\nkeep:")
     assert [entry.source_turns for entry in first.rollouts[0].bank.entries] == [("a:0",), ("a:1",)]
     assert [len(sample.written) for sample in samples] == [2, 2, 2, 1]
@@ -180,6 +186,73 @@ def test_arguments_that_no_journal_can_keep_never_end_a_run(clerk, tokenizer, ar
     sample = group.rollouts[0].samples["keeper"]
     assert [call.arguments for call in sample.calls] == [{}]
     assert encode(sample, type(sample), "a sample")
+
+
+# Thinking with a budget
+
+THINKS = """
+
+class Thinker(Clerk):
+    def parse(self, role, text, session):
+        return super().parse(role, text.rpartition("</think>")[2], session)
+
+
+def make_scheme(prompts):
+    return Thinker(prompts)
+"""
+BUDGET = replace(SAMPLING, thinking_budget=40)
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    own = keeper.write(tmp_path_factory.mktemp("thinker"), keeper.SEVERAL_TURNS + THINKS)
+    return load_scheme(str(own), PromptConfig())
+
+
+def test_thinking_that_is_still_open_at_its_budget_is_closed_and_all_goes_on(thinker):
+    tokenizer = tokenizer_with(WITH_TOOLS)
+    task = task_of(thinker, "a", "A cat.", "Bye.")
+    engine = ByTurn(
+        tokenizer, ["<think>A cat or...", "<think></think>#2", "<think></think>#..."], ["#1", "2"], ["#2"] * 3
+    )
+    (group,) = sampled(engine, thinker, [task], n=3, sampling=BUDGET)
+    assert engine.max_tokens == [40, 10, 40] and [n for _, n, _ in engine.asked] == [3, 1, 1]
+    open_, whole, closed = (rollout.samples["keeper"] for rollout in group.rollouts)
+    (rest, _), (_,), (other, _) = (sample.later for sample in (open_, whole, closed))
+    assert tokenizer.decode(rest.told_token_ids) == CLOSING and other.told_token_ids == ()
+    assert open_.text == f"<think>A cat or{CLOSING}#1" and closed.text == "<think></think>#2"
+    assert [sample.failure for sample in (open_, whole, closed)] == [None] * 3
+    assert [len(sample.written) for sample in (open_, whole, closed)] == [2, 2, 2]
+    assert [sample.num_turns for sample in (open_, whole, closed)] == [2, 2, 2]
+    # what was inserted is part of a prompt, and no part of an answer that has its end is one that lacks it
+    thought, answered, _ = sampled_sequences(open_)
+    assert answered.prompt_token_ids == (
+        *thought.prompt_token_ids,
+        *thought.completion_token_ids,
+        *tokenizer(CLOSING, add_special_tokens=False)["input_ids"],
+    )
+    for sequence in (thought, answered):
+        assert set(sequence.values.truncated) == {0.0}
+        assert len(sequence.values.rollout_logprobs) == len(sequence.completion_token_ids)
+
+
+def test_an_answer_behind_its_thinking_may_be_cut_like_any_other(thinker, tokenizer):
+    task = task_of(thinker, "a", "A cat.", "Bye.")
+    (group,) = sampled(ByTurn(tokenizer, ["<think>A..."], ["cat..."], ["#1"]), thinker, [task], sampling=BUDGET)
+    sample = group.rollouts[0].samples["keeper"]
+    assert [turn.is_cut for turn in sample.turns()] == [False, True, False]
+    assert [call.outcome for call in sample.calls] == [CallOutcome.SCHEMA, CallOutcome.RAN]
+
+
+def test_a_prompt_leaves_room_for_thinking_what_closes_it_and_the_answer(thinker, tokenizer):
+    task = task_of(thinker, "a", "A cat.", "Bye.")
+    longest = 40 + len(tokenizer(CLOSING, add_special_tokens=False)["input_ids"]) + 10
+    prompt = len(encode_prompt(tokenizer, thinker.ask("keeper", task.session, task.bank, task.shown)))
+    for room, kind in ((prompt, None), (prompt - 1, FailureKind.PROMPT_TOO_LONG)):
+        engine = ByTurn(tokenizer, ["#1"], max_model_len=room + longest)
+        (group,) = sampled(engine, thinker, [task], sampling=BUDGET)
+        failure = group.rollouts[0].samples["keeper"].failure
+        assert (failure and failure.kind) == kind
 
 
 # Messages and tools

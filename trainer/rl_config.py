@@ -99,10 +99,12 @@ class RLConfig(TrainConfig):
                 f"sampling.temperature={self.sampling.temperature} decodes greedily, so that all rollouts of a group "
                 "are the same and none has an advantage; expected float (above 0)"
             )
-        if self.max_model_len <= self.sampling.max_tokens:
+        thinking = self.sampling.thinking_budget
+        if self.max_model_len <= self.sampling.max_tokens + (thinking or 0):
+            beside = "" if thinking is None else f" and sampling.thinking_budget={thinking}"
             raise ValueError(
                 f"max_model_len={self.max_model_len} leaves no prompt room beside "
-                f"sampling.max_tokens={self.sampling.max_tokens}"
+                f"sampling.max_tokens={self.sampling.max_tokens}{beside}"
             )
         if self.loss.name != "dr_grpo":
             return

@@ -66,7 +66,7 @@ class Collector:
     @property
     def greedy(self) -> SamplingConfig:
         """Return the settings with which the policy answers outside training."""
-        return SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=self.sampling.max_tokens)
+        return replace(self.sampling, temperature=0.0, top_p=1.0)
 
     def dense(self, stream: SessionStream, length_weight: float, seed: int) -> list[ScoredGroup]:
         """Take G rollouts of each slot's session from one bank, and ask them the session's questions."""

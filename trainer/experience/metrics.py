@@ -8,7 +8,7 @@ from types import MappingProxyType
 from membuilder.errors import ConfigError, RewardError
 from reward.rollouts import ScoredGroup, means_by_source
 from reward.score import RewardStatus
-from rollout.types import Completion, Sample
+from rollout.types import Sample, Trained
 from trainer.experience.training_batch import Batch
 
 
@@ -65,7 +65,7 @@ def rollout_metrics(
         "rewards/missing": fmean(value is None for score in scores for value in score.reward.values()),
         "num_tokens": float(batch.num_run_tokens),
         "prompt_too_long": _mean(sample.completion is None for sample in samples),
-        "completions/mean_length": _mean(len(completion.token_ids) for completion in _completions(samples)),
+        "completions/mean_length": _mean(len(turn.completion.token_ids) for turn in _completions(samples)),
     }
     for role in batch.advantages[0]:
         samples = [rollout.samples[role] for rollout in rollouts]
@@ -79,8 +79,8 @@ def rollout_metrics(
             ),
             f"expert_tokens/{role}": _mean(group.expert_tokens.get(role) for group in scored),
             f"prompt_too_long/{role}": _mean(sample.completion is None for sample in samples),
-            f"completions/{role}/mean_length": _mean(len(completion.token_ids) for completion in completions),
-            f"completions/{role}/clipped_ratio": _mean(not completion.finished for completion in completions),
+            f"completions/{role}/mean_length": _mean(len(turn.completion.token_ids) for turn in completions),
+            f"completions/{role}/clipped_ratio": _mean(turn.is_cut for turn in completions),
         }
     by_source = means_by_source([group for group in scored if group.dialogue_id in sources], sources)
     return {name: value for name, value in metrics.items() if value is not None} | by_source
@@ -101,13 +101,13 @@ def completion_rows(scored: Sequence[ScoredGroup], batch: Batch, step: int, num_
             if sample.calls:
                 row["calls"] = [{"name": call.name, "outcome": call.outcome.value} for call in sample.calls]
             if sample.later:
-                row["later_completions"] = [turn.text for turn in sample.later]
+                row["later_completions"] = [turn.text for turn in sample.later if not turn.is_rest]
             rows.append(row | {"weight_version": None if completion is None else completion.weight_version})
     return rows
 
 
-def _completions(samples: Iterable[Sample]) -> list[Completion]:
-    return [completion for sample in samples for _, completion in sample.turns()]
+def _completions(samples: Iterable[Sample]) -> list[Trained]:
+    return [turn for sample in samples for turn in sample.turns()]
 
 
 def _mean(values: Iterable[float | None], mean: Callable[[list[float]], float] = fmean) -> float | None:

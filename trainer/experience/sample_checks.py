@@ -52,7 +52,7 @@ def check_prompts(
 def check_versions(groups: Sequence[Group], version: int) -> None:
     """Raise ParityError where a completion was not sampled with the weights of `version`, which are the policy's."""
     samples = [sample for group in groups for rollout in group.rollouts for sample in rollout.samples.values()]
-    stale = {completion.weight_version for sample in samples for _, completion in sample.turns()} - {version}
+    stale = {completion.weight_version for sample in samples for _, completion, _ in sample.turns()} - {version}
     if stale:
         raise ParityError(
             WEIGHT_VERSION,

@@ -103,9 +103,9 @@ def sampled_sequences(sample: Sample, advantage: float = 0.0, weight: float = 0.
             values=TokenValues(
                 advantage=(advantage,) * len(completion.token_ids),
                 weight=(weight,) * len(completion.token_ids),
-                truncated=(float(not completion.finished),) * len(completion.token_ids),
+                truncated=(float(is_cut),) * len(completion.token_ids),
                 rollout_logprobs=completion.rollout_logprobs,
             ),
         )
-        for prompt, completion in sample.turns()
+        for prompt, completion, is_cut in sample.turns()
     ]
