@@ -70,7 +70,7 @@ def test_the_published_name_of_a_tool_is_known():
 BAD = {
     "not_json": (
         '<tool_call>{"name": "memory_insert", "arguments": {</tool_call>',
-        '<tool_call>{"name": "memory_insert", "arguments": {"memory_type": "semantic_memory", "content": "a"}} x</tool_call>',
+        insert("semantic", "a").replace("</tool_call>", "x</tool_call>"),
         '<tool_call>{"name": "a", "name": "b", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "a", "arguments": {"x": NaN}}</tool_call>',
         "<tool_call>hello</tool_call>",
