@@ -29,11 +29,11 @@ from trainer.tiny import TinyFolderConfig
 ENDPOINT = ["name=m", "price.input_per_million=1"]
 NEEDED = {
     RLConfig: [
-        *("scheme=one/of/your/own", "reward.judge=llm", "reward.memalpha.validity=llm"),
+        *("scheme=one/of/your/own", "dense=false", "reward.judge=llm", "reward.memalpha.validity=llm"),
         *(f"reward.{model}.{key}" for model in ("answerer", "grader", "validator") for key in ENDPOINT),
     ],
     SFTConfig: ["model.path=m", "model.lora.rank=16"],
-    BuildConfig: ["out=m", "model.name=m", "model.price.input_per_million=1"],
+    BuildConfig: ["out=m", "model.name=m", "model.price.input_per_million=1", "memalpha.prompts.max_tokens=1"],
     EmbeddingEndpoint: ENDPOINT,
     TinyFolderConfig: [],
 }
@@ -41,6 +41,7 @@ NEEDED = {
 OTHER_KEYS = {
     "sampling.temperature": "RLConfig refuses 0, at which a group's rollouts are the same",
     "sampling.max_tokens": "max_model_len must be larger",
+    "sampling.thinking_budget": "max_model_len must be larger",
     "max_model_len": "larger than sampling.max_tokens",
     "loss.clip": "dual_clip must lie above 1 + clip",
     "loss.dual_clip": "above 1 + clip",
