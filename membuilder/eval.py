@@ -52,11 +52,15 @@ def _compare(argv: Sequence[str]) -> int:
     parser.add_argument("a", metavar="A", help="output folder of a run, or FOLDER:SYSTEM")
     parser.add_argument("b", metavar="B", help="output folder of a run, or FOLDER:SYSTEM")
     parser.add_argument(
-        "--metric", action="append", choices=METRICS, metavar="METRIC", help="repeatable; else recall@10, f1 and judges"
+        "--metric",
+        action="append",
+        choices=METRICS,
+        metavar="METRIC",
+        help="repeatable; else recall@10, f1, judges, source",
     )
     parser.add_argument("--seed", type=flag_type(Seed), default=0)
     given = parser.parse_args(argv)
-    metrics = given.metric or ("recall@10", "f1", "judge_strict", "judge_lenient")
+    metrics = given.metric or ("recall@10", "f1", "judge_strict", "judge_lenient", "source")
     print(as_text(compare(load_side(given.a), load_side(given.b), metrics, given.seed)))
     return 0
 

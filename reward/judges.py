@@ -73,7 +73,10 @@ def evidence(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:
         return Verdict(correct=None, reason="the question names no evidence for an answer", cause="no_evidence")
     found = {turn_id for entry in retrieval.entries for turn_id in entry.source_turns}.union(bank.core_sources)
     absent = [turn_id for turn_id in question.evidence if turn_id not in found]
-    return Verdict(correct=float(not absent), reason=f"not found: {', '.join(absent)}" if absent else "all found")
+    if absent:
+        return Verdict(correct=0.0, reason=f"not found: {', '.join(absent)}")
+    holding = [entry.id for entry in retrieval.entries if not set(question.evidence).isdisjoint(entry.source_turns)]
+    return Verdict(correct=1.0, reason="all found", rests_on=tuple(holding))
 
 
 def coverage(question: Question, bank: Bank, retrieval: Retrieval) -> Verdict:

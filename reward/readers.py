@@ -1,7 +1,7 @@
 """Readers that need no model: what they reply to a question from a memory, and which entries they took it from.
 
-`excerpt` gives the sentence that fits the question best, `nearest` the label of the stored example that is most like
-it, and `offline` is the one of both that the question's source needs. The source's metric scores the reply.
+`excerpt` gives the sentence or line that fits the question best, `nearest` the label of the stored example that is most
+like it, and `offline` is the one of both that the question's source needs. The source's metric scores the reply.
 """
 
 import re
@@ -16,7 +16,8 @@ from membuilder.instances.sentences import sentences
 from membuilder.types import Bank, Question
 
 WHOLE_WORDS = 40
-"""An entry of at most so many words is an excerpt as a whole."""
+"""A line of an entry with at most so many words is an excerpt as a whole; several lines never are, so that no more is
+replied from an entry for having been stored together."""
 _END = r"\s*\(?(\d+)\)?[.,;]?[^\S\n]*(?:\n|$)"
 _LABELS_LAST = (re.compile(rf"\bLabels?\s*[:=]?{_END}"), re.compile(rf"(?:->|=>|:(?=\s)){_END}"))
 """Each ends an example: `Sentence: ... Label: 3`; `... -> 3` or `...: 3`. A text is read by the first that it holds."""
@@ -47,7 +48,7 @@ class _Piece:
 
 
 def excerpt(question: Question, bank: Bank, retrieval: Retrieval) -> Reply:
-    """Reply with the sentence of core and entries found, or the whole short entry, that fits the question best."""
+    """Reply with the sentence of core and entries found, or the short line of an entry, that fits the question best."""
     return _best(question, bank, retrieval, _excerpts)
 
 
@@ -84,8 +85,10 @@ def _indexed(
 
 
 def _excerpts(text: str, source: str | None) -> list[_Piece]:
-    is_whole = source is not None and len(text.split()) <= WHOLE_WORDS
-    parts = [text] if is_whole else sentences(text)
+    parts = []
+    for line in text.splitlines():
+        is_whole = source is not None and len(line.split()) <= WHOLE_WORDS
+        parts += [line] if is_whole else sentences(line)
     return [_Piece(part, part.strip(), source) for part in parts if part.strip()]
 
 

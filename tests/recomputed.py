@@ -102,7 +102,7 @@ def scores(line: Line) -> dict[str, Score]:
     for judge in JUDGES:
         correct = line["verdicts"].get(judge, {}).get("correct")
         found[f"judge_{judge}"] = None if correct is None else int(correct)
-    return found
+    return found | {"source": None}  # of instances alone
 
 
 def _recall(line: Line, k: int, by_session: bool) -> Score:

@@ -583,7 +583,7 @@ def test_compare_tests_two_runs_on_the_same_questions(call, tmp_path, capsys):
 
 def test_too_many_missing_verdicts_fail_the_run(call, tmp_path, monkeypatch, capsys):
     @asynccontextmanager
-    async def unsure(answerer, judge, top_k, costs):
+    async def unsure(answerer, judge, top_k, costs, by_source):
         yield roles(verdict=verdict)
 
     monkeypatch.setattr(run, "open_roles", unsure)

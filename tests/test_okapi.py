@@ -133,7 +133,6 @@ def test_words_meaning_and_both_find_the_same_fact(method):
     assert ids[0] == "m2" and sorted(ids) == ["m2", "m3"]
 
 
-@pytest.mark.slow
 def test_a_memory_of_50000_entries_is_searched_in_seconds():
     draw = random.Random(1)
     entries = tuple(entry(n, " ".join(f"w{draw.randint(0, 3000)}" for _ in range(8))) for n in range(50_000))

@@ -37,7 +37,7 @@ def found(*texts: str) -> Retrieval:
 # excerpt
 
 
-def test_the_excerpt_is_the_short_entry_or_the_sentence_that_fits_best():
+def test_the_excerpt_is_the_short_line_or_the_sentence_that_fits_best():
     long = "Bob likes tea. " * 12 + "Ann moved to Oslo in May. It rained a lot."
     asked = question("Where did Ann move?")
     assert excerpt(asked, Bank(), found("Bob moved", long)).text == "Ann moved to Oslo in May."
@@ -45,6 +45,12 @@ def test_the_excerpt_is_the_short_entry_or_the_sentence_that_fits_best():
     assert (reply.text, reply.entries) == ("Ann has a cat. Ann moved to Oslo. It rained.", ("m1",))
     core = excerpt(asked, Bank(core="Bob is old. Ann moved to Rome."), found("Bob moved"))
     assert (core.text, core.entries) == ("Ann moved to Rome.", ())
+
+
+def test_lines_that_were_stored_as_one_entry_are_replied_one_by_one():
+    both = "[2024-01-01] text: Ann lives in Rome.\n[2024-01-02] text: Ann lives in Oslo."
+    reply = excerpt(question("Where does Ann live?"), Bank(), found("rain", both))
+    assert (reply.text, reply.entries) == ("[2024-01-01] text: Ann lives in Rome.", ("m1",))
 
 
 def test_of_two_that_fit_alike_the_first_is_taken_so_that_a_stale_entry_answers():

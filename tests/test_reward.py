@@ -130,7 +130,8 @@ def test_evidence_needs_every_turn():
     asked = question(evidence=("D1:1", "D2:4"))
     first, second = entry(1, "one", sources=("D1:1", "D1:2")), entry(2, "two", sources=("D2:4",))
     quoted = Bank(core="two", core_quotes=(CoreQuote(turn_id="D2:4", text="two"),))
-    assert evidence(asked, Bank(), found(first, second)).correct == 1
+    whole = evidence(asked, Bank(), found(first, entry(3, "three"), second))
+    assert (whole.correct, whole.rests_on) == (1, ("m1", "m2"))
     assert evidence(asked, Bank(), found(first)) == Verdict(correct=0.0, reason="not found: D2:4")
     assert evidence(asked, quoted, found(first)).correct == 1
     # in the bank, but not retrieved

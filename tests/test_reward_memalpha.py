@@ -1,5 +1,6 @@
 """The reward of memalpha by hand-worked numbers, its credit, and what is missing and stays missing."""
 
+import json
 from dataclasses import replace
 from datetime import datetime
 
@@ -8,18 +9,22 @@ import pytest
 from membuilder.bank.retrieve import Retrieval
 from membuilder.config import dump, load
 from membuilder.errors import ConfigError
+from membuilder.schemes.memalpha.config import MemAlphaConfig
+from membuilder.schemes.memalpha.scheme import MemAlpha
 from membuilder.schemes.scheme import Call, CallOutcome
 from membuilder.types import Bank, Dialogue, Entry, Failure, FailureKind, Question, Session, Turn
+from reward.asking import answer_banks
 from reward.credit import evidence_shares
-from reward.judges import Verdict
+from reward.judges import Verdict, load_judge
 from reward.length import LengthConfig
 from reward.memalpha import refuse_unused, score
 from reward.memalpha_config import Credit, MemAlphaRewardConfig
 from reward.qa import QAResult
 from reward.rollouts import Episode, chunk_questions, episode_questions, means_by_source, score_episodes
 from reward.score import RewardConfig, RewardStatus, RoleOutput, Score
-from reward.validity import by_rules
+from reward.validity import by_rules, make_validity
 from rollout.types import Completion, Group, Rollout, Sample
+from tests.fakes import HashEmbedder
 from trainer.rl_config import RLConfig
 
 DAY = datetime(2024, 1, 1)
@@ -282,6 +287,41 @@ def test_a_chunks_own_questions_are_those_whose_last_evidence_stands_in_it():
     chosen = chunk_questions(dialogue(8), RewardConfig(chunk_questions=3), "step 1")
     assert [len(each) for each in chosen] == [3, 3] and {int(each.id[1:]) % 2 for each in chosen[0]} == {0}
     assert chunk_questions(dialogue(8), RewardConfig(), "step 1") == [[], []]
+
+
+def test_from_an_answer_of_the_writer_to_its_reward():
+    scheme = MemAlpha(MemAlphaConfig(), count_tokens=words)
+    session = Session(
+        id="C1", index=0, timestamp=DAY, turns=(turn(1, 1, "Ann lives in Oslo."), turn(1, 2, "It rains."))
+    )
+    insert = {"name": "memory_insert", "arguments": {"memory_type": "semantic_memory", "content": "Ann lives in Oslo"}}
+    broken = {"name": "memory_delete", "arguments": {"memory_type": "semantic_memory", "memory_id": "m9"}}
+    text = "\n".join(f"<tool_call>\n{json.dumps(each)}\n</tool_call>" for each in (insert, broken))
+    result = scheme.apply(session, Bank(), {WRITER: scheme.parse(WRITER, text, session)}, {WRITER: ()})
+    asked = Question(id="q", text="Where does Ann live?", answer="Oslo", category="squad", evidence=())
+    whole = Dialogue(id="squad-7", speakers=(), sessions=(session,), questions=(asked,))
+    answers = answer_banks([(result.bank, [asked])], scheme, HashEmbedder(), load_judge("offline"))
+    rollout = Rollout(samples={WRITER: sample(*result.calls[WRITER])}, bank=result.bank)
+    group = Group(id="g", dialogue_id="squad-7", session=session, rollouts=(rollout,))
+    one = Episode(dialogue=whole, groups=[group], answers=answers, expert_tokens=[{}])
+    (((found,),),) = [
+        [each.scores for each in of]
+        for of in score_episodes([one], words, score, RewardConfig(), make_validity(RewardConfig()))
+    ]
+    # 4 words of memory for 6 words read
+    assert parts_of(found) == {"r1": 1.0, "r2": 0.5, "r3": pytest.approx(1 / 3), "r4": 1.0}
+    assert answers[0].verdicts[0].rests_on == (result.bank.entries[0].id,)
+
+
+def test_an_answer_is_given_what_fits_its_budget_and_nothing_is_embedded():
+    entries = tuple(replace(entry(n, 0), text=f"Ann has n{n}") for n in range(1, 9))
+    embedder = HashEmbedder()
+    asked = Question(id="q", text="Ann?", answer="x", category="squad", evidence=())
+    for budget, number in ((1000, 8), (9, 3), (1, 0)):
+        scheme = MemAlpha(MemAlphaConfig(answer_tokens=budget), count_tokens=words)
+        (found,) = answer_banks([(Bank(entries=entries), [asked])], scheme, embedder, load_judge("offline"))
+        assert len(found.retrievals[0].entries) == number
+    assert embedder.embedded == []
 
 
 # settings

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from membuilder.errors import ChatError
-from membuilder.evaluation.metrics import JUDGES, Outcome
+from membuilder.evaluation.metrics import JUDGES, RUBRIC, Outcome
 from membuilder.evaluation.recall import Ranking
-from membuilder.llm.answer_and_judge import AnswerVerdict, Strictness, prompt_hashes
+from membuilder.evaluation.source_metrics import SourceMetric, form_of, metric_of
+from membuilder.llm.answer_and_judge import PROMPTS, SOURCE_PROMPTS, AnswerVerdict, Strictness, prompt_hashes
 from membuilder.llm.answer_and_judge import answer as answer_from
 from membuilder.llm.answer_and_judge import judge as judge_answer
 from membuilder.llm.chat_model import Role
@@ -22,7 +23,7 @@ from membuilder.types import Question
 Answer = Callable[[Question, Ranking, datetime], Awaitable[str | None]]
 """(question, what was found, date of the last session) -> the answer; None: the call failed, which is no answer."""
 Judge = Callable[[str, Question, str], Awaitable[AnswerVerdict]]
-"""(strict or lenient, question, answer) -> verdict; raises only where no call can succeed any more."""
+"""(strict, lenient or rubric, question, answer) -> verdict; raises only where no call can succeed any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +37,13 @@ class Roles:
 
 
 @asynccontextmanager
-async def open_roles(answerer: ModelAccess, judge: ModelAccess, top_k: int, costs: Costs) -> AsyncIterator[Roles]:
-    """Both models, checked with one small call each before anything costly begins."""
+async def open_roles(
+    answerer: ModelAccess, judge: ModelAccess, top_k: int, costs: Costs, by_source: bool = False
+) -> AsyncIterator[Roles]:
+    """Both models, checked with one small call each before anything costly begins.
+
+    `by_source`: answers are asked for in the form that their source is scored in.
+    """
     async with AsyncExitStack() as stack:
         answering = await stack.enter_async_context(ChatClient(answerer, Role.ANSWERER, costs))
         judging = await stack.enter_async_context(ChatClient(judge, Role.JUDGE, costs))
@@ -50,8 +56,9 @@ async def open_roles(answerer: ModelAccess, judge: ModelAccess, top_k: int, cost
         async def ask(question: Question, ranking: Ranking, now: datetime) -> str | None:
             core = ranking.always.text if ranking.always else ""
             memories = [item.text for item in ranking.items[:top_k]]
+            form = form_of(question) if by_source else None
             try:
-                return await answer_from(question, core=core, memories=memories, model=answering, now=now)
+                return await answer_from(question, core=core, memories=memories, model=answering, now=now, form=form)
             except ChatError as error:
                 if error.fatal:
                     raise
@@ -60,7 +67,7 @@ async def open_roles(answerer: ModelAccess, judge: ModelAccess, top_k: int, cost
         async def grade(name: str, question: Question, answer: str) -> AnswerVerdict:
             return await judge_answer(question, answer, Strictness(name), judging, past_cache)
 
-        yield Roles(answer=ask, judge=grade, prompts=prompt_hashes())
+        yield Roles(answer=ask, judge=grade, prompts=prompt_hashes(SOURCE_PROMPTS if by_source else PROMPTS))
 
 
 async def ask_all(cases: Iterable[Outcome], roles: Roles, concurrency: int, write: Callable[[Outcome], None]) -> None:
@@ -72,8 +79,16 @@ async def ask_all(cases: Iterable[Outcome], roles: Roles, concurrency: int, writ
     async def ask(case: Outcome) -> None:
         question, verdicts = case.question, []
         answer = await roles.answer(question, case.ranking, case.dialogue.sessions[-1].timestamp)
+        judges = _judges_of(case)
         if answer is not None and (question.answer is not None or not question.answerable):
-            verdicts = await asyncio.gather(*(roles.judge(name, question, answer) for name in JUDGES))
-        write(replace(case, answer=answer, verdicts=dict(zip(JUDGES, verdicts, strict=False))))
+            verdicts = await asyncio.gather(*(roles.judge(name, question, answer) for name in judges))
+        write(replace(case, answer=answer, verdicts=dict(zip(judges, verdicts, strict=False))))
 
     await for_each(ask, cases, concurrency)
+
+
+def _judges_of(case: Outcome) -> tuple[str, ...]:
+    """Return who judges an answer; where sources have metrics of their own, only what a rubric grades is judged."""
+    if case.source is None:
+        return JUDGES
+    return (RUBRIC,) if metric_of(case.question) is SourceMetric.RUBRIC else ()

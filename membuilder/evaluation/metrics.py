@@ -13,11 +13,14 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 from membuilder.evaluation.recall import Ranking, evidence_recall
+from membuilder.evaluation.source_metrics import SourceMetric, metric_of, source_score
 from membuilder.llm.answer_and_judge import AnswerVerdict
 from membuilder.types import Dialogue, Question
 
 CUTOFFS = (5, 10, 20)
 JUDGES = ("strict", "lenient")
+RUBRIC = "rubric"
+"""The judge of sources that are graded by rubric; it is asked in place of the others."""
 ADVERSARIAL, ABSTENTION = "adversarial", "abstention"
 SET_APART = (ADVERSARIAL, ABSTENTION)
 """Groups of questions that have columns of their own and count in no mean of answers."""
@@ -42,6 +45,8 @@ class Outcome:
     """The answer; None where nobody was asked, or no answer could be had."""
     verdicts: Mapping[str, AnswerVerdict] = field(default_factory=dict)
     """The verdict of each judge that applies to the question."""
+    source: str | None = None
+    """Where the instance comes from, by whose metric it is scored; None: the benchmark has no such sources."""
 
 
 class Metric(NamedTuple):
@@ -166,6 +171,15 @@ def _of_judge(outcome: Outcome, name: str) -> float | None:
     return None if verdict is None or verdict.correct is None else float(verdict.correct)
 
 
+def _of_source(outcome: Outcome) -> float | None:
+    """Score by the metric of the question's source."""
+    if outcome.source is None or outcome.answer is None:
+        return None
+    if metric_of(outcome.question) is SourceMetric.RUBRIC:
+        return _of_judge(outcome, RUBRIC)
+    return source_score(outcome.question, outcome.answer)
+
+
 _RECALLS = tuple(_recall_metrics())
 """These count on every question with evidence; all others on the answerable questions only."""
 _ANSWERS = (
@@ -184,5 +198,8 @@ _VERDICTS = tuple(
     )
     for name in JUDGES
 )
-METRICS = {metric.name: metric for metric in (*_RECALLS, *_ANSWERS, *_VERDICTS)}
+_SOURCE = Metric(
+    "source", "the score by the metric of the question's source, where it has one", _of_source, "source score"
+)
+METRICS = {metric.name: metric for metric in (*_RECALLS, *_ANSWERS, *_VERDICTS, _SOURCE)}
 RECALLS, ANSWER_SCORES = (tuple(metric.name for metric in metrics) for metrics in (_RECALLS, _ANSWERS))

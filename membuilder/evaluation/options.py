@@ -34,6 +34,8 @@ STORED = "bank"
 """Banks that another run, or another program, left at --db-path."""
 AUTO, MEMORIES = "auto", "memories"
 """Default of --db-path, and the folder under --output-dir that it means."""
+INSTANCES = ("memalpha", "memoryagentbench")
+"""Datasets whose instances come from sources with a metric each."""
 SYSTEMS = (*BUILDERS, "full-context", *RETRIEVERS, "none", STORED)
 EPILOG = """`python -m membuilder.eval compare A B` tests two runs on the same questions.
 
@@ -102,6 +104,11 @@ class Options:
     concurrency: int
     """Questions in flight at once."""
     embedder: EmbedderOptions
+
+    @property
+    def by_source(self) -> bool:
+        """Tell whether answers are scored by the metric of their source, in place of two judges."""
+        return self.flags.dataset in INSTANCES
 
 
 def parse(argv: Sequence[str]) -> Options:

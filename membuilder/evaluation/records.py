@@ -59,6 +59,8 @@ class Record:
     verdicts: dict[str, AnswerVerdict]
     scores: dict[str, float | None]
     """The score of each name in METRICS."""
+    source: str | None | UnsetType = UNSET
+    """Where the instance comes from, in datasets of instances."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -95,6 +97,7 @@ def record_of(outcome: Outcome) -> Record:
         answer=outcome.answer,
         verdicts=dict(outcome.verdicts),
         scores={name: metric.score(outcome) for name, metric in METRICS.items()},
+        source=outcome.source or UNSET,
     )
 
 

@@ -1,13 +1,14 @@
 """Computes the numbers of each system from the records of a run, and writes beside them what counts in which mean."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from membuilder.evaluation.by_source import SourceScores, by_source
 from membuilder.evaluation.intervals import LEVEL, RESAMPLES, bootstrap
-from membuilder.evaluation.metrics import ANSWER_SCORES, CUTOFFS, JUDGES, METRICS, RECALLS
+from membuilder.evaluation.metrics import ANSWER_SCORES, CUTOFFS, JUDGES, METRICS, RECALLS, RUBRIC
 from membuilder.evaluation.records import Record
 
 CATEGORY_POLICY = {
@@ -59,6 +60,8 @@ class Summary:
     """The categories in the order of the records, adversarial and abstention questions last."""
     unanswered: int | None
     """Answers that could not be had; None where none were asked for."""
+    sources: SourceScores | None
+    """Scores by the sources of instances; None for datasets that have none."""
 
 
 def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) -> Summary:
@@ -78,6 +81,7 @@ def summarize(records: Sequence[Record], seed: int, is_answered: bool = True) ->
         set_apart=_block(set_apart, seed),
         by_category={group: _block([each for each in records if each.group == group], seed) for group in groups},
         unanswered=sum(record.answer is None for record in records) if is_answered else None,
+        sources=by_source(records, seed) if is_answered else None,
     )
 
 
@@ -100,7 +104,7 @@ def _block(records: Sequence[Record], seed: int) -> Block:
 
 def _judge_counts(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     counts = {}
-    for name in JUDGES:
+    for name in (*JUDGES, RUBRIC):
         if verdicts := [record.verdicts[name].correct for record in records if name in record.verdicts]:
             unjudged = verdicts.count(None)
             counts[name] = {"judged": len(verdicts) - unjudged, "unjudged": unjudged}
@@ -135,13 +139,18 @@ def intervals_text(seed: int) -> str:
 
 def summary_json(summary: Summary) -> dict[str, Any]:
     """Return the numbers of one system as they stand in `results.json`."""
-    return _block_json(summary.overall) | {
-        "questions_set_apart": summary.set_apart.questions,
-        "unanswered": summary.unanswered,
-        "answerable": _block_json(summary.answerable),
-        "set_apart": _block_json(summary.set_apart),
-        "by_category": {group: _block_json(block) for group, block in summary.by_category.items()},
-    }
+    sources = {} if summary.sources is None else {"by_source": asdict(summary.sources)}
+    return (
+        _block_json(summary.overall)
+        | sources
+        | {
+            "questions_set_apart": summary.set_apart.questions,
+            "unanswered": summary.unanswered,
+            "answerable": _block_json(summary.answerable),
+            "set_apart": _block_json(summary.set_apart),
+            "by_category": {group: _block_json(block) for group, block in summary.by_category.items()},
+        }
+    )
 
 
 def _block_json(block: Block) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from membuilder.evaluation.plot import draw
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
 from membuilder.evaluation.run_settings import settings_of
+from membuilder.evaluation.source_metrics import source_of
 from membuilder.evaluation.systems import MemorySearch, System, embeds_turns, open_system, turn_texts
 from membuilder.evaluation.table import table, table_within
 from membuilder.files import write_atomic
@@ -103,7 +104,8 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         # every model is checked before anything costly begins, and before anything is written
         if options.answerer is not None:
-            asked = open_roles(options.answerer, options.judge, options.flags.top_k, run.costs)
+            top_k = options.flags.top_k
+            asked = open_roles(options.answerer, options.judge, top_k, run.costs, options.by_source)
             roles = await stack.enter_async_context(asked)
             prompts |= roles.prompts
         if has_agents:
@@ -173,7 +175,8 @@ def _cases(run: _Run, done: set) -> Iterator[Outcome]:
                 continue
             for question, ranking in zip(dialogue.questions, system(dialogue, depth), strict=True):
                 if (name, dialogue.id, question.id) not in done:
-                    yield Outcome(system=name, dialogue=dialogue, question=question, ranking=ranking)
+                    source = source_of(dialogue) if run.options.by_source else None
+                    yield Outcome(system=name, dialogue=dialogue, question=question, ranking=ranking, source=source)
 
 
 def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:

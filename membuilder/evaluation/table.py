@@ -67,6 +67,7 @@ def _parts(systems: Mapping[str, Summary], seed: int) -> Iterator[_Grid | str]:
     yield from _without_turns(systems)
     yield ""
     yield from _by_category(systems)
+    yield from _by_source(systems)
     yield f"Intervals: {intervals_text(seed)}. What counts where:"
     yield ""
     yield from (f"- {name}: {text}." for name, text in CATEGORY_POLICY.items())
@@ -118,6 +119,27 @@ def _by_category(systems: Mapping[str, Summary]) -> Iterator[_Grid | str]:
         yield ""
         yield _Grid(["system", *map(title, groups)], rows)
         yield ""
+
+
+def _by_source(systems: Mapping[str, Summary]) -> Iterator[_Grid | str]:
+    """Show the score of each source, and the means over sources, instances and questions."""
+    found = {name: system.sources for name, system in systems.items() if system.sources is not None}
+    if not found:
+        return
+    names = list(dict.fromkeys(source for scores in found.values() for source in scores.sources))
+    rows = []
+    for name, scores in found.items():
+        of_sources = [scores.sources.get(source) for source in names]
+        means = [scores.mean_of_sources, scores.mean_over_instances, scores.mean_over_questions]
+        shown = ["" if each is None else _with_interval(Estimate(each.score, each.interval)) for each in of_sources]
+        rows.append([name, *shown, *(_mean(Estimate(each)) for each in means)])
+    first = next(iter(found.values())).sources
+    sizes = [f"{first[name].instances} / {first[name].questions}" if name in first else "" for name in names]
+    rows.append(["instances / questions", *sizes, "", "", ""])
+    yield "Score by source, the mean over instances of the mean over questions, with intervals over instances:"
+    yield ""
+    yield _Grid(["system", *names, "mean of sources", "mean over instances", "mean over questions"], rows)
+    yield ""
 
 
 def _mean(estimate: Estimate) -> str:

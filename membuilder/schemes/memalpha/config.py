@@ -98,6 +98,8 @@ class MemAlphaConfig(Section):
     """Answers to one chunk. Above 1 the writer gets the results of its calls before it goes on, and it may search."""
     retrieval: SearchMethod = SearchMethod.BM25
     """How entries are found for a question, and for the views `related` and `both`: bm25, dense or hybrid."""
+    answer_tokens: PositiveInt = 30_000
+    """Tokens of core and found entries together that an answer is given; beyond them the lowest scores are left out."""
     tokenizer: str | None = None
     """Model folder whose tokenizer counts the tokens of these limits; null: that of the model in training, and where
     none is trained four characters are a token."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from membuilder.bank.okapi import find_parts
+from membuilder.bank.ranking import SearchMethod
 from membuilder.bank.retrieve import Retrieval
 from membuilder.embedding.local import TextEmbedder
 from membuilder.instances.tokens import counter
@@ -66,6 +67,11 @@ class MemAlpha:
     def parts(self) -> tuple[str, ...]:
         """Return what the `agent` of an entry may be."""
         return tuple(part.value for part in self.config.parts)
+
+    @property
+    def searches_by_words(self) -> bool:
+        """Tell whether a question is answered without any embedding (reward/asking.py)."""
+        return self.config.retrieval is SearchMethod.BM25
 
     @property
     def max_turns(self) -> int:
@@ -132,10 +138,11 @@ class MemAlpha:
         )
 
     def find(self, bank: Bank, questions: Sequence[str], embedder: TextEmbedder, k: int) -> list[Retrieval]:
-        """Find the k best current entries of each part. The question alone is the query."""
+        """Find the k best current entries of each part, within the budget. The question alone is the query."""
         entries = tuple(entry for entry in bank.entries if entry.agent in self.parts)
         there = replace(bank, entries=entries)
-        return find_parts(there, questions, k, self.config.retrieval, None, self._count, embedder)
+        method, budget = self.config.retrieval, self.config.answer_tokens
+        return find_parts(there, questions, k, method, budget, self._count, embedder)
 
     def tiny_tokens(self, max_turns: int) -> list[str]:
         """Return line numbers, labels of entries and the tags of the compact format."""
