@@ -33,6 +33,7 @@ from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags
 from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.schemes.memalpha.config import parts_named
 from membuilder.types import Dialogue
 
 BAD_OPERATION = [str(each) for each in OnBadOperation]
@@ -87,6 +88,8 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     for flag, (key, text, choices) in FLAGS.items():
         metavar = None if choices else flag.strip("-").upper()
         parser.add_argument(flag, dest=key, metavar=metavar, choices=choices, help=text)
+    without = "parts that the memory of scheme memalpha lacks, such as core,episodic"
+    parser.add_argument("--exclude-memory", type=parts_named, metavar="PARTS", help=without)
     parser.add_argument("--retry-failed", action="store_true", help="ask again what failed; what stands is kept")
     add_endpoint_flags(parser, "", "name of the model, or `rules`")
     parser.add_argument("--config", metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
@@ -97,6 +100,8 @@ def parse(argv: Sequence[str] | None) -> tuple[BuildConfig, argparse.Namespace]:
     # flags as YAML strings, so that no name is taken for a number; numbers are read back
     keys = {key: key for key, _, _ in FLAGS.values()} | SHARED
     by_flags = [f"{key}={json.dumps(value)}" for name, key in keys.items() if (value := getattr(given, name))]
+    if given.exclude_memory is not None:
+        by_flags.append(f"memalpha.exclude_memory={json.dumps(given.exclude_memory)}")
     of_model = [f"model.{setting}" for setting in given.endpoint]
     return load(BuildConfig, given.config, [*by_flags, *of_model, *given.overrides]), given
 

@@ -15,20 +15,27 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from membuilder.command import ArgumentParser, exit_status
-from membuilder.datasets.load import load
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS, PublicDataset, RemoteFile
 from membuilder.errors import ConfigError, FetchError, WriteError
 from membuilder.files import atomic
 from membuilder.instances.sources import SOURCES
+from membuilder.llm.costs import Costs, counted
+from membuilder.llm.endpoints import Provider
+from membuilder.llm.flags import add_cost_flags, add_endpoint_flags, read_endpoint
 from membuilder.llm.network import usable_network_settings
 from membuilder.progress import progress
 from membuilder.value_types import PositiveInt, Seed, ShareBelowOne, flag_type
 
+if TYPE_CHECKING:
+    from membuilder.instances.build import Plan
+
+USAGE_FILE = "build_usage.jsonl"
 _TIMEOUT = httpx.Timeout(60, connect=15)
 
 
@@ -122,11 +129,14 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     add("--evaluation", type=Path, action="append", metavar="FILE", help=text)
     text = "go on where it does, and write so into every row; take LongMemEval's test samples too"
     add("--allow-leak", action="store_true", help=text)
+    text = "finds the keywords of summaries, or drops questions that it answers without the text; default: no model"
+    add_endpoint_flags(command, "", text)
+    add_cost_flags(command)
     command.set_defaults(run=_build)
 
 
 def _build(given: argparse.Namespace) -> int:
-    names = ("source", "split", "tokenizer", "chunk_tokens", "published", "evaluation", "allow_leak")
+    names = ("source", "split", "tokenizer", "chunk_tokens", "published", "evaluation", "allow_leak", "model")
     of_one = {name: value for name in names if (value := getattr(given, name)) is not None and value is not False}
     if given.merge:
         if of_one:
@@ -139,13 +149,15 @@ def _build(given: argparse.Namespace) -> int:
         return 0
     if given.limit_size is not None:
         raise ConfigError("--limit-size limits what --merge takes; it has no effect on --dataset")
+    if given.model is None and (given.provider or given.base_url):
+        raise ConfigError("--provider and --base-url need --model: who is asked there")
     if given.source is None:
         raise ConfigError("--dataset needs --source: the raw file, or the folder that holds it")
     from membuilder.instances.build import Plan, build  # they load what wrong flags need not wait for
 
-    renamed = {"test_share": of_one.pop("split", 0.1), "evaluation": tuple(of_one.pop("evaluation", ()))}
+    renamed = {"test_share": of_one.pop("split", None), "evaluation": tuple(of_one.pop("evaluation", ()))}
     plan = Plan(dataset=given.dataset, out=given.out, seed=given.seed, **renamed, **of_one)
-    report = build(plan)
+    report = build(plan) if given.model is None else _build_with_model(given, plan)
     for side in (side for side in ("train", "test") if side in report):
         told = report[side]
         reasons = ", ".join(f"{count} {reason}" for reason, count in told["dropped"].items()) or "nothing"
@@ -157,16 +169,35 @@ def _build(given: argparse.Namespace) -> int:
     return 0
 
 
-def _leaks(given: argparse.Namespace) -> int:
-    from membuilder.instances.leaks import compared, shared
+def _build_with_model(given: argparse.Namespace, plan: "Plan") -> dict[str, Any]:
+    from membuilder.instances.build import build
+    from membuilder.instances.model_steps import model_step
 
-    sides = [compared(load(path)) for path in given.files]
+    task = SOURCES[plan.dataset].model
+    if task is None:
+        used = ", ".join(name for name, source in SOURCES.items() if source.model is not None)
+        raise ConfigError(f"--model has nothing to do for {plan.dataset}; it has for {used}")
+    access = read_endpoint(given, "", given.model, provider=Provider.OPENAI)
+    found = {}
+
+    def run(costs: Costs) -> int:
+        with model_step(access, costs, task) as step:
+            found.update(build(plan, step))
+        return 0
+
+    counted(given, given.out / USAGE_FILE, "membuilder.data", run)
+    return found
+
+
+def _leaks(given: argparse.Namespace) -> int:
+    from membuilder.instances.leaks import compared, dialogues_of, shared
+
+    sides = [compared(dialogues_of(path)) for path in given.files]
     print("lines of           kind          lines   exact    near  such as")
     for checked, other in ((0, 1), (1, 0)):
         for each in shared(sides[checked], sides[other]):
-            name, example = given.files[checked].name, next(iter((*each.exact, *each.near)), "")
-            counts = f"{each.lines:>8,}{len(each.exact):>8,}{len(each.near):>8,}"
-            print(f"{name:18.18} {each.kind:10}{counts}  {example:.60}")
+            counts = f"{each.lines:>8,}{each.exact:>8,}{each.near:>8,}"
+            print(f"{given.files[checked].name:18.18} {each.kind:10}{counts}  {each.example:.60}")
     return 0
 
 

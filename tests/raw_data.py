@@ -4,6 +4,8 @@ import gzip
 import json
 from pathlib import Path
 
+from membuilder.datasets.parquet import write_table
+
 LABELS = ("alarm", "lights", "music", "news", "rain", "shop", "train", "work")
 
 
@@ -138,6 +140,63 @@ def longmemeval(folder: Path, ids: list[str], words: int = 900) -> Path:
             }
         )
     return written(folder / "longmemeval_oracle.json", json.dumps(records))
+
+
+def perltqa(folder: Path, characters: int = 4, events: int = 12) -> Path:
+    """Both files, the second gzipped; each event has a dialogue, and two questions about it and one about nothing."""
+    memory, asked = {}, []
+    for number in range(characters):
+        name, happened, talks, questions = f"Ann{number} Lee", {}, {}, []
+        for event in range(events):
+            key, day = f"1_{event}", f"2021-0{event % 9 + 1}-1{event % 3}"
+            plot = f"{name} planted {event + 3} crooked pear trees near Lake Oz{number}x{event}, and nobody helped."
+            happened[key] = {"content": plot, "summary": "s", "Creation Time": day, "Theme": "t"}
+            said = [f"{name}: I planted trees again.", f"Bob: At Lake Oz{number}x{event}, I hear."]
+            talks[f"{key}#0"] = {"contents": {f"{day} 09:00:00": said}}
+            told = {"Reference Memory": key, "Memory Anchors": []}
+            questions.append(
+                {key: [told | {"Question": f"How many trees has {name} by Lake {event}?", "Answer": f"{event + 3}."}]}
+            )
+            long = f"She planted them near Lake Oz{number}x{event}, where nothing else was known to grow."
+            questions.append({key: [told | {"Question": f"Where was {name} in plot {event}?", "Answer": long}]})
+            nowhere = {"Question": f"Who paid {name} for plot {event}?", "Answer": "it is not told by anybody at all"}
+            questions.append({key: [told | nowhere]})
+        memory[name] = {"profile": {"Protagonist": name}, "social_relationship": {}, "events": happened}
+        memory[name]["dialogues"] = talks
+        asked.append({name: {"profile": [], "social_relationship": [], "events": questions, "dialogues": []}})
+    written(folder / "perltqa_en_v2.json.gz", json.dumps(asked))
+    return written(folder / "perltmem_en_v2.json", json.dumps(memory))
+
+
+def memoryagentbench(folder: Path) -> None:
+    """A file for each part, with all kinds of sources and one that is left out."""
+    facts = " ".join(f"Hill {number} is {number + 100} m high." for number in range(90))
+    examples = "".join(f"{text}\nlabel: {LABELS.index(label)}\n\n" for text, label in pairs(9))
+    talk = []
+    for day in range(1, 5):
+        said = [{"role": "user", "content": f"I own {day} cats."}, {"role": "assistant", "content": "Good. " * 60}]
+        talk += [f"Chat Time: 2023/05/0{day} (Mon) 09:30", said]
+    book = " ".join(f"Anna walked {number} miles to the lighthouse of Brown." for number in range(90))
+    parts = {
+        "Accurate_Retrieval": [("ruler_qa1_197K", facts), ("longmemeval_s*", repr(talk)), ("eventqa_full", facts)],
+        "Test_Time_Learning": [("icl_nlu_8296shot_balance", examples)],
+        "Long_Range_Understanding": [("infbench_sum_eng_shots2", book)],
+    }
+    strings: list[type] = [str]
+    metadata = {"source": str, "question_ids": strings, "question_types": strings, "question_dates": strings}
+    columns = {"context": str, "questions": strings, "answers": [strings], "metadata": metadata}
+    for part, contexts in parts.items():
+        rows = []
+        for source, context in contexts:
+            told: dict = {"source": source} | dict.fromkeys(metadata.keys() - {"source"})
+            if source == "longmemeval_s*":
+                told["question_ids"], told["question_types"] = ["q1", "q2"], ["multi-session"] * 2
+                told["question_dates"] = ["2023/06/01 (Thu) 10:00"] * 2
+            golds = [["It is told of Anna and a lighthouse.", "Anna"], ["4"]]
+            rows.append(
+                {"context": context, "questions": ["What is it?", "How many?"], "answers": golds, "metadata": told}
+            )
+        write_table(folder / f"{part}-00000-of-00001.parquet", rows, columns)
 
 
 def written(path: Path, text: str, encoding: str = "utf-8") -> Path:

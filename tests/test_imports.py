@@ -19,7 +19,7 @@ PACKAGES = ("membuilder", "rollout", "reward", "trainer")
 ORDER = {
     "membuilder": (
         "types quiet errors command files text colours progress settings value_types config plugins model_folders"
-        " datasets instances generate llm embedding bank schemes building trajectories evaluation"
+        " datasets generate llm instances embedding bank schemes building trajectories evaluation"
     ).split(),
     "trainer": (
         "configs advantages rl_config sft_config losses optim batching kernels model data distributed logs checkpoint"

@@ -30,7 +30,7 @@ def dialogues(tmp_path, chunks: list[str], questions: list[str], name: str = "sq
 
 def found(checked: list, other: list) -> dict[str, tuple[int, int]]:
     result = shared(compared(checked), compared(other))
-    return {each.kind: (len(each.exact), len(each.near)) for each in result}
+    return {each.kind: (each.exact, each.near) for each in result}
 
 
 def test_lines_are_found_word_for_word_and_nearly_and_whatever_they_are_there(tmp_path):
@@ -54,6 +54,14 @@ def test_what_frames_a_chunk_and_what_says_nothing_is_no_leak(tmp_path):
     assert found(framed, framed)["context"] == (0, 0)
     summary = dialogues(tmp_path, ["a"], ["Summarise what was read from 2024-01-01 to 2024-01-09."], "booksum")
     assert found(summary, summary)["question"] == (0, 0)
+
+
+def test_what_is_said_in_any_talk_is_no_leak(tmp_path):
+    said = "Sounds cool! I'll definitely check it out. Thanks for the recommendation!"
+    one, other = (dialogues(tmp_path, [f"<User>{each}\n{said}"], []) for each in ("Bye.", "Well."))
+    assert found(one, other)["context"] == (0, 0)
+    assert len(LONG.split()) == 15
+    assert found(dialogues(tmp_path, [LONG], []), dialogues(tmp_path, [f"{said}\n{LONG}"], []))["context"] == (1, 0)
 
 
 def bare(line) -> list[str]:

@@ -18,7 +18,7 @@ from tests.launchers import rows
 from tests.lives import metrics, same_run
 from tests.test_architectures import SEQUENCES
 from tests.test_many_processes import largest_gap
-from trainer import sft
+from trainer import rl, sft
 from trainer.export import export
 from trainer.model.dense_copies import own_logprobs
 
@@ -143,3 +143,18 @@ def test_another_base_than_the_adapters_were_trained_over_is_refused(base, alone
     finally:
         weights.write_bytes(kept)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vllm_samples_from_the_merged_weights(alone, tmp_path):
+    """After every step the log-probs of what vLLM drew are the trainer's, whose weights are the base and adapters."""
+    pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
+    _, arguments, _ = lora_runs.RUNS["rl"]
+    out = tmp_path / "rl"
+    asked = [*arguments, "engine=vllm", "max_model_len=400", "num_steps=3", "save_every=3", "eval_every=0"]
+    run = [*asked, f"model.path={alone / 'sft/model'}", f"out={out}"]
+    forks.finish(rl.main, (run,), tmp_path / "log", forks.nothing, forks.SPAWN, seconds=400)
+    found = rows(out)
+    assert len(found) == 3 and all(row["grad_norm"] > 0 for row in found)
+    assert max(row["sampling/logp_difference/mean"] for row in found) < 1e-4
+    moved = largest_gap(load_file(out / MERGED), load_file(alone / "sft" / MERGED))
+    assert moved > 1e-4  # so the engine had other weights to take than it began with

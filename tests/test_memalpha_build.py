@@ -5,18 +5,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from membuilder import data as command
+from membuilder.datasets import parquet
 from membuilder.datasets.load import load
-from membuilder.datasets.memalpha import read_rows, source_of
+from membuilder.datasets.memalpha import read_rows, source_of, sub_source
 from membuilder.datasets.splits import Split, split_ids
 from membuilder.errors import ConfigError, DataError
 from membuilder.instances import build as building
 from membuilder.instances.build import Plan, build
+from membuilder.instances.merge import merge
 from membuilder.instances.sentences import sentences
 from membuilder.instances.streams import json_items
 from membuilder.instances.tokens import counter
@@ -194,12 +197,34 @@ def test_longmemeval_makes_long_instances_without_the_published_test_samples(tmp
     assert asked + report["train"]["dropped"].get("in_an_instance_of_too_few_tokens", 0) == 21
 
 
-def test_published_files_have_no_key_of_ours(tmp_path):
-    raw_data.squad(tmp_path / "raw")
-    built(tmp_path, "squad", published=True, test_share=0)
-    for row in read_rows(tmp_path / "out/squad/train.parquet"):
-        assert {tuple(each) for each in json.loads(row.questions_and_answers)} == {("question", "answer")}
-        assert json.loads(row.metadata) == {"sub_source": "squad"}
+@pytest.mark.parametrize("name", ["squad", "hotpotqa", "perltqa", "longmemeval", "accurate_retrieval"])
+def test_published_files_have_no_key_of_ours(tmp_path, name):
+    """Ids of published samples stay in the metadata, which have keys of their own in every file."""
+    make = {"longmemeval": lambda folder: raw_data.longmemeval(folder, SFT_IDS[:4])}
+    make["accurate_retrieval"] = raw_data.memoryagentbench
+    make.get(name, getattr(raw_data, name, None))(tmp_path / "raw")
+    side, more = ("test", {}) if name == "accurate_retrieval" else ("train", {"test_share": 0})
+    for published in (True, False):
+        given = Plan(dataset=name, source=tmp_path / "raw", out=tmp_path / str(published), **more)
+        build(replace(given, published=published))
+        asked = [
+            tuple(each)
+            for row in read_rows(given.folder / f"{side}.parquet")
+            for each in json.loads(row.questions_and_answers)
+        ]
+        assert asked and ({("question", "answer")} == set(asked)) == published
+        metadata = [json.loads(row.metadata) for row in read_rows(given.folder / f"{side}.parquet")]
+        assert all(told.keys() <= {"sub_source", "samples"} for told in metadata)
+
+
+def test_the_parts_of_memoryagentbench_merge_to_a_file_of_test_instances_alone(tmp_path):
+    parts_of_memoryagentbench(tmp_path)
+    names = ["accurate_retrieval", "test_time_learning", "long_range_understanding"]
+    assert merge(names, tmp_path / "out", None, 1) == {"train": 0, "test": 4}
+    assert not (tmp_path / "out/train.parquet").exists()
+    rows = list(read_rows(tmp_path / "out/test.parquet"))
+    assert [row.instance_id for row in rows] == [0, 1, 2, 3]
+    assert [sub_source(row) for row in rows] == [source_of(each) for each in load(tmp_path / "out/test.parquet")]
 
 
 def test_a_build_goes_on_after_a_kill_at_any_moment_with_the_same_bytes(tmp_path, monkeypatch):
@@ -340,6 +365,88 @@ def test_flags_that_do_not_fit_are_told(arguments, message, tmp_path, capsys):
     given = arguments.replace("RAW", str(tmp_path / "raw")).split()
     assert command.main(["build-memalpha", *given, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_perltqa_makes_an_instance_of_a_character_whose_golds_stand_in_their_evidence(tmp_path):
+    raw_data.perltqa(tmp_path / "raw")
+    report, train, test = built(tmp_path, "perltqa", test_share=0.5, chunk_tokens=300)
+    characters = [set(re.findall(r"Ann\d", str(side))) for side in (train, test)]
+    assert characters[0] and characters[1] and not characters[0] & characters[1]
+    for dialogue in (*train, *test):
+        assert len(dialogue.questions) == 24 and 3 < len(dialogue.sessions) < 26  # several records to a chunk
+        assert max(len(chunk(session)) for session in dialogue.sessions) <= 300 * 4
+        assert {turn.speaker for session in dialogue.sessions for turn in session.turns} >= {"Bob"}
+        days = [session.timestamp for session in dialogue.sessions]
+        assert days == sorted(days)
+        for question in dialogue.questions:
+            told = " ".join(texts(dialogue)[each] for each in question.evidence)
+            assert all(part in told for part in question.answer.split("; "))
+            assert question.answer.isdigit() or "; Lake Oz" in question.answer
+            assert question.category == "perltqa"  # by which it is scored
+    assert report["train"]["dropped"]["no_keywords"] == 12 * len(train)
+
+
+def parts_of_memoryagentbench(tmp_path) -> dict:
+    raw_data.memoryagentbench(tmp_path / "raw")
+    found = {}
+    for name in ("accurate_retrieval", "test_time_learning", "long_range_understanding"):
+        report, train, test = built(tmp_path, name, chunk_tokens=200)
+        assert not train and "train" not in report
+        found |= {source_of(dialogue): dialogue for dialogue in test}
+    return found
+
+
+def test_memoryagentbench_is_cut_by_its_kind_and_is_all_for_the_test(tmp_path):
+    found = parts_of_memoryagentbench(tmp_path)
+    assert list(found) == ["ruler_qa1_197K", "longmemeval_s*", "icl_nlu_8296shot_balance", "infbench_sum_eng_shots2"]
+    for dialogue in found.values():
+        assert len(dialogue.sessions) > 3
+        assert max(len(chunk(session)) for session in dialogue.sessions) <= 200 * 4
+    read = " ".join(chunk(session) for session in found["ruler_qa1_197K"].sessions)
+    assert all(f"Hill {number} is {number + 100} m high." in read for number in range(90))
+    assert found["ruler_qa1_197K"].questions[0].golds == ("It is told of Anna and a lighthouse.", "Anna")
+    shown = " ".join(chunk(session) for session in found["icl_nlu_8296shot_balance"].sessions)
+    assert len(re.findall(r"Sentence: .+\nLabel: \d", shown)) == 72
+    talk = found["longmemeval_s*"]
+    assert [session.timestamp.day for session in talk.sessions] == [1, 2, 3, 4]
+    assert {(each.category, each.asked_at) for each in talk.questions} == {("multi-session", datetime(2023, 6, 1, 10))}
+    (summary,) = found["infbench_sum_eng_shots2"].questions
+    assert summary.text.startswith("Summarise what was read from 2024-01-01") and "Anna" in summary.answer
+    place = tmp_path / "out/accurate_retrieval"
+    assert json.loads((place / "build.json").read_text())["test"]["dropped"] == {"source_left_out_eventqa_full": 1}
+    told = [json.loads(line.metadata) for line in read_rows(place / "test.parquet")]
+    assert told == [{"sub_source": "ruler_qa1_197K"}, {"sub_source": "longmemeval_s*", "samples": ["q1", "q2"]}]
+    for more in ({"test_share": 0.2}, {"evaluation": (place / "test.parquet",)}):
+        with pytest.raises(ConfigError, match=r"all of accurate_retrieval is for the test"):
+            build(Plan(dataset="accurate_retrieval", source=tmp_path / "raw", out=tmp_path / "other", **more))
+
+
+def test_a_part_without_contexts_is_told(tmp_path):
+    columns = {"context": str, "questions": [str], "answers": [[str]], "metadata": {"source": str}}
+    (tmp_path / "raw").mkdir()
+    parquet.write_table(tmp_path / "raw/Accurate_Retrieval.parquet", [], columns)
+    with pytest.raises(ConfigError, match="raw: no instance can be made of it; dropped: {}"):
+        built(tmp_path, "accurate_retrieval")
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "problem"),
+    [
+        ("accurate_retrieval", "answers", [["a"]], "answers': has 1 values for 2 questions"),
+        ("accurate_retrieval", "answers", [["a"], []], "answers.1.': is empty; a question needs an answer"),
+        ("test_time_learning", "context", "No label here.", "context': has no example"),
+        ("accurate_retrieval", "context", "", "context"),
+    ],
+)
+def test_faults_of_memoryagentbench_are_named(tmp_path, part, field, value, problem):
+    raw_data.memoryagentbench(tmp_path / "raw")
+    path = next((tmp_path / "raw").glob(f"{part.title()}*"))
+    (row, *_) = parquet.read_table(path)
+    columns = {"context": str, "questions": [str], "answers": [[str]], "metadata": {"source": str}}
+    row["metadata"] = {"source": row["metadata"]["source"]}
+    parquet.write_table(path, [row | {field: value}], columns)
+    with pytest.raises(DataError, match=rf"{part.title()}.*row 0: field '.*{problem}"):
+        built(tmp_path, part)
 
 
 @pytest.mark.slow

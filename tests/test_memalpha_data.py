@@ -11,6 +11,7 @@ from membuilder.datasets import memalpha, parquet
 from membuilder.datasets.load import load
 from membuilder.errors import DataError
 from membuilder.evaluation.metrics import exact_match, substring_match, token_f1
+from membuilder.instances.leaks import compared, shared
 from membuilder.llm.answer_and_judge import judge_prompt
 from membuilder.types import Question
 
@@ -140,6 +141,23 @@ def test_wrong_columns_and_files_are_refused(tmp_path):
         load(tmp_path / "no.parquet")
     with pytest.raises(DataError, match="is no file"):
         load(tmp_path / "nowhere.parquet")
+
+
+def test_an_instance_of_one_chunk_and_no_question_is_one_and_is_written_again(tmp_path):
+    given = row(chunks=["One line."], num_chunks=1, questions_and_answers=[], num_questions=0)
+    (dialogue,) = load(written(tmp_path, given))
+    assert len(dialogue.sessions) == 1 and dialogue.questions == ()
+    told = {"instance_id": 0, "data_source": "squad", "prompt": "Chunks follow.", "metadata": MERGED}
+    assert msgspec.to_builtins(memalpha.row_of(dialogue, **told)) == given
+    (index,) = (compared(load(tmp_path / "some.parquet")),)
+    assert [each.count for each in shared(index, index)] == [0, 0, 0]
+
+
+def test_two_instances_of_one_id_are_told_by_both_rows(tmp_path):
+    path = written(tmp_path, row(), row(instance_id=1), row())
+    with pytest.raises(DataError, match=r"row 2 \(squad\): .* 'squad-0' is also the id of row 0; remove or rename"):
+        load(path)
+    assert len(load(written(tmp_path, row(), row(data_source="hotpotqa")))) == 2
 
 
 def test_every_gold_answer_is_right():

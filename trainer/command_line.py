@@ -60,8 +60,8 @@ def check_wandb(config: TrainConfig) -> None:
 
 def check_paths(config: TrainConfig) -> None:
     """Raise ConfigError for a file or folder that the configuration names and that is not on this machine."""
-    for key in ("path", "prepared", "eval_path"):
-        path = getattr(config.data, key)
+    named = [(key, getattr(config.data, key)) for key in ("path", "prepared", "eval_path")]
+    for key, path in (*named, *(("eval_files", path) for path in config.data.eval_files)):
         if path is not None and not Path(path).exists():
             raise ConfigError(f"data.{key}: no file is at '{path}'")
     model = config.model.path

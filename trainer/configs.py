@@ -117,6 +117,12 @@ class DataConfig(Section):
     eval_path: str | None = None
     """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue, unless
     `split` is given."""
+    eval_files: list[str] = field(default_factory=list)
+    """Files that the model will be evaluated on, besides `eval_path`: training may share no question, context or
+    labelled example with them (trainer/data/leak_check.py). The run reads them for nothing else."""
+    allow_leaks: bool = False
+    """Train though `eval_path` or one of `eval_files` shares something with it, which is refused otherwise; config and
+    model card say so."""
     held_out: PartialShare = 0.3
     """Share of the dialogues of `path` kept apart for evaluation, drawn at random; without `split` and `eval_path`."""
     num_train: PositiveInt = 200
@@ -145,6 +151,11 @@ class DataConfig(Section):
             raise ValueError(
                 "split and allow_test_ids are about the ids of a file, and generated dialogues have none of them: give "
                 "data.path or data.prepared, or data.split=null and data.allow_test_ids=false"
+            )
+        if self.allow_leaks and self.eval_path is None and not self.eval_files:
+            raise ValueError(
+                "allow_leaks is about what training shares with evaluation files: name them in data.eval_files, or set "
+                "data.allow_leaks=false"
             )
         if self.eval_path is not None and self.path is None and self.prepared is None:
             raise ValueError(

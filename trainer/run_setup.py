@@ -43,6 +43,7 @@ from trainer.data.corpus import (
     training_text,
     warn_of_lost_text,
 )
+from trainer.data.leak_check import refuse_leaks
 from trainer.data.prepared import prepared_trees, read_builds
 from trainer.data.sft_examples import sft_trees
 from trainer.data.test_ids import refuse_trained_on
@@ -227,6 +228,7 @@ def rl_builds(config: RLConfig, embedder: TextEmbedder, count_tokens: CountToken
     held_out = [in_windows(each, data.max_turns) for each in held_out_file(data)]
     builds = read_builds(data, scheme)
     refuse_trained_on((build.dialogue.id for build in builds), held_out, data)
+    refuse_leaks((build.dialogue for build in builds), data, f"data.prepared={data.prepared}")
     train, steering = apart(builds, data.num_steering)
     return Corpus(train=train, steering=steering, held_out=expert_builds(held_out, embedder, scheme, "held-out"))
 

@@ -84,6 +84,10 @@ class Store:
                 return {}
         return dict(self._rows("SELECT entry, session FROM deleted ORDER BY rowid"))
 
+    def agents(self) -> set[str]:
+        """Return whom the stored entries are of."""
+        return {agent for (agent,) in self._rows("SELECT DISTINCT agent FROM entry")}
+
     def vectors(self) -> np.ndarray:
         """Return the embeddings of the bank's entries, in its order, float32. # (N, D)"""
         rows = self._rows("SELECT vector FROM embedding ORDER BY entry")

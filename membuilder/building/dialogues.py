@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from membuilder.bank.store import writing
+from membuilder.bank.store import Store, writing
 from membuilder.bank.store_rows import StoredSession
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
@@ -17,6 +17,7 @@ from membuilder.building.rebuild import rebuild
 from membuilder.building.retry import retry_failed
 from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import embedder_of
+from membuilder.errors import StoreError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.concurrency import for_each
@@ -25,6 +26,7 @@ from membuilder.llm.response_cache import AskedAgain
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
 from membuilder.schemes.load import FOUR_AGENTS, scheme_of
+from membuilder.schemes.scheme import Scheme, entry_agents
 from membuilder.types import Dialogue
 
 _log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ async def build_stores(
 
         async def build(job: Job) -> None:
             with writing(job.path, job.settings) as store:
+                _check_agents(store, builder.scheme)
                 if rebuild_from is not None:
                     await rebuild(job.dialogue, store, builder, rebuild_from, bar.update)
                 elif before_replace is None:
@@ -114,6 +117,14 @@ async def build_stores(
 
         await for_each(build, jobs, parallel)
     return empty
+
+
+def _check_agents(store: Store, scheme: Scheme) -> None:
+    """Raise StoreError for a store with entries that its scheme does not write."""
+    known = entry_agents(scheme)
+    if strange := sorted(store.agents().difference(known)):
+        problem = f"holds entries of {strange[0]!r}, which is none of {', '.join(known)} of scheme {scheme.name!r}"
+        raise StoreError(store.path, f"{problem}; it was changed from outside: build into a new file")
 
 
 def warn_of_empty(builder: str, empty: Collection[str], num_dialogues: int) -> None:

@@ -36,7 +36,7 @@ def summary(path: Path) -> str:
     """Say in one line what a store holds, how many answers failed on the way and what was dropped of others."""
     with reading(path) as store:
         sessions, bank = store.sessions(), store.bank()
-    counts = f"{len(sessions)} sessions, {len(bank.entries)} entries, core {len(bank.core)} characters"
+    counts = f"{len(sessions)} sessions, {len(bank.kept())} entries, core {len(bank.core)} characters"
     return f"{path}: {counts}; {told_failures(failures(sessions), dropped_operations(sessions))}"
 
 

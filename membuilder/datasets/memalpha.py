@@ -28,7 +28,7 @@ from msgspec import Meta, Struct
 
 from membuilder.datasets import parquet
 from membuilder.datasets.files import FILE
-from membuilder.datasets.parsing import parse_records, read_time, refuse_repeats
+from membuilder.datasets.parsing import each_dialogue, read_time, refuse_repeats
 from membuilder.datasets.typed import FieldError, Text, convert, located
 from membuilder.errors import DataError
 from membuilder.text import in_short
@@ -71,10 +71,16 @@ class _Asked(Struct):
 
 def load(path: str | Path) -> list[Dialogue]:
     """Return a dialogue for each row; DataError names the file, the row (from 0) and the column at fault."""
-    dialogues = parse_records(enumerate(_raw_rows(Path(path))), path, Row, "data_source", dialogue_of, "row")
-    if not dialogues:
+    return list(stream(path))
+
+
+def stream(path: str | Path) -> Iterator[Dialogue]:
+    """Yield what `load` returns, a few rows in memory at a time."""
+    dialogue = None
+    for dialogue in each_dialogue(enumerate(_raw_rows(Path(path))), path, Row, "data_source", dialogue_of, "row"):
+        yield dialogue
+    if dialogue is None:
         raise DataError(path, FILE, "rows", "has none; expected one instance a row")
-    return dialogues
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -129,11 +135,20 @@ def source_of(dialogue: Dialogue) -> str:
 
 
 def sub_source(row: Row) -> str:
-    """Return the sub_source that a row's metadata tell, in merged files one level deeper; else its data_source."""
-    told = _object(row.metadata, "metadata")
-    if "metadata" in told:
-        told = _object(convert(str, told["metadata"], "metadata.metadata"), "metadata.metadata")
-    return convert(Text, told.get("sub_source", row.data_source), "metadata.sub_source")
+    """Return the sub_source that a row's metadata tell; else its data_source."""
+    return convert(Text, _metadata(row.metadata).get("sub_source", row.data_source), "metadata.sub_source")
+
+
+def samples_of(path: Path) -> dict[str, list[str]]:
+    """Return the published ids of the samples that each dialogue is made of, where a file's metadata tell any."""
+    found = {}
+    columns = ("data_source", "instance_id", "metadata")
+    for number, raw in enumerate(_raw_rows(path, columns) if path.suffix == ".parquet" else ()):
+        with located(path, f"row {number}"):
+            samples = convert(list[str], _metadata(convert(str, raw["metadata"], "metadata")).get("samples", []))
+        if samples:
+            found[f"{raw['data_source']}-{raw['instance_id']}"] = samples
+    return found
 
 
 def turn_spans(chunk: str) -> Iterator[tuple[int, str]]:
@@ -210,14 +225,22 @@ def _asked(question: Question, data_source: str) -> dict[str, Any]:
     return {"question": question.text, "answer": answer, **more}
 
 
-def _raw_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _raw_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     found = parquet.column_types(path)
     absent = ", ".join(name for name in COLUMNS if name not in found)
     strange = ", ".join(name for name in found if name not in COLUMNS)
     for names, problem in ((absent, "is missing"), (strange, "is a column that these files have not")):
         if names:
             raise DataError(path, FILE, names, f"{problem}; expected {', '.join(COLUMNS)}")
-    return parquet.read_rows(path)
+    return parquet.read_rows(path, columns)
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    """Read metadata, which stand one level deeper in merged files."""
+    told = _object(text, "metadata")
+    if "metadata" not in told:
+        return told
+    return _object(convert(str, told["metadata"], "metadata.metadata"), "metadata.metadata")
 
 
 def _object(text: str, field: str) -> dict[str, Any]:

@@ -45,13 +45,13 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return list(read_rows(path))
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows, a few of them in memory at a time; raises DataError for what is no Parquet file."""
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows, or some columns of them, a few in memory at a time; raises DataError for what is no Parquet."""
     _refuse_no_file(path)
     import pyarrow.parquet as pq
 
     with _readable(path), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE):
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
             yield from batch.to_pylist()
 
 

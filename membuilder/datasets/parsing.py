@@ -28,17 +28,29 @@ def parse_records(
     unit: str = "record",
 ) -> list[Dialogue]:
     """Make a dialogue of each (number, decoded record). A FieldError becomes a DataError that names the record."""
+    return list(each_dialogue(records, path, kind, id_field, dialogue_of, unit))
+
+
+def each_dialogue(
+    records: Iterable[tuple[int, object]],
+    path: str | Path,
+    kind: type[Record],
+    id_field: str,
+    dialogue_of: Callable[[Record], Dialogue],
+    unit: str = "record",
+) -> Iterator[Dialogue]:
+    """Yield what `parse_records` returns, one at a time."""
     first_at: dict[str, int] = {}
-    dialogues = []
     for number, record in records:
         name = record.get(id_field) if isinstance(record, dict) else None
         where = f"{unit} {number} ({name})" if isinstance(name, str) and name.strip() else f"{unit} {number}"
         with located(path, where):
-            dialogues.append(dialogue_of(convert(kind, record)))
-            first = first_at.setdefault(dialogues[-1].id, number)
+            dialogue = dialogue_of(convert(kind, record))
+            first = first_at.setdefault(dialogue.id, number)
             if first != number:
-                raise FieldError(id_field, f"is also the id of {unit} {first}; remove or rename one of them")
-    return dialogues
+                named = "" if name == dialogue.id else f"{dialogue.id!r:.80} "
+                raise FieldError(id_field, f"{named}is also the id of {unit} {first}; remove or rename one of them")
+        yield dialogue
 
 
 def read_time(text: str, form: str | None, example: str, field: str) -> datetime:

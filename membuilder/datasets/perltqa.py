@@ -68,7 +68,7 @@ class _Question(Struct, rename=_in_capitals):
 
 def load(folder: Path) -> list[Dialogue]:
     """Make dialogues of a folder that holds both files; DataError names the file, record and field at fault."""
-    memory_path, question_path = folder / MEMORY_FILE, folder / QUESTION_FILE
+    memory_path, question_path = (_maybe_gzipped(folder / name) for name in (MEMORY_FILE, QUESTION_FILE))
     release = "expected the en_v2 release"
     memory = typed(dict, read_json(memory_path), memory_path, FILE, advice=release)
     questions = _questions_by_character(typed(list[dict], read_json(question_path), question_path, FILE), question_path)
@@ -95,6 +95,11 @@ def load(folder: Path) -> list[Dialogue]:
         raise DataError(question_path, FILE, "top level", "asks about no character of the memory file")
     report.log(folder)
     return dialogues
+
+
+def _maybe_gzipped(path: Path) -> Path:
+    gzipped = path.with_name(f"{path.name}.gz")
+    return gzipped if gzipped.is_file() and not path.is_file() else path
 
 
 def _sessions(name: str, blocks: list[_Block]) -> tuple[tuple[Session, ...], dict[tuple[str, str], list[str]]]:

@@ -20,6 +20,7 @@ from membuilder.errors import DataError, EvaluationError
 from membuilder.evaluation.options import Reading
 from membuilder.files import path_of, write_atomic
 from membuilder.schemes.load import scheme_of
+from membuilder.schemes.scheme import entry_agents
 from membuilder.settings import described, difference
 from membuilder.types import Bank, Dialogue
 
@@ -77,7 +78,10 @@ class BankFolder:
 
     def save(self, dialogue: Dialogue, bank: Bank) -> None:
         self.begin()
-        write_atomic(self.path(dialogue), json.dumps(msgspec.to_builtins(bank)) + "\n")
+        written = msgspec.to_builtins(bank)
+        if not bank.deleted:  # such a file is as it was before entries could be deleted
+            del written["deleted"]
+        write_atomic(self.path(dialogue), json.dumps(written) + "\n")
 
     def load(self, dialogue: Dialogue) -> Bank:
         """Read one bank. Raises EvaluationError where there is none, DataError where it is damaged."""
@@ -91,10 +95,10 @@ class BankFolder:
 
     def _check_provenance(self, bank: Bank, dialogue: Dialogue, path: Path) -> None:
         turns, num_sessions = dialogue.session_of_turn(), len(sessions_of_windows(dialogue, self.reading.max_turns))
-        roles = scheme_of(self.reading).roles
+        agents = entry_agents(scheme_of(self.reading))
         for i, entry in enumerate(bank.entries):
-            if entry.agent not in roles:
-                problem = f"{entry.agent!r} is none of {list(roles)}; {_DAMAGED}"
+            if entry.agent not in agents:
+                problem = f"{entry.agent!r} is none of {list(agents)}; {_DAMAGED}"
                 raise DataError(path, FILE, f"entries[{i}].agent", problem)
             if not 0 <= entry.session < num_sessions or not turns.keys() >= set(entry.source_turns):
                 problem = f"names a session or turn that {dialogue.id!r} does not have: the bank of other data"

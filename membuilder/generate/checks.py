@@ -7,11 +7,25 @@ from pathlib import Path
 
 from membuilder.errors import DataError
 from membuilder.generate.talk import EDGES, NUM_FRIENDS
-from membuilder.generate.topics import SLOT, STAGES, Chatter, Domain, QuestionTemplate, Topic, Values, pool_of, slots_of
+from membuilder.generate.topics import (
+    SLOT,
+    STAGES,
+    Chatter,
+    Domain,
+    InstanceTexts,
+    QuestionTemplate,
+    Topic,
+    Values,
+    pool_of,
+    single_words,
+    slots_of,
+)
 
 _TIMES = {"past", "future"}
 _MONTHS = {"month", "month2"}
 _NUM_SPEAKERS = 2
+LEAST_VALUES = 7
+"""Of a kind: an instance of the most chunks seldom needs more, and then tells one twice."""
 
 
 def told_slots(values: Values) -> set[str]:
@@ -77,6 +91,26 @@ def check_pools(topics: Iterable[Topic], values: Values, path: Path) -> None:
             if num_values < count:
                 problem = f"has {num_values} values for split {split!r}; topics need {count}: add some at its end"
                 raise DataError(path, "pool", name, problem)
+
+
+def check_instances(texts: InstanceTexts, values: Values, path: Path) -> None:
+    """Raises DataError where a text lacks what it must tell, or a pool lasts for fewer than the most chunks."""
+    for name, kind in texts.kinds.items():
+        for field in STAGES:
+            for text in getattr(kind, field):
+                _check_slots([text], ("name", "value"), path, name, field)
+                if absent := {"name", "value"} - slots_of([text]):
+                    raise DataError(path, name, field, f"{text!r} lacks {{{min(absent)}}}")
+        if kind.pool not in values.names | values.common:
+            raise DataError(path, name, "pool", f"{kind.pool!r} is none of values.toml")
+        for split in ("train", "heldout"):
+            found = len(set(single_words(values.pool(kind.pool, split))))
+            if found < LEAST_VALUES:
+                problem = f"has {found} values of one word for split {split!r}; use {LEAST_VALUES}"
+                raise DataError(path, name, "pool", problem)
+    for name, kind in texts.asked.items():
+        _check_slots([kind.question], ("name",), path, name, "question")
+    _check_slots(texts.talk, ("first",), path, "talk", "texts")
 
 
 def _check_slots(texts: Iterable[str], allowed: Collection[str], path: Path, where: str, field: str) -> None:

@@ -9,8 +9,15 @@ from typing import Any, TypeVar
 from membuilder.datasets.files import FILE
 from membuilder.datasets.typed import typed
 from membuilder.errors import DataError
-from membuilder.generate.checks import check_chatter, check_domain, check_pools, check_topic, told_slots
-from membuilder.generate.topics import Chatter, Domain, Texts, Topic, Values
+from membuilder.generate.checks import (
+    check_chatter,
+    check_domain,
+    check_instances,
+    check_pools,
+    check_topic,
+    told_slots,
+)
+from membuilder.generate.topics import Chatter, Domain, InstanceTexts, Texts, Topic, Values
 
 TEXT_FOLDER = Path(__file__).parent / "data"
 TOPIC_FILES = {
@@ -60,6 +67,16 @@ def load_library(folder: Path = TEXT_FOLDER) -> Library:
     library = Library(**groups, domains=domains, chatter=chatter, values=values)
     check_pools(library.topics, values, values_path)
     return library
+
+
+@cache
+def load_instance_texts(folder: Path = TEXT_FOLDER) -> tuple[InstanceTexts, Values]:
+    """Read the texts of generated instances, and the values that fill them. A fault raises DataError."""
+    values = _with_pools(Values, folder / "values.toml", "names", "common")
+    path = folder / "instances.toml"
+    texts = typed(InstanceTexts, _read(path), path, FILE)
+    check_instances(texts, values, path)
+    return texts, values
 
 
 def _with_pools(kind: type[Record], path: Path, *sections: str) -> Record:

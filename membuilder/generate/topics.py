@@ -97,3 +97,32 @@ class Values(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if name in self.common:
             return self.common[name]
         return tuple(value for index, value in enumerate(self.names[name]) if (index % 3 == 2) == (split == "heldout"))
+
+
+def single_words(values: Iterable[str]) -> list[str]:
+    """Return the values of one word, with or without an article."""
+    return [value for value in values if re.fullmatch(r"(?:an? )?\S+", value)]
+
+
+class Kind(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A kind of fact that the lines of an instance tell."""
+
+    pool: Text
+    first: Texts
+    later: Texts
+    """Texts that tell a new value."""
+
+
+class AskedKind(Kind, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    question: Text
+
+
+class InstanceTexts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    asked: dict[str, AskedKind]
+    passing: dict[str, Kind]
+    """Kinds that no question asks about."""
+    talk: Texts
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        return self.asked | self.passing

@@ -3,7 +3,6 @@
 Where the file gives no keywords they are the names and the rare words of the summary that stand in the chapter.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,16 +14,13 @@ from membuilder.datasets.memalpha import FIRST_DAY
 from membuilder.datasets.typed import Text, convert, located
 from membuilder.instances.draw import Draw
 from membuilder.instances.frame import FRAME_TOKENS
+from membuilder.instances.keywords import keywords
 from membuilder.instances.records import Instance, Progress, Shape, Tokens
-from membuilder.instances.sentences import sentences
+from membuilder.instances.sentences import filled, sentences
 from membuilder.instances.streams import json_lines
 
 FILES = ("*.jsonl",)
 CHUNKS = (5, 20)
-MAX_KEYWORDS = 10
-_RARE = 3
-_NAME = re.compile(r"(?<=[\w,;:] )(?!I['\u2019])(?:(?:Mr|Mrs|Ms|Dr|St)\. )?[A-Z][\w'\u2019-]+(?: [A-Z][\w'\u2019-]+)*")
-_WORD = re.compile(r"\b[a-z][a-z-]{4,}\b")
 
 
 class _Summary(Struct):
@@ -44,6 +40,8 @@ class Chapter:
     """The book."""
     text: str
     keywords: tuple[str, ...]
+    summary: str
+    """What a model may find other keywords in; nothing where the file gives keywords."""
     dropped: tuple[str, ...] = ()
 
     @property
@@ -56,18 +54,14 @@ def read(files: Sequence[Path]) -> Iterator[Chapter]:
         for number, raw in enumerate(json_lines(path)):
             with located(path, f"record {number}"):
                 record = convert(_Record, raw)
-            found = record.keywords or keywords(" ".join(each.text for each in record.summary), record.text)
-            dropped = () if found else ("no_keywords",)
-            yield Chapter(documents=(record.book_title,), text=record.text, keywords=tuple(found), dropped=dropped)
-
-
-def keywords(summary: str, text: str) -> list[str]:
-    """Return names and rare words of a summary that stand in the text, in the summary's order."""
-    low = text.lower()
-    names = [name for name in dict.fromkeys(_NAME.findall(summary)) if name.lower() in low]
-    words = dict.fromkeys(_WORD.findall(summary))
-    rare = [word for word in words if 0 < len(re.findall(rf"\b{re.escape(word)}\b", low)) <= _RARE]
-    return sorted([*names, *rare][:MAX_KEYWORDS], key=summary.index)
+            summary = " ".join(each.text for each in record.summary)
+            yield Chapter(
+                documents=(record.book_title,),
+                text=record.text,
+                keywords=tuple(record.keywords or keywords(summary, record.text)),
+                summary="" if record.keywords else summary,
+                dropped=() if record.keywords or summary else ("no_keywords",),
+            )
 
 
 def pack(
@@ -76,34 +70,19 @@ def pack(
     """Yield an instance for each chapter that makes 5 to 20 chunks; see `reading.pack`."""
     for number, chapter in chapters:
         draw = Draw(*names, progress.instances)
-        chunks = _chunks(chapter.text, shape.chunk_tokens[1] - FRAME_TOKENS, tokens)
+        limit = shape.chunk_tokens[1] - FRAME_TOKENS
+        chunks = filled(sentences(chapter.text), limit, tokens, at_least=CHUNKS[0])
         progress.units, progress.instances = number + 1, progress.instances + 1
         if chunks is None:
             progress.dropped["sentence_longer_than_a_chunk"] += 1
         elif not CHUNKS[0] <= len(chunks) <= CHUNKS[1]:
             progress.dropped["too_few_chunks" if len(chunks) < CHUNKS[0] else "too_many_chunks"] += 1
         else:
-            yield _instance(chunks, chapter, draw)
+            yield read_in_days(chunks, chapter.keywords, draw, chapter.summary)
 
 
-def _chunks(text: str, limit: int, tokens: Tokens) -> list[str] | None:
-    """Cut a text at ends of sentences; None if a sentence is too long. A short text makes smaller chunks, but five."""
-    parts = sentences(text)
-    sizes = [tokens(part) for part in parts]
-    if max(sizes) > limit:
-        return None
-    size = max(max(sizes), min(limit, -(-sum(sizes) // CHUNKS[0])))
-    chunks, filled = [""], 0
-    for part, tokens_of_part in zip(parts, sizes, strict=True):
-        if filled + tokens_of_part > size and chunks[-1]:
-            chunks.append("")
-            filled = 0
-        chunks[-1] += part
-        filled += tokens_of_part
-    return [chunk.strip() for chunk in chunks]
-
-
-def _instance(chunks: Sequence[str], chapter: Chapter, draw: Draw) -> Instance:
+def read_in_days(chunks: Sequence[str], words: Sequence[str], draw: Draw, summary: str = "") -> Instance:
+    """Return an instance whose chunks are read on days one after another, and whose question is for a summary."""
     day, days, framed = FIRST_DAY, [], []
     for chunk in chunks:
         days.append(f"{day:%Y-%m-%d}")
@@ -111,4 +90,5 @@ def _instance(chunks: Sequence[str], chapter: Chapter, draw: Draw) -> Instance:
         framed.append(f"{head}\n<User>{chunk}\n<System>Keep the details and a summary of all that was read so far.")
         day += timedelta(days=draw.between(1, 3))
     question = f"Summarise what was read from {days[0]} to {days[-1]}."
-    return Instance(chunks=tuple(framed), questions=({"question": question, "answer": ", ".join(chapter.keywords)},))
+    asked = {"question": question, "answer": ", ".join(words)}
+    return Instance(chunks=tuple(framed), questions=(asked,), summary=summary)

@@ -9,7 +9,7 @@ settings give the same bytes.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 
 from membuilder.datasets.files import FILE, read_json
-from membuilder.datasets.load import load
 from membuilder.datasets.memalpha import Row, dialogue_of, write_rows
 from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, LeakError
@@ -27,13 +26,14 @@ from membuilder.instances import leaks
 from membuilder.instances.draw import in_test, shuffled
 from membuilder.instances.frame import PROMPT
 from membuilder.instances.journal import dropped_of, instances_of, journal
-from membuilder.instances.records import Progress, Shape
+from membuilder.instances.records import Instance, Progress, Shape, Step, unchanged
 from membuilder.instances.sources import SOURCES, Source, Unit
 from membuilder.instances.streams import files_of
 from membuilder.instances.tokens import counter, tokenizer_file
 from membuilder.progress import progress
 
 TRAIN, TEST = SIDES = ("train", "test")
+TEST_SHARE = 0.1
 JOURNAL_FILE, BUILD_FILE = "instances.jsonl", "build.json"
 
 
@@ -45,8 +45,8 @@ class Plan:
     source: Path
     out: Path
     seed: int = 42
-    test_share: float = 0.1
-    """Of the documents, or of the labels."""
+    test_share: float | None = None
+    """Of the documents, or of the labels; None: 0.1."""
     tokenizer: Path | None = None
     chunk_tokens: int | None = None
     """Largest chunk; None: as published for the dataset."""
@@ -55,21 +55,35 @@ class Plan:
     evaluation: tuple[Path, ...] = ()
     """Files that training may share nothing with."""
     allow_leak: bool = False
+    model: str | None = None
+    """What is asked about each instance (sources.ModelTask); None: no model."""
+
+    @property
+    def share(self) -> float:
+        return TEST_SHARE if self.test_share is None else self.test_share
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        if SOURCES[self.dataset].only_test:
+            return (TEST,)
+        return SIDES if self.share else (TRAIN,)
 
     @property
     def folder(self) -> Path:
         return self.out / self.dataset
 
 
-def build(plan: Plan) -> dict[str, Any]:
+def build(plan: Plan, step: Step = unchanged) -> dict[str, Any]:
     """Write the files of a dataset and return what build.json says. What is there already is left as it is.
 
-    Raises LeakError where training shares something with an evaluation file, ConfigError where nothing is left or the
-    folder holds a build with other settings.
+    `step` asks `plan.model` about each instance before it is kept. Raises LeakError where training shares something
+    with an evaluation file, ConfigError where nothing is left or the folder holds a build with other settings.
     """
     source = SOURCES[plan.dataset]
+    if source.only_test and (plan.test_share is not None or plan.evaluation):
+        raise ConfigError(f"--split and --evaluation are about training, and all of {plan.dataset} is for the test")
     files = files_of(plan.source, source.files)
-    settings = _settings(plan, files)
+    settings = _settings(plan, source, files)
     if (plan.folder / BUILD_FILE).is_file():
         (plan.folder / JOURNAL_FILE).unlink(missing_ok=True)  # a kill came after the last step but one
         return _built_before(plan.folder / BUILD_FILE, settings)
@@ -77,18 +91,29 @@ def build(plan: Plan) -> dict[str, Any]:
     with journal(path, settings) as kept:
         tokens = counter(plan.tokenizer)
         is_test = _test_side(plan, source, files)
-        for side in SIDES if plan.test_share else (TRAIN,):
+        for side in plan.sides:
             if (read := kept.progress(side)) is not None:
                 units = _of_side(source.read(files, plan.seed, plan.allow_leak), side, is_test, read)
                 names = (plan.seed, plan.dataset, side)
                 packed = source.pack(units, _shape(source, plan), tokens, names, read)
                 for instance in progress(packed, label=f"{plan.dataset} {side}", unit="instance"):
-                    kept.write(side, read, instance)
+                    if (done := _finished(step(instance, read.dropped), source.shape, read)) is not None:
+                        kept.write(side, read, done)
                 kept.write(side, read, None)
     return _finish(plan, source, path, settings)
 
 
-def _settings(plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
+def _finished(instance: Instance, shape: Shape, read: Progress) -> Instance | None:
+    """Return an instance without questions that have no answer; None, and counted, where too few are left."""
+    asked = tuple(each for each in instance.questions if each["answer"])
+    read.dropped["no_keywords"] += len(instance.questions) - len(asked)
+    if len(asked) < shape.questions[0]:
+        read.dropped["in_an_instance_of_too_few_questions"] += len(asked)
+        return None
+    return replace(instance, questions=asked)
+
+
+def _settings(plan: Plan, source: Source, files: Sequence[Path]) -> dict[str, Any]:
     def digest(path: Path) -> str:
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
@@ -97,12 +122,13 @@ def _settings(plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
         "dataset": plan.dataset,
         "files": {path.name: digest(path) for path in files},
         "seed": plan.seed,
-        "test_share": plan.test_share,
+        "test_share": 1 if source.only_test else plan.share,
         "tokenizer": plan.tokenizer and digest(tokenizer_file(plan.tokenizer)),
         "chunk_tokens": plan.chunk_tokens,
         "published": plan.published,
         "evaluation": {_short(path): digest(path) for path in plan.evaluation},
         "allow_leak": plan.allow_leak,
+        "model": plan.model,
     }
 
 
@@ -123,11 +149,13 @@ def _shape(source: Source, plan: Plan) -> Shape:
 
 def _test_side(plan: Plan, source: Source, files: Sequence[Path]) -> Callable[[str], bool]:
     """Return what tells whether a document is for the test. Of labels, which are few, their share is exact."""
-    if not source.by_label or not plan.test_share:
-        return lambda document: in_test(document, plan.seed, plan.test_share)
+    if source.only_test:
+        return lambda document: True
+    if not source.by_label or not plan.share:
+        return lambda document: in_test(document, plan.seed, plan.share)
     units = source.read(files, plan.seed, plan.allow_leak)
     labels = {label for unit in units if not unit.is_empty for label in unit.documents}
-    chosen = set(shuffled(labels, plan.seed, "side")[: max(1, round(plan.test_share * len(labels)))])
+    chosen = set(shuffled(labels, plan.seed, "side")[: max(1, round(plan.share * len(labels)))])
     return chosen.__contains__
 
 
@@ -154,12 +182,14 @@ def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) ->
     trained = leaks.compared(map(dialogue_of, _rows(plan, source, path, TRAIN)))
     told = {}
     for file in plan.evaluation:
-        found = leaks.shared(leaks.compared(load(file)), trained)
+        found = leaks.shared(leaks.compared(leaks.dialogues_of(file)), trained)
         if any(each.count for each in found):
             told[_short(file)] = {each.kind: each.count for each in found}
             if not plan.allow_leak:
                 path.unlink()
-                raise LeakError(f"{plan.dataset}: training {leaks.refusal(file, found)}; take others, or --allow-leak")
+                raise LeakError(
+                    f"{plan.dataset}: training {leaks.refusal([(file, found)])}; take others, or --allow-leak"
+                )
     stamp = sorted(told)
     report: dict[str, Any] = {"settings": settings, "leaks": told}
     for side in dropped:
@@ -168,7 +198,7 @@ def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) ->
             found = leaks.shared(leaks.compared(map(dialogue_of, _rows(plan, source, path, TEST))), trained)
             if also := {each.kind: each.count for each in found if each.count and each.kind != leaks.QUESTION}:
                 told[TEST] = also
-            known = {text for each in found if each.kind == leaks.QUESTION for text in (*each.exact, *each.near)}
+            (known,) = (each.keys for each in found if each.kind == leaks.QUESTION)
             rows = _without(rows, known, source.shape, dropped[side])
         instances, questions = _write(plan.folder / f"{side}.parquet", rows)
         left_out = dict(sorted((+dropped[side]).items()))
@@ -187,7 +217,11 @@ def _rows(plan: Plan, source: Source, path: Path, side: str, stamp: Sequence[str
     metadata = {"sub_source": plan.dataset} | ({"leaks": list(stamp)} if stamp else {})
     for number, instance in enumerate(instances_of(path, side)):
         keys = ("question", "answer") if plan.published else None
-        yield _row(number, instance.chunks, [_only(each, keys) for each in instance.questions], source, metadata)
+        asked = [_only(each, keys) for each in instance.questions]
+        more = {"samples": list(instance.samples)} if instance.samples else {}
+        if instance.data_source:
+            more["sub_source"] = instance.data_source
+        yield _row(number, instance.chunks, asked, instance.data_source or source.data_source, metadata | more)
 
 
 def _only(question: Mapping[str, Any], keys: Sequence[str] | None) -> dict[str, Any]:
@@ -198,7 +232,7 @@ def _row(
     number: int,
     chunks: Sequence[str],
     questions: Sequence[Mapping[str, Any]],
-    source: Source,
+    data_source: str,
     metadata: Mapping[str, Any],
 ) -> Row:
     return Row(
@@ -206,19 +240,19 @@ def _row(
         prompt=PROMPT,
         chunks=json.dumps(chunks),
         questions_and_answers=json.dumps(questions),
-        data_source=source.data_source,
+        data_source=data_source,
         metadata=json.dumps(metadata),
         num_chunks=len(chunks),
         num_questions=len(questions),
     )
 
 
-def _without(rows: Iterator[Row], known: Set[str], shape: Shape, dropped: Counter[str]) -> Iterator[Row]:
+def _without(rows: Iterator[Row], known: frozenset[int], shape: Shape, dropped: Counter[str]) -> Iterator[Row]:
     """Yield the rows without the questions that training has too; those with too few left are dropped."""
     number = 0
     for row in rows:
         asked = json.loads(row.questions_and_answers)
-        kept = [each for each in asked if not known.intersection(text for _, text in leaks.asked(each["question"]))]
+        kept = [each for each in asked if not leaks.is_asked(each["question"], known)]
         dropped["also_in_train"] += len(asked) - len(kept)
         if len(kept) < shape.questions[0]:
             dropped["in_an_instance_of_too_few_questions"] += len(kept)

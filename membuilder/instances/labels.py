@@ -1,21 +1,33 @@
 """Reads texts with labels (NLU, BANKING77, CLINC150, TREC), which are split by label.
 
-The sets are small and sorted by label, so they are read whole and put in an order of their own.
+Their files are sorted by label, so what they hold is put in an order of its own, in a table on disk.
 """
 
+import errno
 import re
+import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.files import FILE
 from membuilder.datasets.typed import Text, convert, located
-from membuilder.errors import DataError
-from membuilder.instances.draw import shuffled
+from membuilder.errors import DataError, WriteError
+from membuilder.files import free_bytes
+from membuilder.instances.draw import fingerprint
 from membuilder.instances.records import Example
-from membuilder.instances.streams import csv_rows, text_lines
+from membuilder.instances.streams import csv_rows, json_lists, text_lines
 
 _Pairs = Iterator[tuple[str, str]]
 _OUT_OF_SCOPE = "oos"
+_TABLES = """
+    pragma journal_mode = off;
+    pragma cache_size = -65536;
+    create table first (rank blob primary key, text blob, label blob) without rowid;
+    create table again (rank blob, text blob, label blob);
+"""
+_REPEATED = "select a.text, a.label, f.label from again a join first f using (rank) order by a.rowid"
 _NLU_TEXTS = ("answer_from_anno", "answer_normalised", "answer")
 
 
@@ -23,22 +35,33 @@ def reader(pairs: Callable[[Path], _Pairs]) -> Callable[[Sequence[Path], int], I
     """Return what reads files whose (text, label) `pairs` yields; a text that comes again is dropped."""
 
     def read(files: Sequence[Path], seed: int) -> Iterator[Example]:
-        label_of: dict[str, str] = {}
-        repeated = []
-        for text, label in (pair for path in files for pair in pairs(path)):
-            text = " ".join(text.split())
-            if text in label_of:
-                documents = (label_of[text],)
-                repeated.append(Example(documents=documents, text=text, label=label, dropped=("repeated_text",)))
-            elif text:
-                label_of[text] = label
-        for text in shuffled(label_of, seed):
-            label = label_of[text]
-            dropped = ("out_of_scope",) if label == _OUT_OF_SCOPE else ()
-            yield Example(documents=(label,), text=text, label=label, dropped=dropped)
-        yield from repeated
+        with _table() as table:
+            for text, label in (pair for path in files for pair in pairs(path)):
+                if text := " ".join(text.split()):
+                    row = fingerprint(seed, text), _encoded(text), _encoded(label)
+                    if not table.execute("insert or ignore into first values (?, ?, ?)", row).rowcount:
+                        table.execute("insert into again values (?, ?, ?)", row)
+            for text, label in table.execute("select text, label from first order by rank"):
+                text, label = _decoded(text), _decoded(label)
+                dropped = ("out_of_scope",) if label == _OUT_OF_SCOPE else ()
+                yield Example(documents=(label,), text=text, label=label, dropped=dropped)
+            for text, label, first in table.execute(_REPEATED):
+                texts = {"text": _decoded(text), "label": _decoded(label)}
+                yield Example(documents=(_decoded(first),), dropped=("repeated_text",), **texts)
 
     return read
+
+
+@contextmanager
+def _table() -> Iterator[sqlite3.Connection]:
+    """Open tables on disk that are gone when they are closed. Raises WriteError where the disk takes no more."""
+    try:
+        with closing(sqlite3.connect("")) as table:
+            table.executescript(_TABLES)
+            yield table
+    except sqlite3.Error as error:
+        folder = Path(tempfile.gettempdir())
+        raise WriteError(folder / "labels", OSError(errno.ENOSPC, str(error)), free_bytes(folder)) from error
 
 
 def banking77(path: Path) -> _Pairs:
@@ -48,10 +71,9 @@ def banking77(path: Path) -> _Pairs:
 
 
 def clinc150(path: Path) -> _Pairs:
-    with located(path, FILE):
-        parts = convert(dict[str, list], read_json(path))
-        pairs = [pair for name, part in parts.items() for pair in convert(list[tuple[Text, Text]], part, name)]
-    yield from pairs
+    for name, number, raw in json_lists(path):
+        with located(path, FILE):
+            yield convert(tuple[Text, Text], raw, f"{name}[{number}]")
 
 
 def nlu(path: Path) -> _Pairs:
@@ -74,3 +96,11 @@ def trec_fine(path: Path) -> _Pairs:
             if (found := re.match(r"([A-Z]+:\w+) (.*\S)", line)) is None:
                 raise DataError(path, f"line {number}", "label", f"expected COARSE:fine and a text, found {line!r:.80}")
             yield found[2], found[1]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")

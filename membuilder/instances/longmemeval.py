@@ -6,7 +6,7 @@ stands in the instance already, under another date, is left out.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ from membuilder.instances.draw import Draw
 from membuilder.instances.frame import FRAME_TOKENS
 from membuilder.instances.records import Instance, Progress, Shape, Tokens
 from membuilder.instances.sentences import sentences
+from membuilder.instances.sessions import head, pieces
 from membuilder.instances.streams import json_items
-from membuilder.types import Dialogue, Question, Session, Turn
+from membuilder.types import Dialogue, Question, Session
 
 FILES = ("longmemeval_oracle*.json",)
 INSTANCE_TOKENS = (10_000, 30_000)
-CLOSED_FROM = 0.88
-"""Share of a chunk's tokens from which an answer of the assistant ends it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +61,7 @@ def pack(
         wanted = Draw(*names, progress.instances).between(*INSTANCE_TOKENS)
         sessions: dict[_Texts, Session] = {}
         asked: list[tuple[Question, list[tuple[_Texts, int]]]] = []
-        filled = 0
+        filled, taken = 0, []
         while sample is not None:
             new = {_texts(session): session for session in sample.dialogue.sessions}
             size = sum(tokens(text) for texts in new.keys() - sessions.keys() for text in texts)
@@ -73,12 +72,13 @@ def pack(
             else:
                 sessions, filled = new | sessions, filled + size
                 asked += [(question, _evidence(question, new)) for question in sample.dialogue.questions]
+                taken.append(sample.dialogue.id)
             number, sample = next(samples, (number + 1, None))
         progress.units, progress.instances = number, progress.instances + 1
         if filled < INSTANCE_TOKENS[0]:
             progress.dropped["in_an_instance_of_too_few_tokens"] += len(asked)
         else:
-            yield _instance(sessions, asked, limit, tokens)
+            yield replace(_instance(sessions, asked, limit, tokens), samples=tuple(taken))
 
 
 _Texts = tuple[str, ...]
@@ -120,8 +120,8 @@ def _instance(
     chunks: list[str] = []
     place: dict[tuple[_Texts, int], list[str]] = {}
     for texts, session in sorted(sessions.items(), key=lambda item: (item[1].timestamp, item[0])):
-        for piece in _pieces(session, limit, tokens):
-            lines = [f"[Dialogue at timestamp {session.timestamp:%Y/%m/%d (%a) %H:%M}]"]
+        for piece in pieces(session, limit, tokens):
+            lines = [head(session)]
             for index, text in piece:
                 ids = [turn_id(len(chunks) + 1, len(lines) + line) for line, _ in turn_spans(text)]
                 place.setdefault((texts, index), []).extend(ids)
@@ -141,42 +141,3 @@ def _question(question: Question, evidence: Sequence[str]) -> dict[str, Any]:
         "question_type": question.category,
         **more,
     }
-
-
-def _pieces(session: Session, limit: int, tokens: Tokens) -> Iterator[list[tuple[int, str]]]:
-    """Cut a session into lists of (number of the turn, text), none longer than a chunk.
-
-    A user's turn goes to the next piece rather than stand last, before its answer.
-    """
-    piece: list[tuple[int, str]] = []
-    filled = 0
-    for index, turn in enumerate(session.turns):
-        for text in _parts(turn, limit, tokens):
-            size = tokens(text) + 1  # the line break
-            if piece and filled + size > limit:
-                last = session.turns[piece[-1][0]]
-                moved = len(piece) > 1 and last.role == "user" and tokens(piece[-1][1]) + size <= limit
-                rest = [piece.pop()] if moved else []
-                yield piece
-                piece, filled = rest, sum(tokens(text) for _, text in rest)
-            piece.append((index, text))
-            filled += size
-        if turn.role == "assistant" and filled >= CLOSED_FROM * limit:
-            yield piece
-            piece, filled = [], 0
-    if piece:
-        yield piece
-
-
-def _parts(turn: Turn, limit: int, tokens: Tokens) -> Iterator[str]:
-    """Yield a turn as it is written, in as many parts as it needs."""
-    mark = "<User>" if turn.role == "user" else "<Assistant>"
-    text, filled = mark, tokens(mark)
-    for sentence in sentences(turn.text.strip()):
-        size = tokens(sentence)
-        if text != mark and filled + size > limit:
-            yield text.rstrip()
-            text, filled = mark, tokens(mark)
-        text += sentence
-        filled += size
-    yield text.rstrip()

@@ -81,6 +81,12 @@ class Instance:
     chunks: tuple[str, ...]
     questions: tuple[Mapping[str, Any], ...]
     """As the file has them: `question`, `answer`, `evidence` and so on."""
+    samples: tuple[str, ...] = ()
+    """Published ids of what it is made of, by which a test split is known."""
+    data_source: str = ""
+    """Where it is another than the dataset's."""
+    summary: str = ""
+    """What the keywords of its one answer are from, unless the raw file gives them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,3 +98,11 @@ class Progress:
     instances: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Questions and the like that were left out, by reason."""
+
+
+Step = Callable[[Instance, Counter[str]], Instance]
+"""It changes an instance, and counts what it drops by reason."""
+
+
+def unchanged(instance: Instance, dropped: Counter[str]) -> Instance:
+    return instance

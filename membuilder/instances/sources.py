@@ -2,11 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from membuilder.instances import books, hotpotqa, labelling, labels, longmemeval, reading, roles, squad
+from membuilder.instances import (
+    books,
+    hotpotqa,
+    labelling,
+    labels,
+    longmemeval,
+    memoryagentbench,
+    perltqa,
+    reading,
+    roles,
+    squad,
+)
 from membuilder.instances.records import Instance, Shape
 
 
@@ -18,6 +30,13 @@ class Unit(Protocol):
     """Why it, or a part of it, is not used."""
     is_empty: bool
     """Whether nothing of it can be used."""
+
+
+class ModelTask(StrEnum):
+    KEYWORDS = "keywords"
+    """It finds those of a summary."""
+    CLOSED_BOOK = "closed_book"
+    """It answers without the text; what it can answer so is dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +51,10 @@ class Source:
     shape: Shape
     by_label: bool = False
     """Whether documents are labels, of which there are few."""
+    only_test: bool = False
+    """Whether nobody may train on it."""
+    model: ModelTask | None = None
+    """What a model may do for its instances."""
 
 
 def _labels(data_source: str, files: tuple[str, ...], pairs: Callable[[Path], Any]) -> Source:
@@ -68,6 +91,19 @@ def _reading(
         read=lambda found, seed, allow_leak: read(found),
         pack=reading.pack,
         shape=Shape(chunk_tokens=(100, 2048), questions=(fewest_questions, 100)),
+        model=ModelTask.CLOSED_BOOK,
+    )
+
+
+def _part(name: str) -> Source:
+    return Source(
+        data_source=name.lower(),
+        files=(f"{name}*.parquet",),
+        read=lambda found, seed, allow_leak: memoryagentbench.read(found),
+        pack=memoryagentbench.pack,
+        shape=Shape(chunk_tokens=(2048, 2048)),
+        only_test=True,
+        model=ModelTask.KEYWORDS if name == memoryagentbench.WITH_SUMMARIES else None,
     )
 
 
@@ -87,6 +123,14 @@ SOURCES = {
         read=lambda found, seed, allow_leak: books.read(found),
         pack=books.pack,
         shape=Shape(chunk_tokens=(2048, 2048)),
+        model=ModelTask.KEYWORDS,
+    ),
+    "perltqa": Source(
+        data_source="perltqa",
+        files=perltqa.FILES,
+        read=lambda found, seed, allow_leak: perltqa.read(found),
+        pack=perltqa.pack,
+        shape=Shape(chunk_tokens=(1024, 1024), chunks=60, questions=(20, 100)),
     ),
     "longmemeval": Source(
         data_source="lme_train",
@@ -95,4 +139,5 @@ SOURCES = {
         pack=longmemeval.pack,
         shape=Shape(chunk_tokens=(2048, 2048)),
     ),
+    **{name.lower(): _part(name) for name in memoryagentbench.PARTS},
 }

@@ -34,11 +34,22 @@ def json_items(path: Path, key: str | None = None) -> Iterator[object]:
         text = _Text(file)
         if key is not None:
             text.enter(key)
-        text.take("[")
-        while text.peek() != "]":
-            yield text.value()
-            if text.peek() != "]":
+        yield from text.items()
+
+
+def json_lists(path: Path) -> Iterator[tuple[str, int, object]]:
+    """Yield (key, number, item) of each item of the lists that an object holds."""
+    with _opened(path) as file, _readable(path):
+        text = _Text(file)
+        text.take("{")
+        while text.peek() != "}":
+            key = str(text.value())
+            text.take(":")
+            for number, item in enumerate(text.items()):
+                yield key, number, item
+            if text.peek() != "}":
                 text.take(",")
+        text.take("}")
 
 
 def json_lines(path: Path) -> Iterator[object]:
@@ -99,6 +110,15 @@ class _Text:
                 raise ValueError(f"no key {key!r}")
             self.take(",")
         self.take(":")
+
+    def items(self) -> Iterator[object]:
+        """Yield each item of the list that comes next."""
+        self.take("[")
+        while self.peek() != "]":
+            yield self.value()
+            if self.peek() != "]":
+                self.take(",")
+        self.take("]")
 
     def take(self, char: str) -> None:
         if (found := self.peek()) != char:

@@ -176,6 +176,19 @@ class ReadsCutAnswers(Protocol):
         """Read an answer without its end; no operation, where none is whole."""
 
 
+@runtime_checkable
+class NamesParts(Protocol):
+    """A scheme may have this too: then an entry is of a part of the memory that its role names, not of the role."""
+
+    parts: tuple[str, ...]
+    """What `Entry.agent` may be."""
+
+
+def entry_agents(scheme: Scheme) -> tuple[str, ...]:
+    """Return what `Entry.agent` may be under a scheme: its parts, where it names some, else its roles."""
+    return scheme.parts if isinstance(scheme, NamesParts) else scheme.roles
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One session of an expert's build: what stood before it, what was shown and proposed, and what came of it."""

@@ -12,6 +12,8 @@ from trainer.logs.run_log import METRICS_FILE, read_jsonl
 CARD = "README.md"
 TEST_IDS_TAG = "longmemeval-test-ids-allowed"
 """Tag of a model that was allowed to learn from the test split, and of every one trained from it."""
+LEAKS_TAG = "evaluation-leaks-allowed"
+"""Tag of a model that was allowed to learn from what evaluation files hold, and of every one trained from it."""
 METRICS = (
     "eval/accuracy", "reward/mean", "qa/accuracy", "memory_ratio", "sft/loss", "sft/val_loss", "loss", "kl", "entropy",
     "clip_ratio/mean", "sampling/logp_difference/mean", "frac_reward_zero_std", "rewards/missing", "grad_norm", "lr",
@@ -22,6 +24,12 @@ TEST_IDS_WARNING = """
 **Trained with `data.allow_test_ids`**, itself or its base model: what it was trained on may hold dialogues of
 LongMemEval's published test split. Its scores on that split say nothing about dialogues it has not seen.
 """
+LEAKS_WARNING = """
+**Trained with `data.allow_leaks`**, itself or its base model: what it was trained on shares questions, texts or
+labelled examples with evaluation files. Its scores on those say nothing about data it has not seen.
+"""
+ALLOWED = {"allow_test_ids": (TEST_IDS_TAG, TEST_IDS_WARNING), "allow_leaks": (LEAKS_TAG, LEAKS_WARNING)}
+"""What a card tells of keys of `data` that allow what is refused otherwise."""
 USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,8 +51,9 @@ def model_card(config: Mapping[str, Any], run: Path, step: int) -> str:
     base = _base_card(config["model"]["path"])
     known = {name: value for name in ("base_model", "license") if isinstance(value := base.get(name), str)}
     # a checkpoint of an earlier version does not tell, and had no such key
-    allowed = config.get("data", {}).get("allow_test_ids", False) or TEST_IDS_TAG in (base.get("tags") or [])
-    tags = ["memory", "membuilder", *([TEST_IDS_TAG] if allowed else [])]
+    given, inherited = config.get("data", {}), base.get("tags") or []
+    allowed = {tag: text for key, (tag, text) in ALLOWED.items() if given.get(key, False) or tag in inherited}
+    tags = ["memory", "membuilder", *allowed]
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
     origin = f"[{data.base_model}](https://huggingface.co/{data.base_model})" if data.base_model else None
     licence = data.license or ("that of the base model" if origin else "not known to this program; name it here")
@@ -57,7 +66,7 @@ Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, a
 
 - Base model: {origin or ("a local model" if config["model"]["path"] else "none, trained from random weights")}
 {_adapters(config["model"].get("lora"))}- Licence: {licence}
-{TEST_IDS_WARNING if allowed else ""}
+{"".join(allowed.values())}
 ## Use
 
 {USE}

@@ -21,8 +21,8 @@ from trainer.distributed.process_group import World, zero_stage
 FREE = {
     "out", "resume", "resume_other_processes", "save_every", "save_at_end", "keep_last", "log_completions",
     "wandb_project", "journal", "max_skipped", "max_idle_steps", "max_missing_share", "parity_bound", "shared_bound",
-    "eval_every", "data.allow_test_ids", "reward.cache", "reward.max_concurrent", "reward.question_timeout_seconds",
-    "reward.step_deadline_seconds",
+    "eval_every", "data.allow_test_ids", "data.eval_files", "data.allow_leaks", "reward.cache", "reward.max_concurrent",
+    "reward.question_timeout_seconds", "reward.step_deadline_seconds",
     *(f"reward.{model}.{key}" for model in ("answerer", "grader") for key in ("concurrency", "timeout_seconds")),
 }  # fmt: skip
 """Keys none of which changes a sample or an update; how long a judge is waited for changes what is missing alone."""

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from membuilder.building.dialogues import warn_of_empty
 from membuilder.datasets.load import load, split
+from membuilder.datasets.memalpha import samples_of
 from membuilder.datasets.selection import select
 from membuilder.datasets.splits import split_ids
 from membuilder.datasets.windows import in_windows
@@ -21,6 +22,7 @@ from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.schemes.scheme import Scheme, Step, build, text_of
 from membuilder.types import Dialogue, Question
 from trainer.configs import DataConfig
+from trainer.data.leak_check import refuse_leaks
 from trainer.data.test_ids import refuse_test_ids, refuse_trained_on
 
 _log = logging.getLogger(__name__)
@@ -58,10 +60,14 @@ def load_corpus(config: DataConfig) -> Corpus[Dialogue]:
     extra = []
     if config.path is not None:
         names = [dialogue.id for dialogue in train]
-        refuse_test_ids(names, config, f"data.path={config.path}")
+        samples = samples_of(Path(config.path))
+        inside = (sample for name in names for sample in samples.get(name, ()))
+        refuse_test_ids((*names, *inside), config, f"data.path={config.path}")
         refuse_trained_on(names, held_out, config)
         train, steering = apart(train, config.num_steering)
         extra = generate(config.num_extra, config.seed, "train") if config.num_extra else []
+    source = "the generated corpus" if config.path is None else f"data.path={config.path}"
+    refuse_leaks((*train, *extra), config, source)
     sides = zip(SIDES, (train, extra, steering, held_out), strict=True)
     return Corpus(**{side: [in_windows(each, config.max_turns) for each in dialogues] for side, dialogues in sides})
 

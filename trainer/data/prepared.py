@@ -21,6 +21,7 @@ from membuilder.types import AgentUpdate, Dialogue
 from trainer.batching.packing import Node, TrainSequence
 from trainer.configs import DataConfig, OverLong
 from trainer.data.corpus import ExpertBuild
+from trainer.data.leak_check import dialogues_of_prompts, refuse_leaks
 from trainer.data.sft_examples import encoded
 from trainer.data.test_ids import refuse_test_ids
 from trainer.data.truncation import LengthCounts, fit
@@ -37,7 +38,9 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
             "is: set over_long=drop or over_long=error"
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
-    for number, record in enumerate(_read(config.data, SFTRecord, "sft")):
+    records = _read(config.data, SFTRecord, "sft")
+    refuse_leaks(dialogues_of_prompts(records), config.data, f"data.prepared={config.data.prepared}")
+    for number, record in enumerate(records):
         alone = record.dialogue is None or record.session is None
         sessions[("line", number) if alone else (record.dialogue, record.session)].append(
             encoded(tokenizer, record.prompt, record.completion)

@@ -21,6 +21,10 @@ SETTINGS, SETTINGS_LABEL = "settings.json", "settings of the journal"
 NAME = re.compile(r"step_(\d+)\.json(\.partial)?")
 
 
+_OF_CALLS = (b',"calls":[]', b',"later":[]', b',"deleted":[]')
+"""Fields that only a scheme with tools fills; texts have no bare quotation marks, so that no text holds them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experience:
     """What one step learns from."""
@@ -75,7 +79,7 @@ class RolloutCache:
         for path, of_step in self._files():
             if of_step > step:
                 path.unlink(missing_ok=True)
-        groups = [encode(group, ScoredGroup, f"step {step}, group '{group.id}'") for group in experience.scored]
+        groups = [_group(encode(each, ScoredGroup, f"step {step}, group '{each.id}'")) for each in experience.scored]
         steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
         content = b'{"scored":[' + b",".join(groups) + b'],"steered":' + steered + b"}"
         write_atomic(self._root / f"step_{step}.json", seal(f"journal of step {step}", content))
@@ -90,3 +94,11 @@ class RolloutCache:
         """Everything in the journal, as pairs (file, step)."""
         found = [(path, NAME.fullmatch(path.name)) for path in self._root.glob("*")]
         return [(path, int(match[1])) for path, match in found if match]
+
+
+def _group(encoded: bytes) -> bytes:
+    """Leave out fields of calls where there are none: such a journal has the bytes of one before there were calls."""
+    if b'"arguments":' not in encoded:
+        for field in _OF_CALLS:
+            encoded = encoded.replace(field, b"")
+    return encoded

@@ -46,7 +46,8 @@ class Said(NamedTuple):
 def parse(text: str, config: MemAlphaConfig, num_lines: int) -> AgentUpdate:
     """Read the calls of one answer about a chunk of so many lines."""
     if config.response_format is CallFormat.COMPACT:
-        read = compact.read_calls(text, config, num_lines)
+        _, _, answer = _behind_thoughts(text).rpartition(_THOUGHT)
+        read = compact.read_calls(answer, config, num_lines)
     else:
         read = [(said.name, said.arguments, _read(said, config, num_lines)) for said in _said(text, config)]
     operations: list[Operation] = []
@@ -97,14 +98,15 @@ def _read(said: Said, config: MemAlphaConfig, num_lines: int) -> Operation | Ref
 
 
 def _said(text: str, config: MemAlphaConfig) -> list[Said]:
-    reader = _tagged if config.response_format is CallFormat.HERMES else _marked
     if (whole := _whole(text)) is not None:
         return whole
-    if text.lstrip().startswith(_THINK):
-        _, ended, text = text.partition(_THOUGHT)
-        if not ended:
-            return []
-    return list(reader(text))
+    answer = _behind_thoughts(text)
+    return _tagged(answer) if config.response_format is CallFormat.HERMES else _marked(answer)
+
+
+def _behind_thoughts(text: str) -> str:
+    """Return what follows the think-block with which an answer begins; nothing, where that has no end."""
+    return text.partition(_THOUGHT)[2] if text.lstrip().startswith(_THINK) else text
 
 
 def _whole(text: str) -> list[Said] | None:

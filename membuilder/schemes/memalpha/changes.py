@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
-from membuilder.bank.okapi import Okapi, terms_of
+from membuilder.bank.okapi import Okapi, positive_weights, terms_of
 from membuilder.schemes.memalpha.config import CallFormat, CoreOverLimit, MemAlphaConfig
 from membuilder.schemes.memalpha.tools import WORDS, Refused, call_of
 from membuilder.schemes.scheme import Call, CallOutcome
@@ -207,7 +207,7 @@ class _Draft:
 
     def _search(self, operation: Operation) -> _Done:
         entries = [each for each in self._current.values() if each.agent == operation.part]
-        index = Okapi([terms_of(entry.text, with_characters=True) for entry in entries])
+        index = Okapi([terms_of(entry.text, with_characters=True) for entry in entries], positive_weights)
         scores = index.scores(terms_of(operation.text or "")).tolist()
         best = sorted(zip(scores, entries, strict=True), key=lambda pair: -pair[0])[:MOST_FOUND]
         # 0 is the score of what shares no word with the query

@@ -1,5 +1,6 @@
 """The settings of the scheme `memalpha`, section `memalpha:` of every configuration that names it."""
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -127,8 +128,8 @@ class MemAlphaConfig(Section):
 
 
 def parts_named(text: str) -> list[Agent]:
-    """Read the parts that a flag names, such as `core,episodic`. Raises ValueError for a name that is none."""
+    """Read the parts that a flag names, such as `core,episodic`. Raises what argparse shows for a name that is none."""
     names = text.replace(",", " ").split()
     if wrong := [name for name in names if name not in PARTS]:
-        raise ValueError(f"{wrong[0]!r} is no part of the memory; those are {', '.join(PARTS)}")
+        raise ArgumentTypeError(f"{wrong[0]!r} is no part of the memory; those are {', '.join(PARTS)}")
     return [part for part in PARTS if part in names]

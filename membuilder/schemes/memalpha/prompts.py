@@ -63,7 +63,8 @@ def instructions(config: MemAlphaConfig) -> str:
         said.append(_filled(config, "calls_compact", examples="\n".join(_compact_examples(config))))
     elif config.line_pointers:
         said.append(_filled(config, "lines"))
-    said.append(_filled(config, "turns" if config.max_turns > 1 else "one_turn", most=config.max_turns))
+    if config.response_format is not CallFormat.COMPACT:
+        said.append(_filled(config, "turns" if config.max_turns > 1 else "one_turn", most=config.max_turns))
     return "\n".join(said)
 
 

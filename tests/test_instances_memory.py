@@ -1,0 +1,95 @@
+"""Builds and the leak comparison of large files stay under 500 MB, whatever the files hold."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from membuilder.datasets.memalpha import Row, write_rows
+from membuilder.errors import WriteError
+from membuilder.instances.labels import _TABLES, banking77, reader
+from tests import raw_data
+
+PEAK_MB = 500
+SIZE = 62_000_000
+
+
+def measured(*arguments: object) -> tuple[float, float]:
+    """Return (seconds of a processor, peak megabytes) of `python -m membuilder.data`."""
+    command = [sys.executable, "-m", "membuilder.data", *map(str, arguments)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+def words(seed: int) -> tuple[np.random.Generator, np.ndarray]:
+    """A generator, and made-up words, of which the first are drawn most often by `zipf`."""
+    rng = np.random.default_rng(seed)
+    letters = rng.integers(97, 123, (100_000, 8)).astype(np.uint8)
+    return rng, np.array([row.tobytes().decode()[: 2 + i % 7] for i, row in enumerate(letters)])
+
+
+def instances(path: Path, seed: int) -> Path:
+    rng, vocabulary = words(seed)
+
+    def rows():
+        size = number = 0
+        while size < SIZE:
+            drawn = vocabulary[np.minimum(rng.zipf(1.2, 9000), len(vocabulary)) - 1]
+            lines = [" ".join(drawn[i : i + 30]) for i in range(0, 9000, 30)]
+            chunks = ["\n".join(lines[i : i + 30]) for i in range(0, 300, 30)]
+            asked = [{"question": f"Why {' '.join(drawn[i : i + 7])}?", "answer": "so"} for i in range(0, 700, 7)]
+            texts = {"chunks": json.dumps(chunks), "questions_and_answers": json.dumps(asked)}
+            size += sum(map(len, texts.values()))
+            told = {"prompt": "", "data_source": "squad", "metadata": "{}", "num_chunks": 10, "num_questions": 100}
+            yield Row(instance_id=number, **texts, **told)
+            number += 1
+
+    write_rows(path, rows())
+    return path
+
+
+@pytest.mark.slow
+def test_two_files_of_62_mb_are_compared_within_a_minute_and_500_mb(tmp_path):
+    seconds, megabytes = measured("leaks", *(instances(tmp_path / f"{seed}.parquet", seed) for seed in (1, 2)))
+    assert megabytes < PEAK_MB
+    assert seconds < 60  # of one processor: on two idle ones the command takes no longer
+
+
+@pytest.mark.slow
+def test_a_label_set_of_62_mb_is_built_within_500_mb(tmp_path):
+    rng, vocabulary = words(3)
+    with (raw_data.written(tmp_path / "raw/train.csv", "text,category\n")).open("a") as file:
+        while file.tell() < SIZE:
+            drawn = vocabulary[np.minimum(rng.zipf(1.2, 8000), len(vocabulary)) - 1]
+            lines = [f"{' '.join(drawn[i : i + 8])},label{i % 70}" for i in range(0, 8000, 8)]
+            file.write("\n".join(lines) + "\n")
+    given = ("--dataset", "banking77", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--split", 0.2)
+    _, megabytes = measured("build-memalpha", *given)
+    assert megabytes < PEAK_MB
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    path = raw_data.written(tmp_path / "train.csv", "text,category\n" + "\n".join(f"a{i},b" for i in range(3000)))
+    monkeypatch.setattr("membuilder.instances.labels._TABLES", f"pragma max_page_count = 9;{_TABLES}")
+    with pytest.raises(WriteError, match="database or disk is full"):
+        list(reader(banking77)([path], 1))
+
+
+def test_label_sets_are_read_in_an_order_of_their_own_and_repeated_texts_behind(tmp_path):
+    rows = ["b,one", "a,two", '"c  \n d",one', "b,two", "a,two"]
+    path = raw_data.written(tmp_path / "train.csv", "\n".join(["text,category", *rows]))
+    found = list(reader(banking77)([path], 1))
+    assert {(each.text, each.label) for each in found[:3]} == {("b", "one"), ("a", "two"), ("c d", "one")}
+    assert [(each.text, each.label, each.documents, each.dropped) for each in found[3:]] == [
+        ("b", "two", ("one",), ("repeated_text",)),
+        ("a", "two", ("two",), ("repeated_text",)),
+    ]
+    orders = {tuple(each.text for each in reader(banking77)([path], seed)) for seed in range(8)}
+    assert len(orders) > 1 and list(reader(banking77)([path], 1)) == found
