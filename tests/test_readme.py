@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from membuilder.building.config import BuildConfig
 from membuilder.config import known_keys, load
 from membuilder.embedding.local import DEFAULT_PACKAGE
 from trainer.configs import LossConfig
@@ -283,7 +284,7 @@ def test_every_key_that_is_named_exists():
     for name in re.findall(r"`(\w+(?:\.\w+)+)(?:=[^`]*)?`", EVERYTHING):
         first = name.split(".")[0]
         if first in sections and not name.endswith((".py", ".yaml", ".json", ".max_tokens")):
-            assert name in known_keys(RLConfig) or name in known_keys(SFTConfig), name
+            assert any(name in known_keys(of) for of in (RLConfig, SFTConfig, BuildConfig)), name
     losses = re.search(r"`loss.name` is one of (.*?) \(", PAGES["losses"], re.DOTALL).group(1)
     assert re.findall(r"`(\w+)`", losses) == list(LOSSES)
 
