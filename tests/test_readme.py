@@ -333,7 +333,15 @@ def test_the_table_of_operations_is_that_of_the_result_file():
         figures = f"{row['format_valid']:.3f} | {row['memory_tokens']:.0f} | {row['accuracy']:.3f}"
         assert f"| {label} | {figures} |" in EVIDENCE
     assert (
-        f"{part['run']['steps']['sft']} steps of SFT on 160 windows, {part['training_seconds']['sft'] / 60:.0f} minutes"
+        f"{part['run']['steps']['sft']} steps of SFT on 480 windows, {part['training_seconds']['sft'] / 60:.0f} minutes"
         in EVIDENCE
     )
     assert f"{part['systems']['sft']['questions']} questions about four people" in EVIDENCE
+
+
+def test_a_reward_of_models_taught_what_the_reward_without_any_did():
+    (row,) = result("reward_agrees")["rows"]
+    assert row["same"] == {"curve": True, "systems": True, "weights": True}
+    assert f"{row['steps']} steps" in EVIDENCE and f"({row['calls']['answerer']:,} answers asked)" in EVIDENCE
+    measured = result("learning")["seeds"]["1"]["adrpo"]  # one thread repeats, a day and a hundred commits later
+    assert {name: measured[name] for name in row["adrpo"]} == row["adrpo"]
