@@ -15,7 +15,6 @@ from membuilder.evaluation.flags import JUDGE_MODEL, command_line
 from membuilder.evaluation.metrics import JUDGES
 from membuilder.evaluation.names import (
     AGENTS,
-    ALL_LINES,
     AUTO,
     BANKS,
     BEST_CHUNKS,
@@ -83,7 +82,8 @@ def parse(argv: Sequence[str]) -> Options:
         questions = max(questions, given.workers)
     dialogues = given.workers if given.parallel else 1
     if given.thinking is not None:
-        given.endpoint.append(f"extra_body.chat_template_kwargs.enable_thinking={THINKING[given.thinking]}")
+        thinking = f"extra_body.chat_template_kwargs.enable_thinking={THINKING[given.thinking]}"
+        given.endpoint = [*given.endpoint, thinking]
     # what --model and the flags beside it say: the other models and embeddings take their server from it
     first = read_endpoint(given, "", given.model or "unnamed", max_tokens=given.max_tokens, concurrency=questions)
     answerer = judge = builder = None
@@ -167,10 +167,9 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
 
 def _refuse_idle(given: argparse.Namespace, systems: Sequence[str]) -> None:
     """Raise ConfigError for flags of systems that are not asked for."""
-    reads = {*BANKS} - {ALL_LINES}
     needed = {
-        "--scheme": (given.scheme, reads),
-        "--exclude-memory": (given.exclude_memory, reads),
+        "--scheme": (given.scheme, {*BANKS}),
+        "--exclude-memory": (given.exclude_memory, {*BANKS}),
         "--context-tokens": (given.context_tokens, {LONG_CONTEXT}),
         "--chunks": (given.chunks, {BEST_CHUNKS}),
         "--agentic-search": (given.agentic_search, {*BANKS}),
