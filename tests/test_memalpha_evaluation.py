@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from membuilder import build
 from membuilder import eval as command
 from membuilder.datasets.load import load
 from membuilder.embedding import options
@@ -15,6 +16,7 @@ from membuilder.evaluation.compare import compare, load_side
 from membuilder.evaluation.records import read_records
 from membuilder.evaluation.run import RUN_FILE
 from membuilder.types import Bank
+from tests import keeper
 from tests.evaluating import hash_embedder, result
 from tests.fault_server import FaultServer, Request, answering, status
 from tests.instances import CHUNKS, caller, flags, row
@@ -75,6 +77,9 @@ def test_parts_are_left_out_of_what_is_built_and_of_what_is_read(tmp_path, monke
         assert call(server, *MEMALPHA, "--system", "agents", *db) == 0
         assert call(server, *MEMALPHA, "--system", "agents", *without, *db, out="other") == 2
         assert "was begun with other settings: memalpha" in capsys.readouterr().err
+        warm = ("--build-endpoint", "temperature=0.7", *db)
+        assert call(server, *MEMALPHA, "--system", "agents", *warm, out="warm") == 2
+        assert "was begun with other settings: temperature" in capsys.readouterr().err
         asked = len(server.requests)
         own = ("--db-path", str(tmp_path / "own"))
         assert call(server, *MEMALPHA, "--system", "agents", *without, *own, out="own") == 0
@@ -91,6 +96,33 @@ def test_parts_are_left_out_of_what_is_built_and_of_what_is_read(tmp_path, monke
     assert not any("Core text." in prompt or "whale swam" in prompt for prompt in less)
     kept = [result(tmp_path / out)["systems"]["bank"]["by_source"]["memory_tokens"] for out in ("all", "less")]
     assert kept == [3 + 5 + 4, 5]
+
+
+def test_a_memory_that_another_command_built_of_whole_chunks_is_answered_from(tmp_path, monkeypatch):
+    call = caller(tmp_path, monkeypatch, row(0, "squad"))
+    db, data = str(tmp_path / "db"), ["--dataset", "memalpha", "--dataset-path", str(tmp_path / "test.parquet")]
+    with FaultServer(answering(reply)) as server:
+        served = ["--model", "m", "--provider", "vllm", "--base-url", server.base_url, *MEMALPHA]
+        assert build.main([*data, *served, "--out", db, "max_turns=1000000"]) == 0
+        written = sum(first_message(request).startswith(WRITER) for request in server.requests)
+        assert call(server, *MEMALPHA, "--system", "agents", "--db-path", db) == 0
+        assert written == sum(first_message(request).startswith(WRITER) for request in server.requests) == 2
+    assert result(tmp_path / "out")["systems"]["agents"]["by_source"]["memory_tokens"] > 0
+
+
+def test_a_scheme_of_ones_own_builds_and_finds_as_it_says(tmp_path, monkeypatch):
+    call, folder = caller(tmp_path, monkeypatch, row(0, "squad")), keeper.write(tmp_path / "keeper")
+
+    def keep(request: Request) -> str:
+        return "#1" if first_message(request).endswith("keep:") else reply(request)
+
+    systems = ("--system", "agents", "--system", "rules", "--system", "all")
+    with FaultServer(answering(keep)) as server:
+        assert call(server, "--scheme", str(folder), *systems) == 0
+    records = read_records(tmp_path / "out" / "answers.jsonl")
+    found = {name: [r for r in records if r.system == name][0].retrieved for name in ("agents", "rules", "all")}
+    assert {len(each) for each in (found["agents"], found["rules"])} == {2} and len(found["all"]) == 4
+    assert {each.text.partition(": ")[2] for each in found["agents"]} == {chunk.split("\n")[0] for chunk in CHUNKS}
 
 
 def _keep(folder: Path, bank: Bank) -> None:

@@ -23,6 +23,7 @@ from membuilder.evaluation.names import RULES
 from membuilder.evaluation.options import Options
 from membuilder.evaluation.reading import Reading, template_hashes_of
 from membuilder.llm.chat_model import ChatModel
+from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, scheme_of
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Dialogue
@@ -35,6 +36,7 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
         "builder": "agents",
         "model": options.builder.endpoint.name,
         "max_tokens": options.builder.endpoint.max_tokens,
+        **_sampling(options.builder.endpoint),
         "scheme": how.scheme,
         "prompts": asdict(how.prompts),
         **_of_memalpha(how),
@@ -43,6 +45,12 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
         "on_bad_operation": options.flags.on_bad_operation,
         **{key: run[key] for key in BUILT_FROM},
     }
+
+
+def _sampling(endpoint: ModelEndpoint) -> dict[str, Any]:
+    """Return what else a model writes by, as far as it is not the default: earlier folders do not tell it."""
+    names, usual = ("temperature", "top_p", "seed", "extra_body"), ModelEndpoint(name="")
+    return {name: getattr(endpoint, name) for name in names if getattr(endpoint, name) != getattr(usual, name)}
 
 
 def rules_manifest(how: Reading, run: dict[str, Any]) -> dict[str, Any]:
