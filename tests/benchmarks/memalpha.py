@@ -34,11 +34,13 @@ from trainer.quickstart import load_configs
 from trainer.run_setup import make_collector, make_engine, setup_rl, setup_sft
 
 RESULTS = Path(__file__).parent / "results" / "memalpha.json"
-ROWS = {
+CONFIGURED = "rl"
+ROWS = {CONFIGURED: ()} | {
     f"credit {credit}, baseline {baseline}": (f"rl.reward.credit={credit}", f"rl.reward.baseline={baseline}")
     for credit in ("episode", "evidence")
     for baseline in ("instance", "episode")
 }
+"""The configuration as it is, and the four that it is compared with."""
 VIEWS = {f"view {view}": (f"rl.memalpha.view={view}",) for view in ("recent", "related")}
 """Of the configured credit and baseline; the SFT model has seen the last entries."""
 
