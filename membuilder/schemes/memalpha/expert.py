@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from membuilder.schemes.four_agents.cues import Cues, content_words, read, reads, score, words
+from membuilder.schemes.four_agents.cues import NUMBER_WORDS, TIME_WORDS, Cues, content_words, read, reads, score, words
 from membuilder.schemes.memalpha.changes import CountTokens
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
 from membuilder.text import quoted
@@ -114,7 +114,7 @@ def _facts(session: Session, config: MemAlphaConfig) -> list[_Fact]:
         familiar |= cues.content_words
         if _tells(cues, turn):
             part = _part(_route(cues, config.parts), config)
-            facts.append(_Fact((place + 1,), part, cues.content_words, changes=cues.changes))
+            facts.append(_Fact((place + 1,), part, _lasting(cues.content_words), changes=cues.changes))
     return facts
 
 
@@ -154,7 +154,12 @@ def _overlap(ours: frozenset[str], theirs: frozenset[str]) -> float:
 @lru_cache(maxsize=8192)
 def _words(text: str) -> frozenset[str]:
     """Return what an entry is about, without the date and the speaker that a quote begins with."""
-    return content_words(words(re.sub(r"^\[[\d-]+\] [^:\n]*: ", "", text)))
+    return _lasting(content_words(words(re.sub(r"^\[[\d-]+\] [^:\n]*: ", "", text))))
+
+
+def _lasting(content: frozenset[str]) -> frozenset[str]:
+    """Leave out dates and numbers, which are what changes."""
+    return frozenset(word for word in content - TIME_WORDS - NUMBER_WORDS if not word.isdigit())
 
 
 def _core(old: str, labels: set[str], config: MemAlphaConfig, count_tokens: CountTokens) -> tuple[Operation, ...]:
