@@ -50,19 +50,41 @@ def propose(
     session: Session, bank: Bank, shown: Sequence[Entry], config: MemAlphaConfig, count_tokens: CountTokens
 ) -> AgentUpdate:
     """Propose the writer's calls about one chunk."""
+    return proposals(session, bank, shown, config, count_tokens, 1)[0]
+
+
+def proposals(
+    session: Session,
+    bank: Bank,
+    shown: Sequence[Entry],
+    config: MemAlphaConfig,
+    count_tokens: CountTokens,
+    num_draws: int,
+) -> list[AgentUpdate]:
+    """Propose several times; each draw takes other facts, where an answer cannot hold all of them."""
     known = {entry.text for entry in bank.current()}
     by_text = {_text(session, fact.numbers): fact for fact in reversed(_facts(session, config))}  # the first of equals
-    facts = [fact for text, fact in by_text.items() if text not in known]
-    core = _core(bank.core, {fact.label for fact in facts if fact.label is not None}, config, count_tokens)
-    kept = sorted(facts, key=lambda fact: _draw(session, fact))[: config.max_calls - len(core)]
-    operations = []
-    left = list(shown)
-    for fact in sorted(kept, key=lambda fact: fact.numbers):
+    facts = {text: fact for text, fact in by_text.items() if text not in known}
+    labels = {fact.label for fact in facts.values() if fact.label is not None}
+    core = _core(bank.core, labels, config, count_tokens)
+    updates = []
+    for draw in range(num_draws):
+        drawn = sorted(facts, key=lambda text: _place(text, draw))[: config.max_calls - len(core)]
+        kept = sorted((facts[text] for text in drawn), key=lambda fact: fact.numbers)
+        updates.append(AgentUpdate(operations=(*_operations(session, kept, shown, config), *core)))
+    return updates
+
+
+def _operations(
+    session: Session, facts: Sequence[_Fact], shown: Sequence[Entry], config: MemAlphaConfig
+) -> list[Operation]:
+    operations, left = [], list(shown)
+    for fact in facts:
         outdated = None if fact.label is not None else _outdated(fact, left)
         if outdated is not None:
             left.remove(outdated)
         operations.append(_operation(session, fact, outdated, config))
-    return AgentUpdate(operations=(*operations, *core))
+    return operations
 
 
 def _operation(session: Session, fact: _Fact, outdated: Entry | None, config: MemAlphaConfig) -> Operation:
@@ -157,5 +179,5 @@ def _text(session: Session, numbers: Sequence[int]) -> str:
     return "\n".join(quoted(session, session.turns[number - 1]) for number in numbers)
 
 
-def _draw(session: Session, fact: _Fact) -> bytes:
-    return hashlib.sha256(_text(session, fact.numbers).encode("utf-8", "surrogatepass")).digest()
+def _place(text: str, draw: int) -> bytes:
+    return hashlib.sha256((f"{draw} {text}" if draw else text).encode("utf-8", "surrogatepass")).digest()

@@ -20,7 +20,7 @@ from membuilder.schemes.memalpha import compact
 from membuilder.schemes.memalpha.calls import answer_schema, parse, write
 from membuilder.schemes.memalpha.changes import CountTokens, apply_calls
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
-from membuilder.schemes.memalpha.expert import propose
+from membuilder.schemes.memalpha.expert import proposals, propose
 from membuilder.schemes.memalpha.prompts import bare_texts, disarmed, label_of, shown_text, write_prompt
 from membuilder.schemes.memalpha.view import shown_entries
 from membuilder.schemes.scheme import Call, CallOutcome, Message, Prompt, SessionResult, Shown
@@ -85,6 +85,12 @@ class MemAlpha:
 
     def _propose(self, session: Session, bank: Bank, shown: Shown) -> dict[str, AgentUpdate]:
         return {WRITER: propose(session, bank, shown[WRITER], self.config, self._count)}
+
+    def other_proposals(self, session: Session, bank: Bank, shown: Shown) -> list[dict[str, AgentUpdate]]:
+        """Return what the expert might as well have proposed, of `expert_draws` draws; the first is its proposal."""
+        number = self.config.expert_draws
+        updates = proposals(session, bank, shown[WRITER], self.config, self._count, number)
+        return [{WRITER: update} for update in updates[1:]]
 
     def show(self, session: Session, bank: Bank, embedder: TextEmbedder) -> Shown:
         """Show entries of every part, as many as leave the prompt within its budget."""
