@@ -159,6 +159,11 @@ SYSTEMS = {
             SYSTEMS | {"adrpo": "ADRPO, 40 steps"},
         ),
         (
+            "### On generated people",
+            lambda: result("real_model")["parts"]["generated"]["systems"],
+            SYSTEMS | {"adrpo": "ADRPO, 40 steps"},
+        ),
+        (
             "### One thing changed",
             lambda: result("learning_ablations")["mean"],
             {"adrpo": "ADRPO"}
@@ -203,6 +208,10 @@ def test_what_the_readme_says_is_proved_and_not_proved_is_what_was_measured():
     found = [f"{pretrained[name]['accuracy']:.3f}" for name in ("sft", "adrpo")]
     assert "finds {} after SFT and {} after ADRPO.".format(*found) in said
     assert "The tiny model: {sft}, {adrpo};".format(**figures) in said
+    there = result("real_model")["parts"]["generated"]
+    figures_there = {name: f"{there['systems'][name]['accuracy']:.3f}" for name in ("sft", "rules", "adrpo")}
+    less = there["compared"]["adrpo over rules"]["memory_ratio"]
+    assert "there: SFT {sft}, rules {rules}, ADRPO {adrpo} at".format(**figures_there) + f" {less:.2f} times" in said
     figures = {name: f"{row['accuracy']:.3f}" for name, row in result("locomo_other_split")["systems"].items()}
     assert "on another split {sft}, {adrpo}.".format(**figures) in said
     assert "({adrpo} against SFT's {sft}, rules {rules})".format(**figures) in EVIDENCE
@@ -324,6 +333,20 @@ def test_what_is_said_of_the_pretrained_model_is_what_was_measured():
     assert "entropy fell from {} to {} nats".format(*entropies) in section and f"after {len(tried)} (`tried`" in section
     minutes = [round(part["training_seconds"][stage] / 60) for stage in ("sft", "rl")]
     assert "SFT took {} minutes and RL {}".format(*minutes) in section
+
+
+def test_what_is_said_of_smollm2_on_generated_people_is_what_was_measured():
+    part = result("real_model")["parts"]["generated"]
+    section = " ".join(EVIDENCE.split("\n### On generated people\n")[1].split("\n#")[0].split())
+    for pair, words in (("adrpo over sft", "over SFT"), ("adrpo over rules", "over the rules")):
+        points = [100 * part["compared"][pair][name] for name in ("difference", "low", "high")]
+        assert "{:+.1f} points {} ({:+.1f} to {:+.1f})".format(points[0], words, *points[1:]) in section
+    curve = part["curves"]["rl"]
+    for name in ("entropy", "frac_reward_zero_std"):
+        ends = [sum(row[name] for row in rows) / 4 for rows in (curve[:4], curve[-4:])]
+        assert "from {:.2f} to {:.2f}".format(*ends) in section
+    minutes = [round(part["training_seconds"][stage] / 60) for stage in ("sft", "rl")]
+    assert "SFT took {} minutes, RL {}".format(*minutes) in section
 
 
 def test_the_table_of_operations_is_that_of_the_result_file():

@@ -54,6 +54,7 @@ def results_numbers() -> dict[str, dict[str, list[float]]]:
     """Chart -> system -> accuracy and memory tokens."""
     charts = {
         "generated": read_result("learning")["mean"],
+        "pretrained_generated": read_result("real_model")["parts"]["generated"]["systems"],
         "locomo": read_result("locomo")["systems"],
         "pretrained": read_result("real_model")["parts"]["locomo"]["systems"],
     }
@@ -150,12 +151,13 @@ def draw_results() -> None:
     write_numbers("results", numbers)
     titles = {
         "generated": "Generated people, tiny model",
+        "pretrained_generated": "Generated people, SmolLM2-135M",
         "locomo": "Real LoCoMo, tiny model",
         "pretrained": "Real LoCoMo, SmolLM2-135M",
     }
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.3), layout="constrained")
-        for ax, (chart, systems) in zip(axes, numbers.items(), strict=True):
+        figure, axes = plt.subplots(2, 2, figsize=(9.5, 6.2), layout="constrained")
+        for ax, (chart, systems) in zip(axes.flat, numbers.items(), strict=True):
             ordered = sorted(systems.items(), key=lambda item: item[1][0])
             for place, (name, (accuracy, memory)) in enumerate(ordered):
                 colour, ink = BARS.get(name, ("#c4c4c4", INK))

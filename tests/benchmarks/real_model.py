@@ -36,7 +36,9 @@ LOCOMO = (
     "rl.loss.entropy_coef=0.02",  # at 5e-5 and without it, nine groups of ten agreed after 30 steps
     "rl.optim.lr=2e-5",
     "rl.length_gain=3",
+    "rl.length_target=1.0",
 )
+GENERATED = (*(f"{stage}.data.num_held_out=16" for stage in ("sft", "rl")), "rl.num_steps=40", "rl.save_every=5")
 OPERATIONS = (
     *(f"{stage}.prompts.response_format=operations" for stage in ("sft", "rl")),
     *(f"{stage}.prompts.entries_shown=4" for stage in ("sft", "rl")),
@@ -46,7 +48,7 @@ OPERATIONS = (
     "rl.sampling.max_tokens=192",
     "rl.reward.judge=coverage",
 )
-PARTS = {"locomo": LOCOMO, "generated": (), "operations": ("--steps-rl=0", *OPERATIONS)}
+PARTS = {"locomo": LOCOMO, "generated": GENERATED, "operations": ("--steps-rl=0", *OPERATIONS)}
 METRICS = ("step", "sft/loss", "sft/val_loss", "reward/mean", "reward/std", "qa/accuracy", "frac_reward_zero_std",
            "entropy", "memory_ratio", "length_weight")  # fmt: skip
 STOPPED = 128 + signal.SIGTERM
