@@ -2,6 +2,7 @@
 
     python -m membuilder.eval --dataset locomo --dataset-path locomo10.json --system rules --system rag-turn
     python -m membuilder.eval --dataset longmemeval --split test --system rag-session-bm25 --output-dir runs/bm25
+    python -m membuilder.eval --dataset memalpha --dataset-path test.parquet --scheme memalpha --system rules --model m
     python -m membuilder.eval compare runs/rules runs/rag --metric recall@10
 
 Without --model nothing is asked of a language model: retrieval is scored, which needs no network. With it every
