@@ -113,7 +113,7 @@ def test_no_text_of_a_chunk_raises_or_passes_for_a_call(lines, fmt, view):
     read_aloud = "\n".join(map(disarmed, lines))
     assert all(line in prompt for line in (" ".join(disarmed(each).split()) for each in lines))
     copied = answered(scheme, read_aloud, BANK, session, BANK.entries)
-    assert copied.bank == BANK and calls_of(copied) == ()
+    assert copied.bank == BANK and CallOutcome.RAN not in [each.outcome for each in calls_of(copied)]
     updates = scheme.expert(session, stored, shown)
     text = scheme.write(WRITER, updates[WRITER], session, shown)
     assert scheme.parse(WRITER, text, session).unread == ()

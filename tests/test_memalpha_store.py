@@ -1,5 +1,6 @@
 """Memories of the writer in stores: built by the command, shown, exported, edited and gone on with."""
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from membuilder.bank.html_page import render_page
 from membuilder.bank.indexed_bank import open_memory
 from membuilder.bank.json_lines import import_json_lines, write_json_lines
 from membuilder.bank.store import Store, reading, writing
-from membuilder.bank.store_rows import StoredMemory
+from membuilder.bank.store_rows import Answer, StoredMemory
 from membuilder.building import dialogues
-from membuilder.types import Bank
+from membuilder.building.retry import digest_of
+from membuilder.types import Bank, Operation, OperationKind
 from tests.fakes import HashEmbedder
 from tests.fault_server import Behaviour, FaultServer, Request, answer, answering, completion, payload
 from tests.memalpha_chunks import bank_of, call, chunk, insert
@@ -59,7 +61,7 @@ def talk_file(path: Path) -> Path:
 
 
 def reply(request: Request) -> str:
-    asked = request.body["messages"][-1]["content"]
+    asked = "\n".join(each["content"] for each in request.body["messages"])
     return next((answer for lines, answer in zip(TALK, ANSWERS, strict=True) if lines[0] in asked), "yes")
 
 
@@ -128,6 +130,21 @@ def test_a_model_behind_an_endpoint_writes_a_store(path):
 def test_a_build_that_was_stopped_goes_on_to_the_same_memory(path, tmp_path):
     assert bank(built(tmp_path, "--sessions", "2")).deleted == ("m2",)
     assert bank(built(tmp_path)) == bank(path)
+
+
+def test_what_failed_is_asked_again_and_later_calls_mean_the_entries_that_they_meant(path, tmp_path):
+    def fails_first(request: Request) -> str:
+        said = reply(request)
+        return "<tool_call>{broken</tool_call>" if said == ANSWERS[0] else said
+
+    built(tmp_path, "--max-failed", "1", serve=(answering(fails_first),))
+    before = contents(tmp_path / "memory.db")
+    failures = [each.answers["writer"].failure for each in before.sessions]
+    assert [None if each is None else each.kind for each in failures] == ["not_json", "unknown_target", None]
+    assert [entry.id for entry in before.entries] == ["m1", "m2"] and before.deleted == {}
+    built(tmp_path, "--retry-failed")
+    assert bank(tmp_path / "memory.db").entries[:4] == bank(path).entries[:4]
+    assert bank(tmp_path / "memory.db").deleted == ("m2",)  # the third answer stands as it was: its call had failed
 
 
 def test_calls_that_the_server_names_apart_are_the_same(tmp_path):
@@ -202,12 +219,29 @@ def test_an_edited_memory_keeps_its_deletions_under_new_names(path):
 
 def test_a_store_without_deletions_has_the_bytes_of_one_before_there_were_any(tmp_path):
     path = tmp_path / "memory.db"
+    answers = {"semantic": Answer(text="{}", operations=(Operation(kind=OperationKind.ADD, text=', "part": null'),))}
     with writing(path, {"dimension": 2}) as store:
-        store.append(chunk("a"), {}, bank_of(("semantic", "a")), np.zeros((1, 2), dtype=np.float32))
+        store.append(chunk("a"), answers, bank_of(("semantic", "a")), np.zeros((1, 2), dtype=np.float32))
     assert version(path) == 2
+    with closing(sqlite3.connect(path)) as connection:
+        ((operations,),) = connection.execute("SELECT operations FROM answer").fetchall()
+    written = '"kind":"ADD","text":", \\"part\\": null","quote":[],"targets":[],"old_text":null'
+    assert operations == f"[{{{written}}}]"
+    write_json_lines(contents(path), tmp_path / "memory.jsonl")
+    lines = (tmp_path / "memory.jsonl").read_text()
+    assert lines.count("part") == 1 and "deleted" not in lines
+    assert contents(path).sessions[0].answers == answers
     with closing(sqlite3.connect(path)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert tables == {"setting", "session", "turn", "answer", "entry", "embedding"}
+
+
+def test_a_retry_that_was_begun_before_there_were_parts_goes_on():
+    operation = Operation(kind=OperationKind.ADD, text="a", targets=("m1",))
+    before = "Operation(kind=<OperationKind.ADD: 'ADD'>, text='a', quote=(), targets=('m1',), old_text=None)"
+    assert (
+        digest_of(operation) == hashlib.sha256(before.encode()).hexdigest() != digest_of(replace(operation, part="a"))
+    )
 
 
 def test_a_rebuilt_or_replaced_store_holds_the_deletions_of_the_other(path, tmp_path):

@@ -119,6 +119,19 @@ def test_a_model_of_ones_own_and_a_run_that_goes_on(tmp_path):
     assert all(torch.equal(now[name], weights[name]) for name in weights)
 
 
+@pytest.mark.slow
+def test_the_other_scheme_runs_the_same_chain(tmp_path, capsys):
+    sizes = ("num_train=4", "num_held_out=2")
+    small = [f"{stage}.data.{size}" for stage in ("sft", "rl") for size in sizes]
+    small += ["sft.max_steps=3", "rl.num_steps=1", "rl.instances_per_step=2", "rl.num_rollouts=2"]
+    main(["--scheme", "memalpha", "--out", str(tmp_path), "rl.engine=transformers", *small])
+    summary, shown = summary_of(tmp_path), capsys.readouterr().out
+    assert summary["scheme"] == "memalpha" and summary["steps"] == {"sft": 3, "rl": 1}
+    assert list(summary["systems"]) == ["empty", "random", "longest", "rules", "all", "sft", "adrpo"]
+    assert summary["systems"]["all"]["accuracy"] > summary["systems"]["rules"]["accuracy"] > 0.0
+    assert re.search(r"^system +r1 ", shown, re.MULTILINE) and "r1: share of" in shown and "accuracy" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -129,6 +129,9 @@ class DataConfig(Section):
     """Dialogues to generate for training."""
     num_held_out: PositiveInt = 20
     """Dialogues to generate for evaluation, about other people."""
+    num_chunks: PositiveInt | None = None
+    """Generate instances of so many chunks of lines (membuilder/generate/instances.py), as `scheme: memalpha` reads
+    them, in place of dialogues; null: dialogues."""
     num_extra: NonNegativeInt = 0
     """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
     repeat: PositiveInt = 1
@@ -147,6 +150,8 @@ class DataConfig(Section):
             raise ValueError(
                 "give path or prepared, not both: data.path=null data.split=null drops what a config file says of path"
             )
+        if self.num_chunks is not None and (self.path is not None or self.prepared is not None):
+            raise ValueError("num_chunks is about generated instances, and a file is given: leave one of them out")
         if self.path is None and self.prepared is None and (self.split is not None or self.allow_test_ids):
             raise ValueError(
                 "split and allow_test_ids are about the ids of a file, and generated dialogues have none of them: give "

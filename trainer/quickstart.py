@@ -1,7 +1,7 @@
 """The whole chain on a laptop: data, rules, SFT, ADRPO with vLLM rollouts, evaluation on dialogues kept apart.
 
-    ./launch/quickstart.sh [--model MODEL] [--data PATH] [--eval-data PATH] [--out DIR] [--seed N] [--steps-rl N]
-        [--resume]
+    ./launch/quickstart.sh [--scheme SCHEME] [--model MODEL] [--data PATH] [--eval-data PATH] [--out DIR] [--seed N]
+        [--steps-rl N] [--resume]
 
 Writes DIR/summary.json, metrics, completions, the models and plots, and prints a table.
 """
@@ -24,6 +24,7 @@ from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.garbage import keep_loaded
 from membuilder.quiet import LOG_FILE, quiet_libraries
+from membuilder.schemes.load import BUILT_IN, FOUR_AGENTS, MEMALPHA
 from membuilder.text import first_of
 from membuilder.value_types import NonNegativeFloat, NonNegativeInt, Seed, flag_type
 from trainer.command_line import GOES_ON, check_paths
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 say = partial(print, flush=True)
 CONFIGS = Path(__file__).parent.parent / "configs"
-TINY, PRETRAINED = "quickstart", "pretrained"
-"""How the configs of a model made for the run begin, and those of one that can read already."""
+TINY, PRETRAINED, INSTANCES = "quickstart", "pretrained", "memalpha_tiny"
+"""How the configs of a model made for the run begin, those of one that can read already, and those of memalpha."""
 FOR_A_FILE = (
     "reward.length_weight=0.04",  # lower, because on real talk a stored turn answers a question more rarely
     # Turns are longer than a tolerance made for the generated corpus: writing nothing must cost nothing here too.
@@ -53,6 +54,8 @@ TINY_ON_A_FILE = ("num_steps=20", "optim.lr=5e-4", "length_target=1.2", "length_
 def main(argv: Sequence[str] | None = None) -> None:
     text = "Train and evaluate a tiny memory builder on this machine."
     parser = ArgumentParser(prog="python -m trainer.quickstart", description=text)
+    what = "how memory is written: four_agents on dialogues, or memalpha on instances of chunks (default: %(default)s)"
+    parser.add_argument("--scheme", choices=BUILT_IN, default=FOUR_AGENTS, help=what)
     parser.add_argument("--model", help="smollm2, a folder, hub name or GGUF file; default: a tiny model")
     parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
@@ -72,7 +75,8 @@ def run(given: argparse.Namespace) -> None:
     steps = [f"rl.num_steps={given.steps_rl}"] if given.steps_rl else []
     resume = ["sft.resume=auto", "rl.resume=auto"] if given.resume else []
     overrides = [*steps, *resume, *given.overrides]
-    sft_config, rl_config = load_configs(given.out, given.seed, overrides, given.data, given.eval_data, given.model)
+    named = (given.data, given.eval_data, given.model)
+    sft_config, rl_config = load_configs(given.out, given.seed, overrides, *named, given.scheme)
     check_paths(sft_config)
     quiet_libraries(Path(given.out) / LOG_FILE)
     # after the arguments were checked: PyTorch and its company take seconds to load
@@ -91,7 +95,8 @@ def run(given: argparse.Namespace) -> None:
         builds = build_corpus(sft_config.data, embedder, scheme, *SIDES)
         say(f"data: {given.data or 'generated for this run'}\n  train on {ids(builds.train)}")
         say(f"  evaluate on {ids(builds.held_out)}, never trained on")
-        say(f"SFT: {given.model or 'a small Qwen3'} learns to imitate the rules")
+        imitated = "rules" if given.scheme == FOUR_AGENTS else "offline expert"
+        say(f"SFT: {given.model or 'a small Qwen3'} learns to imitate the {imitated}")
         sft_result = sft.train(sft_config, setup_sft(sft_config, builds, embedder))
     with timed("eval", seconds):
         say(f"evaluation: the baselines, then {rl_config.engine} with the SFT model")
@@ -116,7 +121,7 @@ def run(given: argparse.Namespace) -> None:
     held_out, path = [build.dialogue.id for build in builds.held_out], Path(given.out, "summary.json")
     record = summary(given, rl_config.engine, held_out, steps, seconds, systems)
     write_atomic(path, json.dumps(record, indent=2) + "\n")
-    print(table(systems, rl_config.reward.judge))
+    print(table(systems, rl_config.reward.judge, "accuracy" if given.scheme == FOUR_AGENTS else "r1"))
     for picture in (picture for folder in ("", "sft", "rl") for picture in plot_run(path.parent / folder)):
         print(f"picture: {picture}")
     print(f"summary: {path}")
@@ -133,6 +138,7 @@ def summary(
     """Return what a run was and came to, for its file."""
     rows = {name: result.row() for name, result in systems.items()}
     return {
+        "scheme": given.scheme,
         "model": given.model or "tiny",
         "data": given.data or "generated",
         "eval_data": given.eval_data or ("split of data" if given.data else "generated, other people"),
@@ -179,12 +185,18 @@ def load_configs(
     data: str | None = None,
     eval_data: str | None = None,
     model: str | None = None,
+    scheme: str = FOUR_AGENTS,
 ) -> tuple[SFTConfig, RLConfig]:
     """Return both stages' configs with the command line laid over them; RL starts from the model that SFT writes.
 
     `overrides` are further `sft.key=value` and `rl.key=value`.
     """
-    kind = TINY if model is None else PRETRAINED
+    if scheme == MEMALPHA and (data or eval_data or model):
+        raise ConfigError(
+            "--scheme memalpha is shown on generated instances by a tiny model: leave out --data, --eval-data and "
+            "--model, or train by trainer.sft and trainer.rl, whose configs (configs/memalpha_*.yaml) take both"
+        )
+    kind = INSTANCES if scheme == MEMALPHA else TINY if model is None else PRETRAINED
     given = [f"seed={seed}", f"data.seed={seed}"]
     for_rl, for_sft = [], [] if model is None else [f"model.path={model}"]
     if data is not None:
@@ -209,8 +221,9 @@ def ids(builds: "Sequence[ExpertBuild]") -> str:
     return f"{len(builds)} dialogues ({first_of([build.dialogue.id for build in builds], 8)})"
 
 
-def table(systems: dict[str, "SystemResult"], judge: str) -> str:
-    lines = ["", f"{'system':<10}{'accuracy':>10}{'recall@10':>11}{'memory tokens':>15}{'format valid':>14}"]
+def table(systems: dict[str, "SystemResult"], judge: str, score: str = "accuracy") -> str:
+    """Return the table of all systems; `score` is what the first column is called."""
+    lines = ["", f"{'system':<10}{score:>10}{'recall@10':>11}{'memory tokens':>15}{'format valid':>14}"]
     for name, result in systems.items():
         lines.append(
             f"{name:<10}{_share(result.accuracy):>10}{_share(result.recall_at_10):>11}{result.memory_tokens:>15.0f}"
@@ -218,7 +231,7 @@ def table(systems: dict[str, "SystemResult"], judge: str) -> str:
         )
     questions = next(iter(systems.values())).questions
     measured = "whose whole evidence is found" if judge == "evidence" else f"as the judge '{judge}' sees them answered"
-    lines.append(f"accuracy: share of {questions} questions about held-out dialogues {measured}")
+    lines.append(f"{score}: share of {questions} questions about held-out dialogues {measured}")
     lines += [
         f"{name}: {result.prompt_too_long:.1%} of its prompts were too long to be answered (max_model_len)"
         for name, result in systems.items()

@@ -106,6 +106,11 @@ class RLConfig(TrainConfig):
                 f"max_model_len={self.max_model_len} leaves no prompt room beside "
                 f"sampling.max_tokens={self.sampling.max_tokens}{beside}"
             )
+        if self.reward.memalpha.weights and self.loss.name != "adrpo" and ":" not in self.loss.name:
+            raise ValueError(
+                f"reward.memalpha.weights without effect: loss.name={self.loss.name} reads no weights; take adrpo, "
+                "which is GRPO where they are 1"
+            )
         if self.loss.name != "dr_grpo":
             return
         # Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) is GRPO without its biases to length and difficulty.

@@ -3,9 +3,8 @@
 import random
 from collections.abc import Callable, Collection, Sequence
 
-from membuilder.schemes.four_agents.apply import apply_update
 from membuilder.text import quoted
-from membuilder.types import Agent, AgentUpdate, Bank, Dialogue, Operation, OperationKind, Turn
+from membuilder.types import Agent, Bank, Dialogue, Entry, Turn
 
 
 def random_turns(dialogue: Dialogue) -> list[Turn]:
@@ -19,13 +18,23 @@ def longest_turns(dialogue: Dialogue) -> list[Turn]:
     return sorted(_turns(dialogue), key=lambda turn: -len(turn.content))
 
 
-def store_all(dialogue: Dialogue) -> Bank:
+def part_of_turns(parts: Sequence[str]) -> str:
+    """Return the part of a memory that turns are stored in, out of those it has: an entry of another is not found."""
+    lists = [part for part in parts if part != Agent.CORE] or list(parts)
+    return Agent.EPISODIC if Agent.EPISODIC in lists else lists[0]
+
+
+def store_all(dialogue: Dialogue, part: str = Agent.EPISODIC) -> Bank:
     """Store every turn as an entry."""
-    return _store(dialogue, {turn.id for turn in _turns(dialogue)})
+    return _store(dialogue, {turn.id for turn in _turns(dialogue)}, part)
 
 
 def store_within(
-    dialogue: Dialogue, order: Sequence[Turn], budget: int, count_tokens: Callable[[Sequence[str]], int]
+    dialogue: Dialogue,
+    order: Sequence[Turn],
+    budget: int,
+    count_tokens: Callable[[Sequence[str]], int],
+    part: str = Agent.EPISODIC,
 ) -> Bank:
     """Store turns in the given order while they fit the budget of memory tokens, which is what the expert wrote."""
     session_of = {turn.id: session for session in dialogue.sessions for turn in session.turns}
@@ -35,17 +44,24 @@ def store_within(
         if used + cost <= budget:
             kept.add(turn.id)
             used += cost
-    return _store(dialogue, kept)
+    return _store(dialogue, kept, part)
 
 
 def _turns(dialogue: Dialogue) -> list[Turn]:
     return [turn for session in dialogue.sessions for turn in session.turns]
 
 
-def _store(dialogue: Dialogue, kept: Collection[str]) -> Bank:
-    bank = Bank()
-    for session in dialogue.sessions:
-        numbers = [number for number, turn in enumerate(session.turns, start=1) if turn.id in kept]
-        operations = tuple(Operation(kind=OperationKind.ADD, quote=(number,)) for number in numbers)
-        bank = apply_update(bank, session, Agent.EPISODIC, AgentUpdate(operations=operations), ()).bank
-    return bank
+def _store(dialogue: Dialogue, kept: Collection[str], part: str) -> Bank:
+    told = [(session, turn) for session in dialogue.sessions for turn in session.turns if turn.id in kept]
+    entries = (
+        Entry(
+            id=f"m{number}",
+            agent=part,
+            text=quoted(session, turn),
+            session=session.index,
+            timestamp=session.timestamp,
+            source_turns=(turn.id,),
+        )
+        for number, (session, turn) in enumerate(told, start=1)
+    )
+    return Bank(entries=tuple(entries))

@@ -177,6 +177,14 @@ class ReadsCutAnswers(Protocol):
 
 
 @runtime_checkable
+class ProposesOthers(Protocol):
+    """A scheme may have this too: then SFT imitates all that its expert might as well have proposed for a session."""
+
+    def other_proposals(self, session: Session, bank: Bank, shown: Shown) -> list[dict[str, AgentUpdate]]:
+        """Return further proposals beside that of `expert`, from which the build goes on."""
+
+
+@runtime_checkable
 class NamesParts(Protocol):
     """A scheme may have this too: then an entry is of a part of the memory that its role names, not of the role."""
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,6 +17,7 @@ from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.errors import ConfigError
 from membuilder.evaluation.source_metrics import source_of
 from membuilder.generate.dialogue import generate
+from membuilder.generate.instances import generate_instances
 from membuilder.progress import progress
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
 from membuilder.schemes.load import FOUR_AGENTS
@@ -50,8 +52,9 @@ def load_corpus(config: DataConfig) -> Corpus[Dialogue]:
     if config.prepared is not None:
         raise ConfigError("data.prepared holds no dialogues: trainer.sft and trainer.rl read it, each its own kind")
     if config.path is None:
-        train = generate(config.num_train, config.seed, "train")
-        held_out = generate(config.num_held_out + config.num_steering, config.seed, "heldout")
+        make = generate if config.num_chunks is None else partial(generate_instances, num_chunks=config.num_chunks)
+        train = make(config.num_train, config.seed, "train")
+        held_out = make(config.num_held_out + config.num_steering, config.seed, "heldout")
         held_out, steering = held_out[: config.num_held_out], held_out[config.num_held_out :]
     elif config.holds_out and config.eval_path is None:
         train, held_out = split(load(config.path), config.held_out, config.seed)

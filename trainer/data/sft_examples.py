@@ -8,7 +8,8 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
-from membuilder.schemes.scheme import Prompt, Scheme, Step
+from membuilder.schemes.scheme import Prompt, ProposesOthers, Scheme, Step
+from membuilder.types import AgentUpdate
 from rollout.tokens import encode_completion, encode_prompt
 from trainer.batching.packing import Node, TrainSequence, sequences_of
 from trainer.data.corpus import ExpertBuild
@@ -27,9 +28,12 @@ def sft_trees(
     for build in builds:
         for step in build.steps:
             roles = [role for role in scheme.roles if role not in step.result.failures]
-            prompts = [scheme.ask(role, step.session, step.bank_before, step.shown) for role in roles]
-            answers = [scheme.write(role, step.updates[role], step.session, step.shown) for role in roles]
-            sequences = [encoded(tokenizer, *pair) for pair in zip(prompts, answers, strict=True)]
+            prompts = {role: scheme.ask(role, step.session, step.bank_before, step.shown) for role in roles}
+            sequences = [
+                encoded(tokenizer, prompts[role], scheme.write(role, updates[role], step.session, step.shown))
+                for updates in _proposals(step, scheme)
+                for role in roles
+            ]
             long = any(length(sequence) > config.max_length for sequence in sequences)
             span = _dialogue(step, tokenizer, scheme) if long else range(0)
             session = f"{build.dialogue.id}/{step.session.index}"
@@ -37,6 +41,11 @@ def sft_trees(
             trees += fitted
             counts += done
     return trees, counts
+
+
+def _proposals(step: Step, scheme: Scheme) -> list[dict[str, AgentUpdate]]:
+    others = isinstance(scheme, ProposesOthers)
+    return [step.updates, *(scheme.other_proposals(step.session, step.bank_before, step.shown) if others else [])]
 
 
 def split_sessions(trees: Sequence[Node], validation_share: float, seed: int) -> tuple[list[Node], list[Node]]:

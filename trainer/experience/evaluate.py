@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from membuilder.bank.retrieve import Retrieval
-from membuilder.building.baselines import longest_turns, random_turns, store_all, store_within
+from membuilder.building.baselines import longest_turns, part_of_turns, random_turns, store_all, store_within
 from membuilder.evaluation.recall import recall
 from membuilder.progress import progress
+from membuilder.schemes.scheme import entry_agents
 from membuilder.types import Bank, Dialogue, Question, Turn
 from reward.rollouts import episode_questions
 from rollout.sampler import make_task
@@ -137,17 +138,18 @@ def without_model(make: Callable[[ExpertBuild], Bank], builds: Sequence[ExpertBu
 
 def compare_baselines(held_out: Sequence[ExpertBuild], collector: Collector) -> dict[str, SystemResult]:
     """Judge systems without a model; `random` and `longest` store as many tokens as the rules did of each dialogue."""
+    part = part_of_turns(entry_agents(collector.scheme))
 
     def within(order: Callable[[Dialogue], list[Turn]], build: ExpertBuild) -> Bank:
         budget = collector.count_tokens(build.steps[-1].result.bank.memory_text())
-        return store_within(build.dialogue, order(build.dialogue), budget, collector.count_tokens)
+        return store_within(build.dialogue, order(build.dialogue), budget, collector.count_tokens, part)
 
     systems: dict[str, Callable[[ExpertBuild], Bank]] = {
         "empty": lambda build: Bank(),
         "random": partial(within, random_turns),
         "longest": partial(within, longest_turns),
         "rules": lambda build: build.steps[-1].result.bank,
-        "all": lambda build: store_all(build.dialogue),
+        "all": lambda build: store_all(build.dialogue, part),
     }
     is_main = collector.world.rank == 0
     bar = progress(systems.items(), label="baselines build and are asked", unit="system", enabled=is_main)

@@ -95,6 +95,9 @@ class MemAlphaConfig(Section):
     The format `compact` knows nothing else."""
     max_calls: PositiveInt = 64
     """Calls of one answer that are run; those behind them are refused."""
+    expert_draws: PositiveInt = 1
+    """Proposals of the offline expert for a chunk that SFT learns from. Where an answer may hold fewer calls than there
+    are facts, each takes others, and all of them tell the policy what a fact is."""
     max_turns: PositiveInt = 1
     """Answers to one chunk. Above 1 the writer gets the results of its calls before it goes on, and it may search."""
     retrieval: SearchMethod = SearchMethod.BM25

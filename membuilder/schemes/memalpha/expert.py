@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from membuilder.schemes.four_agents.cues import Cues, content_words, read, reads, score, words
+from membuilder.schemes.four_agents.cues import NUMBER_WORDS, TIME_WORDS, Cues, content_words, read, reads, score, words
 from membuilder.schemes.memalpha.changes import CountTokens
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
 from membuilder.text import quoted
@@ -50,19 +50,41 @@ def propose(
     session: Session, bank: Bank, shown: Sequence[Entry], config: MemAlphaConfig, count_tokens: CountTokens
 ) -> AgentUpdate:
     """Propose the writer's calls about one chunk."""
+    return proposals(session, bank, shown, config, count_tokens, 1)[0]
+
+
+def proposals(
+    session: Session,
+    bank: Bank,
+    shown: Sequence[Entry],
+    config: MemAlphaConfig,
+    count_tokens: CountTokens,
+    num_draws: int,
+) -> list[AgentUpdate]:
+    """Propose several times; each draw takes other facts, where an answer cannot hold all of them."""
     known = {entry.text for entry in bank.current()}
     by_text = {_text(session, fact.numbers): fact for fact in reversed(_facts(session, config))}  # the first of equals
-    facts = [fact for text, fact in by_text.items() if text not in known]
-    core = _core(bank.core, {fact.label for fact in facts if fact.label is not None}, config, count_tokens)
-    kept = sorted(facts, key=lambda fact: _draw(session, fact))[: config.max_calls - len(core)]
-    operations = []
-    left = list(shown)
-    for fact in sorted(kept, key=lambda fact: fact.numbers):
+    facts = {text: fact for text, fact in by_text.items() if text not in known}
+    labels = {fact.label for fact in facts.values() if fact.label is not None}
+    core = _core(bank.core, labels, config, count_tokens)
+    updates = []
+    for draw in range(num_draws):
+        drawn = sorted(facts, key=lambda text: _place(text, draw))[: config.max_calls - len(core)]
+        kept = sorted((facts[text] for text in drawn), key=lambda fact: fact.numbers)
+        updates.append(AgentUpdate(operations=(*_operations(session, kept, shown, config), *core)))
+    return updates
+
+
+def _operations(
+    session: Session, facts: Sequence[_Fact], shown: Sequence[Entry], config: MemAlphaConfig
+) -> list[Operation]:
+    operations, left = [], list(shown)
+    for fact in facts:
         outdated = None if fact.label is not None else _outdated(fact, left)
         if outdated is not None:
             left.remove(outdated)
         operations.append(_operation(session, fact, outdated, config))
-    return AgentUpdate(operations=(*operations, *core))
+    return operations
 
 
 def _operation(session: Session, fact: _Fact, outdated: Entry | None, config: MemAlphaConfig) -> Operation:
@@ -92,7 +114,7 @@ def _facts(session: Session, config: MemAlphaConfig) -> list[_Fact]:
         familiar |= cues.content_words
         if _tells(cues, turn):
             part = _part(_route(cues, config.parts), config)
-            facts.append(_Fact((place + 1,), part, cues.content_words, changes=cues.changes))
+            facts.append(_Fact((place + 1,), part, _lasting(cues.content_words), changes=cues.changes))
     return facts
 
 
@@ -132,7 +154,12 @@ def _overlap(ours: frozenset[str], theirs: frozenset[str]) -> float:
 @lru_cache(maxsize=8192)
 def _words(text: str) -> frozenset[str]:
     """Return what an entry is about, without the date and the speaker that a quote begins with."""
-    return content_words(words(re.sub(r"^\[[\d-]+\] [^:\n]*: ", "", text)))
+    return _lasting(content_words(words(re.sub(r"^\[[\d-]+\] [^:\n]*: ", "", text))))
+
+
+def _lasting(content: frozenset[str]) -> frozenset[str]:
+    """Leave out dates and numbers, which are what changes."""
+    return frozenset(word for word in content - TIME_WORDS - NUMBER_WORDS if not word.isdigit())
 
 
 def _core(old: str, labels: set[str], config: MemAlphaConfig, count_tokens: CountTokens) -> tuple[Operation, ...]:
@@ -152,5 +179,5 @@ def _text(session: Session, numbers: Sequence[int]) -> str:
     return "\n".join(quoted(session, session.turns[number - 1]) for number in numbers)
 
 
-def _draw(session: Session, fact: _Fact) -> bytes:
-    return hashlib.sha256(_text(session, fact.numbers).encode("utf-8", "surrogatepass")).digest()
+def _place(text: str, draw: int) -> bytes:
+    return hashlib.sha256((f"{draw} {text}" if draw else text).encode("utf-8", "surrogatepass")).digest()

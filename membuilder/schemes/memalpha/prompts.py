@@ -36,7 +36,7 @@ def template_hashes(template_set: str) -> dict[str, str]:
 
 def write_prompt(session: Session, bank: Bank, shown: Sequence[Entry], config: MemAlphaConfig) -> str | Prompt:
     """Write the prompt for one chunk; a text alone where the templates have no instructions and there are no tools."""
-    chunk = _filled(config, "chunk", date=f"{session.timestamp:%Y-%m-%d %H:%M}", chunk=_chunk(session, config))
+    chunk = _chunk(session, config)
     memory = _filled(config, "memory", memory=shown_memory(bank, shown, config))
     parts, system = [chunk, memory], None
     if _has(config, "system"):
@@ -50,6 +50,19 @@ def write_prompt(session: Session, bank: Bank, shown: Sequence[Entry], config: M
         messages.insert(0, {"role": "system", "content": system})
     called = tools(config) if config.response_format is CallFormat.HERMES else ()
     return user if system is None and not called else Prompt(messages=tuple(messages), tools=called)
+
+
+def bare_texts(session: Session, bank: Bank, config: MemAlphaConfig) -> list[str]:
+    """Return what a prompt says that shows no entries, in pieces: most of them are the same in many prompts.
+
+    What counts their tokens may keep the count of every text that it saw.
+    """
+    called = tools(config) if config.response_format is CallFormat.HERMES else ()
+    said = [instructions(config)] if _has(config, "system") else []
+    headings = _filled(config, "memory", memory=shown_memory(Bank(), (), config))
+    core = [disarmed(on_one_line(bank.core))] if Agent.CORE in config.parts and bank.core else []
+    ending = _filled(config, "ending")
+    return [*(json.dumps(each) for each in called), *said, _chunk(session, config), headings, *core, ending]
 
 
 def instructions(config: MemAlphaConfig) -> str:
@@ -83,7 +96,7 @@ def shown_memory(bank: Bank, shown: Sequence[Entry], config: MemAlphaConfig) -> 
         if has_headings:
             seen = "" if part is Agent.CORE else f", {len(own)} of {numbers[part]} shown"
             lines.append(_filled(config, "heading", part=f"{part}{SUFFIX}", seen=seen))
-        written = core + [shown_entry(entry, labels[entry.id], config) for entry in own]
+        written = core + [f"{labels[entry.id]} {shown_text(entry, config)}" for entry in own]
         lines += written or ([EMPTY] if has_headings else [])
     return "\n".join(lines) or EMPTY
 
@@ -93,10 +106,10 @@ def label_of(entry: Entry, place: int, config: MemAlphaConfig) -> str:
     return f"e{place}" if config.response_format is CallFormat.COMPACT else f"[{entry.id}]"
 
 
-def shown_entry(entry: Entry, label: str, config: MemAlphaConfig) -> str:
+def shown_text(entry: Entry, config: MemAlphaConfig) -> str:
     text = disarmed(on_one_line(entry.text))
     most = config.prompts.max_entry_chars
-    return f"{label} {text if len(text) <= most else text[:most] + CUT}"
+    return text if len(text) <= most else text[:most] + CUT
 
 
 def disarmed(text: str) -> str:
@@ -116,12 +129,11 @@ def _chunk(session: Session, config: MemAlphaConfig) -> str:
     is_marked = any(turn.content.lstrip().startswith(f"<{turn.speaker}>") for turn in session.turns)
     is_plain = is_marked or names == {UNNAMED}
     said = [disarmed(turn.content if is_plain else f"{turn.speaker}: {turn.content}") for turn in session.turns]
-    if not config.line_pointers:
-        return "\n".join(said) or EMPTY
-    lines = [
-        _filled(config, "line", number=number, text=on_one_line(text)) for number, text in enumerate(said, start=1)
-    ]
-    return "\n".join(lines) or EMPTY
+    if config.line_pointers:
+        numbered = enumerate(map(on_one_line, said), start=1)
+        said = [_filled(config, "line", number=number, text=text) for number, text in numbered]
+    date = f"{session.timestamp:%Y-%m-%d %H:%M}"
+    return _filled(config, "chunk", date=date, chunk="\n".join(said) or EMPTY)
 
 
 def _filled(config: MemAlphaConfig, name: str, **values: Any) -> str:

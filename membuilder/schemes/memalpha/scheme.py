@@ -20,13 +20,15 @@ from membuilder.schemes.memalpha import compact
 from membuilder.schemes.memalpha.calls import answer_schema, parse, write
 from membuilder.schemes.memalpha.changes import CountTokens, apply_calls
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
-from membuilder.schemes.memalpha.expert import propose
-from membuilder.schemes.memalpha.prompts import disarmed, label_of, shown_entry, write_prompt
+from membuilder.schemes.memalpha.expert import proposals, propose
+from membuilder.schemes.memalpha.prompts import bare_texts, disarmed, label_of, shown_text, write_prompt
 from membuilder.schemes.memalpha.view import shown_entries
-from membuilder.schemes.scheme import Call, CallOutcome, Message, Prompt, SessionResult, Shown, text_of
+from membuilder.schemes.scheme import Call, CallOutcome, Message, Prompt, SessionResult, Shown
 from membuilder.types import Agent, AgentUpdate, Bank, Entry, Failure, FailureKind, Session
 
 WRITER = "writer"
+LONG_LABEL = "\n[m99999] "
+"""Its tokens are those of any id before an entry, or more."""
 TINY_MAX_SHOWN = 20
 """Labels of shown entries (e1, e2, ...) that a tiny policy's tokenizer keeps whole."""
 _FAILURES = {
@@ -84,14 +86,18 @@ class MemAlpha:
     def _propose(self, session: Session, bank: Bank, shown: Shown) -> dict[str, AgentUpdate]:
         return {WRITER: propose(session, bank, shown[WRITER], self.config, self._count)}
 
+    def other_proposals(self, session: Session, bank: Bank, shown: Shown) -> list[dict[str, AgentUpdate]]:
+        """Return what the expert might as well have proposed, of `expert_draws` draws; the first is its proposal."""
+        number = self.config.expert_draws
+        updates = proposals(session, bank, shown[WRITER], self.config, self._count, number)
+        return [{WRITER: update} for update in updates[1:]]
+
     def show(self, session: Session, bank: Bank, embedder: TextEmbedder) -> Shown:
         """Show entries of every part, as many as leave the prompt within its budget."""
-        bare = text_of(write_prompt(session, bank, (), self.config))
-        room = self.config.prompts.max_tokens - self._count([bare])
+        room = self.config.prompts.max_tokens - self._count(bare_texts(session, bank, self.config))
 
         def tokens_of(entry: Entry) -> int:
-            label = label_of(entry, TINY_MAX_SHOWN, self.config)
-            return self._count([f"\n{shown_entry(entry, label, self.config)}"])
+            return self._count([LONG_LABEL, shown_text(entry, self.config)])
 
         return {WRITER: shown_entries(session, bank, self.config, embedder, room, tokens_of)}
 
