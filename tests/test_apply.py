@@ -26,7 +26,7 @@ from membuilder.types import (
 )
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
-ADD, UPDATE, MERGE, APPEND, REPLACE, REWRITE, SKIP = OperationKind
+ADD, UPDATE, MERGE, APPEND, REPLACE, REWRITE, SKIP, *_ = OperationKind
 NOTHING = AgentUpdate(operations=())
 
 ANN = Turn(id="D2:1", speaker="Ann", role="user", text="I adopted a cat called Miso.")

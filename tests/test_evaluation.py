@@ -24,8 +24,9 @@ from membuilder.evaluation import run
 from membuilder.evaluation.answerer import Roles, ask_all
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.compare import compare
+from membuilder.evaluation.flags import command_line
 from membuilder.evaluation.metrics import Outcome
-from membuilder.evaluation.options import command_line, parse
+from membuilder.evaluation.options import parse
 from membuilder.evaluation.recall import Item, Ranking
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import summarize, summary_json, unjudged_share
@@ -583,7 +584,7 @@ def test_compare_tests_two_runs_on_the_same_questions(call, tmp_path, capsys):
 
 def test_too_many_missing_verdicts_fail_the_run(call, tmp_path, monkeypatch, capsys):
     @asynccontextmanager
-    async def unsure(answerer, judge, top_k, costs, by_source):
+    async def unsure(answerer, judge, top_k, costs, by_source, rounds):
         yield roles(verdict=verdict)
 
     monkeypatch.setattr(run, "open_roles", unsure)

@@ -14,7 +14,7 @@ from membuilder.bank.retrieve import retrieve
 from membuilder.datasets.windows import in_windows, sessions_of_windows
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.metrics import RECALLS
-from membuilder.evaluation.options import Reading
+from membuilder.evaluation.reading import Reading
 from membuilder.evaluation.recall import Item, Ranking, evidence_recall
 from membuilder.evaluation.records import read_records
 from membuilder.evaluation.systems import from_memories

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from membuilder.building.config import BuildConfig
 from membuilder.config import known_keys, load
 from membuilder.embedding.local import DEFAULT_PACKAGE
 from trainer.configs import LossConfig
@@ -283,7 +284,7 @@ def test_every_key_that_is_named_exists():
     for name in re.findall(r"`(\w+(?:\.\w+)+)(?:=[^`]*)?`", EVERYTHING):
         first = name.split(".")[0]
         if first in sections and not name.endswith((".py", ".yaml", ".json", ".max_tokens")):
-            assert name in known_keys(RLConfig) or name in known_keys(SFTConfig), name
+            assert any(name in known_keys(of) for of in (RLConfig, SFTConfig, BuildConfig)), name
     losses = re.search(r"`loss.name` is one of (.*?) \(", PAGES["losses"], re.DOTALL).group(1)
     assert re.findall(r"`(\w+)`", losses) == list(LOSSES)
 
@@ -332,7 +333,15 @@ def test_the_table_of_operations_is_that_of_the_result_file():
         figures = f"{row['format_valid']:.3f} | {row['memory_tokens']:.0f} | {row['accuracy']:.3f}"
         assert f"| {label} | {figures} |" in EVIDENCE
     assert (
-        f"{part['run']['steps']['sft']} steps of SFT on 160 windows, {part['training_seconds']['sft'] / 60:.0f} minutes"
+        f"{part['run']['steps']['sft']} steps of SFT on 480 windows, {part['training_seconds']['sft'] / 60:.0f} minutes"
         in EVIDENCE
     )
     assert f"{part['systems']['sft']['questions']} questions about four people" in EVIDENCE
+
+
+def test_a_reward_of_models_taught_what_the_reward_without_any_did():
+    (row,) = result("reward_agrees")["rows"]
+    assert row["same"] == {"curve": True, "systems": True, "weights": True}
+    assert f"{row['steps']} steps" in EVIDENCE and f"({row['calls']['answerer']:,} answers asked)" in EVIDENCE
+    measured = result("learning")["seeds"]["1"]["adrpo"]  # one thread repeats, a day and a hundred commits later
+    assert {name: measured[name] for name in row["adrpo"]} == row["adrpo"]

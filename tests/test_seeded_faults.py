@@ -12,8 +12,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from membuilder.errors import ConfigError, ParityError
 from membuilder.schemes.four_agents import prompts
 from membuilder.types import Agent
-from rollout import sampler
 from rollout.hf_engine import TransformersEngine
+from rollout.turns import Turns
 from rollout.types import SamplingConfig
 from tests import small_rl
 from tests.lives import metrics
@@ -27,7 +27,7 @@ from trainer.model import shared_prefix
 from trainer.model.policy import Policy
 
 pack, hidden_states, stream = packing.pack, shared_prefix.hidden_states, TransformersEngine.stream
-render_prompt, make_rollout = prompts.render_prompt, sampler._rollout
+render_prompt, make_rollout = prompts.render_prompt, Turns.first
 
 
 def targets_one_later(patch) -> None:
@@ -68,22 +68,22 @@ def swapped_samples(patch) -> None:
     """Prompt and completion of two roles are exchanged."""
 
     def swapped(*args):
-        rollout = make_rollout(*args)
+        rollout, told = make_rollout(*args)
         first, second, *others = rollout.samples
         samples = rollout.samples | {first: rollout.samples[second], second: rollout.samples[first]}
-        return replace(rollout, samples=samples)
+        return replace(rollout, samples=samples), told
 
-    patch.setattr(sampler, "_rollout", swapped)
+    patch.setattr(Turns, "first", swapped)
 
 
 def swapped_completions(patch) -> None:
     """The completions of two roles are exchanged, their prompts are not."""
 
-    def swapped(task, prompts, drawn, *args):
+    def swapped(turns, task, prompts, drawn):
         core, episodic = drawn[Agent.CORE], drawn[Agent.EPISODIC]
-        return make_rollout(task, prompts, drawn | {Agent.CORE: episodic, Agent.EPISODIC: core}, *args)
+        return make_rollout(turns, task, prompts, drawn | {Agent.CORE: episodic, Agent.EPISODIC: core})
 
-    patch.setattr(sampler, "_rollout", swapped)
+    patch.setattr(Turns, "first", swapped)
 
 
 def prompts_without_the_session(patch) -> None:

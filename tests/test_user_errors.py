@@ -104,7 +104,7 @@ MISTAKES = [  # (command line, what is said of it)
     # Flags
     (f"{GOOD} --top-k x", ["python -m membuilder.eval: error: argument --top-k: 'x' does not fit", "--help"]),
     (f"{GOOD} --seed -1", ["argument --seed: '-1' does not fit; expected int (at least 0, at most 4294967295)"]),
-    (f"{GOOD} --system all", ["--system: invalid choice: 'all'", "full-context"]),
+    (f"{GOOD} --system everything", ["--system: invalid choice: 'everything'", "full-context"]),
     (f"{GOOD} --price m=1", ["--price", "'m=1' is no MODEL=IN,OUT such as"]),
     (f"{GOOD} --price m=nan,1", ["--price", "'m=nan,1' is no MODEL=IN,OUT such as"]),
     (

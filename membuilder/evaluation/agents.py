@@ -1,4 +1,4 @@
-"""Makes the four-agent builder a system of an evaluation: any model may write the memories.
+"""Makes the builder of a scheme a system of an evaluation: any model may write the memories.
 
 A trained checkpoint is one more model: served by vLLM and reached like any other. It writes best in the prompts and
 answer format it was trained with, which `--build-config` takes from the run's own `config.yaml`.
@@ -19,10 +19,13 @@ from membuilder.datasets.windows import in_windows
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.naming import identity_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
+from membuilder.evaluation.names import RULES
 from membuilder.evaluation.options import Options
+from membuilder.evaluation.reading import Reading, template_hashes_of
 from membuilder.llm.chat_model import ChatModel
-from membuilder.schemes.four_agents.prompts import template_hashes
-from membuilder.schemes.load import scheme_of
+from membuilder.llm.endpoints import ModelEndpoint
+from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, scheme_of
+from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Dialogue
 
 
@@ -33,13 +36,31 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
         "builder": "agents",
         "model": options.builder.endpoint.name,
         "max_tokens": options.builder.endpoint.max_tokens,
+        **_sampling(options.builder.endpoint),
         "scheme": how.scheme,
         "prompts": asdict(how.prompts),
-        "templates": template_hashes(how.prompts.template_set),
+        **_of_memalpha(how),
+        "templates": template_hashes_of(how),
         "max_turns": how.max_turns,
         "on_bad_operation": options.flags.on_bad_operation,
         **{key: run[key] for key in BUILT_FROM},
     }
+
+
+def _sampling(endpoint: ModelEndpoint) -> dict[str, Any]:
+    """Return what else a model writes by, as far as it is not the default: earlier folders do not tell it."""
+    names, usual = ("temperature", "top_p", "seed", "extra_body"), ModelEndpoint(name="")
+    return {name: getattr(endpoint, name) for name in names if getattr(endpoint, name) != getattr(usual, name)}
+
+
+def rules_manifest(how: Reading, run: dict[str, Any]) -> dict[str, Any]:
+    """Return what the memories of the rules depend on; those of the four agents know no setting."""
+    scheme = {} if how.scheme == FOUR_AGENTS else {"scheme": how.scheme, "prompts": asdict(how.prompts)}
+    return {"builder": RULES, **scheme, **_of_memalpha(how)} | {key: run[key] for key in BUILT_FROM}
+
+
+def _of_memalpha(how: Reading) -> dict[str, Any]:
+    return {"memalpha": asdict(how.memalpha or MemAlphaConfig())} if how.scheme == MEMALPHA else {}
 
 
 async def build_memories(

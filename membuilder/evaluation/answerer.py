@@ -8,6 +8,8 @@ from datetime import datetime
 
 from membuilder.errors import ChatError
 from membuilder.evaluation.metrics import JUDGES, RUBRIC, Outcome
+from membuilder.evaluation.protocols.prompts import ANSWER_NOW, SEARCH, protocol_hashes
+from membuilder.evaluation.protocols.search_rounds import answer_by_search
 from membuilder.evaluation.recall import Ranking
 from membuilder.evaluation.source_metrics import SourceMetric, form_of, metric_of
 from membuilder.llm.answer_and_judge import PROMPTS, SOURCE_PROMPTS, AnswerVerdict, Strictness, prompt_hashes
@@ -38,11 +40,17 @@ class Roles:
 
 @asynccontextmanager
 async def open_roles(
-    answerer: ModelAccess, judge: ModelAccess, top_k: int, costs: Costs, by_source: bool = False
+    answerer: ModelAccess,
+    judge: ModelAccess,
+    top_k: int,
+    costs: Costs,
+    by_source: bool = False,
+    rounds: int | None = None,
 ) -> AsyncIterator[Roles]:
     """Both models, checked with one small call each before anything costly begins.
 
-    `by_source`: answers are asked for in the form that their source is scored in.
+    `by_source`: answers are asked for in the form that their source is scored in. `rounds`: so often the answerer may
+    search what can be searched.
     """
     async with AsyncExitStack() as stack:
         answering = await stack.enter_async_context(ChatClient(answerer, Role.ANSWERER, costs))
@@ -53,12 +61,21 @@ async def open_roles(
         await answering.check()
         await judging.check()
 
+        searching = asyncio.Lock()
+
         async def ask(question: Question, ranking: Ranking, now: datetime) -> str | None:
-            core = ranking.always.text if ranking.always else ""
-            memories = [item.text for item in ranking.items[:top_k]]
-            form = form_of(question) if by_source else None
+            given = ranking.items[:top_k] if ranking.given is None else ranking.given
+            asked = {
+                "core": ranking.always.text if ranking.always else "",
+                "model": answering,
+                "now": now,
+                "form": form_of(question) if by_source else None,
+            }
             try:
-                return await answer_from(question, core=core, memories=memories, model=answering, now=now, form=form)
+                if rounds is not None and ranking.search is not None:
+                    of_search = {"search": ranking.search, "rounds": rounds, "per_search": top_k}
+                    return await answer_by_search(question, given=given, searching=searching, **of_search, **asked)
+                return await answer_from(question, memories=[item.text for item in given], **asked)
             except ChatError as error:
                 if error.fatal:
                     raise
@@ -67,7 +84,9 @@ async def open_roles(
         async def grade(name: str, question: Question, answer: str) -> AnswerVerdict:
             return await judge_answer(question, answer, Strictness(name), judging, past_cache)
 
-        yield Roles(answer=ask, judge=grade, prompts=prompt_hashes(SOURCE_PROMPTS if by_source else PROMPTS))
+        prompts = prompt_hashes(SOURCE_PROMPTS if by_source else PROMPTS)
+        of_search = {} if rounds is None else protocol_hashes((SEARCH, ANSWER_NOW))
+        yield Roles(answer=ask, judge=grade, prompts={**prompts, **of_search})
 
 
 async def ask_all(cases: Iterable[Outcome], roles: Roles, concurrency: int, write: Callable[[Outcome], None]) -> None:

@@ -17,7 +17,7 @@ from membuilder.datasets.typed import typed
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.identity import exact_keys, other_embedder
 from membuilder.errors import DataError, EvaluationError
-from membuilder.evaluation.options import Reading
+from membuilder.evaluation.reading import Reading
 from membuilder.files import path_of, write_atomic
 from membuilder.schemes.load import scheme_of
 from membuilder.schemes.scheme import entry_agents

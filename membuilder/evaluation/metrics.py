@@ -47,6 +47,10 @@ class Outcome:
     """The verdict of each judge that applies to the question."""
     source: str | None = None
     """Where the instance comes from, by whose metric it is scored; None: the benchmark has no such sources."""
+    memory_tokens: int | None = None
+    """Tokens of all that the system keeps to answer from; None: they were not counted."""
+    chunk_tokens: int | None = None
+    """Tokens of the whole dialogue as it is read."""
 
 
 class Metric(NamedTuple):

@@ -1,84 +1,41 @@
-"""Reads the command line of `python -m membuilder.eval`: the published document's flags under their names, and ours."""
+"""Reads the command line of `python -m membuilder.eval` into what its flags come to together."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from membuilder.bank.index import IndexConfig
-from membuilder.bank.ranking import ANSWERING, SearchMethod
-from membuilder.building.read_answer import OnBadOperation
-from membuilder.command import ArgumentParser
-from membuilder.config import describe, from_mappings, load, read
-from membuilder.datasets.selection import add_data_flags, load_selected, shorten
+from membuilder.bank.ranking import SearchMethod
+from membuilder.config import load
+from membuilder.datasets.selection import load_selected, shorten
 from membuilder.embedding.options import EmbedderOptions, Precision, best_precision, options_of
 from membuilder.errors import ConfigError
+from membuilder.evaluation.flags import JUDGE_MODEL, command_line
 from membuilder.evaluation.metrics import JUDGES
+from membuilder.evaluation.names import (
+    AGENTS,
+    AUTO,
+    BANKS,
+    BEST_CHUNKS,
+    BUILDERS,
+    INSTANCES,
+    LONG_CONTEXT,
+    MEMORIES,
+    RETRIEVERS,
+    RULES,
+    RUNNING,
+    STORED,
+    WRITERS,
+)
+from membuilder.evaluation.reading import Reading, reading_of
 from membuilder.llm.endpoints import ModelAccess
-from membuilder.llm.flags import SETTINGS, add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
-from membuilder.schemes.four_agents.prompts import PromptConfig
-from membuilder.schemes.load import FOUR_AGENTS, scheme_of
-from membuilder.schemes.memalpha.config import MemAlphaConfig
+from membuilder.llm.flags import read_endpoint
+from membuilder.schemes.load import MEMALPHA, scheme_of
 from membuilder.types import Dialogue
-from membuilder.value_types import PositiveInt, Seed, flag_type
 
-JUDGE_MODEL = "gpt-4.1"
-"""The judge of the published document."""
-RETRIEVERS = tuple(f"rag-{unit}{method}" for unit in ("turn", "session") for method in ("", "-bm25", "-hybrid"))
-"""Search by embeddings unless the name says otherwise."""
-AGENTS = "agents"
-"""Four memory agents, whose answers --build-model writes: any model, a trained checkpoint among them."""
-RULES = "rules"
-BUILDERS = (RULES, AGENTS)
-STORED = "bank"
-"""Banks that another run, or another program, left at --db-path."""
-AUTO, MEMORIES = "auto", "memories"
-"""Default of --db-path, and the folder under --output-dir that it means."""
-INSTANCES = ("memalpha", "memoryagentbench")
-"""Datasets whose instances come from sources with a metric each."""
-SYSTEMS = (*BUILDERS, "full-context", *RETRIEVERS, "none", STORED)
-EPILOG = """`python -m membuilder.eval compare A B` tests two runs on the same questions.
-
-System agents is the four-agent builder with any model, a trained checkpoint among them. Serve the checkpoint with vLLM
-
-    launch/serve.sh OUT/rl/model 8000 1 --served-model-name trained
-
-and let it build while another model answers, or leave --model out to score retrieval alone:
-
-    python -m membuilder.eval --system agents --system rag-turn --build-model trained --build-provider vllm \\
-        --build-config OUT/rl/config.yaml --model gpt-4.1-mini
-
-A tokenizer without a chat template (the quickstart's) was trained on the bare prompt: add
---chat-template '{{ messages[0]["content"] }}' to that."""
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How the builder's model reads and writes."""
-
-    scheme: str = FOUR_AGENTS
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    memalpha: MemAlphaConfig | None = None
-    max_turns: int | None = None
-    """Turns read at once, so that a longer session becomes several of the same date; None: whole sessions."""
-
-
-def reading_of(path: Path | None) -> Reading:
-    """Return the reading that a training run's `config.yaml` tells; None: as real models read. Raises ConfigError."""
-    if path is None:
-        return Reading(max_turns=60)
-    match read(path):
-        case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
-            known = from_mappings(PromptConfig, (prompts, f"{path}: prompts"))
-            own = read(path).get("memalpha")
-            memalpha = None if own is None else from_mappings(MemAlphaConfig, (own, f"{path}: memalpha"))
-            return Reading(scheme=scheme, prompts=known, memalpha=memalpha, max_turns=max_turns)
-    problem = "no keys `scheme`, `prompts` and `data.max_turns`; name the config.yaml that a training run wrote"
-    raise ConfigError(f"{path}: {problem}")
+THINKING = {"on": "true", "off": "false"}
+"""Value of --thinking -> what the chat template of --model is told as `enable_thinking`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +48,7 @@ class Options:
     """None: retrieval is scored, nothing is answered."""
     judge: ModelAccess | None
     builder: ModelAccess | None
-    """The model that writes the memories of system agents."""
+    """The model that writes the memories of system agents, and the texts of the systems in RUNNING."""
     reading: Reading
     build_parallel: int
     """Dialogues that system agents builds at once."""
@@ -118,10 +75,15 @@ def parse(argv: Sequence[str]) -> Options:
     default = STORED if given.mode == "answer" else AGENTS if writes else RULES
     systems = tuple(dict.fromkeys(given.system or [default]))
     _check(given, systems)
-    reading, questions = reading_of(given.build_config), given.concurrency
+    reading = reading_of(given.build_config, given.scheme, given.exclude_memory)
+    _check_search(given, systems, reading)
+    questions = given.concurrency
     if given.parallel:
         questions = max(questions, given.workers)
     dialogues = given.workers if given.parallel else 1
+    if given.thinking is not None:
+        thinking = f"extra_body.chat_template_kwargs.enable_thinking={THINKING[given.thinking]}"
+        given.endpoint = [*given.endpoint, thinking]
     # what --model and the flags beside it say: the other models and embeddings take their server from it
     first = read_endpoint(given, "", given.model or "unnamed", max_tokens=given.max_tokens, concurrency=questions)
     answerer = judge = builder = None
@@ -131,8 +93,8 @@ def parse(argv: Sequence[str]) -> Options:
         name = given.judge_model or JUDGE_MODEL  # at openai, so that a self-hosted model does not grade itself
         judge = read_endpoint(given, "judge-", name, like=first, provider="openai", **settings)
     if writes:
-        num_roles = len(scheme_of(reading).roles)
-        settings = {"max_tokens": given.max_tokens, "concurrency": dialogues * num_roles}
+        in_flight = max(dialogues * len(scheme_of(reading).roles), questions if set(systems) & set(RUNNING) else 0)
+        settings = {"max_tokens": given.max_tokens, "concurrency": in_flight}
         name, is_first = given.build_model or given.model, given.build_model is None
         builder = read_endpoint(given, "build-", name, like=first, is_first=is_first, **settings)
     return Options(
@@ -140,7 +102,7 @@ def parse(argv: Sequence[str]) -> Options:
         systems=systems,
         answerer=answerer,
         judge=judge,
-        builder=builder if AGENTS in systems else None,
+        builder=builder if set(systems) & set(WRITERS) else None,
         reading=reading,
         build_parallel=dialogues,
         db_path=_db_path(given, systems),
@@ -189,9 +151,11 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
     if given.endpoint and given.model is None:
         raise ConfigError("--endpoint sets keys of --model; every other model has a flag of its own")
     _refuse_unused(given, "judge", given.model is not None or given.mode == "build", "--model")
-    _refuse_unused(given, "build", AGENTS in systems or given.mode == "answer", f"system {AGENTS}")
-    if AGENTS in systems and given.build_model is None and given.model is None:
-        raise ConfigError(f"system {AGENTS} needs --build-model or --model: who writes the memories")
+    writers = [name for name in systems if name in WRITERS]
+    _refuse_unused(given, "build", bool(writers) or given.mode == "answer", f"system {AGENTS}")
+    if writers and given.build_model is None and given.model is None:
+        raise ConfigError(f"system {writers[0]} needs --build-model or --model: who writes the memories")
+    _refuse_idle(given, systems)
     if given.split and given.subset_file:
         raise ConfigError("--split and --subset-file both choose the samples; give one of them")
     if given.split and not given.dataset.startswith("longmemeval"):
@@ -201,68 +165,35 @@ def _check(given: argparse.Namespace, systems: Sequence[str]) -> None:
         raise ConfigError(problem)
 
 
+def _refuse_idle(given: argparse.Namespace, systems: Sequence[str]) -> None:
+    """Raise ConfigError for flags of systems that are not asked for."""
+    needed = {
+        "--scheme": (given.scheme, {*BANKS}),
+        "--exclude-memory": (given.exclude_memory, {*BANKS}),
+        "--context-tokens": (given.context_tokens, {LONG_CONTEXT}),
+        "--chunks": (given.chunks, {BEST_CHUNKS}),
+        "--agentic-search": (given.agentic_search, {*BANKS}),
+    }
+    for flag, (value, of) in needed.items():
+        if value is not None and not of & set(systems):
+            raise ConfigError(f"{flag} is without effect here: it is about system {' or '.join(sorted(of))}")
+    for flag, value in (("--agentic-search", given.agentic_search), ("--thinking", given.thinking)):
+        if value is not None and (given.model is None or (given.mode == "build" and flag == "--agentic-search")):
+            raise ConfigError(f"{flag} is about who answers: add --model, and another --mode than build")
+
+
+def _check_search(given: argparse.Namespace, systems: Sequence[str], reading: Reading) -> None:
+    """Raise ConfigError for flags about a search that no system does."""
+    embeds = {*RETRIEVERS, STORED} if reading.scheme == MEMALPHA else {*RETRIEVERS, *BANKS}
+    if given.index and not embeds & set(systems):
+        raise ConfigError(
+            f"--index is without effect here: scheme {MEMALPHA} searches each part of a memory as a whole"
+        )
+
+
 def _refuse_unused(given: argparse.Namespace, role: str, is_used: bool, needs: str) -> None:
     """Raise ConfigError where flags describe the server of a model that nobody asks."""
     named = [f"--{role}-{end}" for end in ("provider", "base-url", "api-key", "endpoint")]
     unused = [flag for flag in named if not is_used and vars(given)[flag.strip("-").replace("-", "_")]]
     if unused:
         raise ConfigError(f"{', '.join(unused)}: nobody is asked there without {needs}")
-
-
-def command_line() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m membuilder.eval",
-        description=__doc__.splitlines()[0],
-        epilog=f"{EPILOG}\n\n--index {describe(IndexConfig)}",
-        formatter_class=_Help,
-    )
-    flags = parser.add_argument_group("data")
-    add_data_flags(flags, default="locomo")
-    flags.add_argument("--sample-id", help="one sample (longmemeval)")
-    flags.add_argument("--character-id", help="one character (perltqa)")
-    text = "first questions of each dialogue only"
-    flags.add_argument("--questions", type=flag_type(PositiveInt), metavar="N", help=text)
-    _add_models(parser.add_argument_group("models"))
-    _add_run(parser.add_argument_group("run").add_argument)
-    add_embedding_flags(parser)
-    add_cost_flags(parser)
-    return parser
-
-
-def _add_models(flags: argparse._ActionsContainer) -> None:
-    text = "answers the questions; without it retrieval is scored and nothing is asked"
-    add_endpoint_flags(flags, "", text, provider="openai")
-    add_endpoint_flags(flags, "judge-", f"grades the answers; {JUDGE_MODEL} at provider openai unless given")
-    add_endpoint_flags(flags, "build-", "writes the memories of system agents; else --model")
-    text = "config.yaml of the run that trained the checkpoint: its prompts, answer format and turns read at once"
-    flags.add_argument("--build-config", type=Path, metavar="FILE", help=text)
-    text = "an answer of --build-model that holds one: apply the others, ask once more first, or let it fail"
-    bad = [str(each) for each in OnBadOperation]
-    flags.add_argument("--on-bad-operation", default=bad[0], choices=bad, help=text)
-    text = "longest answer of any model; a longer one fails"
-    flags.add_argument("--max-tokens", type=flag_type(PositiveInt), default=4096, help=text)
-    precisions = [str(each) for each in Precision]
-    flags.add_argument(
-        "--embedding-precision", choices=precisions, help="else what is fastest here; float32 for agents"
-    )
-    flags.add_argument("--vector-store", default="faiss", choices=("faiss",))
-    text = f"how the entries of a bank are found; else as the builder's prompts say, else {ANSWERING}"
-    flags.add_argument("--retrieval", choices=[str(each) for each in SearchMethod], help=text)
-    text = "what their vectors are searched with, repeatable, such as kind=hnsw; the keys stand below"
-    flags.add_argument("--index", **SETTINGS, help=text)
-
-
-def _add_run(add: Callable[..., argparse.Action]) -> None:
-    add("--mode", default="full", choices=("build", "answer", "full"))
-    text = "repeatable; else rules, agents where a model is named, bank in mode answer"
-    add("--system", action="append", choices=SYSTEMS, help=text)
-    add("--top-k", type=flag_type(PositiveInt), default=10, help="items an answer is given")
-    text = f"folder of banks, written by build and full, read by answer; {AUTO}: {MEMORIES} under --output-dir"
-    add("--db-path", default=AUTO, help=text)
-    add("--concurrency", type=flag_type(PositiveInt), default=1, help="questions in flight at once")
-    add("--parallel", action="store_true", help="at least --workers questions in flight at once")
-    text = f"with --parallel also dialogues {AGENTS} builds at once"
-    add("--workers", type=flag_type(PositiveInt), default=4, help=text)
-    add("--output-dir", type=Path, default=Path("logs"))
-    add("--seed", type=flag_type(Seed), default=0, help="of the bootstrap")
-    add("--verbose", action="store_true", help="show each question with what became of it")

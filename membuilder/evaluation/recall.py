@@ -5,8 +5,8 @@
 A trainer's held-out evaluation calls `recall` too, so the two cannot drift apart.
 """
 
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from membuilder.types import Question
 
@@ -25,6 +25,16 @@ class Item:
     entry_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A memory as its reader may search it while it answers one question."""
+
+    find: Callable[[str], Sequence[Item]]
+    """What a query finds, the best first."""
+    queries: list[str] = field(default_factory=list)
+    """What it was asked for so far."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
     """All that one question found."""
@@ -33,6 +43,14 @@ class Ranking:
     """What was found, the best first; recall at k looks at the first k."""
     always: Item | None = None
     """What is read with every question and counts outside the k: the core of a bank."""
+    given: tuple[Item, ...] | None = None
+    """What an answer is given; None: the first of the items."""
+    memory: tuple[str, ...] | None = None
+    """All texts that the system keeps to answer from; None: the dialogue itself."""
+    cut_tokens: int | None = None
+    """Tokens that were cut out of the dialogue for this question, where its context is limited."""
+    search: Search | None = None
+    """By which a reader may find more; None: there is nothing to search."""
 
     def sources(self, k: int) -> set[str]:
         """Turns that the first k items and what is always read stand on."""

@@ -61,6 +61,14 @@ class Record:
     """The score of each name in METRICS."""
     source: str | None | UnsetType = UNSET
     """Where the instance comes from, in datasets of instances."""
+    memory_tokens: int | UnsetType = UNSET
+    """Tokens of all that the system keeps to answer from."""
+    chunk_tokens: int | UnsetType = UNSET
+    """Tokens of the whole dialogue."""
+    cut_tokens: int | UnsetType = UNSET
+    """Tokens of the dialogue that were cut out for this question, where the context is limited."""
+    searches: tuple[str, ...] | UnsetType = UNSET
+    """What the reader searched for itself before it answered."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -98,7 +106,15 @@ def record_of(outcome: Outcome) -> Record:
         verdicts=dict(outcome.verdicts),
         scores={name: metric.score(outcome) for name, metric in METRICS.items()},
         source=outcome.source or UNSET,
+        memory_tokens=_or_unset(outcome.memory_tokens),
+        chunk_tokens=_or_unset(outcome.chunk_tokens),
+        cut_tokens=_or_unset(ranking.cut_tokens),
+        searches=tuple(ranking.search.queries) if ranking.search and ranking.search.queries else UNSET,
     )
+
+
+def _or_unset(number: int | None) -> int | UnsetType:
+    return UNSET if number is None else number
 
 
 def _retrieved(item: Item) -> Retrieved:

@@ -7,30 +7,38 @@ call, so that the calls and tokens in `results.json` are those of the whole run,
 
 import asyncio
 import json
+import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder.building.dialogues import told_failures, warn_of_empty
+from membuilder.building.dialogues import listed, told_failures, warn_of_empty
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.options import embedder_of
 from membuilder.errors import EvaluationError
 from membuilder.evaluation.agents import build_memories, manifest_of
 from membuilder.evaluation.answerer import Roles, ask_all, open_roles
 from membuilder.evaluation.banks import BankFolder, read_settings, refuse_others, write_settings
+from membuilder.evaluation.chunks import chunks_of, token_counter
 from membuilder.evaluation.compare import ANSWERS_FILE
+from membuilder.evaluation.make_system import RUNNING_FOLDER, embeds_turns, open_system
 from membuilder.evaluation.metrics import CUTOFFS, Outcome
-from membuilder.evaluation.options import AGENTS, RULES, Options
+from membuilder.evaluation.names import AGENTS, RULES, RUNNING
+from membuilder.evaluation.options import Options
 from membuilder.evaluation.plot import draw
+from membuilder.evaluation.protocols.prompts import protocol_hashes
+from membuilder.evaluation.protocols.running_memory import num_left, template_of, write_memories
+from membuilder.evaluation.reading import template_hashes_of
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
 from membuilder.evaluation.run_settings import settings_of
+from membuilder.evaluation.scheme_search import SchemeSearch
 from membuilder.evaluation.source_metrics import source_of
-from membuilder.evaluation.systems import MemorySearch, System, embeds_turns, open_system, turn_texts
+from membuilder.evaluation.systems import MemorySearch, System, turn_texts
 from membuilder.evaluation.table import table, table_within
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
@@ -39,10 +47,11 @@ from membuilder.llm.costs import Costs, open_costs, usage_line
 from membuilder.llm.endpoints import with_template_kwargs
 from membuilder.llm.usage import Usage
 from membuilder.progress import SessionBar, progress
-from membuilder.schemes.four_agents.prompts import template_hashes
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
+from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.types import Dialogue
 
+_log = logging.getLogger(__name__)
 RUN_FILE, RESULTS_FILE, TABLE_FILE = "run.json", "results.json", "table.md"
 PLOT_FILE, USAGE_FILE = "by_category.png", "usage.jsonl"
 MAX_MISSING = 0.01
@@ -85,11 +94,11 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
         embedder = opened.enter_context(embedder_of(options.embedder, costs))
         bar = SessionBar()
         systems = {name: open_system(name, options, settings, embedder, bar.session_done) for name in options.systems}
-        if RULES in systems:
+        if RULES in systems and options.reading.scheme == FOUR_AGENTS:
             warn_of_unread_turns(dialogues)
         told = asyncio.run(_ask_models(_Run(options, dialogues, settings, folder, embedder, systems, costs, bar)))
     for name, system in systems.items():
-        if isinstance(system, MemorySearch):
+        if isinstance(system, MemorySearch | SchemeSearch):
             warn_of_empty(name, system.empty, len(dialogues))
     if is_build:
         _say_built(folder, told, usage)
@@ -99,22 +108,23 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
 
 async def _ask_models(run: _Run) -> dict[str, Any]:
     """Check, embed, build, find, answer and judge; returns what the models did, were asked with and used."""
-    options, roles, writer, prompts, told = run.options, None, None, {}, {}
+    options, roles, prompts, told = run.options, None, {}, {}
     is_build, has_agents = options.flags.mode == "build", AGENTS in options.systems
+    running = {name: run.folder / RUNNING_FOLDER for name in options.systems if name in RUNNING}
+    banks = BankFolder(options.db_path, manifest_of(options, run.settings)) if has_agents else None
     async with AsyncExitStack() as stack:
         # every model is checked before anything costly begins, and before anything is written
         if options.answerer is not None:
-            top_k = options.flags.top_k
-            asked = open_roles(options.answerer, options.judge, top_k, run.costs, options.by_source)
+            top_k, rounds = options.flags.top_k, options.flags.agentic_search
+            asked = open_roles(options.answerer, options.judge, top_k, run.costs, options.by_source, rounds)
             roles = await stack.enter_async_context(asked)
             prompts |= roles.prompts
         if has_agents:
-            banks = BankFolder(options.db_path, manifest_of(options, run.settings))
-            if not all(banks.has(dialogue) for dialogue in run.dialogues):
-                builder = with_template_kwargs(options.builder, options.reading.prompts.chat_template_kwargs)
-                writer = await stack.enter_async_context(ChatClient(builder, Role.BUILDER, run.costs))
-                await writer.check()
-            prompts |= template_hashes(options.reading.prompts.template_set)
+            prompts |= template_hashes_of(options.reading)
+        prompts |= protocol_hashes(map(template_of, running))
+        builds = banks is not None and not all(map(banks.has, run.dialogues))
+        left = {name: num_left(name, run.dialogues, folder) for name, folder in running.items()}
+        writer = await _open_writer(run, stack) if builds or any(left.values()) else None
         run.folder.mkdir(parents=True, exist_ok=True)
         if not is_build:
             write_settings(run.folder / RUN_FILE, run.settings)
@@ -122,7 +132,9 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
         _embed(run)
         if has_agents:
             told["agents"] = await build_memories(options, run.dialogues, banks, run.embedder, writer)
-        elif is_build:
+        if running:
+            told["running"] = await _rewrite(run, running, left, writer)
+        if is_build and not has_agents:
             for dialogue in run.bar.over(run.dialogues, "build"):
                 run.systems[options.systems[0]](dialogue, 1)
         if not is_build:
@@ -130,9 +142,33 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
     return told | {"prompts": prompts, "usage": run.costs.usage.report()}
 
 
+async def _open_writer(run: _Run, stack: AsyncExitStack) -> ChatClient:
+    """Open and check the model that writes memories."""
+    options = run.options
+    builder = with_template_kwargs(options.builder, options.reading.prompts.chat_template_kwargs)
+    writer = await stack.enter_async_context(ChatClient(builder, Role.BUILDER, run.costs))
+    await writer.check()
+    return writer
+
+
+async def _rewrite(
+    run: _Run, running: Mapping[str, Path], left: Mapping[str, int], writer: ChatClient | None
+) -> dict[str, dict[str, int]]:
+    """Let the writer read the chunks that running memories lack; returns what failed, by system and kind."""
+    failed, options = {}, run.options
+    for name, folder in running.items():
+        with progress(total=left[name], label=name, unit="chunk") as bar:
+            how = {"concurrency": options.concurrency, "verbatim": options.by_source, "on_chunk": bar.update}
+            failed[name] = await write_memories(name, run.dialogues, folder, writer, **how)
+        if failed[name]:
+            problem = "%s: %d answers could not be used (%s), and the memory stayed as it was"
+            _log.warning(problem, name, sum(failed[name].values()), listed(failed[name]))
+    return failed
+
+
 def _embed(run: _Run) -> None:
     """Embed all dialogues at once where a system embeds turns, so that the encoder gets full batches."""
-    if any(embeds_turns(name) for name in run.options.systems):
+    if any(embeds_turns(name, run.options) for name in run.options.systems):
         texts = [text for dialogue in run.dialogues for text in turn_texts(dialogue)]
         if run.options.index.pieces:
             texts = [piece for text in texts for piece in run.embedder.pieces(text)]
@@ -168,15 +204,27 @@ async def _score(run: _Run, roles: Roles | None) -> None:
 
 def _cases(run: _Run, done: set) -> Iterator[Outcome]:
     """Search every question without a record; a dialogue that is done is not searched again."""
-    depth = max(*CUTOFFS, run.options.flags.top_k)
+    depth, count = max(*CUTOFFS, run.options.flags.top_k), token_counter(run.options.flags.tokenizer)
     for name, system in run.systems.items():
         for dialogue in run.bar.over(run.dialogues, name):
             if all((name, dialogue.id, question.id) in done for question in dialogue.questions):
                 continue
+            source = source_of(dialogue) if run.options.by_source else None
+            whole = sum(count(chunk.text) for chunk in chunks_of(dialogue, verbatim=run.options.by_source))
+            counted: dict[tuple[str, ...] | None, int] = {None: whole}
             for question, ranking in zip(dialogue.questions, system(dialogue, depth), strict=True):
+                if ranking.memory not in counted:
+                    counted[ranking.memory] = sum(map(count, ranking.memory))
                 if (name, dialogue.id, question.id) not in done:
-                    source = source_of(dialogue) if run.options.by_source else None
-                    yield Outcome(system=name, dialogue=dialogue, question=question, ranking=ranking, source=source)
+                    yield Outcome(
+                        system=name,
+                        dialogue=dialogue,
+                        question=question,
+                        ranking=ranking,
+                        source=source,
+                        memory_tokens=counted[ranking.memory],
+                        chunk_tokens=whole,
+                    )
 
 
 def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:

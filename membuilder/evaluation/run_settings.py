@@ -9,8 +9,13 @@ from typing import Any
 
 from membuilder.bank.ranking import ANSWERING
 from membuilder.evaluation.banks import BankFolder
-from membuilder.evaluation.options import STORED, Options
+from membuilder.evaluation.names import BEST_CHUNKS, CHUNKS, CONTEXT_TOKENS, LONG_CONTEXT, RUNNING, STORED
+from membuilder.evaluation.options import Options
+from membuilder.evaluation.protocols.prompts import protocol_hashes
+from membuilder.evaluation.protocols.running_memory import template_of
+from membuilder.instances.tokens import tokenizer_file
 from membuilder.llm.endpoints import ModelAccess
+from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.types import Dialogue
 
 _LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "transformers", "torch")
@@ -27,7 +32,13 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
         **{name: getattr(flags, name) for name in ("split", "sessions", "questions")},
         "systems": list(options.systems),
         "banks": BankFolder(options.db_path).manifest if STORED in options.systems else None,
-        "build_config": None if options.builder is None else asdict(options.reading),
+        "build_config": asdict(options.reading) if _matters(options) else None,
+        "exclude_memory": flags.exclude_memory,
+        "context_tokens": (flags.context_tokens or CONTEXT_TOKENS) if LONG_CONTEXT in options.systems else None,
+        "chunks": (flags.chunks or CHUNKS) if BEST_CHUNKS in options.systems else None,
+        "agentic_search": flags.agentic_search,
+        "tokenizer_sha256": flags.tokenizer and _sha256(tokenizer_file(flags.tokenizer)),
+        "running_prompts": protocol_hashes(template_of(name) for name in options.systems if name in RUNNING),
         "top_k": flags.top_k,
         "retrieval": options.retrieval or f"as built, else {ANSWERING}",
         "index": asdict(options.index),
@@ -42,11 +53,27 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
     }
 
 
-def _named(model: ModelAccess | None) -> dict[str, str | None] | None:
+def _named(model: ModelAccess | None) -> dict[str, Any] | None:
     if model is None:
         return None
     endpoint = model.endpoint
-    return {"model": endpoint.name, "provider": endpoint.provider, "base_url": endpoint.base_url}
+    thinking = endpoint.extra_body.get("chat_template_kwargs", {})
+    thinking = thinking.get("enable_thinking") if isinstance(thinking, dict) else None
+    return {
+        "model": endpoint.name,
+        "provider": endpoint.provider,
+        "base_url": endpoint.base_url,
+        "temperature": endpoint.temperature,
+        "top_p": endpoint.top_p,
+        "seed": endpoint.seed,
+        "extra_body": endpoint.extra_body,
+        "thinking": "as it is served" if thinking is None else "on" if thinking else "off",
+    }
+
+
+def _matters(options: Options) -> bool:
+    """Tell whether the reading shapes a record: a model reads by it, or rules of another scheme than the first."""
+    return options.builder is not None or options.reading.scheme != FOUR_AGENTS
 
 
 def _sha256(path: Path) -> str:

@@ -10,25 +10,22 @@ memory it built.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache, partial
-from typing import Any
 
 import numpy as np
 
-from membuilder.bank.indexed_bank import IndexedBank, memory_of
+from membuilder.bank.indexed_bank import IndexedBank
 from membuilder.bank.ranking import ANSWERING, SearchMethod, best_of, bm25_scores, scores_by
 from membuilder.bank.retrieve import Retrieval
 from membuilder.datasets.windows import sessions_of_windows
 from membuilder.embedding.local import TextEmbedder
-from membuilder.embedding.naming import identity_of
 from membuilder.embedding.pieces import in_pieces
-from membuilder.evaluation.agents import manifest_of
-from membuilder.evaluation.banks import BUILT_FROM, BankFolder
-from membuilder.evaluation.options import AGENTS, RETRIEVERS, RULES, STORED, Options, Reading
-from membuilder.evaluation.recall import Item, Ranking
+from membuilder.errors import ConfigError
+from membuilder.evaluation.names import RANDOM_LINES, RULES
+from membuilder.evaluation.reading import Reading
+from membuilder.evaluation.recall import Item, Ranking, Search
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
-from membuilder.schemes.scheme import build
+from membuilder.schemes.scheme import Scheme, build
 from membuilder.text import quoted
 from membuilder.types import Bank, Dialogue
 
@@ -91,7 +88,7 @@ def full_context(dialogue: Dialogue, depth: int) -> list[Ranking]:
 
 def nothing(dialogue: Dialogue, depth: int) -> list[Ranking]:
     """Give no memory at all: the answering model has only what it knows by itself."""
-    return [Ranking() for _ in dialogue.questions]
+    return [Ranking(memory=()) for _ in dialogue.questions]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +109,16 @@ class MemorySearch:
         core, sessions = memory.bank.core, sessions_of_windows(dialogue, self.reading.max_turns)
         always = Item(text=core, source_turns=memory.bank.core_sources) if core else None
         queries = [question.text for question in dialogue.questions]
-        found = memory.retrieve(queries, depth, self.reading.prompts.include_superseded, self.method)
-        return [Ranking(items=_entry_items(retrieval, sessions), always=always) for retrieval in found]
+
+        def found(texts: Sequence[str]) -> list[tuple[Item, ...]]:
+            superseded = self.reading.prompts.include_superseded
+            return [entry_items(each, sessions) for each in memory.retrieve(texts, depth, superseded, self.method)]
+
+        kept = tuple(memory.bank.memory_text())
+        return [
+            Ranking(items=items, always=always, memory=kept, search=Search(lambda query: found([query])[0]))
+            for items in found(queries)
+        ]
 
 
 def from_memories(
@@ -127,7 +132,8 @@ def from_memories(
     return MemorySearch(memory_of=memory_of, reading=reading, method=method or reading.prompts.retrieval or ANSWERING)
 
 
-def _entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
+def entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
+    """Return the entries that were found as items; `sessions` gives the session of each window that was read."""
     return tuple(
         Item(
             text=entry.text,
@@ -140,10 +146,23 @@ def _entry_items(found: Retrieval, sessions: Sequence[int]) -> tuple[Item, ...]:
     )
 
 
-def build_by_rules(dialogue: Dialogue, embedder: TextEmbedder, on_session: Callable[[], object] = lambda: None) -> Bank:
-    # The turns as they are stored and searched, in one go: session by session they would come a few at a time.
-    embedder.embed(turn_texts(dialogue))
-    scheme, bank = FourAgents(PromptConfig()), Bank()
+def build_by_rules(
+    dialogue: Dialogue,
+    embedder: TextEmbedder,
+    on_session: Callable[[], object] = lambda: None,
+    scheme: Scheme | None = None,
+) -> Bank:
+    """Return the bank that the offline expert of a scheme builds; None: that of the four agents.
+
+    Raises ConfigError for a scheme without one.
+    """
+    if scheme is None:
+        # The turns as they are stored and searched, in one go: session by session they would come a few at a time.
+        embedder.embed(turn_texts(dialogue))
+        scheme = FourAgents(PromptConfig())
+    if scheme.expert is None:
+        raise ConfigError(f"scheme '{scheme.name}' has no offline expert, which {RULES} and {RANDOM_LINES} need")
+    bank = Bank()
     for step in build(dialogue, scheme.expert, scheme, embedder):
         bank = step.result.bank
         on_session()
@@ -172,68 +191,3 @@ def _items(dialogue: Dialogue, unit: Unit) -> list[Item]:
 def _joined(items: Sequence[Item], between: str) -> Item:
     turns = tuple(turn_id for item in items for turn_id in item.source_turns)
     return Item(text=between.join(item.text for item in items), source_turns=turns)
-
-
-def open_system(
-    name: str,
-    options: Options,
-    settings: dict[str, Any],
-    embedder: TextEmbedder,
-    on_session: Callable[[], object] = lambda: None,
-) -> System:
-    """Return the system of that name. Nothing is built or embedded before it is called.
-
-    `on_session` is called after each session of a memory that is built then.
-
-    Raises EvaluationError where --db-path holds other banks.
-    """
-    if name == "full-context":
-        return full_context
-    if name == "none":
-        return nothing
-    if name == STORED:
-        folder = BankFolder(options.db_path)
-        folder.check(settings, options.flags.build_model)
-        return _stored(folder, options, embedder)
-    if name == AGENTS:
-        return _stored(BankFolder(options.db_path, manifest_of(options, settings)), options, embedder)
-    if name == RULES:
-        return _by_rules(options, settings, embedder, on_session)
-    _, unit, *method = name.split("-")
-    how = SearchMethod(*(method or ["dense"]))
-    return Retriever(unit=Unit(unit), method=how, embedder=embedder, pieces=options.index.pieces)
-
-
-def embeds_turns(name: str) -> bool:
-    """Tell whether a system embeds every turn of a dialogue."""
-    return name == RULES or (name in RETRIEVERS and not name.endswith("-bm25"))
-
-
-def _stored(
-    folder: BankFolder, options: Options, embedder: TextEmbedder, build: Callable[[Dialogue], Bank] | None = None
-) -> System:
-    """Return the banks of a folder as a system; what it lacks is built first where `build` is given."""
-
-    @cache
-    def check_embedder() -> None:
-        folder.built_by(identity_of(embedder, options.embedder))
-
-    def open_bank(dialogue: Dialogue) -> IndexedBank:
-        if build is not None and not folder.has(dialogue):
-            check_embedder()
-            folder.save(dialogue, build(dialogue))
-        return memory_of(folder.load(dialogue), embedder, options.index, folder.path(dialogue))
-
-    return from_memories(open_bank, folder.reading, options.retrieval)
-
-
-def _by_rules(
-    options: Options, settings: dict[str, Any], embedder: TextEmbedder, on_session: Callable[[], object]
-) -> System:
-    """Return the rules as a system; banks are kept in --db-path where it is theirs."""
-    build = partial(build_by_rules, embedder=embedder, on_session=on_session)
-    if options.db_path is None or AGENTS in options.systems:
-        search = partial(memory_of, embedder=embedder, config=options.index)
-        return from_memories(lambda dialogue: search(build(dialogue)), method=options.retrieval)
-    folder = BankFolder(options.db_path, {"builder": RULES} | {key: settings[key] for key in BUILT_FROM})
-    return _stored(folder, options, embedder, build)

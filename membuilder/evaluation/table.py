@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
+from membuilder.evaluation.by_source import SourceScores
 from membuilder.evaluation.metrics import CUTOFFS, JUDGES, METRICS, RECALLS, SET_APART, Metric
 from membuilder.evaluation.report import CATEGORY_POLICY, Estimate, Summary, intervals_text
 from membuilder.evaluation.terminal import columns_within, lines_within
@@ -134,12 +135,46 @@ def _by_source(systems: Mapping[str, Summary]) -> Iterator[_Grid | str]:
         shown = ["" if each is None else _with_interval(Estimate(each.score, each.interval)) for each in of_sources]
         rows.append([name, *shown, *(_mean(Estimate(each)) for each in means)])
     first = next(iter(found.values())).sources
+    unscored = {name: sum(each.unscored for each in scores.sources.values()) for name, scores in found.items()}
     sizes = [f"{first[name].instances} / {first[name].questions}" if name in first else "" for name in names]
     rows.append(["instances / questions", *sizes, "", "", ""])
     yield "Score by source, the mean over instances of the mean over questions, with intervals over instances:"
     yield ""
     yield _Grid(["system", *names, "mean of sources", "mean over instances", "mean over questions"], rows)
     yield ""
+    for name, missing in unscored.items():
+        if missing:
+            yield f"{name}: {missing} questions could not be scored, and count in no mean."
+            yield ""
+    yield from _memory_by_source(found, names)
+
+
+def _memory_by_source(found: Mapping[str, SourceScores], names: Sequence[str]) -> Iterator[_Grid | str]:
+    """Show the tokens that each system keeps of an instance, beside those of its chunks."""
+    if all(scores.memory_tokens is None for scores in found.values()):
+        return
+    of = {
+        name: ([scores.sources[source].memory_tokens if source in scores.sources else None for source in names], scores)
+        for name, scores in found.items()
+    }
+    rows = [[name, *map(_tokens, [*kept, scores.memory_tokens])] for name, (kept, scores) in of.items()]
+    first = next(iter(found.values()))
+    whole = [first.sources[source].chunk_tokens if source in first.sources else None for source in names]
+    rows.append(["chunks", *map(_tokens, [*whole, first.chunk_tokens])])
+    yield "Memory tokens by source, what a system keeps of an instance to answer from, the mean over instances:"
+    yield ""
+    yield _Grid(["system", *names, "mean of sources"], rows)
+    yield ""
+    for name, scores in found.items():
+        cut = {source: each.cut_tokens for source, each in scores.sources.items() if each.cut_tokens}
+        if cut:
+            told = ", ".join(f"{source} {_tokens(tokens)}" for source, tokens in cut.items())
+            yield f"{name}: tokens cut out of the middle, the mean over questions: {told}."
+            yield ""
+
+
+def _tokens(count: float | None) -> str:
+    return "" if count is None else f"{count:.0f}"
 
 
 def _mean(estimate: Estimate) -> str:

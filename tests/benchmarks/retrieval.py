@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from membuilder.bank.ranking import SearchMethod
-from membuilder.evaluation.options import SYSTEMS
+from membuilder.evaluation.names import SYSTEMS
 from tests.benchmarks.common import header
 
 DEFAULT = ("rules", "rag-turn", "rag-session", "full-context")

@@ -29,10 +29,11 @@ from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.schemes.scheme import build
 from membuilder.types import Bank, Dialogue, Turn
+from reward.rollouts import episode_questions
+from reward.score import RewardConfig
 from rollout.tokens import TokenCounter, load_tokenizer
 from tests.benchmarks.common import write
 from tests.benchmarks.real_model import HELD_OUT, TRAIN
-from trainer.experience.collector import final_questions
 
 RESULTS = Path(__file__).parent / "results" / "selection.json"
 MAX_TURNS = 3
@@ -64,7 +65,9 @@ class Bench:
         dialogue = in_windows(dialogue, MAX_TURNS)
         *_, last = build(dialogue, self.scheme.expert, self.scheme, self.embedder)
         turns = [turn for session in dialogue.sessions for turn in session.turns]
-        wanted = {turn_id for question in final_questions(dialogue) for turn_id in question.evidence}
+        wanted = {
+            turn_id for question in episode_questions(dialogue, RewardConfig(), "") for turn_id in question.evidence
+        }
         kept = {turn_id for entry in last.result.bank.entries for turn_id in entry.source_turns}
         vectors = self.embedder.embed([turn.content for turn in turns])
         lengths = np.log([[1 + len(turn.content)] for turn in turns])
@@ -84,7 +87,7 @@ class Bench:
 
     def verdicts(self, conversation: Conversation, bank: Bank) -> list[bool]:
         """Tell of each question whether all of its evidence is among what it finds, as the judge `evidence` does."""
-        questions = final_questions(conversation.dialogue)
+        questions = episode_questions(conversation.dialogue, RewardConfig(), "")
         found = retrieve(bank, [question.text for question in questions], self.embedder, 10)
         sources = [{turn for entry in each.entries for turn in entry.source_turns} for each in found]
         pairs = zip(questions, sources, strict=True)
