@@ -76,6 +76,7 @@ def test_a_step_is_of_the_published_size(name):
     assert config.num_steps == 5 * (567 // 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes", "options"),
     [
