@@ -482,7 +482,8 @@ def test_configs_name_files_where_fetching_puts_them():
     paths = re.findall(
         r"^data:.*\bpath: ([^,}\s]+)", "\n".join(map(Path.read_text, CONFIGS.glob("*.yaml"))), re.MULTILINE
     )
-    assert paths and set(paths) <= fetched
+    built = {f"{DATA_FOLDER}/memalpha/train.parquet"}  # by `membuilder.data build-memalpha --merge`; nobody serves it
+    assert paths and set(paths) <= fetched | built
 
 
 def test_every_dataset_has_a_place_a_loader_knows():

@@ -86,7 +86,7 @@ def test_sft_and_rl_train_on_their_own_dialogues_and_on_none_of_the_test(publish
 
 
 def test_published_configs_train_on_the_published_splits():
-    for path in CONFIGS.glob("*_qwen3_4b*.yaml"):
+    for path in CONFIGS.glob("[sr]*_qwen3_4b*.yaml"):  # the instances of memalpha have no published split
         stage = path.name.split("_")[0]
         assert load(SFTConfig if stage == "sft" else RLConfig, path).data.split == stage
 
