@@ -37,7 +37,7 @@ from tests.scripted import ScriptedModel, agent_of, store_first_turn, talk
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 SCHEME = FourAgents(PromptConfig())
 SETTINGS = {"dialogue": "d", "speakers": ["Ann", "Ben"], "model": "scripted", "dimension": HashEmbedder().dimension}
-CASES = Path("/work/shared/cases")
+CASES = Path(__file__).parents[2] / "shared/cases"
 TALK = [
     ["Ann: I adopted a cat called Miso yesterday.", "Bob: I moved to Leeds last week for my new job as a nurse."],
     ["Ann: My sister Kate visited me in May 2023.", "Bob: I sold my red car on Monday."],
