@@ -9,10 +9,14 @@ operations on a memory bank. Worked example:
                   timestamp=session.timestamp, source_turns=("D1:3",), supersedes=())
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+
+CountTokens = Callable[[Sequence[str]], int]
+"""Counts the tokens of texts, all together."""
 
 
 class Agent(StrEnum):

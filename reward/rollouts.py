@@ -6,7 +6,7 @@ answers at the end.
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from statistics import fmean
@@ -16,14 +16,12 @@ from membuilder.errors import ConfigError
 from membuilder.evaluation.source_metrics import source_of
 from membuilder.plugins import place_of
 from membuilder.schemes.scheme import CallOutcome
-from membuilder.types import Agent, Bank, Dialogue, Question, Session
+from membuilder.types import Agent, Bank, CountTokens, Dialogue, Question, Session
 from reward.judges import READERS
 from reward.qa import QAResult
 from reward.score import LLM, Formula, Grading, RewardConfig, RoleOutput, Score
 from reward.validity import Stored, Validity
 from rollout.types import Group, Sample
-
-CountTokens = Callable[[Sequence[str]], int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,8 @@ from membuilder.errors import ConfigError
 from membuilder.files import write_atomic
 from membuilder.quiet import write_library_log
 from membuilder.schemes.load import scheme_of
-from membuilder.schemes.scheme import CountTokens, Scheme
+from membuilder.schemes.scheme import Scheme
+from membuilder.types import CountTokens
 from reward.formula import load_formula
 from reward.judges import Judge
 from reward.llm_judge import LLMJudge, judge_prompts, make_judge

@@ -15,10 +15,9 @@ import numpy as np
 from membuilder.bank.ranking import SearchMethod, scores_by, search_terms
 from membuilder.bank.retrieve import Retrieval
 from membuilder.embedding.local import TextEmbedder
-from membuilder.types import Bank, Entry
+from membuilder.types import Bank, CountTokens, Entry
 
 K1, B, EPSILON = 1.5, 0.75, 0.25
-CountTokens = Callable[[Sequence[str]], int]
 Weigh = Callable[[int, np.ndarray], np.ndarray]
 """Number of texts and in how many of them each term stands -> the weight of each term."""
 

@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from membuilder.datasets.files import FILE
-from membuilder.datasets.parsing import parse_records, read_time, refuse_repeats
+from membuilder.datasets.parsing import each_dialogue, read_time, refuse_repeats
 from membuilder.datasets.typed import FieldError, Text
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
@@ -65,7 +65,7 @@ def parse(lines: Sequence[tuple[int, object]], path: str | Path) -> list[Dialogu
     """Make dialogues of (line number, decoded line) pairs; DataError names the line and field at fault."""
     if not lines:
         raise DataError(path, FILE, "lines", "is empty; expected one dialogue a line")
-    return parse_records(lines, path, _Dialogue, "id", _dialogue, unit="line")
+    return list(each_dialogue(lines, path, _Dialogue, "id", _dialogue, unit="line"))
 
 
 def _dialogue(raw: _Dialogue) -> Dialogue:

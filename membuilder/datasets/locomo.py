@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from membuilder.datasets.parsing import LoadReport, common_counts, parse_records, read_time, refuse_repeats
+from membuilder.datasets.parsing import LoadReport, common_counts, each_dialogue, read_time, refuse_repeats
 from membuilder.datasets.typed import FieldError, Text, convert
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -66,7 +66,7 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
 
     What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
     """
-    dialogues = parse_records(enumerate(records), path, _Record, "sample_id", _dialogue)
+    dialogues = list(each_dialogue(enumerate(records), path, _Record, "sample_id", _dialogue))
     wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
     report([records[number] for number in wanted], [dialogues[number] for number in wanted]).log(path)
     return dialogues

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from membuilder.datasets.parsing import LoadReport, common_counts, parse_records, read_time
+from membuilder.datasets.parsing import LoadReport, common_counts, each_dialogue, read_time
 from membuilder.datasets.typed import FieldError, Text, one_of
 from membuilder.types import Dialogue, Question, Session, Turn
 
@@ -50,7 +50,7 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
 
     What was repaired is logged; `only` names the dialogues whose repairs anybody wants to know of.
     """
-    dialogues = parse_records(enumerate(records), path, _Record, "question_id", _dialogue)
+    dialogues = list(each_dialogue(enumerate(records), path, _Record, "question_id", _dialogue))
     wanted = [number for number, dialogue in enumerate(dialogues) if only is None or dialogue.id in only]
     report([records[number] for number in wanted], [dialogues[number] for number in wanted]).log(path)
     return dialogues
@@ -58,7 +58,7 @@ def parse(records: Sequence[object], path: str | Path, only: Collection[str] | N
 
 def parse_one(record: object, number: int, path: str | Path) -> Dialogue:
     """Make a dialogue of one record, for those who read a file of any size record by record; DataError as `parse`."""
-    (dialogue,) = parse_records([(number, record)], path, _Record, "question_id", _dialogue)
+    (dialogue,) = each_dialogue([(number, record)], path, _Record, "question_id", _dialogue)
     return dialogue
 
 

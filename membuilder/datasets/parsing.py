@@ -19,18 +19,6 @@ logger = logging.getLogger(__name__)
 Record = TypeVar("Record")
 
 
-def parse_records(
-    records: Iterable[tuple[int, object]],
-    path: str | Path,
-    kind: type[Record],
-    id_field: str,
-    dialogue_of: Callable[[Record], Dialogue],
-    unit: str = "record",
-) -> list[Dialogue]:
-    """Make a dialogue of each (number, decoded record). A FieldError becomes a DataError that names the record."""
-    return list(each_dialogue(records, path, kind, id_field, dialogue_of, unit))
-
-
 def each_dialogue(
     records: Iterable[tuple[int, object]],
     path: str | Path,
@@ -39,7 +27,7 @@ def each_dialogue(
     dialogue_of: Callable[[Record], Dialogue],
     unit: str = "record",
 ) -> Iterator[Dialogue]:
-    """Yield what `parse_records` returns, one at a time."""
+    """Yield a dialogue of each (number, decoded record). A FieldError becomes a DataError that names the record."""
     first_at: dict[str, int] = {}
     for number, record in records:
         name = record.get(id_field) if isinstance(record, dict) else None

@@ -12,7 +12,8 @@ from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.schemes.memalpha.scheme import MemAlpha
-from membuilder.schemes.scheme import CountTokens, Scheme
+from membuilder.schemes.scheme import Scheme
+from membuilder.types import CountTokens
 
 FOUR_AGENTS, MEMALPHA = "four_agents", "memalpha"
 BUILT_IN = (FOUR_AGENTS, MEMALPHA)

@@ -28,8 +28,6 @@ from membuilder.types import AgentUpdate, Bank, Dialogue, Entry, Failure, Sessio
 
 Shown = dict[str, tuple[Entry, ...]]
 """Role -> the entries it sees beside a session, in the order it sees them."""
-CountTokens = Callable[[Sequence[str]], int]
-"""Counts the tokens of texts."""
 Message = dict[str, str]
 """A message of a chat: its `role` (system, user, assistant, tool) and its `content`."""
 Propose = Callable[[Session, Bank, Shown], Mapping[str, AgentUpdate]]

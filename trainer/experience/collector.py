@@ -125,19 +125,15 @@ class Collector:
         builds, mine = stream.builds(), self.world.shard(stream.costs())
         builds = [builds[number] for number in mine]
         walked = self._walk([build.dialogue for build in builds], seed)
+        asked = [self._asked(build.dialogue, groups, str(seed)) for build, groups in zip(builds, walked, strict=True)]
         # all banks in one call, because the answers of a reference cost the engine's weights twice a call
         tasks = [
-            (rollout.bank, asked)
-            for build, groups in zip(builds, walked, strict=True)
-            for group, asked in self._asked(build.dialogue, groups, str(seed))
-            for rollout in group.rollouts
+            (rollout.bank, questions) for pairs in asked for group, questions in pairs for rollout in group.rollouts
         ]
         answers = iter(self.answer(tasks))
         episodes = []
-        for build, groups in zip(builds, walked, strict=True):
-            *of_chunks, at_the_end = [
-                [next(answers) for _ in group.rollouts] for group, _ in self._asked(build.dialogue, groups, str(seed))
-            ]
+        for build, groups, pairs in zip(builds, walked, asked, strict=True):
+            *of_chunks, at_the_end = [[next(answers) for _ in group.rollouts] for group, _ in pairs]
             lengths = self._expert_tokens(build)
             episodes.append(
                 Episode(

@@ -5,7 +5,7 @@ stays in the bank as history; its id is never given again, and names its newest 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -15,9 +15,19 @@ from membuilder.schemes.memalpha.config import CallFormat, CoreOverLimit, MemAlp
 from membuilder.schemes.memalpha.tools import WORDS, Refused, call_of
 from membuilder.schemes.scheme import Call, CallOutcome
 from membuilder.text import on_one_line, quoted
-from membuilder.types import AgentUpdate, Bank, CoreQuote, Entry, Operation, OperationKind, Session, Turn, UnreadCall
+from membuilder.types import (
+    AgentUpdate,
+    Bank,
+    CoreQuote,
+    CountTokens,
+    Entry,
+    Operation,
+    OperationKind,
+    Session,
+    Turn,
+    UnreadCall,
+)
 
-CountTokens = Callable[[Sequence[str]], int]
 CUT_NOTE = "[cut]"
 """Stands at the end of a core whose end was dropped."""
 MOST_FOUND = 20

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from membuilder.schemes.four_agents.cues import NUMBER_WORDS, TIME_WORDS, Cues, content_words, read, reads, score, words
-from membuilder.schemes.memalpha.changes import CountTokens
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
 from membuilder.text import quoted
-from membuilder.types import Agent, AgentUpdate, Bank, Entry, Operation, OperationKind, Session, Turn
+from membuilder.types import Agent, AgentUpdate, Bank, CountTokens, Entry, Operation, OperationKind, Session, Turn
 
 KEEP_SCORE = 2.5
 """As in four_agents/rules.py."""

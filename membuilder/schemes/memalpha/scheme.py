@@ -18,13 +18,13 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.instances.tokens import counter
 from membuilder.schemes.memalpha import compact
 from membuilder.schemes.memalpha.calls import answer_schema, parse, write
-from membuilder.schemes.memalpha.changes import CountTokens, apply_calls
+from membuilder.schemes.memalpha.changes import apply_calls
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
 from membuilder.schemes.memalpha.expert import proposals, propose
 from membuilder.schemes.memalpha.prompts import bare_texts, disarmed, label_of, shown_text, write_prompt
 from membuilder.schemes.memalpha.view import shown_entries
 from membuilder.schemes.scheme import Call, CallOutcome, Message, Prompt, SessionResult, Shown
-from membuilder.types import Agent, AgentUpdate, Bank, Entry, Failure, FailureKind, Session
+from membuilder.types import Agent, AgentUpdate, Bank, CountTokens, Entry, Failure, FailureKind, Session
 
 WRITER = "writer"
 LONG_LABEL = "\n[m99999] "
