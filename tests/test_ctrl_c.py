@@ -29,7 +29,8 @@ TWO = [
     "configs/accelerate/cpu2.yaml",
     "-m",
 ]
-STEPS = 60
+STEPS = 10_000
+"""More than a run can take between the keys and the moment it hears of them, however busy the machine is."""
 LONG_STEPS = ["data.num_train=60", "sessions_per_step=400", f"max_steps={STEPS}", "save_every=1"]
 """Each takes seconds, so that the second Ctrl-C comes before its end."""
 ONCE_MORE = "once more ends the run at once"
