@@ -85,7 +85,9 @@ def _patterns(text_folder: Path) -> list[tuple[str, bool, re.Pattern[str]]]:
 
 def _instance(texts: InstanceTexts, values: Values, name: str, split: Split, num_chunks: int) -> Dialogue:
     rng = random.Random(name)
-    firsts, surnames = (rng.sample(values.pool(pool, split), NUM_PEOPLE) for pool in ("first", "surname"))
+    firsts, surnames = (
+        rng.sample(pool, NUM_PEOPLE) for pool in (values.pool("first", split), texts.surnames(split))
+    )
     people = [f"{first} {surname}" for first, surname in zip(firsts, surnames, strict=True)]
     pools = {kind: single_words(values.pool(text.pool, split)) for kind, text in texts.kinds.items()}
     asked, passing = (

@@ -6,6 +6,7 @@ apart. The comments on top of the data files say which other slots there are.
 
 import re
 from collections.abc import Iterable
+from itertools import product
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -22,6 +23,10 @@ STAGES = ("first", "later")
 
 def pool_of(slot: str) -> str:
     return slot.rstrip("0123456789")
+
+
+def held_out(index: int) -> bool:
+    return index % 3 == 2
 
 
 def slots_of(texts: Iterable[str]) -> set[str]:
@@ -96,7 +101,7 @@ class Values(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Return the values a split may use: every third name is held out, common words are open to both."""
         if name in self.common:
             return self.common[name]
-        return tuple(value for index, value in enumerate(self.names[name]) if (index % 3 == 2) == (split == "heldout"))
+        return tuple(value for index, value in enumerate(self.names[name]) if held_out(index) == (split == "heldout"))
 
 
 def single_words(values: Iterable[str]) -> list[str]:
@@ -122,7 +127,14 @@ class InstanceTexts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     passing: dict[str, Kind]
     """Kinds that no question asks about."""
     talk: Texts
+    surname_starts: Texts
+    surname_ends: Texts
 
     @property
     def kinds(self) -> dict[str, Kind]:
         return self.asked | self.passing
+
+    def surnames(self, split: Split) -> tuple[str, ...]:
+        """Return the pairs of a start and an end that a split may use: every third is held out."""
+        pairs = product(enumerate(self.surname_starts), enumerate(self.surname_ends))
+        return tuple(start + end for (i, start), (j, end) in pairs if held_out(i + j) == (split == "heldout"))
