@@ -41,8 +41,8 @@ def line_of(dialogue, question) -> str:
 @pytest.mark.parametrize(
     "split, digest",
     [
-        ("train", "c97d7312db9d19905cd1360c93ed73111d7ab4fef6d6bb547ab4771170fecd26"),
-        ("heldout", "3f58fea11217f9980409398877b10bc0629bdf15b784ca7df97b747e6b90356d"),
+        ("train", "ced70865c00c18103d1da8c87ec7ce050026b6fcbf6ede6c98b10275045f273f"),
+        ("heldout", "cf50a9c7a97ecf30b81297b8fd9c34de4f6a2b49d09d94a728b1cea9c66ad846"),
     ],
 )
 def test_instances_are_those_recorded_whatever_their_number(split, digest):
