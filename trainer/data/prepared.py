@@ -18,11 +18,12 @@ from membuilder.errors import ConfigError, DataError
 from membuilder.schemes.scheme import Scheme, Step, text_of
 from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
 from membuilder.types import AgentUpdate, Dialogue
+from rollout.tokens import encode_prompt
 from trainer.batching.packing import Node, TrainSequence
 from trainer.configs import DataConfig, OverLong
 from trainer.data.corpus import ExpertBuild
 from trainer.data.leak_check import dialogues_of_prompts, refuse_leaks
-from trainer.data.sft_examples import encoded
+from trainer.data.sft_examples import example
 from trainer.data.test_ids import refuse_test_ids
 from trainer.data.truncation import LengthCounts, fit
 from trainer.sft_config import SFTConfig
@@ -43,7 +44,7 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
     for number, record in enumerate(records):
         alone = record.dialogue is None or record.session is None
         sessions[("line", number) if alone else (record.dialogue, record.session)].append(
-            encoded(tokenizer, record.prompt, record.completion)
+            example(tokenizer, encode_prompt(tokenizer, record.prompt), record.completion)
         )
     trees, counts = [], LengthCounts()
     for (name, number), sequences in sessions.items():
