@@ -5,7 +5,8 @@
 A chunk has eight lines: two facts of kinds that questions ask about, three of kinds that none asks about, three of
 talk. A quarter of the facts are later values of a fact of an earlier chunk. A question asks for the newest value, and a
 search by words finds an older one first: where both stay in memory, the answer is the old one. Which kinds are asked
-about is the same on both sides, and nothing but the questions tells it; people and other names of the two are disjoint.
+about is the same on both sides, and nothing but the questions tells it; surnames and other names of the two are
+disjoint, so nobody is on both.
 """
 
 import random
@@ -85,9 +86,7 @@ def _patterns(text_folder: Path) -> list[tuple[str, bool, re.Pattern[str]]]:
 
 def _instance(texts: InstanceTexts, values: Values, name: str, split: Split, num_chunks: int) -> Dialogue:
     rng = random.Random(name)
-    firsts, surnames = (
-        rng.sample(pool, NUM_PEOPLE) for pool in (values.pool("first", split), texts.surnames(split))
-    )
+    firsts, surnames = (rng.sample(pool, NUM_PEOPLE) for pool in (values.names["first"], texts.surnames(split)))
     people = [f"{first} {surname}" for first, surname in zip(firsts, surnames, strict=True)]
     pools = {kind: single_words(values.pool(text.pool, split)) for kind, text in texts.kinds.items()}
     asked, passing = (
