@@ -97,7 +97,7 @@ class MemAlphaConfig(Section):
     """Calls of one answer that are run; those behind them are refused."""
     expert_draws: PositiveInt = 1
     """Proposals of the offline expert for a chunk that SFT learns from. Where an answer may hold fewer calls than there
-    are facts, each takes others, and all of them tell the policy what a fact is."""
+    are facts, each but the first has a taste of its own for what a line is about, and who imitates them has to read."""
     max_turns: PositiveInt = 1
     """Answers to one chunk. Above 1 the writer gets the results of its calls before it goes on, and it may search."""
     retrieval: SearchMethod = SearchMethod.BM25
