@@ -41,8 +41,8 @@ ROWS = {CONFIGURED: ()} | {
     for baseline in ("instance", "episode")
 }
 """The configuration as it is, and the four that it is compared with."""
-VIEWS = {f"view {view}": (f"rl.memalpha.view={view}",) for view in ("recent", "related")}
-"""Of the configured credit and baseline; the SFT model has seen the last entries."""
+VIEWS = {"view recent": ("rl.memalpha.view=recent",)}
+"""The other view, of the configured credit and baseline; the SFT model has seen the related entries."""
 
 
 def main() -> None:
