@@ -8,9 +8,11 @@ import torch
 
 from tests.benchmarks import head, learner, other_loaders, sft
 from tests.benchmarks.common import peak_mb
+from tests.sequences import sequence
+from trainer.batching.packing import build_tree
 
 HEAD = head.Shape(rows=1024, hidden=16, vocab=97, dtype=torch.float32)
-LEARNER = learner.Shape(prompt=12, response=5)
+LEARNERS = [learner.Shape(prompt=12, response=5), learner.Shape(prompt=12, response=5, own=3)]
 
 
 @pytest.mark.parametrize("name", ["fused", "plain", "liger"])
@@ -29,17 +31,29 @@ def test_the_head_needs_room_for_one_chunk_however_many_rows():
     assert head.memory("plain", shapes[1])["extra_mb"] > many + 60
 
 
+@pytest.mark.parametrize("shape", LEARNERS, ids=["one_prompt", "own_memories"])
 @pytest.mark.parametrize("name", ["shared", *learner.RIVALS])
-def test_learners_have_the_gradient_of_dense_copies(name):
+def test_learners_have_the_gradient_of_dense_copies(name, shape):
     if name in learner.RIVALS:
         pytest.importorskip("trl", reason="an optional rival (.[bench])")
     found = {}
     for implementation in ("dense", name):
-        model, forward = learner.IMPLEMENTATIONS[implementation](LEARNER)
+        model, forward = learner.IMPLEMENTATIONS[implementation](shape)
         learner.step(model, forward)
         found[implementation] = learner.loss_of(forward()).item(), learner.gradient(model)
     assert found[name][0] == pytest.approx(found["dense"][0], abs=1e-5)
     assert (found[name][1] - found["dense"][1]).norm() < 1e-5 * found["dense"][1].norm()
+
+
+def test_the_learners_of_memalpha_share_what_stands_before_the_memories():
+    tokens = {}
+    for order, shape in learner.ORDERS.items():
+        prompts, responses, _ = learner.tokens_of(shape)
+        assert {len(prompt) for prompt in prompts} == {900 + 1100 + 700} and {len(each) for each in responses} == {500}
+        tree = build_tree([sequence(*each) for each in zip(prompts, responses, strict=True)])
+        tokens[order] = tree.num_tokens
+    own = 700 + 500 - 1  # the last token of an answer is a target only
+    assert tokens == {"chunk_first": 2000 + 8 * own, "published": 900 + 8 * (1100 + own)}
 
 
 def test_the_bare_sft_command_writes_beside_the_other_results():
