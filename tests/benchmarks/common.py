@@ -50,11 +50,17 @@ def seconds(run: Callable[[], object], repeats: int = 5) -> float:
     return statistics.median(rounds({"": run}, repeats)[""])
 
 
-def rounds(runs: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, list[float]]:
-    """Seconds of each run in each round after a warm-up; they take turns, so that other load meets all alike."""
+def rounds(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 5, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round after a warm-up; they take turns, so that other load meets all alike.
+
+    `before` prepares each, and its time does not count.
+    """
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for attempt in range(repeats + 1):
         for name, run in runs.items():
+            before()
             _synchronize()
             began = time.perf_counter()
             run()
