@@ -126,12 +126,9 @@ def distance(found: Found, other: Found | None, kind: str) -> dict:
     return gaps
 
 
-def throughput(name: str, shape: Shape, taken: float) -> dict:
-    """Response tokens per second, and on a known GPU the share of its peak: FLOPs of the tokens run, not of
-    recomputing.
-    """
+def flops_of(name: str, shape: Shape) -> float:
+    """Return the FLOPs of a forward and a backward over the tokens run, without what is computed again."""
     sizes = SIZES[shape.sizes]
-    responses = GROUP * shape.response
     copies = 1 if name in SHARING else GROUP
     own = shape.own + shape.response
     tokens = copies * shape.prompt + GROUP * own
@@ -140,11 +137,15 @@ def throughput(name: str, shape: Shape, taken: float) -> dict:
     groups = sizes["num_key_value_heads"] * sizes["head_dim"]
     layer = sizes["hidden_size"] * (2 * heads + 2 * groups + 3 * sizes["intermediate_size"])
     flops = sizes["num_hidden_layers"] * (6 * layer * tokens + 12 * heads * read)
-    flops += 6 * responses * sizes["hidden_size"] * sizes["vocab_size"]
-    speed = {"response_tokens_per_second": responses / taken}
+    return flops + 6 * GROUP * shape.response * sizes["hidden_size"] * sizes["vocab_size"]
+
+
+def throughput(name: str, shape: Shape, taken: float) -> dict:
+    """Return response tokens per second, and on a known GPU the share of its peak."""
+    speed = {"response_tokens_per_second": GROUP * shape.response / taken}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((peak for known, peak in PEAK_FLOPS.items() if gpu.startswith(known)), None)
-    return speed if peak is None else speed | {"mfu": flops / taken / peak}
+    return speed if peak is None else speed | {"mfu": flops_of(name, shape) / taken / peak}
 
 
 def row(name: str, shape: Shape, dense: Found | None, exact: Found | None) -> tuple[dict, Found | None]:
