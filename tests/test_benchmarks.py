@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import head, learner, other_loaders, sft
+from tests.benchmarks import episodes, head, learner, other_loaders, sft
 from tests.benchmarks.common import peak_mb
+from tests.benchmarks.made_up_step import made_up_step
 from tests.sequences import sequence
 from trainer.batching.packing import build_tree
 
@@ -54,6 +55,27 @@ def test_the_learners_of_memalpha_share_what_stands_before_the_memories():
         tokens[order] = tree.num_tokens
     own = 700 + 500 - 1  # the last token of an answer is a target only
     assert tokens == {"chunk_first": 2000 + 8 * own, "published": 900 + 8 * (1100 + own)}
+
+
+@pytest.mark.slow
+def test_an_engine_gets_the_very_prompts_of_the_episodes_again(monkeypatch):
+    for name, smaller in (("NUM_INSTANCES", 2), ("NUM_CHUNKS", 2), ("LINES_FROM", 1)):
+        monkeypatch.setattr(episodes, name, smaller)
+    found = []
+    monkeypatch.setattr(episodes.SpeaksInCalls, "replay", lambda self: found.append(self.asked.copy()))
+    row = episodes.measure_sampling("transformers", num_rollouts=2, max_tokens=3, repeats=1)
+    first, again = found  # of the warm-up, and of the round that counts
+    assert first == again and sum(len(prompts) * n for prompts, n, *_ in first) == row["prompts"] == 8
+    assert row["mean_sampled_tokens"] <= 3 and row["mean_entries_at_the_end"] > episodes.CALLS_PER_ANSWER
+
+
+def test_a_made_up_step_has_the_lengths_of_the_published_run():
+    groups = made_up_step(episodes.instances(1))
+    assert 10 <= len(groups) <= 20 and {len(group.rollouts) for group in groups} == {8}
+    samples = [rollout.samples["writer"] for group in groups for rollout in group.rollouts]
+    assert {len(sample.prompt_token_ids) for sample in samples} == {3000}
+    assert {len(sample.completion.token_ids) for sample in samples} == {500}
+    assert [len(group.rollouts[0].bank.entries) for group in groups] == [8 * k for k in range(1, len(groups) + 1)]
 
 
 def test_the_bare_sft_command_writes_beside_the_other_results():

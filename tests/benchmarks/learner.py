@@ -187,7 +187,7 @@ def cleanly(run: Callable[[], Result]) -> Result:
     return run()
 
 
-def rows_of(shape: Shape) -> Iterator[tuple[dict, Found | None]]:
+def rows_of(shape: Shape, repeats: int = 5) -> Iterator[tuple[dict, Found | None]]:
     """Yield the row of each implementation, timed, and what it computed; a GPU has room for one model at a time."""
     dense, exact = None, truth(shape)
     for together in [[*IMPLEMENTATIONS]] if device().type == "cpu" else [[name] for name in IMPLEMENTATIONS]:
@@ -196,17 +196,17 @@ def rows_of(shape: Shape) -> Iterator[tuple[dict, Found | None]]:
             described, found = row(name, shape, dense, exact)
             dense = found if name == "dense" else dense
             rows.append((described, found))
-        cleanly(partial(add_times, shape, [described for described, found in rows if found is not None]))
+        cleanly(partial(add_times, shape, [described for described, found in rows if found is not None], repeats))
         yield from rows
 
 
-def add_times(shape: Shape, rows: list[dict]) -> None:
+def add_times(shape: Shape, rows: list[dict], repeats: int) -> None:
     """Add to each row the time that a step takes while those of the other rows take turns with it."""
     runs = {}
     for described in rows:
         name, fitting = described["impl"], replace(shape, checkpointed=described["checkpointed"])
         runs[name] = partial(step, *IMPLEMENTATIONS[name](fitting))
-    taken = rounds(runs)
+    taken = rounds(runs, repeats)
     for described in rows:
         each = taken[described["impl"]]
         described |= {"seconds": median(each), "all_seconds": each} | throughput(described["impl"], shape, median(each))
@@ -215,6 +215,7 @@ def add_times(shape: Shape, rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("group", "memalpha"), default="group", help="what the rollouts share")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
     if args.shape == "memalpha":
@@ -223,7 +224,7 @@ def main() -> None:
         shapes = [({}, shape) for shape in (GPU_SHAPES if device().type == "cuda" else CPU_SHAPES)]
     rows = []
     for label, shape in shapes:
-        for described, _ in rows_of(shape):
+        for described, _ in rows_of(shape, args.repeats):
             rows.append(label | described)
             print(rows[-1], flush=True)
             write(args.out, rows)
