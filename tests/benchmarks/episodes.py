@@ -1,6 +1,7 @@
 """What whole episodes of memalpha cost beside the engine: sampling side by side, and the journal of a step.
 
-    python -m tests.benchmarks.episodes [--engine ENGINE] [--num-rollouts N] [--max-tokens N] [--repeats N]
+    python -m tests.benchmarks.episodes [--repeats N] sampling [--engine ENGINE] [--num-rollouts N] [--max-tokens N]
+    python -m tests.benchmarks.episodes [--repeats N] journal
 
 Sampling: 16 instances of ten chunks advance side by side, as RL walks through them (`Collector.walk`), with a tiny
 model. Its weights are random and say nothing: what it samples costs what it costs, and behind the engine calls that
@@ -214,20 +215,21 @@ def measure_journal(repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
-    parser.add_argument("--num-rollouts", type=int, default=8, help="of each instance (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="default: results/episodes_WHAT.json")
     parser.add_argument("--repeats", type=int, default=3, help="rounds behind the first one, which does not count")
-    parser.add_argument("--out", type=Path, default=RESULTS / "episodes.json")
+    what = parser.add_subparsers(dest="what", required=True)
+    what.add_parser("journal")
+    sampling = what.add_parser("sampling")
+    sampling.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
+    sampling.add_argument("--num-rollouts", type=int, default=8, help="of each instance (default: %(default)s)")
+    sampling.add_argument("--max-tokens", type=int, default=64, help="of an answer (default: %(default)s)")
     args = parser.parse_args()
-    rows = []
-    for measure in (
-        partial(measure_journal, args.repeats),
-        partial(measure_sampling, args.engine, args.num_rollouts, args.max_tokens, args.repeats),
-    ):
-        rows.append(measure())
-        print(rows[-1], flush=True)
-        write(args.out, rows)
+    if args.what == "journal":
+        row = measure_journal(args.repeats)
+    else:
+        row = measure_sampling(args.engine, args.num_rollouts, args.max_tokens, args.repeats)
+    print(row)
+    write(args.out or RESULTS / f"episodes_{args.what}.json", [row])
 
 
 if __name__ == "__main__":
