@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import head, learner, other_loaders, sft
+from tests.benchmarks import episodes, head, learner, other_loaders, sft
 from tests.benchmarks.common import peak_mb
+from tests.benchmarks.made_up_step import made_up_step
+from tests.sequences import sequence
+from trainer.batching.packing import build_tree
 
 HEAD = head.Shape(rows=1024, hidden=16, vocab=97, dtype=torch.float32)
-LEARNER = learner.Shape(prompt=12, response=5)
+LEARNERS = [learner.Shape(prompt=12, response=5), learner.Shape(prompt=12, response=5, own=3)]
 
 
 @pytest.mark.parametrize("name", ["fused", "plain", "liger"])
@@ -29,17 +32,50 @@ def test_the_head_needs_room_for_one_chunk_however_many_rows():
     assert head.memory("plain", shapes[1])["extra_mb"] > many + 60
 
 
+@pytest.mark.parametrize("shape", LEARNERS, ids=["one_prompt", "own_memories"])
 @pytest.mark.parametrize("name", ["shared", *learner.RIVALS])
-def test_learners_have_the_gradient_of_dense_copies(name):
+def test_learners_have_the_gradient_of_dense_copies(name, shape):
     if name in learner.RIVALS:
         pytest.importorskip("trl", reason="an optional rival (.[bench])")
     found = {}
     for implementation in ("dense", name):
-        model, forward = learner.IMPLEMENTATIONS[implementation](LEARNER)
+        model, forward = learner.IMPLEMENTATIONS[implementation](shape)
         learner.step(model, forward)
         found[implementation] = learner.loss_of(forward()).item(), learner.gradient(model)
     assert found[name][0] == pytest.approx(found["dense"][0], abs=1e-5)
     assert (found[name][1] - found["dense"][1]).norm() < 1e-5 * found["dense"][1].norm()
+
+
+def test_the_learners_of_memalpha_share_what_stands_before_the_memories():
+    tokens = {}
+    for order, shape in learner.ORDERS.items():
+        prompts, responses, _ = learner.tokens_of(shape)
+        assert {len(prompt) for prompt in prompts} == {900 + 1100 + 700} and {len(each) for each in responses} == {500}
+        tree = build_tree([sequence(*each) for each in zip(prompts, responses, strict=True)])
+        tokens[order] = tree.num_tokens
+    own = 700 + 500 - 1  # the last token of an answer is a target only
+    assert tokens == {"chunk_first": 2000 + 8 * own, "published": 900 + 8 * (1100 + own)}
+
+
+@pytest.mark.slow
+def test_an_engine_gets_the_very_prompts_of_the_episodes_again(monkeypatch):
+    for name, smaller in (("NUM_INSTANCES", 2), ("NUM_CHUNKS", 2), ("LINES_FROM", 1)):
+        monkeypatch.setattr(episodes, name, smaller)
+    found = []
+    monkeypatch.setattr(episodes.SpeaksInCalls, "replay", lambda self: found.append(self.asked.copy()))
+    row = episodes.measure_sampling("transformers", num_rollouts=2, max_tokens=3, repeats=1)
+    first, again = found  # of the warm-up, and of the round that counts
+    assert first == again and sum(len(prompts) * n for prompts, n, *_ in first) == row["prompts"] == 8
+    assert row["mean_sampled_tokens"] <= 3 and row["mean_entries_at_the_end"] > episodes.CALLS_PER_ANSWER
+
+
+def test_a_made_up_step_has_the_lengths_of_the_published_run():
+    groups = made_up_step(episodes.instances(1))
+    assert 10 <= len(groups) <= 20 and {len(group.rollouts) for group in groups} == {8}
+    samples = [rollout.samples["writer"] for group in groups for rollout in group.rollouts]
+    assert {len(sample.prompt_token_ids) for sample in samples} == {3000}
+    assert {len(sample.completion.token_ids) for sample in samples} == {500}
+    assert [len(group.rollouts[0].bank.entries) for group in groups] == [8 * k for k in range(1, len(groups) + 1)]
 
 
 def test_the_bare_sft_command_writes_beside_the_other_results():

@@ -3,9 +3,10 @@
 import ctypes
 import json
 import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,8 @@ from trainer.logs.provenance import provenance
 M_MMAP_THRESHOLD = -3
 """Of glibc's malloc.h."""
 RIVALS = ("trl", "liger-kernel", "cut-cross-entropy", "triton")
+LOAD_AT_START = os.getloadavg()[0]
+"""What others did on this machine in the minute before: a ratio of things that take turns stands it, times do not."""
 
 
 @cache
@@ -24,7 +27,7 @@ def header() -> dict:
     """Hardware, versions and commit, as of the first result: the top of every result file."""
     record = provenance()
     return {
-        "hardware": record["hardware"] | {"threads": torch.get_num_threads()},
+        "hardware": record["hardware"] | {"threads": torch.get_num_threads(), "load_at_start": LOAD_AT_START},
         "versions": record["packages"] | {name: _version(name) for name in RIVALS},
         "commit": record["git"]["commit"],
         "dirty": record["git"]["dirty"],
@@ -44,15 +47,27 @@ def device() -> torch.device:
 
 def seconds(run: Callable[[], object], repeats: int = 5) -> float:
     """Median seconds of `run` after one warm-up."""
-    taken = []
+    return statistics.median(rounds({"": run}, repeats)[""])
+
+
+def rounds(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 5, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round after a warm-up; they take turns, so that other load meets all alike.
+
+    `before` prepares each, and its time does not count.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for attempt in range(repeats + 1):
-        _synchronize()
-        began = time.perf_counter()
-        run()
-        _synchronize()
-        if attempt:
-            taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        for name, run in runs.items():
+            before()
+            _synchronize()
+            began = time.perf_counter()
+            run()
+            _synchronize()
+            if attempt:
+                taken[name].append(time.perf_counter() - began)
+    return taken
 
 
 def _synchronize() -> None:

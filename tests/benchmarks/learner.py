@@ -2,6 +2,7 @@
 tokens.
 
     python -m tests.benchmarks.learner --out tests/benchmarks/results/learner_cpu.json
+    python -m tests.benchmarks.learner --shape memalpha --out tests/benchmarks/results/learner_memalpha_cpu.json
 
 shared    ours: the prompt runs once (trainer/batching/packing.py, trainer/model/shared_prefix.py), head fused
 dense     ours, but every completion brings its own copy of the prompt, head fused
@@ -10,20 +11,25 @@ trl_tree  `AsyncGRPOTrainer.compute_loss` of TRL on its own packed prefix tree, 
           (tests/benchmarks/learner_rivals.py says why)
 All compute GRPO's loss at ratio one, mean over tokens, KL off. Gaps are against `dense`, errors (on a CPU) against the
 same weights in float64: largest log-prob difference and relative L2 difference of the whole gradient. `seconds` is
-forward and backward.
+forward and backward; on a CPU the implementations take turns.
+
+The shape `memalpha` is the trees of that scheme: each rollout has a memory of its own, so only instructions and chunk
+are shared where the chunk comes first, and only the instructions in the published order.
 """
 
 import argparse
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 import torch
 
-from tests.benchmarks.common import device, peak_mb, seconds, write
+from membuilder.schemes.memalpha.config import PromptOrder
+from tests.benchmarks.common import device, peak_mb, rounds, write
 from tests.benchmarks.learner_models import GROUP, PEAK_FLOPS, SIZES, Shape, model_of, tokens_of
 from tests.benchmarks.learner_rivals import NOTES, trl, trl_tree
 from tests.sequences import sequence
@@ -37,13 +43,17 @@ from trainer.model.policy import Policy
 Result = TypeVar("Result")
 CPU_SHAPES = [Shape(512, 128), Shape(2048, 128), Shape(2048, 128, sizes="medium")]
 GPU_SHAPES = [Shape(6144, 512, torch.bfloat16, "4b"), Shape(2048, 512, torch.bfloat16, "4b")]
+INSTRUCTIONS, CHUNK, MEMORY, ANSWER = 900, 1100, 700, 500
+ORDERS = {
+    PromptOrder.CHUNK_FIRST: Shape(INSTRUCTIONS + CHUNK, ANSWER, own=MEMORY),
+    PromptOrder.PUBLISHED: Shape(INSTRUCTIONS, ANSWER, own=MEMORY + CHUNK),
+}
 
 
 def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], LossOutput]]:
-    prompt, responses, advantages = tokens_of(shape)
     sequences = [
         sequence(prompt, response, advantage=(advantage,) * len(response), weight=(1.0,) * len(response))
-        for response, advantage in zip(responses, advantages, strict=True)
+        for prompt, response, advantage in zip(*tokens_of(shape), strict=True)
     ]
     trees = [build_tree(sequences)] if shared else [dense_tree(sequence) for sequence in sequences]
     policy, packed = Policy(model_of(shape)).train(), pack_on(trees, device())
@@ -74,7 +84,7 @@ def step(model: torch.nn.Module, forward: Callable[[], LossOutput | torch.Tensor
 
 
 def prepare_step(name: str, shape: Shape) -> Callable[[], object]:
-    step(*IMPLEMENTATIONS[name](replace(shape, prompt=16, response=4)))
+    step(*IMPLEMENTATIONS[name](replace(shape, prompt=16, own=0, response=4)))
     return partial(step, *IMPLEMENTATIONS[name](shape))
 
 
@@ -116,29 +126,31 @@ def distance(found: Found, other: Found | None, kind: str) -> dict:
     return gaps
 
 
-def throughput(name: str, shape: Shape, taken: float) -> dict:
-    """Response tokens per second, and on a known GPU the share of its peak: FLOPs of the tokens run, not of
-    recomputing.
-    """
+def flops_of(name: str, shape: Shape) -> float:
+    """Return the FLOPs of a forward and a backward over the tokens run, without what is computed again."""
     sizes = SIZES[shape.sizes]
-    responses = GROUP * shape.response
     copies = 1 if name in SHARING else GROUP
-    tokens = copies * shape.prompt + responses
-    read = copies * shape.prompt**2 / 2 + GROUP * (shape.prompt * shape.response + shape.response**2 / 2)  # pairs
+    own = shape.own + shape.response
+    tokens = copies * shape.prompt + GROUP * own
+    read = copies * shape.prompt**2 / 2 + GROUP * (shape.prompt * own + own**2 / 2)  # pairs
     heads = sizes["num_attention_heads"] * sizes["head_dim"]
     groups = sizes["num_key_value_heads"] * sizes["head_dim"]
     layer = sizes["hidden_size"] * (2 * heads + 2 * groups + 3 * sizes["intermediate_size"])
     flops = sizes["num_hidden_layers"] * (6 * layer * tokens + 12 * heads * read)
-    flops += 6 * responses * sizes["hidden_size"] * sizes["vocab_size"]
-    speed = {"response_tokens_per_second": responses / taken}
+    return flops + 6 * GROUP * shape.response * sizes["hidden_size"] * sizes["vocab_size"]
+
+
+def throughput(name: str, shape: Shape, taken: float) -> dict:
+    """Return response tokens per second, and on a known GPU the share of its peak."""
+    speed = {"response_tokens_per_second": GROUP * shape.response / taken}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((peak for known, peak in PEAK_FLOPS.items() if gpu.startswith(known)), None)
-    return speed if peak is None else speed | {"mfu": flops / taken / peak}
+    return speed if peak is None else speed | {"mfu": flops_of(name, shape) / taken / peak}
 
 
 def row(name: str, shape: Shape, dense: Found | None, exact: Found | None) -> tuple[dict, Found | None]:
-    """What is written down of an implementation, and what it computed; None where it does not run here."""
-    described = {"impl": name, "G": GROUP, "P": shape.prompt, "R": shape.response}
+    """What is written down of an implementation beside its time, and what it computed; None where it does not run."""
+    described = {"impl": name, "G": GROUP, "P": shape.prompt, "own": shape.own, "R": shape.response}
     described |= {key: SIZES[shape.sizes][f"{key}_size"] for key in ("hidden", "vocab")}
     described |= {"dtype": str(shape.dtype).removeprefix("torch.")} | NOTES.get(name, {})
     try:
@@ -163,10 +175,8 @@ def fitting(name: str, shape: Shape) -> tuple[dict, Found]:
 
 def figures(name: str, shape: Shape) -> tuple[dict, Found]:
     found = cleanly(partial(find, name, shape))
-    taken = cleanly(lambda: seconds(partial(step, *IMPLEMENTATIONS[name](shape))))
     memory = cleanly(lambda: peak_mb(partial(prepare_step, name, shape)))
-    measured = {"seconds": taken, "peak_mb": memory, "loss": found.loss, "checkpointed": shape.checkpointed}
-    return measured | throughput(name, shape, taken), found
+    return {"peak_mb": memory, "loss": found.loss, "checkpointed": shape.checkpointed}, found
 
 
 def cleanly(run: Callable[[], Result]) -> Result:
@@ -177,18 +187,46 @@ def cleanly(run: Callable[[], Result]) -> Result:
     return run()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path)
-    args = parser.parse_args()
-    rows = []
-    for shape in GPU_SHAPES if device().type == "cuda" else CPU_SHAPES:
-        dense, exact = None, truth(shape)
-        for name in IMPLEMENTATIONS:
+def rows_of(shape: Shape, repeats: int = 5) -> Iterator[tuple[dict, Found | None]]:
+    """Yield the row of each implementation, timed, and what it computed; a GPU has room for one model at a time."""
+    dense, exact = None, truth(shape)
+    for together in [[*IMPLEMENTATIONS]] if device().type == "cpu" else [[name] for name in IMPLEMENTATIONS]:
+        rows = []
+        for name in together:
             described, found = row(name, shape, dense, exact)
             dense = found if name == "dense" else dense
-            rows.append(described)
-            print(described, flush=True)
+            rows.append((described, found))
+        cleanly(partial(add_times, shape, [described for described, found in rows if found is not None], repeats))
+        yield from rows
+
+
+def add_times(shape: Shape, rows: list[dict], repeats: int) -> None:
+    """Add to each row the time that a step takes while those of the other rows take turns with it."""
+    runs = {}
+    for described in rows:
+        name, fitting = described["impl"], replace(shape, checkpointed=described["checkpointed"])
+        runs[name] = partial(step, *IMPLEMENTATIONS[name](fitting))
+    taken = rounds(runs, repeats)
+    for described in rows:
+        each = taken[described["impl"]]
+        described |= {"seconds": median(each), "all_seconds": each} | throughput(described["impl"], shape, median(each))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=("group", "memalpha"), default="group", help="what the rollouts share")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args()
+    if args.shape == "memalpha":
+        shapes = [({"order": order}, shape) for order, shape in ORDERS.items()]
+    else:
+        shapes = [({}, shape) for shape in (GPU_SHAPES if device().type == "cuda" else CPU_SHAPES)]
+    rows = []
+    for label, shape in shapes:
+        for described, _ in rows_of(shape, args.repeats):
+            rows.append(label | described)
+            print(rows[-1], flush=True)
             write(args.out, rows)
 
 

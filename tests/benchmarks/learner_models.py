@@ -13,11 +13,14 @@ GROUP = 8
 @dataclass(frozen=True)
 class Shape:
     prompt: int
+    """Tokens that all prompts of the group begin with."""
     response: int
     dtype: torch.dtype = torch.float32
     sizes: str = "small"
     checkpointed: bool = False
     """Activations are computed again in the backward."""
+    own: int = 0
+    """Tokens of each prompt behind the shared ones, which no other has."""
 
 
 SIZES = {
@@ -46,12 +49,11 @@ def model_of(shape: Shape) -> Qwen3ForCausalLM:
     return model
 
 
-def tokens_of(shape: Shape) -> tuple[list[int], list[list[int]], list[float]]:
-    """A prompt, a group of responses to it and their advantages."""
+def tokens_of(shape: Shape) -> tuple[list[list[int]], list[list[int]], list[float]]:
+    """The prompts of a group, a response to each and their advantages."""
     generator = torch.Generator().manual_seed(1)
-    draw = torch.randint(
-        SIZES[shape.sizes]["vocab_size"], (shape.prompt + GROUP * shape.response,), generator=generator
-    )
-    ids = draw.tolist()
-    responses = [ids[shape.prompt + k * shape.response :][: shape.response] for k in range(GROUP)]
-    return ids[: shape.prompt], responses, torch.randn(GROUP, generator=generator).tolist()
+    each = shape.own + shape.response
+    ids = torch.randint(SIZES[shape.sizes]["vocab_size"], (shape.prompt + GROUP * each,), generator=generator).tolist()
+    shared, own = ids[: shape.prompt], [ids[shape.prompt + k * each :][:each] for k in range(GROUP)]
+    prompts, responses = [shared + ids[: shape.own] for ids in own], [ids[shape.own :] for ids in own]
+    return prompts, responses, torch.randn(GROUP, generator=generator).tolist()

@@ -58,9 +58,9 @@ def trl(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
         train_dataset=Dataset.from_list([{"prompt": "a"}] * GROUP),
         processing_class=tokenizer,
     )
-    prompt, responses, advantages = tokens_of(shape)
+    prompts, responses, advantages = tokens_of(shape)
     inputs = {
-        "prompt_ids": torch.tensor([prompt] * GROUP),
+        "prompt_ids": torch.tensor(prompts),
         "completion_ids": torch.tensor(responses),
         "advantages": torch.tensor(advantages),
         "num_items_in_batch": torch.tensor(GROUP * shape.response),
@@ -102,9 +102,11 @@ def trl_tree(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]
     return model, partial(async_grpo_trainer.AsyncGRPOTrainer.compute_loss, trainer, model, inputs)
 
 
-def _packed(row, prompt: list[int], responses: list[list[int]], advantages: list[float]) -> dict[str, torch.Tensor]:
+def _packed(
+    row, prompts: list[list[int]], responses: list[list[int]], advantages: list[float]
+) -> dict[str, torch.Tensor]:
     """Return a group as TRL's collator hands it to its loss: one row, with the counts of the step."""
-    for response, advantage in zip(responses, advantages, strict=True):
+    for prompt, response, advantage in zip(prompts, responses, advantages, strict=True):
         ids = torch.tensor(prompt + response)
         mask = torch.tensor([0] * len(prompt) + [1] * len(response))
         sample = {"input_ids": ids, "completion_mask": mask, "old_log_probs": torch.zeros(len(ids))}
@@ -116,7 +118,7 @@ def _packed(row, prompt: list[int], responses: list[list[int]], advantages: list
     packed["attention_mask"] = torch.ones_like(packed["input_ids"])
     trained = sum(map(len, responses))
     counts = {"global_n_tokens": trained, "global_n_forward_tokens": packed["input_ids"].numel()}
-    counts["mean_seq_len"] = len(prompt) + trained / len(responses)
+    counts["mean_seq_len"] = (sum(map(len, prompts)) + trained) / len(responses)
     packed |= {name: torch.tensor([float(count)]) for name, count in counts.items()}
     return {name: tensor.to(device()) for name, tensor in packed.items()}
 

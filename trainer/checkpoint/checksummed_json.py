@@ -60,4 +60,6 @@ def unseal(path: Path, label: str, kind: type[Content], remedy: str) -> Content:
 
 
 def _digest(label: str, content: bytes) -> str:
-    return sha256(label.encode() + b"\n" + content).hexdigest()
+    digest = sha256(label.encode() + b"\n")
+    digest.update(content)  # not joined with the label: it may be hundreds of megabytes
+    return digest.hexdigest()

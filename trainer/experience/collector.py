@@ -124,7 +124,7 @@ class Collector:
         """
         builds, mine = stream.builds(), self.world.shard(stream.costs())
         builds = [builds[number] for number in mine]
-        walked = self._walk([build.dialogue for build in builds], seed)
+        walked = self.walk([build.dialogue for build in builds], seed)
         asked = [self._asked(build.dialogue, groups, str(seed)) for build, groups in zip(builds, walked, strict=True)]
         # all banks in one call, because the answers of a reference cost the engine's weights twice a call
         tasks = [
@@ -155,7 +155,7 @@ class Collector:
             return [at_the_end]
         return [*zip(groups, chunk_questions(dialogue, self.reward, seed), strict=True), at_the_end]
 
-    def _walk(self, dialogues: Sequence[Dialogue], seed: int) -> list[list[Group]]:
+    def walk(self, dialogues: Sequence[Dialogue], seed: int) -> list[list[Group]]:
         """Return the group of each session of each dialogue."""
         banks = [[Bank()] * self.num_rollouts for _ in dialogues]
         groups: list[list[Group]] = [[] for _ in dialogues]

@@ -81,7 +81,7 @@ class RolloutCache:
                 path.unlink(missing_ok=True)
         groups = [_group(encode(each, ScoredGroup, f"step {step}, group '{each.id}'")) for each in experience.scored]
         steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
-        content = b'{"scored":[' + b",".join(groups) + b'],"steered":' + steered + b"}"
+        content = b"".join((b'{"scored":[', b",".join(groups), b'],"steered":', steered, b"}"))  # copied once
         write_atomic(self._root / f"step_{step}.json", seal(f"journal of step {step}", content))
 
     def forget(self, before_step: int) -> None:

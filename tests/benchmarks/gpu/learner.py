@@ -13,10 +13,8 @@ LARGEST_GAP = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 def run(record: Record) -> None:
     """Measure every implementation at every shape; a rival that cannot run here is a row that says so."""
     for shape in TINY_SHAPES if record.tiny else learner.GPU_SHAPES:
-        dense, exact = None, learner.truth(shape)
-        for name in learner.IMPLEMENTATIONS:
-            row, found = learner.row(name, shape, dense, exact)
-            dense = found if name == "dense" else dense
+        for row, found in learner.rows_of(shape):
+            name = row["impl"]
             record.add(row)
             if found is None:
                 record.skip(f"{name} at {shape.prompt} + {shape.response}", row["note"])
