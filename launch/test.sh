@@ -24,4 +24,4 @@ export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
 
-exec .venv/bin/python -m pytest -q --durations=15 --numprocesses="${TEST_WORKERS:-2}" --dist=loadfile "${chosen[@]}" "$@"
+exec .venv/bin/python -m pytest -q --durations=50 --numprocesses="${TEST_WORKERS:-2}" --dist=loadfile "${chosen[@]}" "$@"
