@@ -110,39 +110,42 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], bend: 
 
 
 def draw_pipeline() -> None:
-    figure, ax = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(10, 5.6), layout="constrained")
     ax.set_xlim(0, 12.4)
-    ax.set_ylim(0, 5.15)
+    ax.set_ylim(0, 6.4)
     ax.axis("off")
-    box(ax, 0.1, 2.65, 1.9, 1.5, GREY, "One session", "of the dialogue,\nand the memory\nbefore it")
+    box(ax, 0.1, 3.2, 1.9, 1.5, GREY, "One session", "of the dialogue,\nand the memory\nbefore it")
+    ax.text(4.0, 6.3, "scheme four_agents", ha="center", va="top", color=INK, fontsize=9.5, style="italic")
     for number, (agent, colour) in enumerate(colours_of(Agent).items()):
-        y = 4.45 - number * 0.78
-        box(ax, 3.0, y, 2.0, 0.6, colour, f"{agent} agent")
-        arrow(ax, (2.08, 3.4), (2.95, y + 0.3))
-        arrow(ax, (5.05, y + 0.3), (5.95, 3.4))
-    box(ax, 6.0, 2.65, 1.9, 1.5, GREY, "Memory", "after the session:\nadded, updated\nor left alone")
-    arrow(ax, (7.95, 3.4), (8.55, 3.4))
-    box(ax, 8.6, 2.65, 1.7, 1.5, GREY, "Questions", "answered from\nthis memory,\nright away")
-    arrow(ax, (10.35, 3.4), (10.75, 3.4))
-    box(ax, 10.8, 2.65, 1.5, 1.5, INK, "Reward", "per agent:\ncorrect, short,\nwell-formed")
-    ax.text(
-        4.0, 1.72, "one model, four prompts,\n8 rollouts of a session", ha="center", va="top", color=INK, fontsize=9.5
-    )
+        y = 5.4 - number * 0.66
+        box(ax, 3.0, y, 2.0, 0.52, colour, f"{agent} agent")
+        arrow(ax, (2.08, 3.95), (2.95, y + 0.26))
+        arrow(ax, (5.05, y + 0.26), (5.95, 3.95))
+    ax.text(4.0, 3.12, "or scheme memalpha", ha="center", va="top", color=INK, fontsize=9.5, style="italic")
+    box(ax, 3.0, 1.8, 2.0, 0.95, INK, "one writer", "calls tools")
+    arrow(ax, (2.08, 3.95), (2.95, 2.28))
+    arrow(ax, (5.05, 2.28), (5.95, 3.95))
+    box(ax, 6.0, 3.2, 1.9, 1.5, GREY, "Memory", "after the session:\nadded, updated\nor left alone")
+    arrow(ax, (7.95, 3.95), (8.55, 3.95))
+    box(ax, 8.6, 3.2, 1.7, 1.5, GREY, "Questions", "right away, or\nat the end of\nthe dialogue")
+    arrow(ax, (10.35, 3.95), (10.75, 3.95))
+    box(ax, 10.8, 3.2, 1.5, 1.5, INK, "Reward", "correct, short,\nwell-formed")
     ax.add_patch(
         FancyArrowPatch(
-            (11.55, 2.58), (5.05, 0.55), arrowstyle="-|>", mutation_scale=13, color=GREY, linewidth=1.5,
+            (11.55, 3.13), (5.05, 0.5), arrowstyle="-|>", mutation_scale=13, color=GREY, linewidth=1.5,
             connectionstyle="angle,angleA=-90,angleB=180,rad=8",
         )
     )  # fmt: skip
     told = (
-        "ADRPO: each agent learns from its reward against the mean of 8 rollouts;",
-        "the agent whose memories were used weighs more",
+        "RL: each answer learns from its reward against the mean of 8 rollouts;",
+        "in ADRPO the agent whose memories were used weighs more",
     )
-    ax.text(8.2, 0.66, "\n".join(told), ha="center", va="bottom", color=INK, fontsize=9.5, linespacing=1.35)
-    box(ax, 3.0, 0.1, 2.0, 0.9, INK, "The model")
-    arrow(ax, (4.0, 1.05), (4.0, 1.25))
-    box(ax, 0.1, 0.1, 1.9, 0.9, GREY, "SFT", "on expert answers")
-    arrow(ax, (2.05, 0.55), (2.95, 0.55))
+    ax.text(8.2, 0.62, "\n".join(told), ha="center", va="bottom", color=INK, fontsize=9.5, linespacing=1.35)
+    box(ax, 3.0, 0.05, 2.0, 0.9, INK, "The model")
+    ax.text(3.85, 1.38, "one model,\n8 rollouts", ha="right", va="center", color=INK, fontsize=9.5)
+    arrow(ax, (4.0, 1.0), (4.0, 1.75))
+    box(ax, 0.1, 0.05, 1.9, 0.9, GREY, "SFT", "on expert answers")
+    arrow(ax, (2.05, 0.5), (2.95, 0.5))
     save(figure, "pipeline")
 
 
