@@ -99,11 +99,12 @@ def test_parts_are_left_out_of_what_is_built_and_of_what_is_read(tmp_path, monke
 
 
 def test_a_memory_that_another_command_built_of_whole_chunks_is_answered_from(tmp_path, monkeypatch):
-    call = caller(tmp_path, monkeypatch, row(0, "squad"))
+    long = [chunk + "\nIt is late." * 70 for chunk in CHUNKS]  # four agents would read each of them in two parts
+    call = caller(tmp_path, monkeypatch, row(0, "squad", chunks=long))
     db, data = str(tmp_path / "db"), ["--dataset", "memalpha", "--dataset-path", str(tmp_path / "test.parquet")]
     with FaultServer(answering(reply)) as server:
         served = ["--model", "m", "--provider", "vllm", "--base-url", server.base_url, *MEMALPHA]
-        assert build.main([*data, *served, "--out", db, "max_turns=1000000"]) == 0
+        assert build.main([*data, *served, "--out", db]) == 0
         written = sum(first_message(request).startswith(WRITER) for request in server.requests)
         assert call(server, *MEMALPHA, "--system", "agents", "--db-path", db) == 0
         assert written == sum(first_message(request).startswith(WRITER) for request in server.requests) == 2
