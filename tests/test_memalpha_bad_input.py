@@ -3,6 +3,7 @@
 import pytest
 
 from membuilder.errors import ConfigError
+from membuilder.evaluation.records import read_records
 from membuilder.schemes.memalpha.config import CallFormat
 from membuilder.schemes.memalpha.scheme import WRITER
 from membuilder.types import Bank, FailureKind
@@ -12,7 +13,7 @@ from rollout.types import Completion, Sampled, SamplingConfig
 from tests.evaluating import result
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering, status
-from tests.instances import CHUNKS, caller, row
+from tests.instances import ASKED, CHUNKS, caller, row
 from tests.memalpha_chunks import LINES, chunk, instance, writer
 from tests.memalpha_chunks import call as tool_call
 from tests.test_chat_template import CHATML, tokenizer_with
@@ -53,6 +54,16 @@ def test_a_file_without_any_question_is_told(tmp_path, monkeypatch, capsys):
         assert not server.requests
         assert call(server, *MEMALPHA, "--system", "rules", "--mode", "build", "--db-path", str(tmp_path / "db")) == 0
     assert "test.parquet: none of the dialogues chosen has a question" in capsys.readouterr().err
+
+
+def test_equal_questions_of_two_instances_have_answers_of_their_own(tmp_path, monkeypatch):
+    rows = [row(0, "squad", ASKED[:1]), row(1, "squad", ASKED[:1], chunks=["Ann lives on a whale."])]
+    call = caller(tmp_path, monkeypatch, *rows)
+    with FaultServer(answering(reply)) as server:
+        for _ in range(2):  # the second time nothing is left to do
+            assert call(server, *MEMALPHA, "--system", "all") == 0
+            answers = {each.dialogue: each.answer for each in read_records(tmp_path / "out" / "answers.jsonl")}
+            assert answers == {"squad-0": "Oslo", "squad-1": "whale"}
 
 
 def test_a_chunk_of_100000_tokens_and_one_of_fake_calls_cost_no_other_chunk(tmp_path, monkeypatch, capsys):

@@ -122,7 +122,10 @@ class Okapi:
 
 @lru_cache(maxsize=64)
 def _index_of(texts: tuple[str, ...]) -> Okapi:
-    """Return the index of a part. A reader who searches asks for the same part again and again."""
+    """Return the index of a part. A reader who searches asks for the same part again and again.
+
+    As many are kept as the questions in flight may need.
+    """
     return Okapi([terms_of(text, with_characters=True) for text in texts])
 
 
