@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from membuilder.command import ArgumentParser, exit_status
-from membuilder.evaluation.compare import as_text, compare, load_side
+from membuilder.evaluation.compare import as_text, compare, compare_memory, load_side, memory_as_text
 from membuilder.evaluation.metrics import METRICS
 from membuilder.evaluation.options import dialogues_of, parse
 from membuilder.garbage import keep_loaded
@@ -46,7 +46,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 def _compare(argv: Sequence[str]) -> int:
     parser = ArgumentParser(
         prog="python -m membuilder.eval compare",
-        description="Test B against A, question by question.",
+        description="Test B against A, question by question, and the size of its memories, dialogue by dialogue.",
         epilog="\n".join(["metrics:", *(f"  {metric.name}: {metric.meaning}" for metric in METRICS.values())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,7 +62,9 @@ def _compare(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=flag_type(Seed), default=0)
     given = parser.parse_args(argv)
     metrics = given.metric or ("recall@10", "f1", "judge_strict", "judge_lenient", "source")
-    print(as_text(compare(load_side(given.a), load_side(given.b), metrics, given.seed)))
+    sides = load_side(given.a), load_side(given.b)
+    print(as_text(compare(*sides, metrics, given.seed)))
+    print(memory_as_text(compare_memory(*sides, given.seed)))
     return 0
 
 

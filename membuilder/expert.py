@@ -30,7 +30,7 @@ from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.quiet import LOG_FILE, quiet_libraries
-from membuilder.schemes.load import FOUR_AGENTS
+from membuilder.schemes.load import FOUR_AGENTS, MAX_TURNS, turns_at_once
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
 from membuilder.types import Dialogue
 from membuilder.value_types import PositiveInt, Share, flag_type
@@ -44,7 +44,7 @@ USAGE_FILE = "usage.jsonl"
 def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
     """Return the dialogues asked for, in the order of their file."""
     dialogues, _ = load_selected(given, () if given.conv_id is None else (given.conv_id,), "--conv-id")
-    windows = [in_windows(dialogue, given.max_turns) for dialogue in dialogues]
+    windows = [in_windows(dialogue, turns_at_once(given.scheme, given.max_turns)) for dialogue in dialogues]
     return shorten(windows, given.sessions, None)
 
 
@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
     add("--scheme", default=FOUR_AGENTS, metavar="NAME", help="or memalpha, or a folder; default: %(default)s")
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
-    text = "turns read at once: a longer session becomes several of its date"
-    add("--max-turns", type=flag_type(PositiveInt), default=60, help=text)
+    text = f"turns read at once: a longer session becomes several of its date; default: {MAX_TURNS}; memalpha: all"
+    add("--max-turns", type=flag_type(PositiveInt), help=text)
     add("--parallel", action="store_true", help="--workers dialogues at once")
     add("--workers", type=flag_type(PositiveInt), default=4)
     add("--skip-existing", action="store_true", help="leave samples alone that this expert has made whole")

@@ -57,7 +57,7 @@ def sample_rollouts(
 
     A prompt that leaves the engine no room for the longest answer is not sampled: that role fails, the others go on.
     """
-    room = engine.max_model_len - longest_answer(tokenizer, sampling)
+    room = engine.max_model_len - longest_answer(sampling, tokenizer)
     turns = Turns(tokenizer=tokenizer, scheme=scheme, room=room)
     waiting: list[Waiting] = []
     for each, told in _first_turn(tasks, engine, turns, sampling, num_rollouts, seed):

@@ -44,11 +44,12 @@ class Drawn(NamedTuple):
     answer: Answered
 
 
-def longest_answer(tokenizer: PreTrainedTokenizerBase, sampling: SamplingConfig) -> int:
-    """Return how many tokens an answer takes at most, with its thinking and what closes it."""
+def longest_answer(sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Return how many tokens an answer takes at most, with its thinking and what closes it; None: of any tokenizer."""
     if sampling.thinking_budget is None:
         return sampling.max_tokens
-    return sampling.thinking_budget + len(_closing(tokenizer)) + sampling.max_tokens
+    closing = len(CLOSING.encode() if tokenizer is None else _closing(tokenizer))  # no token is less than a byte
+    return sampling.thinking_budget + closing + sampling.max_tokens
 
 
 def answers(

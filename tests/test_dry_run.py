@@ -9,6 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.config import load
 from membuilder.errors import ConfigError
+from rollout.thinking import CLOSING
 from rollout.types import SamplingConfig
 from trainer import rl, sft
 from trainer.batching.attention_plan import varlen_calls
@@ -331,6 +332,9 @@ def test_report_warns_of_what_no_sum_shows(folder_small):
     # 32 sessions x 4 agents x 8 rollouts x 600 tokens
     assert "1,024 sequences" in text and "at most 614,400 tokens" in text
     assert "trains on at most 128,000 packed tokens, if no session is longer than max_tokens" in text
+    sampling = SamplingConfig(max_tokens=600, thinking_budget=100)
+    thinking, _ = report(config_of(folder_small, rl=True, sampling=sampling), Launch(gpu_memory_gib=16))
+    assert f"at most {1024 * (600 + 100 + len(CLOSING)):,} tokens" in thinking
     small = config_of(folder_small, rl=True, engine_memory=0.1)
     small_share, _ = report(small, Launch(gpu_memory_gib=16, zero_stage=2))
     assert "vLLM WOULD NOT START" in small_share

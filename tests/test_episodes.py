@@ -13,6 +13,7 @@ from rollout.equal_prompts import DrawsApart
 from rollout.types import Completion, Sampled, SamplingConfig
 from tests import keeper
 from tests.fakes import HashEmbedder
+from tests.memalpha_chunks import instance
 from tests.small_rl import Run, builds_of, config_of
 from tests.test_advantages import CORE, ROLES, group_of
 from trainer.advantages import StdScale, compared
@@ -136,6 +137,19 @@ def test_an_epoch_takes_each_dialogue_once_in_an_order_of_its_own_and_goes_on_fr
     resumed.load_state(begun.state)
     assert begun.state.taken == 9 and taken(resumed, 3) == whole[3:]
     assert taken(stream_of(7, 3, seed=2), 6) != whole
+
+
+def test_episodes_are_dealt_to_processes_by_their_number_of_chunks():
+    lengths = [219, *[5] * 40, 24, 24]
+    dialogues = [instance(*[["A line."]] * length, name=f"d{i}") for i, length in enumerate(lengths)]
+    dialogues[1] = instance(*[["A line. " * 10_000]] * 5, name="d1")  # read fast, whatever its lines
+    builds = [ExpertBuild(dialogue=dialogue, steps=()) for dialogue in dialogues]
+    stream = EpisodeStream(builds, HashEmbedder(), None, len(builds), seed=1)
+    of_step = [len(build.dialogue.sessions) for build in stream.builds()]
+    shares = [World(rank=rank, size=2).shard(stream.costs()) for rank in range(2)]
+    assert sorted(index for share in shares for index in share) == list(range(len(builds)))
+    chunks = [sum(of_step[index] for index in share) for share in shares]
+    assert abs(chunks[0] - chunks[1]) <= 5 and {len(share) for share in shares} != {len(builds) // 2}
 
 
 def test_two_dialogues_of_one_id_are_refused():

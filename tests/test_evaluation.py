@@ -570,6 +570,7 @@ def test_compare_tests_two_runs_on_the_same_questions(call, tmp_path, capsys):
     assert command.main(["compare", f"{out}:none", f"{out}:full-context", "--metric", "recall@10"]) == 0
     said = capsys.readouterr().out
     assert "recall@10 (answerable, 2 questions): A 0.000, B 1.000, B - A +1.000" in said
+    assert "memory tokens (1 dialogues): A 0.0, B " in said and "B / A -, B - A +" in said and "p = 1.0000" in said
     assert "recall@10 (set apart, 1 questions)" in said and "McNemar, exact; A better on 0, B on 2" in said
     for pair, problem in (
         ((f"{out}:none", f"{tmp_path / 'fewer'}"), "asked different questions: 2 only in A"),

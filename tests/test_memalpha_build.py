@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,12 +20,15 @@ from membuilder.datasets.memalpha import read_rows, source_of, sub_source
 from membuilder.datasets.splits import Split, split_ids
 from membuilder.errors import ConfigError, DataError
 from membuilder.instances import build as building
+from membuilder.instances import merge as merging
 from membuilder.instances.build import Plan, build
+from membuilder.instances.journal import Journal
 from membuilder.instances.merge import merge
 from membuilder.instances.sentences import sentences
 from membuilder.instances.streams import json_items
 from membuilder.instances.tokens import counter
 from tests import raw_data
+from tests.killed import start
 
 DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SFT_IDS = split_ids(Split.SFT, Path("nowhere"))
@@ -246,6 +251,53 @@ def test_a_build_goes_on_after_a_kill_at_any_moment_with_the_same_bytes(tmp_path
         (plan.folder / "instances.jsonl").write_bytes(journal[:cut])
         build(plan)
         assert [file.read_bytes() for file in files] == whole, cut
+
+
+def die_behind(number: int, plan: Plan) -> None:
+    """Build, and be killed behind so many more instances."""
+    write, left = Journal.write, iter(range(1, number))
+
+    def last_one(*given: object) -> None:
+        write(*given)
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal.write = last_one
+    build(plan)
+
+
+def die_while_merging(out: Path) -> None:
+    rows = merging._rows
+
+    def one(*given: object) -> Iterator[object]:
+        yield next(rows(*given))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    merging._rows = one
+    merge(["squad"], out, None, 1)
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_while_they_build_and_merge_leave_what_the_next_goes_on_from(tmp_path):
+    raw_data.squad(tmp_path / "raw", articles=16)
+    how = {"dataset": "squad", "source": tmp_path / "raw", "chunk_tokens": 200, "test_share": 0.3}
+    plans = [Plan(out=tmp_path / name, **how) for name in ("whole", "killed")]
+    build(plans[0])
+    merge(["squad"], tmp_path / "whole", None, 1)
+    exits = []
+    while 0 not in exits:
+        process = start(die_behind, 2, plans[1])
+        process.join()
+        exits.append(process.exitcode)
+    assert set(exits[:-1]) == {-9} and len(exits) > 3
+    process = start(die_while_merging, tmp_path / "killed")
+    process.join()
+    assert process.exitcode == -9 and not list((tmp_path / "killed").glob("t*.parquet"))
+    merge(["squad"], tmp_path / "killed", None, 1)
+    files = sorted(file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*.*"))
+    assert len(files) == 5
+    for file in files:
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 def test_what_is_kept_is_not_built_again(tmp_path, monkeypatch):

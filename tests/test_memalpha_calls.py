@@ -6,7 +6,7 @@ import pytest
 
 from membuilder.schemes.memalpha.config import MemAlphaConfig, PromptsConfig, parts_named
 from membuilder.schemes.memalpha.scheme import WRITER
-from membuilder.schemes.memalpha.tools import offered, search_tool, tools
+from membuilder.schemes.memalpha.tools import offered, tools
 from membuilder.types import AgentUpdate, Operation, OperationKind
 from tests.memalpha_chunks import answered, bank_of, call, calls_of, chunk, insert, outcomes, read, writer
 
@@ -263,8 +263,6 @@ def test_the_way_of_searching_that_is_named_is_one_there_is():
     assert writers["search_memory"]["properties"]["search_method"]["enum"] == ["bm25"]
     asked = call("search_memory", memory_type="semantic", query="cat", search_method="text-embedding")
     assert outcomes(answered(writer(max_turns=2), asked)) == ["schema"]
-    answerers = search_tool(MemAlphaConfig())["function"]["parameters"]["properties"]["search_method"]["enum"]
-    assert answerers == ["bm25", "text-embedding"]
 
 
 def test_the_order_of_excluded_parts_is_of_no_influence():

@@ -136,9 +136,10 @@ def test_wrong_columns_and_files_are_refused(tmp_path):
         load(written(tmp_path, row(instance_id="0"), columns=memalpha.COLUMNS | {"instance_id": str}))
     with pytest.raises(DataError, match="field 'rows': has none"):
         load(written(tmp_path))
-    (tmp_path / "no.parquet").write_text("text")
-    with pytest.raises(DataError, match="field 'Parquet'"):
-        load(tmp_path / "no.parquet")
+    for content in ("text", ""):
+        (tmp_path / "no.parquet").write_text(content)
+        with pytest.raises(DataError, match="field 'Parquet'"):
+            load(tmp_path / "no.parquet")
     with pytest.raises(DataError, match="is no file"):
         load(tmp_path / "nowhere.parquet")
 

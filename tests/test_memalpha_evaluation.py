@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from membuilder.datasets.load import load
 from membuilder.embedding import options
 from membuilder.evaluation import run
 from membuilder.evaluation.banks import BankFolder
-from membuilder.evaluation.compare import compare, load_side
+from membuilder.evaluation.compare import compare, compare_memory, load_side, memory_as_text
 from membuilder.evaluation.records import read_records
 from membuilder.evaluation.run import RUN_FILE
 from membuilder.types import Bank
@@ -68,6 +69,14 @@ def test_every_system_is_answered_by_one_reader_and_its_memory_is_counted(tmp_pa
     assert found["run"]["build_config"]["scheme"] == "memalpha"
     sides = [load_side(f"{tmp_path / 'out'}:{name}") for name in ("none", "agents")]
     assert compare(*sides, ["source"], seed=0)["source"]["answerable"].difference == 0.5
+    memory = compare_memory(*(load_side(f"{tmp_path / 'out'}:{name}") for name in ("all", "agents")), seed=0)
+    assert (memory.questions, memory.mean_b, memory.only_a) == (2, written, 2)
+    assert memory.difference == memory.mean_b - memory.mean_a == written - kept["all"] and memory.high < 0
+    told = memory_as_text(memory)
+    assert f"B / A {written / kept['all']:.3f}, B - A {written - kept['all']:+.1f} [" in told
+    assert "A larger in 2" in told
+    others = [replace(record, chunk_tokens=record.chunk_tokens + 1) for record in sides[1]]  # another tokenizer's
+    assert compare_memory(sides[0], others, seed=0) is None and "not compared" in memory_as_text(None)
 
 
 def test_parts_are_left_out_of_what_is_built_and_of_what_is_read(tmp_path, monkeypatch, capsys):
@@ -99,11 +108,12 @@ def test_parts_are_left_out_of_what_is_built_and_of_what_is_read(tmp_path, monke
 
 
 def test_a_memory_that_another_command_built_of_whole_chunks_is_answered_from(tmp_path, monkeypatch):
-    call = caller(tmp_path, monkeypatch, row(0, "squad"))
+    long = [chunk + "\nIt is late." * 70 for chunk in CHUNKS]  # four agents would read each of them in two parts
+    call = caller(tmp_path, monkeypatch, row(0, "squad", chunks=long))
     db, data = str(tmp_path / "db"), ["--dataset", "memalpha", "--dataset-path", str(tmp_path / "test.parquet")]
     with FaultServer(answering(reply)) as server:
         served = ["--model", "m", "--provider", "vllm", "--base-url", server.base_url, *MEMALPHA]
-        assert build.main([*data, *served, "--out", db, "max_turns=1000000"]) == 0
+        assert build.main([*data, *served, "--out", db]) == 0
         written = sum(first_message(request).startswith(WRITER) for request in server.requests)
         assert call(server, *MEMALPHA, "--system", "agents", "--db-path", db) == 0
         assert written == sum(first_message(request).startswith(WRITER) for request in server.requests) == 2

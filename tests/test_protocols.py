@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from membuilder.bank import okapi
 from membuilder.evaluation.chunks import token_counter
 from membuilder.evaluation.protocols.long_context import LongContext, kept
 from membuilder.evaluation.records import read_records
@@ -191,6 +192,27 @@ def test_a_reader_that_never_answers_is_unanswered_after_its_rounds(tmp_path, mo
     assert "(nothing new)" in said[0]["messages"][4]["content"]
     assert "No more searches are left" in said[0]["messages"][6]["content"]
     assert "100.0% of the answers could not be had" in capsys.readouterr().err
+
+
+def test_a_reader_that_searches_has_each_part_of_a_memory_indexed_once(tmp_path, monkeypatch):
+    new = [[f"{chunk} {word} sang." for chunk in CHUNKS] for word in ("Bo", "Di")]  # no other test has indexed these
+    call = caller(tmp_path, monkeypatch, *(row(number, "squad", chunks=chunks) for number, chunks in enumerate(new)))
+    indexed, index = [], okapi.Okapi
+
+    def counted(texts: list, *more: object) -> okapi.Okapi:
+        indexed.append(tuple(map(tuple, texts)))
+        return index(texts, *more)
+
+    def curious(request: Request) -> str:
+        return tool_call("search_memory", query="whale sea") if "tools" in request.body else "Oslo"
+
+    monkeypatch.setattr(okapi, "Okapi", counted)
+    flags = ("--system", "all", "--scheme", "memalpha", "--agentic-search", "3", "--concurrency", "4")
+    with FaultServer(answering(curious)) as server:
+        assert call(server, *flags) == 0
+    records = read_records(tmp_path / "out" / "answers.jsonl")
+    assert [record.searches for record in records] == [("whale sea",) * 3] * 4
+    assert len(indexed) == len(set(indexed)) == 2  # the one part of each memory that holds something
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from membuilder.datasets.splits import PUBLISHED, Split, of_the_test_split, spli
 from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.load import MAX_TURNS
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, write_records
 from membuilder.types import Agent, Bank, Session
 from tests.fakes import HashEmbedder
@@ -98,7 +99,9 @@ def test_published_configs_take_a_prepared_file_by_the_keys_that_the_refusal_nam
         load(kind, path, given)
     named = re.findall(r"data\.\w+=null", str(caught.value))
     config = load(kind, path, [*given, *named])
-    assert named == ["data.path=null", "data.split=null"] and config.data == DataConfig(prepared="mine.jsonl")
+    assert named == ["data.path=null", "data.split=null"] and config.data == DataConfig(
+        prepared="mine.jsonl", max_turns=MAX_TURNS
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import load_scheme
 from membuilder.schemes.scheme import Call, CallOutcome, Prompt, SessionResult
 from membuilder.types import AgentUpdate, Bank, FailureKind, Session, Turn
+from reward.score import RewardConfig
 from rollout.gguf import SMOLLM2, model_folder
 from rollout.sampler import sample_groups
 from rollout.thinking import CLOSING
@@ -23,6 +24,8 @@ from tests.test_chat_template import CHATML, tokenizer_with
 from tests.test_scheme import folder  # noqa: F401
 from trainer.batching.packing import build_tree, sequences_of
 from trainer.checkpoint.checksummed_json import encode
+from trainer.experience.collector import Collector
+from trainer.experience.parity import sample_sequences
 from trainer.experience.training_batch import sampled_sequences
 from trainer.model.tiny_model import train_tokenizer
 
@@ -233,6 +236,21 @@ def test_thinking_that_is_still_open_at_its_budget_is_closed_and_all_goes_on(thi
     )
     for sequence in (thought, answered):
         assert set(sequence.values.truncated) == {0.0}
+        assert len(sequence.values.rollout_logprobs) == len(sequence.completion_token_ids)
+
+
+def test_parity_is_checked_of_answers_behind_a_budget_of_thinking_and_not_of_what_closed_it(thinker, tokenizer):
+    answers = ["<think>A...", "<think></think>#2"], ["#1"], ["#2"] * 2
+    none = {"embedder": None, "judge": None, "formula": None, "count_tokens": None}
+    engine = ByTurn(tokenizer, *answers)
+    how = {"sampling": replace(BUDGET, top_p=0.5), "reward": RewardConfig(), "num_rollouts": 8}
+    collector = Collector(engine=engine, tokenizer=tokenizer, scheme=thinker, **how, **none)
+    (sequences,) = sample_sequences(collector, [task_of(thinker, "a", "A cat.", "Bye.")], 1.0, seed=1)
+    assert engine.max_tokens == [40, 10, 40]
+    said = [tokenizer.decode(sequence.completion_token_ids) for sequence in sequences]
+    assert said == ["<think>A", "#1<end>", "#2<end>", "<think></think>#2<end>", "#2<end>"]
+    assert tokenizer.decode(sequences[1].prompt_token_ids).endswith(f"<think>A{CLOSING}")
+    for sequence in sequences:
         assert len(sequence.values.rollout_logprobs) == len(sequence.completion_token_ids)
 
 

@@ -95,7 +95,7 @@ MISTAKES = [  # (command line, what is said of it)
     (f"{BUILD} --config {{w}}/empty.jsonl", ["the file is empty; leave it out"]),
     # Overrides
     (f"{BUILD} max_turns", ["'max_turns' is not an override; write key=value"]),
-    (f"{BUILD} max_turns=", ["key 'max_turns': None does not fit; expected int"]),
+    (f"{BUILD} parallel=", ["key 'parallel': None does not fit; expected int"]),
     (f"{BUILD} model.timeout_seconds=inf", ["key 'model.timeout_seconds': 'inf'", "it is not finite"]),
     (f"{BUILD} max_turns={'9' * 20}", ["key 'max_turns'", "64 bits"]),
     (f"{BUILD} scheme=${{", ["scheme: the value '${' is not valid YAML"]),

@@ -4,8 +4,14 @@ from datetime import datetime
 
 import pytest
 
+from membuilder.building.config import BuildConfig
 from membuilder.datasets.windows import in_windows
+from membuilder.evaluation.reading import reading_of
+from membuilder.llm.endpoints import ModelEndpoint
 from membuilder.types import Dialogue, Question, Session, Turn
+from trainer.configs import DataConfig
+from trainer.rl_config import RLConfig
+from trainer.sft_config import SFTConfig
 
 
 def session_of(num_turns: int, index: int = 0) -> Session:
@@ -40,6 +46,16 @@ def test_windows_are_sessions_numbered_through_the_dialogue():
 def test_a_question_is_asked_after_the_window_with_its_last_evidence():
     cut = in_windows(dialogue_of(6, 3, evidence=("D1:1", "D1:5")), 3)
     assert [len(asked) for asked in cut.questions_by_session()] == [0, 1, 0]
+
+
+def test_chunks_of_memalpha_are_read_whole_by_whoever_reads_them():
+    talk, long = {"scheme": "four_agents"}, {"scheme": "memalpha"}
+    for read, usual in ((talk, 60), (long, None)):
+        configs = [RLConfig(**read).data, SFTConfig(out="o", **read).data]
+        configs.append(BuildConfig(out="o", model=ModelEndpoint(name="m"), **read))
+        assert [each.max_turns for each in (*configs, reading_of(None, read["scheme"]))] == [usual] * 4
+    assert in_windows(dialogue_of(70), None) == dialogue_of(70)
+    assert RLConfig(data=DataConfig(max_turns=3), **long).data.max_turns == 3
 
 
 def test_short_sessions_stay_as_they_are():

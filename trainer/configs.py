@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from membuilder.datasets.splits import Split
 from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.load import turns_at_once
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.value_types import (
     AboveOne,
@@ -136,8 +137,9 @@ class DataConfig(Section):
     """Generated dialogues that SFT sees beside those of `path`: a tiny model needs more text than ten conversations."""
     repeat: PositiveInt = 1
     """Times that each training dialogue of `path` counts in an epoch of SFT, so that extra ones do not drown it."""
-    max_turns: PositiveInt = 60
-    """Most turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py)."""
+    max_turns: PositiveInt | None = None
+    """Most turns read at once: a longer session becomes several of the same date (membuilder/datasets/windows.py);
+    null: 60, and under `scheme: memalpha` all of a chunk."""
     num_steering: NonNegativeInt = 0
     """Dialogues besides those of training and evaluation, on which the RL loop measures how much greedy decoding
     writes (`length_target`): generated ones share their pool of names with the held-out ones, of a file they are the
@@ -291,3 +293,7 @@ class TrainConfig(Section):
     """Steps in a row from which nothing can be learned, before the run stops and names the likely cause; 0: any number.
     Such a step has no gradient; in RL also: all completions cut, none in the format, or no reward above another."""
     wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.data.max_turns = turns_at_once(self.scheme, self.data.max_turns)

@@ -20,10 +20,11 @@ from membuilder.generate.dialogue import generate
 from membuilder.quiet import hide_loading_bars, quiet_libraries
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.load import MAX_TURNS
 from membuilder.schemes.scheme import text_of
 from membuilder.types import Bank
 from membuilder.value_types import PositiveInt, Seed, flag_type
-from trainer.configs import DataConfig, TinyConfig
+from trainer.configs import TinyConfig
 
 NUM_DIALOGUES = 40
 """Generated dialogues that the tokenizer is trained on."""
@@ -46,7 +47,7 @@ def make(folder: Path, config: TinyConfig, seed: int) -> int:
     from trainer.model.tiny_model import build_model, train_tokenizer
 
     hide_loading_bars()
-    added = FourAgents(PromptConfig()).tiny_tokens(DataConfig().max_turns)
+    added = FourAgents(PromptConfig()).tiny_tokens(MAX_TURNS)
     tokenizer = train_tokenizer(_texts(seed), added, config.vocab_size)
     model = build_model(tokenizer, config, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ texts hold weighs a quarter of the mean weight of all terms, and a text that sha
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def _scores(texts: Sequence[str], questions: Sequence[str], method: SearchMethod
         return embedder.embed(questions) @ embedder.embed(texts).T  # (Q, N)
 
     def word_scores() -> np.ndarray:
-        index = Okapi([terms_of(text, with_characters=True) for text in texts])
+        index = _index_of(tuple(texts))
         return np.stack([index.scores(terms_of(question)) for question in questions])  # (Q, N)
 
     return scores_by(method, similarities, word_scores)
@@ -117,6 +118,15 @@ class Okapi:
                 places, counts = self._arrays[term]
                 scores[places] += self._weights[term] * counts * (K1 + 1) / (counts + self._norms[places])
         return scores
+
+
+@lru_cache(maxsize=64)
+def _index_of(texts: tuple[str, ...]) -> Okapi:
+    """Return the index of a part. A reader who searches asks for the same part again and again.
+
+    As many are kept as the questions in flight may need.
+    """
+    return Okapi([terms_of(text, with_characters=True) for text in texts])
 
 
 def terms_of(text: str, with_characters: bool = False) -> list[str]:

@@ -12,7 +12,7 @@ from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.embedding.options import EmbedderOptions, options_of
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, with_template_kwargs
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
-from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA
+from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, turns_at_once
 from membuilder.schemes.memalpha import prompts as memalpha_prompts
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Dialogue
@@ -50,8 +50,10 @@ class BuildConfig(Section):
     """Id of the one dialogue to build; null: every dialogue of the file."""
     sessions: PositiveInt | None = None
     """First sessions of each dialogue only; null: all. A later run with more goes on from there."""
-    max_turns: PositiveInt = 60
-    """Turns read at once: a longer session becomes several of the same date."""
+    max_turns: PositiveInt | None = None
+    """Turns read at once: a longer session becomes several of the same date; null: 60, and under `scheme: memalpha` all
+    of a chunk.
+    """
     parallel: PositiveInt = 4
     """Dialogues built at once."""
     max_failed: Share = 0.01
@@ -83,6 +85,7 @@ class BuildConfig(Section):
         super().__post_init__()
         if self.model.name == RULES and self.prompts.chat_template_kwargs:
             raise ValueError("prompts.chat_template_kwargs are options of a model's chat template, and rules have none")
+        self.max_turns = turns_at_once(self.scheme, self.max_turns)
         self.on_bad_operation = OnBadOperation(self.on_bad_operation)  # a text where a program gives it
 
     def settings(self, dialogue: Dialogue, embedder: Mapping[str, Any]) -> dict[str, Any]:

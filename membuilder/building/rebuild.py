@@ -65,7 +65,7 @@ def corrected(dialogue: Dialogue, turn_id: str, text: str, path: Path) -> tuple[
     return replace(dialogue, sessions=tuple(sessions)), index
 
 
-def with_late_sessions(dialogue: Dialogue, late: Dialogue, max_turns: int, path: Path) -> tuple[Dialogue, int]:
+def with_late_sessions(dialogue: Dialogue, late: Dialogue, max_turns: int | None, path: Path) -> tuple[Dialogue, int]:
     """Return the dialogue with the sessions of `late` that it lacks, by time, and the index of the first of them.
 
     `late` holds these sessions alone, or the whole dialogue with them; `path` is its file. Raises DataError.

@@ -5,11 +5,13 @@ from dataclasses import replace
 from membuilder.types import Dialogue, Session
 
 
-def in_windows(dialogue: Dialogue, max_turns: int) -> Dialogue:
+def in_windows(dialogue: Dialogue, max_turns: int | None) -> Dialogue:
     """Return the dialogue with no session of more than `max_turns` turns; turn ids and questions stay as they are.
 
-    A long session is cut into the fewest consecutive windows, as equal in size as can be.
+    A long session is cut into the fewest consecutive windows, as equal in size as can be. With None none is cut.
     """
+    if max_turns is None:
+        return dialogue
     cut = [window for session in dialogue.sessions for window in _windows(session, max_turns)]
     return replace(dialogue, sessions=tuple(replace(session, index=index) for index, session in enumerate(cut)))
 

@@ -1,9 +1,13 @@
-"""Tests whether one run is better than another, question by question on the same questions."""
+"""Tests whether one run is better than another, question by question on the same questions, and what memory it took."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 
 from membuilder.errors import EvaluationError
 from membuilder.evaluation.intervals import Paired, paired
@@ -11,6 +15,11 @@ from membuilder.evaluation.metrics import METRICS
 from membuilder.evaluation.records import Record, read_records
 
 ANSWERS_FILE = "answers.jsonl"
+
+
+class _Tokens(NamedTuple):
+    memory: float
+    whole: float
 
 
 def load_side(name: str) -> list[Record]:
@@ -60,8 +69,41 @@ def compare(
     return found
 
 
+def compare_memory(side_a: Sequence[Record], side_b: Sequence[Record], seed: int) -> Paired | None:
+    """Return the paired result over the tokens that the memories of the instances hold.
+
+    It is None where a side has not counted them, or by another tokenizer than the other side: the instances themselves
+    then count otherwise.
+    """
+    a, b = (_tokens_by_instance(side) for side in (side_a, side_b))
+    if not a or a.keys() != b.keys() or any(a[name].whole != b[name].whole for name in a):
+        return None
+    memories = np.array([(a[name].memory, b[name].memory) for name in sorted(a)])  # (N, 2)
+    return paired(memories[:, 0], memories[:, 1], seed)
+
+
+def _tokens_by_instance(records: Sequence[Record]) -> dict[str, _Tokens]:
+    """Map each instance to its mean over questions, since some systems keep another text for each of them."""
+    found: dict[str, list[_Tokens]] = defaultdict(list)
+    for record in records:
+        if record.memory_tokens is not UNSET and record.chunk_tokens is not UNSET:
+            found[record.dialogue].append(_Tokens(record.memory_tokens, record.chunk_tokens))
+    return {name: _Tokens(*map(fmean, zip(*each, strict=True))) for name, each in found.items()}
+
+
 def _asked(record: Record) -> tuple:
     return record.question, record.gold, record.evidence
+
+
+def memory_as_text(found: Paired | None) -> str:
+    if found is None:
+        return "memory tokens are not compared: the two runs did not count them, or by different tokenizers"
+    ratio = f"{found.mean_b / found.mean_a:.3f}" if found.mean_a else "-"
+    return (
+        f"memory tokens ({found.questions} dialogues): A {found.mean_a:.1f}, B {found.mean_b:.1f}, B / A {ratio}, "
+        f"B - A {found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}], p = {found.p_value:.4f} "
+        f"({found.test}; A larger in {found.only_a}, B in {found.only_b})"
+    )
 
 
 def as_text(found: dict[str, dict[str, Paired]]) -> str:

@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 
 class Paired(NamedTuple):
-    """How B does against A over the same questions."""
+    """How B does against A over the same questions, or over the same dialogues."""
 
     questions: int
     mean_a: float
@@ -56,7 +56,7 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int) -> Paired:
     only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
     is_binary = set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}
     p_value = 1.0
-    if only_a or only_b:
+    if len(a) > 1 and (only_a or only_b):  # one pair alone tells nothing
         p_value = _mcnemar(only_a, only_b) if is_binary else _sign_permutation(difference, seed)
     means = [float(values.mean()) for values in (a, b, difference)]
     test = "McNemar, exact" if is_binary else "permutation of signs"

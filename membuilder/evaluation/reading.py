@@ -7,13 +7,10 @@ from pathlib import Path
 from membuilder.config import from_mappings, read
 from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
-from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA
+from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, turns_at_once
 from membuilder.schemes.memalpha import prompts as memalpha_prompts
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Agent
-
-WHOLE_CHUNK = 1_000_000
-"""Turns read at once under memalpha, whose chunks were made to be read whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,7 @@ def reading_of(path: Path | None, scheme: str | None = None, excluded: Sequence[
     """
     if path is None:
         known = scheme or FOUR_AGENTS
-        told = Reading(scheme=known, max_turns=WHOLE_CHUNK if known == MEMALPHA else 60)
+        told = Reading(scheme=known, max_turns=turns_at_once(known, None))
     else:
         told = _told(path)
         if scheme not in (None, told.scheme):
@@ -63,7 +60,7 @@ def template_hashes_of(reading: Reading) -> dict[str, str]:
 
 def _told(path: Path) -> Reading:
     match read(path):
-        case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int(max_turns)}}:
+        case {"scheme": str(scheme), "prompts": {} as prompts, "data": {"max_turns": int() | None as max_turns}}:
             known = from_mappings(PromptConfig, (prompts, f"{path}: prompts"))
             own = read(path).get("memalpha")
             memalpha = None if own is None else from_mappings(MemAlphaConfig, (own, f"{path}: memalpha"))

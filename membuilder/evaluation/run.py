@@ -80,6 +80,8 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
     Returns the exit status: 0, or 1 when more than 1% of the answers or verdicts of a system are missing.
     """
     usage, is_build = Usage(), options.flags.mode == "build"
+    if not is_build:
+        _check_questions(dialogues, path)
     folder = options.db_path if is_build else options.flags.output_dir
     with ExitStack() as opened:
         costs = opened.enter_context(open_costs(options.flags, usage))
@@ -104,6 +106,16 @@ def run(options: Options, dialogues: list[Dialogue], path: Path) -> int:
         _say_built(folder, told, usage)
         return 0
     return _finish(options, settings | told | {"resumed": was_begun}, usage)
+
+
+def _check_questions(dialogues: Sequence[Dialogue], path: Path) -> None:
+    """Raise EvaluationError where nothing is asked at all, and say how many dialogues are read for no question."""
+    unasked = sum(not dialogue.questions for dialogue in dialogues)
+    if unasked == len(dialogues):
+        problem = "none of the dialogues chosen has a question; choose others or more sessions, or --mode build"
+        raise EvaluationError(f"{path}: {problem}")
+    if unasked:
+        _log.warning("%d of %d dialogues have no question, and count in no mean", unasked, len(dialogues))
 
 
 async def _ask_models(run: _Run) -> dict[str, Any]:

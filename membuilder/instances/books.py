@@ -3,6 +3,7 @@
 Where the file gives no keywords they are the names and the rare words of the summary that stand in the chapter.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +16,8 @@ from membuilder.datasets.typed import Text, convert, located
 from membuilder.instances.draw import Draw
 from membuilder.instances.frame import FRAME_TOKENS
 from membuilder.instances.keywords import keywords
-from membuilder.instances.records import Instance, Progress, Shape, Tokens
+from membuilder.instances.one_each import Names
+from membuilder.instances.records import Instance, Shape, Tokens
 from membuilder.instances.sentences import filled, sentences
 from membuilder.instances.streams import json_lines
 
@@ -64,21 +66,17 @@ def read(files: Sequence[Path]) -> Iterator[Chapter]:
             )
 
 
-def pack(
-    chapters: Iterator[tuple[int, Chapter]], shape: Shape, tokens: Tokens, names: Sequence[object], progress: Progress
-) -> Iterator[Instance]:
-    """Yield an instance for each chapter that makes 5 to 20 chunks; see `reading.pack`."""
-    for number, chapter in chapters:
-        draw = Draw(*names, progress.instances)
-        limit = shape.chunk_tokens[1] - FRAME_TOKENS
-        chunks = filled(sentences(chapter.text), limit, tokens, at_least=CHUNKS[0])
-        progress.units, progress.instances = number + 1, progress.instances + 1
-        if chunks is None:
-            progress.dropped["sentence_longer_than_a_chunk"] += 1
-        elif not CHUNKS[0] <= len(chunks) <= CHUNKS[1]:
-            progress.dropped["too_few_chunks" if len(chunks) < CHUNKS[0] else "too_many_chunks"] += 1
-        else:
-            yield read_in_days(chunks, chapter.keywords, draw, chapter.summary)
+def make(chapter: Chapter, shape: Shape, tokens: Tokens, names: Names, dropped: Counter[str]) -> Instance | None:
+    """Return the instance of a chapter that makes 5 to 20 chunks."""
+    limit = shape.chunk_tokens[1] - FRAME_TOKENS
+    chunks = filled(sentences(chapter.text), limit, tokens, at_least=CHUNKS[0])
+    if chunks is None:
+        dropped["sentence_longer_than_a_chunk"] += 1
+        return None
+    if not CHUNKS[0] <= len(chunks) <= CHUNKS[1]:
+        dropped["too_few_chunks" if len(chunks) < CHUNKS[0] else "too_many_chunks"] += 1
+        return None
+    return read_in_days(chunks, chapter.keywords, Draw(*names), chapter.summary)
 
 
 def read_in_days(chunks: Sequence[str], words: Sequence[str], draw: Draw, summary: str = "") -> Instance:

@@ -6,6 +6,7 @@ between examples. Sources that Mem-alpha does not evaluate on are left out and c
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +22,8 @@ from membuilder.instances.books import read_in_days
 from membuilder.instances.draw import Draw, shuffled
 from membuilder.instances.frame import FRAME_TOKENS, LABELLING, READING, framed
 from membuilder.instances.keywords import keywords
-from membuilder.instances.records import Instance, Progress, Shape, Tokens
+from membuilder.instances.one_each import Names
+from membuilder.instances.records import Instance, Shape, Tokens
 from membuilder.instances.sentences import filled, sentences
 from membuilder.instances.sessions import lay_out, pieces
 from membuilder.types import Session, Turn
@@ -131,24 +133,18 @@ def _time(text: str, field: str) -> datetime:
     return read_time(found[0] if found else text, _DATE_FORM, _DATE_EXAMPLE, field)
 
 
-def pack(
-    parts: Iterator[tuple[int, Part]], shape: Shape, tokens: Tokens, names: Sequence[object], progress: Progress
-) -> Iterator[Instance]:
-    """Yield an instance of each context; see `reading.pack`."""
-    limit = shape.chunk_tokens[1] - FRAME_TOKENS
-    for number, part in parts:
-        names_of_this = (*names, progress.instances)
-        progress.units, progress.instances = number + 1, progress.instances + 1
-        made = _instance(part, limit, tokens, Draw(*names_of_this))
-        if made is None:
-            progress.dropped["sentence_longer_than_a_chunk"] += 1
-            continue
-        chosen = set(shuffled(range(len(made.questions)), *names_of_this)[: shape.questions[1]])
-        progress.dropped["more_than_an_instance_takes"] += len(made.questions) - len(chosen)
-        asked = tuple(each for i, each in enumerate(made.questions) if i in chosen)
-        ids = part.record.metadata.question_ids or ()
-        samples = tuple(each for i, each in enumerate(ids) if i in chosen)
-        yield replace(made, questions=asked, data_source=part.record.metadata.source, samples=samples)
+def make(part: Part, shape: Shape, tokens: Tokens, names: Names, dropped: Counter[str]) -> Instance | None:
+    """Return the instance of a context."""
+    made = _instance(part, shape.chunk_tokens[1] - FRAME_TOKENS, tokens, Draw(*names))
+    if made is None:
+        dropped["sentence_longer_than_a_chunk"] += 1
+        return None
+    chosen = set(shuffled(range(len(made.questions)), *names)[: shape.questions[1]])
+    dropped["more_than_an_instance_takes"] += len(made.questions) - len(chosen)
+    asked = tuple(each for i, each in enumerate(made.questions) if i in chosen)
+    ids = part.record.metadata.question_ids or ()
+    samples = tuple(each for i, each in enumerate(ids) if i in chosen)
+    return replace(made, questions=asked, data_source=part.record.metadata.source, samples=samples)
 
 
 def _instance(part: Part, limit: int, tokens: Tokens, draw: Draw) -> Instance | None:

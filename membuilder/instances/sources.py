@@ -19,6 +19,7 @@ from membuilder.instances import (
     roles,
     squad,
 )
+from membuilder.instances.one_each import pack_each
 from membuilder.instances.records import Instance, Shape
 
 
@@ -100,7 +101,7 @@ def _part(name: str) -> Source:
         data_source=name.lower(),
         files=(f"{name}*.parquet",),
         read=lambda found, seed, allow_leak: memoryagentbench.read(found),
-        pack=memoryagentbench.pack,
+        pack=partial(pack_each, memoryagentbench.make),
         shape=Shape(chunk_tokens=(2048, 2048)),
         only_test=True,
         model=ModelTask.KEYWORDS if name == memoryagentbench.WITH_SUMMARIES else None,
@@ -121,7 +122,7 @@ SOURCES = {
         data_source="booksum",
         files=books.FILES,
         read=lambda found, seed, allow_leak: books.read(found),
-        pack=books.pack,
+        pack=partial(pack_each, books.make),
         shape=Shape(chunk_tokens=(2048, 2048)),
         model=ModelTask.KEYWORDS,
     ),
@@ -129,7 +130,7 @@ SOURCES = {
         data_source="perltqa",
         files=perltqa.FILES,
         read=lambda found, seed, allow_leak: perltqa.read(found),
-        pack=perltqa.pack,
+        pack=partial(pack_each, perltqa.make),
         shape=Shape(chunk_tokens=(1024, 1024), chunks=60, questions=(20, 100)),
     ),
     "longmemeval": Source(

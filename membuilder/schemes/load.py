@@ -19,6 +19,9 @@ FOUR_AGENTS, MEMALPHA = "four_agents", "memalpha"
 BUILT_IN = (FOUR_AGENTS, MEMALPHA)
 READ_BY_ALL = {"chat_template_kwargs"}
 """Keys of `prompts` that are about the model and not about the four agents' prompts."""
+MAX_TURNS = 60
+"""Turns of a session that a model reads at once, where nothing else is said: a long one is more than it can deal with.
+A chunk of memalpha is made to be read whole."""
 ROLE_NAME = re.compile(r"[a-z][a-z_]*")
 
 
@@ -28,6 +31,11 @@ class NamesScheme(Protocol):
     scheme: str
     prompts: PromptConfig
     memalpha: MemAlphaConfig | None
+
+
+def turns_at_once(scheme: str, max_turns: int | None) -> int | None:
+    """Return how many turns of a session are read at once under a scheme: `max_turns`, else its default. None: all."""
+    return MAX_TURNS if max_turns is None and scheme != MEMALPHA else max_turns
 
 
 def scheme_of(config: NamesScheme, count_tokens: CountTokens | None = None) -> Scheme:

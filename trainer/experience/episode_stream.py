@@ -58,9 +58,8 @@ class EpisodeStream:
         return [self._builds[index] for index in order[position : position + size]]
 
     def costs(self) -> list[float]:
-        """Estimates of what each of them costs to sample: its number of characters."""
-        dialogues = [build.dialogue for build in self.builds()]
-        return [float(sum(len(t.text) for s in dialogue.sessions for t in s.turns)) for dialogue in dialogues]
+        """Estimates of what each of them costs to sample: its number of sessions, which are as many answers."""
+        return [float(len(build.dialogue.sessions)) for build in self.builds()]
 
     def tasks(self, number: int) -> list[Task]:
         """Return the first sessions of up to so many of them."""

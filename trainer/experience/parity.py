@@ -14,7 +14,6 @@ import torch
 
 from membuilder.errors import ParityError
 from rollout.turns import Task
-from rollout.types import SamplingConfig
 from trainer.batching.packing import Node, TrainSequence, as_run, build_tree, dense_tree, micro_batches, pack_on
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
@@ -46,7 +45,7 @@ def check_parity(policy, collector: Collector, tasks: list[Task], config: RLConf
 
 def sample_sequences(collector: Collector, tasks: list[Task], temperature: float, seed: int) -> Groups:
     """Two rollouts of each task from the uncut distribution, whose prompts are checked; too long ones are left out."""
-    sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=collector.sampling.max_tokens)
+    sampling = replace(collector.sampling, temperature=temperature, top_p=1.0)
     groups = collector.sample(tasks, sampling, 2, seed)
     check_prompts(collector.tokenizer, collector.scheme, tasks, groups)
     found = []

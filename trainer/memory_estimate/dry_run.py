@@ -8,6 +8,7 @@ not fit; the exit status is 1 in that case.
 """
 
 from rollout.gguf import model_folder
+from rollout.thinking import longest_answer
 from trainer.configs import TrainConfig
 from trainer.memory_estimate.advice import advise, largest_micro_batch
 from trainer.memory_estimate.estimate import (
@@ -68,7 +69,7 @@ def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
     if sessions < launch.num_processes:
         lines.append(f"  {launch.num_processes - sessions} GPUs get no session: raise sessions_per_step")
     if is_rl:
-        lines.append(f"  generates at most {sequences * config.sampling.max_tokens:,} tokens")
+        lines.append(f"  generates at most {sequences * longest_answer(config.sampling):,} tokens")
     prompt, completion = launch.prompt_tokens, launch.completion_tokens
     if prompt is None:
         most = sessions * config.max_tokens
@@ -103,12 +104,13 @@ def _warnings(config: TrainConfig, launch: Launch, found: Estimate) -> list[str]
         else:
             count = room // config.max_model_len
             lines.append(f"KV cache: {room:,} tokens, {count} sequence{'s' * (count > 1)} of max_model_len at once.")
-    longest = config.sampling.max_tokens
+    longest = longest_answer(config.sampling)
     largest = session_tokens(config, config.max_model_len - longest, longest)
     limit = largest_micro_batch(config, launch)
+    thinking = "" if config.sampling.thinking_budget is None else ", sampling.thinking_budget"
     if largest > config.max_tokens and found.fits and largest > limit:
         lines.append(
             f"Longest session at the caps: {largest:,} packed tokens; {limit:,} would fit. A session is never split: "
-            "if yours come near, lower sampling.max_tokens or num_rollouts."
+            f"if yours come near, lower sampling.max_tokens{thinking} or num_rollouts."
         )
     return lines

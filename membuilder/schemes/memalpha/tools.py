@@ -23,8 +23,8 @@ INSERT, UPDATE, DELETE, SEARCH = "memory_insert", "memory_update", "memory_delet
 OTHER_NAMES = {"new_memory_insert": INSERT}
 """The published name of a tool -> ours."""
 SUFFIX = "_memory"
-WORDS, MEANING = "bm25", "text-embedding"
-"""The ways of searching that `search_method` names."""
+WORDS = "bm25"
+"""The way of searching that `search_method` names."""
 
 _SHOWN_ID = re.compile(r"\s*\[(\w+)\]\s*")
 _LISTS = tuple(part for part in PARTS if part is not Agent.CORE)
@@ -75,15 +75,6 @@ def offered(config: MemAlphaConfig) -> tuple[str, ...]:
     """Return the names of the functions that the writer may call."""
     names = (INSERT, UPDATE, DELETE, SEARCH) if config.max_turns > 1 else (INSERT, UPDATE, DELETE)
     return tuple(name for name in names if _enabled(name, config))
-
-
-def search_tool(config: MemAlphaConfig) -> dict[str, Any]:
-    """Return the function by which an answerer searches, who may search by meaning too."""
-    parameters = _parameters(SEARCH, _enabled(SEARCH, config), False, (WORDS, MEANING))
-    return {
-        "type": "function",
-        "function": {"name": SEARCH, "description": _WHAT_FOR[SEARCH], "parameters": parameters},
-    }
 
 
 def operation_of(name: str, arguments: Any, config: MemAlphaConfig, num_lines: int) -> Operation | Refused:
@@ -179,15 +170,15 @@ def _unsaid(tool: str, part: Agent, arguments: Mapping[str, Any]) -> str | None:
     return None
 
 
-Shape = tuple[str, tuple[Agent, ...], bool, tuple[str, ...]]
-"""What the arguments of a tool depend on: its name, its parts, whether lines are taken, how it searches."""
+Shape = tuple[str, tuple[Agent, ...], bool]
+"""What the arguments of a tool depend on: its name, its parts, whether lines are taken."""
 
 
 def _shape(tool: str, config: MemAlphaConfig) -> Shape:
-    return tool, _enabled(tool, config), config.line_pointers, (WORDS,)
+    return tool, _enabled(tool, config), config.line_pointers
 
 
-def _parameters(tool: str, parts: tuple[Agent, ...], takes_lines: bool, methods: tuple[str, ...]) -> dict[str, Any]:
+def _parameters(tool: str, parts: tuple[Agent, ...], takes_lines: bool) -> dict[str, Any]:
     text = {"type": "string"}
     properties: dict[str, Any] = {"memory_type": text | {"enum": [f"{part}{SUFFIX}" for part in parts]}}
     required = list(_REQUIRED[tool])
@@ -199,10 +190,10 @@ def _parameters(tool: str, parts: tuple[Agent, ...], takes_lines: bool, methods:
     if tool in (UPDATE, DELETE):
         properties["memory_id"] = text | {"description": "Id of the entry, as shown before it; the core has none."}
     if tool == SEARCH:
-        properties |= {"query": text, "search_method": text | {"enum": list(methods)}}
+        properties |= {"query": text, "search_method": text | {"enum": [WORDS]}}
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 @cache
-def _validator(tool: str, parts: tuple[Agent, ...], takes_lines: bool, methods: tuple[str, ...]) -> Any:
-    return Draft202012Validator(_parameters(tool, parts, takes_lines, methods))
+def _validator(tool: str, parts: tuple[Agent, ...], takes_lines: bool) -> Any:
+    return Draft202012Validator(_parameters(tool, parts, takes_lines))
