@@ -326,7 +326,9 @@ def test_further_draws_of_the_expert_have_a_taste_for_what_a_line_is_about():
     subjects = ("garden", "cellar", "kitchen", "attic")
     liked = []
     for number in range(10):
-        lines = [f"The {subject} of Anna Berg{number}{place} is Oslo{number}." for place, subject in enumerate(subjects)]
+        lines = [
+            f"The {subject} of Anna Berg{number}{place} is Oslo{number}." for place, subject in enumerate(subjects)
+        ]
         found = writer(max_calls=1, expert_draws=17).other_proposals(chunk(*lines, number=number), Bank(), {WRITER: ()})
         liked.append([lines[each[WRITER].operations[0].quote[0] - 1].split()[1] for each in found])
     assert all(same == liked[0] for same in liked)  # whoever it is about, and however often it is asked

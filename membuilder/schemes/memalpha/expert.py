@@ -70,7 +70,8 @@ def proposals(
     core = _core(bank.core, labels, config, count_tokens)
     updates = []
     for draw in range(num_draws):
-        drawn = sorted(facts, key=lambda text: (_taste(facts[text], draw), _digest(text)))[: config.max_calls - len(core)]
+        liked = sorted(facts, key=lambda text: (_taste(facts[text], draw), _digest(text)))
+        drawn = liked[: config.max_calls - len(core)]
         kept = sorted((facts[text] for text in drawn), key=lambda fact: fact.numbers)
         updates.append(AgentUpdate(operations=(*_operations(session, kept, shown, config), *core)))
     return updates
