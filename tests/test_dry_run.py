@@ -328,10 +328,14 @@ def test_hopeless_runs_are_told_so(folder_small):
 def test_report_warns_of_what_no_sum_shows(folder_small):
     text, _ = report(config_of(folder_small, rl=True), Launch(num_processes=64, gpu_memory_gib=16))
     assert "No float32 master weights" in text
-    assert "32 GPUs get no session: raise sessions_per_step" in text
+    assert "32 GPUs get none: raise sessions_per_step" in text
     # 32 sessions x 4 agents x 8 rollouts x 600 tokens
     assert "1,024 sequences" in text and "at most 614,400 tokens" in text
-    assert "trains on at most 128,000 packed tokens, if no session is longer than max_tokens" in text
+    assert "trains on at most 128,000 packed tokens a step, if no session is longer than max_tokens" in text
+    episodes = config_of(folder_small, rl=True, dense=False, instances_per_step=16)
+    text, _ = report(episodes, Launch(num_processes=64, gpu_memory_gib=16))
+    assert "A step: 16 instances (about 1 on a GPU), 512 sequences for one session of each;" in text
+    assert "48 GPUs get none: raise instances_per_step" in text
     sampling = SamplingConfig(max_tokens=600, thinking_budget=100)
     thinking, _ = report(config_of(folder_small, rl=True, sampling=sampling), Launch(gpu_memory_gib=16))
     assert f"at most {1024 * (600 + 100 + len(CLOSING)):,} tokens" in thinking

@@ -59,29 +59,35 @@ def _table(config: TrainConfig, found: Estimate) -> list[str]:
 
 def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
     """Return what one step generates and trains on."""
-    sessions, is_rl = config.sessions_per_step, isinstance(config, RLConfig)
+    is_rl = isinstance(config, RLConfig)
+    # how many sessions whole dialogues have is in the data: their numbers are those of one session of each
+    instances = config.instances_per_step if is_rl else None
+    sessions, unit, whole = config.sessions_per_step, "sessions", "a step"
+    if instances is not None:
+        sessions, unit, whole = instances, "instances", "for one session of each"
     per_rank = -(-sessions // launch.num_processes)
     sequences = sessions * num_roles(config) * (config.num_rollouts if is_rl else 1)
     lines = [
-        f"A step: {sessions} sessions (about {per_rank} on a GPU), {sequences:,} sequences; "
+        f"A step: {sessions} {unit} (about {per_rank} on a GPU), {sequences:,} sequences"
+        f"{'' if instances is None else f' {whole}'}; "
         f"micro-batches of {config.max_tokens:,} packed tokens (a session is never split)"
     ]
     if sessions < launch.num_processes:
-        lines.append(f"  {launch.num_processes - sessions} GPUs get no session: raise sessions_per_step")
+        lines.append(f"  {launch.num_processes - sessions} GPUs get none: raise {unit}_per_step")
     if is_rl:
-        lines.append(f"  generates at most {sequences * longest_answer(config.sampling):,} tokens")
+        lines.append(f"  generates at most {sequences * longest_answer(config.sampling):,} tokens {whole}")
     prompt, completion = launch.prompt_tokens, launch.completion_tokens
     if prompt is None:
         most = sessions * config.max_tokens
         return lines + [
-            f"  trains on at most {most:,} packed tokens, if no session is longer than max_tokens; --prompt-tokens and "
-            "--completion-tokens tell of your data"
+            f"  trains on at most {most:,} packed tokens {whole}, if no session is longer than max_tokens; "
+            "--prompt-tokens and --completion-tokens tell of your data"
         ]
     packed = session_tokens(config, prompt, completion)
     over = " (over max_tokens: a micro-batch of its own)" * (packed > config.max_tokens)
     return lines + [
         f"  at {prompt:,} + {completion:,} tokens: {sequences * completion:,} tokens to learn "
-        f"from, at most {packed:,} packed tokens a session{over}, {sessions * packed:,} a step"
+        f"from, at most {packed:,} packed tokens a session{over}, {sessions * packed:,} {whole}"
     ]
 
 
