@@ -38,9 +38,10 @@ CONFIGURED = "rl"
 ROWS = {CONFIGURED: ()} | {
     f"credit {credit}, baseline {baseline}": (f"rl.reward.credit={credit}", f"rl.reward.baseline={baseline}")
     for credit in ("episode", "evidence")
-    for baseline in ("instance", "episode")
+    for baseline in ("session", "instance", "episode")
+    if (credit, baseline) != ("evidence", "session")
 }
-"""The configuration as it is, and the four that it is compared with."""
+"""The configuration as it is, which is that pair, and those that it is compared with."""
 VIEWS = {"view recent": ("rl.memalpha.view=recent",)}
 """The other view, of the configured credit and baseline; the SFT model has seen the related entries."""
 
