@@ -33,7 +33,7 @@ from membuilder.progress import progress
 from membuilder.value_types import PositiveInt, Seed, ShareBelowOne, flag_type
 
 if TYPE_CHECKING:
-    from membuilder.instances.build import Plan
+    from membuilder.instances.plan import Plan
 
 USAGE_FILE = "build_usage.jsonl"
 _TIMEOUT = httpx.Timeout(60, connect=15)
@@ -123,6 +123,11 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     add("--split", type=flag_type(ShareBelowOne), metavar="SHARE", help=text)
     add("--tokenizer", type=Path, help="folder of the model whose tokens count; else four characters are one")
     add("--chunk-tokens", type=flag_type(PositiveInt), metavar="N", help="of the largest chunk; else as published")
+    add("--chunks", type=flag_type(PositiveInt), metavar="N", help="of an instance at most; else as published")
+    text = "of an instance; else as published"
+    add("--questions", type=flag_type(PositiveInt), nargs=2, metavar=("LEAST", "MOST"), help=text)
+    text = "a line for every sentence that is read, so that a line pointer can name it; else one for a paragraph"
+    add("--sentence-lines", action="store_true", help=text)
     text = "no keys that the published files have not, such as evidence"
     add("--published", action="store_true", help=text)
     text = "data file with which training may share nothing; repeatable"
@@ -136,7 +141,8 @@ def _add_build(command: argparse.ArgumentParser) -> None:
 
 
 def _build(given: argparse.Namespace) -> int:
-    names = ("source", "split", "tokenizer", "chunk_tokens", "published", "evaluation", "allow_leak", "model")
+    names = ("source", "split", "tokenizer", "chunk_tokens", "chunks", "questions", "sentence_lines", "published")
+    names += ("evaluation", "allow_leak", "model")
     of_one = {name: value for name in names if (value := getattr(given, name)) is not None and value is not False}
     if given.merge:
         if of_one:
@@ -153,9 +159,11 @@ def _build(given: argparse.Namespace) -> int:
         raise ConfigError("--provider and --base-url need --model: who is asked there")
     if given.source is None:
         raise ConfigError("--dataset needs --source: the raw file, or the folder that holds it")
-    from membuilder.instances.build import Plan, build  # they load what wrong flags need not wait for
+    from membuilder.instances.build import build  # they load what wrong flags need not wait for
+    from membuilder.instances.plan import Plan
 
-    renamed = {"test_share": of_one.pop("split", None), "evaluation": tuple(of_one.pop("evaluation", ()))}
+    renamed = {"test_share": of_one.pop("split", None)}
+    renamed |= {name: tuple(of_one.pop(name)) for name in ("questions", "evaluation") if name in of_one}
     plan = Plan(dataset=given.dataset, out=given.out, seed=given.seed, **renamed, **of_one)
     report = build(plan) if given.model is None else _build_with_model(given, plan)
     for side in (side for side in ("train", "test") if side in report):

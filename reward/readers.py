@@ -21,8 +21,8 @@ replied from an entry for having been stored together."""
 _END = r"\s*\(?(\d+)\)?[.,;]?[^\S\n]*(?:\n|$)"
 _LABELS_LAST = (re.compile(rf"\bLabels?\s*[:=]?{_END}"), re.compile(rf"(?:->|=>|:(?=\s)){_END}"))
 """Each ends an example: `Sentence: ... Label: 3`; `... -> 3` or `...: 3`. A text is read by the first that it holds."""
-_LABEL_FIRST = re.compile(r"(?m)^\W*(?:Labels?\s*)?(\d+)\)?\s*[:=-]\s*(\S.*)$")
-"""A line such as `Label 3: ...`, in a text without one of the others."""
+_LABEL_FIRST = re.compile(r"(?m)^(?!\[\d{4}-\d\d-\d\d\])\W*(?:Labels?\s*)?(\d+)\)?\s*[:=-]\s*(\S.*)$")
+"""A line such as `Label 3: ...`, in a text without one of the others. The date that a quote begins with is no label."""
 _NAME = re.compile(r"\A\s*(?:Sentence|Sample)s?\s*:")
 
 

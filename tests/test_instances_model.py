@@ -7,7 +7,8 @@ import pytest
 
 from membuilder import data as command
 from membuilder.datasets.load import load
-from membuilder.instances.build import Plan, build
+from membuilder.instances.build import build
+from membuilder.instances.plan import Plan
 from tests import raw_data
 from tests.fault_server import FaultServer, Request, answering, status
 

@@ -11,8 +11,9 @@ from membuilder.datasets.memalpha import COLUMNS, samples_of
 from membuilder.datasets.parquet import write_rows
 from membuilder.datasets.splits import Split, split_ids
 from membuilder.errors import ConfigError, DataError, LeakError
-from membuilder.instances.build import Plan, build
+from membuilder.instances.build import build
 from membuilder.instances.merge import merge
+from membuilder.instances.plan import Plan
 from membuilder.trajectories.records import SFTRecord, write_records
 from tests import raw_data
 from tests.test_memalpha_build import SFT_IDS, TEST_IDS

@@ -11,9 +11,10 @@ from membuilder import data as command
 from membuilder.datasets import memalpha
 from membuilder.datasets.memalpha import read_rows
 from membuilder.errors import LeakError
-from membuilder.instances.build import SIDES, Plan, build
+from membuilder.instances.build import build
 from membuilder.instances.frame import READING
 from membuilder.instances.leaks import compared, shared
+from membuilder.instances.plan import SIDES, Plan
 from tests import raw_data
 from tests.test_memalpha_data import row, written
 

@@ -21,9 +21,10 @@ from membuilder.datasets.splits import Split, split_ids
 from membuilder.errors import ConfigError, DataError
 from membuilder.instances import build as building
 from membuilder.instances import merge as merging
-from membuilder.instances.build import Plan, build
+from membuilder.instances.build import build
 from membuilder.instances.journal import Journal
 from membuilder.instances.merge import merge
+from membuilder.instances.plan import Plan
 from membuilder.instances.sentences import sentences
 from membuilder.instances.streams import json_items
 from membuilder.instances.tokens import counter
@@ -69,6 +70,40 @@ def test_squad_keeps_paragraphs_whole_and_every_answer_stands_in_its_evidence(tm
     assert chunk(first).startswith("[Dialogue between User and Assistant on 2024-01-01 00:00]\n<User>")
     assert [session.timestamp.day for session in train[0].sessions] == list(range(1, len(train[0].sessions) + 1))
     assert source_of(train[0]) == "squad"
+
+
+def test_instances_may_be_small_with_a_line_for_every_sentence(tmp_path):
+    raw_data.squad(tmp_path / "raw")
+    given = ["build-memalpha", "--dataset", "squad", "--source", str(tmp_path / "raw"), "--split", "0"]
+    given += ["--chunks", "4", "--questions", "5", "12", "--out", str(tmp_path / "out"), "--chunk-tokens", "200"]
+    assert command.main([*given, "--sentence-lines"]) == 0
+    train = load(tmp_path / "out/squad/train.parquet")
+    assert max(len(dialogue.sessions) for dialogue in train) == 4
+    assert all(5 <= len(dialogue.questions) <= 12 for dialogue in train)
+    lines = texts(train[0])
+    for question in train[0].questions:
+        (line,) = (lines[each] for each in question.evidence)
+        assert question.answer in line and sentences(line) == [line.rstrip()]
+    assert any(line.startswith("The mayor, Dr. Ivo Lund") and line.endswith(" in spring.") for line in lines.values())
+
+
+@pytest.mark.parametrize(
+    "dataset, settings, problem",
+    [
+        ("books", {"chunks": 2}, "--chunks and --questions have no effect on books; they have on squad, hotpotqa"),
+        ("longmemeval", {"questions": (1, 2)}, "have no effect on longmemeval"),
+        (
+            "banking77",
+            {"sentence_lines": True},
+            "--sentence-lines has no effect on banking77; it has on squad, hotpotqa",
+        ),
+        ("squad", {"questions": (9, 5)}, "--questions 9 5: give the least and the most, from 1 to 100"),
+        ("squad", {"questions": (1, 101)}, "from 1 to 100"),
+    ],
+)
+def test_a_size_that_instances_cannot_have_is_refused(tmp_path, dataset, settings, problem):
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        build(Plan(dataset=dataset, source=tmp_path, out=tmp_path / "out", **settings))
 
 
 def test_chunks_are_measured_by_the_models_tokenizer(tmp_path):

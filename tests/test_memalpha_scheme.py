@@ -335,6 +335,16 @@ def test_further_draws_of_the_expert_have_a_taste_for_what_a_line_is_about():
     assert len(liked[0]) == 16 and len(set(liked[0])) >= 3  # and the draws differ
 
 
+def test_of_labelled_examples_the_further_draws_like_labels():
+    labels, alone = (4, 11, 7, 2), writer(exclude_memory=["core"], max_calls=1, expert_draws=17)
+    liked = []
+    for number in range(6):
+        lines = [line for label in labels for line in (f"Sentence: text {label} of {number}", f"Label: {label}")]
+        found = alone.other_proposals(chunk(*lines, number=number), Bank(), {WRITER: ()})
+        liked.append([lines[each[WRITER].operations[0].quote[1] - 1] for each in found])
+    assert all(same == liked[0] for same in liked) and len(set(liked[0])) >= 3
+
+
 def test_what_the_expert_proposes_can_be_written_read_and_applied_in_every_format():
     chunks = [
         [*CHATTER, *TOLD],

@@ -86,7 +86,8 @@ def test_nearest_reads_examples_however_they_are_written(memory, text, label):
 
 def test_nearest_says_nothing_without_an_example_however_long_the_text():
     started = time.monotonic()
-    for text in ("no label here", "Label: 3", ": " * 20_000, "Label " * 20_000, "a" * 100_000):
+    dated = "[2024-01-31] User: a label"
+    for text in (dated, "no label here", "Label: 3", ": " * 20_000, "Label " * 20_000, "a" * 100_000):
         assert nearest(question("label a"), Bank(core=text), found()).text == ""
     assert time.monotonic() - started < 5
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,51 +26,14 @@ from membuilder.instances import leaks
 from membuilder.instances.draw import in_test, shuffled
 from membuilder.instances.frame import PROMPT
 from membuilder.instances.journal import dropped_of, instances_of, journal
+from membuilder.instances.plan import TEST, TRAIN, Plan
 from membuilder.instances.records import Instance, Progress, Shape, Step, unchanged
-from membuilder.instances.sources import SOURCES, Source, Unit
+from membuilder.instances.sources import Source, Unit
 from membuilder.instances.streams import files_of
 from membuilder.instances.tokens import counter, tokenizer_file
 from membuilder.progress import progress
 
-TRAIN, TEST = SIDES = ("train", "test")
-TEST_SHARE = 0.1
 JOURNAL_FILE, BUILD_FILE = "instances.jsonl", "build.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What is asked for."""
-
-    dataset: str
-    source: Path
-    out: Path
-    seed: int = 42
-    test_share: float | None = None
-    """Of the documents, or of the labels; None: 0.1."""
-    tokenizer: Path | None = None
-    chunk_tokens: int | None = None
-    """Largest chunk; None: as published for the dataset."""
-    published: bool = False
-    """Only `question` and `answer` of each question."""
-    evaluation: tuple[Path, ...] = ()
-    """Files that training may share nothing with."""
-    allow_leak: bool = False
-    model: str | None = None
-    """What is asked about each instance (sources.ModelTask); None: no model."""
-
-    @property
-    def share(self) -> float:
-        return TEST_SHARE if self.test_share is None else self.test_share
-
-    @property
-    def sides(self) -> tuple[str, ...]:
-        if SOURCES[self.dataset].only_test:
-            return (TEST,)
-        return SIDES if self.share else (TRAIN,)
-
-    @property
-    def folder(self) -> Path:
-        return self.out / self.dataset
 
 
 def build(plan: Plan, step: Step = unchanged) -> dict[str, Any]:
@@ -79,9 +42,7 @@ def build(plan: Plan, step: Step = unchanged) -> dict[str, Any]:
     `step` asks `plan.model` about each instance before it is kept. Raises LeakError where training shares something
     with an evaluation file, ConfigError where nothing is left or the folder holds a build with other settings.
     """
-    source = SOURCES[plan.dataset]
-    if source.only_test and (plan.test_share is not None or plan.evaluation):
-        raise ConfigError(f"--split and --evaluation are about training, and all of {plan.dataset} is for the test")
+    source = plan.shaped()
     files = files_of(plan.source, source.files)
     settings = _settings(plan, source, files)
     if (plan.folder / BUILD_FILE).is_file():
@@ -95,7 +56,7 @@ def build(plan: Plan, step: Step = unchanged) -> dict[str, Any]:
             if (read := kept.progress(side)) is not None:
                 units = _of_side(source.read(files, plan.seed, plan.allow_leak), side, is_test, read)
                 names = (plan.seed, plan.dataset, side)
-                packed = source.pack(units, _shape(source, plan), tokens, names, read)
+                packed = source.pack(units, source.shape, tokens, names, read)
                 for instance in progress(packed, label=f"{plan.dataset} {side}", unit="instance"):
                     if (done := _finished(step(instance, read.dropped), source.shape, read)) is not None:
                         kept.write(side, read, done)
@@ -125,6 +86,9 @@ def _settings(plan: Plan, source: Source, files: Sequence[Path]) -> dict[str, An
         "test_share": 1 if source.only_test else plan.share,
         "tokenizer": plan.tokenizer and digest(tokenizer_file(plan.tokenizer)),
         "chunk_tokens": plan.chunk_tokens,
+        "chunks": plan.chunks,
+        "questions": plan.questions and list(plan.questions),
+        "sentence_lines": plan.sentence_lines,
         "published": plan.published,
         "evaluation": {_short(path): digest(path) for path in plan.evaluation},
         "allow_leak": plan.allow_leak,
@@ -139,12 +103,6 @@ def _built_before(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         changed = ", ".join(name for name in settings if before.get(name) != settings[name])
         raise ConfigError(f"{path.parent}: was built with another {changed}; choose another --out or remove the folder")
     return found
-
-
-def _shape(source: Source, plan: Plan) -> Shape:
-    if plan.chunk_tokens is None:
-        return source.shape
-    return replace(source.shape, chunk_tokens=(min(source.shape.chunk_tokens[0], plan.chunk_tokens), plan.chunk_tokens))
 
 
 def _test_side(plan: Plan, source: Source, files: Sequence[Path]) -> Callable[[str], bool]:

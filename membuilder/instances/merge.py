@@ -9,8 +9,9 @@ import msgspec
 from membuilder.datasets.files import FILE
 from membuilder.datasets.memalpha import Row, read_rows, write_rows
 from membuilder.errors import ConfigError, DataError
-from membuilder.instances.build import BUILD_FILE, TEST, TRAIN
+from membuilder.instances.build import BUILD_FILE
 from membuilder.instances.draw import shuffled
+from membuilder.instances.plan import TEST, TRAIN
 
 ROWS_AT_ONCE = 256
 """Held in memory: the files are read once for so many rows of the merged one."""

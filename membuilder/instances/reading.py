@@ -25,7 +25,8 @@ def pack(
         layout = _Layout(sizes=[draw.between(*shape.chunk_tokens) for _ in range(shape.chunks)])
         limit, asked = shape.chunk_tokens[1], []
         while unit is not None:
-            passages = [_fitting(passage, limit, tokens) for passage in unit.passages]
+            read = map(_on_lines, unit.passages) if shape.sentence_lines else unit.passages
+            passages = [_fitting(passage, limit, tokens) for passage in read]
             if not all(passage.sentences for passage in passages):
                 progress.dropped["sentence_longer_than_a_chunk"] += len(unit.questions)
             elif layout.place(passages, tokens):
@@ -72,6 +73,11 @@ class _Layout:
 def _size(passage: Passage, tokens: Tokens) -> int:
     """Count the tokens of a passage with its title and the line breaks behind both."""
     return tokens(passage.title) + sum(map(tokens, passage.sentences)) + 2
+
+
+def _on_lines(passage: Passage) -> Passage:
+    """Put a line break behind every sentence in place of the blanks there."""
+    return replace(passage, sentences=tuple(f"{sentence.strip()}\n" for sentence in passage.sentences))
 
 
 def _fitting(passage: Passage, limit: int, tokens: Tokens) -> Passage:

@@ -74,6 +74,8 @@ class Shape:
     """At most."""
     questions: tuple[int, int] = (1, 100)
     """At least, else the instance is dropped; at most, else some are drawn."""
+    sentence_lines: bool = False
+    """Whether every sentence of a passage has a line of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,6 +54,8 @@ class Source:
     """Whether documents are labels, of which there are few."""
     only_test: bool = False
     """Whether nobody may train on it."""
+    is_sized: bool = False
+    """Whether it may be asked for instances of fewer chunks, and of other numbers of questions."""
     model: ModelTask | None = None
     """What a model may do for its instances."""
 
@@ -67,6 +69,7 @@ def _labels(data_source: str, files: tuple[str, ...], pairs: Callable[[Path], An
         pack=labelling.pack,
         shape=Shape(chunk_tokens=(400, 700), questions=(20, 100)),
         by_label=True,
+        is_sized=True,
     )
 
 
@@ -77,6 +80,7 @@ def _roles(data_source: str, files: tuple[str, ...], read: Callable[[Sequence[Pa
         read=lambda found, seed, allow_leak: read(found),
         pack=partial(labelling.pack, words=("Sample", "Labels")),
         shape=Shape(chunk_tokens=(1024, 2048), questions=(20, 100)),
+        is_sized=True,
     )
 
 
@@ -92,6 +96,7 @@ def _reading(
         read=lambda found, seed, allow_leak: read(found),
         pack=reading.pack,
         shape=Shape(chunk_tokens=(100, 2048), questions=(fewest_questions, 100)),
+        is_sized=True,
         model=ModelTask.CLOSED_BOOK,
     )
 
@@ -132,6 +137,7 @@ SOURCES = {
         read=lambda found, seed, allow_leak: perltqa.read(found),
         pack=partial(pack_each, perltqa.make),
         shape=Shape(chunk_tokens=(1024, 1024), chunks=60, questions=(20, 100)),
+        is_sized=True,
     ),
     "longmemeval": Source(
         data_source="lme_train",

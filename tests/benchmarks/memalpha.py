@@ -28,6 +28,7 @@ from rollout.tokens import load_tokenizer
 from tests.benchmarks.learning import load_folder
 from trainer import rl, sft
 from trainer.data.corpus import SIDES, build_corpus
+from trainer.experience.collector import Collector
 from trainer.experience.evaluate import SystemResult, compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
 from trainer.quickstart import load_configs
@@ -99,7 +100,7 @@ class Start:
 
     def __init__(self, folder: Path, seed: int, overrides: Sequence[str]) -> None:
         self.folder = folder / f"seed{seed}"
-        self.sft_config, _ = load_configs(str(self.folder), seed, scheme=MEMALPHA)
+        self.sft_config, _ = load_configs(str(self.folder), seed, overrides, scheme=MEMALPHA)
         self.model_dir = Path(self.sft_config.out) / "model"
         given = (*overrides, f"rl.model.path={self.model_dir}")
         _, self.config = load_configs(str(self.folder / "rl"), seed, given, scheme=MEMALPHA)
@@ -116,6 +117,12 @@ class Start:
         began = time.perf_counter()
         sft.train(self.sft_config, setup_sft(self.sft_config, self.builds, self.embedder))
         return round(time.perf_counter() - began)
+
+    def collector(self) -> Collector:
+        """Return what samples from the SFT model and puts the questions."""
+        engine = make_engine(self.config, self.model_dir)
+        load_folder(engine, self.model_dir)
+        return make_collector(self.config, engine, load_tokenizer(str(self.model_dir)), self.embedder)
 
     def row(self, result: SystemResult) -> dict[str, Any]:
         """Return what is kept of a system's result."""
@@ -137,9 +144,7 @@ def run(folder: Path, report: Report, seed: int, row: str) -> None:
     """Train one row of one seed, and measure what it starts from where the report lacks that."""
     start = Start(folder, seed, (ROWS | VIEWS)[row])
     seconds = start.train()
-    engine = make_engine(start.config, start.model_dir)
-    load_folder(engine, start.model_dir)
-    collector = make_collector(start.config, engine, load_tokenizer(str(start.model_dir)), start.embedder)
+    collector = start.collector()
     held_out = start.builds.held_out
     if not report.has(seed, "sft"):
         systems = compare_baselines(held_out, collector) | {"sft": judge_policy(held_out, collector, "sft")}
@@ -151,7 +156,7 @@ def run(folder: Path, report: Report, seed: int, row: str) -> None:
     seconds = round(time.perf_counter() - began)
     found = start.row(judge_policy(held_out, collector, row))
     report.add(seed, {row: found | {"steps": start.config.num_steps, "seconds": seconds, "load_at_start": load}})
-    engine.close()
+    collector.engine.close()
 
 
 if __name__ == "__main__":

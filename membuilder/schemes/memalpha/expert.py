@@ -42,7 +42,7 @@ class _Fact:
     part: Agent
     words: frozenset[str]
     subject: str = ""
-    """The first word that is no function word."""
+    """The first word that is no function word; of an example its label."""
     changes: bool = False
     label: str | None = None
 
@@ -109,7 +109,8 @@ def _facts(session: Session, config: MemAlphaConfig) -> list[_Fact]:
         is_label, labelled = labels[place], place + 1 < len(labels) and labels[place + 1] is not None
         if is_label and before is not None and not labels[place - 1]:
             example = (place, place + 1)
-            facts.append(_Fact(example, _part(Agent.SEMANTIC, config), frozenset(), label=is_label[1]))
+            label = is_label[1]
+            facts.append(_Fact(example, _part(Agent.SEMANTIC, config), frozenset(), subject=label, label=label))
         if is_label or labelled or _FRAME.fullmatch(turn.content):
             continue
         cues = read(turn, before, speakers, familiar)
