@@ -210,6 +210,18 @@ def test_the_learning_curve_is_that_of_the_run_it_names():
     assert f"sft {accuracy} at {memory} tokens, rules {rules[0]} at {rules[1]}" in told
 
 
+def test_the_table_of_memalpha_shows_its_result_file():
+    page = (DOCS / "memalpha.md").read_text(encoding="utf-8")
+    mean = json.loads((ROOT / "tests/benchmarks/results/memalpha.json").read_text(encoding="utf-8"))["mean"]
+    named = {"random": "random lines", "rules": "the expert", "sft": "SFT", "rl": "RL, 60 steps", "all": "every line"}
+    for name in (*named, *(row for row in mean if row.startswith("credit"))):
+        row = mean[name]
+        figures = f"{row['r1']:.3f} | {row['r1_changed']:.3f} | {row['memory_tokens']:.0f} |"
+        assert f"| {named.get(name, name)} | {figures}" in page, (name, figures)
+    assert f"{100 * mean['rl']['over_sft']:.1f} points" in page
+    assert f"at least {100 * mean['rl']['least_over_sft']:.1f}" in page
+
+
 def test_pictures_are_small():
     pictures = sorted(PICTURES.glob("*.png"))
     assert [path.stem for path in pictures] == ["inspect", "learning_curve", "pipeline", "results"]
