@@ -220,6 +220,9 @@ def test_the_table_of_memalpha_shows_its_result_file():
         assert f"| {named.get(name, name)} | {figures}" in page, (name, figures)
     assert f"{100 * mean['rl']['over_sft']:.1f} points" in page
     assert f"at least {100 * mean['rl']['least_over_sft']:.1f}" in page
+    sft, learned = mean["sft"], mean["rl"]
+    told = f"SFT {sft['r1']:.3f}, RL {learned['r1']:.3f} at {learned['memory_over_sft']:.2f} times the memory"
+    assert told in PAGES[0].read_text(encoding="utf-8")
 
 
 def test_pictures_are_small():
