@@ -123,7 +123,8 @@ def run_of(kind: str, policy: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "launch"), [("sft", ONE), ("rl", TWO)], ids=["sft, one process", "rl, accelerate"])
+@pytest.mark.parametrize("launch", [ONE, TWO], ids=["one process", "accelerate"])
+@pytest.mark.parametrize("kind", ["sft", "rl"])
 def test_the_first_ctrl_c_saves_and_says_how_to_go_on(kind, launch, policy, tmp_path):
     out = tmp_path / "run"
     arguments = run_of(kind, policy, out)

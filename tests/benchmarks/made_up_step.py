@@ -53,7 +53,7 @@ def made_up_rollout(draw: np.random.Generator, shared: list[int], session: Sessi
         weight_version=0,
     )
     texts = [
-        f"{session.turns[line].text} ({draw.integers(1000)})" for line in draw.integers(len(session.turns), size=8)
+        f"{session.turns[line].text} ({draw.integers(1000)})" for line in draw.integers(len(session.turns), size=CALLS)
     ]
     entries = tuple(
         Entry(

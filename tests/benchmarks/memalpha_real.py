@@ -61,16 +61,9 @@ DATASETS = {
         chunk_tokens=400, questions=(2, 100), max_calls=2, files=("hotpot*fullwiki*", "hotpot*distractor*")
     ),
 }
-FOR_BOTH = ("data.num_chunks=null", "memalpha.view=related", "memalpha.entries_shown=3", "resume=auto")
-FOR_SFT = ("model.tiny.vocab_size=2048", "memalpha.expert_draws=8", "max_steps=300", "save_every=100")
-FOR_RL = (
-    "reward.judge=offline",
-    "sampling.temperature=1.0",
-    "optim.lr=1.5e-3",
-    "loss.entropy_coef=0.02",
-    "num_steps=20",
-    "save_every=5",
-)
+FOR_BOTH = ("data.num_chunks=null", "resume=auto")
+FOR_SFT = ("max_steps=300", "save_every=100")
+FOR_RL = ("reward.judge=offline", "num_steps=20", "save_every=5")
 
 
 def main() -> None:

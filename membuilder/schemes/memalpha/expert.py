@@ -68,9 +68,10 @@ def proposals(
     facts = {text: fact for text, fact in by_text.items() if text not in known}
     labels = {fact.label for fact in facts.values() if fact.label is not None}
     core = _core(bank.core, labels, config, count_tokens)
+    by_line = sorted(facts, key=_digest)
     updates = []
     for draw in range(num_draws):
-        liked = sorted(facts, key=lambda text: (_taste(facts[text], draw), _digest(text)))
+        liked = sorted(by_line, key=lambda text: _taste(facts[text], draw))  # stable: equal tastes leave it to the line
         drawn = liked[: config.max_calls - len(core)]
         kept = sorted((facts[text] for text in drawn), key=lambda fact: fact.numbers)
         updates.append(AgentUpdate(operations=(*_operations(session, kept, shown, config), *core)))
