@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.patience import HANGS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LIMIT_SECONDS = 120  # a shared machine may be slow to start it
 
 
 def find_chromium() -> str | None:
@@ -54,7 +55,7 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url=path.absolute().as_uri())
-        deadline = time.monotonic() + LIMIT_SECONDS
+        deadline = time.monotonic() + HANGS
         while self.value("document.readyState") != "complete" or self.value("location.protocol") != "file:":
             assert time.monotonic() < deadline, "the page did not load"
             time.sleep(0.05)

@@ -23,11 +23,10 @@ from tqdm import tqdm
 from membuilder.command import clear_errors
 from membuilder.embedding.local import Embedder
 from tests.both_loops import as_new
+from tests.patience import HANGS
 from trainer import run_setup
 
 FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
-PATIENCE = 200
-"""Seconds until a run counts as hanging; shortly before, every thread writes into the log where it stands."""
 
 
 def nothing() -> None:
@@ -43,9 +42,11 @@ def embedder() -> None:
         yield
 
 
-def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: str, seconds: float) -> None:
+def _child(main: Callable, arguments: tuple, before: Callable[[], None], log: str, is_forked: bool) -> None:
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
-    faulthandler.dump_traceback_later(seconds * 0.9, file=sys.stderr)
+    faulthandler.dump_traceback_later(HANGS * 0.9, file=sys.stderr)
+    if is_forked:
+        sys.modules["vllm"] = None  # its import fails here at once; it would hang once in a hundred runs
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
     tqdm.set_lock(
@@ -63,17 +64,16 @@ def start(
     log: str | Path,
     before: Callable[[], None] = nothing,
     context: BaseContext = FORK,
-    seconds: float = PATIENCE,
 ) -> BaseProcess:
-    process = context.Process(target=_child, args=(main, arguments, before, str(log), seconds))
+    process = context.Process(target=_child, args=(main, arguments, before, str(log), context is FORK))
     process.start()
     return process
 
 
-def finish(main: Callable, arguments: tuple, log: str | Path, *more, seconds: float = PATIENCE) -> None:
+def finish(main: Callable, arguments: tuple, log: str | Path, *more) -> None:
     """Start a run with what else `start` takes, and wait for its good end."""
-    process = start(main, arguments, log, *more, seconds=seconds)
-    process.join(seconds)
+    process = start(main, arguments, log, *more)
+    process.join(HANGS)
     assert process.exitcode == 0, Path(log).read_text()[-6000:]
 
 

@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 from tests import forks
+from tests.patience import HANGS
 
 ROOT = Path(__file__).parent.parent
 NODES = {"ddp": 1, "zero2": 2, "zero3": 1}
@@ -112,7 +113,7 @@ def rows(folder: Path) -> list[dict]:
 
 def await_steps(folder: Path, alive: Callable[[], bool], log: Path) -> None:
     """Until a run has logged two steps."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HANGS
     while not (folder / "metrics.jsonl").exists() or len(rows(folder)) < 2:
         assert time.monotonic() < deadline and alive(), log.read_text()[-3000:]
         time.sleep(0.1)

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests import forks
-from tests.forks import FORK, PATIENCE, nothing
+from tests.forks import FORK, nothing
+from tests.patience import HANGS
 
 
 def start(main: Callable, arguments: list[str], out: Path, before: Callable[[], None] = nothing, context=FORK):
@@ -28,7 +29,7 @@ def killed(
     main: Callable, arguments: list[str], out: Path, death: Callable[[], None], name: str = "", context=FORK
 ) -> None:
     process = start(main, arguments, out, death, context)
-    process.join(PATIENCE)
+    process.join(HANGS)
     assert process.exitcode == -signal.SIGKILL, name or Path(f"{out}.log").read_text()[-6000:]
 
 

@@ -38,6 +38,7 @@ from tests.fault_server import (
     reset_mid_body,
     status,
 )
+from tests.patience import SOON
 
 KEY = "sk-secret-7d1f"
 SCHEMA = {"type": "object", "properties": {"cat": {"type": "string"}}, "required": ["cat"]}
@@ -168,15 +169,15 @@ def test_an_answer_that_never_ends_is_a_timeout(behaviour):
     with FaultServer(behaviour) as server:
         began = time.monotonic()
         error = failure(settings(server.base_url, timeout_seconds=0.3, max_attempts=2))
-        assert 0.6 <= time.monotonic() - began < 2
+        assert 0.6 <= time.monotonic() - began < SOON
     assert error.kind is ChatErrorKind.TIMEOUT and "timeout_seconds" in str(error) and len(server.requests) == 2
 
 
 def test_an_endless_body_is_not_read():
     with FaultServer(announcing(10**11)) as server:
         began = time.monotonic()
-        error = failure(settings(server.base_url, timeout_seconds=20.0, max_attempts=1))
-        assert time.monotonic() - began < 5
+        error = failure(settings(server.base_url, timeout_seconds=60.0, max_attempts=1))
+        assert time.monotonic() - began < SOON
     assert error.kind is ChatErrorKind.BAD_RESPONSE and "100000000000 bytes" in str(error)
 
 
@@ -189,7 +190,7 @@ def test_retry_after_is_honoured_and_too_long_a_pause_is_not_waited_for():
     with FaultServer(status(429, retry_after="1"), answer("yes")) as server:
         began = time.monotonic()
         assert run(settings(server.base_url), lambda client: client.complete(ask("hi"))) == "yes"
-        assert 1 <= time.monotonic() - began < 2.5
+        assert 1 <= time.monotonic() - began < SOON
     with FaultServer(status(429, retry_after="3600"), answer("yes")) as server:
         error = failure(settings(server.base_url))
     assert (error.kind, error.retry_after_seconds, len(server.requests)) == (ChatErrorKind.EXHAUSTED, 3600, 1)
@@ -339,12 +340,12 @@ def test_a_check_finds_a_refused_key_a_dead_server_and_a_hanging_one_at_once():
         # as a user runs it: six attempts, pauses up to 30 s, 120 s per call
         config = ModelEndpoint(name="m", provider=Provider.VLLM, base_url=dead)
         error = failure(config, check)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < SOON
     assert (error.kind, error.fatal) == (ChatErrorKind.UNREACHABLE, True) and dead in str(error)
     with FaultServer(hang) as server:
         began = time.monotonic()
         error = failure(settings(server.base_url, timeout_seconds=60.0, check_timeout_seconds=0.3), check)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < SOON
     assert error.kind is ChatErrorKind.TIMEOUT and "check_timeout_seconds" in str(error)
 
 

@@ -19,6 +19,7 @@ import pytest
 from tests import both_loops
 from tests.forks import free_port
 from tests.launchers import ROOT, rows
+from tests.patience import SOON
 from trainer.checkpoint import folders
 
 ONE = [sys.executable, "-m"]
@@ -156,12 +157,12 @@ def test_the_second_ctrl_c_ends_at_once_and_loses_the_step_in_hand(launch, tmp_p
     with on_a_terminal(launch, *arguments) as terminal:
         terminal.until(lambda: has_steps(out, 1) and list(folders.checkpoints(out / "checkpoints")) == [1])
         terminal.press_ctrl_c()
-        terminal.until(lambda: ONCE_MORE in terminal.said, seconds=10)
+        terminal.until(lambda: ONCE_MORE in terminal.said, seconds=SOON)
         # without a launcher the program on the terminal is the trainer itself
         trainers = [each for each in processes_of(terminal)[launch is not ONE :] if "trainer.sft" in each.cmdline()]
         assert trainers
         terminal.press_ctrl_c()
-        _, left = psutil.wait_procs(trainers, timeout=5)
+        _, left = psutil.wait_procs(trainers, timeout=SOON)
         assert not [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
         terminal.ends(60)
     assert "which is saved" not in terminal.said

@@ -25,6 +25,7 @@ from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS
 from tests.fault_server import FaultServer, answering
+from tests.patience import HANGS
 from tests.test_dry_run import QWEN3_4B
 from tests.walkthrough import BLOCK, PAGE, SMALLER, Walk, blocks, hosted_model, is_shown
 from trainer.rl_config import RLConfig
@@ -160,7 +161,7 @@ def test_the_gpu_commands_run_as_written_without_weights_or_gpu(hub, number):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
-        ["bash", "-euc", block], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        ["bash", "-euc", block], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr[-3000:]
     runs = block.count("--dry-run")

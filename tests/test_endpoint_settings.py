@@ -20,6 +20,7 @@ from tests.evaluating import caller, hash_embedder
 from tests.evaluating import reply as evaluated
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answer, answering, hang, payload, raw
+from tests.patience import LINEAR, SOON
 from tests.test_asking_commands import by_part
 from tests.test_client import failure, run, settings
 from tests.test_expert import THREE, custom, make, served
@@ -178,7 +179,7 @@ def test_a_silent_server_is_found_by_the_check_within_its_own_time(command, pref
         began = time.perf_counter()
         code, said = ask(command, server, **{prefix: ["check_timeout_seconds=0.3"]})
     assert code == 2 and "no answer within 0.3 s of starting" in said and "check_timeout_seconds" in said
-    assert time.perf_counter() - began < 10 and len(bodies(server, model)) == 1
+    assert time.perf_counter() - began < SOON and len(bodies(server, model)) == 1
 
 
 @pytest.mark.slow
@@ -188,7 +189,7 @@ def test_a_call_ends_within_its_own_time(command, prefix, model, ask):
         began = time.perf_counter()
         code, said = ask(command, server, **{prefix: ["timeout_seconds=0.2", "max_attempts=1"]})
     assert code in (1, 2) and ("no whole answer within 0.2 s" in said or "failed attempts" in said), said
-    assert time.perf_counter() - began < 30 and len(bodies(server, model)) > 1
+    assert time.perf_counter() - began < LINEAR and len(bodies(server, model)) > 1
 
 
 @pytest.mark.parametrize(("command", "prefix", "model"), ROLES)

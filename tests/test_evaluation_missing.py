@@ -17,6 +17,7 @@ from membuilder.llm.usage import Tokens, Usage
 from tests import killed
 from tests.evaluating import DIALOGUE, JUDGED, caller, flags, hash_embedder, reply, result
 from tests.fault_server import FaultServer, Request, answer, answering, status
+from tests.patience import HANGS
 
 MANY = 60
 MANY_ASKED = DIALOGUE | {
@@ -203,7 +204,7 @@ def test_a_killed_and_resumed_run_accounts_for_every_answer_the_server_gave(call
     with FaultServer(send) as server:
         while hang_at:
             process = killed.start(evaluate, str(tmp_path), flags(tmp_path, server, *argv_more))
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + HANGS
             while not usage.exists() or len(usage.read_bytes().splitlines()) < hang_at[0]:
                 assert process.is_alive() and time.monotonic() < deadline
                 time.sleep(0.01)

@@ -21,6 +21,7 @@ from rollout.tokens import encode_prompt
 from rollout.types import SamplingConfig
 from tests import both_loops, forks
 from tests.forks import embedder  # noqa: F401
+from tests.patience import HANGS
 from tests.test_snapshots import small_disk  # noqa: F401
 from trainer import export as exporting
 from trainer import sft
@@ -177,7 +178,7 @@ def test_a_model_is_uploaded_to_the_hub_or_its_folder_stands(run, tmp_path, refu
     hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
     command = [sys.executable, "-m", "trainer.export", str(run / "checkpoints/step_6"), str(tmp_path / "m")]
     command += ["--push-to-hub", "me/m", "--private"]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub, timeout=HANGS, check=False)
     server.shutdown()
     server.server_close()
     assert (tmp_path / "m/model.safetensors").is_file() and "hf_secret" not in result.stdout + result.stderr

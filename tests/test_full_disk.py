@@ -19,7 +19,7 @@ from trainer.distributed.process_group import World, start_accelerator
 from trainer.sft_config import SFTConfig
 
 pytestmark = pytest.mark.slow
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 BEST = Best(metric="loss", higher_is_better=False)
 
 

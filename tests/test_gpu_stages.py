@@ -14,6 +14,7 @@ from transformers import Qwen3Config
 from tests.benchmarks.gpu import carry, learning, step
 from tests.benchmarks.gpu.__main__ import is_complete, run_stage
 from tests.benchmarks.gpu.identity import ROOT, STAGES, source_digest
+from tests.patience import HANGS
 from trainer.quickstart import load_configs
 
 ABSENT = ("deepspeed", "vllm", "faiss", "wandb", "openai", "flash_attn")
@@ -34,7 +35,7 @@ def check(out: Path, *arguments: str, without: tuple[str, ...] = ()) -> subproce
     (site / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({without!r}))\n")
     command = [str(ROOT / "launch/gpu_check.sh"), "--carried", str(site.parent), *arguments]
     environment = os.environ | {"OUT": str(out), "PYTHON": sys.executable}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
 def read(out: Path, stage: str) -> dict:

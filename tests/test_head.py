@@ -13,6 +13,7 @@ import torch
 from torch.distributions import Categorical
 
 from membuilder.errors import ConfigError
+from tests.patience import HANGS
 from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.configs import KLEstimator, LossConfig
 from trainer.kernels import plain_rows
@@ -266,7 +267,7 @@ def test_the_triton_kernels_equal_their_plain_twin():
     """In a process of its own: Triton decides when it is first imported whether to interpret."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted_kernels.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=HANGS)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout
 

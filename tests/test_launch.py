@@ -15,6 +15,7 @@ import yaml
 from torch.distributed.launcher.api import LaunchConfig
 
 from membuilder.config import load, parse_args
+from tests.patience import HANGS
 from tests.test_dry_run import folder_4b  # noqa: F401
 from trainer.memory_estimate.estimate import BUCKET_ELEMENTS, LIVE_ELEMENTS, estimate
 from trainer.memory_estimate.options import Launch, add_dry_run, launch_of
@@ -48,7 +49,7 @@ def environment(first_on_path: Path, **variables: str) -> dict[str, str]:
 
 def start(script: str, *arguments: str, env: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess:
     command = [str(ROOT / "launch" / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=HANGS, check=False)
 
 
 def printed_command(result: subprocess.CompletedProcess) -> tuple[str, list[str]]:

@@ -152,7 +152,7 @@ def test_vllm_samples_from_the_merged_weights(alone, tmp_path):
     out = tmp_path / "rl"
     asked = [*arguments, "engine=vllm", "max_model_len=400", "num_steps=3", "save_every=3", "eval_every=0"]
     run = [*asked, f"model.path={alone / 'sft/model'}", f"out={out}"]
-    forks.finish(rl.main, (run,), tmp_path / "log", forks.nothing, forks.SPAWN, seconds=400)
+    forks.finish(rl.main, (run,), tmp_path / "log", forks.nothing, forks.SPAWN)
     found = rows(out)
     assert len(found) == 3 and all(row["grad_norm"] > 0 for row in found)
     assert max(row["sampling/logp_difference/mean"] for row in found) < 1e-4

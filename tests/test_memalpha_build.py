@@ -30,6 +30,7 @@ from membuilder.instances.streams import json_items
 from membuilder.instances.tokens import counter
 from tests import raw_data
 from tests.killed import start
+from tests.patience import HANGS
 
 DATA = Path(os.environ.get("MEMBUILDER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SFT_IDS = split_ids(Split.SFT, Path("nowhere"))
@@ -545,7 +546,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
         for name, made in (("squad", "squad"), ("banking77", "banking77"), ("csabstruct", "roles")):
             given = ["--dataset", name, "--source", str(tmp_path / made), "--out", str(tmp_path / seed)]
             program = [sys.executable, "-m", "membuilder.data", "build-memalpha", *given, "--chunk-tokens", "200"]
-            subprocess.run(program, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, timeout=300)
+            subprocess.run(program, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, timeout=HANGS)
         files = sorted((tmp_path / seed).rglob("*"))
         written.append({file.name: file.read_bytes() for file in files if file.is_file()})
     assert written[0] == written[1]

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import forks
+from tests.patience import HANGS
 from tests.terminal import strange_lines
 from trainer import tiny
 from trainer.quickstart import main
@@ -39,7 +41,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     for name in ("OMP_NUM_THREADS", "WANDB_MODE"):  # as many threads as a user gets, and nothing said of W&B
         environment.pop(name, None)
     command = [sys.executable, "-m", "trainer.quickstart", "--out", str(out), *SMALL]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=HANGS)
     assert result.returncode == 0, result.stderr[-3000:]
     return out, result
 
@@ -91,14 +93,14 @@ def test_it_prints_progress_and_results_only(run):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_summary(run, tmp_path):
-    """In a process forked from this one, whatever ran here before, and on as many threads: nothing but the seed counts.
+    """In a process of its own, whatever ran here before, and on as many threads: nothing but the seed counts.
 
     Not in this process: OpenMP's threads would outlive the test, and a process forked later would wait for them for
     ever.
     """
-    threads = len(os.sched_getaffinity(0))
+    as_many_threads = partial(torch.set_num_threads, len(os.sched_getaffinity(0)))
     arguments = ["--out", str(tmp_path), *SMALL]
-    forks.finish(main, (arguments,), tmp_path / "log", lambda: torch.set_num_threads(threads), seconds=600)
+    forks.finish(main, (arguments,), tmp_path / "log", as_many_threads, forks.SPAWN)
     assert summary_of(tmp_path)["systems"] == summary_of(run[0])["systems"]
 
 
@@ -106,13 +108,13 @@ def test_the_same_seed_gives_the_same_summary(run, tmp_path):
 def test_a_model_of_ones_own_and_a_run_that_goes_on(tmp_path):
     """The second run finds both stages finished: it evaluates the policy that RL left, and trains nothing."""
     model = tmp_path / "model"
-    forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made", seconds=120)
+    forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made")
     out, first, second = tmp_path / "out", tmp_path / "first", tmp_path / "second"
     arguments = ["--out", str(out), "--model", str(model), "rl.engine=transformers", "sft.sessions_per_step=4", *SMALL]
-    forks.finish(main, (arguments,), first, seconds=600)
+    forks.finish(main, (arguments,), first)
     before, weights = summary_of(out), load_file(out / "rl/model/model.safetensors")
     assert before["model"] == str(model) and before["steps"] == {"sft": 4, "rl": 2}
-    forks.finish(main, ([*arguments, "--resume"],), second, seconds=600)
+    forks.finish(main, ([*arguments, "--resume"],), second)
     assert second.read_text().count("nothing left to train") == 2
     assert summary_of(out)["systems"] == before["systems"]
     now = load_file(out / "rl/model/model.safetensors")

@@ -10,6 +10,7 @@ import pytest
 
 from tests import forks
 from tests.benchmarks.real_model import HELD_OUT, TRAIN, locomo_files, result
+from tests.patience import HANGS
 from tests.test_quickstart import SMALL
 from trainer import tiny
 
@@ -58,14 +59,14 @@ def test_systems_are_compared_question_by_question_and_the_longest_run_counts(tm
 def run(arguments: list[str]) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.benchmarks.real_model", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_another_day(tmp_path):
     model, out, folder = tmp_path / "model", tmp_path / "real.json", tmp_path / "runs"
-    forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made", seconds=120)
+    forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made")
     given = ["--out", str(out), "--folder", str(folder), "--model", str(model)]
     small = ["rl.engine=transformers", "rl.max_idle_steps=0", "sft.sessions_per_step=4", *SMALL]
     run([*given, "--parts", "operations", "--hours", "0.1", *small])

@@ -22,6 +22,7 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Bank, Session, Turn
 from rollout.policy_folder import load_policy
 from rollout.tokens import encode_completion, encode_prompt
+from tests.patience import HANGS
 from tests.pretrained import smollm2  # noqa: F401
 from tests.vllm_servers import Server, serving
 
@@ -42,7 +43,7 @@ def server(smollm2) -> Iterator[Server]:  # noqa: F811
 def post(server: Server, path: str, **body) -> dict:
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(server.base_url + path, json.dumps({"model": "smollm2"} | body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=300) as response:
+    with urllib.request.urlopen(request, timeout=HANGS) as response:
         return json.load(response)
 
 

@@ -34,6 +34,7 @@ from tests.lives import (
     same_run,
     start,
 )
+from tests.patience import HANGS
 from tests.scheme_runs import SCHEMES, SFT, commands
 from tests.terminal import strange_lines
 from trainer import rl, sft
@@ -165,7 +166,7 @@ def test_a_signal_saves_first(whole, tmp_path, kind, number):
     main, arguments = arguments_of(kind, whole)
     arguments = [*arguments, "wandb_project=membuilder-test"]
     process = start(main, [*arguments, "save_every=1000"], tmp_path / "run")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while not (tmp_path / "run/metrics.jsonl").exists() or not metrics(tmp_path / "run"):
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.02)

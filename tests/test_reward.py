@@ -33,6 +33,7 @@ from reward.qa import QAResult
 from reward.rollouts import choose_questions
 from reward.score import RewardConfig, RewardStatus, RoleOutput
 from tests.fakes import HashEmbedder
+from tests.patience import SOON
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
 DAY = datetime(2023, 5, 8)
@@ -280,7 +281,7 @@ def hanging(blocks: bool, is_async: bool):
 
     async def async_judge(asked, bank, retrieval):
         if asked.text.startswith("slow"):
-            await asyncio.sleep(0.1 if blocks else 20)
+            await asyncio.sleep(0.1 if blocks else 60)
         return judge(asked, bank, retrieval)
 
     return release, async_judge if is_async else judge
@@ -289,11 +290,11 @@ def hanging(blocks: bool, is_async: bool):
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_judge_that_hangs_is_missing_in_time_and_the_others_are_judged(is_async):
     release, judge = hanging(blocks=not is_async, is_async=is_async)
-    limits, began = JudgeLimits(question_seconds=0.3, step_seconds=10), time.monotonic()
+    limits, began = JudgeLimits(question_seconds=0.3, step_seconds=60), time.monotonic()
     asked = [question("slow 1"), question("cat"), question("slow 2"), question("dog")]
     (result,) = answer_banks([(Bank(), asked)], SCHEME, HashEmbedder(), judge, 10, limits)
     release.set()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < SOON
     assert [verdict.correct for verdict in result.verdicts] == [None, 0.5, None, 0.5]
     assert result.missing == {"question_timeout": 2}
     assert result.verdicts[0].reason == "no verdict within reward.question_timeout_seconds=0.3"
@@ -307,7 +308,7 @@ def test_a_step_does_not_wait_beyond_its_deadline_also_for_a_judge_that_blocks_i
     tasks = [(Bank(), [question("cat")]), (Bank(), [question("slow")]), (Bank(), [question("dog")])]
     results = answer_banks(tasks, SCHEME, HashEmbedder(), judge, 10, limits)
     release.set()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < SOON
     # the blocked loop had judged the third already, the plain function is called for it after the second
     assert [result.accuracy for result in results] == [0.5, None, 0.5 if is_async else None]
     assert results[1].missing == {"step_deadline": 1}

@@ -24,6 +24,7 @@ from reward.qa import QAResult
 from reward.score import LLM, RewardConfig, RewardEndpoint
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answer, answering, echo, hang, status
+from tests.patience import SOON
 from trainer.experience.collector import Collector
 from trainer.rl_config import RLConfig
 from trainer.run_setup import setup_rl
@@ -222,7 +223,7 @@ def test_at_the_deadline_of_the_step_what_is_there_is_kept():
         config = config_of(server, step_deadline_seconds=0.5)
         results = judged(config, *((bank_of(f"cat {n}"), [question(), question("Who?")]) for n in range(3)))
     assert correct(results) == [[1.0, 1.0], [None, None], [1.0, 1.0]]
-    assert results[1].missing == {"step_deadline": 2} and time.monotonic() - began < 4
+    assert results[1].missing == {"step_deadline": 2} and time.monotonic() - began < SOON
 
 
 # while the engine decodes
@@ -233,7 +234,7 @@ def test_questions_are_asked_while_other_rollouts_are_still_sampled():
         config = config_of(server)
         with asking(SCHEME, HashEmbedder(), make_judge(config), 10, config.limits) as step:
             step.add((0, 1), bank_of("a cat"), [question()])
-            until = time.monotonic() + 5
+            until = time.monotonic() + SOON
             while len(server.requests) < 2 and time.monotonic() < until:
                 time.sleep(0.01)
             assert len(server.requests) == 2  # answered and graded, before the other bank is there

@@ -15,6 +15,7 @@ import pytest
 
 from membuilder.errors import CheckpointError, ConfigError, WriteError
 from membuilder.files import write_atomic
+from tests.patience import HANGS
 from tests.snapshot_programs import alone, content, is_whole, one_of_two
 from trainer.checkpoint import folders
 from trainer.checkpoint.folders import FileSum, best_step, checkpoints, choose, prune, recover, verify
@@ -99,7 +100,7 @@ def test_killed_at_random_points_the_newest_is_whole(tmp_path):
 def test_killed_before_any_change_to_a_file_the_newest_is_whole(tmp_path):
     """Steps 1 to 3 stand, step 2 is written anew: after each death the newest is the old 3, the old 2 or the new 2."""
     process = program("die_everywhere", tmp_path)
-    num_points = int(process.communicate(timeout=60)[0])
+    num_points = int(process.communicate(timeout=HANGS)[0])
     assert process.returncode == 0 and num_points > 30
     seen = set()
     for root in tmp_path.iterdir():
@@ -122,9 +123,9 @@ def run_two(root: Path, kind: str = "none", faulty_rank: int | None = None) -> d
         ]
         for process in processes:
             process.start()
-        said = dict(answers.get(timeout=30) for _ in processes)
+        said = dict(answers.get(timeout=HANGS) for _ in processes)
         for process in processes:
-            process.join(timeout=30)
+            process.join(timeout=HANGS)
     return said
 
 

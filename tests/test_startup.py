@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import HANGS
+
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
     "torch", "transformers", "accelerate", "deepspeed", "vllm", "openai", "faiss", "sentence_transformers", "wandb",
@@ -58,7 +60,7 @@ def run(command: str, *arguments: str) -> tuple[subprocess.CompletedProcess, lis
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", command, *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS, check=False,
     )  # fmt: skip
     lines = result.stderr.splitlines()
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}

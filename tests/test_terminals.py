@@ -12,6 +12,7 @@ import pytest
 from membuilder.__main__ import COMMANDS
 from membuilder.quiet import escape_unprintable
 from tests.fault_server import FaultServer, answering
+from tests.patience import HANGS
 from tests.test_asking_commands import by_part
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def run(environment: str, *words: str) -> str:
     variables = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LANG", "PYTHONUTF8")}
     done = subprocess.run(
         [sys.executable, "-m", "membuilder", *words],
-        cwd=ROOT, env=variables | ENVIRONMENTS[environment], capture_output=True, timeout=300, check=False,
+        cwd=ROOT, env=variables | ENVIRONMENTS[environment], capture_output=True, timeout=HANGS, check=False,
     )  # fmt: skip
     said = (done.stdout + done.stderr).decode("cp1252", "replace")
     assert "Traceback" not in said and "UnicodeEncodeError" not in said, said

@@ -40,6 +40,7 @@ from rollout.hf_engine import TransformersEngine
 from rollout.tokens import encode_prompt, load_tokenizer
 from rollout.types import SamplingConfig
 from tests import killed
+from tests.patience import HANGS, LINEAR, SOON
 from tests.test_engines import random_model
 from tests.vllm_servers import Server, serving
 from trainer.configs import TinyConfig
@@ -200,7 +201,7 @@ def test_an_unknown_model_and_a_refused_key_are_found_by_the_check(server):
         began = time.monotonic()
         with pytest.raises(ChatError) as caught:
             run(settings, lambda client: client.check(), api_key=key)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < SOON
         assert (caught.value.kind, caught.value.fatal) == (kind, True) and hint in str(caught.value)
 
 
@@ -319,7 +320,7 @@ def test_an_evaluation_killed_while_it_builds_and_while_it_answers_ends_like_one
 
     def kill_once(begun: Callable[[], bool]) -> None:
         process = killed.start(command.main, evaluate("killed"))
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + HANGS
         while not begun():
             assert process.is_alive() and time.monotonic() < deadline, "it ended before the moment to kill it at"
             time.sleep(0.01)
@@ -414,7 +415,7 @@ def test_killing_the_server_ends_the_calls_in_flight_as_unreachable(server):
     endless.extra_body["ignore_eos"] = True
     began = time.monotonic()
     results = run(endless, use)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < LINEAR
     errors = [result for result in results if not isinstance(result, str)]
     assert {error.kind for error in errors} <= {ChatErrorKind.UNREACHABLE, ChatErrorKind.TRUNCATED}
     assert any(error.fatal for error in errors)

@@ -9,6 +9,7 @@ import pytest
 
 from membuilder.errors import ConfigError
 from tests.forks import free_port
+from tests.patience import LINEAR, SOON
 from tests.wandb_server import WandbServer
 from trainer.logs.run_log import RunLog, read_jsonl
 
@@ -60,7 +61,7 @@ def test_a_server_that_does_not_answer_at_the_start_leaves_the_run_offline(does,
         at(environment, f"http://127.0.0.1:{free_port()}" if does == "closed" else server.url)
         began = time.monotonic()
         log = begun(tmp_path, "kept1234")
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < LINEAR
         log.log({"kl": 1.0}, 1)
         log.close()
     (folder,) = tmp_path.glob("wandb/offline-run-*-kept1234")
@@ -86,9 +87,9 @@ def test_a_server_that_goes_in_the_middle_stops_nothing(does, environment, tmp_p
         for step in range(1, 20):
             log.log({"kl": float(step)}, step)
             log.log_completions([{"step": step, "completion": "a"}])
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SOON
         log.close()
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < LINEAR
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(20))
     (folder,) = tmp_path.glob("wandb/run-*")
     said = "".join(capfd.readouterr())

@@ -101,7 +101,7 @@ def wait() -> None:
 def test_a_process_whose_main_thread_only_waits_is_ended_with_the_name_of_the_other(tmp_path, host, how):
     began = time.monotonic()
     said, pids = run(("a", host), {0: wait, 1: die}, tmp_path)
-    assert said == ["", ""] and time.monotonic() - began < 30, "the main thread did not wait"
+    assert said == ["", ""] and time.monotonic() - began < 70, "the main thread did not wait"
     log = (tmp_path / "0.log").read_text()
     assert f"rank 0 of 2 stops, because rank 1 is gone ({how.format(pids[1])})" in log and "resume=auto" in log
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from membuilder.types import Agent
 from tests.fault_server import FaultServer, Request, answering
+from tests.patience import HANGS
 from tests.scripted import agent_of
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,6 @@ SMALLER = {
 }
 """Text of a block -> what the run puts in its place. The server's port is replaced too: 8000 may be taken."""
 BLOCK = re.compile(r"```bash\n(?P<command>.*?)```\n(?:\n```text\n(?P<shown>.*?)```\n)?", re.DOTALL)
-LIMIT_SECONDS = 1200
 _OPERATIONS = {
     Agent.CORE: '{"operation": "APPEND", "content": "They talk every week."}',
     Agent.EPISODIC: '{"operations": [{"action": "ADD", "quote": [1]}]}',
@@ -128,7 +128,7 @@ class Walk:
                 start_new_session=True,  # a server it leaves running is ended with its group
             )
         self._groups.append(process.pid)
-        found = process.wait(LIMIT_SECONDS)
+        found = process.wait(HANGS)
         assert found == status, f"{command}\nexit {found}\n{out.read_text()}\n{err.read_text()[-6000:]}"
         return out.read_text(encoding="utf-8")
 
