@@ -20,6 +20,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from membuilder.bank.history import history
 from membuilder.bank.html_page import TIME_FORM, parts_of, render_page, role_colours
 from membuilder.bank.store import reading
 from membuilder.bank.store_rows import Answer, StoredSession, role_of
@@ -75,18 +76,6 @@ def show_bank(contents: Contents) -> RenderableType:
     title, colour = f"core, {len(bank.core)} characters", contents.colours.get("core", "")
     core = Panel(plain(bank.core or "(empty)"), title=title, border_style=colour)
     return Group(plain(head, "bold"), about, core, _entries(contents, bank.entries))
-
-
-def history(bank: Bank, entry_id: str) -> list[Entry]:
-    """Return what an entry replaced, the entry, and what replaced it, through any number of steps; the oldest first."""
-    older, newer = {entry_id}, {entry_id}
-    for entry in reversed(bank.entries):  # an entry is younger than those it supersedes
-        if entry.id in older:
-            older.update(entry.supersedes)
-    for entry in bank.entries:
-        if not newer.isdisjoint(entry.supersedes):
-            newer.add(entry.id)
-    return [entry for entry in bank.entries if entry.id in older | newer]
 
 
 def show_entry(contents: Contents, entry_id: str) -> RenderableType:

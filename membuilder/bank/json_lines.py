@@ -14,7 +14,7 @@ A file is read whole and checked before anything is written; the last line tells
 import base64
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +70,11 @@ class _End(_Line, tag="end"):
 
 def write_json_lines(memory: StoredMemory, path: Path) -> None:
     """Write a memory to a file, whole or not at all. Raises WriteError."""
+    write_atomic(path, "".join(json_lines(memory)))
+
+
+def json_lines(memory: StoredMemory) -> Iterator[str]:
+    """Write a memory line by line."""
     rows = memory.vectors.astype(VECTOR, copy=False)
     lines: list[_Line] = [_Memory(format=FORMAT, settings=dict(memory.settings))]
     for each in memory.sessions:
@@ -79,8 +84,8 @@ def write_json_lines(memory: StoredMemory, path: Path) -> None:
         lines.append(_Entry(entry=entry, vector=base64.b64encode(row.tobytes()).decode()))
     lines += [_Deleted(entry=entry, session=session) for entry, session in memory.deleted.items()]
     lines.append(_End(num_sessions=len(memory.sessions), num_entries=len(memory.entries)))
-    written = (json.dumps(msgspec.to_builtins(each), ensure_ascii=False) for each in lines)
-    write_atomic(path, "".join(f"{without_part(line)}\n" for line in written))
+    for each in lines:
+        yield without_part(json.dumps(msgspec.to_builtins(each), ensure_ascii=False)) + "\n"
 
 
 def read_json_lines(path: Path) -> StoredMemory:

@@ -129,6 +129,11 @@ def _index_of(texts: tuple[str, ...]) -> Okapi:
     return Okapi([terms_of(text, with_characters=True) for text in texts])
 
 
+def forget_indexes() -> None:
+    """Let go of the texts that `_index_of` keeps, for a program in which one of them was erased."""
+    _index_of.cache_clear()
+
+
 def terms_of(text: str, with_characters: bool = False) -> list[str]:
     """Return the lower-case words of a text, as `search_terms` for scripts without spaces; single characters count."""
     lower = text.lower()

@@ -34,7 +34,7 @@ async def rebuild(
         remove_store(beside)
     with writing(beside, settings) as fresh:
         if first and not fresh.num_sessions():
-            fresh.replace(_until(replace(memory, settings=settings), first))
+            fresh.replace(until(replace(memory, settings=settings), first))
         advance(fresh.num_sessions())
         await builder.build(dialogue, fresh, on_session=lambda session: advance(1))
     store.take_over(beside)
@@ -45,6 +45,14 @@ def dialogue_of(memory: StoredMemory) -> Dialogue:
     """Return what was read into a memory."""
     settings, sessions = memory.settings, tuple(stored.session for stored in memory.sessions)
     return Dialogue(id=settings["dialogue"], speakers=tuple(settings["speakers"]), sessions=sessions, questions=())
+
+
+def until(memory: StoredMemory, first: int) -> StoredMemory:
+    """Return the memory after the session before `first`."""
+    entries = tuple(entry for entry in memory.entries if entry.session < first)
+    deleted = {entry: session for entry, session in memory.deleted.items() if session < first}
+    vectors = memory.vectors[: len(entries)]
+    return replace(memory, sessions=memory.sessions[:first], entries=entries, vectors=vectors, deleted=deleted)
 
 
 def corrected(dialogue: Dialogue, turn_id: str, text: str, path: Path) -> tuple[Dialogue, int]:
@@ -89,14 +97,6 @@ def with_late_sessions(dialogue: Dialogue, late: Dialogue, max_turns: int | None
     sessions = [replace(session, index=index) for index, session in enumerate(sessions)]
     first = next(session.index for session in sessions if session.id in inserted)
     return replace(dialogue, sessions=tuple(sessions)), first
-
-
-def _until(memory: StoredMemory, first: int) -> StoredMemory:
-    """Return the memory after the session before `first`."""
-    entries = tuple(entry for entry in memory.entries if entry.session < first)
-    deleted = {entry: session for entry, session in memory.deleted.items() if session < first}
-    vectors = memory.vectors[: len(entries)]
-    return replace(memory, sessions=memory.sessions[:first], entries=entries, vectors=vectors, deleted=deleted)
 
 
 def _words(session: Session) -> tuple:

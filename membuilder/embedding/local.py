@@ -65,6 +65,11 @@ class Embedder:
             self._vectors.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
         return in_rows(self._vectors, texts, self.dimension)
 
+    def clear(self) -> None:
+        """Let go of all texts so far and of their vectors, for a program that runs on and on."""
+        self._vectors.clear()
+        self._cut.clear()
+
     def pieces(self, text: str) -> list[str]:
         """Cut a text between words into pieces of at most as many word pieces as the model reads."""
         tokenizer = self._model.tokenizer

@@ -94,6 +94,11 @@ class EndpointEmbedder:
             self._portal.call(for_each, self._embed_batch, batches, self._endpoint.concurrency)
         return in_rows(self._vectors, texts, self._dimension)
 
+    def clear(self) -> None:
+        """Let go of all texts so far and of their vectors, for a program that runs on and on."""
+        self._vectors.clear()
+        self._long.clear()
+
     def pieces(self, text: str) -> list[str]:
         """Cut a text into pieces of `max_text_chars`. Raises ConfigError without one: no server tells what it reads."""
         limit = self._endpoint.max_text_chars

@@ -194,6 +194,11 @@ def _subject(text: str) -> frozenset[str]:
     return _lasting(content_words(words(text)))
 
 
+def forget_subjects() -> None:
+    """Let go of the texts that `_subject` keeps, for a program in which one of them was erased."""
+    _subject.cache_clear()
+
+
 def _lasting(content: frozenset[str]) -> frozenset[str]:
     """Leave out dates and numbers, which are what changes."""
     return frozenset(word for word in content - TIME_WORDS - NUMBER_WORDS if not word.isdigit())

@@ -1,0 +1,112 @@
+"""Serves memories over HTTP: sessions in, memories searched, answered from, corrected and erased.
+
+    python -m membuilder.serve --root memories/                        rules write, MiniLM searches, this machine only
+    python -m membuilder.serve --root memories/ --build-model trained --build-provider vllm \\
+        --build-base-url http://localhost:8000/v1 --answer-model gpt-4.1-mini
+    python -m membuilder.serve --new-key ann 'team-*' >> keys.jsonl    a key for these users
+
+Every session is on the disk before it is acknowledged. A stopped or killed server takes up what still waits.
+"""
+
+import argparse
+import asyncio
+import ipaddress
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from membuilder.building.config import EMBEDDING_KEYS, RULES, BuildConfig, Keys
+from membuilder.command import ArgumentParser, exit_status
+from membuilder.config import load
+from membuilder.errors import ConfigError
+from membuilder.llm.flags import SETTINGS, add_embedding_flags, add_endpoint_flags, read_endpoint
+from membuilder.value_types import PositiveFloat, PositiveInt, flag_type
+
+LOOPBACK = "127.0.0.1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    kept = "Every session that was acknowledged is kept; the same command goes on with those that wait."
+    return exit_status("membuilder.serve", lambda: _serve(argv), kept)
+
+
+def _serve(argv: Sequence[str] | None) -> int:
+    given = _parser().parse_args(argv)
+    if given.new_key:
+        return _print_new_key(given.new_key)
+    from membuilder.serving.run import (
+        ServerOptions,
+        run_server,
+    )  # FastAPI takes a second, for which --help need not wait
+
+    if given.root is None:
+        raise ConfigError("--root names the folder of the memories; give one")
+    if not _is_loopback(given.host) and given.api_keys is None:
+        raise ConfigError(f"--host {given.host} is open to others: name a file of keys too (--api-keys, --new-key)")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    answerer = read_endpoint(given, "answer-", given.answer_model) if given.answer_model else None
+    options = ServerOptions(
+        root=given.root,
+        config=_config(given),
+        keys=Keys(chat=given.build_api_key, embedding=given.embedding_api_key),
+        answerer=answerer,
+        host=given.host,
+        port=given.port,
+        api_keys=given.api_keys,
+        grace_seconds=given.grace,
+    )
+    print(f"serving {given.root} at http://{given.host}:{given.port} (API: /docs); Ctrl-C ends it", flush=True)
+    asyncio.run(run_server(options))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m membuilder.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--root", type=Path, metavar="DIR", help="folder of the memories")
+    add("--host", default=LOOPBACK, help="address to listen on; another than this machine's own needs --api-keys")
+    add("--port", type=flag_type(PositiveInt), default=8800)
+    add("--api-keys", type=Path, metavar="FILE", help="whom each key is for; read again on SIGHUP")
+    add("--new-key", nargs="+", metavar="USER", help="make a key for these users (* and ? as in a shell), and end")
+    text = "seconds that the end waits for what is in flight"
+    add("--grace", type=flag_type(PositiveFloat), default=30.0, metavar="SECONDS", help=text)
+    text = "how memory is written: four_agents (default), memalpha, or a folder with a scheme of your own"
+    add("--scheme", help=text)
+    add("--set", **SETTINGS, help="any other key of membuilder.build, such as max_turns=20")
+    add_endpoint_flags(parser, "build-", "writes the memories; else rules, which need no server", model=RULES)
+    add_endpoint_flags(parser, "answer-", "answers questions; without it memories are only searched")
+    add_embedding_flags(parser)
+    return parser
+
+
+def _config(given: argparse.Namespace) -> BuildConfig:
+    """Return what the flags say of how memories are built. Raises ConfigError."""
+    keys = {"scheme": given.scheme, "model.name": given.build_model, "model.provider": given.build_provider}
+    keys |= {"model.base_url": given.build_base_url, "out": str(given.root)}
+    keys |= {key: getattr(given, key) for key in EMBEDDING_KEYS}
+    by_flags = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value]
+    return load(BuildConfig, None, [*by_flags, *(f"model.{each}" for each in given.build_endpoint), *given.set])
+
+
+def _print_new_key(users: list[str]) -> int:
+    from membuilder.serving.access import new_key
+
+    key, line = new_key(users)
+    print(line)
+    print(f"the key, shown once: {key}", file=sys.stderr)
+    return 0
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""An embedder that remembers the vectors of the texts embedded last, for a program that runs for months."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from membuilder.embedding.local import TextEmbedder, in_rows
+
+
+class Clearable(TextEmbedder, Protocol):
+    """An embedder that can let go of what it was given."""
+
+    def clear(self) -> None: ...
+
+
+class RecentEmbedder:
+    """A `TextEmbedder` for several threads; one of them at a time uses the embedder behind it.
+
+    Only memory holds the texts, and only the last `size` of them: an erased text can be erased here too.
+    """
+
+    def __init__(self, embedder: Clearable, size: int = 20_000):
+        self._embedder, self._size = embedder, size
+        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._known, self._embedding = threading.Lock(), threading.Lock()
+
+    @property
+    def dimension(self) -> int:
+        return self._embedder.dimension
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
+        found = self._recalled(texts)
+        if absent := [text for text in dict.fromkeys(texts) if text not in found]:
+            with self._embedding:
+                found |= dict(zip(absent, self._embedder.embed(absent), strict=True))
+                self._embedder.clear()
+            self._keep({text: found[text] for text in absent})
+        return in_rows(found, texts, self.dimension)
+
+    def knows(self, text: str) -> bool:
+        """Return whether a text costs nothing."""
+        return text in self._vectors
+
+    def clear(self) -> None:
+        with self._known:
+            self._vectors.clear()
+
+    def _recalled(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        with self._known:
+            found = {text: self._vectors[text] for text in texts if text in self._vectors}
+            for text in found:
+                self._vectors.move_to_end(text)
+        return found
+
+    def _keep(self, vectors: dict[str, np.ndarray]) -> None:
+        with self._known:
+            self._vectors.update(vectors)
+            while len(self._vectors) > self._size:
+                self._vectors.popitem(last=False)

@@ -1,0 +1,138 @@
+"""Runs a memory server until it is told to end: opens what it needs, answers requests, finishes what is in flight."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from membuilder.building.builder import Builder, ask_expert, ask_model
+from membuilder.building.config import RULES, BuildConfig, Keys
+from membuilder.embedding.local import Embedder, TextEmbedder
+from membuilder.embedding.naming import identity_of
+from membuilder.embedding.options import EmbedderOptions, open_remote
+from membuilder.errors import MemBuilderError
+from membuilder.llm.chat_model import Role
+from membuilder.llm.client import ChatClient
+from membuilder.llm.costs import Costs
+from membuilder.llm.endpoints import ModelAccess
+from membuilder.llm.usage import Usage
+from membuilder.schemes.load import scheme_of
+from membuilder.serving.access import Keys as AccessKeys
+from membuilder.serving.limits import RequestLimits
+from membuilder.serving.recent_embedder import Clearable
+from membuilder.serving.rest import make_app
+from membuilder.serving.service import Limits, MemoryService
+from membuilder.serving.sqlite_vault import SqliteVault
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerOptions:
+    """What a server is started with."""
+
+    root: Path
+    config: BuildConfig
+    keys: Keys
+    answerer: ModelAccess | None = None
+    host: str = "127.0.0.1"
+    port: int = 8800
+    api_keys: Path | None = None
+    """The file that says which key is for which users; None: everybody on this machine may do everything."""
+    grace_seconds: float = 30.0
+    """How long the end waits for what is in flight."""
+    limits: Limits = field(default_factory=Limits)
+    request_limits: RequestLimits = field(default_factory=RequestLimits)
+
+
+@asynccontextmanager
+async def open_service(options: ServerOptions) -> AsyncIterator[MemoryService]:
+    """Open the memories and models of a server. Raises MemBuilderError."""
+    config, costs = options.config, Costs(usage=Usage())
+
+    @asynccontextmanager
+    async def open_builder(embedder: TextEmbedder) -> AsyncIterator[Builder]:
+        scheme = scheme_of(config)
+        async with AsyncExitStack() as stack:
+            if config.model.name == RULES:
+                ask = ask_expert(scheme)
+            else:
+                client = await stack.enter_async_context(ChatClient(config.chat(options.keys), Role.BUILDER, costs))
+                ask = ask_model(client, scheme, config.on_bad_operation)
+            builder = Builder(ask=ask, embedder=embedder, scheme=scheme)
+            stack.callback(builder.close)
+            yield builder
+
+    async with AsyncExitStack() as stack:
+        vault = SqliteVault(options.root)
+        stack.callback(vault.close)
+        of_embedder = config.embedder(options.keys)
+        embedder = stack.enter_context(_embedder(of_embedder, costs))
+        identity = identity_of(embedder, of_embedder)
+        answerer = None
+        if options.answerer is not None:
+            answerer = await stack.enter_async_context(ChatClient(options.answerer, Role.ANSWERER, costs))
+        service = MemoryService(vault, config, open_builder, embedder, identity, answerer, options.limits)
+        yield await stack.enter_async_context(service)
+
+
+async def run_server(options: ServerOptions) -> None:
+    """Answer requests until SIGTERM or SIGINT; SIGHUP lets the keys be read again. Raises MemBuilderError."""
+    keys = AccessKeys(options.api_keys)
+    async with open_service(options) as service:
+        server = _Server(_uvicorn(make_app(service, keys, options.request_limits), options))
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(signal.SIGHUP, _read_again, keys)
+        running = asyncio.create_task(server.serve())
+        ending = asyncio.create_task(ended.wait())
+        await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
+        await service.close(options.grace_seconds)  # new requests are told to come again
+        server.should_exit = True
+        await running
+        ending.cancel()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `run_server`."""
+        yield
+
+
+def _uvicorn(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        lifespan="off",
+        log_config=None,
+        access_log=False,  # a request's path names a user
+        server_header=False,
+        timeout_graceful_shutdown=max(1, int(options.grace_seconds)),
+        timeout_keep_alive=30,
+    )
+
+
+def _read_again(keys: AccessKeys) -> None:
+    try:
+        keys.read()
+    except MemBuilderError as error:
+        _log.error("the keys stay as they were: %s", error)
+
+
+@contextmanager
+def _embedder(options: EmbedderOptions, costs: Costs) -> Iterator[Clearable]:
+    """Open the embedder without a cache on disk, from which an erased text's vector could not be told."""
+    if options.provider is None:
+        yield Embedder(options.model)
+    else:
+        with closing(open_remote(options, costs)) as embedder:
+            yield embedder

@@ -1,0 +1,198 @@
+"""A vault of files: a store of SQLite for each user, as `membuilder.build` writes it, and one file of jobs.
+
+    root/jobs.db                  sessions that wait, and what became of others
+    root/users/3f/3f9a...db       a user's memory; the name is a hash, so that no user's name is ever a path
+    root/lock                     held while a server runs here
+
+`membuilder.inspect` and `membuilder.edit` work on the stores.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from membuilder.bank.erase import BESIDE, erase_traces
+from membuilder.bank.store import Store, reading, remove_store, writing
+from membuilder.bank.store_errors import typed
+from membuilder.errors import StoreError
+from membuilder.serving.errors import ServingError, SessionConflict
+from membuilder.serving.vault import Job, JobState
+from membuilder.types import Session
+
+_JOBS = """CREATE TABLE IF NOT EXISTS job (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, user TEXT NOT NULL,
+    session_id TEXT NOT NULL, digest TEXT NOT NULL, session TEXT, state TEXT NOT NULL, detail TEXT NOT NULL,
+    attempts INTEGER NOT NULL, received_at TEXT NOT NULL, UNIQUE (user, session_id)) STRICT"""
+_WAITING = "CREATE INDEX IF NOT EXISTS waiting ON job (state, user, number)"
+_COLUMNS = "id, user, session_id, session, state, detail, attempts, received_at"
+
+
+class SqliteVault:
+    """A `Vault` in a folder. Raises ServingError where another server runs on it, and StoreError."""
+
+    def __init__(self, root: Path):
+        self._root, self._path = root, root / "jobs.db"
+        self._lock = threading.Lock()
+        self._held = _held(root)
+        try:
+            self.scratch = root / "scratch"
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.mkdir()
+            self._jobs = _opened(self._path)
+        except BaseException:
+            os.close(self._held)
+            raise
+
+    def accept(self, user: str, session: Session, digest: str) -> tuple[Job, bool]:
+        with self._transaction() as jobs:
+            query = f"SELECT {_COLUMNS}, digest FROM job WHERE user = ? AND session_id = ?"
+            known = jobs.execute(query, (user, session.id)).fetchone()
+            if known is not None and known[-1] != digest:
+                raise SessionConflict(session.id)
+            if known is not None and known[4] != JobState.FAILED:
+                return _job(known[:-1]), False
+            if known is not None:
+                jobs.execute("UPDATE job SET state = ?, detail = '' WHERE id = ?", (JobState.QUEUED, known[0]))
+                return _job((*known[:4], JobState.QUEUED, "", *known[6:-1])), False
+            body, received = msgspec.json.encode(session).decode(), datetime.now(UTC).isoformat()
+            row = (uuid4().hex, user, session.id, body, JobState.QUEUED, "", 0, received)
+            values = ", ".join("?" * (len(row) + 1))
+            jobs.execute(f"INSERT INTO job ({_COLUMNS}, digest) VALUES ({values})", (*row, digest))
+        return _job(row), True
+
+    def job(self, user: str, job_id: str) -> Job | None:
+        with self._transaction() as jobs:
+            query = f"SELECT {_COLUMNS} FROM job WHERE id = ? AND user = ?"
+            row = jobs.execute(query, (job_id, user)).fetchone()
+        return None if row is None else _job(row)
+
+    def waiting(self, user: str | None = None) -> list[Job]:
+        of_user, values = ("", ()) if user is None else (" AND user = ?", (user,))
+        with self._transaction() as jobs:
+            query = f"SELECT {_COLUMNS} FROM job WHERE state = ?{of_user} ORDER BY number"
+            return [_job(row) for row in jobs.execute(query, (JobState.QUEUED, *values))]
+
+    def num_waiting(self) -> int:
+        with self._transaction() as jobs:
+            return jobs.execute("SELECT count(*) FROM job WHERE state = ?", (JobState.QUEUED,)).fetchone()[0]
+
+    def settle(self, job: Job, state: JobState, detail: str = "") -> None:
+        kept = ", session = NULL" if state is JobState.DONE else ""
+        with self._transaction() as jobs:
+            change = f"UPDATE job SET state = ?, detail = ?, attempts = attempts + 1{kept} WHERE id = ?"
+            jobs.execute(change, (state, detail, job.id))
+
+    def withdraw(self, user: str, session_id: str) -> bool:
+        with self._transaction() as jobs:
+            gone = jobs.execute("DELETE FROM job WHERE user = ? AND session_id = ?", (user, session_id)).rowcount
+        self._empty_log()
+        return gone > 0
+
+    def stamp(self, user: str) -> object | None:
+        path, found = self._file(user), []
+        for end in ("", "-wal"):
+            try:
+                status = os.stat(f"{path}{end}")
+            except FileNotFoundError:
+                continue
+            found.append((end, status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(found) if found and not found[0][0] else None
+
+    def reading(self, user: str) -> AbstractContextManager[Store]:
+        return reading(self._file(user))
+
+    def writing(self, user: str, settings: dict[str, Any]) -> AbstractContextManager[Store]:
+        return writing(self._file(user), settings)
+
+    def erase(self, user: str) -> None:
+        path = self._file(user)
+        with reading(path) as store:
+            settings = store.settings()
+        with writing(path, settings) as store:
+            erase_traces(store)
+        self._empty_log()  # sessions that were read stand there until it is full
+
+    def delete(self, user: str) -> bool:
+        path = self._file(user)
+        was_there = path.exists()
+        for end in ("", *BESIDE):
+            remove_store(path.with_name(path.name + end))
+        for index in path.parent.glob(f"{path.name}.index*"):
+            index.unlink(missing_ok=True)
+        with self._transaction() as jobs:
+            was_there |= jobs.execute("DELETE FROM job WHERE user = ?", (user,)).rowcount > 0
+        self._empty_log()
+        return was_there
+
+    def check(self) -> None:
+        with self._transaction() as jobs:
+            jobs.execute("UPDATE job SET detail = detail WHERE number = -1")  # takes the lock that a change needs
+
+    def close(self) -> None:
+        self._jobs.close()
+        os.close(self._held)
+
+    def _file(self, user: str) -> Path:
+        name = hashlib.sha256(user.encode()).hexdigest()[:40]
+        return self._root / "users" / name[:2] / f"{name}.db"
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, typed(self._path), self._jobs:
+            self._jobs.execute("BEGIN IMMEDIATE")
+            yield self._jobs
+
+    def _empty_log(self) -> None:
+        with self._lock, typed(self._path):
+            self._jobs.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _held(root: Path) -> int:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}; name a folder you may write to"
+        raise StoreError(root, problem) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        problem = "another server runs on this folder; stop it, or let several share a database (--store postgresql://)"
+        raise ServingError(f"{root}: {problem}") from None
+    return lock
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    with typed(path):
+        jobs = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        jobs.execute("PRAGMA journal_mode = WAL")
+        jobs.execute("PRAGMA synchronous = FULL")
+        jobs.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
+        jobs.execute(_JOBS)
+        jobs.execute(_WAITING)
+    return jobs
+
+
+def _job(row: tuple) -> Job:
+    job_id, user, session_id, session, state, detail, attempts, received_at = row
+    return Job(
+        id=job_id,
+        user=user,
+        session_id=session_id,
+        session=None if session is None else msgspec.json.decode(session, type=Session),
+        state=JobState(state),
+        detail=detail,
+        attempts=attempts,
+        received_at=datetime.fromisoformat(received_at),
+    )

@@ -1,0 +1,97 @@
+"""A memory server for tests: its app in this process, over the same code paths as HTTP but without a socket.
+
+with served(tmp_path) as server:
+    server.tell("ann", "s1", "I adopted a cat called Miso.")
+    server.get("/v1/users/ann/search", query="cat").json()
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from membuilder.building.config import BuildConfig, Keys
+from membuilder.llm.endpoints import ModelEndpoint
+from membuilder.serving import run
+from membuilder.serving.access import Keys as AccessKeys
+from membuilder.serving.limits import RequestLimits
+from membuilder.serving.rest import make_app
+from membuilder.serving.run import ServerOptions, open_service
+from membuilder.serving.service import MemoryService
+from tests.fakes import HashEmbedder
+
+RULES = ModelEndpoint(name="rules", temperature=None)
+
+
+class ForgettingEmbedder(HashEmbedder):
+    def clear(self) -> None:
+        self.embedded.clear()
+
+
+class Served:
+    def __init__(self, portal: BlockingPortal, service: MemoryService, client: httpx.AsyncClient):
+        self._portal, self.service, self._client = portal, service, client
+
+    def request(self, method: str, url: str, **about: object) -> httpx.Response:
+        return self._portal.call(partial(self._client.request, method, url, **about))
+
+    def get(self, url: str, **params: object) -> httpx.Response:
+        return self.request("GET", url, params=params)
+
+    def delete(self, url: str, **params: object) -> httpx.Response:
+        return self.request("DELETE", url, params=params)
+
+    def post(self, url: str, body: object = None, **params: object) -> httpx.Response:
+        return self.request("POST", url, json=body, params=params)
+
+    def patch(self, url: str, body: object) -> httpx.Response:
+        return self.request("PATCH", url, json=body)
+
+    def tell(self, user: str, session: str | None, *said: str, when: str | None = None, wait: bool = True):
+        body = {"messages": [{"role": "user", "name": "Ann", "content": text} for text in said]}
+        body |= {"session_id": session} if session else {}
+        body |= {"timestamp": when} if when else {}
+        return self.post(f"/v1/users/{user}/sessions", body, wait=wait)
+
+    def texts(self, user: str) -> list[str]:
+        """What the current entries of a memory say."""
+        memory = self.get(f"/v1/users/{user}/memory").json()
+        return [entry["text"] for entry in memory["entries"] if entry["id"] in memory["current"]]
+
+    def found(self, user: str, query: str, **params: object) -> list[str]:
+        found = self.get(f"/v1/users/{user}/search", query=query, **params).json()["found"]
+        return [each["entry"]["text"] for each in found]
+
+    def id_of(self, user: str, words: str) -> str:
+        memory = self.get(f"/v1/users/{user}/memory").json()
+        return next(entry["id"] for entry in reversed(memory["entries"]) if words in entry["text"])
+
+
+def options(root: Path, model: ModelEndpoint = RULES, **more: object) -> ServerOptions:
+    settings = more.pop("settings", {})
+    return ServerOptions(
+        root=root, config=BuildConfig(out=str(root), model=model, **settings), keys=Keys(chat="sk-test"), **more
+    )
+
+
+@contextmanager
+def served(
+    root: Path,
+    model: ModelEndpoint = RULES,
+    *,
+    api_keys: Path | None = None,
+    requests: RequestLimits | None = None,
+    real_embedder: bool = False,
+    **more: object,
+) -> Iterator[Served]:
+    with pytest.MonkeyPatch.context() as patch, start_blocking_portal() as portal:
+        if not real_embedder:
+            patch.setattr(run, "Embedder", lambda model: ForgettingEmbedder())
+        with portal.wrap_async_context_manager(open_service(options(root, model, **more))) as service:
+            app = make_app(service, AccessKeys(api_keys), requests or RequestLimits())
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            yield Served(portal, service, httpx.AsyncClient(transport=transport, base_url="http://server"))
