@@ -50,15 +50,30 @@ class Page:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, width: int = 1280, height: int = 1000, dark: bool = False) -> None:
+    def open(self, page: Path | str, width: int = 1280, height: int = 1000, dark: bool = False) -> None:
+        """Open a file, or an address."""
+        url = page if isinstance(page, str) else page.absolute().as_uri()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + HANGS
-        while self.value("document.readyState") != "complete" or self.value("location.protocol") != "file:":
+        while self.value("document.readyState") != "complete" or self.value("location.href") == "about:blank":
             assert time.monotonic() < deadline, "the page did not load"
             time.sleep(0.05)
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until an expression is true."""
+        deadline = time.monotonic() + HANGS
+        while not self.value(expression):
+            assert time.monotonic() < deadline, expression
+            time.sleep(0.05)
+
+    def press(self, key: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            code = {"Enter": 13, "Tab": 9}[key]
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     def value(self, expression: str) -> Any:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -5,6 +5,7 @@ with served(tmp_path) as server:
     server.get("/v1/users/ann/search", query="cat").json()
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI
 
 from membuilder.building.config import BuildConfig, Keys
 from membuilder.llm.endpoints import ModelEndpoint
@@ -23,6 +26,8 @@ from membuilder.serving.rest import make_app
 from membuilder.serving.run import ServerOptions, open_service
 from membuilder.serving.service import MemoryService
 from tests.fakes import HashEmbedder
+from tests.forks import free_port
+from tests.patience import HANGS
 
 RULES = ModelEndpoint(name="rules", temperature=None)
 
@@ -33,8 +38,24 @@ class ForgettingEmbedder(HashEmbedder):
 
 
 class Served:
-    def __init__(self, portal: BlockingPortal, service: MemoryService, client: httpx.AsyncClient):
-        self._portal, self.service, self._client = portal, service, client
+    def __init__(self, portal: BlockingPortal, service: MemoryService, app: FastAPI):
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://server")
+        self._portal, self.service, self._app = portal, service, app
+
+    @contextmanager
+    def listening(self) -> Iterator[str]:
+        """Answer on a port of this machine, whose address it gives."""
+        config = uvicorn.Config(self._app, port=free_port(), lifespan="off", log_config=None)
+        server = run._Server(config)
+        done = self._portal.start_task_soon(server.serve)
+        until = time.monotonic() + HANGS
+        while not server.started:
+            assert time.monotonic() < until and not done.done(), "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{config.port}"
+        server.should_exit = True
+        done.result(HANGS)
 
     def request(self, method: str, url: str, **about: object) -> httpx.Response:
         return self._portal.call(partial(self._client.request, method, url, **about))
@@ -93,5 +114,4 @@ def served(
             patch.setattr(run, "Embedder", lambda model: ForgettingEmbedder())
         with portal.wrap_async_context_manager(open_service(options(root, model, **more))) as service:
             app = make_app(service, AccessKeys(api_keys), requests or RequestLimits())
-            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-            yield Served(portal, service, httpx.AsyncClient(transport=transport, base_url="http://server"))
+            yield Served(portal, service, app)

@@ -1,7 +1,8 @@
 """A memory as one HTML page that needs nothing beside itself: search, filter by agent, timeline.
 
 What dialogues and models wrote is never markup. It stands in the page as JSON without `<`, its own script shows it as
-plain text, and a content security policy lets nothing but that one script run and nothing be fetched.
+plain text, and a content security policy lets nothing but that one script run and nothing be fetched. The page of a
+running server may ask that server, and nothing else.
 """
 
 import base64
@@ -9,6 +10,7 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -37,19 +39,34 @@ def parts_of(sessions: Sequence[StoredSession], bank: Bank) -> list[str]:
     return [name for name in known if name != "core" and (name in writers or writers <= roles)]
 
 
-def render_page(settings: Mapping[str, Any], sessions: Sequence[StoredSession], bank: Bank) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Live:
+    """The server that a page may ask."""
+
+    address: str
+    """Path of the user's memory there."""
+    answers: bool
+    """Whether a model answers questions."""
+
+
+def render_page(
+    settings: Mapping[str, Any], sessions: Sequence[StoredSession], bank: Bank, live: Live | None = None
+) -> str:
     """Return the whole page as text."""
     style, script = _template("inspect.css"), _template("inspect.js")
+    script = script if live is None else _template("live.js") + script
     content = {name: settings[name] for name in ("dialogue", "speakers", "model")}
     content |= {"core": bank.core, "entries": bank.entries, "colours": role_colours(sessions, bank)}
     content |= {"parts": parts_of(sessions, bank)}
     content |= {"deleted": bank.deleted} if bank.deleted else {}
+    content |= {"api": live.address, "answers": live.answers} if live is not None else {}
     return Template(_template("inspect.html")).substitute(
         title=html.escape(f"Memory of {settings['dialogue']}"),
         style=style,
         style_hash=_hash(style),
         script=script,
         script_hash=_hash(script),
+        connect="" if live is None else "; connect-src 'self'",
         data=_as_json(content | {"sessions": [_session(each) for each in sessions]}),
     )
 

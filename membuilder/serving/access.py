@@ -5,6 +5,7 @@
 A line of the file is {"sha256": "...", "users": ["ann", "team-*"]}; `*` stands for any characters.
 """
 
+import base64
 import fnmatch
 import hashlib
 import json
@@ -20,8 +21,8 @@ from membuilder.serving.problems import Problem
 _UNKNOWN = Problem(
     HTTPStatus.UNAUTHORIZED,
     "no-key",
-    "This server needs a key: Authorization: Bearer KEY.",
-    {"WWW-Authenticate": "Bearer"},
+    "This server needs a key: Authorization: Bearer KEY; in a browser the key is the password of any name.",
+    {"WWW-Authenticate": 'Basic realm="MemBuilder", charset="UTF-8"'},
 )
 _OTHER = Problem(HTTPStatus.FORBIDDEN, "other-user", "This key is not for this user.")
 
@@ -50,14 +51,26 @@ class Keys:
         """Return whom a request counts for. Raises Problem where its key is not for this user; None: for none."""
         if self._path is None:
             return "loopback"
-        scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).hexdigest()
-        users = self._users.get(digest) if scheme.lower() == "bearer" else None
+        digest = hashlib.sha256(_key_in(authorization or "").encode()).hexdigest()
+        users = self._users.get(digest)
         if users is None:
             raise _UNKNOWN
         if user is not None and not any(fnmatch.fnmatchcase(user, pattern) for pattern in users):
             raise _OTHER
         return digest
+
+
+def _key_in(authorization: str) -> str:
+    """Return the key of a header, which a browser sends as a password; empty where there is none."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(given, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def new_key(users: list[str]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Respons
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from membuilder.bank.history import history
-from membuilder.bank.html_page import render_page
+from membuilder.bank.html_page import Live, render_page
 from membuilder.bank.json_lines import json_lines, read_json_lines
 from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.serving.access import Keys
@@ -107,7 +107,8 @@ def _add_memory(routes: APIRouter, service: MemoryService) -> None:
         """Return the whole memory: as JSON, or in a browser as a page."""
         contents = await service.contents(user)
         if HTML in accept:
-            return HTMLResponse(render_page(contents.settings, contents.sessions, contents.bank))
+            live = Live(address=f"/v1/users/{user}", answers=service.answers)
+            return HTMLResponse(render_page(contents.settings, contents.sessions, contents.bank, live))
         return MemoryReply.of(contents)
 
     @routes.get("/export")

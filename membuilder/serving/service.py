@@ -145,6 +145,11 @@ class MemoryService(AbstractAsyncContextManager):
         """Count the sessions that are not read yet."""
         return await asyncio.to_thread(self._vault.num_waiting)
 
+    @property
+    def answers(self) -> bool:
+        """Tell whether a model answers questions here."""
+        return self._answerer is not None
+
     async def search(
         self, user: str, query: str, k: int = 10, method: SearchMethod = ANSWERING, current_only: bool = False
     ) -> Retrieval:

@@ -174,9 +174,10 @@ function renderList() {
 
 function render() {
   const core = make("section", { class: "card core", agent: "core" }, make("h2", {}, "Core memory"), make("p", { class: `text${data.core ? "" : " soft"}` }, data.core || "empty"));
-  document.getElementById("page").replaceChildren(header(), timeline(), tools(),
+  document.getElementById("page").replaceChildren(header(), ...(data.api ? [livePanel()] : []), timeline(), tools(),
     make("div", { class: "columns" }, make("main", {}, make("p", { class: "soft small number", id: "count", "aria-live": "polite" }), make("div", { id: "list" })),
       make("aside", { class: "side" }, core)));
   renderList();
+  if (data.api) renderLive();
 }
 render();
