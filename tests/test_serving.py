@@ -151,7 +151,8 @@ def test_a_corrected_entry_is_found_as_it_is_now_and_keeps_its_history(server):
     server.tell("ann", "s1", CAT, MOVE)
     old = server.id_of("ann", "Miso")
     assert server.patch(f"/v1/users/ann/entries/{old}", {"text": "Ann's cat is called Momo."}).status_code == 204
-    assert server.found("ann", "cat", k=1, current_only=True) == ["Ann's cat is called Momo."]
+    assert server.found("ann", "cat Miso", k=1) == ["Ann's cat is called Momo."]
+    assert CAT in server.found("ann", "cat Miso", k=1, current_only=False)[0]
     new = server.id_of("ann", "Momo")
     told = server.get(f"/v1/users/ann/entries/{new}").json()
     assert [each["id"] for each in told["history"]] == [old, new] and told["is_current"]

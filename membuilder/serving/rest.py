@@ -90,9 +90,9 @@ def _add_searches(routes: APIRouter, service: MemoryService) -> None:
         query: Annotated[Words, Query()],
         k: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 10,
         method: SearchMethod = ANSWERING,
-        current_only: bool = False,
+        current_only: bool = True,
     ) -> SearchReply:
-        """Find the k entries that fit a text best, the best first."""
+        """Find the k entries that fit a text best, the best first; what was replaced only without current_only."""
         return SearchReply.of(await service.search(user, query, k, method, current_only))
 
     @routes.post("/answer")

@@ -151,7 +151,7 @@ class MemoryService(AbstractAsyncContextManager):
         return self._answerer is not None
 
     async def search(
-        self, user: str, query: str, k: int = 10, method: SearchMethod = ANSWERING, current_only: bool = False
+        self, user: str, query: str, k: int = 10, method: SearchMethod = ANSWERING, current_only: bool = True
     ) -> Retrieval:
         """Find the k entries that fit a query best. Raises NotThereError, StoreError and UnavailableError."""
         memory = await self._memories.get(user)

@@ -134,7 +134,7 @@ function header() {
   const failed = answers.filter(answer => answer.failure).length, dropped = answers.flatMap(answer => answer.dropped).length;
   const stat = (number, text) => make("span", {}, make("b", { class: "number" }, number.toLocaleString("en")), make("span", { class: "soft" }, text));
   return make("header", { class: "head" }, make("h1", {}, `What is remembered of ${data.dialogue}`),
-    make("p", { class: "soft" }, `${data.speakers.join(" and ")}, written by ${data.model}`),
+    make("p", { class: "soft" }, [data.speakers.join(" and "), `written by ${data.model}`].filter(Boolean).join(", ")),
     make("div", { class: "stats" }, stat(data.entries.length, "entries"), stat(data.entries.length - replacedBy.size - deleted.size, "current"),
       stat(data.sessions.length, "sessions"), stat(data.core.length, "characters in the core"), stat(failed, "failed answers"),
       dropped ? stat(dropped, "dropped operations") : null));
