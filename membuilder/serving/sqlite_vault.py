@@ -105,7 +105,8 @@ class SqliteVault:
                 status = os.stat(f"{path}{end}")
             except FileNotFoundError:
                 continue
-            found.append((end, status.st_ino, status.st_mtime_ns, status.st_size))
+            if status.st_size:  # a reader leaves an empty log
+                found.append((end, status.st_ino, status.st_mtime_ns, status.st_size))
         return tuple(found) if found and not found[0][0] else None
 
     def reading(self, user: str) -> AbstractContextManager[Store]:
