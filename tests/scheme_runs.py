@@ -17,7 +17,7 @@ RL = [
 
 MEMALPHA = [
     *SMALL, "scheme=memalpha", "memalpha.response_format=compact", "memalpha.prompts.template_set=compact",
-    "model.dtype=float32", "data.max_turns=3", "shared_bound=1e-5",
+    "model.dtype=float32", "data.num_chunks=3", "shared_bound=1e-5",
 ]  # fmt: skip
 MEMALPHA_SFT = [
     *MEMALPHA, *(f"model.tiny.{size}" for size in TINY), "optim.lr=3e-3", "optim.max_grad_norm=1", "max_steps=40",
