@@ -19,7 +19,7 @@ import pytest
 from tests import both_loops
 from tests.forks import free_port
 from tests.launchers import ROOT, rows
-from tests.patience import SOON
+from tests.patience import HANGS, SOON
 from trainer.checkpoint import folders
 
 ONE = [sys.executable, "-m"]
@@ -71,13 +71,13 @@ class Terminal:
     def press_ctrl_c(self) -> None:
         os.write(self.master, b"\x03")
 
-    def until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
+    def until(self, happened: Callable[[], bool], seconds: float = HANGS) -> None:
         deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline and self.process.poll() is None, self.said[-4000:]
             time.sleep(0.02)
 
-    def ends(self, seconds: float = 120) -> int:
+    def ends(self, seconds: float = HANGS) -> int:
         status = self.process.wait(seconds)
         self._reader.join(5)
         return status

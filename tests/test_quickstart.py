@@ -34,6 +34,11 @@ def summary_of(out: Path) -> dict:
     return json.loads((out / "summary.json").read_text(encoding="utf-8"))
 
 
+def use_threads(number: int) -> None:
+    """By name, so that a spawned child can import it."""
+    torch.set_num_threads(number)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     out = tmp_path_factory.mktemp("quickstart")
@@ -98,7 +103,7 @@ def test_the_same_seed_gives_the_same_summary(run, tmp_path):
     Not in this process: OpenMP's threads would outlive the test, and a process forked later would wait for them for
     ever.
     """
-    as_many_threads = partial(torch.set_num_threads, len(os.sched_getaffinity(0)))
+    as_many_threads = partial(use_threads, len(os.sched_getaffinity(0)))
     arguments = ["--out", str(tmp_path), *SMALL]
     forks.finish(main, (arguments,), tmp_path / "log", as_many_threads, forks.SPAWN)
     assert summary_of(tmp_path)["systems"] == summary_of(run[0])["systems"]
