@@ -24,6 +24,7 @@ from membuilder.config import known_keys, load
 from membuilder.datasets.load import load as load_dialogues
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.datasets.sources import DATASETS
+from tests.benchmarks.memalpha_real import table_row
 from tests.fault_server import FaultServer, answering
 from tests.patience import HANGS
 from tests.test_dry_run import QWEN3_4B
@@ -209,6 +210,13 @@ def test_the_learning_curve_is_that_of_the_run_it_names():
     numbers, told = script["curve_numbers"](), script["read_result"]("development")["reward_per_window"]["what"]
     (accuracy, *_), (memory, *_), rules = numbers["accuracy"], numbers["memory_tokens"], numbers["rules"]
     assert f"sft {accuracy} at {memory} tokens, rules {rules[0]} at {rules[1]}" in told
+
+
+def test_the_table_of_real_data_under_memalpha_is_that_of_its_result_file():
+    found = json.loads((ROOT / "tests/benchmarks/results/memalpha_real.json").read_text(encoding="utf-8"))
+    page = (DOCS / "memalpha.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `\w+` \| 0\.\d\d .*$", page, re.MULTILINE)
+    assert rows == [table_row(name, each) for name, each in found.items()]
 
 
 def test_the_table_of_memalpha_shows_its_result_file():
