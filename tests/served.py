@@ -94,4 +94,4 @@ def served(
         with portal.wrap_async_context_manager(open_service(options(root, model, **more))) as service:
             app = make_app(service, AccessKeys(api_keys), requests or RequestLimits())
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-            yield Served(portal, service, httpx.AsyncClient(transport=transport, base_url="http://server"))
+            yield Served(portal, service, httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1"))

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from membuilder.bank.index import IndexConfig, VectorIndex
 from membuilder.bank.indexed_bank import IndexedBank
@@ -58,7 +59,7 @@ class OpenMemories:
         self._vault, self._embedder, self._identity = vault, embedder, identity
         self._max_entries = max_entries
         self._open: OrderedDict[str, OpenMemory] = OrderedDict()
-        self._opening: dict[str, asyncio.Lock] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, user: str) -> OpenMemory:
         """Return a user's memory as it stands now. Raises NotThereError where there is none, and StoreError."""
@@ -75,7 +76,6 @@ class OpenMemories:
                 known = await asyncio.to_thread(self._opened, user)
                 self._open[user] = known
             self._open.move_to_end(user)
-        self._opening.pop(user, None)
         self._make_room(user)
         return known
 

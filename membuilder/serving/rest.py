@@ -1,19 +1,23 @@
 """The memory server over HTTP. What it does is in `service.py`, what is sent and replied in `http_records.py`."""
 
+import asyncio
 import tempfile
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 
 from membuilder.bank.history import history
 from membuilder.bank.html_page import render_page
 from membuilder.bank.json_lines import json_lines, read_json_lines
 from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.serving.access import Keys
-from membuilder.serving.errors import NotThereError
+from membuilder.serving.browsers import OwnPagesOnly
+from membuilder.serving.errors import BusyError, NotThereError
 from membuilder.serving.http_records import (
     MAX_FOUND,
     AnswerReply,
@@ -28,7 +32,7 @@ from membuilder.serving.http_records import (
     Words,
 )
 from membuilder.serving.limits import BodyLimit, Rate, RequestLimits
-from membuilder.serving.metrics import Metrics
+from membuilder.serving.metrics import Metrics, Timed
 from membuilder.serving.problems import add_problems
 from membuilder.serving.service import MemoryService
 
@@ -37,21 +41,43 @@ HTML = "text/html"
 
 def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastAPI:
     """Return the app of a service that is running."""
-    app = FastAPI(title="MemBuilder memory server", version="1", description="Memories of users, built from sessions.")
-    metrics, rate = Metrics(app), Rate(limits.requests_per_minute)
+    app = FastAPI(
+        title="MemBuilder memory server",
+        version="1",
+        description="Memories of users, built from sessions.",
+        redirect_slashes=False,  # a redirect would repeat whatever the request calls this host
+    )
+    metrics, rate = Metrics(), Rate(limits.requests_per_minute)
     app.add_middleware(BodyLimit, limits=limits)
+    if not keys.are_needed:
+        app.add_middleware(OwnPagesOnly)
+    app.add_middleware(Timed, metrics=metrics)
     add_problems(app)
 
-    def admit(request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
-        rate.count(keys.check(authorization, request.path_params.get("user")))
+    def admit(request: Request) -> None:
+        rate.count(keys.check(request.headers.get("authorization"), request.path_params.get("user")))
+        if service.is_ending:
+            raise BusyError("the server is ending")
 
-    app.include_router(_of_user(service, metrics), prefix="/v1/users/{user}", dependencies=[Depends(admit)])
+    app.include_router(_of_user(service, metrics, admit), prefix="/v1/users/{user}")
     app.include_router(_of_server(service, metrics))
     return app
 
 
-def _of_user(service: MemoryService, metrics: Metrics) -> APIRouter:
-    routes = APIRouter()
+def _of_user(service: MemoryService, metrics: Metrics, admit: Callable[[Request], None]) -> APIRouter:
+    class Admitting(APIRoute):
+        """A route that admits a request before anything of it is read; a dependency would come after its body."""
+
+        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+            handle = super().get_route_handler()
+
+            async def admitted(request: Request) -> Response:
+                admit(request)
+                return await handle(request)
+
+            return admitted
+
+    routes = APIRouter(route_class=Admitting)
     _add_sessions(routes, service, metrics)
     _add_searches(routes, service)
     _add_memory(routes, service)
@@ -124,7 +150,7 @@ def _add_memory(routes: APIRouter, service: MemoryService) -> None:
             with path.open("wb") as file:
                 async for part in request.stream():
                     file.write(part)
-            await service.import_memory(user, read_json_lines(path))
+            await service.import_memory(user, await asyncio.to_thread(read_json_lines, path))
         return Response(status_code=HTTPStatus.CREATED)
 
     @routes.delete("", status_code=HTTPStatus.NO_CONTENT)
