@@ -24,6 +24,21 @@ from membuilder.serving.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+_FIELDS = {"type": "string", "title": "string", "status": "integer", "detail": "string", "id": "string"}
+_PROBLEM = {
+    "description": "A problem, as RFC 9457 tells it",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": list(_FIELDS),
+                "properties": {name: {"type": kind} for name, kind in _FIELDS.items()},
+            }
+        }
+    },
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": _PROBLEM, "5XX": _PROBLEM}
+"""What the schema of the API says of errors."""
 RETRY_SECONDS = 5
 _MOST_FIELDS = 20
 

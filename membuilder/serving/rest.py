@@ -33,10 +33,14 @@ from membuilder.serving.http_records import (
 )
 from membuilder.serving.limits import BodyLimit, Rate, RequestLimits
 from membuilder.serving.metrics import Metrics, Timed
-from membuilder.serving.problems import add_problems
+from membuilder.serving.problems import PROBLEMS, add_problems
 from membuilder.serving.service import MemoryService
 
 HTML = "text/html"
+
+
+class JsonLines(StreamingResponse):
+    media_type = "application/jsonl"
 
 
 def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastAPI:
@@ -45,6 +49,7 @@ def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastA
         title="MemBuilder memory server",
         version="1",
         description="Memories of users, built from sessions.",
+        responses=PROBLEMS,
         redirect_slashes=False,  # a redirect would repeat whatever the request calls this host
     )
     metrics, rate = Metrics(), Rate(limits.requests_per_minute)
@@ -128,7 +133,7 @@ def _add_searches(routes: APIRouter, service: MemoryService) -> None:
 
 
 def _add_memory(routes: APIRouter, service: MemoryService) -> None:
-    @routes.get("/memory", response_model=MemoryReply)
+    @routes.get("/memory", response_model=MemoryReply, responses={HTTPStatus.OK: {"content": {HTML: {}}}})
     async def memory(user: Name, accept: Annotated[str, Header(include_in_schema=False)] = "") -> object:
         """Return the whole memory: as JSON, or in a browser as a page."""
         contents = await service.contents(user)
@@ -136,13 +141,12 @@ def _add_memory(routes: APIRouter, service: MemoryService) -> None:
             return HTMLResponse(render_page(contents.settings, contents.sessions, contents.bank))
         return MemoryReply.of(contents)
 
-    @routes.get("/export")
-    async def export(user: Name) -> StreamingResponse:
+    @routes.get("/export", response_class=JsonLines)
+    async def export(user: Name) -> JsonLines:
         """Return the whole memory as JSON Lines, vectors included, for `import` here or `membuilder.edit` elsewhere."""
-        lines = json_lines(await service.exported(user))
-        return StreamingResponse(lines, media_type="application/jsonl")
+        return JsonLines(json_lines(await service.exported(user)))
 
-    @routes.post("/import", status_code=HTTPStatus.CREATED)
+    @routes.post("/import", status_code=HTTPStatus.CREATED, response_class=Response)
     async def import_memory(user: Name, request: Request) -> Response:
         """Begin a memory with an exported one, sent as the body."""
         with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +192,9 @@ def _of_server(service: MemoryService, metrics: Metrics) -> APIRouter:
         """Tell that the server runs."""
         return {"status": "ok"}
 
-    @routes.get("/ready")
+    not_ready = {"description": "What is needed does not answer", "content": {"application/json": {}}}
+
+    @routes.get("/ready", responses={HTTPStatus.SERVICE_UNAVAILABLE: not_ready})
     async def ready() -> JSONResponse:
         """Tell whether all that the server needs answers, else what does not."""
         problems = await service.problems()
