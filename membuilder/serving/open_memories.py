@@ -16,6 +16,7 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import StoreError
 from membuilder.serving.errors import NotThereError
 from membuilder.serving.public_ids import with_public_ids
+from membuilder.serving.recent_embedder import digest
 from membuilder.serving.vault import Vault
 from membuilder.types import Bank
 
@@ -40,7 +41,7 @@ class OpenMemory:
 
     def found(self, query: str, k: int, method: SearchMethod, current_only: bool) -> Retrieval:
         """Find the k entries that fit a query best."""
-        key = (query, k, method, current_only)
+        key = (digest(query), k, method, current_only)
         if key not in self._found:
             (self._found[key],) = self.indexed.retrieve([query], k, not current_only, method)
             if len(self._found) > _ANSWERS:
@@ -49,7 +50,7 @@ class OpenMemory:
         return self._found[key]
 
     def has_found(self, query: str, k: int, method: SearchMethod, current_only: bool) -> bool:
-        return (query, k, method, current_only) in self._found
+        return (digest(query), k, method, current_only) in self._found
 
 
 class OpenMemories:

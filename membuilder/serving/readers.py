@@ -93,7 +93,7 @@ class Readers(AbstractAsyncContextManager):
                 async with self._at_once:
                     return not self._closing.is_set() and await self._attempt(jobs[0])
             self.problems.pop(user, None)  # also where what could not be read was erased
-        except MemBuilderError as error:  # of the vault, which may be back in a moment
+        except (MemBuilderError, OSError) as error:  # of the vault, which may be back in a moment
             self.problems[user] = error
             _log.warning("sessions wait: %s", error)
         finally:
