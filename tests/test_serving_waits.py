@@ -121,3 +121,12 @@ def test_a_time_that_no_calendar_has_in_utc_is_refused(tmp_path):
         assert server.tell("ann", "s1", CAT, when="0001-01-01T00:00:00Z").json()["state"] == "done"
         assert server.tell("ann", "s2", MOVE, when="9999-12-31T23:59:59Z").json()["state"] == "done"
         assert server.request("GET", "/v1/users/ann/memory", headers={"accept": "text/html"}).status_code == 200
+
+
+def test_a_damaged_answer_in_an_exported_memory_is_told_as_damage(tmp_path):
+    """msgspec names no key of a mapping, such as the role whose answer it is."""
+    with served(tmp_path) as server:
+        server.tell("ann", "s1", CAT)
+        damaged = server.get("/v1/users/ann/export").text.replace('"asked_at": "', '"asked_at": "x')
+        reply = server.request("POST", "/v1/users/ben/import", content=damaged.encode())
+        assert (reply.status_code, reply.json()["type"]) == (422, "urn:membuilder:bad-memory")

@@ -91,7 +91,9 @@ def _of_user(service: MemoryService, metrics: Metrics, admit: Callable[[Request]
 
 
 def _add_sessions(routes: APIRouter, service: MemoryService, metrics: Metrics) -> None:
-    @routes.post("/sessions", status_code=HTTPStatus.ACCEPTED, response_model=JobReply)
+    read = {HTTPStatus.OK: {"model": JobReply, "description": "It has been read, or never will be as it is"}}
+
+    @routes.post("/sessions", status_code=HTTPStatus.ACCEPTED, response_model=JobReply, responses=read)
     async def remember(user: Name, given: NewSession, response: Response, wait: bool = False) -> JobReply:
         """Store a conversation, which is then read into the memory in the background, or before the reply (wait)."""
         job, is_new = await service.remember(user, given.session(), given.digest())

@@ -13,8 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import gevent
-from locust import User, events, task
-from locust.contrib.fasthttp import FastHttpSession
+from locust import FastHttpUser, events, task
 from locust.env import Environment
 
 from tests.benchmarks.server_data import question, questions, sentence, user_name
@@ -26,16 +25,13 @@ SAMPLES: dict[str, list[float]] = {"search": [], "write": []}
 FAILURES: list[str] = []
 
 
-class Arrivals(User):
+class Arrivals(FastHttpUser):
     """All users of the server at once; Locust runs one of these."""
 
-    def __init__(self, environment: Environment):
-        super().__init__(environment)
-        self._draw = random.Random(PLAN["seed"])
-        self._asked = questions(PLAN["num_asked"])
-        self._client = FastHttpSession(
-            environment, base_url=self.host, user=self, concurrency=MOST_IN_FLIGHT, insecure=False
-        )
+    concurrency = MOST_IN_FLIGHT
+
+    def on_start(self) -> None:
+        self._draw, self._asked = random.Random(PLAN["seed"]), questions(PLAN["num_asked"])
 
     @task
     def arrive(self) -> None:
@@ -61,7 +57,7 @@ class Arrivals(User):
         self._send("write", due, "POST", f"/v1/users/{user}/sessions", json=body)
 
     def _send(self, kind: str, due: float, method: str, path: str, **more: object) -> None:
-        with self._client.request(method, path, name=kind, catch_response=True, **more) as response:
+        with self.client.request(method, path, name=kind, catch_response=True, **more) as response:
             seconds = time.perf_counter() - due
             SAMPLES[kind].append(seconds)
             if response.status_code not in (200, 202):
