@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -69,7 +70,8 @@ def test_schemathesis_finds_the_server_to_be_what_its_schema_says(server):
 
     for operation in schema.get_all_operations():
         for mode in schemathesis.GenerationMode:
-            how(given(operation.ok().as_strategy(generation_mode=mode))(check))()
+            with suppress(Unsatisfiable):  # what takes nothing cannot be given anything wrong
+                how(given(operation.ok().as_strategy(generation_mode=mode))(check))()
     assert {404, 422} <= codes and codes <= {200, 201, 202, 204, 400, 401, 404, 405, 409, 413, 422, 501, 503}
     assert keeps_all(server) and server.call("GET", "/ready").status == 200
 
@@ -263,11 +265,11 @@ def test_ten_thousand_bad_requests_cost_nothing_that_stays(server):
             )
         if number == WARM_UP:
             before = settled_resident(server)
-    assert {200, 204, 400, 404, 405, 409, 413, 422} <= codes
     after = settled_resident(server)
     assert keeps_all(server) and server.call("GET", "/ready").status == 200
     sessions = server.call("GET", "/v1/users/witness/memory").json()["sessions"]
     assert sorted(each["id"] for each in sessions) == sorted(told)
+    assert not (missing := {200, 204, 400, 404, 405, 409, 413, 422} - codes), missing  # it reached all of these
     assert after - before < 50 * MB, f"{before / MB:.0f} MB after the warm-up, {after / MB:.0f} MB at the end"
 
 
