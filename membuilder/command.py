@@ -28,7 +28,9 @@ STDOUT = 1
 """The file descriptor, as every Unix has it."""
 PIPE_STATUS = 141
 """Exit status where nobody reads any more what is printed, as shells have it."""
-MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+MACHINE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+)
 """What a system also refuses without naming a file: the disk is full, too many files are open."""
 
 

@@ -10,7 +10,6 @@ Every session is on the disk before it is acknowledged. A stopped or killed serv
 
 import argparse
 import asyncio
-import ipaddress
 import json
 import logging
 import sys
@@ -36,14 +35,12 @@ def _serve(argv: Sequence[str] | None) -> int:
     given = _parser().parse_args(argv)
     if given.new_key:
         return _print_new_key(given.new_key)
-    from membuilder.serving.run import (
-        ServerOptions,
-        run_server,
-    )  # FastAPI takes a second, for which --help need not wait
+    from membuilder.serving.browsers import is_loopback  # FastAPI takes a second, for which --help need not wait
+    from membuilder.serving.run import ServerOptions, run_server
 
     if given.root is None:
         raise ConfigError("--root names the folder of the memories; give one")
-    if not _is_loopback(given.host) and given.api_keys is None:
+    if not is_loopback(given.host) and given.api_keys is None:
         raise ConfigError(f"--host {given.host} is open to others: name a file of keys too (--api-keys, --new-key)")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     answerer = read_endpoint(given, "answer-", given.answer_model) if given.answer_model else None
@@ -99,13 +96,6 @@ def _print_new_key(users: list[str]) -> int:
     print(line)
     print(f"the key, shown once: {key}", file=sys.stderr)
     return 0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["membuilder.eval", "membuilder.llm.client", "tests.test_builder"])
+_SERVER.set_forkserver_preload(["membuilder.eval", "membuilder.llm.client", "tests.test_builder", "tests.served"])
 
 
 def start(function: Callable[..., object], *arguments: Any) -> BaseProcess:

@@ -40,7 +40,7 @@ class ForgettingEmbedder(HashEmbedder):
 class Served:
     def __init__(self, portal: BlockingPortal, service: MemoryService, app: FastAPI):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://server")
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
         self._portal, self.service, self._app = portal, service, app
 
     @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from membuilder import eval as eval_command
 from membuilder.bank.index import IndexConfig
 from membuilder.bank.indexed_bank import memory_of
-from membuilder.bank.ranking import ANSWERING, SearchMethod
+from membuilder.bank.ranking import ANSWERING, SearchMethod, best_of
 from membuilder.bank.retrieve import related, retrieve
 from membuilder.embedding.local import Embedder
 from membuilder.embedding.pieces import in_pieces
@@ -191,3 +191,15 @@ def test_what_stands_behind_the_limit_is_found_in_pieces_only(tmp_path):
     assert recall["10"] == 0.0
     recall = evaluated(tmp_path / "pieces", *data, "--index", "pieces=true")["systems"]["rag-turn"]["evidence_recall"]
     assert recall["5"] == 1.0
+
+
+def test_the_best_are_those_of_all_in_order_ties_included():
+    draw = np.random.default_rng(0)
+    for num, k in ((1, 1), (7, 3), (50, 10), (50, 50), (50, 80), (50, 0), (400, 10)):
+        scores = draw.integers(-2, 4, (5, num)).astype(np.float32)
+        scores[0], scores[1, ::2] = 0.0, -np.inf
+        everything = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        for method in SearchMethod:
+            for row, all_places, (places, found) in zip(scores, everything, best_of(scores, k, method), strict=True):
+                kept = [place for place in all_places.tolist() if method is DENSE or row[place] > 0]
+                assert (places, found) == (kept, row[kept].tolist())

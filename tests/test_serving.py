@@ -97,7 +97,7 @@ def test_a_long_session_is_read_in_windows_and_erased_as_one(tmp_path):
 def test_what_is_no_session_is_refused_without_a_word_of_it(server, body):
     reply = server.post("/v1/users/ann/sessions", body)
     assert reply.status_code == 422 and reply.headers["content-type"] == "application/problem+json"
-    assert set(reply.json()) == {"type", "title", "status", "detail", "errors"}
+    assert set(reply.json()) == {"type", "title", "status", "detail", "id", "errors"}
     assert server.get("/v1/users/ann/memory").status_code == 404
 
 

@@ -20,7 +20,7 @@ from membuilder.embedding.identity import VECTOR, other_embedder, probed
 from membuilder.embedding.local import TextEmbedder
 from membuilder.embedding.pieces import Pieces, in_pieces
 from membuilder.errors import StoreError
-from membuilder.types import Bank
+from membuilder.types import Bank, Entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,8 @@ class IndexedBank:
     embedder: TextEmbedder
     _words: dict[bool, WordIndex] = field(default_factory=dict, init=False)
     """With superseded entries or without; made once they are searched by words."""
+    _candidates: dict[bool, tuple[Sequence[Entry], np.ndarray | None]] = field(default_factory=dict, init=False)
+    """With superseded entries or without: which they are, and of all which are allowed; None: all are."""
 
     def retrieve(
         self,
@@ -42,10 +44,9 @@ class IndexedBank:
         method: SearchMethod = SearchMethod.DENSE,
     ) -> list[Retrieval]:
         """Return what `membuilder.bank.retrieve.retrieve` gives for this bank: the same where the index is exact."""
-        entries, allowed = self.bank.kept() if include_superseded else self.bank.current(), None
-        if len(entries) < len(self.bank.entries):
-            there = {entry.id for entry in entries}
-            allowed = np.array([entry.id in there for entry in self.bank.entries])
+        if include_superseded not in self._candidates:
+            self._candidates[include_superseded] = self._chosen(include_superseded)
+        entries, allowed = self._candidates[include_superseded]
 
         def nearest(number: int) -> tuple[np.ndarray, np.ndarray]:
             ids, scores = self._nearest(self.embedder.embed(queries), number, allowed)
@@ -57,6 +58,13 @@ class IndexedBank:
             return self._words[include_superseded].scores(queries)
 
         return search(entries, k, method, nearest, word_scores)
+
+    def _chosen(self, include_superseded: bool) -> tuple[Sequence[Entry], np.ndarray | None]:
+        entries = self.bank.kept() if include_superseded else self.bank.current()
+        if len(entries) == len(self.bank.entries):
+            return entries, None
+        there = {entry.id for entry in entries}
+        return entries, np.array([entry.id in there for entry in self.bank.entries])
 
     def _nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the places and similarities of the k entries nearest to each query. # (Q, k)"""

@@ -124,9 +124,18 @@ def best_of(scores: np.ndarray, k: int, method: SearchMethod) -> list[tuple[list
 
     What shares no word with the query is not found by words; a similarity of 0 is one like any other.
     """
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     found = []
-    for row, places in zip(scores, order, strict=True):
+    for row in scores:
+        places = _best_places(row, k)
         kept = places if method is SearchMethod.DENSE else places[row[places] > 0]
         found.append((kept.tolist(), row[kept].tolist()))
     return found
+
+
+def _best_places(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of the k best scores (N,), equal ones in their order; only what may be among them is sorted."""
+    places = np.arange(len(scores))
+    if 0 < k < len(scores):
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        places = np.flatnonzero(scores >= least)
+    return places[np.argsort(-scores[places], kind="stable")[:k]]

@@ -60,7 +60,7 @@ def one_of(names: tuple[str, ...]) -> Any:
 
 
 def _part(value: Any, place: str) -> Any:
-    """Return what lies at a place such as `.questions[0].answer`."""
-    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
+    """Return what lies at a place such as `.questions[0].answer`, or above it where a key is not named (`[...]`)."""
+    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place.partition("[...]")[0]):
         value = value[key or int(index)]
     return value

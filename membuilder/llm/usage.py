@@ -7,7 +7,7 @@ The file has one line per call, written before anything is made of its answer.
 """
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +52,9 @@ class _Event(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 class Usage:
     """It counts the calls of one run. Threads and event loops may share it."""
 
-    def __init__(self) -> None:
-        self._events: list[_Event] = []
+    def __init__(self, most: int | None = None) -> None:
+        """Count all calls, or where a program runs on and on only the last ones, at `most` so many."""
+        self._events: deque[_Event] = deque(maxlen=most)
         self._lock = threading.Lock()
         self._file: Path | None = None
 

@@ -1,6 +1,6 @@
 """What a request to the memory server may run into. Messages are for the operator's log; replies have other words."""
 
-from membuilder.errors import MemBuilderError
+from membuilder.errors import ChatError, MemBuilderError
 
 
 class ServingError(MemBuilderError):
@@ -37,6 +37,7 @@ class BusyError(ServingError):
 class UnavailableError(ServingError):
     """A model, an embedder or a database that is needed does not answer."""
 
-    def __init__(self, what: str, cause: BaseException):
+    def __init__(self, what: str, cause: ChatError):
         self.what = what
-        super().__init__(f"{what}: {cause}")
+        # not its message, which may repeat what was asked or answered
+        super().__init__(f"{what} cannot be had ({cause.kind})")

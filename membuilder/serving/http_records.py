@@ -26,6 +26,13 @@ def _text(value: str) -> str:
     return value
 
 
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError as error:  # in the first or last hours that a calendar of four digits has
+        raise ValueError("is no time in UTC") from error
+
+
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=128)]
 Words = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
 
@@ -48,14 +55,13 @@ class NewSession(_Given):
 
     session_id: Name | None = None
     """The same id with the same words is the same session, however often it is sent. None: a new one each time."""
-    timestamp: datetime | None = None
+    timestamp: Annotated[datetime, AfterValidator(_in_utc)] | None = None
     """When it was had; None: now."""
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
     def session(self) -> Session:
         """Return it as a session that is not numbered yet."""
         name, when = self.session_id or uuid4().hex, self.timestamp or datetime.now(UTC).replace(microsecond=0)
-        when = when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
         turns = (
             Turn(id=f"{name}:{number}", speaker=each.name or each.role, role=each.role, text=each.content)
             for number, each in enumerate(self.messages, start=1)

@@ -1,5 +1,6 @@
 """What a request may cost before anything reads it: bytes of its body, and requests a minute."""
 
+import re
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,6 +19,9 @@ class RequestLimits:
     """Of one key; on loopback of all."""
 
 
+_IMPORT = re.compile(r"/v1/users/[^/]+/import")
+
+
 class BodyLimit:
     """An app in front of another that refuses bodies that are too long, said or unsaid, without reading them whole."""
 
@@ -27,7 +31,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        is_import = scope["path"].endswith("/import")
+        is_import = _IMPORT.fullmatch(scope["path"]) is not None
         limit = self._limits.import_bytes if is_import else self._limits.body_bytes
         said = dict(scope["headers"]).get(b"content-length", b"0")
         num_bytes, is_answered = 0, False

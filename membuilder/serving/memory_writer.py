@@ -1,11 +1,11 @@
 """Everything that changes memories, in one event loop: of each user one change at a time."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from membuilder.bank.forget import forget
 from membuilder.bank.store_rows import StoredMemory
@@ -29,7 +29,8 @@ class MemoryWriter:
     ):
         self._vault, self._config, self._builder, self._embedder = vault, config, builder, embedder
         self._identity = identity
-        self._changing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """A lock lives as long as somebody holds it or waits for it."""
 
     async def read(self, job: Job) -> None:
         """Read a waiting session into its memory. Raises as `read_session` does."""
@@ -115,8 +116,5 @@ class MemoryWriter:
 
     @asynccontextmanager
     async def _change(self, user: str) -> AsyncIterator[None]:
-        lock = self._changing[user]
-        async with lock:
+        async with self._changing.setdefault(user, asyncio.Lock()):
             yield
-        if not lock.locked():
-            self._changing.pop(user, None)

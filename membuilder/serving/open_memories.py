@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from membuilder.bank.index import IndexConfig, VectorIndex
 from membuilder.bank.indexed_bank import IndexedBank
@@ -15,6 +16,7 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import StoreError
 from membuilder.serving.errors import NotThereError
 from membuilder.serving.public_ids import with_public_ids
+from membuilder.serving.recent_embedder import digest
 from membuilder.serving.vault import Vault
 from membuilder.types import Bank
 
@@ -39,7 +41,7 @@ class OpenMemory:
 
     def found(self, query: str, k: int, method: SearchMethod, current_only: bool) -> Retrieval:
         """Find the k entries that fit a query best."""
-        key = (query, k, method, current_only)
+        key = (digest(query), k, method, current_only)
         if key not in self._found:
             (self._found[key],) = self.indexed.retrieve([query], k, not current_only, method)
             if len(self._found) > _ANSWERS:
@@ -48,7 +50,7 @@ class OpenMemory:
         return self._found[key]
 
     def has_found(self, query: str, k: int, method: SearchMethod, current_only: bool) -> bool:
-        return (query, k, method, current_only) in self._found
+        return (digest(query), k, method, current_only) in self._found
 
 
 class OpenMemories:
@@ -58,7 +60,7 @@ class OpenMemories:
         self._vault, self._embedder, self._identity = vault, embedder, identity
         self._max_entries = max_entries
         self._open: OrderedDict[str, OpenMemory] = OrderedDict()
-        self._opening: dict[str, asyncio.Lock] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, user: str) -> OpenMemory:
         """Return a user's memory as it stands now. Raises NotThereError where there is none, and StoreError."""
@@ -75,7 +77,6 @@ class OpenMemories:
                 known = await asyncio.to_thread(self._opened, user)
                 self._open[user] = known
             self._open.move_to_end(user)
-        self._opening.pop(user, None)
         self._make_room(user)
         return known
 

@@ -1,14 +1,18 @@
 """Errors as RFC 9457 problem details: fixed words and an id, by which the operator finds the rest in the log."""
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
+from membuilder.command import MACHINE_ERRORS
 from membuilder.errors import DataError, MemBuilderError, StoreError
 from membuilder.serving.errors import (
     BusyError,
@@ -20,6 +24,21 @@ from membuilder.serving.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+_FIELDS = {"type": "string", "title": "string", "status": "integer", "detail": "string", "id": "string"}
+_PROBLEM = {
+    "description": "A problem, as RFC 9457 tells it",
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": list(_FIELDS),
+                "properties": {name: {"type": kind} for name, kind in _FIELDS.items()},
+            }
+        }
+    },
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": _PROBLEM, "5XX": _PROBLEM}
+"""What the schema of the API says of errors."""
 RETRY_SECONDS = 5
 _MOST_FIELDS = 20
 
@@ -69,9 +88,21 @@ class Problem(HTTPException):
         self.kind = kind
 
 
-def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **more: object) -> JSONResponse:
-    """Return a reply that tells of a problem."""
+def problem(
+    status: int,
+    kind: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    *,
+    id: str | None = None,
+    **more: object,
+) -> JSONResponse:
+    """Return a reply that tells of a problem, under the id by which it is in the log."""
+    if id is None:
+        id = uuid4().hex
+        _log.info("problem %s: %s", id, kind)
     told = {"type": f"urn:membuilder:{kind}", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    told["id"] = id
     headers = dict(headers or {})
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.setdefault("Retry-After", str(RETRY_SECONDS))
@@ -92,7 +123,7 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # where and why, without what was sent
-        fields = [{"at": [str(part) for part in each["loc"]], "problem": each["type"]} for each in error.errors()]
+        fields = [{"at": _place(each), "problem": each["type"]} for each in error.errors()]
         detail = "The request is not as the API describes it; see /docs."
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail, errors=fields[:_MOST_FIELDS])
 
@@ -104,10 +135,27 @@ def add_problems(app: FastAPI) -> None:
         detail = error.detail if isinstance(error, Problem) else HTTPStatus(error.status_code).description
         return problem(error.status_code, kind, detail, dict(error.headers or {}))
 
+    @app.exception_handler(ClientDisconnect)
+    def left(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return problem(HTTPStatus.BAD_REQUEST, "cut-short", "The body ended before its end.")
+
+    @app.exception_handler(OSError)
+    def machine(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in MACHINE_ERRORS:
+            return _fault(request, error)
+        status, name, detail = _KINDS[StoreError]
+        return problem(status, name, detail, id=_logged(request, error, status))
+
     @app.exception_handler(Exception)
     def _fault(request: Request, error: Exception) -> JSONResponse:
         detail = "A fault of the server; its operator finds it in the log by the id."
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "fault", detail, id=_logged(request, error, 500))
+
+
+def _place(error: Mapping[str, Any]) -> list[str]:
+    """Say where in a request an error lies. A field that is not known has a name of the sender's, which is left out."""
+    place = [str(part) for part in error["loc"]]
+    return place[:-1] if error["type"] == "extra_forbidden" else place
 
 
 def _logged(request: Request, error: Exception, status: int) -> str:
@@ -117,5 +165,6 @@ def _logged(request: Request, error: Exception, status: int) -> str:
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("problem %s at %s %s", name, request.method, place, exc_info=error)
     else:
-        _log.info("problem %s at %s %s: %s", name, request.method, place, error)
+        level = logging.WARNING if status == HTTPStatus.SERVICE_UNAVAILABLE else logging.INFO
+        _log.log(level, "problem %s at %s %s: %s", name, request.method, place, error)
     return name

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from weakref import WeakValueDictionary
 
-from membuilder.errors import BuildStopped, DataError, MemBuilderError
+from membuilder.errors import BuildStopped, ChatError, DataError, MemBuilderError, StoreError
 from membuilder.serving.errors import SessionConflict
 from membuilder.serving.vault import Job, JobState, Vault
 
@@ -25,8 +26,11 @@ class Readers(AbstractAsyncContextManager):
         self._vault, self._read = vault, read
         self._at_once = asyncio.Semaphore(parallel)
         self._tasks: dict[str, asyncio.Task] = {}
-        self._settled: dict[str, asyncio.Event] = {}
-        self._is_closing = False
+        self._woken: set[str] = set()
+        """Users of whom something came that their task has not looked for yet."""
+        self._attempts: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+        """User -> what is set once an attempt of theirs has ended; it lives as long as somebody waits for it."""
+        self._closing = asyncio.Event()
         self.problems: dict[str, BaseException] = {}
         """User -> why the next session of theirs still waits."""
 
@@ -40,19 +44,24 @@ class Readers(AbstractAsyncContextManager):
 
     def wake(self, user: str) -> None:
         """Read what waits of a user."""
-        if user not in self._tasks and not self._is_closing:
+        self._woken.add(user)
+        if user not in self._tasks and not self._closing.is_set():
             self._tasks[user] = asyncio.create_task(self._read_all(user))
 
     async def settled(self, job: Job) -> None:
-        """Wait until an attempt at a job has ended, for good or for now."""
-        event = self._settled.setdefault(job.id, asyncio.Event())
-        current = await asyncio.to_thread(self._vault.job, job.user, job.id)
-        if current is not None and current.state is JobState.QUEUED:
-            await event.wait()
+        """Wait until a job is settled, or cannot be for now: an attempt at it, or at one before it, failed."""
+        while not self._closing.is_set():
+            attempt = self._attempts.setdefault(job.user, asyncio.Event())  # first, so that none is missed
+            current = await asyncio.to_thread(self._vault.job, job.user, job.id)
+            if current is None or current.state is not JobState.QUEUED:
+                break
+            await attempt.wait()
+            if job.user in self.problems:
+                break
 
     async def close(self, grace_seconds: float) -> None:
         """Finish what is being read within so many seconds; what is cut short then still waits, and nothing begins."""
-        self._is_closing = True
+        self._closing.set()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace_seconds)
         for task in self._tasks.values():
@@ -62,20 +71,34 @@ class Readers(AbstractAsyncContextManager):
     async def _read_all(self, user: str) -> None:
         pause = FIRST_PAUSE_SECONDS
         try:
-            while not self._is_closing and (jobs := await asyncio.to_thread(self._vault.waiting, user)):
-                async with self._at_once:
-                    if self._is_closing:
-                        break
-                    is_done = await self._attempt(jobs[0])
-                if is_done:
+            while not self._closing.is_set():
+                if await self._read_next(user):
                     pause = FIRST_PAUSE_SECONDS
-                    continue
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                elif user in self.problems:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._closing.wait(), pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                elif user not in self._woken:
+                    break
         finally:
             self._tasks.pop(user, None)
-        if not self._is_closing and await asyncio.to_thread(self._vault.waiting, user):
-            self.wake(user)  # came between the last look and the end of this task
+            self._tell(user)
+
+    async def _read_next(self, user: str) -> bool:
+        """Return whether a job was settled. If not, none waits, or `problems` tells why the next one still does."""
+        self._woken.discard(user)
+        try:
+            jobs = await asyncio.to_thread(self._vault.waiting, user)
+            if jobs:
+                async with self._at_once:
+                    return not self._closing.is_set() and await self._attempt(jobs[0])
+            self.problems.pop(user, None)  # also where what could not be read was erased
+        except (MemBuilderError, OSError) as error:  # of the vault, which may be back in a moment
+            self.problems[user] = error
+            _log.warning("sessions wait: %s", error)
+        finally:
+            self._tell(user)
+        return False
 
     async def _attempt(self, job: Job) -> bool:
         """Return whether the next job may follow: this one was read, or never will be as it is."""
@@ -84,28 +107,28 @@ class Readers(AbstractAsyncContextManager):
             await self._read(job)
         except (DataError, SessionConflict) as error:
             state, detail = JobState.FAILED, str(error)
-        except MemBuilderError as error:
+        except (MemBuilderError, OSError) as error:
             state, detail = JobState.QUEUED, _reason(error)
             self.problems[job.user] = error
-            _log.warning("job %s waits: %s", job.id, error)
+            # what a model answered, or a server said of it, may repeat what the session holds
+            _log.warning("job %s waits: %s", job.id, error if isinstance(error, StoreError | OSError) else detail)
         except Exception as error:  # a fault of ours must not end the reading of all other sessions
             state, detail = JobState.FAILED, f"a fault of the server ({type(error).__name__})"
             _log.exception("job %s failed", job.id)
-        if state is not JobState.QUEUED:
-            self.problems.pop(job.user, None)
-        try:
-            await asyncio.to_thread(self._vault.settle, job, state, detail)
-        except MemBuilderError as error:  # it stays as it was, and is tried again
-            self.problems[job.user] = error
-            _log.warning("job %s could not be settled: %s", job.id, error)
+        await asyncio.to_thread(self._vault.settle, job, state, detail)
+        if state is JobState.QUEUED:
             return False
-        finally:
-            if event := self._settled.pop(job.id, None):
-                event.set()
-        return state is not JobState.QUEUED
+        self.problems.pop(job.user, None)
+        return True
+
+    def _tell(self, user: str) -> None:
+        if attempt := self._attempts.pop(user, None):
+            attempt.set()
 
 
-def _reason(error: MemBuilderError) -> str:
+def _reason(error: MemBuilderError | OSError) -> str:
     if isinstance(error, BuildStopped):
         return f"the model that reads sessions cannot be had ({error.cause.kind})"
+    if isinstance(error, ChatError):
+        return f"the embedding model cannot be had ({error.kind})"
     return "the memory cannot be written"

@@ -1,5 +1,6 @@
 """An embedder that remembers the vectors of the texts embedded last, for a program that runs for months."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,6 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from membuilder.embedding.local import TextEmbedder, in_rows
+
+
+def digest(text: str) -> bytes:
+    """Return what stands for a text where only equality counts."""
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 class Clearable(TextEmbedder, Protocol):
@@ -19,12 +25,12 @@ class Clearable(TextEmbedder, Protocol):
 class RecentEmbedder:
     """A `TextEmbedder` for several threads; one of them at a time uses the embedder behind it.
 
-    Only memory holds the texts, and only the last `size` of them: an erased text can be erased here too.
+    It keeps no text: a vector stands under the hash of its text, so that what it takes depends on no length.
     """
 
     def __init__(self, embedder: Clearable, size: int = 20_000):
         self._embedder, self._size = embedder, size
-        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._vectors: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._known, self._embedding = threading.Lock(), threading.Lock()
 
     @property
@@ -43,7 +49,7 @@ class RecentEmbedder:
 
     def knows(self, text: str) -> bool:
         """Return whether a text costs nothing."""
-        return text in self._vectors
+        return digest(text) in self._vectors
 
     def clear(self) -> None:
         with self._known:
@@ -51,13 +57,15 @@ class RecentEmbedder:
 
     def _recalled(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         with self._known:
-            found = {text: self._vectors[text] for text in texts if text in self._vectors}
+            named = {text: digest(text) for text in texts}
+            found = {text: self._vectors[name] for text, name in named.items() if name in self._vectors}
             for text in found:
-                self._vectors.move_to_end(text)
+                self._vectors.move_to_end(named[text])
         return found
 
     def _keep(self, vectors: dict[str, np.ndarray]) -> None:
         with self._known:
-            self._vectors.update(vectors)
+            # a row alone: as a view it would hold on to all rows that were embedded with it
+            self._vectors.update({digest(text): row.copy() for text, row in vectors.items()})
             while len(self._vectors) > self._size:
                 self._vectors.popitem(last=False)

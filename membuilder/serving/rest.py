@@ -1,19 +1,23 @@
 """The memory server over HTTP. What it does is in `service.py`, what is sent and replied in `http_records.py`."""
 
+import asyncio
 import tempfile
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 
 from membuilder.bank.history import history
 from membuilder.bank.html_page import Live, render_page
 from membuilder.bank.json_lines import json_lines, read_json_lines
 from membuilder.bank.ranking import ANSWERING, SearchMethod
 from membuilder.serving.access import Keys
-from membuilder.serving.errors import NotThereError
+from membuilder.serving.browsers import OwnPagesOnly
+from membuilder.serving.errors import BusyError, NotThereError
 from membuilder.serving.http_records import (
     MAX_FOUND,
     AnswerReply,
@@ -28,30 +32,57 @@ from membuilder.serving.http_records import (
     Words,
 )
 from membuilder.serving.limits import BodyLimit, Rate, RequestLimits
-from membuilder.serving.metrics import Metrics
-from membuilder.serving.problems import add_problems
+from membuilder.serving.metrics import Metrics, Timed
+from membuilder.serving.problems import PROBLEMS, add_problems
 from membuilder.serving.service import MemoryService
 
 HTML = "text/html"
 
 
+class JsonLines(StreamingResponse):
+    media_type = "application/jsonl"
+
+
 def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastAPI:
     """Return the app of a service that is running."""
-    app = FastAPI(title="MemBuilder memory server", version="1", description="Memories of users, built from sessions.")
-    metrics, rate = Metrics(app), Rate(limits.requests_per_minute)
+    app = FastAPI(
+        title="MemBuilder memory server",
+        version="1",
+        description="Memories of users, built from sessions.",
+        responses=PROBLEMS,
+        redirect_slashes=False,  # a redirect would repeat whatever the request calls this host
+    )
+    metrics, rate = Metrics(), Rate(limits.requests_per_minute)
     app.add_middleware(BodyLimit, limits=limits)
+    if not keys.are_needed:
+        app.add_middleware(OwnPagesOnly)
+    app.add_middleware(Timed, metrics=metrics)
     add_problems(app)
 
-    def admit(request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
-        rate.count(keys.check(authorization, request.path_params.get("user")))
+    def admit(request: Request) -> None:
+        rate.count(keys.check(request.headers.get("authorization"), request.path_params.get("user")))
+        if service.is_ending:
+            raise BusyError("the server is ending")
 
-    app.include_router(_of_user(service, metrics), prefix="/v1/users/{user}", dependencies=[Depends(admit)])
+    app.include_router(_of_user(service, metrics, admit), prefix="/v1/users/{user}")
     app.include_router(_of_server(service, metrics))
     return app
 
 
-def _of_user(service: MemoryService, metrics: Metrics) -> APIRouter:
-    routes = APIRouter()
+def _of_user(service: MemoryService, metrics: Metrics, admit: Callable[[Request], None]) -> APIRouter:
+    class Admitting(APIRoute):
+        """A route that admits a request before anything of it is read; a dependency would come after its body."""
+
+        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+            handle = super().get_route_handler()
+
+            async def admitted(request: Request) -> Response:
+                admit(request)
+                return await handle(request)
+
+            return admitted
+
+    routes = APIRouter(route_class=Admitting)
     _add_sessions(routes, service, metrics)
     _add_searches(routes, service)
     _add_memory(routes, service)
@@ -60,7 +91,9 @@ def _of_user(service: MemoryService, metrics: Metrics) -> APIRouter:
 
 
 def _add_sessions(routes: APIRouter, service: MemoryService, metrics: Metrics) -> None:
-    @routes.post("/sessions", status_code=HTTPStatus.ACCEPTED, response_model=JobReply)
+    read = {HTTPStatus.OK: {"model": JobReply, "description": "It has been read, or never will be as it is"}}
+
+    @routes.post("/sessions", status_code=HTTPStatus.ACCEPTED, response_model=JobReply, responses=read)
     async def remember(user: Name, given: NewSession, response: Response, wait: bool = False) -> JobReply:
         """Store a conversation, which is then read into the memory in the background, or before the reply (wait)."""
         job, is_new = await service.remember(user, given.session(), given.digest())
@@ -102,7 +135,7 @@ def _add_searches(routes: APIRouter, service: MemoryService) -> None:
 
 
 def _add_memory(routes: APIRouter, service: MemoryService) -> None:
-    @routes.get("/memory", response_model=MemoryReply)
+    @routes.get("/memory", response_model=MemoryReply, responses={HTTPStatus.OK: {"content": {HTML: {}}}})
     async def memory(user: Name, accept: Annotated[str, Header(include_in_schema=False)] = "") -> object:
         """Return the whole memory: as JSON, or in a browser as a page."""
         contents = await service.contents(user)
@@ -111,13 +144,12 @@ def _add_memory(routes: APIRouter, service: MemoryService) -> None:
             return HTMLResponse(render_page(contents.settings, contents.sessions, contents.bank, live))
         return MemoryReply.of(contents)
 
-    @routes.get("/export")
-    async def export(user: Name) -> StreamingResponse:
+    @routes.get("/export", response_class=JsonLines)
+    async def export(user: Name) -> JsonLines:
         """Return the whole memory as JSON Lines, vectors included, for `import` here or `membuilder.edit` elsewhere."""
-        lines = json_lines(await service.exported(user))
-        return StreamingResponse(lines, media_type="application/jsonl")
+        return JsonLines(json_lines(await service.exported(user)))
 
-    @routes.post("/import", status_code=HTTPStatus.CREATED)
+    @routes.post("/import", status_code=HTTPStatus.CREATED, response_class=Response)
     async def import_memory(user: Name, request: Request) -> Response:
         """Begin a memory with an exported one, sent as the body."""
         with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +157,7 @@ def _add_memory(routes: APIRouter, service: MemoryService) -> None:
             with path.open("wb") as file:
                 async for part in request.stream():
                     file.write(part)
-            await service.import_memory(user, read_json_lines(path))
+            await service.import_memory(user, await asyncio.to_thread(read_json_lines, path))
         return Response(status_code=HTTPStatus.CREATED)
 
     @routes.delete("", status_code=HTTPStatus.NO_CONTENT)
@@ -163,7 +195,9 @@ def _of_server(service: MemoryService, metrics: Metrics) -> APIRouter:
         """Tell that the server runs."""
         return {"status": "ok"}
 
-    @routes.get("/ready")
+    not_ready = {"description": "What is needed does not answer", "content": {"application/json": {}}}
+
+    @routes.get("/ready", responses={HTTPStatus.SERVICE_UNAVAILABLE: not_ready})
     async def ready() -> JSONResponse:
         """Tell whether all that the server needs answers, else what does not."""
         problems = await service.problems()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.usage import Usage
 from membuilder.schemes.load import scheme_of
 from membuilder.serving.access import Keys as AccessKeys
+from membuilder.serving.errors import ServingError
 from membuilder.serving.limits import RequestLimits
 from membuilder.serving.recent_embedder import Clearable
 from membuilder.serving.rest import make_app
@@ -54,7 +56,7 @@ class ServerOptions:
 @asynccontextmanager
 async def open_service(options: ServerOptions) -> AsyncIterator[MemoryService]:
     """Open the memories and models of a server. Raises MemBuilderError."""
-    config, costs = options.config, Costs(usage=Usage())
+    config, costs = options.config, Costs(usage=Usage(most=10_000))
 
     @asynccontextmanager
     async def open_builder(embedder: TextEmbedder) -> AsyncIterator[Builder]:
@@ -85,16 +87,19 @@ async def open_service(options: ServerOptions) -> AsyncIterator[MemoryService]:
 async def run_server(options: ServerOptions) -> None:
     """Answer requests until SIGTERM or SIGINT; SIGHUP lets the keys be read again. Raises MemBuilderError."""
     keys = AccessKeys(options.api_keys)
-    async with open_service(options) as service:
+    async with open_service(options) as service, AsyncExitStack() as stack:
         server = _Server(_uvicorn(make_app(service, keys, options.request_limits), options))
+        listening = stack.enter_context(_listening(options.host, options.port))
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
         loop.add_signal_handler(signal.SIGHUP, _read_again, keys)
-        running = asyncio.create_task(server.serve())
+        running = asyncio.create_task(server.serve([listening]))
         ending = asyncio.create_task(ended.wait())
         await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
+        until = loop.time() + options.grace_seconds
         await service.close(options.grace_seconds)  # new requests are told to come again
+        server.config.timeout_graceful_shutdown = max(0.0, until - loop.time())
         server.should_exit = True
         await running
         ending.cancel()
@@ -116,9 +121,18 @@ def _uvicorn(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
         log_config=None,
         access_log=False,  # a request's path names a user
         server_header=False,
-        timeout_graceful_shutdown=max(1, int(options.grace_seconds)),
+        ws="none",
         timeout_keep_alive=30,
     )
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        problem = f"{error.strerror}; name another (--host, --port), or end what listens there"
+        raise ServingError(f"{host}, port {port}: {problem}") from error
 
 
 def _read_again(keys: AccessKeys) -> None:

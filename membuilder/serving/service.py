@@ -25,7 +25,7 @@ from membuilder.bank.store_rows import StoredMemory, StoredSession
 from membuilder.building.builder import Builder
 from membuilder.building.config import BuildConfig
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import ChatError
+from membuilder.errors import BuildStopped, ChatError
 from membuilder.llm.answer_and_judge import answer
 from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.four_agents.rules import forget_subjects
@@ -111,6 +111,10 @@ class MemoryService(AbstractAsyncContextManager):
         """Take nothing more and finish what is being read within so many seconds; the rest waits for the next start."""
         self._is_closing = True
         await self._changed(self._readers.close, grace_seconds)
+
+    @property
+    def is_ending(self) -> bool:
+        return self._is_closing
 
     async def remember(self, user: str, session: Session, digest: str) -> tuple[Job, bool]:
         """Store a session to be read in the background; `digest` tells what was posted. False: it was there before.
@@ -225,8 +229,8 @@ class MemoryService(AbstractAsyncContextManager):
             await asyncio.to_thread(self._vault.check)
         except Exception:  # whatever it is, the server is not ready
             return ["database"]
-        found = {type(error).__name__ for error in self._readers.problems.values()}
-        return sorted({"builder" if name == "BuildStopped" else "memory" for name in found})
+        found = {_away(error) for error in list(self._readers.problems.values())}
+        return sorted(found | ({"ending"} if self._is_closing else set()))
 
     async def _embed(self, memory: OpenMemory, query: str, k: int, method: SearchMethod, current_only: bool) -> None:
         """Embed a new query in a thread, where that is needed at all."""
@@ -256,3 +260,10 @@ class MemoryService(AbstractAsyncContextManager):
         if own_id is None:
             raise NotThereError("entry", entry_id)
         return own_id
+
+
+def _away(error: BaseException) -> str:
+    """Name what an error says is away."""
+    if isinstance(error, BuildStopped):
+        return "builder"
+    return "embedder" if isinstance(error, ChatError) else "memory"
