@@ -40,6 +40,11 @@ class Keys:
         self._users: dict[str, tuple[str, ...]] = {}
         self.read()
 
+    @property
+    def are_needed(self) -> bool:
+        """Tell whether a request needs a key at all."""
+        return self._path is not None
+
     def read(self) -> None:
         """Read the file again; keys that it lacks are no keys any more. Raises DataError, and the old ones stay."""
         if self._path is not None:

@@ -3,20 +3,22 @@
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import TypeAdapter, ValidationError
 
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import EmbedderOptions, open_remote
-from membuilder.errors import MemBuilderError
+from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
@@ -24,7 +26,9 @@ from membuilder.llm.endpoints import ModelAccess
 from membuilder.llm.usage import Usage
 from membuilder.schemes.load import scheme_of
 from membuilder.serving.access import Keys as AccessKeys
+from membuilder.serving.http_records import Name
 from membuilder.serving.limits import RequestLimits
+from membuilder.serving.mcp_tools import stdio_server
 from membuilder.serving.recent_embedder import Clearable
 from membuilder.serving.rest import make_app
 from membuilder.serving.service import Limits, MemoryService
@@ -100,6 +104,23 @@ async def run_server(options: ServerOptions) -> None:
         ending.cancel()
 
 
+async def run_over_stdio(options: ServerOptions, user: str) -> None:
+    """Offer one user's memory as tools, until standard input, SIGTERM or SIGINT ends it. Raises MemBuilderError."""
+    try:
+        TypeAdapter(Name).validate_python(user)
+    except ValidationError:
+        raise ConfigError(f"{user!r} is no name of a user: it may hold letters, digits and . _ @ : + -") from None
+    async with AsyncExitStack() as stack:
+        with redirect_stdout(sys.stderr):  # only the protocol may stand there; from here on the SDK sees to it
+            service = await stack.enter_async_context(open_service(options))
+        running = asyncio.create_task(stdio_server(service, user).run_stdio_async())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+        with suppress(asyncio.CancelledError):
+            await running
+        await service.close(options.grace_seconds)
+
+
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,7 +133,7 @@ def _uvicorn(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
         app,
         host=options.host,
         port=options.port,
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,  # a request's path names a user
         server_header=False,
