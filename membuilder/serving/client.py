@@ -90,7 +90,9 @@ class Client:
         until = time.monotonic() + seconds
         while (job := self.job(user, job_id))["state"] == "queued":
             if time.monotonic() > until:
-                raise TimeoutError(f"the session still waits after {seconds:g} s: {job['detail'] or 'others come first'}")
+                raise TimeoutError(
+                    f"the session still waits after {seconds:g} s: {job['detail'] or 'others come first'}"
+                )
             time.sleep(_PAUSE_SECONDS)
         return job
 

@@ -50,7 +50,7 @@ Number = Annotated[int, Field(ge=1, le=MAX_FOUND)]
 class RememberedSession(BaseModel):
     session_id: str
     state: str
-    """`done`: it can be searched; `queued`: it is stored and will be read; `failed`: it will not be, as `detail` says."""
+    """`done`: it can be searched; `queued`: it is stored and waits; `failed`: it will not be read, as `detail` says."""
     detail: str
 
 

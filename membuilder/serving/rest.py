@@ -31,6 +31,7 @@ from membuilder.serving.limits import BodyLimit, Rate, RequestLimits
 from membuilder.serving.mcp_tools import mcp_routes
 from membuilder.serving.metrics import Metrics
 from membuilder.serving.problems import add_problems
+from membuilder.serving.published import published_routes
 from membuilder.serving.service import MemoryService
 
 HTML = "text/html"
@@ -47,6 +48,7 @@ def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastA
         rate.count(keys.check(authorization, request.path_params.get("user")))
 
     app.include_router(_of_user(service, metrics), prefix="/v1/users/{user}", dependencies=[Depends(admit)])
+    app.include_router(published_routes(service), dependencies=[Depends(admit)])
     app.include_router(_of_server(service, metrics))
     app.include_router(mcp_routes(service, keys, rate, metrics.count_session))
     return app
