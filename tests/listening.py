@@ -53,6 +53,8 @@ async def _running(given: run.ServerOptions, requests: RequestLimits) -> AsyncIt
             while not server.started:
                 assert not running.done(), "the server did not start"
                 await asyncio.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            server.should_exit = True
-            await running
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                await running
