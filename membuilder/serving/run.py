@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, redirect_stdout, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,15 +111,20 @@ async def run_over_stdio(options: ServerOptions, user: str) -> None:
         TypeAdapter(Name).validate_python(user)
     except ValidationError:
         raise ConfigError(f"{user!r} is no name of a user: it may hold letters, digits and . _ @ : + -") from None
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
     async with AsyncExitStack() as stack:
         with redirect_stdout(sys.stderr):  # only the protocol may stand there; from here on the SDK sees to it
             service = await stack.enter_async_context(open_service(options))
-        running = asyncio.create_task(stdio_server(service, user).run_stdio_async())
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
-        with suppress(asyncio.CancelledError):
-            await running
+            loop.add_signal_handler(number, ended.set)
+        running = asyncio.create_task(stdio_server(service, user).run_stdio_async())
+        ending = asyncio.create_task(ended.wait())
+        await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
         await service.close(options.grace_seconds)
+    if not running.done():
+        os._exit(0)  # all is closed, but a thread of the SDK waits for standard input and cannot be told to end
+    ending.cancel()
+    await running
 
 
 class _Server(uvicorn.Server):
