@@ -20,6 +20,8 @@ from membuilder.serving.access import Keys, new_key
 from membuilder.serving.limits import RequestLimits
 from membuilder.serving.rest import make_app
 from membuilder.serving.run import open_service
+from tests.fakes import HashEmbedder
+from tests.fault_server import Request, payload
 from tests.served import RULES, ForgettingEmbedder, options
 
 
@@ -32,6 +34,12 @@ def listening(
         given = options(root, model, **more)
         with portal.wrap_async_context_manager(_running(given, requests or RequestLimits())) as address:
             yield address
+
+
+async def embedding(request: Request, writer: asyncio.StreamWriter) -> None:
+    """A server that embeds, for commands: loading MiniLM would take them seconds."""
+    rows = HashEmbedder().embed(request.body["input"]).tolist()
+    await payload({"data": [{"index": number, "embedding": row} for number, row in enumerate(rows)]})(request, writer)
 
 
 def key_for(file: Path, *users: str) -> str:

@@ -22,9 +22,8 @@ from membuilder.serve import main
 from membuilder.serving.limits import RequestLimits
 from membuilder.serving.service import MemoryService
 from tests.fault_server import FaultServer
-from tests.listening import key_for, listening
+from tests.listening import embedding, key_for, listening
 from tests.patience import HANGS
-from tests.test_asking_commands import chat_and_embed
 
 CAT, MOVE = "I adopted a cat called Miso.", "I moved to Leeds last week."
 TOOLS = {"remember", "search_memory", "forget", "show_memory"}
@@ -197,8 +196,8 @@ def test_a_fault_tells_nothing_of_a_memory(tmp_path, monkeypatch):
 
 @contextmanager
 def stdio_command(root: Path) -> Iterator[list[str]]:
-    """The command of a server whose embedder is a small one on loopback, because MiniLM takes seconds to load."""
-    with FaultServer(chat_and_embed) as embedder:
+    """The command of a server of ann's memory."""
+    with FaultServer(embedding) as embedder:
         flags = ["--embedding-provider", "vllm", "--embedding-base-url", embedder.base_url, "--embedding-model", "e"]
         yield [sys.executable, "-m", "membuilder.serve", "--root", str(root), "--mcp-stdio", "--user", "ann", *flags]
 

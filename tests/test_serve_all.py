@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,8 @@ import pytest
 from membuilder.serve import Client
 from membuilder.serving.client import NotFound, TryLater
 from tests.fault_server import FaultServer
+from tests.listening import embedding
 from tests.patience import HANGS
-from tests.test_asking_commands import chat_and_embed
 from tests.vllm_servers import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -165,9 +166,9 @@ def test_the_script_is_clean_for_shellcheck():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (launch/setup.sh)")
 def test_a_checkpoint_writes_memories_and_one_ctrl_c_leaves_nothing(tmp_path):
     """A real vLLM server of a tiny model of random weights; its words are held to the schema and mean nothing."""
-    pytest.importorskip("vllm", reason="vLLM is not installed (launch/setup.sh)")
     from trainer.configs import TinyConfig
     from trainer.model.tiny_model import build_model, train_tokenizer
 
@@ -183,7 +184,7 @@ def test_a_checkpoint_writes_memories_and_one_ctrl_c_leaves_nothing(tmp_path):
         "PYTHON": sys.executable, "MODEL_PORT": str(model_port), "MODEL_OPTIONS": "--max-num-seqs 4",
         "VLLM_API_KEY": "sk-tiny", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
     }  # fmt: skip
-    with FaultServer(chat_and_embed) as embedder:
+    with FaultServer(embedding) as embedder:
         flags = ["--embedding-provider", "vllm", "--embedding-base-url", embedder.base_url, "--embedding-model", "e"]
         flags += ["--root", "mine", "--port", str(port), "--build-endpoint", "max_tokens=64"]
         flags += ["--set", "prompts.template_set=compact"]
