@@ -4,6 +4,7 @@
     python -m membuilder.serve --root memories/ --build-model trained --build-provider vllm \\
         --build-base-url http://localhost:8000/v1 --answer-model gpt-4.1-mini
     python -m membuilder.serve --new-key ann 'team-*' >> keys.jsonl    a key for these users
+    python -m membuilder.serve --root memories/ --mcp-stdio --user ann tools of one user for a program that starts this
 
 Every session is on the disk before it is acknowledged. A stopped or killed server takes up what still waits.
 """
@@ -21,8 +22,11 @@ from membuilder.command import ArgumentParser, exit_status
 from membuilder.config import load
 from membuilder.errors import ConfigError
 from membuilder.llm.flags import SETTINGS, add_embedding_flags, add_endpoint_flags, read_endpoint
+from membuilder.serving.client import Client
+from membuilder.serving.loopback import is_loopback
 from membuilder.value_types import PositiveFloat, PositiveInt, flag_type
 
+__all__ = ["Client", "main"]
 LOOPBACK = "127.0.0.1"
 
 
@@ -35,13 +39,9 @@ def _serve(argv: Sequence[str] | None) -> int:
     given = _parser().parse_args(argv)
     if given.new_key:
         return _print_new_key(given.new_key)
-    from membuilder.serving.browsers import is_loopback  # FastAPI takes a second, for which --help need not wait
-    from membuilder.serving.run import ServerOptions, run_server
+    _check(given)
+    from membuilder.serving.run import ServerOptions, run_over_stdio, run_server  # FastAPI takes a second to import
 
-    if given.root is None:
-        raise ConfigError("--root names the folder of the memories; give one")
-    if not is_loopback(given.host) and given.api_keys is None:
-        raise ConfigError(f"--host {given.host} is open to others: name a file of keys too (--api-keys, --new-key)")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     answerer = read_endpoint(given, "answer-", given.answer_model) if given.answer_model else None
     options = ServerOptions(
@@ -54,9 +54,24 @@ def _serve(argv: Sequence[str] | None) -> int:
         api_keys=given.api_keys,
         grace_seconds=given.grace,
     )
+    if given.mcp_stdio:
+        asyncio.run(run_over_stdio(options, given.user))
+        return 0
     print(f"serving {given.root} at http://{given.host}:{given.port} (API: /docs); Ctrl-C ends it", flush=True)
     asyncio.run(run_server(options))
     return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise ConfigError where flags are missing or do not fit each other."""
+    if given.root is None:
+        raise ConfigError("--root names the folder of the memories; give one")
+    if not is_loopback(given.host) and given.api_keys is None:
+        raise ConfigError(f"--host {given.host} is open to others: name a file of keys too (--api-keys, --new-key)")
+    if given.mcp_stdio != (given.user is not None):
+        raise ConfigError("--mcp-stdio and --user NAME go together: its tools know this user alone")
+    if given.mcp_stdio and given.api_keys is not None:
+        raise ConfigError("--api-keys has no effect with --mcp-stdio, which serves whoever starts it; leave it out")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=flag_type(PositiveInt), default=8800)
     add("--api-keys", type=Path, metavar="FILE", help="whom each key is for; read again on SIGHUP")
     add("--new-key", nargs="+", metavar="USER", help="make a key for these users (* and ? as in a shell), and end")
+    add("--mcp-stdio", action="store_true", help="serve --user's tools over standard input and output, not HTTP")
+    add("--user", metavar="NAME", help="whose memory the tools of --mcp-stdio are for")
     text = "seconds that the end waits for what is in flight"
     add("--grace", type=flag_type(PositiveFloat), default=30.0, metavar="SECONDS", help=text)
     text = "how memory is written: four_agents (default), memalpha, or a folder with a scheme of your own"

@@ -46,7 +46,7 @@ class Served:
     @contextmanager
     def listening(self) -> Iterator[str]:
         """Answer on a port of this machine, whose address it gives."""
-        config = uvicorn.Config(self._app, port=free_port(), lifespan="off", log_config=None)
+        config = uvicorn.Config(self._app, port=free_port(), lifespan="on", log_config=None)
         server = run._Server(config)
         done = self._portal.start_task_soon(server.serve)
         until = time.monotonic() + HANGS

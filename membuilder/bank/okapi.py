@@ -30,12 +30,12 @@ def find_parts(
     method: SearchMethod,
     budget_tokens: int | None,
     count_tokens: CountTokens,
-    embedder: TextEmbedder,
+    embedder: TextEmbedder | None,
 ) -> list[Retrieval]:
     """Find the k best current entries of each part of the bank for each question, all parts in one order of scores.
 
     What core and entries come to beyond the budget is left out, the lowest score first; the core always stays, and an
-    entry that no budget of its own would hold is passed over. None: there is no budget.
+    entry that no budget of its own would hold is passed over. None: there is no budget. BM25 needs no embedder.
     """
     places: dict[str, list[int]] = defaultdict(list)
     entries = bank.current()
@@ -51,7 +51,9 @@ def find_parts(
     return [_retrieval(sorted(each), entries, left, count_tokens) for each in found]
 
 
-def _scores(texts: Sequence[str], questions: Sequence[str], method: SearchMethod, embedder: TextEmbedder) -> np.ndarray:
+def _scores(
+    texts: Sequence[str], questions: Sequence[str], method: SearchMethod, embedder: TextEmbedder | None
+) -> np.ndarray:
     def similarities() -> np.ndarray:
         return embedder.embed(questions) @ embedder.embed(texts).T  # (Q, N)
 

@@ -4,22 +4,14 @@ A browser on this machine can. It sends the requests of any page, and a site who
 (DNS rebinding) may even read the replies. Both tell of themselves: in the name of the host, and in the origin.
 """
 
-import ipaddress
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from membuilder.serving.loopback import is_loopback
 from membuilder.serving.problems import problem
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a name or address means this machine and nothing else."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class OwnPagesOnly:

@@ -34,28 +34,32 @@ class BodyLimit:
         is_import = _IMPORT.fullmatch(scope["path"]) is not None
         limit = self._limits.import_bytes if is_import else self._limits.body_bytes
         said = dict(scope["headers"]).get(b"content-length", b"0")
+        too_long = not said.isdigit() or int(said) > limit
         num_bytes, is_answered = 0, False
 
         async def counted() -> Message:
-            nonlocal num_bytes
+            nonlocal num_bytes, too_long
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > limit:
+                too_long = True
                 raise _too_long(limit)
             return message
 
         async def noted(message: Message) -> None:
             nonlocal is_answered
-            is_answered = True
-            await send(message)
+            if is_answered or not too_long:  # else what the app makes of the error is not what is told
+                is_answered = True
+                await send(message)
 
         try:
-            if not said.isdigit() or int(said) > limit:
-                raise _too_long(limit)
-            await self._app(scope, counted, noted)
-        except Problem as error:
-            if is_answered:
+            if not too_long:
+                await self._app(scope, counted, noted)
+        except Exception:
+            if is_answered or not too_long:
                 raise
+        if too_long and not is_answered:
+            error = _too_long(limit)
             reply = problem(error.status_code, error.kind, str(error.detail), {"Connection": "close"})
             await reply(scope, receive, send)
 

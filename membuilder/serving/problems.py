@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -43,6 +43,15 @@ RETRY_SECONDS = 5
 _MOST_FIELDS = 20
 
 _log = logging.getLogger(__name__)
+
+
+class Told(NamedTuple):
+    """How an error is told to callers."""
+
+    status: HTTPStatus
+    kind: str
+    detail: str
+
 
 _KINDS: dict[type[MemBuilderError], tuple[HTTPStatus, str, str]] = {
     NotThereError: (HTTPStatus.NOT_FOUND, "not-found", "There is nothing of this name here."),
@@ -109,16 +118,21 @@ def problem(
     return JSONResponse(told | more, status, headers, MEDIA_TYPE)
 
 
+def told_as(error: MemBuilderError) -> Told | None:
+    """Return the words for an error; None: it is a fault of the server."""
+    kind = next((known for known in type(error).__mro__ if known in _KINDS), None)
+    return None if kind is None else Told(*_KINDS[kind])
+
+
 def add_problems(app: FastAPI) -> None:
     """Let an app tell every error as a problem."""
 
     @app.exception_handler(MemBuilderError)
     def ours(request: Request, error: MemBuilderError) -> JSONResponse:
-        kind = next((known for known in type(error).__mro__ if known in _KINDS), None)
-        if kind is None:
+        told = told_as(error)
+        if told is None:
             return _fault(request, error)
-        status, name, detail = _KINDS[kind]
-        return problem(status, name, detail, id=_logged(request, error, status))
+        return problem(*told, id=_logged(request, error, told.status))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -32,8 +32,10 @@ from membuilder.serving.http_records import (
     Words,
 )
 from membuilder.serving.limits import BodyLimit, Rate, RequestLimits
+from membuilder.serving.mcp_tools import mcp_routes
 from membuilder.serving.metrics import Metrics, Timed
 from membuilder.serving.problems import PROBLEMS, add_problems
+from membuilder.serving.published import published_routes
 from membuilder.serving.service import MemoryService
 
 HTML = "text/html"
@@ -64,12 +66,15 @@ def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastA
         if service.is_ending:
             raise BusyError("the server is ending")
 
-    app.include_router(_of_user(service, metrics, admit), prefix="/v1/users/{user}")
+    admitted = _admitting(admit)
+    app.include_router(_of_user(service, metrics, admitted), prefix="/v1/users/{user}")
+    app.include_router(published_routes(service, admitted))
     app.include_router(_of_server(service, metrics))
+    app.include_router(mcp_routes(service, keys, rate, metrics.count_session))
     return app
 
 
-def _of_user(service: MemoryService, metrics: Metrics, admit: Callable[[Request], None]) -> APIRouter:
+def _admitting(admit: Callable[[Request], None]) -> type[APIRoute]:
     class Admitting(APIRoute):
         """A route that admits a request before anything of it is read; a dependency would come after its body."""
 
@@ -82,7 +87,11 @@ def _of_user(service: MemoryService, metrics: Metrics, admit: Callable[[Request]
 
             return admitted
 
-    routes = APIRouter(route_class=Admitting)
+    return Admitting
+
+
+def _of_user(service: MemoryService, metrics: Metrics, route: type[APIRoute]) -> APIRouter:
+    routes = APIRouter(route_class=route)
     _add_sessions(routes, service, metrics)
     _add_searches(routes, service)
     _add_memory(routes, service)

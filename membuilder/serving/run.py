@@ -2,22 +2,25 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import TypeAdapter, ValidationError
 
 from membuilder.building.builder import Builder, ask_expert, ask_model
 from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import EmbedderOptions, open_remote
-from membuilder.errors import MemBuilderError
+from membuilder.errors import ConfigError, MemBuilderError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
@@ -26,7 +29,9 @@ from membuilder.llm.usage import Usage
 from membuilder.schemes.load import scheme_of
 from membuilder.serving.access import Keys as AccessKeys
 from membuilder.serving.errors import ServingError
+from membuilder.serving.http_records import Name
 from membuilder.serving.limits import RequestLimits
+from membuilder.serving.mcp_tools import stdio_server
 from membuilder.serving.recent_embedder import Clearable
 from membuilder.serving.rest import make_app
 from membuilder.serving.service import Limits, MemoryService
@@ -105,6 +110,28 @@ async def run_server(options: ServerOptions) -> None:
         ending.cancel()
 
 
+async def run_over_stdio(options: ServerOptions, user: str) -> None:
+    """Offer one user's memory as tools, until standard input, SIGTERM or SIGINT ends it. Raises MemBuilderError."""
+    try:
+        TypeAdapter(Name).validate_python(user)
+    except ValidationError:
+        raise ConfigError(f"{user!r} is no name of a user: it may hold letters, digits and . _ @ : + -") from None
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    async with AsyncExitStack() as stack:
+        with redirect_stdout(sys.stderr):  # only the protocol may stand there; from here on the SDK sees to it
+            service = await stack.enter_async_context(open_service(options))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        running = asyncio.create_task(stdio_server(service, user).run_stdio_async())
+        ending = asyncio.create_task(ended.wait())
+        await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
+        await service.close(options.grace_seconds)
+    if not running.done():
+        os._exit(0)  # all is closed, but a thread of the SDK waits for standard input and cannot be told to end
+    ending.cancel()
+    await running
+
+
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -117,7 +144,7 @@ def _uvicorn(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
         app,
         host=options.host,
         port=options.port,
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,  # a request's path names a user
         server_header=False,

@@ -167,18 +167,23 @@ class MemoryService(AbstractAsyncContextManager):
 
         Raises as `search` does, and NoAnswererError.
         """
-        if self._answerer is None:
-            raise NoAnswererError("no model answers here: start the server with --answer-model")
+        model = self.answerer()
         found = await self.search(user, question, k)
         core = (await self._memories.get(user)).bank.core
         when = asked_at or datetime.now(UTC)
         asked = Question(id="asked", text=question, answer=None, category="", evidence=(), asked_at=when)
         memories = [entry.text for entry in found.entries]
         try:
-            text = await answer(asked, core=core, memories=memories, model=self._answerer)
+            text = await answer(asked, core=core, memories=memories, model=model)
         except ChatError as error:
             raise UnavailableError("the answering model", error) from error
         return Answered(text=text, core=core, found=found)
+
+    def answerer(self) -> ChatModel:
+        """Return the model that answers. Raises NoAnswererError."""
+        if self._answerer is None:
+            raise NoAnswererError("no model answers here: start the server with --answer-model")
+        return self._answerer
 
     async def contents(self, user: str) -> Contents:
         """Return all that a memory holds. Raises NotThereError and StoreError."""
