@@ -1,5 +1,6 @@
 """Whom the memory server lets do what: keys, what one user can learn of another, pages of other sites."""
 
+import base64
 import re
 import signal
 import time
@@ -18,6 +19,8 @@ from tests.test_serving import CAT
 
 SECRET = "I bought a house in Zanzibar last week."
 ANN = "/v1/users/ann"
+BASIC = 'Basic realm="MemBuilder", charset="UTF-8"'
+"""What lets a browser ask its user for a key."""
 
 
 def key_file(folder: Path, *users: str) -> tuple[Path, list[str]]:
@@ -58,7 +61,7 @@ def test_without_a_key_nothing_of_a_user_is_done_or_read(locked):
         url = re.sub(r"{\w+}", "x", path.replace("{user}", "ben"))
         for headers in ({}, bearer("mb-guessed"), {"authorization": locked.keys["ben"]}, {"authorization": "Bearer"}):
             reply = locked.request(method.upper(), url, headers=headers, content=b"{no json")
-            assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer"), (method, path)
+            assert (reply.status_code, reply.headers["www-authenticate"]) == (401, BASIC), (method, path)
     assert locked.get(f"/v1/users/ben/memory?key={locked.keys['ben']}").status_code == 401
 
 
@@ -276,3 +279,12 @@ def test_without_keys_its_own_page_is_answered_under_every_name_of_loopback(tmp_
     with served(tmp_path / "root", api_keys=path) as server:  # a key is no page's, and the server may have a name
         headers = {"host": "memory.example", "origin": "https://chat.example"} | bearer(ann)
         assert server.request("GET", f"{ANN}/memory", headers=headers).status_code == 404
+
+
+def test_a_key_that_a_browser_adds_by_itself_serves_no_page_of_another_site(tmp_path):
+    path, (ann,) = key_file(tmp_path, "ann")
+    password = "Basic " + base64.b64encode(f"me:{ann}".encode()).decode()
+    with served(tmp_path / "root", api_keys=path) as server:
+        for origin, status in (("https://chat.example", 403), ("null", 403), ("https://memory.example", 404)):
+            headers = {"host": "memory.example", "origin": origin, "authorization": password}
+            assert server.request("DELETE", ANN, headers=headers).status_code == status, origin

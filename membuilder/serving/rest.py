@@ -56,8 +56,7 @@ def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastA
     )
     metrics, rate = Metrics(), Rate(limits.requests_per_minute)
     app.add_middleware(BodyLimit, limits=limits)
-    if not keys.are_needed:
-        app.add_middleware(OwnPagesOnly)
+    app.add_middleware(OwnPagesOnly, has_keys=keys.are_needed)
     app.add_middleware(Timed, metrics=metrics)
     add_problems(app)
 
