@@ -56,7 +56,8 @@ def folder(tmp_path) -> Path:
 @contextmanager
 def started(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
     variables = os.environ | {"PYTHON": str(folder / "servers")} | environment
-    command = [str(SCRIPT), str(folder / "my model"), *arguments]
+    # a shell cannot trap what was ignored when it began, as SIGINT is in the background of another one
+    command = ["env", "--default-signal=INT", str(SCRIPT), str(folder / "my model"), *arguments]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, cwd=folder, start_new_session=True)
     try:

@@ -141,6 +141,8 @@ class Client:
         return response.json() if response.content else None
 
     def _sent(self, method: str, *path: str, **request: Any) -> httpx.Response:
+        if bad := [part for part in path if part in ("", ".", "..")]:  # an address would lose it: and be another one
+            raise ClientError(None, "no-name", f"{bad[0]!r} names nothing")
         url = "/".join(["/v1/users", *(quote(part, safe="") for part in path)])
         try:
             response = self._http.request(method, url, **request)
