@@ -123,10 +123,18 @@ def test_a_time_that_no_calendar_has_in_utc_is_refused(tmp_path):
         assert server.request("GET", "/v1/users/ann/memory", headers={"accept": "text/html"}).status_code == 200
 
 
-def test_a_damaged_answer_in_an_exported_memory_is_told_as_damage(tmp_path):
-    """msgspec names no key of a mapping, such as the role whose answer it is."""
+def test_what_is_damaged_in_an_exported_memory_is_told_as_damage(tmp_path):
+    """What a fuzzer found: a place that msgspec names no key of, and an embedder that is none."""
     with served(tmp_path) as server:
         server.tell("ann", "s1", CAT)
-        damaged = server.get("/v1/users/ann/export").text.replace('"asked_at": "', '"asked_at": "x')
-        reply = server.request("POST", "/v1/users/ben/import", content=damaged.encode())
-        assert (reply.status_code, reply.json()["type"]) == (422, "urn:membuilder:bad-memory")
+        exported = server.get("/v1/users/ann/export").text
+        for said, damaged in (
+            ('"asked_at": "', '"asked_at": "x'),
+            ('"embedding_probe": "', '"embedding_probe": "x'),
+            ('"embedding_probe": "', '"embedding_probe": 7, "x": "'),
+            ('"embedding_provider": null', '"embedding_provider": 7'),
+        ):
+            assert said in exported
+            content = exported.replace(said, damaged, 1).encode()
+            reply = server.request("POST", "/v1/users/ben/import", content=content)
+            assert (reply.status_code, reply.json()["type"]) == (422, "urn:membuilder:bad-memory"), damaged

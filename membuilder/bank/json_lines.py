@@ -27,6 +27,7 @@ from membuilder.bank.store import remove_store, writing
 from membuilder.bank.store_rows import VECTOR, Answer, StoredMemory, StoredSession, without_part
 from membuilder.datasets.files import FILE, read_lines
 from membuilder.datasets.typed import FieldError, Text, convert, located
+from membuilder.embedding import identity
 from membuilder.errors import DataError, StoreError
 from membuilder.files import durable_rename, write_atomic
 from membuilder.text import HALF_CHARACTER, is_text
@@ -168,6 +169,12 @@ class _Reader:
         for name in ("dialogue", "model"):
             convert(str, settings.get(name), f"settings.{name}")
         convert(list[str], settings.get("speakers"), "settings.speakers")
+        for name in (identity.NAME, identity.PROVIDER, identity.REVISION):
+            convert(str | None, settings.get(name), f"settings.{name}")
+        convert(dict[str, Any] | None, settings.get(identity.SETTINGS), f"settings.{identity.SETTINGS}")
+        if identity.VECTOR in settings:
+            name = f"settings.{identity.VECTOR}"
+            _vector(convert(str, settings[identity.VECTOR], name), settings["dimension"], name)
         self._settings = settings
 
     def _take_session(self, line: _Session) -> None:
@@ -187,7 +194,7 @@ class _Reader:
         self._sessions.append(stored)
 
     def _take_entry(self, line: _Entry) -> None:
-        entry, dimension = line.entry, self._settings["dimension"]
+        entry = line.entry
         if self._deleted:
             raise FieldError("record", "an entry stands behind what was deleted; put the entries first")
         if not 0 <= entry.session < len(self._sessions):
@@ -197,14 +204,8 @@ class _Reader:
         _require(self._turn_ids, entry.source_turns, "entry.source_turns")
         _require(self._entry_ids, entry.supersedes, "entry.supersedes")
         _add(self._entry_ids, [entry.id], "entry.id")
-        try:
-            vector = np.frombuffer(base64.b64decode(line.vector, validate=True), dtype=VECTOR)
-        except ValueError as error:
-            raise FieldError("vector", f"is no base64 of float32 numbers ({error})") from error
-        if len(vector) != dimension or not np.isfinite(vector).all():
-            raise FieldError("vector", f"has {len(vector)} numbers, or some not finite, where {dimension} are expected")
+        self._vectors.append(_vector(line.vector, self._settings["dimension"], "vector"))
         self._entries.append(entry)
-        self._vectors.append(vector)
 
     def _take_deleted(self, line: _Deleted) -> None:
         _require(self._entry_ids, [line.entry], "entry")
@@ -212,6 +213,16 @@ class _Reader:
         if line.entry in self._deleted or not written <= line.session < len(self._sessions):
             raise FieldError("session", f"{line.entry!r} is deleted twice, or in no session from its own on")
         self._deleted[line.entry] = line.session
+
+
+def _vector(text: str, dimension: int, field: str) -> np.ndarray:
+    try:
+        vector = np.frombuffer(base64.b64decode(text, validate=True), dtype=VECTOR)
+    except ValueError as error:
+        raise FieldError(field, f"is no base64 of float32 numbers ({error})") from error
+    if len(vector) != dimension or not np.isfinite(vector).all():
+        raise FieldError(field, f"has {len(vector)} numbers, or some not finite, where {dimension} are expected")
+    return vector
 
 
 def _is_earlier(one: datetime, other: datetime) -> bool:
