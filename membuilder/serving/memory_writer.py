@@ -1,11 +1,11 @@
 """Everything that changes memories, in one event loop: of each user one change at a time."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from membuilder.bank.forget import forget
 from membuilder.bank.store_rows import StoredMemory
@@ -16,7 +16,7 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.serving.corrections import corrected_entry, corrections_of, older_versions
 from membuilder.serving.errors import MemoryConflict, NotThereError
 from membuilder.serving.reading import read_session, sessions_named
-from membuilder.serving.vault import Job, Vault
+from membuilder.serving.vault import Job, JobState, Vault
 from membuilder.settings import described, difference
 from membuilder.types import Dialogue
 
@@ -29,15 +29,19 @@ class MemoryWriter:
     ):
         self._vault, self._config, self._builder, self._embedder = vault, config, builder, embedder
         self._identity = identity
-        self._changing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as one needs it
 
     async def read(self, job: Job) -> None:
-        """Read a waiting session into its memory. Raises as `read_session` does."""
-        async with self._change(job.user):
-            if self._vault.job(job.user, job.id) is None:
-                return  # erased while it waited
+        """Read a waiting session into its memory.
+
+        Raises as `read_session` does, and InUseError while another process changes this memory.
+        """
+        async with self._change(job.user, is_patient=False):
+            now = self._vault.job(job.user, job.id)
+            if now is None or now.state is not JobState.QUEUED:
+                return  # erased while it waited, or read by another process
             with self._vault.writing(job.user, self.settings(job.user)) as store:
-                await read_session(job.session, store, self._builder, self._config.max_turns, self._vault.scratch)
+                await read_session(job.session, store, self._builder, self._config.max_turns)
 
     async def correct(self, user: str, entry_id: str, text: str) -> None:
         """Let an entry (by its id in the store) say something else from now on."""
@@ -74,7 +78,7 @@ class MemoryWriter:
                 written = {each.id for each in memory.entries if each.session in named}
                 return forget(memory, sessions=[*named, *corrections_of(memory, written)]).memory if named else memory
 
-            if self._vault.stamp(user) is not None:
+            if await self._vault.stamp(user) is not None:
                 self._erase(user, without)
             elif not waited:
                 raise NotThereError("session", session_id)
@@ -95,7 +99,7 @@ class MemoryWriter:
         if differing := difference(given, settings, settings.keys() - self._identity.keys()):
             raise MemoryConflict(described(differing))
         async with self._change(user):
-            if self._vault.stamp(user) is not None:
+            if await self._vault.stamp(user) is not None:
                 raise MemoryConflict(f"user {user!r} has a memory already")
             with self._vault.writing(user, settings) as store:
                 store.replace(replace(memory, settings=settings))
@@ -114,9 +118,7 @@ class MemoryWriter:
             self._vault.erase(user)  # also what an erasure that was cut short left
 
     @asynccontextmanager
-    async def _change(self, user: str) -> AsyncIterator[None]:
-        lock = self._changing[user]
-        async with lock:
+    async def _change(self, user: str, is_patient: bool = True) -> AsyncIterator[None]:
+        lock = self._changing.setdefault(user, asyncio.Lock())
+        async with lock, self._vault.changing(user, is_patient):
             yield
-        if not lock.locked():
-            self._changing.pop(user, None)

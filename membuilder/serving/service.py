@@ -203,11 +203,11 @@ class MemoryService(AbstractAsyncContextManager):
         """Return a memory as it is stored. Raises NotThereError and StoreError."""
 
         def read() -> StoredMemory:
-            if self._vault.stamp(user) is None:
-                raise NotThereError("memory of user", user)
             with self._vault.reading(user) as store:
                 return store.memory()
 
+        if await self._vault.stamp(user) is None:
+            raise NotThereError("memory of user", user)
         return await asyncio.to_thread(read)
 
     async def import_memory(self, user: str, memory: StoredMemory) -> None:

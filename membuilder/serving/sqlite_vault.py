@@ -10,11 +10,10 @@
 import fcntl
 import hashlib
 import os
-import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,6 @@ class SqliteVault:
         self._lock = threading.Lock()
         self._held = _held(root)
         try:
-            self.scratch = root / "scratch"
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch.mkdir()
             self._jobs = _opened(self._path)
         except BaseException:
             os.close(self._held)
@@ -76,11 +72,15 @@ class SqliteVault:
             row = jobs.execute(query, (job_id, user)).fetchone()
         return None if row is None else _job(row)
 
-    def waiting(self, user: str | None = None) -> list[Job]:
-        of_user, values = ("", ()) if user is None else (" AND user = ?", (user,))
+    def waiting(self, user: str) -> list[Job]:
         with self._transaction() as jobs:
-            query = f"SELECT {_COLUMNS} FROM job WHERE state = ?{of_user} ORDER BY number"
-            return [_job(row) for row in jobs.execute(query, (JobState.QUEUED, *values))]
+            query = f"SELECT {_COLUMNS} FROM job WHERE state = ? AND user = ? ORDER BY number"
+            return [_job(row) for row in jobs.execute(query, (JobState.QUEUED, user))]
+
+    def users_waiting(self) -> list[str]:
+        with self._transaction() as jobs:
+            query = "SELECT DISTINCT user FROM job WHERE state = ?"
+            return [user for (user,) in jobs.execute(query, (JobState.QUEUED,))]
 
     def num_waiting(self) -> int:
         with self._transaction() as jobs:
@@ -89,8 +89,8 @@ class SqliteVault:
     def settle(self, job: Job, state: JobState, detail: str = "") -> None:
         kept = ", session = NULL" if state is JobState.DONE else ""
         with self._transaction() as jobs:
-            change = f"UPDATE job SET state = ?, detail = ?, attempts = attempts + 1{kept} WHERE id = ?"
-            jobs.execute(change, (state, detail, job.id))
+            change = f"UPDATE job SET state = ?, detail = ?, attempts = attempts + 1{kept} WHERE id = ? AND state = ?"
+            jobs.execute(change, (state, detail, job.id, JobState.QUEUED))
 
     def withdraw(self, user: str, session_id: str) -> bool:
         with self._transaction() as jobs:
@@ -98,7 +98,7 @@ class SqliteVault:
         self._empty_log()
         return gone > 0
 
-    def stamp(self, user: str) -> object | None:
+    async def stamp(self, user: str) -> object | None:
         path, found = self._file(user), []
         for end in ("", "-wal"):
             try:
@@ -107,6 +107,10 @@ class SqliteVault:
                 continue
             found.append((end, status.st_ino, status.st_mtime_ns, status.st_size))
         return tuple(found) if found and not found[0][0] else None
+
+    @asynccontextmanager
+    async def changing(self, user: str, is_patient: bool) -> AsyncIterator[None]:
+        yield  # no other process has this folder
 
     def reading(self, user: str) -> AbstractContextManager[Store]:
         return reading(self._file(user))

@@ -3,14 +3,13 @@
 Everything raises StoreError where the database cannot do it. Methods may be called from several threads.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Protocol
 
-from membuilder.bank.store import Store
+from membuilder.bank.memory_store import MemoryStore
 from membuilder.types import Session
 
 
@@ -40,9 +39,6 @@ class Job:
 class Vault(Protocol):
     """Memories by user, and the jobs of all users."""
 
-    scratch: Path
-    """A folder for stores that are being written anew; what a killed server left there is gone."""
-
     def accept(self, user: str, session: Session, digest: str) -> tuple[Job, bool]:
         """Store a session to be read; it is on the disk when this returns. False: it was there before.
 
@@ -53,32 +49,42 @@ class Vault(Protocol):
     def job(self, user: str, job_id: str) -> Job | None:
         """Return a job of this user; None where there is none of this id."""
 
-    def waiting(self, user: str | None = None) -> list[Job]:
-        """Return the queued jobs of a user, or of all, in the order in which they came."""
+    def waiting(self, user: str) -> list[Job]:
+        """Return the queued jobs of a user, in the order in which they came."""
+
+    def users_waiting(self) -> list[str]:
+        """Return the users who have queued jobs, whichever process took these."""
 
     def num_waiting(self) -> int:
         """Count the queued jobs of all users."""
 
     def settle(self, job: Job, state: JobState, detail: str = "") -> None:
-        """Note what became of an attempt at a job; with DONE its words are taken out of the jobs."""
+        """Note what became of an attempt at a queued job; with DONE its words are taken out of the jobs."""
 
     def withdraw(self, user: str, session_id: str) -> bool:
-        """Erase the job of a session, as if it had never come; False where there was none."""
+        """Erase the job of a session, as if it had never come, inside `changing`; False where there was none."""
 
-    def stamp(self, user: str) -> object | None:
-        """Return what changes whenever a user's memory changes; None where there is no memory yet."""
+    async def stamp(self, user: str) -> object | None:
+        """Return what changes whenever any process changes a user's memory; None where there is no memory yet."""
 
-    def reading(self, user: str) -> AbstractContextManager[Store]:
+    def changing(self, user: str, is_patient: bool) -> AbstractAsyncContextManager[None]:
+        """Be the only process that changes what there is of a user.
+
+        While another process does, it waits, or raises InUseError where it is not patient. Within one process the
+        caller sees to it that each user is changed once at a time.
+        """
+
+    def reading(self, user: str) -> AbstractContextManager[MemoryStore]:
         """Open a user's memory as it stands at this moment."""
 
-    def writing(self, user: str, settings: dict[str, Any]) -> AbstractContextManager[Store]:
-        """Open a user's memory to be changed, begun if there is none; one writer at a time."""
+    def writing(self, user: str, settings: dict[str, Any]) -> AbstractContextManager[MemoryStore]:
+        """Open a user's memory to be changed, begun if there is none, inside `changing`."""
 
     def erase(self, user: str) -> None:
-        """Erase what a user's memory no longer holds from the disk. It may be repeated."""
+        """Erase what a user's memory no longer holds from the disk, inside `changing`. It may be repeated."""
 
     def delete(self, user: str) -> bool:
-        """Erase a user's memory and jobs from the disk; False where there was nothing."""
+        """Erase a user's memory and jobs from the disk, inside `changing`; False where there was nothing."""
 
     def check(self) -> None:
         """Raise StoreError where nothing can be stored at the moment."""
