@@ -71,16 +71,16 @@ class Served:
         return next(entry["id"] for entry in reversed(memory["entries"]) if words in entry["text"])
 
 
-def options(root: Path, model: ModelEndpoint = RULES, **more: object) -> ServerOptions:
-    settings = more.pop("settings", {})
-    return ServerOptions(
-        root=root, config=BuildConfig(out=str(root), model=model, **settings), keys=Keys(chat="sk-test"), **more
-    )
+def options(store: Path | str, model: ModelEndpoint = RULES, **more: object) -> ServerOptions:
+    """Describe a server on a folder, or on a database where `store` is an address."""
+    more |= {"root": store} if isinstance(store, Path) else {"store": store}
+    config = BuildConfig(out="out", model=model, **more.pop("settings", {}))
+    return ServerOptions(config=config, keys=Keys(chat="sk-test"), **more)
 
 
 @contextmanager
 def served(
-    root: Path,
+    store: Path | str,
     model: ModelEndpoint = RULES,
     *,
     api_keys: Path | None = None,
@@ -91,7 +91,7 @@ def served(
     with pytest.MonkeyPatch.context() as patch, start_blocking_portal() as portal:
         if not real_embedder:
             patch.setattr(run, "Embedder", lambda model: ForgettingEmbedder())
-        with portal.wrap_async_context_manager(open_service(options(root, model, **more))) as service:
+        with portal.wrap_async_context_manager(open_service(options(store, model, **more))) as service:
             app = make_app(service, AccessKeys(api_keys), requests or RequestLimits())
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
             yield Served(portal, service, httpx.AsyncClient(transport=transport, base_url="http://server"))

@@ -1,7 +1,7 @@
 """What a store of one memory offers to those who build and search it, whichever database it lies in.
 
-`membuilder.bank.store.Store` is one in a file of SQLite, `membuilder.serving.postgres_store.PostgresStore` one in tables
-of PostgreSQL, `TransientStore` one in no database at all.
+`membuilder.bank.store.Store` is one in a file of SQLite, `PostgresStore` in `membuilder/serving/` one in tables of
+PostgreSQL, `TransientStore` one in no database at all.
 """
 
 import json

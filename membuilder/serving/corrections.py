@@ -41,9 +41,7 @@ def corrections_of(memory: StoredMemory, gone: Collection[str]) -> list[int]:
     return sorted({entry.session for entry in memory.entries if entry.id in followed} & told)
 
 
-def corrected_entry(
-    store: MemoryStore, entry_id: str, text: str, scheme: Scheme, embedder: TextEmbedder
-) -> None:
+def corrected_entry(store: MemoryStore, entry_id: str, text: str, scheme: Scheme, embedder: TextEmbedder) -> None:
     """Let a new entry replace one of the memory (by its own id). Raises NotThereError and MemoryConflict."""
     bank, sessions = store.bank(), store.sessions()
     entry = next((each for each in bank.current() if each.id == entry_id), None)

@@ -14,26 +14,21 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-import msgspec
 
 from membuilder.bank.erase import BESIDE, erase_traces
 from membuilder.bank.store import Store, reading, remove_store, writing
 from membuilder.bank.store_errors import typed
 from membuilder.errors import StoreError
 from membuilder.serving.errors import ServingError, SessionConflict
-from membuilder.serving.vault import Job, JobState
+from membuilder.serving.vault import JOB_COLUMNS, Job, JobState, job_of, new_job_row
 from membuilder.types import Session
 
 _JOBS = """CREATE TABLE IF NOT EXISTS job (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, user TEXT NOT NULL,
     session_id TEXT NOT NULL, digest TEXT NOT NULL, session TEXT, state TEXT NOT NULL, detail TEXT NOT NULL,
     attempts INTEGER NOT NULL, received_at TEXT NOT NULL, UNIQUE (user, session_id)) STRICT"""
 _WAITING = "CREATE INDEX IF NOT EXISTS waiting ON job (state, user, number)"
-_COLUMNS = "id, user, session_id, session, state, detail, attempts, received_at"
 
 
 class SqliteVault:
@@ -51,31 +46,30 @@ class SqliteVault:
 
     def accept(self, user: str, session: Session, digest: str) -> tuple[Job, bool]:
         with self._transaction() as jobs:
-            query = f"SELECT {_COLUMNS}, digest FROM job WHERE user = ? AND session_id = ?"
+            query = f"SELECT {JOB_COLUMNS}, digest FROM job WHERE user = ? AND session_id = ?"
             known = jobs.execute(query, (user, session.id)).fetchone()
             if known is not None and known[-1] != digest:
                 raise SessionConflict(session.id)
             if known is not None and known[4] != JobState.FAILED:
-                return _job(known[:-1]), False
+                return job_of(known[:-1]), False
             if known is not None:
                 jobs.execute("UPDATE job SET state = ?, detail = '' WHERE id = ?", (JobState.QUEUED, known[0]))
-                return _job((*known[:4], JobState.QUEUED, "", *known[6:-1])), False
-            body, received = msgspec.json.encode(session).decode(), datetime.now(UTC).isoformat()
-            row = (uuid4().hex, user, session.id, body, JobState.QUEUED, "", 0, received)
+                return job_of((*known[:4], JobState.QUEUED, "", *known[6:-1])), False
+            row = new_job_row(user, session)
             values = ", ".join("?" * (len(row) + 1))
-            jobs.execute(f"INSERT INTO job ({_COLUMNS}, digest) VALUES ({values})", (*row, digest))
-        return _job(row), True
+            jobs.execute(f"INSERT INTO job ({JOB_COLUMNS}, digest) VALUES ({values})", (*row, digest))
+        return job_of(row), True
 
     def job(self, user: str, job_id: str) -> Job | None:
         with self._transaction() as jobs:
-            query = f"SELECT {_COLUMNS} FROM job WHERE id = ? AND user = ?"
+            query = f"SELECT {JOB_COLUMNS} FROM job WHERE id = ? AND user = ?"
             row = jobs.execute(query, (job_id, user)).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     def waiting(self, user: str) -> list[Job]:
         with self._transaction() as jobs:
-            query = f"SELECT {_COLUMNS} FROM job WHERE state = ? AND user = ? ORDER BY number"
-            return [_job(row) for row in jobs.execute(query, (JobState.QUEUED, user))]
+            query = f"SELECT {JOB_COLUMNS} FROM job WHERE state = ? AND user = ? ORDER BY number"
+            return [job_of(row) for row in jobs.execute(query, (JobState.QUEUED, user))]
 
     def users_waiting(self) -> list[str]:
         with self._transaction() as jobs:
@@ -186,17 +180,3 @@ def _opened(path: Path) -> sqlite3.Connection:
         jobs.execute(_JOBS)
         jobs.execute(_WAITING)
     return jobs
-
-
-def _job(row: tuple) -> Job:
-    job_id, user, session_id, session, state, detail, attempts, received_at = row
-    return Job(
-        id=job_id,
-        user=user,
-        session_id=session_id,
-        session=None if session is None else msgspec.json.decode(session, type=Session),
-        state=JobState(state),
-        detail=detail,
-        attempts=attempts,
-        received_at=datetime.fromisoformat(received_at),
-    )

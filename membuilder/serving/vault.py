@@ -5,9 +5,12 @@ Everything raises StoreError where the database cannot do it. Methods may be cal
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol
+from uuid import uuid4
+
+import msgspec
 
 from membuilder.bank.memory_store import MemoryStore
 from membuilder.types import Session
@@ -34,6 +37,31 @@ class Job:
     """Why it failed, or why it still waits."""
     attempts: int = 0
     received_at: datetime
+
+
+JOB_COLUMNS = 'id, "user", session_id, session, state, detail, attempts, received_at'
+"""Of the table of jobs, as `new_job_row` and `job_of` have them."""
+
+
+def new_job_row(user: str, session: Session) -> tuple:
+    """Return the row of a session that begins to wait."""
+    body, received = msgspec.json.encode(session).decode(), datetime.now(UTC).isoformat()
+    return uuid4().hex, user, session.id, body, JobState.QUEUED.value, "", 0, received
+
+
+def job_of(row: tuple) -> Job:
+    """Return the job that a row is."""
+    job_id, user, session_id, session, state, detail, attempts, received_at = row
+    return Job(
+        id=job_id,
+        user=user,
+        session_id=session_id,
+        session=None if session is None else msgspec.json.decode(session, type=Session),
+        state=JobState(state),
+        detail=detail,
+        attempts=attempts,
+        received_at=datetime.fromisoformat(received_at),
+    )
 
 
 class Vault(Protocol):
