@@ -5,6 +5,7 @@ with served(tmp_path) as server:
     server.get("/v1/users/ann/search", query="cat").json()
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +21,7 @@ from membuilder.serving import run
 from membuilder.serving.access import Keys as AccessKeys
 from membuilder.serving.limits import RequestLimits
 from membuilder.serving.rest import make_app
-from membuilder.serving.run import ServerOptions, open_service
+from membuilder.serving.run import ServerOptions, open_service, run_server
 from membuilder.serving.service import MemoryService
 from tests.fakes import HashEmbedder
 
@@ -95,3 +96,9 @@ def served(
             app = make_app(service, AccessKeys(api_keys), requests or RequestLimits())
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
             yield Served(portal, service, httpx.AsyncClient(transport=transport, base_url="http://server"))
+
+
+def serve(store: Path | str, port: int) -> None:
+    """Run a whole server in this process until it is told to end, or killed."""
+    run.Embedder = lambda model: ForgettingEmbedder()
+    asyncio.run(run_server(options(store, port=port)))

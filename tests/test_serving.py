@@ -21,7 +21,7 @@ from tests.served import served
 CAT, MOVE, PIANO = "I adopted a cat called Miso.", "I moved to Leeds last week.", "I bought a piano last Tuesday."
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def store(request, tmp_path) -> Path | str:
     return tmp_path / "root" if request.param == "sqlite" else request.getfixturevalue("postgres").migrated_database()
 

@@ -80,8 +80,10 @@ class MemoryWriter:
 
             if await self._vault.stamp(user) is not None:
                 self._erase(user, without)
-            elif not waited:
-                raise NotThereError("session", session_id)
+            else:
+                self._vault.erase(user)
+                if not waited:
+                    raise NotThereError("session", session_id)
 
     async def forget_user(self, user: str) -> None:
         """Erase a user's memory and jobs. Raises NotThereError."""

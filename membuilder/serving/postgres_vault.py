@@ -106,9 +106,7 @@ class PostgresVault:
     def withdraw(self, user: str, session_id: str) -> bool:
         delete = f"DELETE FROM {_JOB} WHERE memory = %s AND session_id = %s"
         with self._changed(user) as connection:
-            gone = connection.execute(delete, [_key(user), session_id]).rowcount
-            self._write_anew(connection, user, "job")
-        return gone > 0
+            return connection.execute(delete, [_key(user), session_id]).rowcount > 0
 
     async def stamp(self, user: str) -> object | None:
         return await asyncio.to_thread(self._stamp, user)

@@ -88,9 +88,7 @@ class SqliteVault:
 
     def withdraw(self, user: str, session_id: str) -> bool:
         with self._transaction() as jobs:
-            gone = jobs.execute("DELETE FROM job WHERE user = ? AND session_id = ?", (user, session_id)).rowcount
-        self._empty_log()
-        return gone > 0
+            return jobs.execute("DELETE FROM job WHERE user = ? AND session_id = ?", (user, session_id)).rowcount > 0
 
     async def stamp(self, user: str) -> object | None:
         path, found = self._file(user), []
@@ -114,10 +112,11 @@ class SqliteVault:
 
     def erase(self, user: str) -> None:
         path = self._file(user)
-        with reading(path) as store:
-            settings = store.settings()
-        with writing(path, settings) as store:
-            erase_traces(store)
+        if path.exists():
+            with reading(path) as store:
+                settings = store.settings()
+            with writing(path, settings) as store:
+                erase_traces(store)
         self._empty_log()  # sessions that were read stand there until it is full
 
     def delete(self, user: str) -> bool:

@@ -90,7 +90,7 @@ class Vault(Protocol):
         """Note what became of an attempt at a queued job; with DONE its words are taken out of the jobs."""
 
     def withdraw(self, user: str, session_id: str) -> bool:
-        """Erase the job of a session, as if it had never come, inside `changing`; False where there was none."""
+        """Take out the job of a session, inside `changing`; False where there was none. `erase` erases its traces."""
 
     async def stamp(self, user: str) -> object | None:
         """Return what changes whenever any process changes a user's memory; None where there is no memory yet."""
@@ -109,7 +109,7 @@ class Vault(Protocol):
         """Open a user's memory to be changed, begun if there is none, inside `changing`."""
 
     def erase(self, user: str) -> None:
-        """Erase what a user's memory no longer holds from the disk, inside `changing`. It may be repeated."""
+        """Erase from the disk what is held no more of a user, inside `changing`. It may be repeated."""
 
     def delete(self, user: str) -> bool:
         """Erase a user's memory and jobs from the disk, inside `changing`; False where there was nothing."""
