@@ -14,7 +14,7 @@ from tests.patience import HANGS
 from tests.postgres import postgres  # noqa: F401 (a fixture)
 from tests.served import serve
 
-USERS, SESSIONS, KILLS = ("ann", "ben", "cas", "dot"), 12, 6
+USERS, SESSIONS, KILLS = ("ann", "ben", "cas", "dot"), 8, 6
 
 
 def free_port() -> int:
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 class Servers:
     def __init__(self, url: str):
-        self._url, self.ports = url, [free_port(), free_port()]
+        self._url, self.ports, self._client = url, [free_port(), free_port()], httpx.Client(timeout=HANGS)
         self._processes = [start(serve, url, port) for port in self.ports]
 
     def kill(self, number: int) -> None:
@@ -43,11 +43,12 @@ class Servers:
     def ask(self, number: int, method: str, path: str, **about: object) -> httpx.Response | None:
         """None where no server answers."""
         try:
-            return httpx.request(method, f"http://127.0.0.1:{self.ports[number]}{path}", timeout=HANGS, **about)
+            return self._client.request(method, f"http://127.0.0.1:{self.ports[number]}{path}", **about)
         except httpx.TransportError:
             return None
 
     def close(self) -> None:
+        self._client.close()
         for process in self._processes:
             os.kill(process.pid, signal.SIGKILL)
             process.join(HANGS)
