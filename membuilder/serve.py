@@ -3,6 +3,7 @@
     python -m membuilder.serve --root memories/                        rules write, MiniLM searches, this machine only
     python -m membuilder.serve --root memories/ --build-model trained --build-provider vllm \\
         --build-base-url http://localhost:8000/v1 --answer-model gpt-4.1-mini
+    python -m membuilder.serve --store postgresql://USER@HOST/DATABASE    in PostgreSQL, which several servers may share
     python -m membuilder.serve --new-key ann 'team-*' >> keys.jsonl    a key for these users
     python -m membuilder.serve --root memories/ --mcp-stdio --user ann tools of one user for a program that starts this
 
@@ -46,6 +47,7 @@ def _serve(argv: Sequence[str] | None) -> int:
     answerer = read_endpoint(given, "answer-", given.answer_model) if given.answer_model else None
     options = ServerOptions(
         root=given.root,
+        store=given.store,
         config=_config(given),
         keys=Keys(chat=given.build_api_key, embedding=given.embedding_api_key),
         answerer=answerer,
@@ -57,15 +59,16 @@ def _serve(argv: Sequence[str] | None) -> int:
     if given.mcp_stdio:
         asyncio.run(run_over_stdio(options, given.user))
         return 0
-    print(f"serving {given.root} at http://{given.host}:{given.port} (API: /docs); Ctrl-C ends it", flush=True)
+    where = given.root or "a database"
+    print(f"serving {where} at http://{given.host}:{given.port} (API: /docs); Ctrl-C ends it", flush=True)
     asyncio.run(run_server(options))
     return 0
 
 
 def _check(given: argparse.Namespace) -> None:
     """Raise ConfigError where flags are missing or do not fit each other."""
-    if given.root is None:
-        raise ConfigError("--root names the folder of the memories; give one")
+    if (given.root is None) == (given.store is None):
+        raise ConfigError("name where the memories are: a folder (--root), or a database instead (--store)")
     if not is_loopback(given.host) and given.api_keys is None:
         raise ConfigError(f"--host {given.host} is open to others: name a file of keys too (--api-keys, --new-key)")
     if given.mcp_stdio != (given.user is not None):
@@ -80,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--root", type=Path, metavar="DIR", help="folder of the memories")
+    text = "database in place of a folder, such as postgresql://USER@HOST/DATABASE; PGPASSWORD or ~/.pgpass has its key"
+    add("--store", metavar="URL", help=text)
     add("--host", default=LOOPBACK, help="address to listen on; another than this machine's own needs --api-keys")
     add("--port", type=flag_type(PositiveInt), default=8800)
     add("--api-keys", type=Path, metavar="FILE", help="whom each key is for; read again on SIGHUP")
@@ -100,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 def _config(given: argparse.Namespace) -> BuildConfig:
     """Return what the flags say of how memories are built. Raises ConfigError."""
     keys = {"scheme": given.scheme, "model.name": given.build_model, "model.provider": given.build_provider}
-    keys |= {"model.base_url": given.build_base_url, "out": str(given.root)}
+    keys |= {"model.base_url": given.build_base_url, "out": str(given.root or "database")}
     keys |= {key: getattr(given, key) for key in EMBEDDING_KEYS}
     by_flags = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value]
     return load(BuildConfig, None, [*by_flags, *(f"model.{each}" for each in given.build_endpoint), *given.set])

@@ -5,6 +5,7 @@ with served(tmp_path) as server:
     server.get("/v1/users/ann/search", query="cat").json()
 """
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from membuilder.serving import run
 from membuilder.serving.access import Keys as AccessKeys
 from membuilder.serving.limits import RequestLimits
 from membuilder.serving.rest import make_app
-from membuilder.serving.run import ServerOptions, open_service
+from membuilder.serving.run import ServerOptions, open_service, run_server
 from membuilder.serving.service import MemoryService
 from tests.fakes import HashEmbedder
 from tests.forks import free_port
@@ -92,16 +93,16 @@ class Served:
         return next(entry["id"] for entry in reversed(memory["entries"]) if words in entry["text"])
 
 
-def options(root: Path, model: ModelEndpoint = RULES, **more: object) -> ServerOptions:
-    settings = more.pop("settings", {})
-    return ServerOptions(
-        root=root, config=BuildConfig(out=str(root), model=model, **settings), keys=Keys(chat="sk-test"), **more
-    )
+def options(store: Path | str, model: ModelEndpoint = RULES, **more: object) -> ServerOptions:
+    """Describe a server on a folder, or on a database where `store` is an address."""
+    more |= {"root": store} if isinstance(store, Path) else {"store": store}
+    config = BuildConfig(out="out", model=model, **more.pop("settings", {}))
+    return ServerOptions(config=config, keys=Keys(chat="sk-test"), **more)
 
 
 @contextmanager
 def served(
-    root: Path,
+    store: Path | str,
     model: ModelEndpoint = RULES,
     *,
     api_keys: Path | None = None,
@@ -112,6 +113,12 @@ def served(
     with pytest.MonkeyPatch.context() as patch, start_blocking_portal() as portal:
         if not real_embedder:
             patch.setattr(run, "Embedder", lambda model: ForgettingEmbedder())
-        with portal.wrap_async_context_manager(open_service(options(root, model, **more))) as service:
+        with portal.wrap_async_context_manager(open_service(options(store, model, **more))) as service:
             app = make_app(service, AccessKeys(api_keys), requests or RequestLimits())
             yield Served(portal, service, app)
+
+
+def serve(store: Path | str, port: int) -> None:
+    """Run a whole server in this process until it is told to end, or killed."""
+    run.Embedder = lambda model: ForgettingEmbedder()
+    asyncio.run(run_server(options(store, port=port)))

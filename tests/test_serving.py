@@ -1,7 +1,11 @@
-"""The memory server: sessions in, memories searched, answered from, corrected, erased, moved; all over HTTP."""
+"""The memory server: sessions in, memories searched, answered from, corrected, erased, moved; all over HTTP.
+
+On both of its databases, but for what looks into files of SQLite.
+"""
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,25 +15,38 @@ from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.serving.service import Limits
 from tests.fault_server import FaultServer, Request, answer, status
 from tests.patience import HANGS
+from tests.postgres import postgres  # noqa: F401 (a fixture)
 from tests.served import served
 
 CAT, MOVE, PIANO = "I adopted a cat called Miso.", "I moved to Leeds last week.", "I bought a piano last Tuesday."
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def store(request, tmp_path) -> Path | str:
+    return tmp_path / "root" if request.param == "sqlite" else request.getfixturevalue("postgres").migrated_database()
+
+
 @pytest.fixture
-def server(tmp_path):
-    with served(tmp_path / "root") as running:
+def on_disk(request, store) -> Callable[[], bytes]:
+    """Reads all that stands on the disk of a server."""
+    if isinstance(store, Path):
+        return lambda: b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+    return lambda: request.getfixturevalue("postgres").bytes_on_disk(store)
+
+
+@pytest.fixture
+def server(store):
+    with served(store) as running:
         yield running
+
+
+sqlite_only = pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 
 
 def endpoint(server: FaultServer, **settings: object) -> ModelEndpoint:
     return ModelEndpoint(
         name="m-1", provider=Provider.VLLM, base_url=server.base_url, max_attempts=1, timeout_seconds=60, **settings
     )
-
-
-def bytes_of(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 # Sessions
@@ -70,8 +87,8 @@ def test_a_late_session_takes_its_place_in_time(server):
     assert dates == ["[2024-03-01]", "[2024-04-01]", "[2024-05-01]"]
 
 
-def test_a_long_session_is_read_in_windows_and_erased_as_one(tmp_path):
-    with served(tmp_path, settings={"max_turns": 2}) as server:
+def test_a_long_session_is_read_in_windows_and_erased_as_one(store):
+    with served(store, settings={"max_turns": 2}) as server:
         server.tell("ann", "long", CAT, MOVE, PIANO, "I finished my first marathon on Sunday.")
         memory = server.get("/v1/users/ann/memory").json()
         assert [session["id"] for session in memory["sessions"]] == ["long.1", "long.2"]
@@ -110,9 +127,9 @@ def test_half_a_character_is_refused(server):
 # Searching and answering
 
 
-def test_an_answer_comes_with_what_it_stands_on(tmp_path):
+def test_an_answer_comes_with_what_it_stands_on(store):
     with FaultServer(answer("Miso.")) as model:
-        with served(tmp_path, answerer=access(model)) as server:
+        with served(store, answerer=access(model)) as server:
             server.tell("ann", "s1", CAT, MOVE)
             reply = server.post("/v1/users/ann/answer", {"question": "What is the cat called?", "k": 1}).json()
             assert reply["answer"] == "Miso." and [CAT in entry["text"] for entry in reply["entries"]] == [True]
@@ -130,8 +147,8 @@ def test_without_an_answering_model_nobody_answers(server):
     assert (reply.status_code, reply.json()["type"]) == (501, "urn:membuilder:no-answerer")
 
 
-def test_an_answering_model_that_is_away_is_told(tmp_path):
-    with FaultServer(status(500)) as model, served(tmp_path, answerer=access(model)) as server:
+def test_an_answering_model_that_is_away_is_told(store):
+    with FaultServer(status(500)) as model, served(store, answerer=access(model)) as server:
         server.tell("ann", "s1", CAT)
         reply = server.post("/v1/users/ann/answer", {"question": "What is the cat called?"})
     assert (reply.status_code, reply.json()["type"]) == (503, "urn:membuilder:model-unavailable")
@@ -173,40 +190,40 @@ def test_an_entry_keeps_its_id_whatever_is_erased_beside_it(server):
     assert server.delete(f"/v1/users/ann/entries/{cat}").status_code == 404
 
 
-def test_an_erased_entry_takes_what_it_replaced_and_its_correction_along(server, tmp_path):
+def test_an_erased_entry_takes_what_it_replaced_and_its_correction_along(server, on_disk):
     server.tell("ann", "s1", CAT, MOVE)
     old = server.id_of("ann", "Miso")
     server.patch(f"/v1/users/ann/entries/{old}", {"text": "Ann's cat is called Momo."})
     new = server.id_of("ann", "Momo")
     assert server.delete(f"/v1/users/ann/entries/{new}", with_turns=True).status_code == 204
     assert [MOVE in text for text in server.texts("ann")] == [True]
-    assert b"Momo" not in bytes_of(tmp_path / "root") and b"Miso" not in bytes_of(tmp_path / "root")
+    assert b"Momo" not in on_disk() and b"Miso" not in on_disk()
 
 
 # Erasing
 
 
-def test_an_erased_session_is_gone_with_all_that_came_of_it(server, tmp_path):
+def test_an_erased_session_is_gone_with_all_that_came_of_it(server, on_disk):
     server.tell("ann", "s1", CAT)
     server.tell("ann", "s2", MOVE)
     server.patch(f"/v1/users/ann/entries/{server.id_of('ann', 'Miso')}", {"text": "Ann's cat is called Momo."})
     assert server.delete("/v1/users/ann/sessions/s1").status_code == 204
     assert [MOVE in text for text in server.texts("ann")] == [True]
     for word in (b"Miso", b"Momo"):
-        assert word not in bytes_of(tmp_path / "root")
+        assert word not in on_disk()
     assert server.delete("/v1/users/ann/sessions/s1").status_code == 404
     assert server.tell("ann", "s1", CAT).json()["state"] == "done"  # as if it had never been there
 
 
-def test_an_erased_user_is_gone_from_every_file_and_from_memory(server, tmp_path):
-    server.tell("ann", "secret-session", CAT)
+def test_an_erased_user_is_gone_from_every_file_and_from_memory(server, on_disk):
+    server.tell("ann.lovelace", "secret-session", CAT)
     server.tell("ben", "s1", MOVE)
-    assert server.found("ann", "Miso", k=1) and b"Miso" in bytes_of(tmp_path / "root")
-    assert server.delete("/v1/users/ann").status_code == 204
-    for word in (b"Miso", b"adopted", b"secret-session", b"ann"):
-        assert word not in bytes_of(tmp_path / "root")
-    assert server.get("/v1/users/ann/search", query="Miso").status_code == 404
-    assert server.delete("/v1/users/ann").status_code == 404
+    assert server.found("ann.lovelace", "Miso", k=1) and b"Miso" in on_disk()
+    assert server.delete("/v1/users/ann.lovelace").status_code == 204
+    for word in (b"Miso", b"adopted", b"secret-session", b"ann.lovelace"):
+        assert word not in on_disk()
+    assert server.get("/v1/users/ann.lovelace/search", query="Miso").status_code == 404
+    assert server.delete("/v1/users/ann.lovelace").status_code == 404
     assert not server.service._recent._vectors  # nor does this process remember what was asked
     assert len(server.texts("ben")) == 1
 
@@ -236,6 +253,7 @@ def test_an_import_that_is_none_or_of_another_kind_is_refused(server):
     assert server.get("/v1/users/ben/memory").status_code == 404
 
 
+@sqlite_only
 def test_a_store_is_one_that_the_other_commands_read(server, tmp_path):
     server.tell("ann", "s1", CAT)
     (path,) = (tmp_path / "root/users").rglob("*.db")
@@ -246,7 +264,7 @@ def test_a_store_is_one_that_the_other_commands_read(server, tmp_path):
 # What is away
 
 
-def test_a_session_waits_for_a_model_that_is_away_and_is_read_once_it_is_back(tmp_path, monkeypatch):
+def test_a_session_waits_for_a_model_that_is_away_and_is_read_once_it_is_back(store, monkeypatch):
     monkeypatch.setattr("membuilder.serving.readers.FIRST_PAUSE_SECONDS", 0.1)
     state = {"away": True}
 
@@ -254,7 +272,7 @@ def test_a_session_waits_for_a_model_that_is_away_and_is_read_once_it_is_back(tm
         behaviour = status(500) if state["away"] else answer('{"operations": [{"action": "ADD", "memory": "A cat."}]}')
         await behaviour(request, writer)
 
-    with FaultServer(respond) as model, served(tmp_path, endpoint(model)) as server:
+    with FaultServer(respond) as model, served(store, endpoint(model)) as server:
         first = server.tell("ann", "s1", CAT)
         assert first.status_code == 202 and "cannot be had" in first.json()["detail"]
         ready = server.get("/ready")
@@ -268,16 +286,17 @@ def test_a_session_waits_for_a_model_that_is_away_and_is_read_once_it_is_back(tm
         assert "A cat." in server.texts("ann")
 
 
-def test_what_waited_when_a_server_ended_is_read_by_the_next(tmp_path):
-    with FaultServer(status(500)) as model, served(tmp_path, endpoint(model)) as server:
+def test_what_waited_when_a_server_ended_is_read_by_the_next(store):
+    with FaultServer(status(500)) as model, served(store, endpoint(model)) as server:
         assert server.tell("ann", "s1", CAT).json()["state"] == "queued"
-    with FaultServer(answer('{"operations": []}')) as model, served(tmp_path, endpoint(model)) as server:
+    with FaultServer(answer('{"operations": []}')) as model, served(store, endpoint(model)) as server:
         until = time.monotonic() + HANGS
         while server.get("/ready").json()["sessions_waiting"] and time.monotonic() < until:
             time.sleep(0.05)
         assert [session["id"] for session in server.get("/v1/users/ann/memory").json()["sessions"]] == ["s1"]
 
 
+@sqlite_only
 def test_a_disk_that_is_full_is_told_and_nothing_half_done_is_kept(server, monkeypatch):
     server.tell("ann", "s1", CAT)
     server.service._vault._jobs.execute("PRAGMA max_page_count = 1")
@@ -287,7 +306,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_half_done_is_kept(server, monke
     assert server.tell("ann", "s2", MOVE).json()["state"] == "done"
 
 
-def test_above_the_limit_of_waiting_sessions_none_is_taken(tmp_path):
-    with FaultServer(status(500)) as model, served(tmp_path, endpoint(model), limits=Limits(waiting=2)) as server:
+def test_above_the_limit_of_waiting_sessions_none_is_taken(store):
+    with FaultServer(status(500)) as model, served(store, endpoint(model), limits=Limits(waiting=2)) as server:
         codes = [server.tell("ann", f"s{number}", CAT, wait=False).status_code for number in range(4)]
         assert codes == [202, 202, 503, 503]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from membuilder.bank import store_tables as tables
+from membuilder.bank.memory_store import bank_after, check_settings, newly_deleted
 from membuilder.bank.store_errors import as_written, typed
 from membuilder.bank.store_rows import (
     VECTOR,
@@ -32,14 +33,12 @@ from membuilder.bank.store_rows import (
     read_sessions,
     rows_of,
 )
-from membuilder.embedding.identity import exact_keys, other_embedder
 from membuilder.errors import StoreError
-from membuilder.settings import described, difference
 from membuilder.types import Bank, Session
 
 
 class Store:
-    """It reads and writes one open store. Every method raises StoreError."""
+    """A `MemoryStore` in an open file. Every method raises StoreError."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path, self.connection = path, connection
@@ -69,13 +68,9 @@ class Store:
         """Return the bank after the last session."""
         sessions = self.sessions()
         rows = self._rows("SELECT id, agent, session, text, source_turns, supersedes FROM entry ORDER BY number")
-        if not sessions:
-            return Bank()
-        last = sessions[-1]
         with as_written(self.path):
             entries = read_entries(rows, sessions)
-        deleted = tuple(self.deleted())
-        return Bank(core=last.core, core_quotes=last.core_quotes, entries=entries, deleted=deleted)
+        return bank_after(sessions, entries, self.deleted())
 
     def deleted(self) -> dict[str, int]:
         """Map the id of each deleted entry to the session that deleted it, in the order in which it was done."""
@@ -121,8 +116,8 @@ class Store:
             connection.execute("BEGIN IMMEDIATE")
             rows = rows_of([stored], new, vectors)
             # in a store without deletions the rows are those of version 2, so nothing is asked of it
-            deleted = bank.deleted[len(self.deleted()) :] if bank.deleted else ()
-            tables.insert(connection, rows | {"deleted": [(each, session.index) for each in deleted]})
+            deleted = newly_deleted(session, bank, self.deleted()) if bank.deleted else []
+            tables.insert(connection, rows | {"deleted": deleted})
 
     def replace(self, memory: StoredMemory) -> None:
         """Hold `memory` in place of all that stands here, its settings too: in one transaction."""
@@ -177,7 +172,7 @@ def writing(path: str | Path, settings: Mapping[str, Any]) -> Iterator[Store]:
         if mode != "wal":
             problem = f"its file system allows no write-ahead log (got {mode!r}); put the store on a local disk"
             raise StoreError(path, problem)
-        _check_settings(store, settings)
+        check_settings(store, settings)
         yield store
 
 
@@ -203,15 +198,6 @@ def _check_version(store: Store) -> None:
     if version not in (tables.SCHEMA_VERSION, tables.WITH_DELETED):
         known = f"{tables.SCHEMA_VERSION} and {tables.WITH_DELETED}"
         problem = f"has schema version {version}, this program reads {known}; use the version that built it"
-        raise StoreError(store.path, problem)
-
-
-def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
-    recorded, present = store.settings(), json.loads(json.dumps(settings))
-    if problem := other_embedder(recorded, present):
-        raise StoreError(store.path, f"{problem}; build with the first, or into a new file")
-    if differing := difference(recorded, present, exact_keys(recorded, present)):
-        problem = f"{described(differing)}; build with those, or into a new file"
         raise StoreError(store.path, problem)
 
 

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from membuilder.bank.memory_store import MemoryStore
 from membuilder.bank.session_ids import with_ids_of, without_ids
-from membuilder.bank.store import Store
 from membuilder.bank.store_rows import Answer, Reason
 from membuilder.building.ask_role import RoleAsker
 from membuilder.building.read_answer import OnBadOperation
@@ -82,7 +82,7 @@ class Builder:
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "embed"), init=False)
 
     async def build(
-        self, dialogue: Dialogue, store: Store, on_session: Callable[[Session], object] = lambda session: None
+        self, dialogue: Dialogue, store: MemoryStore, on_session: Callable[[Session], object] = lambda session: None
     ) -> Bank:
         """Build every session that `store` does not hold yet, in a transaction each; return the bank after the last.
 
@@ -99,7 +99,7 @@ class Builder:
         return bank
 
     async def retry(
-        self, dialogue: Dialogue, store: Store, fresh: Store, on_session: Callable[[Session], object]
+        self, dialogue: Dialogue, store: MemoryStore, fresh: MemoryStore, on_session: Callable[[Session], object]
     ) -> None:
         """Write the sessions of `store` into `fresh`, where a retry that was stopped goes on.
 
@@ -121,7 +121,7 @@ class Builder:
         session: Session,
         bank: Bank,
         standing: Standing,
-        store: Store,
+        store: MemoryStore,
         embedder: TextEmbedder,
     ) -> Bank:
         """Ask the roles that have no answer yet, store the session with all answers and return the bank after it."""
@@ -187,7 +187,7 @@ class _WithStored:
         return in_rows(self._vectors, texts, self.dimension)
 
 
-def _knowing(embedder: TextEmbedder, store: Store, bank: Bank) -> TextEmbedder:
+def _knowing(embedder: TextEmbedder, store: MemoryStore, bank: Bank) -> TextEmbedder:
     return _WithStored(embedder, bank, store.vectors()) if bank.entries else embedder
 
 
@@ -200,7 +200,7 @@ def _stored(answers: Answers, failures: Mapping[str, Failure], shown: Shown) -> 
     }
 
 
-def _check_same(dialogue: Dialogue, store: Store) -> int:
+def _check_same(dialogue: Dialogue, store: MemoryStore) -> int:
     """Count the stored sessions, which must be the first ones of this dialogue, word for word.
 
     Where ids alone differ, as those of a file without ids do after an edit, the store takes over the dialogue's.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from membuilder.bank.store import Store
+from membuilder.bank.memory_store import MemoryStore
 from membuilder.bank.store_rows import Answer, StoredMemory, role_of
 from membuilder.embedding.local import TextEmbedder
 from membuilder.schemes.scheme import NamesParts, Scheme
@@ -41,7 +41,7 @@ def corrections_of(memory: StoredMemory, gone: Collection[str]) -> list[int]:
     return sorted({entry.session for entry in memory.entries if entry.id in followed} & told)
 
 
-def corrected_entry(store: Store, entry_id: str, text: str, scheme: Scheme, embedder: TextEmbedder) -> None:
+def corrected_entry(store: MemoryStore, entry_id: str, text: str, scheme: Scheme, embedder: TextEmbedder) -> None:
     """Let a new entry replace one of the memory (by its own id). Raises NotThereError and MemoryConflict."""
     bank, sessions = store.bank(), store.sessions()
     entry = next((each for each in bank.current() if each.id == entry_id), None)

@@ -1,6 +1,6 @@
 """What a request to the memory server may run into. Messages are for the operator's log; replies have other words."""
 
-from membuilder.errors import ChatError, MemBuilderError
+from membuilder.errors import ChatError, MemBuilderError, StoreError
 
 
 class ServingError(MemBuilderError):
@@ -24,6 +24,10 @@ class SessionConflict(ServingError):
 
 class MemoryConflict(ServingError):
     """What was asked for does not fit the memory as it stands, such as an import into one that is begun."""
+
+
+class InUseError(StoreError):
+    """Another process changes this user's memory at the moment."""
 
 
 class NoAnswererError(ServingError):

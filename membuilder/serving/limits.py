@@ -55,7 +55,7 @@ class BodyLimit:
         try:
             if not too_long:
                 await self._app(scope, counted, noted)
-        except Exception:
+        except (Problem, ExceptionGroup):  # a group where tasks of the app read it
             if is_answered or not too_long:
                 raise
         if too_long and not is_answered:

@@ -16,7 +16,7 @@ from membuilder.embedding.local import TextEmbedder
 from membuilder.serving.corrections import corrected_entry, corrections_of, older_versions
 from membuilder.serving.errors import MemoryConflict, NotThereError
 from membuilder.serving.reading import read_session, sessions_named
-from membuilder.serving.vault import Job, Vault
+from membuilder.serving.vault import Job, JobState, Vault
 from membuilder.settings import described, difference
 from membuilder.types import Dialogue
 
@@ -33,12 +33,16 @@ class MemoryWriter:
         """A lock lives as long as somebody holds it or waits for it."""
 
     async def read(self, job: Job) -> None:
-        """Read a waiting session into its memory. Raises as `read_session` does."""
-        async with self._change(job.user):
-            if self._vault.job(job.user, job.id) is None:
-                return  # erased while it waited
+        """Read a waiting session into its memory.
+
+        Raises as `read_session` does, and InUseError while another process changes this memory.
+        """
+        async with self._change(job.user, is_patient=False):
+            now = self._vault.job(job.user, job.id)
+            if now is None or now.state is not JobState.QUEUED:
+                return  # erased while it waited, or read by another process
             with self._vault.writing(job.user, self.settings(job.user)) as store:
-                await read_session(job.session, store, self._builder, self._config.max_turns, self._vault.scratch)
+                await read_session(job.session, store, self._builder, self._config.max_turns)
 
     async def correct(self, user: str, entry_id: str, text: str) -> None:
         """Let an entry (by its id in the store) say something else from now on."""
@@ -75,10 +79,12 @@ class MemoryWriter:
                 written = {each.id for each in memory.entries if each.session in named}
                 return forget(memory, sessions=[*named, *corrections_of(memory, written)]).memory if named else memory
 
-            if self._vault.stamp(user) is not None:
+            if await self._vault.stamp(user) is not None:
                 self._erase(user, without)
-            elif not waited:
-                raise NotThereError("session", session_id)
+            else:
+                self._vault.erase(user)
+                if not waited:
+                    raise NotThereError("session", session_id)
 
     async def forget_user(self, user: str) -> None:
         """Erase a user's memory and jobs. Raises NotThereError."""
@@ -96,7 +102,7 @@ class MemoryWriter:
         if differing := difference(given, settings, settings.keys() - self._identity.keys()):
             raise MemoryConflict(described(differing))
         async with self._change(user):
-            if self._vault.stamp(user) is not None:
+            if await self._vault.stamp(user) is not None:
                 raise MemoryConflict(f"user {user!r} has a memory already")
             with self._vault.writing(user, settings) as store:
                 store.replace(replace(memory, settings=settings))
@@ -115,6 +121,7 @@ class MemoryWriter:
             self._vault.erase(user)  # also what an erasure that was cut short left
 
     @asynccontextmanager
-    async def _change(self, user: str) -> AsyncIterator[None]:
-        async with self._changing.setdefault(user, asyncio.Lock()):
+    async def _change(self, user: str, is_patient: bool = True) -> AsyncIterator[None]:
+        lock = self._changing.setdefault(user, asyncio.Lock())
+        async with lock, self._vault.changing(user, is_patient):
             yield

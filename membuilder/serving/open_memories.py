@@ -64,7 +64,7 @@ class OpenMemories:
 
     async def get(self, user: str) -> OpenMemory:
         """Return a user's memory as it stands now. Raises NotThereError where there is none, and StoreError."""
-        stamp = self._vault.stamp(user)
+        stamp = await self._vault.stamp(user)
         if stamp is None:
             self.close(user)
             raise NotThereError("memory of user", user)
@@ -72,9 +72,9 @@ class OpenMemories:
             self._open.move_to_end(user)
             return known
         async with self._opening.setdefault(user, asyncio.Lock()):
-            known = self._open.get(user)
-            if known is None or known.stamp != self._vault.stamp(user):
-                known = await asyncio.to_thread(self._opened, user)
+            known, stamp = self._open.get(user), await self._vault.stamp(user)
+            if known is None or known.stamp != stamp:  # read before the memory: what is written meanwhile makes it old
+                known = await asyncio.to_thread(self._opened, user, stamp)
                 self._open[user] = known
             self._open.move_to_end(user)
         self._make_room(user)
@@ -83,8 +83,7 @@ class OpenMemories:
     def close(self, user: str) -> None:
         self._open.pop(user, None)
 
-    def _opened(self, user: str) -> OpenMemory:
-        stamp = self._vault.stamp(user)  # before reading: what is written meanwhile makes it old
+    def _opened(self, user: str, stamp: object) -> OpenMemory:
         with self._vault.reading(user) as store:
             settings, bank, vectors = store.settings(), store.bank(), store.vectors()
             session_ids = tuple(each.session.id for each in store.sessions())

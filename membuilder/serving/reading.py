@@ -1,11 +1,9 @@
 """Reads one session into a user's memory, wherever its time puts it. Nothing here knows of requests."""
 
 import re
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
-from membuilder.bank.store import Store, writing
+from membuilder.bank.memory_store import MemoryStore, TransientStore
 from membuilder.building.builder import Builder
 from membuilder.building.rebuild import until
 from membuilder.datasets.windows import in_windows
@@ -13,12 +11,11 @@ from membuilder.serving.errors import SessionConflict
 from membuilder.types import Dialogue, Session
 
 
-async def read_session(session: Session, store: Store, builder: Builder, max_turns: int | None, scratch: Path) -> None:
+async def read_session(session: Session, store: MemoryStore, builder: Builder, max_turns: int | None) -> None:
     """Let the builder read a session; one that lies before others has these read again behind it.
 
-    What of it stands in the store already, as after a kill, is not read again. `scratch` is a folder for a store that
-    is being written anew. Raises as `Builder.build` does, and SessionConflict where the store has a session of this id
-    and other words.
+    What of it stands in the store already, as after a kill, is not read again. Raises as `Builder.build` does, and
+    SessionConflict where the store has a session of this id and other words.
     """
     before = tuple(each.session for each in store.sessions())
     session = _zoned_as(session, before)
@@ -37,18 +34,14 @@ async def read_session(session: Session, store: Store, builder: Builder, max_tur
     if place == len(before):
         await builder.build(dialogue, store)
     else:
-        await _read_again(dialogue, place, store, builder, scratch)
+        await _read_again(dialogue, place, store, builder)
 
 
-async def _read_again(dialogue: Dialogue, first: int, store: Store, builder: Builder, scratch: Path) -> None:
+async def _read_again(dialogue: Dialogue, first: int, store: MemoryStore, builder: Builder) -> None:
     """Let the store hold the memory of a dialogue whose sessions from `first` on are read anew, in one transaction."""
-    memory = store.memory()
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        with writing(Path(folder) / "again.db", memory.settings) as fresh:
-            if first:
-                fresh.replace(until(memory, first))
-            await builder.build(dialogue, fresh)
-            store.replace(fresh.memory())
+    fresh = TransientStore(store.path, until(store.memory(), first))
+    await builder.build(dialogue, fresh)
+    store.replace(fresh.memory())
 
 
 def sessions_named(sessions: tuple[Session, ...], session_id: str) -> list[int]:

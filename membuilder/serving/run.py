@@ -36,6 +36,7 @@ from membuilder.serving.recent_embedder import Clearable
 from membuilder.serving.rest import make_app
 from membuilder.serving.service import Limits, MemoryService
 from membuilder.serving.sqlite_vault import SqliteVault
+from membuilder.serving.vault import Vault
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ _log = logging.getLogger(__name__)
 class ServerOptions:
     """What a server is started with."""
 
-    root: Path
+    root: Path | None = None
+    """Folder of the memories; None where `store` is given."""
+    store: str | None = None
+    """Address of a PostgreSQL database in its place."""
     config: BuildConfig
     keys: Keys
     answerer: ModelAccess | None = None
@@ -77,7 +81,7 @@ async def open_service(options: ServerOptions) -> AsyncIterator[MemoryService]:
             yield builder
 
     async with AsyncExitStack() as stack:
-        vault = SqliteVault(options.root)
+        vault = _vault(options)
         stack.callback(vault.close)
         of_embedder = config.embedder(options.keys)
         embedder = stack.enter_context(_embedder(of_embedder, costs))
@@ -87,6 +91,14 @@ async def open_service(options: ServerOptions) -> AsyncIterator[MemoryService]:
             answerer = await stack.enter_async_context(ChatClient(options.answerer, Role.ANSWERER, costs))
         service = MemoryService(vault, config, open_builder, embedder, identity, answerer, options.limits)
         yield await stack.enter_async_context(service)
+
+
+def _vault(options: ServerOptions) -> Vault:
+    if options.store is None:
+        return SqliteVault(options.root)
+    from membuilder.serving.postgres_vault import PostgresVault  # who keeps files needs no psycopg
+
+    return PostgresVault(options.store, options.limits.parallel)
 
 
 async def run_server(options: ServerOptions) -> None:

@@ -25,7 +25,7 @@ from membuilder.bank.store_rows import StoredMemory, StoredSession
 from membuilder.building.builder import Builder
 from membuilder.building.config import BuildConfig
 from membuilder.embedding.local import TextEmbedder
-from membuilder.errors import BuildStopped, ChatError
+from membuilder.errors import BuildStopped, ChatError, MemBuilderError
 from membuilder.llm.answer_and_judge import answer
 from membuilder.llm.chat_model import ChatModel
 from membuilder.schemes.four_agents.rules import forget_subjects
@@ -217,11 +217,11 @@ class MemoryService(AbstractAsyncContextManager):
         """Return a memory as it is stored. Raises NotThereError and StoreError."""
 
         def read() -> StoredMemory:
-            if self._vault.stamp(user) is None:
-                raise NotThereError("memory of user", user)
             with self._vault.reading(user) as store:
                 return store.memory()
 
+        if await self._vault.stamp(user) is None:
+            raise NotThereError("memory of user", user)
         return await asyncio.to_thread(read)
 
     async def import_memory(self, user: str, memory: StoredMemory) -> None:
@@ -232,7 +232,7 @@ class MemoryService(AbstractAsyncContextManager):
         """Name what keeps sessions from being read or stored, in words that tell nothing of a memory."""
         try:
             await asyncio.to_thread(self._vault.check)
-        except Exception:  # whatever it is, the server is not ready
+        except (MemBuilderError, OSError):
             return ["database"]
         found = {_away(error) for error in list(self._readers.problems.values())}
         return sorted(found | ({"ending"} if self._is_closing else set()))

@@ -10,31 +10,25 @@
 import fcntl
 import hashlib
 import os
-import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-import msgspec
 
 from membuilder.bank.erase import BESIDE, erase_traces
 from membuilder.bank.store import Store, reading, remove_store, writing
 from membuilder.bank.store_errors import typed
 from membuilder.errors import StoreError
 from membuilder.serving.errors import ServingError, SessionConflict
-from membuilder.serving.vault import Job, JobState
+from membuilder.serving.vault import JOB_COLUMNS, Job, JobState, job_of, new_job_row
 from membuilder.types import Session
 
 _JOBS = """CREATE TABLE IF NOT EXISTS job (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, user TEXT NOT NULL,
     session_id TEXT NOT NULL, digest TEXT NOT NULL, session TEXT, state TEXT NOT NULL, detail TEXT NOT NULL,
     attempts INTEGER NOT NULL, received_at TEXT NOT NULL, UNIQUE (user, session_id)) STRICT"""
 _WAITING = "CREATE INDEX IF NOT EXISTS waiting ON job (state, user, number)"
-_COLUMNS = "id, user, session_id, session, state, detail, attempts, received_at"
 
 
 class SqliteVault:
@@ -43,44 +37,43 @@ class SqliteVault:
     def __init__(self, root: Path):
         self._root, self._path = root, root / "jobs.db"
         self._lock = threading.Lock()
-        self._held = _held(root)
-        try:
-            self.scratch = root / "scratch"
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch.mkdir()
+        with ExitStack() as stack:
+            self._held = _held(root)
+            stack.callback(os.close, self._held)
             self._jobs = _opened(self._path)
-        except BaseException:
-            os.close(self._held)
-            raise
+            stack.pop_all()
 
     def accept(self, user: str, session: Session, digest: str) -> tuple[Job, bool]:
         with self._transaction() as jobs:
-            query = f"SELECT {_COLUMNS}, digest FROM job WHERE user = ? AND session_id = ?"
+            query = f"SELECT {JOB_COLUMNS}, digest FROM job WHERE user = ? AND session_id = ?"
             known = jobs.execute(query, (user, session.id)).fetchone()
             if known is not None and known[-1] != digest:
                 raise SessionConflict(session.id)
             if known is not None and known[4] != JobState.FAILED:
-                return _job(known[:-1]), False
+                return job_of(known[:-1]), False
             if known is not None:
                 jobs.execute("UPDATE job SET state = ?, detail = '' WHERE id = ?", (JobState.QUEUED, known[0]))
-                return _job((*known[:4], JobState.QUEUED, "", *known[6:-1])), False
-            body, received = msgspec.json.encode(session).decode(), datetime.now(UTC).isoformat()
-            row = (uuid4().hex, user, session.id, body, JobState.QUEUED, "", 0, received)
+                return job_of((*known[:4], JobState.QUEUED, "", *known[6:-1])), False
+            row = new_job_row(user, session)
             values = ", ".join("?" * (len(row) + 1))
-            jobs.execute(f"INSERT INTO job ({_COLUMNS}, digest) VALUES ({values})", (*row, digest))
-        return _job(row), True
+            jobs.execute(f"INSERT INTO job ({JOB_COLUMNS}, digest) VALUES ({values})", (*row, digest))
+        return job_of(row), True
 
     def job(self, user: str, job_id: str) -> Job | None:
         with self._transaction() as jobs:
-            query = f"SELECT {_COLUMNS} FROM job WHERE id = ? AND user = ?"
+            query = f"SELECT {JOB_COLUMNS} FROM job WHERE id = ? AND user = ?"
             row = jobs.execute(query, (job_id, user)).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
-    def waiting(self, user: str | None = None) -> list[Job]:
-        of_user, values = ("", ()) if user is None else (" AND user = ?", (user,))
+    def waiting(self, user: str) -> list[Job]:
         with self._transaction() as jobs:
-            query = f"SELECT {_COLUMNS} FROM job WHERE state = ?{of_user} ORDER BY number"
-            return [_job(row) for row in jobs.execute(query, (JobState.QUEUED, *values))]
+            query = f"SELECT {JOB_COLUMNS} FROM job WHERE state = ? AND user = ? ORDER BY number"
+            return [job_of(row) for row in jobs.execute(query, (JobState.QUEUED, user))]
+
+    def users_waiting(self) -> list[str]:
+        with self._transaction() as jobs:
+            query = "SELECT DISTINCT user FROM job WHERE state = ?"
+            return [user for (user,) in jobs.execute(query, (JobState.QUEUED,))]
 
     def num_waiting(self) -> int:
         with self._transaction() as jobs:
@@ -89,16 +82,14 @@ class SqliteVault:
     def settle(self, job: Job, state: JobState, detail: str = "") -> None:
         kept = ", session = NULL" if state is JobState.DONE else ""
         with self._transaction() as jobs:
-            change = f"UPDATE job SET state = ?, detail = ?, attempts = attempts + 1{kept} WHERE id = ?"
-            jobs.execute(change, (state, detail, job.id))
+            change = f"UPDATE job SET state = ?, detail = ?, attempts = attempts + 1{kept} WHERE id = ? AND state = ?"
+            jobs.execute(change, (state, detail, job.id, JobState.QUEUED))
 
     def withdraw(self, user: str, session_id: str) -> bool:
         with self._transaction() as jobs:
-            gone = jobs.execute("DELETE FROM job WHERE user = ? AND session_id = ?", (user, session_id)).rowcount
-        self._empty_log()
-        return gone > 0
+            return jobs.execute("DELETE FROM job WHERE user = ? AND session_id = ?", (user, session_id)).rowcount > 0
 
-    def stamp(self, user: str) -> object | None:
+    async def stamp(self, user: str) -> object | None:
         path, found = self._file(user), []
         for end in ("", "-wal"):
             try:
@@ -109,6 +100,10 @@ class SqliteVault:
                 found.append((end, status.st_ino, status.st_mtime_ns, status.st_size))
         return tuple(found) if found and not found[0][0] else None
 
+    @asynccontextmanager
+    async def changing(self, user: str, is_patient: bool) -> AsyncIterator[None]:
+        yield  # no other process has this folder
+
     def reading(self, user: str) -> AbstractContextManager[Store]:
         return reading(self._file(user))
 
@@ -117,10 +112,11 @@ class SqliteVault:
 
     def erase(self, user: str) -> None:
         path = self._file(user)
-        with reading(path) as store:
-            settings = store.settings()
-        with writing(path, settings) as store:
-            erase_traces(store)
+        if path.exists():
+            with reading(path) as store:
+                settings = store.settings()
+            with writing(path, settings) as store:
+                erase_traces(store)
         self._empty_log()  # sessions that were read stand there until it is full
 
     def delete(self, user: str) -> bool:
@@ -183,17 +179,3 @@ def _opened(path: Path) -> sqlite3.Connection:
         jobs.execute(_JOBS)
         jobs.execute(_WAITING)
     return jobs
-
-
-def _job(row: tuple) -> Job:
-    job_id, user, session_id, session, state, detail, attempts, received_at = row
-    return Job(
-        id=job_id,
-        user=user,
-        session_id=session_id,
-        session=None if session is None else msgspec.json.decode(session, type=Session),
-        state=JobState(state),
-        detail=detail,
-        attempts=attempts,
-        received_at=datetime.fromisoformat(received_at),
-    )

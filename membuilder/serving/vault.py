@@ -3,14 +3,16 @@
 Everything raises StoreError where the database cannot do it. Methods may be called from several threads.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
-from membuilder.bank.store import Store
+import msgspec
+
+from membuilder.bank.memory_store import MemoryStore
 from membuilder.types import Session
 
 
@@ -37,11 +39,33 @@ class Job:
     received_at: datetime
 
 
+JOB_COLUMNS = 'id, "user", session_id, session, state, detail, attempts, received_at'
+"""Of the table of jobs, as `new_job_row` and `job_of` have them."""
+
+
+def new_job_row(user: str, session: Session) -> tuple:
+    """Return the row of a session that begins to wait."""
+    body, received = msgspec.json.encode(session).decode(), datetime.now(UTC).isoformat()
+    return uuid4().hex, user, session.id, body, JobState.QUEUED.value, "", 0, received
+
+
+def job_of(row: tuple) -> Job:
+    """Return the job that a row is."""
+    job_id, user, session_id, session, state, detail, attempts, received_at = row
+    return Job(
+        id=job_id,
+        user=user,
+        session_id=session_id,
+        session=None if session is None else msgspec.json.decode(session, type=Session),
+        state=JobState(state),
+        detail=detail,
+        attempts=attempts,
+        received_at=datetime.fromisoformat(received_at),
+    )
+
+
 class Vault(Protocol):
     """Memories by user, and the jobs of all users."""
-
-    scratch: Path
-    """A folder for stores that are being written anew; what a killed server left there is gone."""
 
     def accept(self, user: str, session: Session, digest: str) -> tuple[Job, bool]:
         """Store a session to be read; it is on the disk when this returns. False: it was there before.
@@ -53,32 +77,42 @@ class Vault(Protocol):
     def job(self, user: str, job_id: str) -> Job | None:
         """Return a job of this user; None where there is none of this id."""
 
-    def waiting(self, user: str | None = None) -> list[Job]:
-        """Return the queued jobs of a user, or of all, in the order in which they came."""
+    def waiting(self, user: str) -> list[Job]:
+        """Return the queued jobs of a user, in the order in which they came."""
+
+    def users_waiting(self) -> list[str]:
+        """Return the users who have queued jobs, whichever process took these."""
 
     def num_waiting(self) -> int:
         """Count the queued jobs of all users."""
 
     def settle(self, job: Job, state: JobState, detail: str = "") -> None:
-        """Note what became of an attempt at a job; with DONE its words are taken out of the jobs."""
+        """Note what became of an attempt at a queued job; with DONE its words are taken out of the jobs."""
 
     def withdraw(self, user: str, session_id: str) -> bool:
-        """Erase the job of a session, as if it had never come; False where there was none."""
+        """Take out the job of a session, inside `changing`; False where there was none. `erase` erases its traces."""
 
-    def stamp(self, user: str) -> object | None:
-        """Return what changes whenever a user's memory changes; None where there is no memory yet."""
+    async def stamp(self, user: str) -> object | None:
+        """Return what changes whenever any process changes a user's memory; None where there is no memory yet."""
 
-    def reading(self, user: str) -> AbstractContextManager[Store]:
+    def changing(self, user: str, is_patient: bool) -> AbstractAsyncContextManager[None]:
+        """Be the only process that changes what there is of a user.
+
+        While another process does, it waits, or raises InUseError where it is not patient. Within one process the
+        caller sees to it that each user is changed once at a time.
+        """
+
+    def reading(self, user: str) -> AbstractContextManager[MemoryStore]:
         """Open a user's memory as it stands at this moment."""
 
-    def writing(self, user: str, settings: dict[str, Any]) -> AbstractContextManager[Store]:
-        """Open a user's memory to be changed, begun if there is none; one writer at a time."""
+    def writing(self, user: str, settings: dict[str, Any]) -> AbstractContextManager[MemoryStore]:
+        """Open a user's memory to be changed, begun if there is none, inside `changing`."""
 
     def erase(self, user: str) -> None:
-        """Erase what a user's memory no longer holds from the disk. It may be repeated."""
+        """Erase from the disk what is held no more of a user, inside `changing`. It may be repeated."""
 
     def delete(self, user: str) -> bool:
-        """Erase a user's memory and jobs from the disk; False where there was nothing."""
+        """Erase a user's memory and jobs from the disk, inside `changing`; False where there was nothing."""
 
     def check(self) -> None:
         """Raise StoreError where nothing can be stored at the moment."""
