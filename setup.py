@@ -46,6 +46,11 @@ setup(
         "regex>=2024.5",
         "nltk>=3.9",
         "httpx>=0.27",
+        # the memory server
+        "fastapi>=0.130",
+        "uvicorn>=0.40",
+        "prometheus-client>=0.22",
+        "mcp>=2.3",
         "rich>=14",
         "tqdm>=4.66",
         "pyarrow>=20",

@@ -16,6 +16,7 @@ COMMANDS = {
     "expert": "have an expert build memories, as trajectories to train on",
     "qa": "have a model write questions about each session of a trajectory",
     "prepare": "make training data out of trajectories",
+    "serve": "serve memories over HTTP and MCP",
 }
 
 

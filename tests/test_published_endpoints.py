@@ -89,7 +89,7 @@ def test_the_question_alone_ranks_and_twenty_of_each_part_are_read(tmp_path):
         assert len(noted(model.requests[-1])) == 40 and noted(model.requests[-1])[0] == "- The cat is called Miso."
         server.post("/process", body)  # it all fits
         assert len(noted(model.requests[-1])) == 122
-        long = [{name: text + " pear" * 300} for each in notes for name, text in each.items()]
+        long = [{name: text + " pear" * 700} for each in notes for name, text in each.items()]
         server.post("/process", {"memories": [{"semantic": long}], "questions": [["the cat"]]})
         assert 0 < len(noted(model.requests[-1])) <= 15
 

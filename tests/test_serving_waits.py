@@ -9,6 +9,7 @@ from membuilder.llm.chat_model import Role
 from membuilder.llm.usage import Usage
 from membuilder.serving.memory_writer import MemoryWriter
 from membuilder.serving.recent_embedder import RecentEmbedder
+from membuilder.serving.sqlite_vault import SqliteVault
 from tests.fault_server import FaultServer, status
 from tests.patience import HANGS, SOON
 from tests.served import ForgettingEmbedder, Served, served
@@ -67,8 +68,8 @@ def test_a_database_that_is_away_for_a_moment_ends_no_reading(tmp_path, monkeypa
         assert len(server.texts("ann")) == 1
 
 
-def test_of_each_user_one_change_is_made_at_a_time():
-    writer, inside, most = MemoryWriter(None, None, None, {}, None), 0, 0
+def test_of_each_user_one_change_is_made_at_a_time(tmp_path):
+    writer, inside, most = MemoryWriter(SqliteVault(tmp_path), None, None, {}, None), 0, 0
 
     async def change() -> None:
         nonlocal inside, most
