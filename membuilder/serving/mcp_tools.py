@@ -173,11 +173,11 @@ def mcp_routes(
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False) if keys.are_needed else _LOOPBACK
     server.streamable_http_app(json_response=True, stateless_http=True, transport_security=security)
     routes = APIRouter(lifespan=lambda _: server.session_manager.run())
-    routes.add_route(PATH, _Endpoint(server.session_manager, keys, rate), methods=["POST"], include_in_schema=False)
+    routes.add_route(PATH, _AtPath(server.session_manager, keys, rate), methods=["POST"], include_in_schema=False)
     return routes
 
 
-class _Endpoint:
+class _AtPath:
     def __init__(self, manager: StreamableHTTPSessionManager, keys: Keys, rate: Rate):
         self._manager, self._keys, self._rate = manager, keys, rate
 
