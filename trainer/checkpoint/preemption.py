@@ -39,8 +39,10 @@ class Stop:
     @property
     def asked(self) -> bool:
         """Of any process; all must ask at the same place."""
-        self._number = next(filter(None, self._world.gather(self._number)), 0)
-        return self._number != 0
+        agreed = next(filter(None, self._world.gather(self._number)), 0)
+        if agreed:  # else what was asked while they agreed on nothing counts the next time
+            self._number = agreed
+        return agreed != 0
 
     def interrupted(self, step: int) -> Interrupted:
         """Return the error that ends the run after a step that is saved; signals mean again what they did before."""
