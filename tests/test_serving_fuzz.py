@@ -28,6 +28,8 @@ from tests.serving_processes import Reply, Serving, read_reply
 
 pytestmark = pytest.mark.slow
 SEED, EXAMPLES, REQUESTS, WARM_UP, MB = 11, 25, 10_000, 3_000, 1 << 20
+NO_HTTP = b"Invalid HTTP request received."
+"""What uvicorn itself says of an address that is too long, before there is a request."""
 LAMP = "I bought a lamp last Tuesday."
 
 
@@ -65,8 +67,9 @@ def test_schemathesis_finds_the_server_to_be_what_its_schema_says(server):
     def check(case) -> None:
         if (case.path_parameters or {}).get("user") != "keeper":
             response = case.call(base_url=f"http://127.0.0.1:{server.port}", timeout=HANGS)
-            case.validate_response(response, checks=CHECKS)
             codes.add(response.status_code)
+            if response.content != NO_HTTP:
+                case.validate_response(response, checks=CHECKS)
 
     for operation in schema.get_all_operations():
         for mode in schemathesis.GenerationMode:

@@ -16,6 +16,8 @@ from membuilder.types import Entry, Session, Turn
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@:+-]*"
 """What names users, sessions and entries: nothing that a path, a URL or a log line reads in another way."""
 MAX_CHARACTERS, MAX_MESSAGES, MAX_FOUND = 32_000, 1_000, 100
+MAX_QUERY = 2_000
+"""Characters of what is searched for, which stands in an address."""
 
 
 def _text(value: str) -> str:

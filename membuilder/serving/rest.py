@@ -20,6 +20,7 @@ from membuilder.serving.browsers import OwnPagesOnly
 from membuilder.serving.errors import BusyError, NotThereError
 from membuilder.serving.http_records import (
     MAX_FOUND,
+    MAX_QUERY,
     AnswerReply,
     Correction,
     EntryHistory,
@@ -128,7 +129,7 @@ def _add_searches(routes: APIRouter, service: MemoryService) -> None:
     @routes.get("/search")
     async def search(
         user: Name,
-        query: Annotated[Words, Query()],
+        query: Annotated[Words, Query(max_length=MAX_QUERY)],
         k: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 10,
         method: SearchMethod = ANSWERING,
         current_only: bool = True,
