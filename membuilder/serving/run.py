@@ -168,7 +168,10 @@ def _uvicorn(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+        # asyncio does it for sockets that name their protocol; without it each reply waits 40 ms for an acknowledgement
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         problem = f"{error.strerror}; name another (--host, --port), or end what listens there"
         raise ServingError(f"{host}, port {port}: {problem}") from error
