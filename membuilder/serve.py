@@ -43,7 +43,9 @@ def _serve(argv: Sequence[str] | None) -> int:
     _check(given)
     from membuilder.serving.run import ServerOptions, run_over_stdio, run_server  # FastAPI takes a second to import
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.WARNING)  # libraries set levels of their own, and some tell of every search
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[shown])
     answerer = read_endpoint(given, "answer-", given.answer_model) if given.answer_model else None
     options = ServerOptions(
         root=given.root,
