@@ -22,23 +22,24 @@ from typing import Any
 import numpy as np
 
 from membuilder.bank import store_tables as tables
-from membuilder.bank.memory_store import bank_after, check_settings, newly_deleted
+from membuilder.bank.memory_store import check_settings, newly_deleted
+from membuilder.bank.row_store import RowStore
 from membuilder.bank.store_errors import as_written, typed
 from membuilder.bank.store_rows import (
     VECTOR,
     Answer,
     StoredMemory,
     StoredSession,
-    read_entries,
-    read_sessions,
     rows_of,
 )
 from membuilder.errors import StoreError
 from membuilder.types import Bank, Session
 
 
-class Store:
+class Store(RowStore):
     """A `MemoryStore` in an open file. Every method raises StoreError."""
+
+    insertion_order = "rowid"
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path, self.connection = path, connection
@@ -49,35 +50,12 @@ class Store:
         with as_written(self.path):
             return {name: json.loads(value) for name, value in rows}
 
-    def num_sessions(self) -> int:
-        return self._rows("SELECT count(*) FROM session")[0][0]
-
-    def sessions(self) -> tuple[StoredSession, ...]:
-        """Return the sessions in the order in which the model read them."""
-        queries = (
-            "SELECT number, id, timestamp, core, core_quotes FROM session ORDER BY number",
-            "SELECT session, id, speaker, role, text, caption FROM turn ORDER BY session, number",
-            "SELECT session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
-            " FROM answer ORDER BY rowid",
-        )
-        found = list(map(self._rows, queries))
-        with as_written(self.path):
-            return read_sessions(*found)
-
-    def bank(self) -> Bank:
-        """Return the bank after the last session."""
-        sessions = self.sessions()
-        rows = self._rows("SELECT id, agent, session, text, source_turns, supersedes FROM entry ORDER BY number")
-        with as_written(self.path):
-            entries = read_entries(rows, sessions)
-        return bank_after(sessions, entries, self.deleted())
-
     def deleted(self) -> dict[str, int]:
         """Map the id of each deleted entry to the session that deleted it, in the order in which it was done."""
         with typed(self.path):
             if not tables.has_deleted(self.connection):
                 return {}
-        return dict(self._rows("SELECT entry, session FROM deleted ORDER BY rowid"))
+        return super().deleted()
 
     def agents(self) -> set[str]:
         """Return whom the stored entries are of."""
@@ -85,8 +63,8 @@ class Store:
 
     def vectors(self) -> np.ndarray:
         """Return the embeddings of the bank's entries, in its order, float32. # (N, D)"""
-        rows = self._rows("SELECT vector FROM embedding ORDER BY entry")
-        num_entries = self._rows("SELECT count(*) FROM entry")[0][0]
+        rows = self._select("vector", "embedding", "entry")
+        num_entries = self._select("count(*)", "entry")[0][0]
         with as_written(self.path):
             dimension = self.settings()["dimension"]
         if len(rows) != num_entries or any(len(vector) != dimension * VECTOR.itemsize for (vector,) in rows):
@@ -96,16 +74,6 @@ class Store:
             raise StoreError(self.path, problem)
         stacked = np.frombuffer(b"".join(vector for (vector,) in rows), dtype=VECTOR)
         return stacked.astype(np.float32, copy=False).reshape(num_entries, dimension)
-
-    def memory(self) -> StoredMemory:
-        """Return all that the store holds."""
-        return StoredMemory(
-            settings=self.settings(),
-            sessions=self.sessions(),
-            entries=self.bank().entries,
-            vectors=self.vectors(),
-            deleted=self.deleted(),
-        )
 
     def append(self, session: Session, answers: Mapping[str, Answer], bank: Bank, vectors: np.ndarray) -> None:
         """Stores a session, `bank` after it and the embeddings of the entries new in it (M, D), or nothing of it."""
@@ -146,6 +114,9 @@ class Store:
         if is_busy:
             problem = "the edit stands, but while another process reads the store, what was deleted stays in its log"
             raise StoreError(self.path, f"{problem}; end that process, and run the same command again")
+
+    def _select(self, columns: str, table: str, order: str = "") -> list[tuple]:
+        return self._rows(f"SELECT {columns} FROM {table}{f' ORDER BY {order}' if order else ''}")
 
     def _rows(self, query: str) -> list[tuple]:
         with typed(self.path):

@@ -30,7 +30,6 @@ class OpenMemory:
 
     stamp: object
     indexed: IndexedBank
-    session_ids: tuple[str, ...]
     own_ids: Mapping[str, str]
     """Public id -> id in the store."""
     _found: OrderedDict[tuple, Retrieval] = field(default_factory=OrderedDict)
@@ -85,18 +84,17 @@ class OpenMemories:
 
     def _opened(self, user: str, stamp: object) -> OpenMemory:
         with self._vault.reading(user) as store:
-            settings, bank, vectors = store.settings(), store.bank(), store.vectors()
-            session_ids = tuple(each.session.id for each in store.sessions())
-        if problem := other_embedder(settings, self._identity):
+            memory = store.memory()
+        if problem := other_embedder(memory.settings, self._identity):
             raise StoreError(store.path, f"{problem}; start the server with the first")
-        bank, public = with_public_ids(bank, session_ids)
+        bank, public = with_public_ids(memory)
         config = IndexConfig(gpu=False)
-        index = VectorIndex(vectors.shape[1], config.kind_for(len(vectors)), config)
-        index.add(vectors)
+        index = VectorIndex(memory.vectors.shape[1], config.kind_for(len(memory.vectors)), config)
+        index.add(memory.vectors)
         indexed = IndexedBank(bank=bank, index=index, embedder=self._embedder)
         indexed.retrieve(["x"], 1, True, SearchMethod.BM25)  # indexes the words, which takes a second for a large one
         own_ids = {public_id: own for own, public_id in public.items()}
-        return OpenMemory(stamp=stamp, indexed=indexed, session_ids=session_ids, own_ids=own_ids)
+        return OpenMemory(stamp=stamp, indexed=indexed, own_ids=own_ids)
 
     def _make_room(self, but: str) -> None:
         """A small memory counts as 100 entries, so that there are not too many of them either."""

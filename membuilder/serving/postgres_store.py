@@ -9,15 +9,14 @@ from uuid import UUID
 import numpy as np
 import psycopg
 
-from membuilder.bank.memory_store import bank_after, newly_deleted
+from membuilder.bank.memory_store import newly_deleted
+from membuilder.bank.row_store import RowStore
 from membuilder.bank.store_errors import as_written
 from membuilder.bank.store_rows import (
     VECTOR,
     Answer,
     StoredMemory,
     StoredSession,
-    read_entries,
-    read_sessions,
     rows_of,
 )
 from membuilder.errors import StoreError
@@ -28,63 +27,30 @@ HELD = ("session", "turn", "answer", "entry", "embedding", "deleted")
 """The tables of what a memory holds beside its settings."""
 
 
-class PostgresStore:
+class PostgresStore(RowStore):
     """A `MemoryStore` over one connection. Every method raises StoreError."""
+
+    insertion_order = "place"
 
     def __init__(self, path: str, connection: psycopg.Connection, key: UUID):
         self.path, self._connection, self._key = path, connection, key
 
     def settings(self) -> dict[str, Any]:
-        rows = self._rows("settings FROM {}.memory WHERE memory = %s")
+        rows = self._select("settings", "memory")
         if not rows:
             raise StoreError(self.path, "there is no such memory any more")
         with as_written(self.path):
             return json.loads(rows[0][0])
 
-    def num_sessions(self) -> int:
-        return self._rows("count(*) FROM {}.session WHERE memory = %s")[0][0]
-
-    def sessions(self) -> tuple[StoredSession, ...]:
-        queries = (
-            "number, id, timestamp, core, core_quotes FROM {}.session WHERE memory = %s ORDER BY number",
-            "session, id, speaker, role, text, caption FROM {}.turn WHERE memory = %s ORDER BY session, number",
-            "session, agent, shown, text, operations, failure_kind, failure_detail, seconds, asked_at"
-            " FROM {}.answer WHERE memory = %s ORDER BY place",
-        )
-        found = list(map(self._rows, queries))
-        with as_written(self.path):
-            return read_sessions(*found)
-
-    def bank(self) -> Bank:
-        sessions = self.sessions()
-        rows = self._rows(
-            "id, agent, session, text, source_turns, supersedes FROM {}.entry WHERE memory = %s ORDER BY number"
-        )
-        with as_written(self.path):
-            entries = read_entries(rows, sessions)
-        return bank_after(sessions, entries, self.deleted())
-
-    def deleted(self) -> dict[str, int]:
-        return dict(self._rows("entry, session FROM {}.deleted WHERE memory = %s ORDER BY place"))
-
     def vectors(self) -> np.ndarray:
-        rows = self._rows("vector FROM {}.embedding WHERE memory = %s ORDER BY entry", binary=True)
-        num_entries = self._rows("count(*) FROM {}.entry WHERE memory = %s")[0][0]
+        rows = self._select("vector", "embedding", "entry", binary=True)
+        num_entries = self._select("count(*)", "entry")[0][0]
         dimension = self.settings()["dimension"]
         vectors = [vector.to_numpy() for (vector,) in rows]
         if len(vectors) != num_entries or any(len(vector) != dimension for vector in vectors):
             problem = f"{num_entries} entries, but {len(rows)} embeddings or some not of {dimension} numbers"
             raise StoreError(self.path, f"{problem}: it was changed from outside")
         return np.array(vectors, dtype=np.float32).reshape(num_entries, dimension)
-
-    def memory(self) -> StoredMemory:
-        return StoredMemory(
-            settings=self.settings(),
-            sessions=self.sessions(),
-            entries=self.bank().entries,
-            vectors=self.vectors(),
-            deleted=self.deleted(),
-        )
 
     def append(self, session: Session, answers: Mapping[str, Answer], bank: Bank, vectors: np.ndarray) -> None:
         first = len(bank.entries) - len(vectors) + 1
@@ -123,7 +89,8 @@ class PostgresStore:
                     insert = f"INSERT INTO {SCHEMA}.{table} VALUES ({values})"
                     cursor.executemany(insert, [(self._key, *row) for row in rows])
 
-    def _rows(self, query: str, binary: bool = False) -> list[tuple]:
+    def _select(self, columns: str, table: str, order: str = "", binary: bool = False) -> list[tuple]:
+        ordered = f" ORDER BY {order}" if order else ""
+        query = f"SELECT {columns} FROM {SCHEMA}.{table} WHERE memory = %s{ordered}"
         with typed(self.path):
-            select = f"SELECT {query.format(SCHEMA)}"
-            return self._connection.execute(select, [self._key], binary=binary).fetchall()
+            return self._connection.execute(query, [self._key], binary=binary).fetchall()

@@ -188,9 +188,7 @@ class MemoryService(AbstractAsyncContextManager):
     async def contents(self, user: str) -> Contents:
         """Return all that a memory holds. Raises NotThereError and StoreError."""
         memory = await self.exported(user)
-        core = memory.sessions[-1].core if memory.sessions else ""
-        bank = Bank(core=core, entries=memory.entries, deleted=tuple(memory.deleted))
-        bank, _ = with_public_ids(bank, [each.session.id for each in memory.sessions])
+        bank, _ = with_public_ids(memory)
         return Contents(settings=memory.settings, sessions=memory.sessions, bank=bank)
 
     async def correct(self, user: str, entry_id: str, text: str) -> None:
