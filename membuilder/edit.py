@@ -17,7 +17,6 @@ settings that the store names; only where its server is must be said (--provider
 import argparse
 import asyncio
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -32,6 +31,7 @@ from membuilder.bank.forget import Forgotten, forget
 from membuilder.bank.indexed_bank import keep_index
 from membuilder.bank.json_lines import import_json_lines, write_json_lines
 from membuilder.bank.lost_words import Lost, words_only_in
+from membuilder.bank.session_ids import sessions_named
 from membuilder.bank.store import reading
 from membuilder.bank.store_rows import StoredMemory
 from membuilder.building.config import EMBEDDING_KEYS, BuildConfig, Keys
@@ -153,8 +153,7 @@ def _chosen(given: argparse.Namespace, memory: StoredMemory) -> dict[str, Any]:
 def _sessions(given: argparse.Namespace, memory: StoredMemory) -> list[int]:
     """Return the indices of the session that is named, or of all windows of it. Raises StoreError."""
     sessions = [stored.session for stored in memory.sessions]
-    named = [each for each in sessions if each.id == given.id]
-    named = named or [each for each in sessions if re.fullmatch(rf"{re.escape(given.id)}\.\d+", each.id)]
+    named = sessions_named(sessions, given.id)
     if len({each.timestamp for each in named}) != 1:  # the windows of one session share its date
         raise StoreError(given.store, f"no session {given.id!r}; it has {_listed(each.id for each in sessions)}")
     return [each.index for each in named]

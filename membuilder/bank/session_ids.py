@@ -1,5 +1,6 @@
 """Sessions that say the same under other ids: in a file without ids these move when a session goes or comes."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -31,6 +32,13 @@ def with_ids_of(memory: StoredMemory, sessions: Sequence[Session]) -> StoredMemo
     ]
     entries = [replace(each, source_turns=tuple(new[turn] for turn in each.source_turns)) for each in memory.entries]
     return replace(memory, sessions=tuple(told), entries=tuple(entries))
+
+
+def sessions_named(sessions: Iterable[Session], session_id: str) -> list[Session]:
+    """Return the session of this id, or all windows of it (datasets/windows.py); none where there is none."""
+    sessions, window = tuple(sessions), re.compile(rf"{re.escape(session_id)}\.\d+")
+    named = [each for each in sessions if each.id == session_id]
+    return named or [each for each in sessions if window.fullmatch(each.id)]
 
 
 def free_session_id(sessions: Collection[Session], first: int) -> str:

@@ -3,7 +3,7 @@
 So the history shows who changed it, and whatever reads the memory again finds the correction among the sessions.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -13,19 +13,10 @@ from membuilder.bank.store_rows import Answer, StoredMemory, role_of
 from membuilder.embedding.local import TextEmbedder
 from membuilder.schemes.scheme import NamesParts, Scheme
 from membuilder.serving.errors import MemoryConflict, NotThereError
-from membuilder.types import AgentUpdate, Entry, Operation, OperationKind, Session, Turn
+from membuilder.types import AgentUpdate, Operation, OperationKind, Session, Turn
 
 CORRECTION = "correction-"
 """How the id of such a session begins."""
-
-
-def older_versions(entries: Sequence[Entry], entry_id: str) -> set[str]:
-    """Return an entry and all that it replaced, through any number of steps."""
-    found = {entry_id}
-    for entry in reversed(entries):  # an entry is younger than those it replaces
-        if entry.id in found:
-            found.update(entry.supersedes)
-    return found
 
 
 def corrections_of(memory: StoredMemory, gone: Collection[str]) -> list[int]:

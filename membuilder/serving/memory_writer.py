@@ -8,14 +8,16 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from membuilder.bank.forget import forget
+from membuilder.bank.history import older_versions
+from membuilder.bank.session_ids import sessions_named
 from membuilder.bank.store_rows import StoredMemory
 from membuilder.building.builder import Builder
 from membuilder.building.config import BuildConfig
 from membuilder.embedding.identity import other_embedder
 from membuilder.embedding.local import TextEmbedder
-from membuilder.serving.corrections import corrected_entry, corrections_of, older_versions
+from membuilder.serving.corrections import corrected_entry, corrections_of
 from membuilder.serving.errors import MemoryConflict, NotThereError
-from membuilder.serving.reading import read_session, sessions_named
+from membuilder.serving.reading import read_session
 from membuilder.serving.vault import Job, JobState, Vault
 from membuilder.settings import described, difference
 from membuilder.types import Dialogue
@@ -73,7 +75,8 @@ class MemoryWriter:
             waited = self._vault.withdraw(user, session_id)
 
             def without(memory: StoredMemory) -> StoredMemory:
-                named = sessions_named(tuple(each.session for each in memory.sessions), session_id)
+                found = sessions_named((each.session for each in memory.sessions), session_id)
+                named = [each.index for each in found]
                 if not named and not waited:
                     raise NotThereError("session", session_id)
                 written = {each.id for each in memory.entries if each.session in named}

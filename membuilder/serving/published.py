@@ -28,7 +28,7 @@ from membuilder.llm.chat_model import ChatModel, Message
 from membuilder.llm.concurrency import for_each
 from membuilder.schemes.memalpha.config import PARTS
 from membuilder.schemes.memalpha.scheme import token_counter
-from membuilder.schemes.memalpha.tools import INSERT, OTHER_NAMES, SUFFIX, UPDATE
+from membuilder.schemes.memalpha.tools import OTHER_NAMES, SUFFIX, TEXT_OF
 from membuilder.serving.errors import UnavailableError
 from membuilder.serving.http_records import MAX_CHARACTERS
 from membuilder.serving.published_records import Analyses, Batch, Calls, Results, SearchedResults, SearchingBatch
@@ -42,7 +42,6 @@ them that it is shown, and what `/process` gives of a memory beyond its tokens: 
 TOKENS, PROCESS_TOKENS = 30_000, 30_720
 AT_ONCE = 32
 """Questions or calls that the model is asked about at a time, as far as its `concurrency` lets them through."""
-_TEXT_OF = {INSERT: "content", UPDATE: "new_content"}
 
 _count_tokens = token_counter(None)
 
@@ -203,7 +202,7 @@ def _stored(call: Any) -> tuple[str, str] | None:
         case {"success": False}:
             return None
         case {"name": str(name), "arguments": {"memory_type": str(part)} as arguments}:
-            text = arguments.get(_TEXT_OF.get(OTHER_NAMES.get(name, name), ""))
+            text = arguments.get(TEXT_OF.get(OTHER_NAMES.get(name, name), ""))
             part = part.removesuffix(SUFFIX)
             if part in PARTS and isinstance(text, str) and text.strip() and is_text(text):
                 return part, text[:MAX_CHARACTERS]

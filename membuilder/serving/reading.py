@@ -1,6 +1,5 @@
 """Reads one session into a user's memory, wherever its time puts it. Nothing here knows of requests."""
 
-import re
 from dataclasses import replace
 
 from membuilder.bank.memory_store import MemoryStore, TransientStore
@@ -42,13 +41,6 @@ async def _read_again(dialogue: Dialogue, first: int, store: MemoryStore, builde
     fresh = TransientStore(store.path, until(store.memory(), first))
     await builder.build(dialogue, fresh)
     store.replace(fresh.memory())
-
-
-def sessions_named(sessions: tuple[Session, ...], session_id: str) -> list[int]:
-    """Return the indices of the session of this id, or of all windows of it."""
-    window = re.compile(rf"{re.escape(session_id)}\.\d+")
-    named = [each.index for each in sessions if each.id == session_id]
-    return named or [each.index for each in sessions if window.fullmatch(each.id)]
 
 
 def _zoned_as(session: Session, before: tuple[Session, ...]) -> Session:

@@ -70,7 +70,7 @@ def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastA
     app.include_router(_of_user(service, metrics, admitted), prefix="/v1/users/{user}")
     app.include_router(published_routes(service, admitted))
     app.include_router(_of_server(service, metrics))
-    app.include_router(mcp_routes(service, keys, rate, metrics.count_session))
+    app.include_router(mcp_routes(service, keys, admit, metrics.count_session))
     return app
 
 

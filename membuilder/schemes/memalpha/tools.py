@@ -36,7 +36,8 @@ _REQUIRED = {
     DELETE: ("memory_type",),
     SEARCH: ("memory_type", "query"),
 }
-_TEXT_OF = {INSERT: "content", UPDATE: "new_content"}
+TEXT_OF = {INSERT: "content", UPDATE: "new_content"}
+"""A tool that stores a text -> the argument that holds it."""
 _WHAT_FOR = {
     INSERT: "Store one new entry.",
     UPDATE: "Replace what is stored: an entry by its id, or the whole core.",
@@ -103,7 +104,7 @@ def operation_of(name: str, arguments: Any, config: MemAlphaConfig, num_lines: i
     if tool == DELETE:
         return Operation(kind=OperationKind.DELETE, targets=targets, part=part.value)
     kind = OperationKind.ADD if tool == INSERT else OperationKind.UPDATE
-    text = arguments.get(_TEXT_OF[tool])
+    text = arguments.get(TEXT_OF[tool])
     return Operation(
         kind=OperationKind.REWRITE if part is Agent.CORE else kind,
         text=text,
@@ -134,8 +135,8 @@ def call_of(operation: Operation) -> tuple[str, dict[str, Any]]:
         arguments["query"] = operation.text
     elif operation.quote:
         arguments["lines"] = list(operation.quote)
-    elif name in _TEXT_OF:
-        arguments[_TEXT_OF[name]] = operation.text
+    elif name in TEXT_OF:
+        arguments[TEXT_OF[name]] = operation.text
     if operation.targets:
         arguments["memory_id"] = operation.targets[0]
     return name, arguments
@@ -157,8 +158,8 @@ def _enabled(tool: str, config: MemAlphaConfig) -> tuple[Agent, ...]:
 
 def _unsaid(tool: str, part: Agent, arguments: Mapping[str, Any]) -> str | None:
     """Say what a call that fits the schema leaves open: the text to store, the entry that is meant."""
-    if tool in _TEXT_OF:
-        key = _TEXT_OF[tool]
+    if tool in TEXT_OF:
+        key = TEXT_OF[tool]
         if (key in arguments) == ("lines" in arguments):
             return f"give one of {key} and lines"
         if key in arguments and not arguments[key].strip():
@@ -182,11 +183,11 @@ def _parameters(tool: str, parts: tuple[Agent, ...], takes_lines: bool) -> dict[
     text = {"type": "string"}
     properties: dict[str, Any] = {"memory_type": text | {"enum": [f"{part}{SUFFIX}" for part in parts]}}
     required = list(_REQUIRED[tool])
-    if tool in _TEXT_OF:
-        properties[_TEXT_OF[tool]] = text | {"description": "The text to store; it must be understood alone."}
+    if tool in TEXT_OF:
+        properties[TEXT_OF[tool]] = text | {"description": "The text to store; it must be understood alone."}
         if takes_lines:
             properties["lines"] = _LINES
-            required.remove(_TEXT_OF[tool])
+            required.remove(TEXT_OF[tool])
     if tool in (UPDATE, DELETE):
         properties["memory_id"] = text | {"description": "Id of the entry, as shown before it; the core has none."}
     if tool == SEARCH:
