@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.patience import HANGS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -122,3 +124,12 @@ def open_chromium(profile: Path) -> Iterator[Page]:
         process.wait()
         os.close(to_browser)
         os.close(from_browser)
+
+
+needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium here; apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with open_chromium(tmp_path_factory.mktemp("profile")) as page:
+        yield page

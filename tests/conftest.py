@@ -1,13 +1,30 @@
-"""Which files are tested first."""
+"""Which files are tested first, and the browser."""
+
+pytest_plugins = ["tests.chromium"]
 
 LONGEST = (
-    "test_many_processes.py",
     "test_resume.py",
-    "test_quickstart.py",
+    "test_lora_runs.py",
+    "test_many_processes.py",
+    "test_ctrl_c.py",
+    "test_gpu_stages.py",
+    "test_real_model.py",
+    "test_docs.py",
+    "test_whole_story.py",
+    "test_real_server.py",
     "test_vllm_server.py",
+    "test_instances_memory.py",
+    "test_reward_runs.py",
+    "test_quickstart.py",
+    "test_serving_fuzz.py",
+    "test_serve_all.py",
+    "test_postgres.py",
+    "test_serving_crash.py",
+    "test_stops.py",
     "test_engines.py",
     "test_startup.py",
     "test_dry_run.py",
+    "test_serving.py",
     "test_client.py",
 )
 

@@ -5,35 +5,21 @@ with listening(tmp_path) as address:
 """
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-import uvicorn
-from anyio.from_thread import start_blocking_portal
-
 from membuilder.llm.endpoints import ModelEndpoint
-from membuilder.serving import run
-from membuilder.serving.access import Keys, new_key
-from membuilder.serving.limits import RequestLimits
-from membuilder.serving.rest import make_app
-from membuilder.serving.run import open_service
+from membuilder.serving.access import new_key
 from tests.fakes import HashEmbedder
 from tests.fault_server import Request, payload
-from tests.served import RULES, ForgettingEmbedder, options
+from tests.served import RULES, served
 
 
 @contextmanager
-def listening(
-    root: Path, model: ModelEndpoint = RULES, *, requests: RequestLimits | None = None, **more: object
-) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, start_blocking_portal() as portal:
-        patch.setattr(run, "Embedder", lambda model: ForgettingEmbedder())
-        given = options(root, model, **more)
-        with portal.wrap_async_context_manager(_running(given, requests or RequestLimits())) as address:
-            yield address
+def listening(root: Path, model: ModelEndpoint = RULES, **more: object) -> Iterator[str]:
+    with served(root, model, **more) as server, server.listening() as address:
+        yield address
 
 
 async def embedding(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -48,21 +34,3 @@ def key_for(file: Path, *users: str) -> str:
     with file.open("a") as lines:
         lines.write(f"{line}\n")
     return key
-
-
-@asynccontextmanager
-async def _running(given: run.ServerOptions, requests: RequestLimits) -> AsyncIterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        async with open_service(given) as service:
-            app = make_app(service, Keys(given.api_keys), requests)
-            server = uvicorn.Server(run._uvicorn(app, given))
-            running = asyncio.create_task(server._serve([listener]))  # `serve` takes the signals of the process
-            while not server.started:
-                assert not running.done(), "the server did not start"
-                await asyncio.sleep(0.01)
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                await running

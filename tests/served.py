@@ -6,6 +6,7 @@ with served(tmp_path) as server:
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
 
@@ -27,7 +27,6 @@ from membuilder.serving.rest import make_app
 from membuilder.serving.run import ServerOptions, open_service, run_server
 from membuilder.serving.service import MemoryService
 from tests.fakes import HashEmbedder
-from tests.forks import free_port
 from tests.patience import HANGS
 
 RULES = ModelEndpoint(name="rules", temperature=None)
@@ -39,24 +38,26 @@ class ForgettingEmbedder(HashEmbedder):
 
 
 class Served:
-    def __init__(self, portal: BlockingPortal, service: MemoryService, app: FastAPI):
+    def __init__(self, portal: BlockingPortal, service: MemoryService, app: FastAPI, given: ServerOptions):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
-        self._portal, self.service, self._app = portal, service, app
+        self._portal, self.service, self._app, self._options = portal, service, app, given
 
     @contextmanager
     def listening(self) -> Iterator[str]:
         """Answer on a port of this machine, whose address it gives."""
-        config = uvicorn.Config(self._app, port=free_port(), lifespan="on", log_config=None)
-        server = run._Server(config)
-        done = self._portal.start_task_soon(server.serve)
-        until = time.monotonic() + HANGS
-        while not server.started:
-            assert time.monotonic() < until and not done.done(), "the server did not start"
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{config.port}"
-        server.should_exit = True
-        done.result(HANGS)
+        server = run._Server(run._uvicorn(self._app, self._options))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            done = self._portal.start_task_soon(server.serve, [listener])
+            until = time.monotonic() + HANGS
+            while not server.started:
+                assert time.monotonic() < until and not done.done(), "the server did not start"
+                time.sleep(0.01)
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                done.result(HANGS)
 
     def request(self, method: str, url: str, **about: object) -> httpx.Response:
         return self._portal.call(partial(self._client.request, method, url, **about))
@@ -113,9 +114,10 @@ def served(
     with pytest.MonkeyPatch.context() as patch, start_blocking_portal() as portal:
         if not real_embedder:
             patch.setattr(run, "Embedder", lambda model: ForgettingEmbedder())
-        with portal.wrap_async_context_manager(open_service(options(store, model, **more))) as service:
+        given = options(store, model, **more)
+        with portal.wrap_async_context_manager(open_service(given)) as service:
             app = make_app(service, AccessKeys(api_keys), requests or RequestLimits())
-            yield Served(portal, service, app)
+            yield Served(portal, service, app, given)
 
 
 def serve(store: Path | str, port: int) -> None:

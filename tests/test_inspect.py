@@ -19,7 +19,7 @@ from membuilder.inspect import history, main, read_contents, show_bank, show_ent
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.types import Agent, Bank
-from tests.chromium import Page, find_chromium, open_chromium
+from tests.chromium import Page, needs_chromium
 from tests.fakes import HashEmbedder
 from tests.scripted import ScriptedModel, talk
 
@@ -142,15 +142,6 @@ def test_the_page_needs_nothing_beside_itself_and_holds_no_markup_of_others(stor
     assert data["sessions"][1]["turns"][1]["text"] == SCRIPT
     assert data["colours"] == colours_of(Agent) == read_contents(store_path).colours  # those of the figures
     assert "default-src 'none'" in page and "unsafe" not in page
-
-
-needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium here; apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with open_chromium(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 def entries(page: Page) -> list[str]:

@@ -6,19 +6,13 @@ import pytest
 
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.serving.access import new_key
-from tests.chromium import Page, find_chromium, open_chromium
+from tests.chromium import Page, needs_chromium
 from tests.fault_server import FaultServer, answer
 from tests.served import served
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium here; apt-get install chromium")
+pytestmark = needs_chromium
 EVIL = "I adopted a cat called <img src=x onerror=alert(1)><script>document.title = 'owned'</script>."
 MOVE = "I moved to Leeds last week."
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with open_chromium(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 def entries_of_reply(browser: Page) -> list[str]:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from membuilder.serving.limits import RequestLimits
-from tests.chromium import find_chromium, open_chromium
+from tests.chromium import needs_chromium, open_chromium
 from tests.fault_server import FaultServer, answering, echo, status
 from tests.served import served
 from tests.test_serving import CAT, MOVE, endpoint
@@ -166,7 +166,7 @@ def test_a_model_that_obeys_a_session_changes_that_memory_as_the_scheme_allows_a
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_chromium() is None, reason="no Chromium here")
+@needs_chromium
 def test_the_page_of_a_memory_shows_markup_as_text(tmp_path):
     with served(tmp_path / "root") as server:
         server.tell("ann", "s1", CAT, *INSTRUCTIONS)
