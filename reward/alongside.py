@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol, Self, runtime_checkable
 
 from membuilder.bank.retrieve import Retrieval
-from membuilder.embedding.local import TextEmbedder
+from membuilder.embedding.local import TextEmbedder, use_one_cpu_thread
 from membuilder.errors import MemBuilderError
 from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank, Question
@@ -66,7 +66,7 @@ class Alongside(AbstractContextManager):
 
     def __enter__(self) -> Self:
         self._thread = LoopThread()
-        self._searcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
+        self._searcher = ThreadPoolExecutor(1, "search", initializer=use_one_cpu_thread)
         if isinstance(self._judge, AbstractAsyncContextManager):
             entered = self._thread.submit(self._judge.__aenter__())
             if entered.exception() is not None:

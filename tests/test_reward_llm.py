@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 import pytest
+import torch
 
 from membuilder.bank.retrieve import Retrieval
 from membuilder.config import dump, load
@@ -241,6 +242,28 @@ def test_questions_are_asked_while_other_rollouts_are_still_sampled():
             step.add((0, 0), bank_of("a dog"), [question()])
             results = step.results()
     assert list(results) == [(0, 1), (0, 0)] and len(server.requests) == 4
+
+
+def test_memories_are_embedded_with_one_cpu_thread_beside_the_engine():
+    """Two pools of OpenMP threads on two CPUs sleep at every barrier, and the engine decodes three times slower."""
+    seen, before = {}, torch.get_num_threads()
+
+    class Watched(HashEmbedder):
+        def embed(self, texts):
+            seen[threading.current_thread()] = torch.get_num_threads()
+            return super().embed(texts)
+
+    try:
+        torch.set_num_threads(2)
+        with FaultServer(by_role()) as server:
+            config = config_of(server)
+            with asking(SCHEME, Watched(), make_judge(config), 10, config.limits) as step:
+                step.add((0, 0), bank_of("a cat"), [question()])
+                step.results()
+        assert list(seen.values()) == [1] and threading.main_thread() not in seen
+        assert torch.get_num_threads() == 2  # of this thread, in which the engine decodes
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_thread_is_left_for_no_step():

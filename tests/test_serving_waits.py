@@ -115,6 +115,23 @@ def test_what_is_remembered_of_requests_has_a_limit():
     assert usage.total()["failed_attempts"] == {"timeout": 3}
 
 
+def test_texts_are_embedded_in_one_thread_whoever_asks():
+    threads = set()
+
+    class Watched(ForgettingEmbedder):
+        def embed(self, texts):
+            threads.add(threading.current_thread())
+            return super().embed(texts)
+
+    embedder = RecentEmbedder(Watched(16))
+    asking = [threading.Thread(target=embedder.embed, args=([str(number)],)) for number in range(4)]
+    for each in asking:
+        each.start()
+    for each in asking:
+        each.join()
+    assert len(threads) == 1 and not threads & {*asking, threading.main_thread()}
+
+
 def test_a_time_that_no_calendar_has_in_utc_is_refused(tmp_path):
     with served(tmp_path) as server:
         for when in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", 1e300, -1e15):

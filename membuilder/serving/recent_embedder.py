@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -23,15 +24,17 @@ class Clearable(TextEmbedder, Protocol):
 
 
 class RecentEmbedder:
-    """A `TextEmbedder` for several threads; one of them at a time uses the embedder behind it.
+    """A `TextEmbedder` for several threads. The embedder behind it computes in a thread of its own.
 
-    It keeps no text: a vector stands under the hash of its text, so that what it takes depends on no length.
+    PyTorch keeps a pool of CPU threads for each thread that it computes in, so it is always the same one. No text is
+    kept: a vector stands under the hash of its text, so that what it takes depends on no length.
     """
 
     def __init__(self, embedder: Clearable, size: int = 20_000):
         self._embedder, self._size = embedder, size
         self._vectors: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._known, self._embedding = threading.Lock(), threading.Lock()
+        self._known = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "embed")
 
     @property
     def dimension(self) -> int:
@@ -41,11 +44,14 @@ class RecentEmbedder:
         """Return float32 unit vectors, one row per text, in the order given. # (N, D)"""
         found = self._recalled(texts)
         if absent := [text for text in dict.fromkeys(texts) if text not in found]:
-            with self._embedding:
-                found |= dict(zip(absent, self._embedder.embed(absent), strict=True))
-                self._embedder.clear()
+            found |= self._thread.submit(self._computed, absent).result()
             self._keep({text: found[text] for text in absent})
         return in_rows(found, texts, self.dimension)
+
+    def _computed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        found = dict(zip(texts, self._embedder.embed(texts), strict=True))
+        self._embedder.clear()
+        return found
 
     def knows(self, text: str) -> bool:
         """Return whether a text costs nothing."""
