@@ -61,8 +61,6 @@ def _serve(argv: Sequence[str] | None) -> int:
     if given.mcp_stdio:
         asyncio.run(run_over_stdio(options, given.user))
         return 0
-    where = given.root or "a database"
-    print(f"serving {where} at http://{given.host}:{given.port} (API: /docs); Ctrl-C ends it", flush=True)
     asyncio.run(run_server(options))
     return 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from membuilder.bank.store import reading
+from membuilder.errors import StoreError
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, Provider
 from membuilder.serving.service import Limits
 from tests.fault_server import FaultServer, Request, answer, status
@@ -226,6 +227,24 @@ def test_an_erased_user_is_gone_from_every_file_and_from_memory(server, on_disk)
     assert server.delete("/v1/users/ann.lovelace").status_code == 404
     assert not server.service._recent._vectors  # nor does this process remember what was asked
     assert len(server.texts("ben")) == 1
+
+
+def test_an_erasure_that_was_cut_short_is_finished_at_the_next_start(store, on_disk, monkeypatch):
+    def fail(*_: object) -> None:
+        raise StoreError("disk", "full")
+
+    vault, step = ("sqlite", "erase_traces") if isinstance(store, Path) else ("postgres", "_await_older_snapshots")
+    with served(store) as server:
+        server.tell("ann", "s1", CAT)
+        server.tell("ann", "s2", MOVE)
+        with monkeypatch.context() as broken:
+            broken.setattr(f"membuilder.serving.{vault}_vault.{step}", fail)
+            assert server.delete("/v1/users/ann/sessions/s1").status_code == 503
+        assert [MOVE in text for text in server.texts("ann")] == [True]
+        assert server.service._vault.unfinished_erasures() == ["ann"] and b"Miso" in on_disk()
+    with served(store) as server:
+        assert not server.service._vault.unfinished_erasures() and b"Miso" not in on_disk()
+        assert [MOVE in text for text in server.texts("ann")] == [True]
 
 
 # Moving

@@ -13,6 +13,7 @@ import pytest
 from tests.fault_server import FaultServer, answer, answering, status
 from tests.patience import HANGS, SOON
 from tests.serving_processes import Serving
+from tests.test_embedding_limits import limited
 
 pytestmark = pytest.mark.slow
 KILLS, USERS, SEED = 20, ("ann", "ben", "carol", "dan"), 7
@@ -147,6 +148,37 @@ def test_what_takes_longer_than_its_grace_is_cut_short_and_still_waits(tmp_path)
             assert server.ended() == 0 and time.monotonic() - began < SOON
     with Serving(tmp_path / "root", tmp_path / "log2", *model_flags(model), "--grace", "1") as server:
         assert server.call("GET", "/ready").json()["sessions_waiting"] == 1
+
+
+def test_a_second_signal_cuts_short_what_is_in_flight(tmp_path):
+    with FaultServer(answering(lambda _: '{"operations": []}', 3600)) as model:
+        with Serving(tmp_path / "root", tmp_path / "log", *model_flags(model), "--grace", "3600") as server:
+            server.remember("ann", "s1", "I moved.", wait=False)
+            while model.in_flight == 0:
+                time.sleep(0.01)
+            server.signal(signal.SIGINT)
+            while "ending" not in server.call("GET", "/ready").json()["problems"]:
+                time.sleep(0.01)
+            began = time.monotonic()
+            server.signal(signal.SIGINT)
+            assert server.ended() == 0 and time.monotonic() - began < SOON
+            assert "Traceback" not in server.printed
+    with Serving(tmp_path / "root", tmp_path / "log2", *model_flags(model), "--grace", "1") as server:
+        assert server.call("GET", "/ready").json()["sessions_waiting"] == 1
+
+
+def test_an_embedding_server_that_is_away_at_the_start_is_waited_for(tmp_path):
+    with FaultServer(*[status(503)] * 3, limited()) as embedder:
+        flags = ["--embedding-model", "e", "--embedding-provider", "vllm", "--embedding-base-url", embedder.base_url]
+        flags += ["--embedding-endpoint", "max_attempts=1"]
+        with Serving(tmp_path / "root", tmp_path / "log", *flags) as server:
+            assert "asking again" in server.printed and "Traceback" not in server.printed
+            assert server.remember("ann", "s1", "I bought a lamp last Tuesday.").json()["state"] == "done"
+    with FaultServer(status(401)) as embedder:  # waiting would not help
+        flags[flags.index("--embedding-base-url") + 1] = embedder.base_url
+        refused = Serving(tmp_path / "root", tmp_path / "refused", *flags)
+        refused.launch()
+        assert refused.ended() == 2 and "asking again" not in refused.printed
 
 
 def test_a_second_server_is_refused_with_the_reason(tmp_path):

@@ -55,14 +55,14 @@ def test_who_waits_for_a_session_that_is_erased_is_told_so(tmp_path):
 def test_a_database_that_is_away_for_a_moment_ends_no_reading(tmp_path, monkeypatch):
     with served(tmp_path) as server:
         vault, failures = server.service._vault, [StoreError("jobs", "away"), OSError(28, "No space left on device")]
-        waiting = vault.waiting
+        waiting = vault.next_waiting
 
         def unsteady(user=None):
             if failures:
                 raise failures.pop(0)
             return waiting(user)
 
-        monkeypatch.setattr(vault, "waiting", unsteady)
+        monkeypatch.setattr(vault, "next_waiting", unsteady)
         server.tell("ann", "s1", CAT, wait=False)
         eventually(lambda: not failures and ready(server)["ready"] and not ready(server)["sessions_waiting"])
         assert len(server.texts("ann")) == 1

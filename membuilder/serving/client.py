@@ -4,7 +4,7 @@
     client.remember("ann", [{"role": "user", "content": "I adopted a cat called Miso."}], wait=True)
     client.search("ann", "Which pets does Ann have?")["found"][0]["entry"]["text"]
 
-Replies are those of the API (/docs). `MemoryService` has the same calls for the server's own process.
+Replies are those of the API (/openapi.json). `MemoryService` has the same calls for the server's own process.
 """
 
 import time

@@ -1,6 +1,7 @@
 """Everything that changes memories, in one event loop: of each user one change at a time."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,12 +16,15 @@ from membuilder.building.builder import Builder
 from membuilder.building.config import BuildConfig
 from membuilder.embedding.identity import other_embedder
 from membuilder.embedding.local import TextEmbedder
+from membuilder.errors import StoreError
 from membuilder.serving.corrections import corrected_entry, corrections_of
 from membuilder.serving.errors import MemoryConflict, NotThereError
 from membuilder.serving.reading import read_session
 from membuilder.serving.vault import Job, JobState, Vault
 from membuilder.settings import described, difference
 from membuilder.types import Dialogue
+
+_log = logging.getLogger(__name__)
 
 
 class MemoryWriter:
@@ -67,26 +71,27 @@ class MemoryWriter:
             return forget(memory, entries=gone, sessions=corrections, turns=quoted if with_turns else ()).memory
 
         async with self._change(user):
-            self._erase(user, without)
+            with self._vault.erasing(user):
+                self._rewrite(user, without)
 
     async def forget_session(self, user: str, session_id: str) -> None:
         """Erase a session and all that came of it, also one that still waits. Raises NotThereError."""
+        waited = False
+
+        def without(memory: StoredMemory) -> StoredMemory:
+            found = sessions_named((each.session for each in memory.sessions), session_id)
+            named = [each.index for each in found]
+            if not named and not waited:
+                raise NotThereError("session", session_id)
+            written = {each.id for each in memory.entries if each.session in named}
+            return forget(memory, sessions=[*named, *corrections_of(memory, written)]).memory if named else memory
+
         async with self._change(user):
-            waited = self._vault.withdraw(user, session_id)
-
-            def without(memory: StoredMemory) -> StoredMemory:
-                found = sessions_named((each.session for each in memory.sessions), session_id)
-                named = [each.index for each in found]
-                if not named and not waited:
-                    raise NotThereError("session", session_id)
-                written = {each.id for each in memory.entries if each.session in named}
-                return forget(memory, sessions=[*named, *corrections_of(memory, written)]).memory if named else memory
-
-            if await self._vault.stamp(user) is not None:
-                self._erase(user, without)
-            else:
-                self._vault.erase(user)
-                if not waited:
+            with self._vault.erasing(user):
+                waited = self._vault.withdraw(user, session_id)
+                if await self._vault.stamp(user) is not None:
+                    self._rewrite(user, without)
+                elif not waited:
                     raise NotThereError("session", session_id)
 
     async def forget_user(self, user: str) -> None:
@@ -94,6 +99,16 @@ class MemoryWriter:
         async with self._change(user):
             if not self._vault.delete(user):
                 raise NotThereError("memory of user", user)
+
+    async def finish_erasures(self) -> None:
+        """Erase from the disk what an earlier process had taken out of memories when it died."""
+        for user in self._vault.unfinished_erasures():
+            try:
+                async with self._change(user):
+                    with self._vault.erasing(user):
+                        pass
+            except StoreError as error:
+                _log.warning("traces of what was erased stay on the disk until the next start: %s", error)
 
     async def import_memory(self, user: str, memory: StoredMemory) -> None:
         """Begin a user's memory with an exported one. Raises MemoryConflict where it could not go on from there."""
@@ -114,14 +129,11 @@ class MemoryWriter:
         """Return the settings that a user's store records."""
         return self._config.settings(Dialogue(id=user, speakers=(), sessions=(), questions=()), self._identity)
 
-    def _erase(self, user: str, without: Callable[[StoredMemory], StoredMemory]) -> None:
+    def _rewrite(self, user: str, without: Callable[[StoredMemory], StoredMemory]) -> None:
         with self._vault.reading(user) as store:
             settings = store.settings()
-        try:
-            with self._vault.writing(user, settings) as store:
-                store.replace(without(store.memory()))
-        finally:
-            self._vault.erase(user)  # also what an erasure that was cut short left
+        with self._vault.writing(user, settings) as store:
+            store.replace(without(store.memory()))
 
     @asynccontextmanager
     async def _change(self, user: str, is_patient: bool = True) -> AsyncIterator[None]:

@@ -30,7 +30,8 @@ from membuilder.serving.postgres_tables import SCHEMA, configure, migrate, name_
 from membuilder.serving.vault import JOB_COLUMNS, Job, JobState, job_of, new_job_row
 from membuilder.types import Session
 
-_JOB, _MEMORY = f"{SCHEMA}.job", f"{SCHEMA}.memory"
+_JOB, _MEMORY, _ERASING = (f"{SCHEMA}.{table}" for table in ("job", "memory", "erasing"))
+_OF_A_USER = ("job", "memory", *HELD)
 _PATIENCE_SECONDS, _AWAY_SECONDS = 5.0, 0.1
 """How long a request waits for a connection; the second while none was had, so that all are told soon."""
 _IN_USE_SECONDS = 0.05
@@ -84,9 +85,10 @@ class PostgresVault:
         rows = self._rows(f"SELECT {JOB_COLUMNS} FROM {_JOB} WHERE memory = %s AND id = %s", _key(user), job_id)
         return job_of(rows[0]) if rows else None
 
-    def waiting(self, user: str) -> list[Job]:
-        query = f"SELECT {JOB_COLUMNS} FROM {_JOB} WHERE memory = %s AND state = 'queued' ORDER BY number"
-        return [job_of(row) for row in self._rows(query, _key(user))]
+    def next_waiting(self, user: str) -> Job | None:
+        query = f"SELECT {JOB_COLUMNS} FROM {_JOB} WHERE memory = %s AND state = 'queued' ORDER BY number LIMIT 1"
+        rows = self._rows(query, _key(user))
+        return job_of(rows[0]) if rows else None
 
     def users_waiting(self) -> list[str]:
         return [user for (user,) in self._rows(f"SELECT DISTINCT \"user\" FROM {_JOB} WHERE state = 'queued'")]
@@ -149,18 +151,30 @@ class PostgresVault:
             check_settings(store, settings)
             yield store
 
-    def erase(self, user: str) -> None:
+    @contextmanager
+    def erasing(self, user: str) -> Iterator[None]:
         with self._changed(user) as connection:
-            self._write_anew(connection, user, "job", "memory", *HELD)
+            begin = f"INSERT INTO {_ERASING} VALUES (%s, %s) ON CONFLICT DO NOTHING"
+            connection.execute(begin, [_key(user), user])
+        try:
+            yield
+        finally:
+            with self._changed(user) as connection:
+                _await_older_snapshots(connection, self._name)
+                part = _key(user).hex[0]  # of each table; others of the same part wait meanwhile
+                connection.execute(f"VACUUM (FULL) {', '.join(f'{SCHEMA}.{table}_{part}' for table in _OF_A_USER)}")
+                connection.execute(f"DELETE FROM {_ERASING} WHERE memory = %s", [_key(user)])
+                connection.execute(f"VACUUM (FULL) {_ERASING}")
+
+    def unfinished_erasures(self) -> list[str]:
+        return [user for (user,) in self._rows(f'SELECT "user" FROM {_ERASING}')]
 
     def delete(self, user: str) -> bool:
-        tables, num_gone = ("job", "memory", *HELD), 0
-        with self._changed(user) as connection:
-            with connection.transaction():
-                for table in tables:
-                    delete = f"DELETE FROM {SCHEMA}.{table} WHERE memory = %s"
-                    num_gone += connection.execute(delete, [_key(user)]).rowcount
-            self._write_anew(connection, user, *tables)
+        num_gone = 0
+        with self.erasing(user), self._changed(user) as connection, connection.transaction():
+            for table in _OF_A_USER:
+                delete = f"DELETE FROM {SCHEMA}.{table} WHERE memory = %s"
+                num_gone += connection.execute(delete, [_key(user)]).rowcount
         return num_gone > 0
 
     def check(self) -> None:
@@ -197,12 +211,6 @@ class PostgresVault:
         """Use the connection that holds the user's lock."""
         with typed(self._name):
             yield self._held[user]
-
-    def _write_anew(self, connection: psycopg.Connection, user: str, *tables: str) -> None:
-        """Leave nothing that was deleted in these tables' files; others of the same part wait meanwhile."""
-        _await_older_snapshots(connection, self._name)
-        part = _key(user).hex[0]
-        connection.execute(f"VACUUM (FULL) {', '.join(f'{SCHEMA}.{table}_{part}' for table in tables)}")
 
 
 def _key(user: str) -> UUID:

@@ -138,7 +138,7 @@ def add_problems(app: FastAPI) -> None:
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # where and why, without what was sent
         fields = [{"at": _place(each), "problem": each["type"]} for each in error.errors()]
-        detail = "The request is not as the API describes it; see /docs."
+        detail = "The request is not as the API describes it; see /openapi.json."
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail, errors=fields[:_MOST_FIELDS])
 
     @app.exception_handler(HTTPException)

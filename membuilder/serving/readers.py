@@ -119,10 +119,10 @@ class Readers(AbstractAsyncContextManager):
         """
         self._woken.discard(user)
         try:
-            jobs = await asyncio.to_thread(self._vault.waiting, user)
-            if jobs:
+            job = await asyncio.to_thread(self._vault.next_waiting, user)
+            if job is not None:
                 async with self._at_once:
-                    return not self._closing.is_set() and await self._attempt(jobs[0])
+                    return not self._closing.is_set() and await self._attempt(job)
             self.problems.pop(user, None)  # also where what could not be read was erased
         except InUseError:
             raise  # no attempt: another process makes it

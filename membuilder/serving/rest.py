@@ -53,6 +53,8 @@ def make_app(service: MemoryService, keys: Keys, limits: RequestLimits) -> FastA
         version="1",
         description="Memories of users, built from sessions.",
         responses=PROBLEMS,
+        docs_url=None,  # its page would run scripts of another host where memories are shown
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat whatever the request calls this host
     )
     metrics, rate = Metrics(), Rate(limits.requests_per_minute)

@@ -20,7 +20,7 @@ from membuilder.building.config import RULES, BuildConfig, Keys
 from membuilder.embedding.local import Embedder, TextEmbedder
 from membuilder.embedding.naming import identity_of
 from membuilder.embedding.options import EmbedderOptions, open_remote
-from membuilder.errors import ConfigError, MemBuilderError
+from membuilder.errors import ChatError, ChatErrorKind, ConfigError, MemBuilderError
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs
@@ -32,12 +32,15 @@ from membuilder.serving.errors import ServingError
 from membuilder.serving.http_records import Name
 from membuilder.serving.limits import RequestLimits
 from membuilder.serving.mcp_tools import stdio_server
+from membuilder.serving.readers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from membuilder.serving.recent_embedder import Clearable
 from membuilder.serving.rest import make_app
 from membuilder.serving.service import Limits, MemoryService
 from membuilder.serving.sqlite_vault import SqliteVault
 from membuilder.serving.vault import Vault
 
+AWAY = (ChatErrorKind.UNREACHABLE, ChatErrorKind.TIMEOUT, ChatErrorKind.EXHAUSTED)
+"""What a server says, or does not, that is not there for now."""
 _log = logging.getLogger(__name__)
 
 
@@ -84,7 +87,9 @@ async def open_service(options: ServerOptions) -> AsyncIterator[MemoryService]:
         vault = _vault(options)
         stack.callback(vault.close)
         of_embedder = config.embedder(options.keys)
-        embedder = stack.enter_context(_embedder(of_embedder, costs))
+        embedder = await _embedder(of_embedder, costs)
+        if of_embedder.provider is not None:
+            stack.enter_context(closing(embedder))
         identity = identity_of(embedder, of_embedder)
         answerer = None
         if options.answerer is not None:
@@ -102,24 +107,39 @@ def _vault(options: ServerOptions) -> Vault:
 
 
 async def run_server(options: ServerOptions) -> None:
-    """Answer requests until SIGTERM or SIGINT; SIGHUP lets the keys be read again. Raises MemBuilderError."""
+    """Answer requests until SIGTERM or SIGINT; a second one cuts short what is in flight. SIGHUP reads the keys again.
+
+    Raises MemBuilderError.
+    """
     keys = AccessKeys(options.api_keys)
     async with open_service(options) as service, AsyncExitStack() as stack:
         server = _Server(_uvicorn(make_app(service, keys, options.request_limits), options))
         listening = stack.enter_context(_listening(options.host, options.port))
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop, ended, hurried = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+        def end() -> None:
+            (hurried if ended.is_set() else ended).set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
+            loop.add_signal_handler(number, end)
         loop.add_signal_handler(signal.SIGHUP, _read_again, keys)
         running = asyncio.create_task(server.serve([listening]))
-        ending = asyncio.create_task(ended.wait())
-        await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
+        address = f"http://{options.host}:{options.port}"
+        print(f"serving {options.root or 'a database'} at {address} (API: /openapi.json); Ctrl-C ends it", flush=True)
+        signals = [asyncio.create_task(each.wait()) for each in (ended, hurried)]
+        await asyncio.wait({running, signals[0]}, return_when=asyncio.FIRST_COMPLETED)
         until = loop.time() + options.grace_seconds
-        await service.close(options.grace_seconds)  # new requests are told to come again
+        closing = asyncio.create_task(service.close(options.grace_seconds))  # new requests are told to come again
+        await asyncio.wait({closing, signals[1]}, return_when=asyncio.FIRST_COMPLETED)
+        closing.cancel()
         server.config.timeout_graceful_shutdown = max(0.0, until - loop.time())
         server.should_exit = True
+        await asyncio.wait({running, signals[1]}, return_when=asyncio.FIRST_COMPLETED)
+        for request in [] if running.done() else server.server_state.tasks:
+            request.cancel()
         await running
-        ending.cancel()
+        for each in signals:
+            each.cancel()
 
 
 async def run_over_stdio(options: ServerOptions, user: str) -> None:
@@ -184,11 +204,20 @@ def _read_again(keys: AccessKeys) -> None:
         _log.error("the keys stay as they were: %s", error)
 
 
-@contextmanager
-def _embedder(options: EmbedderOptions, costs: Costs) -> Iterator[Clearable]:
-    """Open the embedder without a cache on disk, from which an erased text's vector could not be told."""
+async def _embedder(options: EmbedderOptions, costs: Costs) -> Clearable:
+    """Open the embedder without a cache on disk, from which an erased text's vector could not be told.
+
+    A server that is away is waited for: after a power cut it may come up later than this one.
+    """
     if options.provider is None:
-        yield Embedder(options.model)
-    else:
-        with closing(open_remote(options, costs)) as embedder:
-            yield embedder
+        return Embedder(options.model)
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return open_remote(options, costs)
+        except ChatError as error:
+            if error.kind not in AWAY:
+                raise
+            _log.warning("nothing can be served before the embedding model is there; asking again: %s", error)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -98,6 +98,7 @@ class MemoryService(AbstractAsyncContextManager):
             self._portal = stack.enter_context(start_blocking_portal())
             builder = stack.enter_context(self._portal.wrap_async_context_manager(self._open_builder(self._recent)))
             self._writer = MemoryWriter(self._vault, self._config, builder, self._identity, self._recent)
+            self._portal.call(self._writer.finish_erasures)
             self._readers = Readers(self._vault, self._writer.read, self._limits.parallel)
             stack.enter_context(self._portal.wrap_async_context_manager(self._readers))
             self._stack = stack.pop_all()

@@ -28,6 +28,7 @@ from membuilder.types import Session
 _JOBS = """CREATE TABLE IF NOT EXISTS job (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, user TEXT NOT NULL,
     session_id TEXT NOT NULL, digest TEXT NOT NULL, session TEXT, state TEXT NOT NULL, detail TEXT NOT NULL,
     attempts INTEGER NOT NULL, received_at TEXT NOT NULL, UNIQUE (user, session_id)) STRICT"""
+_ERASING = "CREATE TABLE IF NOT EXISTS erasing (user TEXT PRIMARY KEY) STRICT"
 _WAITING = "CREATE INDEX IF NOT EXISTS waiting ON job (state, user, number)"
 
 
@@ -65,10 +66,11 @@ class SqliteVault:
             row = jobs.execute(query, (job_id, user)).fetchone()
         return None if row is None else job_of(row)
 
-    def waiting(self, user: str) -> list[Job]:
+    def next_waiting(self, user: str) -> Job | None:
         with self._transaction() as jobs:
-            query = f"SELECT {JOB_COLUMNS} FROM job WHERE state = ? AND user = ? ORDER BY number"
-            return [job_of(row) for row in jobs.execute(query, (JobState.QUEUED, user))]
+            query = f"SELECT {JOB_COLUMNS} FROM job WHERE state = ? AND user = ? ORDER BY number LIMIT 1"
+            row = jobs.execute(query, (JobState.QUEUED, user)).fetchone()
+        return None if row is None else job_of(row)
 
     def users_waiting(self) -> list[str]:
         with self._transaction() as jobs:
@@ -110,25 +112,38 @@ class SqliteVault:
     def writing(self, user: str, settings: dict[str, Any]) -> AbstractContextManager[Store]:
         return writing(self._file(user), settings)
 
-    def erase(self, user: str) -> None:
-        path = self._file(user)
-        if path.exists():
-            with reading(path) as store:
-                settings = store.settings()
-            with writing(path, settings) as store:
-                erase_traces(store)
-        self._empty_log()  # sessions that were read stand there until it is full
+    @contextmanager
+    def erasing(self, user: str) -> Iterator[None]:
+        with self._transaction() as jobs:
+            jobs.execute("INSERT OR IGNORE INTO erasing VALUES (?)", (user,))
+        try:
+            yield
+        finally:
+            path = self._file(user)
+            if path.exists():
+                with reading(path) as store:
+                    settings = store.settings()
+                with writing(path, settings) as store:
+                    erase_traces(store)
+            self._empty_log()  # sessions that were read stand there until it is full
+            with self._transaction() as jobs:
+                jobs.execute("DELETE FROM erasing WHERE user = ?", (user,))
+            self._empty_log()  # of the user's name
+
+    def unfinished_erasures(self) -> list[str]:
+        with self._transaction() as jobs:
+            return [user for (user,) in jobs.execute("SELECT user FROM erasing")]
 
     def delete(self, user: str) -> bool:
         path = self._file(user)
         was_there = path.exists()
-        for end in ("", *BESIDE):
-            remove_store(path.with_name(path.name + end))
-        for index in path.parent.glob(f"{path.name}.index*"):
-            index.unlink(missing_ok=True)
-        with self._transaction() as jobs:
-            was_there |= jobs.execute("DELETE FROM job WHERE user = ?", (user,)).rowcount > 0
-        self._empty_log()
+        with self.erasing(user):
+            for end in ("", *BESIDE):
+                remove_store(path.with_name(path.name + end))
+            for index in path.parent.glob(f"{path.name}.index*"):
+                index.unlink(missing_ok=True)
+            with self._transaction() as jobs:
+                was_there |= jobs.execute("DELETE FROM job WHERE user = ?", (user,)).rowcount > 0
         return was_there
 
     def check(self) -> None:
@@ -178,4 +193,5 @@ def _opened(path: Path) -> sqlite3.Connection:
         jobs.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         jobs.execute(_JOBS)
         jobs.execute(_WAITING)
+        jobs.execute(_ERASING)
     return jobs

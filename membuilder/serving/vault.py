@@ -77,8 +77,8 @@ class Vault(Protocol):
     def job(self, user: str, job_id: str) -> Job | None:
         """Return a job of this user; None where there is none of this id."""
 
-    def waiting(self, user: str) -> list[Job]:
-        """Return the queued jobs of a user, in the order in which they came."""
+    def next_waiting(self, user: str) -> Job | None:
+        """Return the queued job of a user that came first; None where none waits."""
 
     def users_waiting(self) -> list[str]:
         """Return the users who have queued jobs, whichever process took these."""
@@ -90,7 +90,7 @@ class Vault(Protocol):
         """Note what became of an attempt at a queued job; with DONE its words are taken out of the jobs."""
 
     def withdraw(self, user: str, session_id: str) -> bool:
-        """Take out the job of a session, inside `changing`; False where there was none. `erase` erases its traces."""
+        """Take out the job of a session, inside `changing` and `erasing`; False where there was none."""
 
     async def stamp(self, user: str) -> object | None:
         """Return what changes whenever any process changes a user's memory; None where there is no memory yet."""
@@ -108,8 +108,14 @@ class Vault(Protocol):
     def writing(self, user: str, settings: dict[str, Any]) -> AbstractContextManager[MemoryStore]:
         """Open a user's memory to be changed, begun if there is none, inside `changing`."""
 
-    def erase(self, user: str) -> None:
-        """Erase from the disk what is held no more of a user, inside `changing`. It may be repeated."""
+    def erasing(self, user: str) -> AbstractContextManager[None]:
+        """Erase from the disk at its end all that is held no more of a user, inside `changing`.
+
+        Where the process dies before that, the user is among `unfinished_erasures` until it is done.
+        """
+
+    def unfinished_erasures(self) -> list[str]:
+        """Return the users of whom traces may be on the disk of what was taken out."""
 
     def delete(self, user: str) -> bool:
         """Erase a user's memory and jobs from the disk, inside `changing`; False where there was nothing."""
