@@ -215,10 +215,12 @@ def test_the_learning_curve_is_that_of_the_run_it_names():
 def test_the_table_of_the_memory_server_is_that_of_its_result_file():
     found = json.loads((ROOT / "tests/benchmarks/results/server.json").read_text(encoding="utf-8"))
     page = (DOCS / "memory-server.md").read_text(encoding="utf-8")
-    for each in (scenario["result"] for scenario in found.values()):
+    for scenario in found.values():
+        each, most = scenario["result"], scenario["highest_rate_that_holds"]
         assert each["failures"] == each["unanswered"] == 0
         seen = each["search"]
-        assert f"| {seen['p50_ms']:.0f} ms | {seen['p95_ms']:.0f} ms | {each['resident_mb']} MB |" in page
+        times = f"| {seen['p50_ms']:.0f} ms | {seen['p95_ms']:.0f} ms | {each['resident_mb']} MB | {most:,.0f} a second |"
+        assert times in page
 
 
 def test_the_table_of_real_data_under_memalpha_is_that_of_its_result_file():
