@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol, Self, runtime_checkable
 
 from membuilder.bank.retrieve import Retrieval
-from membuilder.embedding.local import TextEmbedder, use_one_cpu_thread
+from membuilder.embedding.local import TextEmbedder
 from membuilder.errors import MemBuilderError
 from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank, Question
@@ -66,7 +66,7 @@ class Alongside(AbstractContextManager):
 
     def __enter__(self) -> Self:
         self._thread = LoopThread()
-        self._searcher = ThreadPoolExecutor(1, "search", initializer=use_one_cpu_thread)
+        self._searcher = ThreadPoolExecutor(1, "search", initializer=_use_one_cpu_thread)
         if isinstance(self._judge, AbstractAsyncContextManager):
             entered = self._thread.submit(self._judge.__aenter__())
             if entered.exception() is not None:
@@ -157,3 +157,16 @@ class Alongside(AbstractContextManager):
         for future in list(self._verdicts.values()):  # more are still added by the searching thread
             if future.done() and not future.cancelled() and future.exception() is not None:
                 future.result()
+
+
+def _use_one_cpu_thread() -> None:
+    """Let PyTorch compute with one CPU thread in the Python thread that calls this; others keep theirs.
+
+    It is for a thread that embeds beside an engine. OpenMP gives every Python thread that computes a pool of its own,
+    and once there are more of them than CPUs, the whole process sleeps at each barrier where it had waited awake: a
+    tiny model decoded three times slower after one text was embedded in another thread.
+    """
+    import torch  # seconds that reading a configuration need not wait for
+
+    torch.get_num_threads()  # otherwise the first operation in this thread sets all CPUs again
+    torch.set_num_threads(1)

@@ -105,19 +105,6 @@ class Embedder:
         return len(self._model.tokenizer(text, **how)["input_ids"])
 
 
-def use_one_cpu_thread() -> None:
-    """Let PyTorch compute with one CPU thread in the Python thread that calls this; others keep theirs.
-
-    It is for a thread that embeds beside an engine. OpenMP gives every Python thread that computes a pool of its own,
-    and once there are more of them than CPUs, the whole process sleeps at each barrier where it had waited awake: a
-    tiny model decoded three times slower after one text was embedded in another thread.
-    """
-    import torch
-
-    torch.get_num_threads()  # otherwise the first operation in this thread sets all CPUs again
-    torch.set_num_threads(1)
-
-
 def in_rows(vectors: Mapping[str, np.ndarray], texts: Sequence[str], dimension: int) -> np.ndarray:
     """Return the vectors of these texts, one row per text. # (N, D)"""
     return np.array([vectors[text] for text in texts], dtype=np.float32).reshape(len(texts), dimension)
