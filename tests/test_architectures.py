@@ -10,8 +10,11 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    CodeGenConfig,
+    Cohere2Config,
     CohereConfig,
     DeepseekV3Config,
+    FalconH1Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
@@ -19,13 +22,18 @@ from transformers import (
     Gemma4TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    HyperCLOVAXConfig,
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
+    MiniCPM3Config,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
+    NanoChatConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -34,6 +42,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    RecurrentGemmaConfig,
     SmolLM3Config,
 )
 
@@ -59,10 +68,14 @@ SHARED = {
     "qwen2": Qwen2Config(**GROUPED),
     "qwen3": Qwen3Config(**HEADS),
     "gemma": GemmaConfig(**HEADS),
+    "phi": PhiConfig(**GROUPED),
+    "cohere": CohereConfig(**GROUPED),
     "gpt_neox": GPTNeoXConfig(**SIZES),
     "olmo2": Olmo2Config(**GROUPED),
     "smollm3": SmolLM3Config(**GROUPED),
-    "granite": GraniteConfig(**GROUPED),
+    "granite": GraniteConfig(**GROUPED, logits_scaling=8.0),
+    "hyperclovax": HyperCLOVAXConfig(**GROUPED, logits_scaling=0.5),
+    "minicpm3": MiniCPM3Config(**SIZES, dim_model_base=8),
     "mistral": MistralConfig(**GROUPED, sliding_window=None),
     "phi3": Phi3Config(**GROUPED),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
@@ -72,6 +85,28 @@ SHARED = {
 }
 DENSE = {
     "mistral_window": (MistralConfig(**GROUPED, sliding_window=4), "sliding window"),
+    "cohere2": (Cohere2Config(**GROUPED, sliding_window=4), "full attention in every layer"),
+    "gemma2": (Gemma2Config(**HEADS, sliding_window=4, final_logit_softcapping=3.0), "full attention in every layer"),
+    "gemma3_cap": (
+        Gemma3TextConfig(**HEADS, sliding_window=4, final_logit_softcapping=3.0),
+        "full attention in every layer",
+    ),
+    "gptj": (
+        GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2),
+        "AttentionInterface",
+    ),
+    "codegen": (
+        CodeGenConfig(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2
+        ),
+        "AttentionInterface",
+    ),
+    "falcon_h1": (FalconH1Config(**GROUPED, lm_head_multiplier=0.5), "full attention in every layer"),
+    "recurrent_gemma": (
+        RecurrentGemmaConfig(**SIZES, num_key_value_heads=1, logits_soft_cap=3.0),
+        "full attention in every layer",
+    ),
+    "nanochat": (NanoChatConfig(**GROUPED, final_logit_softcapping=3.0), "?"),
     "gemma3_text": (Gemma3TextConfig(**HEADS, sliding_window=4), "full attention in every layer"),
     "gemma3": (
         Gemma3Config(text_config=HEADS | {"sliding_window": 4}, vision_config=EYES, mm_tokens_per_image=4),
@@ -187,18 +222,10 @@ def test_dense_copies_on_request():
     assert_own_numbers(model, policy, expected)
 
 
-@pytest.mark.parametrize(
-    "config, reason",
-    [
-        (PhiConfig(**GROUPED), "bias"),
-        (CohereConfig(**GROUPED), "logit_scale"),
-        (Gemma2Config(**HEADS), "final_logit_softcapping"),
-        (GraniteConfig(**GROUPED, logits_scaling=8.0), "logits_scaling"),
-    ],
-    ids=lambda value: getattr(value, "model_type", value),
-)
-def test_heads_that_ours_does_not_know_are_refused(config, reason):
-    with pytest.raises(ConfigError, match=reason):
+@pytest.mark.parametrize("value", [0, "inv_sqrt_d_model"])
+def test_a_scale_that_is_no_number_is_refused(value):
+    config = MptConfig(vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=1, logit_scale=value)
+    with pytest.raises(ConfigError, match=f"logit_scale={value!r}: only numbers other than 0"):
         make_policy(make(config), Attention.AUTO, CPU)
 
 
