@@ -7,15 +7,45 @@ import torch
 
 from tests.kernel_twins import assert_rows_equal_their_plain_twin
 from trainer.kernels import triton_rows
+from trainer.model.head import LogitScaling, head_loss
 
 triton_rows.BLOCK = 16  # several blocks to a row even on small vocabularies
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 2), (3, 16), (5, 17), (2, 100)], ids=str)
-def test_triton_rows_equal_their_plain_twin(shape, dtype):
+def test_triton_rows_equal_their_plain_twin(shape, dtype, cap):
     rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.02, "atol": 1e-3}
-    assert_rows_equal_their_plain_twin(shape, dtype, torch.device("cpu"), 1e-5, rounding)
+    assert_rows_equal_their_plain_twin(shape, dtype, torch.device("cpu"), 1e-5, rounding, cap)
+
+
+@pytest.mark.parametrize("chunk_rows", [2, 5])
+def test_a_head_with_bias_scale_and_soft_cap_is_the_same_on_both_kernels(chunk_rows):
+    """Of 37 columns, whose rows are padded to 48."""
+    torch.manual_seed(0)
+    parameters = [torch.randn(*shape).requires_grad_() for shape in ((5, 6), (37, 6), (37,))]
+    hidden, weight, bias = parameters
+    targets = torch.randint(37, (5,))
+
+    def loss(logprobs, entropy, rows):
+        return logprobs * torch.arange(5)[rows] + 0.3 * entropy, {}
+
+    def found(impl: str) -> list[torch.Tensor]:
+        options = {"chunk_rows": chunk_rows, "bias": bias, "scaling": LogitScaling(scale=1.5, cap=3.0), "impl": impl}
+        output = head_loss(hidden, weight, targets, 0.7, loss, **options)
+        return [output.head.logprobs, output.head.entropy, *torch.autograd.grad(output.loss, parameters)]
+
+    for by_triton, by_torch in zip(found("triton"), found("plain"), strict=True):
+        torch.testing.assert_close(by_triton, by_torch, rtol=1e-5, atol=1e-5)
+
+
+def test_a_soft_cap_holds_an_infinite_range():
+    logits = torch.tensor([[0.0, -1e30, 1e30, 1e4]])
+    rows = triton_rows.statistics(logits, torch.tensor([2]), 1.0, 2.0)  # 0, -2, 2, 2
+    assert rows.logprobs.tolist() == pytest.approx([2 - math.log(1 + math.exp(-2) + 2 * math.exp(2))])
+    triton_rows.write_gradient_(logits, torch.tensor([2]), rows, torch.ones(1), torch.zeros(1), 1.0, 2.0)
+    assert logits.tolist() == [[pytest.approx(-1 / (1 + math.exp(-2) + 2 * math.exp(2))), 0, 0, 0]]
 
 
 def test_triton_rows_survive_an_infinite_range():

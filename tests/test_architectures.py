@@ -10,8 +10,11 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    CodeGenConfig,
+    Cohere2Config,
     CohereConfig,
     DeepseekV3Config,
+    FalconH1Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
@@ -19,13 +22,18 @@ from transformers import (
     Gemma4TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    HyperCLOVAXConfig,
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
+    MiniCPM3Config,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
+    NanoChatConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -34,6 +42,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    RecurrentGemmaConfig,
     SmolLM3Config,
 )
 
@@ -42,6 +51,7 @@ from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.configs import Attention
 from trainer.model import policy as policy_module
 from trainer.model.dense_copies import own_logprobs
+from trainer.model.lora import base_weights
 from trainer.model.make_policy import make_policy, switch_off_dropout
 
 CPU = torch.device("cpu")
@@ -53,16 +63,21 @@ HEADS = GROUPED | {"head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 EYES |= {"image_size": 28, "patch_size": 14}
+STATES = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
 BESIDE = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
 SHARED = {
     "llama": LlamaConfig(**GROUPED),
     "qwen2": Qwen2Config(**GROUPED),
     "qwen3": Qwen3Config(**HEADS),
     "gemma": GemmaConfig(**HEADS),
+    "phi": PhiConfig(**GROUPED),
+    "cohere": CohereConfig(**GROUPED),
     "gpt_neox": GPTNeoXConfig(**SIZES),
     "olmo2": Olmo2Config(**GROUPED),
     "smollm3": SmolLM3Config(**GROUPED),
-    "granite": GraniteConfig(**GROUPED),
+    "granite": GraniteConfig(**GROUPED, logits_scaling=8.0),
+    "hyperclovax": HyperCLOVAXConfig(**GROUPED, logits_scaling=0.5),
+    "nanochat": NanoChatConfig(**GROUPED, final_logit_softcapping=3.0),
     "mistral": MistralConfig(**GROUPED, sliding_window=None),
     "phi3": Phi3Config(**GROUPED),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
@@ -72,6 +87,27 @@ SHARED = {
 }
 DENSE = {
     "mistral_window": (MistralConfig(**GROUPED, sliding_window=4), "sliding window"),
+    "cohere2": (Cohere2Config(**GROUPED, sliding_window=4), "full attention in every layer"),
+    "gemma2": (Gemma2Config(**HEADS, sliding_window=4, final_logit_softcapping=3.0), "full attention in every layer"),
+    "gemma3_cap": (
+        Gemma3TextConfig(**HEADS, sliding_window=4, final_logit_softcapping=3.0),
+        "full attention in every layer",
+    ),
+    "gptj": (
+        GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2),
+        "AttentionInterface",
+    ),
+    "codegen": (
+        CodeGenConfig(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2
+        ),
+        "AttentionInterface",
+    ),
+    "falcon_h1": (FalconH1Config(**GROUPED, **STATES, lm_head_multiplier=0.5), "full attention in every layer"),
+    "recurrent_gemma": (
+        RecurrentGemmaConfig(**SIZES, num_key_value_heads=1, logits_soft_cap=3.0),
+        "sliding window",
+    ),
     "gemma3_text": (Gemma3TextConfig(**HEADS, sliding_window=4), "full attention in every layer"),
     "gemma3": (
         Gemma3Config(text_config=HEADS | {"sliding_window": 4}, vision_config=EYES, mm_tokens_per_image=4),
@@ -179,26 +215,30 @@ def test_who_insists_on_shared_prompts_is_told_why_not(name):
         make_policy(make(config), Attention.SHARED, CPU)
 
 
-def test_dense_copies_on_request():
-    model = make(SHARED["qwen3"])
+@pytest.mark.parametrize(
+    "config", [SHARED["qwen3"], MiniCPM3Config(**SIZES, dim_model_base=8)], ids=lambda config: config.model_type
+)
+def test_dense_copies_on_request(config):
+    model = make(config)
     expected = own(model)
     policy = make_policy(model, Attention.DENSE, CPU)
     assert not policy.shares_prompts
     assert_own_numbers(model, policy, expected)
 
 
-@pytest.mark.parametrize(
-    "config, reason",
-    [
-        (PhiConfig(**GROUPED), "bias"),
-        (CohereConfig(**GROUPED), "logit_scale"),
-        (Gemma2Config(**HEADS), "final_logit_softcapping"),
-        (GraniteConfig(**GROUPED, logits_scaling=8.0), "logits_scaling"),
-    ],
-    ids=lambda value: getattr(value, "model_type", value),
-)
-def test_heads_that_ours_does_not_know_are_refused(config, reason):
-    with pytest.raises(ConfigError, match=reason):
+def test_the_engine_is_sent_the_bias_of_a_head():
+    """By the names that the model itself has, as a checkpoint and an export are."""
+    model = make(SHARED["phi"])
+    expected = {name: each.clone() for name, each in model.state_dict().items()}
+    sent = base_weights(make_policy(model, Attention.AUTO, CPU).model)
+    assert "lm_head.bias" in sent and sent.keys() == expected.keys()
+    assert all(torch.equal(each, expected[name]) for name, each in sent.items())
+
+
+@pytest.mark.parametrize("value", [0.0, "inv_sqrt_d_model"])
+def test_a_scale_that_is_no_number_is_refused(value):
+    config = MptConfig(vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=1, logit_scale=value)
+    with pytest.raises(ConfigError, match=f"logit_scale={value!r}: only numbers other than 0"):
         make_policy(make(config), Attention.AUTO, CPU)
 
 

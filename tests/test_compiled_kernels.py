@@ -33,7 +33,9 @@ class Compiled:
     """Loads and stores of global memory, by the name of the machine instruction."""
 
 
-def compiled(name: str, architecture: int, aligned: tuple[str, ...], folder: Path) -> Compiled:
+def compiled(
+    name: str, architecture: int, aligned: tuple[str, ...], folder: Path, cap: float | None = None
+) -> Compiled:
     """A kernel on bfloat16 logits, as it is compiled where the integers `aligned` are multiples of 16."""
     kernel = getattr(triton_rows, name)
     pointers = ("logits", *POINTERS[name])
@@ -43,7 +45,7 @@ def compiled(name: str, architecture: int, aligned: tuple[str, ...], folder: Pat
     source = ASTSource(
         kernel,
         {each: types.get(each, "constexpr") for each in names},
-        constexprs={(names.index("BLOCK"),): triton_rows.BLOCK},
+        constexprs={(names.index("BLOCK"),): triton_rows.BLOCK, (names.index("CAP"),): cap},
         attrs={(names.index(each),): [["tt.divisibility", 16]] for each in (*pointers, *aligned)},
     )
     result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": 4})
@@ -64,10 +66,11 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("cap", [None, 30.0])
 @pytest.mark.parametrize("name, registers", [("_statistics_kernel", 96), ("_gradient_kernel", 56)])
-def test_every_access_of_padded_rows_is_wide_and_nothing_spills(name, registers, architecture, tmp_path):
+def test_every_access_of_padded_rows_is_wide_and_nothing_spills(name, registers, cap, architecture, tmp_path):
     """For any vocabulary: `vocab_size` itself is no multiple of anything that the compiler knows."""
-    found = compiled(name, architecture, ("row_stride", "width"), tmp_path)
+    found = compiled(name, architecture, ("row_stride", "width"), tmp_path, cap)
     assert found.spilled_bytes == 0 and not {"LDL", "STL"} & {each.split(".")[0] for each in found.accesses}
     assert found.registers <= registers
     per_thread = triton_rows.BLOCK // 128 * 2 // 16  # bfloat16 of a block, 128 threads, 16 bytes an access

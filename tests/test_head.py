@@ -18,7 +18,15 @@ from trainer.batching.loss_rows import Objective, cross_entropy
 from trainer.configs import KLEstimator, LossConfig
 from trainer.kernels import plain_rows
 from trainer.losses import LOSSES, TokenValues
-from trainer.model.head import Head, _scaled_, chunk_rows_within, head_loss, token_logprobs
+from trainer.model.head import (
+    AS_THEY_ARE,
+    Head,
+    LogitScaling,
+    _scaled_,
+    chunk_rows_within,
+    head_loss,
+    token_logprobs,
+)
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = (5, 1, 7, 3, 4)
@@ -79,13 +87,15 @@ def test_a_loss_of_ones_own_that_is_none_is_refused_with_its_place(case, own, pr
     assert "test_head.py, line " in str(caught.value)
 
 
-def by_autograd(hidden, weight, targets, loss_function, temperature: float):
+def by_autograd(hidden, weight, targets, loss_function, temperature: float, bias=None, scaling=AS_THEY_ARE):
     """Loss, metrics and gradients with all logits at once, every step by autograd."""
-    z = hidden @ weight.T / temperature
-    distribution = Categorical(logits=z)
+    logits = torch.nn.functional.linear(hidden, weight, bias) * scaling.scale
+    if scaling.cap is not None:
+        logits = scaling.cap * (logits / scaling.cap).tanh()
+    distribution = Categorical(logits=logits / temperature)
     per_token, metrics = loss_function(distribution.log_prob(targets), distribution.entropy(), slice(None))
     loss = per_token.sum()
-    return loss, metrics, torch.autograd.grad(loss, (hidden, weight))
+    return loss, metrics, torch.autograd.grad(loss, (hidden, weight) if bias is None else (hidden, weight, bias))
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, relative: float = 1e-10) -> None:
@@ -110,6 +120,51 @@ def test_every_loss_equals_autograd_whatever_the_chunk(case, config, chunk_rows)
     assert set(output.metrics) == set(metrics) >= {"loss", "entropy", "sampling/logp_difference/mean"}
     for name, values in metrics.items():
         torch.testing.assert_close(output.metrics[name], values.detach())
+
+
+SCALINGS = {
+    "bias": (True, AS_THEY_ARE),
+    "scale": (False, LogitScaling(scale=0.25)),
+    "cap": (False, LogitScaling(cap=2.0)),
+    "all": (True, LogitScaling(scale=-1.5, cap=3.0)),
+}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_rows", [3, NUM_ROWS])
+@pytest.mark.parametrize("whole_sequences", [False, True])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_bias_a_scale_and_a_soft_cap_equal_autograd(case, name, whole_sequences, chunk_rows, temperature):
+    hidden, weight, targets, objective = case
+    has_bias, scaling = SCALINGS[name]
+    bias = torch.randn(VOCAB, dtype=torch.float64).requires_grad_() if has_bias else None
+    objective = replace(objective, config=config_of("grpo"))
+    expected, metrics, gradients = by_autograd(hidden, weight, targets, objective, temperature, bias, scaling)
+    options = {"chunk_rows": chunk_rows, "bias": bias, "scaling": scaling}
+    output = head_loss(hidden, weight, targets, temperature, objective, whole_sequences, **options)
+    assert_close(output.loss, expected)
+    torch.testing.assert_close(output.metrics["entropy"], metrics["entropy"].detach())
+    parameters = [each for each in (hidden, weight, bias) if each is not None]
+    for found, truth in zip(torch.autograd.grad(output.loss, parameters), gradients, strict=True):
+        assert_close(found, truth)
+    alone = token_logprobs(hidden, weight, targets, temperature, **options)
+    assert_close(alone.logprobs, output.head.logprobs)
+    assert_close(alone.entropy, output.head.entropy)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 256])
+@pytest.mark.parametrize("dtype, largest", [(torch.float32, 1e-6), (torch.bfloat16, 0.005)])
+def test_they_are_exact_to_the_rounding_of_low_precision(dtype, largest, chunk_rows):
+    torch.manual_seed(0)
+    parameters = [each.to(dtype) for each in (torch.randn(256, 32), torch.randn(64, 32) / 6, torch.randn(64))]
+    scaling, targets, loss = LogitScaling(scale=2.0, cap=5.0), torch.randint(64, (256,)), cross_entropy(torch.ones(256))
+    hidden, weight, bias = (each.double().requires_grad_() for each in parameters)
+    truth = by_autograd(hidden, weight, targets, loss, 0.7, bias, scaling)[2]
+    hidden, weight, bias = own = [each.requires_grad_() for each in parameters]
+    output = head_loss(hidden, weight, targets, 0.7, loss, chunk_rows=chunk_rows, bias=bias, scaling=scaling)
+    for found, exact in zip(torch.autograd.grad(output.loss, own), truth, strict=True):
+        assert found.dtype == dtype
+        assert_close(found.double(), exact, largest)
 
 
 def test_a_loss_of_ones_own_that_mixes_tokens_is_never_cut(case):
@@ -152,16 +207,16 @@ def test_an_outer_factor_reaches_both_gradients(case):
         assert_close(three, 3 * one)
 
 
-@pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_a_frozen_side_gets_no_gradient_and_the_other_its_own(case, frozen):
+@pytest.mark.parametrize("trained", ["hidden", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(case, trained):
     hidden, weight, targets, objective = case
     loss = cross_entropy(objective.scale)
-    both = dict(zip(("hidden", "weight"), by_autograd(hidden, weight, targets, loss, 1.0)[2], strict=True))
-    tensors = {"hidden": hidden, "weight": weight}
-    tensors[frozen] = tensors[frozen].detach()
-    output = head_loss(tensors["hidden"], tensors["weight"], targets, 1.0, loss, chunk_rows=4)
-    other = "weight" if frozen == "hidden" else "hidden"
-    assert_close(torch.autograd.grad(output.loss, tensors[other])[0], both[other])
+    tensors = {"hidden": hidden, "weight": weight, "bias": torch.randn(VOCAB, dtype=torch.float64).requires_grad_()}
+    gradients = by_autograd(hidden, weight, targets, loss, 1.0, tensors["bias"])[2]
+    expected = dict(zip(tensors, gradients, strict=True))[trained]
+    given = {name: each if name == trained else each.detach() for name, each in tensors.items()}
+    output = head_loss(given["hidden"], given["weight"], targets, 1.0, loss, chunk_rows=4, bias=given["bias"])
+    assert_close(torch.autograd.grad(output.loss, given[trained])[0], expected)
 
 
 def test_without_gradients_none_are_made(case, monkeypatch):
@@ -253,9 +308,10 @@ def test_statistics_of_bfloat16_are_float32():
     assert output.logprobs.dtype == output.entropy.dtype == torch.float32
 
 
-def test_the_module_owns_the_weight_under_its_usual_name():
-    head = Head(torch.nn.Parameter(torch.randn(5, 4)))
-    assert list(dict(head.named_parameters())) == ["weight"]
+@pytest.mark.parametrize("bias", [None, torch.nn.Parameter(torch.randn(5))])
+def test_the_module_owns_its_parameters_under_their_usual_names(bias):
+    head = Head(torch.nn.Parameter(torch.randn(5, 4)), bias)
+    assert list(dict(head.named_parameters())) == ["weight", "bias"][: 1 if bias is None else 2]
     assert not head(torch.randn(2, 4), torch.tensor([0, 1]), 1.0).logprobs.requires_grad
 
 

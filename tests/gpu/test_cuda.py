@@ -20,11 +20,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 CUDA = torch.device("cuda")
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 2), (5, 17), (64, 4097), (32, 151_936)], ids=str)
-def test_triton_rows_equal_their_plain_twin(shape, dtype):
+def test_triton_rows_equal_their_plain_twin(shape, dtype, cap):
     tolerance = 1e-4 if dtype is torch.float32 else 1e-2
-    assert_rows_equal_their_plain_twin(shape, dtype, CUDA, 1e-4, {"rtol": tolerance, "atol": tolerance})
+    assert_rows_equal_their_plain_twin(shape, dtype, CUDA, 1e-4, {"rtol": tolerance, "atol": tolerance}, cap)
 
 
 def gradients(hidden, weight, targets, advantage, dtype: torch.dtype, fused: bool) -> tuple[torch.Tensor, ...]:

@@ -1,6 +1,8 @@
 """The statistics and gradients of rows of logits in plain PyTorch, for any device; triton_rows.py is the fast twin.
 
-Letters: n rows of a chunk, V vocabulary, T temperature; z = logits / T, p = softmax(z), H = -sum p log p.
+A soft cap on the logits is put on as they are read: the logits that these functions are given have none.
+Letters: n rows of a chunk, V vocabulary, T temperature; z = logits / T, or cap tanh(logits / cap) / T; p = softmax(z),
+H = -sum p log p.
 """
 
 from dataclasses import dataclass
@@ -17,9 +19,13 @@ class RowStatistics:
     logsumexp: torch.Tensor  # (n,) float32, of z
 
 
-def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
+def statistics(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, cap: float | None = None
+) -> RowStatistics:
     """Compute the statistics of logits (n, V) in at least float32; the logits stay as they are."""
-    z = logits.to(_wide(logits)) / temperature
+    z = logits.to(_wide(logits)) / (temperature if cap is None else cap)
+    if cap is not None:
+        z.tanh_().mul_(cap / temperature)
     maximum = z.amax(-1)
     z.sub_(maximum[:, None])
     exponentials = z.exp()
@@ -39,14 +45,21 @@ def write_gradient_(
     logprob_gradient: torch.Tensor,
     entropy_gradient: torch.Tensor | None,
     temperature: float,
+    cap: float | None = None,
 ) -> None:
     """Overwrite logits (n, V) by the gradient of the loss with respect to them, in their own type.
 
-    It is (dL/dlogp (onehot - p) - dL/dH p (log p + H)) / T, from the loss's gradients (n,) by log-prob and by entropy.
-    None for the latter leaves its term out.
+    It is (dL/dlogp (onehot - p) - dL/dH p (log p + H)) / T, from the loss's gradients (n,) by log-prob and by entropy,
+    and under a cap that times 1 - tanh(logits / cap)^2. None for the entropy's leaves its term out.
     """
     gradient = logits.to(_wide(logits))  # the logits themselves where they are wide enough
-    gradient.div_(temperature).sub_(rows.logsumexp[:, None])  # log p
+    if cap is None:
+        gradient.div_(temperature)
+    else:
+        gradient.div_(cap).tanh_()
+        slope = 1 - gradient.square()
+        gradient.mul_(cap / temperature)
+    gradient.sub_(rows.logsumexp[:, None])  # log p
     by_logprob = (logprob_gradient / temperature)[:, None]
     if entropy_gradient is None:
         gradient.exp_().mul_(-by_logprob)
@@ -55,6 +68,8 @@ def write_gradient_(
         by_entropy = (entropy_gradient / temperature)[:, None]
         gradient.add_(rows.entropy[:, None]).mul_(by_entropy).add_(by_logprob).mul_(p).neg_()
     gradient.scatter_add_(-1, targets[:, None], by_logprob)
+    if cap is not None:
+        gradient.mul_(slope)
     if gradient is not logits:
         logits.copy_(gradient)
 

@@ -20,6 +20,12 @@ ALIGNMENT = 16
 
 
 @triton.jit
+def _tanh(x):
+    """Return tanh, wrong by a few roundings of 1: the interpreter knows no other way to it."""
+    return 1 - 2 / (tl.exp(2 * x) + 1)  # where exp overflows, 2 / inf is 0
+
+
+@triton.jit
 def _statistics_kernel(
     logits,
     targets,
@@ -30,6 +36,7 @@ def _statistics_kernel(
     width,
     vocab_size,
     inverse_temperature,
+    CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -40,7 +47,10 @@ def _statistics_kernel(
     for start in range(0, width, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < vocab_size
-        z = tl.load(logits + columns, mask=columns < width, other=0.0).to(tl.float32) * inverse_temperature
+        x = tl.load(logits + columns, mask=columns < width, other=0.0).to(tl.float32)
+        if CAP is not None:
+            x = CAP * _tanh(x / CAP)
+        z = x * inverse_temperature
         z = tl.where(inside, z, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(z, 0))
         # before the first block there is nothing to rescale, and -inf - -inf would be NaN
@@ -53,7 +63,10 @@ def _statistics_kernel(
         maximum = new_maximum
     log_total = tl.log(total)
     target = tl.load(targets + row)
-    z_target = tl.load(logits + target).to(tl.float32) * inverse_temperature
+    x_target = tl.load(logits + target).to(tl.float32)
+    if CAP is not None:
+        x_target = CAP * _tanh(x_target / CAP)
+    z_target = x_target * inverse_temperature
     tl.store(logprobs + row, z_target - maximum - log_total)
     tl.store(entropy + row, log_total - weighted / total)
     tl.store(logsumexp + row, maximum + log_total)
@@ -70,6 +83,7 @@ def _gradient_kernel(
     row_stride,
     width,
     inverse_temperature,
+    CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -80,14 +94,21 @@ def _gradient_kernel(
     for start in range(0, width, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < width
-        z = tl.load(logits + columns, mask=inside, other=0.0).to(tl.float32) * inverse_temperature
-        log_p = z - row_logsumexp
+        x = tl.load(logits + columns, mask=inside, other=0.0).to(tl.float32)
+        if CAP is not None:
+            tanh = _tanh(x / CAP)
+            x = CAP * tanh
+        log_p = x * inverse_temperature - row_logsumexp
         gradient = -tl.exp(log_p) * (by_logprob + by_entropy * (log_p + row_entropy))
         gradient += tl.where(columns == target, by_logprob, 0.0)
+        if CAP is not None:
+            gradient *= 1 - tanh * tanh
         tl.store(logits + columns, (gradient * inverse_temperature).to(logits.dtype.element_ty), mask=inside)
 
 
-def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> RowStatistics:
+def statistics(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, cap: float | None = None
+) -> RowStatistics:
     """Do what plain_rows.statistics does, for logits (n, V) whose rows are contiguous, and may be padded."""
     _check(logits)
     num_rows, vocab_size = logits.shape
@@ -103,6 +124,7 @@ def statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) 
             _width(logits),
             vocab_size,
             1 / temperature,
+            CAP=cap,
             BLOCK=BLOCK,
         )
     return RowStatistics(logprobs=logprobs, entropy=entropy, logsumexp=logsumexp)
@@ -115,6 +137,7 @@ def write_gradient_(
     logprob_gradient: torch.Tensor,
     entropy_gradient: torch.Tensor | None,
     temperature: float,
+    cap: float | None = None,
 ) -> None:
     """Do what plain_rows.write_gradient_ does, for logits (n, V) with contiguous rows; a padding is overwritten."""
     _check(logits)
@@ -132,6 +155,7 @@ def write_gradient_(
             logits.stride(0),
             _width(logits),
             1 / temperature,
+            CAP=cap,
             BLOCK=BLOCK,
         )
 

@@ -151,7 +151,8 @@ def _adapter_parts(path: str, lora: LoRAConfig, launch: Launch) -> list[Part]:
 def head_bytes(rows: int, hidden: int, vocabulary: int, item: int, is_frozen: bool = False) -> int:
     """Most that the head holds on CUDA: a chunk's logits, hidden states, their gradient and the weight's.
 
-    The weight's gradient is float32 where there are several chunks; one that is frozen has none.
+    The weight's gradient is float32 where there are several chunks; one that is frozen has none. A soft cap takes
+    nothing (the kernels put it on as they read), and the gradient of a bias is one number for each column.
     """
     chunk = chunk_rows_within(WORKSPACE_BYTES, rows, vocabulary, hidden, item)
     logits = min(rows, chunk) * vocabulary * item

@@ -6,12 +6,15 @@ of it depends on another, the gradients of a chunk are made in the same pass, wi
     logits = hidden W^T; statistics of each row; the loss on these few numbers, and its gradient by autograd
     logits <- gradient by logits, in place; d hidden = that W; d W += that^T hidden, in float32
 
+Some models add a bias, scale their logits or put a soft cap on them (`LogitScaling`). A scale divides the temperature,
+and a cap is done by the kernels as they read the logits, so neither takes memory or a pass of its own.
 A loss that mixes the tokens of a completion (`whole_sequences`) gets all log-probs at once and costs a fourth matmul.
 The arithmetic is that of Liger-Kernel's fused cross-entropy (arXiv 2410.10989), for weighted policy gradients.
 Letters: M rows, n rows of a chunk, H hidden width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +27,17 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor,
 """(log-probs, entropies, which rows they belong to) -> (scaled loss of each row, metrics); the head sums the losses."""
 Impl = Literal["auto", "plain", "triton"]
 """Kernels of the rows' statistics and gradients; `auto`: Triton on CUDA, else plain PyTorch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitScaling:
+    """What a model makes of x = hidden W^T + b: cap tanh(scale x / cap), or scale x where there is no cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+AS_THEY_ARE = LogitScaling()
 
 
 # Outputs of modules are named tuples, not dataclasses: ZeRO-3 hangs its backward hooks on tensors it finds in tuples.
@@ -63,11 +77,19 @@ def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: in
 
 
 class Head(torch.nn.Module):
-    """The module that replaces a model's output layer and owns its weight, so wrappers that gather weights see it."""
+    """The module that replaces a model's output layer and owns its weights, so wrappers that gather them see them."""
 
-    def __init__(self, weight: torch.nn.Parameter, impl: Impl = "auto") -> None:
+    def __init__(
+        self,
+        weight: torch.nn.Parameter,
+        bias: torch.nn.Parameter | None = None,
+        scaling: LogitScaling = AS_THEY_ARE,
+        impl: Impl = "auto",
+    ) -> None:
         super().__init__()
         self.weight = weight  # (V, H)
+        self.bias = bias  # (V,)
+        self.scaling = scaling
         self.impl = impl
 
     def forward(
@@ -78,10 +100,11 @@ class Head(torch.nn.Module):
         loss: LossFunction | None = None,
         whole_sequences: bool = False,
     ) -> HeadOutput | LossOutput:
-        """Of hidden states (M, H) and target ids (M,) return log-probs under softmax(hidden W^T / T), or the loss."""
+        """Of hidden states (M, H) and target ids (M,) return log-probs under softmax(logits / T), or the loss."""
+        options = {"bias": self.bias, "scaling": self.scaling, "impl": self.impl}
         if loss is None:
-            return token_logprobs(hidden, self.weight, targets, temperature, impl=self.impl)
-        return head_loss(hidden, self.weight, targets, temperature, loss, whole_sequences, impl=self.impl)
+            return token_logprobs(hidden, self.weight, targets, temperature, **options)
+        return head_loss(hidden, self.weight, targets, temperature, loss, whole_sequences, **options)
 
 
 @torch.no_grad()
@@ -92,9 +115,11 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_rows: int | None = None,
     impl: Impl = "auto",
+    bias: torch.Tensor | None = None,
+    scaling: LogitScaling = AS_THEY_ARE,
 ) -> HeadOutput:
     """Compute log-probs and entropies of the targets, without gradient."""
-    return _Work(hidden, weight, targets, temperature, chunk_rows, impl).logprobs()
+    return _Work(hidden, weight, bias, targets, temperature, scaling, chunk_rows, impl).logprobs()
 
 
 def head_loss(
@@ -106,25 +131,29 @@ def head_loss(
     whole_sequences: bool = False,
     chunk_rows: int | None = None,
     impl: Impl = "auto",
+    bias: torch.Tensor | None = None,
+    scaling: LogitScaling = AS_THEY_ARE,
 ) -> LossOutput:
-    """Sum the loss over all rows; its one backward hands out gradients by `hidden` and `weight` that are made here."""
+    """Sum the loss over all rows; its one backward hands out gradients by hidden, weight, bias that are made here."""
     names: list[str] = []
     if not torch.is_grad_enabled():
-        hidden, weight = hidden.detach(), weight.detach()
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     total, logprobs, entropy, *metrics = _HeadLoss.apply(
-        hidden, weight, targets, temperature, loss, whole_sequences, chunk_rows, impl, names
+        hidden, weight, bias, targets, temperature, scaling, loss, whole_sequences, chunk_rows, impl, names
     )
     return LossOutput(total, HeadOutput(logprobs, entropy), dict(zip(names, metrics, strict=True)))
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, loss, whole_sequences, chunk_rows, impl, names):
-        work = _Work(hidden, weight, targets, temperature, chunk_rows, impl, *ctx.needs_input_grad[:2])
+    def forward(
+        ctx, hidden, weight, bias, targets, temperature, scaling, loss, whole_sequences, chunk_rows, impl, names
+    ):
+        work = _Work(hidden, weight, bias, targets, temperature, scaling, chunk_rows, impl, ctx.needs_input_grad[:3])
         result = work.two_passes(loss) if whole_sequences else work.one_pass(loss)
         names += result.metrics
-        ctx.save_for_backward(work.hidden_gradient, work.weight_gradient)
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.save_for_backward(*work.gradients)
+        ctx.dtypes = [None if each is None else each.dtype for each in (hidden, weight, bias)]
         ctx.set_materialize_grads(False)
         outputs = (*result.head, *result.metrics.values())
         ctx.mark_non_differentiable(*outputs)
@@ -137,22 +166,30 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None or loss_gradient is None else _scaled_(gradient, loss_gradient, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *scaled, *[None] * 7
+        return *scaled, *[None] * 8
 
 
 class _Work:
     """The sweeps over the chunks, and the gradients they leave behind."""
 
-    def __init__(self, hidden, weight, targets, temperature, chunk_rows, impl, wants_hidden=False, wants_weight=False):
-        self.hidden, self.weight, self.targets, self.temperature = hidden, weight, targets, temperature
+    def __init__(self, hidden, weight, bias, targets, temperature, scaling, chunk_rows, impl, wants=(False,) * 3):
+        self.hidden, self.weight, self.bias, self.targets = hidden, weight, bias, targets
+        # cap tanh(scale x / cap) / T is the same formula of x without a scale, but another cap and temperature
+        self.temperature = temperature / scaling.scale
+        self.cap = None if scaling.cap is None else scaling.cap / scaling.scale
         self.kernels = row_kernels(impl, hidden.device)
         if chunk_rows is None and weight.device.type == "cuda":
             chunk_rows = chunk_rows_within(WORKSPACE_BYTES, len(hidden), *weight.shape, weight.element_size())
         self.chunk_rows = chunk_rows or 128  # on a CPU so few that their logits stay in the cache
         # float32 over several chunks: rounding to bfloat16 after every add costs 1% of the gradient after 64 chunks
-        wide = weight.dtype if len(hidden) <= self.chunk_rows else torch.promote_types(weight.dtype, torch.float32)
-        self.hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
-        self.weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        of_weight = weight.dtype if len(hidden) <= self.chunk_rows else wide
+        self.gradients = self.by_hidden, self.by_weight, self.by_bias = (
+            torch.empty_like(hidden) if wants[0] else None,
+            torch.zeros_like(weight, dtype=of_weight) if wants[1] else None,
+            torch.zeros_like(bias, dtype=wide) if wants[2] else None,
+        )
+        self.wants_gradients = any(wants)
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor, plain_rows.RowStatistics]]:
         """Yield rows, logits and statistics. All logits stand in one workspace: use one before drawing the next."""
@@ -161,8 +198,12 @@ class _Work:
         workspace = self.hidden.new_empty(min(self.chunk_rows, num_rows), width)[:, : len(self.weight)]
         for start in range(0, num_rows, self.chunk_rows):
             chunk = slice(start, min(start + self.chunk_rows, num_rows))
-            logits = torch.mm(self.hidden[chunk], self.weight.T, out=workspace[: chunk.stop - start])
-            yield chunk, logits, self.kernels.statistics(logits, self.targets[chunk], self.temperature)
+            logits = workspace[: chunk.stop - start]
+            if self.bias is None:
+                torch.mm(self.hidden[chunk], self.weight.T, out=logits)
+            else:
+                torch.addmm(self.bias, self.hidden[chunk], self.weight.T, out=logits)
+            yield chunk, logits, self.kernels.statistics(logits, self.targets[chunk], self.temperature, self.cap)
 
     def room(self) -> HeadOutput:
         """Empty tensors for all results: many small ones between large ones would fragment the memory."""
@@ -189,20 +230,22 @@ class _Work:
 
     def two_passes(self, loss: LossFunction) -> LossOutput:
         result, coefficients = _evaluate(loss, *self.logprobs(), slice(None))
-        if self.hidden_gradient is not None or self.weight_gradient is not None:
+        if self.wants_gradients:
             for chunk, logits, rows in self.chunks():
                 self._gradients(chunk, logits, rows, [None if each is None else each[chunk] for each in coefficients])
         return result
 
     def _gradients(self, chunk: slice, logits: torch.Tensor, rows: plain_rows.RowStatistics, coefficients) -> None:
         """Add the gradients of these rows; `coefficients` are the loss's gradients by their log-probs and entropies."""
-        if self.hidden_gradient is None and self.weight_gradient is None:
+        if not self.wants_gradients:
             return
-        self.kernels.write_gradient_(logits, self.targets[chunk], rows, *coefficients, self.temperature)
-        if self.hidden_gradient is not None:
-            torch.mm(logits, self.weight, out=self.hidden_gradient[chunk])
-        if self.weight_gradient is not None:
-            _add_product_(self.weight_gradient, logits.T, self.hidden[chunk])
+        self.kernels.write_gradient_(logits, self.targets[chunk], rows, *coefficients, self.temperature, self.cap)
+        if self.by_hidden is not None:
+            torch.mm(logits, self.weight, out=self.by_hidden[chunk])
+        if self.by_weight is not None:
+            _add_product_(self.by_weight, logits.T, self.hidden[chunk])
+        if self.by_bias is not None:
+            self.by_bias += logits.sum(0, dtype=self.by_bias.dtype)
 
 
 def _evaluate(

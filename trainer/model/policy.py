@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from membuilder.errors import ConfigError
 from rollout.policy_folder import PolicyFolder, load_policy
 from trainer.batching.packing import PackedBatch
 from trainer.configs import ModelConfig
 from trainer.model import dense_copies, shared_prefix
-from trainer.model.head import Head, HeadOutput, Impl, LossFunction, LossOutput
+from trainer.model.head import Head, HeadOutput, Impl, LogitScaling, LossFunction, LossOutput
 from trainer.model.lora import adapted_layers, keep_adapters_alone
 from trainer.model.shared_prefix import use_shared_prefix
 
@@ -34,16 +34,28 @@ def load_trainable(
     return loaded
 
 
-def _check_plain_head(model: PreTrainedModel) -> None:
-    """Refuse models whose head does more than softmax(hidden @ weight^T), which is what ours computes."""
-    config = model.config.get_text_config()
-    scaled = [
-        name
-        for name in ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_multiplier")
-        if getattr(config, name, None) not in (None, 1, 1.0)
-    ]
-    if getattr(model.get_output_embeddings(), "bias", None) is not None or scaled:
-        raise ConfigError(f"models whose head has a bias or scales its logits are not supported: {scaled or 'bias'}")
+SCALES = ("logit_scale", "lm_head_multiplier", "logits_scaling")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What the configurations of transformers call them; make_policy.py proves the numbers that come of it."""
+
+
+def logit_scaling(config: PreTrainedConfig) -> LogitScaling:
+    """Return what a model makes of its logits. Raises ConfigError for a value that is no number, or 0."""
+    text = config.get_text_config()
+    found = {name: getattr(text, name, None) for name in (*SCALES, *CAPS)}
+    scale, cap = 1.0, None
+    for name, value in found.items():
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not value:
+            raise ConfigError(f"the model's config.json has {name}={value!r}: only numbers other than 0 are supported")
+        if name in CAPS:
+            cap = value
+        elif name == "logits_scaling" and text.model_type != "hyperclovax":
+            scale /= value  # Granite, MiniCPM 3; HyperCLOVA X multiplies by what it calls the same
+        else:
+            scale *= value
+    return LogitScaling(scale=scale, cap=cap)
 
 
 def shares_prompts(policy: torch.nn.Module) -> bool:
@@ -60,8 +72,8 @@ class Policy(torch.nn.Module):
         if shares_prompts:
             use_shared_prefix(model)
         self.shares_prompts = shares_prompts
-        _check_plain_head(model)
-        model.set_output_embeddings(Head(model.get_output_embeddings().weight, head_impl))
+        own = model.get_output_embeddings()
+        model.set_output_embeddings(Head(own.weight, own.bias, logit_scaling(model.config), head_impl))
         self.model = model
         if adapted_layers(model):
             keep_adapters_alone(self)
