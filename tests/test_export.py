@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
 from membuilder.errors import CheckpointError, ConfigError
 from rollout.tokens import encode_prompt
@@ -192,6 +192,17 @@ def test_a_model_is_uploaded_to_the_hub_or_its_folder_stands(run, tmp_path, refu
     lines = [json.loads(line) for line in server.asked[-1][2].splitlines()]
     sent = {line["value"]["path"] for line in lines if line["key"] == "file"}
     assert sent == {path.name for path in (tmp_path / "m").iterdir()} >= {"README.md", "model.safetensors"}
+
+
+@pytest.mark.parametrize("left_out", ["lm_head.weight", "transformer.wte.weight"])
+def test_a_tied_head_is_found_whatever_the_embedding_is_called(tmp_path, left_out):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)).eval()
+    model.save_pretrained(tmp_path)
+    kept = {name: weight for name, weight in model.state_dict().items() if name != left_out}
+    again, ids = exporting._model(tmp_path, kept, torch.float32).eval(), torch.tensor([[5, 9, 33]])
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
 
 
 def test_a_damaged_checkpoint_or_a_folder_that_exists_is_refused(run, exported, tmp_path):

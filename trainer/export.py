@@ -63,8 +63,9 @@ def _model(folder: Path, weights: Mapping[str, "torch.Tensor"], dtype: "torch.dt
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    if config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    for name, tied_to in model.all_tied_weights_keys.items():  # a checkpoint has one of the two names
+        weights.setdefault(name, weights.get(tied_to))
+        weights.setdefault(tied_to, weights[name])
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig.from_pretrained(folder)
