@@ -32,8 +32,10 @@ from transformers import (
     PhiConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -51,6 +53,8 @@ SIZES |= {"intermediate_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_to
 GROUPED = SIZES | {"num_key_value_heads": 2}
 HEADS = GROUPED | {"head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+DELTA |= {"layer_types": ["linear_attention", "full_attention"]}
 EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 EYES |= {"image_size": 28, "patch_size": 14}
 BESIDE = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
@@ -65,6 +69,9 @@ SHARED = {
     "granite": GraniteConfig(**GROUPED),
     "mistral": MistralConfig(**GROUPED, sliding_window=None),
     "phi3": Phi3Config(**GROUPED),
+    "lfm2": Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]),
+    "qwen3_next": Qwen3NextConfig(**HEADS, **DELTA, num_experts=0),
+    "qwen3_5": Qwen3_5TextConfig(**HEADS, **DELTA),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
     "opt": OPTConfig(
         **{key: value for key, value in SIZES.items() if key != "intermediate_size"}, ffn_dim=64, word_embed_proj_dim=32
@@ -87,7 +94,6 @@ DENSE = {
         DeepseekV3Config(**SIZES, num_key_value_heads=4, n_routed_experts=8, n_group=2, topk_group=1),
         "mixture of experts",
     ),
-    "lfm2": (Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]), "full attention in every layer"),
     "bloom": (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), "AttentionInterface"),
     "mamba": (MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2), "full attention in every layer"),
 }

@@ -3,6 +3,7 @@ tokens.
 
     python -m tests.benchmarks.learner --out tests/benchmarks/results/learner_cpu.json
     python -m tests.benchmarks.learner --shape memalpha --out tests/benchmarks/results/learner_memalpha_cpu.json
+    python -m tests.benchmarks.learner --shape hybrid --out tests/benchmarks/results/learner_hybrid_cpu.json
 
 shared    ours: the prompt runs once (trainer/batching/packing.py, trainer/model/shared_prefix.py), head fused
 dense     ours, but every completion brings its own copy of the prompt, head fused
@@ -15,6 +16,9 @@ forward and backward; on a CPU the implementations take turns.
 
 The shape `memalpha` is the trees of that scheme: each rollout has a memory of its own, so only instructions and chunk
 are shared where the chunk comes first, and only the instructions in the published order.
+
+The shape `hybrid` is a model with Gated DeltaNet (trainer/model/tree_recurrence.py), without TRL. Its row `own` is
+dense copies as transformers runs them, padded, its recurrence included (trainer/model/dense_copies.py).
 """
 
 import argparse
@@ -50,13 +54,13 @@ ORDERS = {
 }
 
 
-def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], LossOutput]]:
+def ours(shape: Shape, shared: bool, own_forward: bool = False) -> tuple[torch.nn.Module, Callable[[], LossOutput]]:
     sequences = [
         sequence(prompt, response, advantage=(advantage,) * len(response), weight=(1.0,) * len(response))
         for prompt, response, advantage in zip(*tokens_of(shape), strict=True)
     ]
     trees = [build_tree(sequences)] if shared else [dense_tree(sequence) for sequence in sequences]
-    policy, packed = Policy(model_of(shape)).train(), pack_on(trees, device())
+    policy, packed = Policy(model_of(shape), shares_prompts=not own_forward).train(), pack_on(trees, device())
     scale = torch.full(packed.targets.shape, 1 / len(packed.targets), device=device())
     config = LossConfig(name="grpo", kl_coef=0)
     known = {"values": packed.values, "sequence": packed.sequence, "ref_logprobs": None}
@@ -67,10 +71,12 @@ def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], Loss
 IMPLEMENTATIONS = {
     "dense": partial(ours, shared=False),
     "shared": partial(ours, shared=True),
+    "own": partial(ours, shared=False, own_forward=True),
     "trl": trl,
     "trl_tree": trl_tree,
 }
 RIVALS = ("trl", "trl_tree")
+HYBRID = Shape(2048, 128, sizes="hybrid")
 SHARING = ("shared", "trl_tree")
 
 
@@ -190,7 +196,8 @@ def cleanly(run: Callable[[], Result]) -> Result:
 def rows_of(shape: Shape, repeats: int = 5) -> Iterator[tuple[dict, Found | None]]:
     """Yield the row of each implementation, timed, and what it computed; a GPU has room for one model at a time."""
     dense, exact = None, truth(shape)
-    for together in [[*IMPLEMENTATIONS]] if device().type == "cpu" else [[name] for name in IMPLEMENTATIONS]:
+    names = ["dense", "shared", *(["own"] if shape.sizes == "hybrid" else RIVALS)]
+    for together in [names] if device().type == "cpu" else [[name] for name in names]:
         rows = []
         for name in together:
             described, found = row(name, shape, dense, exact)
@@ -214,12 +221,14 @@ def add_times(shape: Shape, rows: list[dict], repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("group", "memalpha"), default="group", help="what the rollouts share")
+    parser.add_argument("--shape", choices=("group", "memalpha", "hybrid"), default="group", help="what is run")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
     if args.shape == "memalpha":
         shapes = [({"order": order}, shape) for order, shape in ORDERS.items()]
+    elif args.shape == "hybrid":
+        shapes = [({}, HYBRID)]
     else:
         shapes = [({}, shape) for shape in (GPU_SHAPES if device().type == "cuda" else CPU_SHAPES)]
     rows = []

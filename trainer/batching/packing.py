@@ -54,6 +54,7 @@ class PackedBatch:
     token_ids: torch.Tensor  # (1, N) int64
     position_ids: torch.Tensor  # (1, N) int64
     plan: list[Call]  # all of one form
+    levels: list[Level]
     predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
     targets: torch.Tensor  # (M,) int64
     sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
@@ -179,6 +180,7 @@ def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
         token_ids=torch.tensor([token_ids]),
         position_ids=torch.tensor([position_ids]),
         plan=plan(levels),
+        levels=levels,
         predict_from=torch.tensor(predict_from),
         targets=torch.tensor([token for sequence in sequences for token in sequence.completion_token_ids]),
         sequence=torch.arange(len(lengths)).repeat_interleave(lengths),

@@ -4,11 +4,13 @@ The model's own code runs on PyTorch's `meta` device, whose tensors have a size 
 operator makes is counted until it is freed. So the count follows the real architecture, real autograd and real
 activation checkpointing, not a formula about them. Attention is replaced by a twin of
 trainer/model/merged_attention.py that keeps and allocates what that file and FlashAttention do, and computes nothing.
-The head has a formula in estimate.py.
+Recurrent layers run as on trees, in the plain form: flash-linear-attention keeps less. The head has a formula in
+estimate.py.
 Letters: N packed tokens, H heads, Hkv key heads, D head width.
 """
 
 import weakref
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,8 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from trainer.batching.attention_plan import Level
+from trainer.batching.recurrence_plan import CHUNK, RecurrencePlan
 from trainer.configs import LoRAConfig
 from trainer.model.lora import add_adapters, trained_parameters
+from trainer.model.tree_recurrence import recurrence_plan, recurrent_layers, run_on_trees
 
 NAME = "shared_prefix_memory"
 
@@ -54,11 +59,28 @@ def activation_bytes(
     for parameter in trained_parameters(model):
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     token_ids = torch.zeros(1, num_tokens, dtype=torch.int64, device="meta")
+    plans = {}
+    if recurrent := recurrent_layers(model):
+        run_on_trees(recurrent)
+        plans["seq_idx"] = _one_node(recurrent[0], token_ids)
     with Allocated([*model.parameters(), *model.buffers(), token_ids]) as memory:
-        hidden = model.base_model(input_ids=token_ids, position_ids=token_ids, use_cache=False).last_hidden_state
+        hidden = model.base_model(
+            input_ids=token_ids, position_ids=token_ids, use_cache=False, **plans
+        ).last_hidden_state
         saved = memory.now
         hidden.backward(torch.empty_like(hidden))
     return ActivationBytes(saved=saved, peak=memory.peak)
+
+
+def _one_node(layer: torch.nn.Module, token_ids: torch.Tensor) -> RecurrencePlan:
+    """Return the plan for one node of all tokens, whose chunks all run in one round: they keep what they always do."""
+    starts = range(0, token_ids.shape[1], CHUNK)
+    spans = [range(token_ids.shape[1])[start : start + CHUNK] for start in starts]
+    node, apart = (
+        recurrence_plan(layer, [Level(parents=[0] * len(each), spans=each)], token_ids)
+        for each in ([range(token_ids.shape[1])], spans)
+    )
+    return replace(node, scan=apart.scan)
 
 
 class Allocated(TorchDispatchMode):

@@ -19,7 +19,7 @@ from trainer.model.dense_copies import own_logprobs
 from trainer.model.head import Impl
 from trainer.model.lora import WithoutAdapters, adapted_layers, add_adapters
 from trainer.model.policy import Policy
-from trainer.model.shared_prefix import UnsharedError
+from trainer.model.shared_prefix import UnsharedError, use_own_layers
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def make_policy(
         if attention is Attention.SHARED:
             raise ConfigError(f"model.attention=shared: {why_dense}; set model.attention=auto or dense")
         _log.warning("prompts are not shared, every sequence is run whole: %s", why_dense)
-        model.set_attn_implementation(own_attention)
+        use_own_layers(model, own_attention)
     policy = Policy(model, shares_prompts=False, head_impl=head_impl)
     gap = _gap(policy, sequences, expected)
     if gap > LARGEST_GAP[model.dtype]:
