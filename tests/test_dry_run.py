@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.config import load
 from membuilder.errors import ConfigError
@@ -31,7 +31,7 @@ from trainer.memory_estimate.options import Launch
 from trainer.model.head import head_loss
 from trainer.model.lora import add_adapters, trained_parameters
 from trainer.model.make_policy import make_policy
-from trainer.model.shared_prefix import use_shared_prefix
+from trainer.model.shared_prefix import plans_of, use_shared_prefix
 from trainer.optim import make_optimizer
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
@@ -177,10 +177,15 @@ def test_ddp_keeps_its_buckets_beside_the_gradients():
     assert part(state_parts(1000, torch.float32, Launch(num_processes=2)), "gradients").step == 2 * 4000
 
 
-def real_run(checkpointing: bool, num_trees: int, lora: LoRAConfig | None = None):
+def real_run(
+    checkpointing: bool,
+    num_trees: int,
+    lora: LoRAConfig | None = None,
+    config: PretrainedConfig | None = None,
+):
     """A real model on the packed rows that a GPU gets: two answers below each prompt, 256 tokens a tree."""
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**SMALL))
+    model = AutoModelForCausalLM.from_config(config or Qwen3Config(**SMALL))
     if lora is not None:
         add_adapters(model, lora)
     use_shared_prefix(model)
@@ -201,7 +206,7 @@ def real_run(checkpointing: bool, num_trees: int, lora: LoRAConfig | None = None
 
     def run(after_forward=lambda: None) -> None:
         hidden = model.base_model(
-            input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, plan=batch.plan
+            input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, **plans_of(model, batch)
         ).last_hidden_state
         after_forward()
         hidden.backward(torch.empty_like(hidden))
@@ -223,6 +228,21 @@ def test_activations_are_those_of_a_real_run(checkpointing, lora):
     assert expected.saved == pytest.approx(saved[0], rel=0.01)
     assert expected.peak == pytest.approx(memory.peak, rel=0.01)
     assert memory.now < 0.02 * memory.peak  # the backward freed it all, so every storage was followed to its end
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_of_a_recurrence_are_those_of_a_real_run(checkpointing):
+    """Nodes of 128 and 64 tokens are as many chunks as one node of all tokens; a state that no other node starts from
+    is dropped, and there are more of them."""
+    heads = {f"linear_num_{of}_heads": count for of, count in (("key", 2), ("value", 4))}
+    config = Qwen3_5TextConfig(**SMALL, **heads, linear_key_head_dim=32, linear_value_head_dim=48)
+    model, batch, run = real_run(checkpointing, num_trees=4, config=config)
+    saved = []
+    with Allocated([*model.parameters(), *model.buffers(), batch.token_ids, batch.position_ids]) as memory:
+        run(lambda: saved.append(memory.now))
+    expected = activation_bytes(config, num_tokens=4 * 256, dtype=torch.float32, checkpointing=checkpointing)
+    assert expected.saved == pytest.approx(saved[0], rel=0.03)
+    assert expected.peak == pytest.approx(memory.peak, rel=0.03)
 
 
 def test_peak_is_what_the_allocator_gave():

@@ -95,9 +95,16 @@ def use_own_layers(model: PreTrainedModel, attention: str) -> None:
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
     """Return (M, hidden), the last hidden states that predict the batch's targets; prompt rows never reach the head."""
+    output = model.base_model(
+        input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, **plans_of(model, batch)
+    )
+    return output.last_hidden_state[0, batch.predict_from]
+
+
+def plans_of(model: PreTrainedModel, batch: PackedBatch) -> dict[str, object]:
+    """Return what a model's layers have to be told of a batch, by the names that transformers hands on to them."""
     plans: dict[str, object] = {"plan": batch.plan}
     if recurrent := recurrent_layers(model):
         # LFM2's layers hand on what has this name and nothing else
         plans["seq_idx"] = recurrence_plan(recurrent[0], batch.levels, model.get_input_embeddings().weight)
-    output = model.base_model(input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, **plans)
-    return output.last_hidden_state[0, batch.predict_from]
+    return plans
