@@ -19,21 +19,27 @@ from transformers import (
     FalconH1Config,
     KimiLinearConfig,
     Lfm2Config,
+    Lfm2MoeConfig,
     OlmoHybridConfig,
     PreTrainedModel,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
 )
 from transformers.models.lfm2.modeling_lfm2 import Lfm2RMSNorm
+from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeRMSNorm
 from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 from transformers.models.qwen3_next import modeling_qwen3_next
 
 from tests.sequences import sequence
 from trainer.batching import recurrence_plan
 from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node, pack
+from trainer.configs import Attention, LoRAConfig
 from trainer.kernels.path_convolution import path_convolution
 from trainer.kernels.plain_delta_rule import gated_delta_rule
+from trainer.model.make_policy import make_policy
 from trainer.model.policy import Policy
 from trainer.model.shared_prefix import UnsharedError, use_own_layers, use_shared_prefix
 
@@ -47,12 +53,17 @@ DELTA = SIZES | dict(
     head_dim=8, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=10,
 )  # fmt: skip
+SHORT = SIZES | dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], conv_bias=True)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=8)
 MODELS = {
     "qwen3_next": Qwen3NextConfig(**DELTA, num_experts=0),
     "qwen3_next experts": Qwen3NextConfig(**DELTA, **EXPERTS),
     "qwen3_5": Qwen3_5TextConfig(**DELTA),
-    "lfm2": Lfm2Config(**SIZES, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], conv_bias=True),
+    "lfm2": Lfm2Config(**SHORT),
+    "qwen3_5 experts": Qwen3_5MoeTextConfig(**DELTA, **EXPERTS),
+    "lfm2 experts": Lfm2MoeConfig(
+        **SHORT, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, num_dense_layers=1
+    ),
     "recurrence alone": Qwen3_5TextConfig(**DELTA | dict(layer_types=["linear_attention"] * 3)),
 }
 LENGTHS = (0, 1, 2, 3, 7, 20)
@@ -268,10 +279,14 @@ def double_precision(monkeypatch):
 
     monkeypatch.setattr(recurrence_plan, "CHUNK", 8)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(Lfm2RMSNorm, "forward", norm)
-    monkeypatch.setattr(modeling_qwen3_next.Qwen3NextRMSNormGated, "forward", gated_norm)
-    monkeypatch.setattr(modeling_qwen3_5.Qwen3_5RMSNormGated, "forward", gated_norm)
-    for module in (modeling_qwen3_next, modeling_qwen3_5):
+    for each in (Lfm2RMSNorm, Lfm2MoeRMSNorm):
+        monkeypatch.setattr(each, "forward", norm)
+    for module, family in (
+        (modeling_qwen3_next, "Qwen3Next"),
+        (modeling_qwen3_5, "Qwen3_5"),
+        (modeling_qwen3_5_moe, "Qwen3_5Moe"),
+    ):
+        monkeypatch.setattr(getattr(module, f"{family}RMSNormGated"), "forward", gated_norm)
         monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", rule)
 
 
@@ -356,6 +371,14 @@ def test_transformers_as_it_is(name):
     assert logprobs <= 1e-5 and gradient <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["qwen3_next", "lfm2"])
+def test_bfloat16_is_as_near_to_the_truth_as_transformers_is(name):
+    model, trees = make(MODELS[name]), trees_of(3)
+    truth, alone = own(model, trees)[0], own(copy.deepcopy(model).bfloat16(), trees)[0]
+    found = shared(copy.deepcopy(model).bfloat16(), trees)[0].double()
+    assert (found - truth).norm() <= 1.5 * (alone - truth).norm()
+
+
 def test_a_copy_of_a_policy_runs_its_own_weights():
     """References are copies: a forward that stayed with the first model would train against itself."""
     policy, batch = Policy(make(MODELS["qwen3_5"])), pack(trees_of(1))
@@ -390,3 +413,12 @@ def test_a_recurrence_that_is_not_known_is_refused_by_name(config):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnsharedError, match=f"a recurrence among .*Lfm2ShortConv.*; {type(model).__name__} has"):
         use_shared_prefix(model)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5", "lfm2"])
+def test_adapters_on_a_recurrence_are_trained(name):
+    model, trees = make(MODELS[name]), trees_of(1)
+    policy, batch = make_policy(model, Attention.SHARED, CPU, lora=LoRAConfig(rank=2)), pack(trees)
+    policy(batch, 1.0, cross_entropy(-batch.values.advantage)).loss.backward()
+    ends = [each for name, each in policy.model.named_parameters() if "lora_B" in name]
+    assert ends and all(each.grad.abs().max() > 0 for each in ends)
