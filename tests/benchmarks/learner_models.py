@@ -21,6 +21,8 @@ class Shape:
     """Activations are computed again in the backward."""
     own: int = 0
     """Tokens of each prompt behind the shared ones, which no other has."""
+    window: int | None = None
+    """The size of a sliding window, in every layer."""
 
 
 SIZES = {
@@ -39,7 +41,14 @@ PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
 
 def model_of(shape: Shape) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    config = Qwen3Config(**SIZES[shape.sizes], tie_word_embeddings=True, max_position_embeddings=32768)
+    config = Qwen3Config(
+        **SIZES[shape.sizes],
+        tie_word_embeddings=True,
+        max_position_embeddings=32768,
+        use_sliding_window=shape.window is not None,
+        sliding_window=shape.window,
+        max_window_layers=0,
+    )
     with torch.device(device()):
         model = Qwen3ForCausalLM(config)
     for parameter in model.parameters():  # not its buffers: real runs keep the angles of positions in float32
