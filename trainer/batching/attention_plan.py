@@ -178,14 +178,14 @@ def _varlen_window(nodes: Sequence[Sight], window: int) -> VarlenCall:
 
 
 BLOCK = 128
-"""The number of queries that read copies of their keys together, or half a window where that is more."""
+"""The number of queries that read copies of their keys together, or a quarter of a window where that is more."""
 
 
 def _alike_blocks(levels: Sequence[Level], window: int) -> Iterator[list[Sight]]:
     """Cut nodes into blocks of queries, and yield runs of blocks of alike size."""
     blocks = []
     for node in in_sight(levels, window):
-        tokens, num_blocks = node.queries, -(-len(node.queries) // max(BLOCK, window // 2))
+        tokens, num_blocks = node.queries, -(-len(node.queries) // max(BLOCK, window // 4))
         bounds = [len(tokens) * number // num_blocks for number in range(num_blocks + 1)]
         for start, stop in pairwise(bounds):
             above = last([*node.above, tokens[:start]], window - 1)
