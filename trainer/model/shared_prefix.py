@@ -69,7 +69,10 @@ def layer_windows(config: PreTrainedConfig) -> list[int | None]:
 
 def windows_of(model: PreTrainedModel) -> tuple[int, ...]:
     """Return the sizes of a model's sliding windows: those that its batches are packed for."""
-    return tuple(sorted({window for window in layer_windows(model.config.get_text_config()) if window is not None}))
+    config = model.config.get_text_config()
+    if getattr(config, "sliding_window", None) is None:
+        return ()
+    return tuple(sorted({window for window in layer_windows(config) if window is not None}))
 
 
 def use_shared_prefix(model: PreTrainedModel) -> None:
