@@ -52,6 +52,14 @@ def test_learners_of_a_hybrid_have_the_gradient_of_dense_copies(name):
     test_learners_have_the_gradient_of_dense_copies(name, replace(LEARNERS[1], sizes="hybrid"))
 
 
+def test_learners_with_a_window_have_the_gradient_of_the_models_own_attention():
+    shape = learner.Shape(prompt=12, response=5, window=4)
+    own, shared = (learner.find(name, shape).gradient for name in learner.compared(shape))
+    assert (shared - own).norm() < 1e-5 * own.norm()
+    unlimited = learner.find("own", learner.Shape(prompt=12, response=5)).gradient
+    assert (unlimited - own).norm() > 0.01 * own.norm()
+
+
 def test_the_learners_of_memalpha_share_what_stands_before_the_memories():
     tokens = {}
     for order, shape in learner.ORDERS.items():

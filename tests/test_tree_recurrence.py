@@ -296,7 +296,6 @@ def make(config, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():  # large enough for every part to matter
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.config.num_experts = 0  # experts in trees are proved elsewhere; here each token is routed by itself
     return model.eval()
 
 

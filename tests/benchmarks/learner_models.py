@@ -21,6 +21,8 @@ class Shape:
     """Activations are computed again in the backward."""
     own: int = 0
     """Tokens of each prompt behind the shared ones, which no other has."""
+    window: int | None = None
+    """The size of a sliding window, in every layer."""
 
 
 SIZES = {
@@ -44,11 +46,12 @@ PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
 def model_of(shape: Shape) -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = SIZES[shape.sizes] | {"tie_word_embeddings": True, "max_position_embeddings": 32768}
+    window = {"use_sliding_window": shape.window is not None, "sliding_window": shape.window, "max_window_layers": 0}
     with torch.device(device()):
         if shape.sizes == "hybrid":
             model = Qwen3NextForCausalLM(Qwen3NextConfig(**sizes))
         else:
-            model = Qwen3ForCausalLM(Qwen3Config(**sizes))
+            model = Qwen3ForCausalLM(Qwen3Config(**sizes, **window))
     for parameter in model.parameters():  # not its buffers: real runs keep the angles of positions in float32
         parameter.data = parameter.data.to(shape.dtype)
     if shape.checkpointed:

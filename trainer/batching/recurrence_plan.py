@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.batching.attention_plan import Level
+from trainer.batching.tree_levels import Level
 
 CHUNK = 64
 """Tokens that one step of the plain scan takes at most, as in Gated DeltaNet (arXiv 2412.06464) and its kernels."""

@@ -17,7 +17,7 @@ from trainer.configs import ModelConfig
 from trainer.model import dense_copies, shared_prefix
 from trainer.model.head import Head, HeadOutput, Impl, LossFunction, LossOutput
 from trainer.model.lora import adapted_layers, keep_adapters_alone
-from trainer.model.shared_prefix import use_shared_prefix
+from trainer.model.shared_prefix import use_shared_prefix, windows_of
 
 
 def load_trainable(
@@ -51,6 +51,11 @@ def shares_prompts(policy: torch.nn.Module) -> bool:
     return getattr(policy, "module", policy).shares_prompts
 
 
+def windows(policy: torch.nn.Module) -> tuple[int, ...]:
+    """Return the sizes of the sliding windows that a policy's batches are packed for; none where copies are run."""
+    return getattr(policy, "module", policy).windows
+
+
 class Policy(torch.nn.Module):
     """A decoder that runs the sequences of packed prefix trees, with our head in place of its own."""
 
@@ -60,6 +65,7 @@ class Policy(torch.nn.Module):
         if shares_prompts:
             use_shared_prefix(model)
         self.shares_prompts = shares_prompts
+        self.windows = windows_of(model) if shares_prompts else ()
         _check_plain_head(model)
         model.set_output_embeddings(Head(model.get_output_embeddings().weight, head_impl))
         self.model = model

@@ -14,8 +14,8 @@ from torch.nn.functional import softplus
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from trainer.batching.attention_plan import Level
 from trainer.batching.recurrence_plan import Chunks, NodesCall, RecurrencePlan, chunks, nodes_calls, windows
+from trainer.batching.tree_levels import Level
 from trainer.kernels import plain_delta_rule
 from trainer.kernels.path_convolution import path_convolution
 
