@@ -520,13 +520,13 @@ def test_flash_calls_are_never_told_of_one_query_at_most(tokens):
 def test_what_attention_runs_on_depends_on_device_and_type(monkeypatch):
     (call, *_) = pack([build_tree([sequence((1, 2), (3, 4))])], varlen_calls).plan
 
-    def chosen(device: str, dtype: torch.dtype, installed: Sequence[str] = (), softcap: float | None = None) -> str:
+    def chosen(device: str, dtype: torch.dtype, installed: Sequence[str] = (), softcap=None, width: int = 256) -> str:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
         for name in ("flash_package", "flash_varlen"):  # neither imports here
             module = SimpleNamespace(__name__=name)
             monkeypatch.setitem(sys.modules, f"trainer.kernels.{name}", module)
             monkeypatch.setattr(f"trainer.kernels.{name}", module, raising=False)
-        query = SimpleNamespace(device=torch.device(device), dtype=dtype)
+        query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 1, width))
         return kernels_for(call, query, softcap).__name__.rpartition(".")[2]
 
     assert chosen("cpu", torch.bfloat16) == "plain_varlen" and chosen("cuda", torch.float32) == "gathered_varlen"
@@ -539,6 +539,9 @@ def test_what_attention_runs_on_depends_on_device_and_type(monkeypatch):
     assert chosen("cuda", torch.float32, softcap=2.0) == "gathered_varlen"
     with pytest.raises(ValueError, match="caps its attention scores, .*: install flash-attn 2, or set"):
         chosen("cuda", torch.bfloat16, softcap=2.0)
+    assert chosen("cuda", torch.float32, width=512) == "gathered_varlen"
+    with pytest.raises(ValueError, match="heads of up to 256, this model's are 512 wide"):
+        chosen("cuda", torch.bfloat16, width=512)
 
 
 def test_chunked_attention_is_refused():

@@ -20,6 +20,9 @@ from trainer.batching.attention_plan import Call, PaddedCall
 from trainer.kernels import gathered_varlen, plain_varlen, sdpa_padded
 from trainer.kernels.plain_varlen import Block
 
+FLASH_WIDTH = 256
+"""Widest head that FlashAttention 2 and 3 take."""
+
 
 class UnsharedError(ValueError):
     """A shared prefix would not give this model's numbers."""
@@ -28,7 +31,7 @@ class UnsharedError(ValueError):
 def kernels_for(call: Call, query: torch.Tensor, softcap: float | None = None):
     """Return the module whose `forward` and `backward` run calls of this form; flash kernels take 16-bit types only.
 
-    Raises UnsharedError where scores have a soft cap that no kernel here knows.
+    Raises UnsharedError for heads or a soft cap on scores that they cannot take.
     """
     if isinstance(call, PaddedCall):
         return sdpa_padded if softcap is None else gathered_varlen
@@ -36,6 +39,8 @@ def kernels_for(call: Call, query: torch.Tensor, softcap: float | None = None):
         return plain_varlen
     if query.dtype not in (torch.bfloat16, torch.float16):
         return gathered_varlen
+    if query.shape[-1] > FLASH_WIDTH:
+        raise UnsharedError(f"flash kernels take heads of up to {FLASH_WIDTH}, this model's are {query.shape[-1]} wide")
     # By its own module: flash-attn 4 also has a `flash_attn`. Version 3, where it is, is reached through PyTorch.
     if importlib.util.find_spec("flash_attn_2_cuda") and not importlib.util.find_spec("flash_attn_interface"):
         from trainer.kernels import flash_package
