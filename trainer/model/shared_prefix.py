@@ -103,8 +103,8 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
             f"{by_batch} lets a token's experts depend on more than the token: set it to 0 in config.json"
         )
     model.set_attn_implementation(NAME)
-    # transformers only warns where it cannot set it, and claims to have set it for models without attention (xLSTM)
-    # and what Qwen3-Next and Qwen3.5 can do, they do not tell
+    # transformers only warns where it cannot set it, and claims to have set it for models without attention
+    # (xLSTM); Qwen3-Next and Qwen3.5 are given it without saying so
     if config._attn_implementation != NAME or not (model.is_backend_compatible() or recurrent):
         raise UnsharedError(
             f"transformers does not give {type(model).__name__} its AttentionInterface, so its attention cannot be "
