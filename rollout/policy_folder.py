@@ -68,6 +68,8 @@ def load_policy(
             ignore_mismatched_sizes=True,  # they are refused by name below
             **({} if weights else {"device_map": "meta"}),
         )
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # transformers' SDPA leaves the cap on scores out, and says nothing
     _refuse_partial(path, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
     num_embeddings = model.get_input_embeddings().num_embeddings
     _refuse_unknown_tokens(path, tokenizer, num_embeddings)

@@ -4,6 +4,7 @@ Weights are random and float64; what is compared with is transformers' own forwa
 """
 
 import copy
+import re
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from transformers import (
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     HyperCLOVAXConfig,
     Lfm2Config,
@@ -35,13 +37,18 @@ from transformers import (
     MptConfig,
     NanoChatConfig,
     Olmo2Config,
+    Olmo3Config,
+    OlmoHybridConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     RecurrentGemmaConfig,
     SmolLM3Config,
 )
@@ -61,6 +68,9 @@ SIZES |= {"intermediate_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_to
 GROUPED = SIZES | {"num_key_value_heads": 2}
 HEADS = GROUPED | {"head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+DELTA |= {"layer_types": ["linear_attention", "full_attention"]}
+WINDOW = {"sliding_window": 4}
 EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 EYES |= {"image_size": 28, "patch_size": 14}
 STATES = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
@@ -80,19 +90,27 @@ SHARED = {
     "nanochat": NanoChatConfig(**GROUPED, final_logit_softcapping=3.0),
     "mistral": MistralConfig(**GROUPED, sliding_window=None),
     "phi3": Phi3Config(**GROUPED),
+    "lfm2": Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]),
+    "qwen3_next": Qwen3NextConfig(**HEADS, **DELTA, **EXPERTS, shared_expert_intermediate_size=8),
+    "qwen3_5": Qwen3_5TextConfig(**HEADS, **DELTA),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
     "opt": OPTConfig(
         **{key: value for key, value in SIZES.items() if key != "intermediate_size"}, ffn_dim=64, word_embed_proj_dim=32
     ),
+    "mistral_window": MistralConfig(**GROUPED, **WINDOW),
+    "olmo3": Olmo3Config(**GROUPED, **WINDOW),
+    "cohere2": Cohere2Config(**GROUPED, **WINDOW),
+    "gemma2": Gemma2Config(**HEADS, **WINDOW, final_logit_softcapping=3.0, attn_logit_softcapping=2.0),
+    "gemma3_text": Gemma3TextConfig(**HEADS, **WINDOW, final_logit_softcapping=3.0),
+    "gemma3": Gemma3Config(text_config=HEADS | WINDOW, vision_config=EYES, mm_tokens_per_image=4),
+    "gemma4": Gemma4Config(text_config=Gemma4TextConfig(**HEADS, **WINDOW, **BESIDE)),
+    "gpt_oss": GptOssConfig(**HEADS, **WINDOW, num_local_experts=4, num_experts_per_tok=2),
+    "mixtral": MixtralConfig(**GROUPED, num_local_experts=4, sliding_window=None),
+    "qwen3_moe": Qwen3MoeConfig(**HEADS, **EXPERTS),
+    "deepseek_v3": DeepseekV3Config(**SIZES, num_key_value_heads=4, n_routed_experts=8, n_group=2, topk_group=1),
 }
+SOMETIMES = "full or sliding attention in every layer"
 DENSE = {
-    "mistral_window": (MistralConfig(**GROUPED, sliding_window=4), "sliding window"),
-    "cohere2": (Cohere2Config(**GROUPED, sliding_window=4), "full attention in every layer"),
-    "gemma2": (Gemma2Config(**HEADS, sliding_window=4, final_logit_softcapping=3.0), "full attention in every layer"),
-    "gemma3_cap": (
-        Gemma3TextConfig(**HEADS, sliding_window=4, final_logit_softcapping=3.0),
-        "full attention in every layer",
-    ),
     "gptj": (
         GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2),
         "AttentionInterface",
@@ -103,30 +121,22 @@ DENSE = {
         ),
         "AttentionInterface",
     ),
-    "falcon_h1": (FalconH1Config(**GROUPED, **STATES, lm_head_multiplier=0.5), "full attention in every layer"),
+    "falcon_h1": (FalconH1Config(**GROUPED, **STATES, lm_head_multiplier=0.5), SOMETIMES),
     "recurrent_gemma": (
         RecurrentGemmaConfig(**SIZES, num_key_value_heads=1, logits_soft_cap=3.0),
-        "sliding window",
+        SOMETIMES,
     ),
-    "gemma3_text": (Gemma3TextConfig(**HEADS, sliding_window=4), "full attention in every layer"),
-    "gemma3": (
-        Gemma3Config(text_config=HEADS | {"sliding_window": 4}, vision_config=EYES, mm_tokens_per_image=4),
-        "full attention in every layer",
+    "qwen2_moe_window": (  # its window is in a mask alone
+        Qwen2MoeConfig(
+            **GROUPED, **EXPERTS, **WINDOW, shared_expert_intermediate_size=8, use_sliding_window=True,
+            max_window_layers=1,
+        ),
+        "layer 0 has a sliding window of 4 by its config and tells its attention None",
     ),
-    "gemma4": (
-        Gemma4Config(text_config=Gemma4TextConfig(**HEADS, sliding_window=4, **BESIDE)),
-        "full attention in every layer",
-    ),
-    "mixtral": (MixtralConfig(**GROUPED, num_local_experts=4, sliding_window=None), "mixture of experts"),
-    "qwen3_moe": (Qwen3MoeConfig(**HEADS, **EXPERTS), "mixture of experts"),
-    "deepseek_v3": (
-        DeepseekV3Config(**SIZES, num_key_value_heads=4, n_routed_experts=8, n_group=2, topk_group=1),
-        "mixture of experts",
-    ),
-    "lfm2": (Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]), "full attention in every layer"),
+    "olmo_hybrid": (OlmoHybridConfig(**GROUPED, **DELTA), "a recurrence among .*; OlmoHybridForCausalLM has"),
     "bloom": (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), "AttentionInterface"),
-    "mamba": (MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2), "full attention in every layer"),
-}
+    "mamba": (MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2), SOMETIMES),
+}  # fmt: skip
 SEQUENCES = [
     TrainSequence(prompt_token_ids=(*range(10, 31), *prompt), completion_token_ids=completion)
     for prompt in ((40, 41), (50,))
@@ -140,6 +150,8 @@ def make(config, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     torch.manual_seed(0)
     # experts in a loop: the grouped product that they use else has no float64
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), experts_implementation="eager").to(dtype)
+    if getattr(config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # as load_policy does: transformers' SDPA leaves the cap out
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -170,7 +182,7 @@ def ours(policy) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return logprobs * torch.linspace(-1, 2, NUM_TOKENS, dtype=torch.float64)[rows], {}
 
     policy.zero_grad()
-    batch = pack_on([build_tree(SEQUENCES)], CPU)
+    batch = pack_on([build_tree(SEQUENCES)], CPU, policy.windows)
     assert [id(each) for each in batch.sequences] == [id(each) for each in SEQUENCES]
     output = policy.train()(batch, 1.0, loss)
     output.loss.backward()
@@ -204,15 +216,37 @@ def test_dense_copies_have_them_where_sharing_is_not_proved(name, caplog):
     model = make(config)
     expected = own(model)
     policy = make_policy(model, Attention.AUTO, CPU)
-    assert not policy.shares_prompts and reason in caplog.text and "every sequence is run whole" in caplog.text
+    assert not policy.shares_prompts and re.search(reason, caplog.text) and "every sequence is run whole" in caplog.text
     assert_own_numbers(model, policy, expected)
 
 
-@pytest.mark.parametrize("name", ["mistral_window", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen2_moe_window", "olmo_hybrid"])
 def test_who_insists_on_shared_prompts_is_told_why_not(name):
     config, reason = DENSE[name]
     with pytest.raises(ConfigError, match=f"model.attention=shared: .*{reason}.*; set model.attention=auto or dense"):
         make_policy(make(config), Attention.SHARED, CPU)
+
+
+def test_a_loss_that_balances_experts_is_refused_because_it_is_never_added():
+    with pytest.raises(ConfigError, match="output_router_logits=true .* never added here: set it to false"):
+        make_policy(make(MixtralConfig(**GROUPED, num_local_experts=4, output_router_logits=True)), Attention.AUTO, CPU)
+
+
+def test_random_sequences_outgrow_windows(monkeypatch):
+    """A window that ours would get wrong is found at the start."""
+    monkeypatch.setattr("trainer.batching.attention_plan.longest_path", lambda levels: 0)  # as if none were outgrown
+    with pytest.raises(ConfigError, match="other log-probs than the model's own forward"):
+        make_policy(make(MistralConfig(**GROUPED, sliding_window=40)), Attention.SHARED, CPU)
+
+
+@pytest.mark.parametrize("attention", [Attention.SHARED, Attention.DENSE])
+def test_padding_beyond_a_window_is_no_nan(attention):
+    """Eager attention, whose padded tokens would see nothing in their window."""
+    model = make(SHARED["gemma2"])
+    sequences = [TrainSequence(prompt_token_ids=(5,) * length, completion_token_ids=(6, 7)) for length in (2, 30)]
+    assert own_logprobs(model, sequences).isfinite().all()
+    policy = make_policy(model, attention, CPU)
+    assert policy.eval()(pack_on([build_tree(sequences)], CPU, policy.windows)).logprobs.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The benchmarks compare like with like: every implementation they time computes the same loss and gradient."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_learners_have_the_gradient_of_dense_copies(name, shape):
         found[implementation] = learner.loss_of(forward()).item(), learner.gradient(model)
     assert found[name][0] == pytest.approx(found["dense"][0], abs=1e-5)
     assert (found[name][1] - found["dense"][1]).norm() < 1e-5 * found["dense"][1].norm()
+
+
+@pytest.mark.parametrize("name", ["shared", "own"])
+def test_learners_of_a_hybrid_have_the_gradient_of_dense_copies(name):
+    test_learners_have_the_gradient_of_dense_copies(name, replace(LEARNERS[1], sizes="hybrid"))
+
+
+def test_learners_with_a_window_have_the_gradient_of_the_models_own_attention():
+    shape = learner.Shape(prompt=12, response=5, window=4)
+    own, shared = (learner.find(name, shape).gradient for name in learner.compared(shape))
+    assert (shared - own).norm() < 1e-5 * own.norm()
+    unlimited = learner.find("own", learner.Shape(prompt=12, response=5)).gradient
+    assert (unlimited - own).norm() > 0.01 * own.norm()
 
 
 def test_the_learners_of_memalpha_share_what_stands_before_the_memories():

@@ -219,8 +219,8 @@ def test_the_table_of_the_memory_server_is_that_of_its_result_file():
         each, most = scenario["result"], scenario["highest_rate_that_holds"]
         assert each["failures"] == each["unanswered"] == 0
         seen = each["search"]
-        times = f"| {seen['p50_ms']:.0f} ms | {seen['p95_ms']:.0f} ms | {each['resident_mb']} MB | {most:,.0f} a second |"
-        assert times in page
+        times = f"| {seen['p50_ms']:.0f} ms | {seen['p95_ms']:.0f} ms | {each['resident_mb']} MB |"
+        assert f"{times} {most:,.0f} a second |" in page
 
 
 def test_the_table_of_real_data_under_memalpha_is_that_of_its_result_file():

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.config import load
 from membuilder.errors import ConfigError
@@ -16,6 +16,7 @@ from trainer.batching.attention_plan import varlen_calls
 from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import TrainSequence, build_tree, pack
 from trainer.configs import LoRAConfig, ModelConfig, TrainConfig
+from trainer.memory_estimate import activations
 from trainer.memory_estimate.activations import Allocated, activation_bytes
 from trainer.memory_estimate.advice import advise, largest_micro_batch, make
 from trainer.memory_estimate.dry_run import report
@@ -31,7 +32,7 @@ from trainer.memory_estimate.options import Launch
 from trainer.model.head import head_loss
 from trainer.model.lora import add_adapters, trained_parameters
 from trainer.model.make_policy import make_policy
-from trainer.model.shared_prefix import use_shared_prefix
+from trainer.model.shared_prefix import plans_of, use_shared_prefix, windows_of
 from trainer.optim import make_optimizer
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
@@ -177,10 +178,20 @@ def test_ddp_keeps_its_buckets_beside_the_gradients():
     assert part(state_parts(1000, torch.float32, Launch(num_processes=2)), "gradients").step == 2 * 4000
 
 
-def real_run(checkpointing: bool, num_trees: int, lora: LoRAConfig | None = None):
+def windowed(window: int | None) -> Qwen3Config:
+    return Qwen3Config(**SMALL, use_sliding_window=window is not None, sliding_window=window, max_window_layers=1)
+
+
+def real_run(
+    checkpointing: bool,
+    num_trees: int,
+    lora: LoRAConfig | None = None,
+    window: int | None = None,
+    config: PretrainedConfig | None = None,
+):
     """A real model on the packed rows that a GPU gets: two answers below each prompt, 256 tokens a tree."""
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**SMALL))
+    model = AutoModelForCausalLM.from_config(config or windowed(window))
     if lora is not None:
         add_adapters(model, lora)
     use_shared_prefix(model)
@@ -197,11 +208,11 @@ def real_run(checkpointing: bool, num_trees: int, lora: LoRAConfig | None = None
         )
         for first in range(num_trees)
     ]
-    batch = pack(trees, varlen_calls)
+    batch = pack(trees, varlen_calls, windows_of(model))
 
     def run(after_forward=lambda: None) -> None:
         hidden = model.base_model(
-            input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, plan=batch.plan
+            input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, **plans_of(model, batch)
         ).last_hidden_state
         after_forward()
         hidden.backward(torch.empty_like(hidden))
@@ -209,20 +220,37 @@ def real_run(checkpointing: bool, num_trees: int, lora: LoRAConfig | None = None
     return model, batch, run
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize(("lora", "window"), [(None, None), (LORA, None), (None, 64)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_those_of_a_real_run(checkpointing, lora):
+def test_activations_are_those_of_a_real_run(checkpointing, lora, window, monkeypatch):
     """The same count over real tensors and the real attention on a CPU: kept and peak to 1%."""
-    model, batch, run = real_run(checkpointing, num_trees=4, lora=lora)
+    # each of the 8 answers of 64 tokens copies the 63 keys in sight above it: 504 in 1024 tokens
+    monkeypatch.setattr(activations, "NODE_TOKENS", 130)
+    model, batch, run = real_run(checkpointing, num_trees=4, lora=lora, window=window)
     saved = []
     with Allocated([*model.parameters(), *model.buffers(), batch.token_ids, batch.position_ids]) as memory:
         run(lambda: saved.append(memory.now))
     expected = activation_bytes(
-        Qwen3Config(**SMALL), num_tokens=4 * 256, dtype=torch.float32, checkpointing=checkpointing, lora=lora
+        windowed(window), num_tokens=4 * 256, dtype=torch.float32, checkpointing=checkpointing, lora=lora
     )
     assert expected.saved == pytest.approx(saved[0], rel=0.01)
     assert expected.peak == pytest.approx(memory.peak, rel=0.01)
     assert memory.now < 0.02 * memory.peak  # the backward freed it all, so every storage was followed to its end
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_of_a_recurrence_are_those_of_a_real_run(checkpointing):
+    """Nodes of 128 and 64 tokens are as many chunks as one node of all tokens; a state that no other node starts from
+    is dropped, and there are more of them."""
+    heads = {f"linear_num_{of}_heads": count for of, count in (("key", 2), ("value", 4))}
+    config = Qwen3_5TextConfig(**SMALL, **heads, linear_key_head_dim=32, linear_value_head_dim=48)
+    model, batch, run = real_run(checkpointing, num_trees=4, config=config)
+    saved = []
+    with Allocated([*model.parameters(), *model.buffers(), batch.token_ids, batch.position_ids]) as memory:
+        run(lambda: saved.append(memory.now))
+    expected = activation_bytes(config, num_tokens=4 * 256, dtype=torch.float32, checkpointing=checkpointing)
+    assert expected.saved == pytest.approx(saved[0], rel=0.03)
+    assert expected.peak == pytest.approx(memory.peak, rel=0.03)
 
 
 def test_peak_is_what_the_allocator_gave():
@@ -237,6 +265,17 @@ def test_peak_is_what_the_allocator_gave():
     measured = max(accumulate(sizes))
     expected = activation_bytes(Qwen3Config(**SMALL), num_tokens=8 * 256, dtype=torch.float32, checkpointing=False)
     assert expected.peak == pytest.approx(measured, rel=0.05)
+
+
+def test_windows_copy_keys_in_layers_that_are_outgrown(monkeypatch):
+    monkeypatch.setattr(activations, "NODE_TOKENS", 1)  # so many that attention is the peak
+    whole, long, short = (
+        activation_bytes(windowed(window), num_tokens=1000, dtype=torch.bfloat16, checkpointing=False)
+        for window in (None, 1000, 999)
+    )
+    assert whole == long and whole.saved == short.saved
+    copies = 1000 * (1 + 999) * SMALL["num_key_value_heads"] * SMALL["head_dim"] * 2 * 2 * 2  # keys, values, gradients
+    assert copies < short.peak < copies + whole.peak
 
 
 def test_checkpointing_keeps_one_hidden_state_a_layer():

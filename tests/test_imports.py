@@ -41,6 +41,8 @@ HOMES = {
     "alembic": "membuilder/serving/",
     "sqlalchemy": "membuilder/serving/postgres_tables.py",
     "triton": "trainer/kernels/",
+    "fla": "trainer/kernels/fla_delta_rule.py",
+    "causal_conv1d": "trainer/kernels/path_convolution.py",
     "trl": None,
     "verl": None,
     "llamafactory": None,

@@ -176,7 +176,7 @@ def test_the_reference_answers_with_the_base_and_the_engine_has_the_policy_again
 
 
 def test_where_prompts_are_not_shared_adapters_train_too():
-    config, _ = DENSE["mistral_window"]
+    config, _ = DENSE["olmo_hybrid"]
     policy = make_policy(make(config, torch.float32), Attention.AUTO, CPU, lora=LORA)
     assert not policy.shares_prompts
     before = logprobs(policy)

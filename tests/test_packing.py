@@ -10,17 +10,14 @@ from torch.distributions import Categorical
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
-    DeepseekV3Config,
-    Gemma2Config,
     GraniteConfig,
-    MistralConfig,
+    Llama4TextConfig,
     MixtralConfig,
     MptConfig,
     PhiConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
-    Qwen3MoeConfig,
     RwkvConfig,
     xLSTMConfig,
 )
@@ -77,7 +74,7 @@ def test_two_completions_of_one_prompt():
     assert [call.causal for call in batch.plan] == [True, True, False]
     assert prompt.queries == prompt.keys == slice(0, 3) and prompt.query_rows.valid is None
     assert completions.queries == completions.keys == slice(3, 6)
-    assert completions.query_rows.rows.tolist() == [[0, 1], [2, 0]]
+    assert completions.query_rows.rows.tolist() == [[0, 1], [2, 2]]
     assert completions.query_rows.valid.tolist() == [[True, True], [True, False]]
     assert completions.query_rows.places.tolist() == [0, 1, 2]
     # what both completions share is read once, by all their tokens as one segment
@@ -523,44 +520,41 @@ def test_flash_calls_are_never_told_of_one_query_at_most(tokens):
 def test_what_attention_runs_on_depends_on_device_and_type(monkeypatch):
     (call, *_) = pack([build_tree([sequence((1, 2), (3, 4))])], varlen_calls).plan
 
-    def chosen(device: str, dtype: torch.dtype, installed: Sequence[str] = ()) -> str:
+    def chosen(device: str, dtype: torch.dtype, installed: Sequence[str] = (), softcap=None, width: int = 256) -> str:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
         for name in ("flash_package", "flash_varlen"):  # neither imports here
             module = SimpleNamespace(__name__=name)
             monkeypatch.setitem(sys.modules, f"trainer.kernels.{name}", module)
             monkeypatch.setattr(f"trainer.kernels.{name}", module, raising=False)
-        query = SimpleNamespace(device=torch.device(device), dtype=dtype)
-        return kernels_for(call, query).__name__.rpartition(".")[2]
+        query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 1, width))
+        return kernels_for(call, query, softcap).__name__.rpartition(".")[2]
 
     assert chosen("cpu", torch.bfloat16) == "plain_varlen" and chosen("cuda", torch.float32) == "gathered_varlen"
     assert chosen("cuda", torch.bfloat16) == chosen("cuda", torch.bfloat16, ["flash_attn"]) == "flash_varlen"
     assert chosen("cuda", torch.float16, ["flash_attn", "flash_attn_2_cuda"]) == "flash_package"
     assert chosen("cuda", torch.bfloat16, ["flash_attn_2_cuda", "flash_attn_interface"]) == "flash_varlen"
+    # scores with a soft cap
+    assert chosen("cuda", torch.bfloat16, ["flash_attn_2_cuda"], softcap=2.0) == "flash_package"
+    assert chosen("cpu", torch.bfloat16, softcap=2.0) == "plain_varlen"
+    assert chosen("cuda", torch.float32, softcap=2.0) == "gathered_varlen"
+    with pytest.raises(ValueError, match="caps its attention scores, .*: install flash-attn 2, or set"):
+        chosen("cuda", torch.bfloat16, softcap=2.0)
+    assert chosen("cuda", torch.float32, width=512) == "gathered_varlen"
+    with pytest.raises(ValueError, match="heads of up to 256, this model's are 512 wide"):
+        chosen("cuda", torch.bfloat16, width=512)
 
 
-def test_sliding_window_is_refused():
-    config = Qwen3Config(**TINY, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(ValueError, match="full attention in every layer.*sliding_attention"):
-        use_shared_prefix(refused(config))
+def test_chunked_attention_is_refused():
+    with pytest.raises(ValueError, match="full or sliding attention in every layer.*chunked_attention"):
+        use_shared_prefix(refused(Llama4TextConfig(**TINY, intermediate_size_mlp=48, num_local_experts=2)))
 
 
-def test_sliding_window_without_layer_types_is_refused():
-    with pytest.raises(ValueError, match="full attention"):
-        use_shared_prefix(refused(MistralConfig(**TINY, sliding_window=4)))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Qwen3MoeConfig(**TINY, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
-        MixtralConfig(**TINY, num_local_experts=4, sliding_window=None),
-        DeepseekV3Config(**TINY | {"num_key_value_heads": 4}, n_routed_experts=8, n_group=2, topk_group=1),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_mixture_of_experts_is_refused(config):
-    with pytest.raises(ValueError, match="mixture of experts"):
-        use_shared_prefix(refused(config))
+@pytest.mark.parametrize("name", ["jitter_noise", "expert_capacity"])
+def test_routing_that_is_not_the_tokens_alone_is_refused(name):
+    model = refused(MixtralConfig(**TINY, num_local_experts=4, sliding_window=None, router_jitter_noise=0.0))
+    setattr(model.model.layers[1].mlp, name, 3)
+    with pytest.raises(ValueError, match=f"{name}=3 lets a token's experts depend on more than the token"):
+        use_shared_prefix(model)
 
 
 @pytest.mark.parametrize(
@@ -576,15 +570,6 @@ def test_mixture_of_experts_is_refused(config):
 def test_models_whose_attention_cannot_be_replaced_are_refused(config):
     with pytest.raises(ValueError, match="does not give .*ForCausalLM its AttentionInterface"):
         use_shared_prefix(refused(config))
-
-
-def test_scores_that_are_capped_are_refused():
-    config = Gemma2Config(**TINY, layer_types=["full_attention"] * 2, attn_logit_softcapping=5.0, sliding_window=None)
-    model = AutoModelForCausalLM.from_config(config)
-    use_shared_prefix(model)
-    batch = packed(sequence((1, 2), (3,)))
-    with pytest.raises(ValueError, match="no soft cap"):
-        model.base_model(input_ids=batch.token_ids, position_ids=batch.position_ids, use_cache=False, plan=batch.plan)
 
 
 def test_rotary_embedding_that_depends_on_length_is_refused():

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GenerationConfig, Qwen3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    Qwen3Config,
+)
 
 from membuilder.config import load as load_config
 from membuilder.errors import ConfigError
@@ -57,6 +66,27 @@ def rewrite(path: Path, **changed) -> None:
 def change_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_cap_on_attention_scores_holds_wherever_the_model_runs(folder):
+    """Gemma 2's: transformers' SDPA, which it would choose, leaves the cap out."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(str(folder))
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, head_dim=16)
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, attn_logit_softcapping=0.01)
+    config.eos_token_id = tokenizer.eos_token_id
+    model = Gemma2ForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    model.save_pretrained(folder)
+    ids = torch.arange(6)[None]
+    found = load_policy(folder, dtype=torch.float32).model(ids).logits
+    logits = {}
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        logits[name] = model(ids).logits
+    torch.testing.assert_close(found, logits["eager"])
+    assert (found - logits["sdpa"]).abs().max() > 0.1
 
 
 PARTIAL = {

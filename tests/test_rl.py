@@ -306,8 +306,8 @@ def test_a_model_that_must_not_share_prompts_stops_the_run(policy, monkeypatch):
     """As if what stands above a node were never read: its tokens would not see their prompt."""
     honest = shared_prefix.merged_attention
 
-    def forgetful(query, key, value, plan, scale):
-        return honest(query, key, value, [call for call in plan if call.causal], scale)
+    def forgetful(query, key, value, plan, *how):
+        return honest(query, key, value, [call for call in plan if call.causal], *how)
 
     monkeypatch.setattr(shared_prefix, "merged_attention", forgetful)
     with pytest.raises(ParityError, match="must not share prompts"):

@@ -1,9 +1,11 @@
 """What SFT trains on and what it is validated on; that it stops where prompts must not be shared."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from membuilder.datasets.windows import in_windows
 from membuilder.errors import ConfigError
@@ -81,17 +83,22 @@ def test_the_check_takes_the_smallest_session_that_shares_something():
     assert smallest_group([alone]) == []
 
 
-def test_sft_does_not_share_prompts_where_that_gives_other_numbers(tmp_path, monkeypatch, caplog):
-    """As if what stands above a node were never read."""
+@pytest.fixture
+def run(tmp_path) -> Callable[..., sft.SFTResult]:
+    """One step of SFT of a tiny model, whose sliding window is `window`."""
     builds = expert_builds([in_windows(d, 3) for d in generate(2, 1, "train", 2)], HashEmbedder(), SCHEME, "rules")
     tokenizer = train_tokenizer(training_text(builds, SCHEME), SCHEME.tiny_tokens(3), SIZES.vocab_size)
     config = SFTConfig(out=str(tmp_path), prompts=PROMPTS, max_steps=1, shared_bound=1e-5, save_at_end=False)
     accelerator, log = start_accelerator(1.0), RunLog(tmp_path, None, {}, "sft")
     trees, _ = sft_trees(builds, tokenizer, SCHEME, config)
 
-    def run(attention: Attention) -> sft.SFTResult:
+    def run(attention: Attention, window: int | None = None) -> sft.SFTResult:
+        model = build_model(tokenizer, SIZES, 1)
+        sizes = model.config.to_dict() | {"use_sliding_window": window is not None, "sliding_window": window}
+        windowed = Qwen3ForCausalLM(Qwen3Config(**sizes | {"layer_types": None, "max_window_layers": 0}))
+        windowed.load_state_dict(model.state_dict())
         parts = SFTParts(
-            model=build_model(tokenizer, SIZES, 1),
+            model=windowed,
             tokenizer=tokenizer,
             trees=trees,
             accelerator=accelerator,
@@ -101,11 +108,22 @@ def test_sft_does_not_share_prompts_where_that_gives_other_numbers(tmp_path, mon
         )
         return sft.train(replace(config, model=ModelConfig(attention=attention)), parts)
 
+    return run
+
+
+def test_sft_shares_prompts_in_models_with_windows(run):
+    shared, whole = (run(attention, window=16).validation_loss for attention in (Attention.SHARED, Attention.DENSE))
+    assert shared == pytest.approx(whole, rel=1e-5)
+    assert shared != pytest.approx(run(Attention.SHARED).validation_loss, rel=1e-5)
+
+
+def test_sft_does_not_share_prompts_where_that_gives_other_numbers(run, monkeypatch, caplog):
+    """As if what stands above a node were never read."""
     shared = run(Attention.SHARED).validation_loss
     honest = shared_prefix.merged_attention
 
-    def forgetful(query, key, value, plan, scale):
-        return honest(query, key, value, [call for call in plan if call.causal], scale)
+    def forgetful(query, key, value, plan, *how):
+        return honest(query, key, value, [call for call in plan if call.causal], *how)
 
     monkeypatch.setattr(shared_prefix, "merged_attention", forgetful)
     with pytest.raises(ConfigError, match="model.attention=shared: shared prompts give other log-probs"):

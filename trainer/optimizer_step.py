@@ -50,11 +50,17 @@ class Update:
 
 
 def make_update(
-    share: Share, max_tokens: int, world: World, device: torch.device, shares_prompts: bool = True
+    share: Share,
+    max_tokens: int,
+    world: World,
+    device: torch.device,
+    shares_prompts: bool = True,
+    windows: Sequence[int] = (),
 ) -> Update:
     """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; no tree is cut.
 
-    Where prompts are not shared, each sequence is a tree of its own, with the name of its session.
+    Where prompts are not shared, each sequence is a tree of its own, with the name of its session. `windows`: the sizes
+    of the policy's sliding windows.
     """
     trees = as_run(share.trees, shares_prompts)
     dealt = deal([tree.num_tokens for tree in trees], world.size)
@@ -62,7 +68,7 @@ def make_update(
     mine, most = batches[world.rank], max(map(len, batches))
     spare = [min(trees, key=lambda tree: tree.num_tokens)]
     return Update(
-        batches=[pack_on(nodes, device) for nodes in mine + [spare] * (most - len(mine))],
+        batches=[pack_on(nodes, device, windows) for nodes in mine + [spare] * (most - len(mine))],
         num_real=len(mine),
         num_tokens=share.num_tokens,
         num_sequences=share.num_sequences,

@@ -47,7 +47,7 @@ from trainer.experience.sample_checks import check_versions
 from trainer.experience.session_stream import StreamState
 from trainer.experience.training_batch import make_batch
 from trainer.losses import has_silent_terms, resolve_loss
-from trainer.model.policy import shares_prompts
+from trainer.model.policy import shares_prompts, windows
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import (
     Skips,
@@ -137,7 +137,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         baseline = (config.reward.baseline, config.reward.episode_share)
         batch = make_batch(scored, collector.scheme.roles, config.advantage_std, run_silent, *baseline)
         updates = [
-            make_update(share, config.max_tokens, world, accelerator.device, shares_prompts(policy))
+            make_update(share, config.max_tokens, world, accelerator.device, shares_prompts(policy), windows(policy))
             for share in batch.shares(config.updates_per_step)
         ]
         if len(updates) > 1:

@@ -39,7 +39,7 @@ from trainer.experience.idle import IdleSteps, sft_cause
 from trainer.experience.parity import check_next_token, check_shared
 from trainer.experience.sample_checks import check_template
 from trainer.model.make_policy import make_policy
-from trainer.model.policy import shares_prompts
+from trainer.model.policy import shares_prompts, windows
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import Skips, make_update, micro_step
 from trainer.run_setup import SFTParts, describe_run, setup_sft
@@ -90,7 +90,8 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
         epoch, position = divmod(step, steps_per_epoch)
         order = random.Random(f"{config.seed}-{epoch}").sample(training, len(training))
         chosen = order[position * config.sessions_per_step : (position + 1) * config.sessions_per_step]
-        update = make_update(Share.of(chosen), config.max_tokens, world, accelerator.device, shares_prompts(policy))
+        how = (accelerator.device, shares_prompts(policy), windows(policy))
+        update = make_update(Share.of(chosen), config.max_tokens, world, *how)
 
         # 2. Update: the loss is a sum over the step's tokens, so micro-batches and ranks may cut it anywhere.
         rate = learning_rate(step, num_steps, config.optim)
@@ -150,7 +151,8 @@ def _on_host(loss: torch.Tensor, norm: torch.Tensor | float) -> tuple[float, flo
 def mean_loss(policy, trees: Sequence[Node], max_tokens: int, accelerator: Accelerator, world: World) -> float:
     """Mean cross-entropy per completion token over all ranks."""
     policy.eval()
-    update = make_update(Share.of(trees), max_tokens, world, accelerator.device, shares_prompts(policy))
+    how = (accelerator.device, shares_prompts(policy), windows(policy))
+    update = make_update(Share.of(trees), max_tokens, world, *how)
     total = torch.zeros((), device=accelerator.device)
     for packed, is_real, _ in update.weighted():
         total -= is_real * policy(packed).logprobs.sum() / update.num_tokens

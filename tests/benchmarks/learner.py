@@ -3,9 +3,12 @@ tokens.
 
     python -m tests.benchmarks.learner --out tests/benchmarks/results/learner_cpu.json
     python -m tests.benchmarks.learner --shape memalpha --out tests/benchmarks/results/learner_memalpha_cpu.json
+    python -m tests.benchmarks.learner --shape windows --out tests/benchmarks/results/learner_windows_cpu.json
+    python -m tests.benchmarks.learner --shape hybrid --out tests/benchmarks/results/learner_hybrid_cpu.json
 
 shared    ours: the prompt runs once (trainer/batching/packing.py, trainer/model/shared_prefix.py), head fused
 dense     ours, but every completion brings its own copy of the prompt, head fused
+own       the same copies by the model's own attention, transformers' SDPA, head fused (of models with windows)
 trl       `GRPOTrainer.compute_loss` of TRL with its own defaults
 trl_tree  `AsyncGRPOTrainer.compute_loss` of TRL on its own packed prefix tree, with another attention kernel
           (tests/benchmarks/learner_rivals.py says why)
@@ -15,6 +18,8 @@ forward and backward; on a CPU the implementations take turns.
 
 The shape `memalpha` is the trees of that scheme: each rollout has a memory of its own, so only instructions and chunk
 are shared where the chunk comes first, and only the instructions in the published order.
+The shape `windows` has a sliding window in every layer. Gaps are against `own` there, which the float64 is too.
+The shape `hybrid` has Gated DeltaNet in most layers. Its row `own` is dense copies as transformers runs them, padded.
 """
 
 import argparse
@@ -43,6 +48,7 @@ from trainer.model.policy import Policy
 Result = TypeVar("Result")
 CPU_SHAPES = [Shape(512, 128), Shape(2048, 128), Shape(2048, 128, sizes="medium")]
 GPU_SHAPES = [Shape(6144, 512, torch.bfloat16, "4b"), Shape(2048, 512, torch.bfloat16, "4b")]
+WINDOW_SHAPES = [Shape(2048, 128, window=512)]
 INSTRUCTIONS, CHUNK, MEMORY, ANSWER = 900, 1100, 700, 500
 ORDERS = {
     PromptOrder.CHUNK_FIRST: Shape(INSTRUCTIONS + CHUNK, ANSWER, own=MEMORY),
@@ -50,13 +56,14 @@ ORDERS = {
 }
 
 
-def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], LossOutput]]:
+def ours(shape: Shape, shared: bool, own: bool = False) -> tuple[torch.nn.Module, Callable[[], LossOutput]]:
     sequences = [
         sequence(prompt, response, advantage=(advantage,) * len(response), weight=(1.0,) * len(response))
         for prompt, response, advantage in zip(*tokens_of(shape), strict=True)
     ]
     trees = [build_tree(sequences)] if shared else [dense_tree(sequence) for sequence in sequences]
-    policy, packed = Policy(model_of(shape)).train(), pack_on(trees, device())
+    policy = Policy(model_of(shape), shares_prompts=not own).train()
+    packed = pack_on(trees, device(), policy.windows)
     scale = torch.full(packed.targets.shape, 1 / len(packed.targets), device=device())
     config = LossConfig(name="grpo", kl_coef=0)
     known = {"values": packed.values, "sequence": packed.sequence, "ref_logprobs": None}
@@ -67,11 +74,20 @@ def ours(shape: Shape, shared: bool) -> tuple[torch.nn.Module, Callable[[], Loss
 IMPLEMENTATIONS = {
     "dense": partial(ours, shared=False),
     "shared": partial(ours, shared=True),
+    "own": partial(ours, shared=False, own=True),
     "trl": trl,
     "trl_tree": trl_tree,
 }
 RIVALS = ("trl", "trl_tree")
+HYBRID = Shape(2048, 128, sizes="hybrid")
 SHARING = ("shared", "trl_tree")
+
+
+def compared(shape: Shape) -> list[str]:
+    """Return the names of the implementations to measure; gaps are against the first."""
+    if shape.window is not None:
+        return ["own", "shared"]
+    return ["dense", "shared", *(["own"] if shape.sizes == "hybrid" else RIVALS)]
 
 
 def loss_of(output: LossOutput | torch.Tensor) -> torch.Tensor:
@@ -114,7 +130,8 @@ def find(name: str, shape: Shape) -> Found:
 
 def truth(shape: Shape) -> Found | None:
     """In float64, of the same weights; None on a GPU, where the models are too large for it."""
-    return find("shared", replace(shape, dtype=torch.float64)) if device().type == "cpu" else None
+    name = "shared" if shape.window is None else "own"
+    return find(name, replace(shape, dtype=torch.float64)) if device().type == "cpu" else None
 
 
 def distance(found: Found, other: Found | None, kind: str) -> dict:
@@ -133,6 +150,7 @@ def flops_of(name: str, shape: Shape) -> float:
     own = shape.own + shape.response
     tokens = copies * shape.prompt + GROUP * own
     read = copies * shape.prompt**2 / 2 + GROUP * (shape.prompt * own + own**2 / 2)  # pairs
+    read = min(read, tokens * (shape.window or read))
     heads = sizes["num_attention_heads"] * sizes["head_dim"]
     groups = sizes["num_key_value_heads"] * sizes["head_dim"]
     layer = sizes["hidden_size"] * (2 * heads + 2 * groups + 3 * sizes["intermediate_size"])
@@ -151,6 +169,7 @@ def throughput(name: str, shape: Shape, taken: float) -> dict:
 def row(name: str, shape: Shape, dense: Found | None, exact: Found | None) -> tuple[dict, Found | None]:
     """What is written down of an implementation beside its time, and what it computed; None where it does not run."""
     described = {"impl": name, "G": GROUP, "P": shape.prompt, "own": shape.own, "R": shape.response}
+    described |= {} if shape.window is None else {"window": shape.window}
     described |= {key: SIZES[shape.sizes][f"{key}_size"] for key in ("hidden", "vocab")}
     described |= {"dtype": str(shape.dtype).removeprefix("torch.")} | NOTES.get(name, {})
     try:
@@ -189,12 +208,12 @@ def cleanly(run: Callable[[], Result]) -> Result:
 
 def rows_of(shape: Shape, repeats: int = 5) -> Iterator[tuple[dict, Found | None]]:
     """Yield the row of each implementation, timed, and what it computed; a GPU has room for one model at a time."""
-    dense, exact = None, truth(shape)
-    for together in [[*IMPLEMENTATIONS]] if device().type == "cpu" else [[name] for name in IMPLEMENTATIONS]:
+    dense, exact, names = None, truth(shape), compared(shape)
+    for together in [names] if device().type == "cpu" else [[name] for name in names]:
         rows = []
         for name in together:
             described, found = row(name, shape, dense, exact)
-            dense = found if name == "dense" else dense
+            dense = found if name == names[0] else dense
             rows.append((described, found))
         cleanly(partial(add_times, shape, [described for described, found in rows if found is not None], repeats))
         yield from rows
@@ -214,14 +233,18 @@ def add_times(shape: Shape, rows: list[dict], repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("group", "memalpha"), default="group", help="what the rollouts share")
+    kinds = ("group", "memalpha", "windows", "hybrid")
+    parser.add_argument("--shape", choices=kinds, default="group", help="what the rollouts share, of which model")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
     if args.shape == "memalpha":
         shapes = [({"order": order}, shape) for order, shape in ORDERS.items()]
+    elif args.shape == "hybrid":
+        shapes = [({}, HYBRID)]
     else:
-        shapes = [({}, shape) for shape in (GPU_SHAPES if device().type == "cuda" else CPU_SHAPES)]
+        known = GPU_SHAPES if device().type == "cuda" else CPU_SHAPES
+        shapes = [({}, shape) for shape in (WINDOW_SHAPES if args.shape == "windows" else known)]
     rows = []
     for label, shape in shapes:
         for described, _ in rows_of(shape, args.repeats):

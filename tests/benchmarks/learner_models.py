@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from tests.benchmarks.common import device
 
@@ -21,6 +21,8 @@ class Shape:
     """Activations are computed again in the backward."""
     own: int = 0
     """Tokens of each prompt behind the shared ones, which no other has."""
+    window: int | None = None
+    """The size of a sliding window, in every layer."""
 
 
 SIZES = {
@@ -32,16 +34,24 @@ SIZES = {
     # Qwen3-4B
     "4b": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
                num_key_value_heads=8, head_dim=128, vocab_size=151_936),
+    # of "small" three layers with Gated DeltaNet to one with attention, as in Qwen3-Next, and its proportions of heads
+    "hybrid": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=2,
+                   num_key_value_heads=1, head_dim=128, vocab_size=8192, num_experts=0, linear_num_key_heads=2,
+                   linear_num_value_heads=4, linear_key_head_dim=64, linear_value_head_dim=64),
 }  # fmt: skip
 PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
 """Dense bfloat16 matmuls per second by NVIDIA's data sheets (SXM)."""
 
 
-def model_of(shape: Shape) -> Qwen3ForCausalLM:
+def model_of(shape: Shape) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = Qwen3Config(**SIZES[shape.sizes], tie_word_embeddings=True, max_position_embeddings=32768)
+    sizes = SIZES[shape.sizes] | {"tie_word_embeddings": True, "max_position_embeddings": 32768}
+    window = {"use_sliding_window": shape.window is not None, "sliding_window": shape.window, "max_window_layers": 0}
     with torch.device(device()):
-        model = Qwen3ForCausalLM(config)
+        if shape.sizes == "hybrid":
+            model = Qwen3NextForCausalLM(Qwen3NextConfig(**sizes))
+        else:
+            model = Qwen3ForCausalLM(Qwen3Config(**sizes, **window))
     for parameter in model.parameters():  # not its buffers: real runs keep the angles of positions in float32
         parameter.data = parameter.data.to(shape.dtype)
     if shape.checkpointed:

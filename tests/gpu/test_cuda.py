@@ -72,33 +72,40 @@ def prefix_trees() -> list:
     return trees
 
 
+@pytest.mark.parametrize("window", [None, 48])
 @pytest.mark.parametrize("kernels", ["flash_varlen", "flash_package", "gathered_varlen"])
-def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels):
+def test_flash_calls_merge_to_what_plain_calls_merge_to(monkeypatch, kernels, window):
+    """With a sink in each head, and where kernels can with a soft cap on scores."""
     if kernels == "flash_package":
         pytest.importorskip("flash_attn.flash_attn_interface", reason="version 2 of flash-attn is not installed")
     module = importlib.import_module(f"trainer.kernels.{kernels}")
-    monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda call, query: module)
-    calls = pack_on(prefix_trees(), CUDA).plan
+    monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda *_: module)
+    batch = pack_on(prefix_trees(), CUDA, () if window is None else (window,))
+    calls = batch.plan if window is None else batch.window_plans[window]
+    softcap = None if kernels == "flash_varlen" else 2.0
     total = max(call.queries.stop for call in calls)
     torch.manual_seed(0)
     dtype = torch.float32 if kernels == "gathered_varlen" else torch.bfloat16
     query, key, value = (torch.randn(total, heads, 64, device=CUDA).to(dtype).requires_grad_() for heads in (8, 2, 2))
     seed = torch.randn(total, 8, 64, device=CUDA)
-    out = merged_attention(query, key, value, calls, 0.125)
-    found = torch.autograd.grad((out.float() * seed).sum(), (query, key, value))
-    monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda call, query: plain_varlen)
-    exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
-    true_out = merged_attention(*exact, calls, 0.125)
+    sinks = torch.randn(8, device=CUDA).requires_grad_()
+    out = merged_attention(query, key, value, calls, 0.125, softcap, sinks)
+    found = torch.autograd.grad((out.float() * seed).sum(), (query, key, value, sinks))
+    monkeypatch.setattr("trainer.model.merged_attention.kernels_for", lambda *_: plain_varlen)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value, sinks)]
+    true_out = merged_attention(*exact[:3], calls, 0.125, softcap, exact[3])
     truth = torch.autograd.grad((true_out * seed).sum(), exact)
     for mine, right in zip((out, *found), (true_out, *truth), strict=True):
         assert (mine.double() - right).norm() <= 0.01 * right.norm()
 
 
+@pytest.mark.parametrize("window", [None, 48])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_packed_policy_on_the_gpu_equals_the_cpu(checkpointing):
+def test_a_packed_policy_on_the_gpu_equals_the_cpu(checkpointing, window):
     config = Qwen3Config(
         vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,
+        use_sliding_window=window is not None, sliding_window=window, max_window_layers=1,
     )  # fmt: skip
     torch.manual_seed(0)
     state = Qwen3ForCausalLM(config).state_dict()
@@ -112,7 +119,7 @@ def test_a_packed_policy_on_the_gpu_equals_the_cpu(checkpointing):
         policy = Policy(model).train()
         if checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        batch = pack_on(prefix_trees(), device)
+        batch = pack_on(prefix_trees(), device, policy.windows)
         scale = torch.full(batch.targets.shape, 1 / len(batch.targets), device=device)
         output = policy(batch, 1.0, cross_entropy(scale))
         output.loss.backward()

@@ -12,12 +12,13 @@ the only place where the next-token shift is made. Letters: N packed tokens, M r
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
 
-from trainer.batching.attention_plan import Call, Level, Plan, padded_calls, varlen_calls
+from trainer.batching.attention_plan import Call, Plan, padded_calls, varlen_calls
+from trainer.batching.tree_levels import Level
 from trainer.losses import TokenValues
 
 
@@ -53,7 +54,9 @@ class PackedBatch:
 
     token_ids: torch.Tensor  # (1, N) int64
     position_ids: torch.Tensor  # (1, N) int64
-    plan: list[Call]  # all of one form
+    plan: list[Call]  # of layers with full attention; all of one form
+    window_plans: dict[int, list[Call]]  # of layers with a sliding window, by its size
+    levels: list[Level]  # what recurrent layers go by
     predict_from: torch.Tensor  # (M,) packed index of the hidden state that predicts each target
     targets: torch.Tensor  # (M,) int64
     sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
@@ -147,12 +150,15 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
     return batches
 
 
-def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:
-    """Pack the trees with the attention plan that the device runs best, and move the batch to the device."""
-    return pack(trees, varlen_calls if device.type == "cuda" else padded_calls).to(device)
+def pack_on(trees: Sequence[Node], device: torch.device, windows: Collection[int] = ()) -> PackedBatch:
+    """Pack the trees with the attention plans that the device runs best, and move the batch to the device.
+
+    `windows`: the sizes of the sliding windows of the policy that will run the batch.
+    """
+    return pack(trees, varlen_calls if device.type == "cuda" else padded_calls, windows).to(device)
 
 
-def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
+def pack(trees: Sequence[Node], plan: Plan = padded_calls, windows: Collection[int] = ()) -> PackedBatch:
     """Lay the trees out depth by depth (all roots, then all their children, ...), as tensors on the CPU."""
     token_ids: list[int] = []
     position_ids: list[int] = []
@@ -178,7 +184,9 @@ def pack(trees: Sequence[Node], plan: Plan = padded_calls) -> PackedBatch:
     return PackedBatch(
         token_ids=torch.tensor([token_ids]),
         position_ids=torch.tensor([position_ids]),
-        plan=plan(levels),
+        plan=plan(levels, None),
+        window_plans={window: plan(levels, window) for window in windows},
+        levels=levels,
         predict_from=torch.tensor(predict_from),
         targets=torch.tensor([token for sequence in sequences for token in sequence.completion_token_ids]),
         sequence=torch.arange(len(lengths)).repeat_interleave(lengths),
@@ -204,11 +212,13 @@ def _joined_values(sequences: Sequence[TrainSequence]) -> TokenValues[torch.Tens
 
 
 def _moved(value, device: torch.device):
-    """Return a tensor on the device; a record or list whose tensors are on the device; anything else as it is."""
+    """Return a tensor on the device; a record, list or dict whose tensors are on the device; else what it is given."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, list):
         return [_moved(each, device) for each in value]
+    if isinstance(value, dict):
+        return {key: _moved(each, device) for key, each in value.items()}
     if is_dataclass(value):
         return replace(value, **{each.name: _moved(getattr(value, each.name), device) for each in fields(value)})
     return value

@@ -19,7 +19,7 @@ from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
 from trainer.experience.sample_checks import check_prompts
 from trainer.experience.training_batch import sampled_sequences
-from trainer.model.policy import shares_prompts
+from trainer.model.policy import shares_prompts, windows
 from trainer.rl_config import RLConfig
 
 Groups = list[list[TrainSequence]]
@@ -162,7 +162,7 @@ def _outputs(
     spare = [dense_tree(TrainSequence(prompt_token_ids=(0,), completion_token_ids=(0,)))]
     found: dict[int, torch.Tensor] = {}  # by identity: packing and micro-batches change the order
     for number in range(max(world.gather(len(batches)))):
-        packed = pack_on(batches[number] if number < len(batches) else spare, device)
+        packed = pack_on(batches[number] if number < len(batches) else spare, device, windows(policy))
         output = policy(packed, temperature)
         columns = torch.stack([output.logprobs, output.entropy]).cpu()
         lengths = [len(sequence.completion_token_ids) for sequence in packed.sequences]

@@ -17,23 +17,32 @@ if importlib.util.find_spec("flash_attn_interface") and torch.cuda.get_device_ca
     attention.activate_flash_attention_impl("FA3")
 
 
-def forward(block: Block, call: VarlenCall, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do what plain_varlen.forward does, for bfloat16 or float16."""
+def forward(block: Block, call: VarlenCall, scale: float, softcap: None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what plain_varlen.forward does, for bfloat16 or float16, without a soft cap."""
     dropout, return_mask = 0.0, False
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        *block, *call.segments, dropout, call.causal, return_mask, scale=scale
+        *block, *call.segments, dropout, call.causal, return_mask, scale=scale, **_window(call)
     )
     # the kernels say +inf for a row without keys
     return out, lse.masked_fill(lse == float("inf"), float("-inf"))
 
 
 def backward(
-    gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: VarlenCall, scale: float
+    gradient: torch.Tensor,
+    block: Block,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    call: VarlenCall,
+    scale: float,
+    softcap: None = None,
 ) -> Block:
     """Do what plain_varlen.backward does."""
     dropout, device = 0.0, gradient.device
     random_state, unused = torch.zeros(2, dtype=torch.uint64, device=device), torch.empty(0, device=device)
-    found = torch.ops.aten._flash_attention_backward(
-        gradient, *block, out, lse, *call.segments, dropout, call.causal, random_state, unused, scale=scale
-    )
-    return Block(*found)
+    given = (gradient, *block, out, lse, *call.segments, dropout, call.causal, random_state, unused)
+    return Block(*torch.ops.aten._flash_attention_backward(*given, scale=scale, **_window(call)))
+
+
+def _window(call: VarlenCall) -> dict[str, int]:
+    """Return how many keys a query sees before and behind its own, where that is not all of them."""
+    return {} if call.window is None else {"window_size_left": call.window - 1, "window_size_right": 0}

@@ -1,16 +1,16 @@
-"""Variable-length attention in plain PyTorch, all segments at once, for any device and type. It has the functions of
-plain_varlen.py.
+"""Attention in plain PyTorch, all segments at once, for any device and type. It has the functions of plain_varlen.py,
+and takes calls of either form.
 
-On CUDA it runs what flash kernels do not take: float32. Segments are gathered into rectangles, S segments by R queries
-by T keys; nothing waits for the device.
+It runs what fast kernels do not take: float32 on CUDA, and soft-capped scores on a CPU. Segments are gathered into
+rectangles, S segments by R queries by T keys, and 16-bit types widened; nothing waits for the device.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from trainer.batching.attention_plan import VarlenCall
-from trainer.kernels.plain_varlen import Block
+from trainer.batching.attention_plan import Call, PaddedCall, Rectangle
+from trainer.kernels.plain_varlen import Block, capped, slope
 
 
 class _Places(NamedTuple):
@@ -21,39 +21,70 @@ class _Places(NamedTuple):
     flat: torch.Tensor  # (tokens,) indices into the flattened rectangle
 
 
-def forward(block: Block, call: VarlenCall, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+class _Layout(NamedTuple):
+    queries: _Places
+    keys: _Places
+    hidden: torch.Tensor  # (S, 1, R, T), whether a query does not see a key
+
+
+def forward(block: Block, call: Call, scale: float, softcap: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what plain_varlen.forward does."""
-    queries, keys = _places(call, block)
-    query, key, value = _padded(block, queries, keys)
-    scores = _scores(query, key, queries, keys, call.causal, scale)
+    layout = _layout(call, block)
+    query, key, value = _padded(block, layout)
+    scores = _scores(query, key, layout, scale, softcap)
     lse = scores.logsumexp(-1)  # (S, H, R)
     # a row without keys gives no output, and not NaN
     probabilities = (scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()
-    return _flat(probabilities @ value, queries), _flat(lse[..., None], queries)[..., 0].T.contiguous()
+    lse = _flat(lse[..., None], layout.queries)[..., 0].T.contiguous()
+    return _flat(probabilities @ value, layout.queries).to(block.query.dtype), lse
 
 
 def backward(
-    gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: VarlenCall, scale: float
+    gradient: torch.Tensor,
+    block: Block,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    call: Call,
+    scale: float,
+    softcap: float | None = None,
 ) -> Block:
     """Do what plain_varlen.backward does."""
-    queries, keys = _places(call, block)
-    query, key, value = _padded(block, queries, keys)
+    layout = _layout(call, block)
+    queries, keys = layout.queries, layout.keys
+    query, key, value = _padded(block, layout)
     by_out = _rectangle(gradient, queries) * queries.valid[:, None, :, None]  # padding repeats a real row
     spread = (by_out * _rectangle(out, queries)).sum(-1, keepdim=True)  # (S, H, R, 1)
     total = _rectangle(lse.T[..., None], queries)  # (S, H, R, 1)
     total = total.masked_fill(total == float("-inf"), 0.0)
-    probabilities = (_scores(query, key, queries, keys, call.causal, scale) - total).exp()
-    by_scores = probabilities * (by_out @ value.transpose(2, 3) - spread) * scale
+    scores = _scores(query, key, layout, scale, softcap)
+    probabilities = (scores - total).exp()
+    by_scores = probabilities * (by_out @ value.transpose(2, 3) - spread) * slope(scores, softcap) * scale
     by_key = _per_group(by_scores.transpose(2, 3) @ query, block)
     by_value = _per_group(probabilities.transpose(2, 3) @ by_out, block)
     return Block(_flat(by_scores @ key, queries), _flat(by_key, keys), _flat(by_value, keys))
 
 
-def _places(call: VarlenCall, block: Block) -> tuple[_Places, _Places]:
-    return (
-        _places_of(call.query_bounds, call.max_queries, len(block.query)),
-        _places_of(call.key_bounds, call.max_keys, len(block.key)),
-    )
+def _layout(call: Call, block: Block) -> _Layout:
+    if isinstance(call, PaddedCall):
+        queries, keys = _places_in(call.query_rows), _places_in(call.key_rows)
+        offsets = queries.rows.new_zeros(1) if call.offsets is None else call.offsets
+    else:
+        queries = _places_of(call.query_bounds, call.max_queries, len(block.query))
+        keys = _places_of(call.key_bounds, call.max_keys, len(block.key))
+        offsets = (call.key_bounds.diff() - call.query_bounds.diff()).long()
+    hidden = ~(queries.valid[:, :, None] & keys.valid[:, None])
+    if call.causal:
+        rows, columns = (torch.arange(places.rows.shape[1], device=hidden.device) for places in (queries, keys))
+        distance = offsets[:, None, None] + rows[:, None] - columns  # from a key to a query behind it
+        hidden = hidden | (distance < 0)
+        if call.window is not None:
+            hidden = hidden | (distance >= call.window)
+    return _Layout(queries, keys, hidden[:, None])
+
+
+def _places_in(rectangle: Rectangle) -> _Places:
+    everything = torch.ones_like(rectangle.rows, dtype=torch.bool)
+    return _Places(rectangle.rows, everything if rectangle.valid is None else rectangle.valid, rectangle.places)
 
 
 def _places_of(bounds: torch.Tensor, longest: int, num_tokens: int) -> _Places:
@@ -68,16 +99,16 @@ def _places_of(bounds: torch.Tensor, longest: int, num_tokens: int) -> _Places:
     )
 
 
-def _padded(block: Block, queries: _Places, keys: _Places) -> Block:
+def _padded(block: Block, layout: _Layout) -> Block:
     """Return the rectangles of a block, (S, H, R or T, D), with each key head repeated for the heads that share it."""
     times = block.query.shape[1] // block.key.shape[1]
-    key, value = (_rectangle(each, keys).repeat_interleave(times, 1) for each in (block.key, block.value))
-    return Block(_rectangle(block.query, queries), key, value)
+    key, value = (_rectangle(each, layout.keys).repeat_interleave(times, 1) for each in (block.key, block.value))
+    return Block(_rectangle(block.query, layout.queries), key, value)
 
 
 def _rectangle(block: torch.Tensor, places: _Places) -> torch.Tensor:
-    """(N, H, D) -> (S, H, R, D)"""
-    return block[places.rows].transpose(1, 2)
+    """(N, H, D) -> (S, H, R, D), float32 or wider"""
+    return block[places.rows].transpose(1, 2).to(torch.promote_types(block.dtype, torch.float32))
 
 
 def _flat(rectangle: torch.Tensor, places: _Places) -> torch.Tensor:
@@ -86,15 +117,10 @@ def _flat(rectangle: torch.Tensor, places: _Places) -> torch.Tensor:
 
 
 def _scores(
-    query: torch.Tensor, key: torch.Tensor, queries: _Places, keys: _Places, causal: bool, scale: float
+    query: torch.Tensor, key: torch.Tensor, layout: _Layout, scale: float, softcap: float | None
 ) -> torch.Tensor:
-    """Return (S, H, R, T), -inf where a query sees no key."""
-    hidden = ~keys.valid[:, None, None, :]
-    if causal:
-        hidden = hidden | torch.ones(
-            queries.rows.shape[1], keys.rows.shape[1], dtype=torch.bool, device=query.device
-        ).triu(1)
-    return (query @ key.transpose(2, 3) * scale).masked_fill(hidden, float("-inf"))
+    """Return (S, H, R, T), -inf where a query does not see a key."""
+    return capped(query @ key.transpose(2, 3) * scale, softcap).masked_fill(layout.hidden, float("-inf"))
 
 
 def _per_group(by_head: torch.Tensor, block: Block) -> torch.Tensor:

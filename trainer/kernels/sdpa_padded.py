@@ -11,18 +11,24 @@ from trainer.batching.attention_plan import PaddedCall, Rectangle
 from trainer.kernels.plain_varlen import Block
 
 
-def forward(block: Block, call: PaddedCall, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do what plain_varlen.forward does, in any floating dtype; lse is float32 or wider."""
+def forward(block: Block, call: PaddedCall, scale: float, softcap: None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what plain_varlen.forward does, in any floating dtype, without a soft cap; lse is float32 or wider."""
     mask, num_heads, num_groups = _mask(call, block.query.dtype), block.query.shape[1], _groups(call, block)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *_padded(block, call, num_groups), 0.0, call.causal, attn_mask=mask, scale=scale
+        *_padded(block, call, num_groups), 0.0, _is_triangle(call), attn_mask=mask, scale=scale
     )
     out, lse = (_unfold(tensor, call, num_heads) for tensor in (out, lse[..., None]))
     return _unpad(out, call.query_rows), _unpad(lse, call.query_rows)[..., 0].T
 
 
 def backward(
-    gradient: torch.Tensor, block: Block, out: torch.Tensor, lse: torch.Tensor, call: PaddedCall, scale: float
+    gradient: torch.Tensor,
+    block: Block,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    call: PaddedCall,
+    scale: float,
+    softcap: None = None,
 ) -> Block:
     """Do what plain_varlen.backward does."""
     num_heads, num_groups = block.query.shape[1], _groups(call, block)
@@ -35,7 +41,7 @@ def backward(
         _fold(_pad(out, call.query_rows), call, num_groups),
         _fold(_pad(lse.T[..., None], call.query_rows), call, num_groups)[..., 0],
         0.0,
-        call.causal,
+        _is_triangle(call),
         attn_mask=_mask(call, block.query.dtype),
         scale=scale,
     )
@@ -84,8 +90,22 @@ def _unfold(folded: torch.Tensor, call: PaddedCall, num_heads: int) -> torch.Ten
     return folded.unflatten(2, (num_heads // folded.shape[1], -1)).flatten(1, 2)
 
 
+def _is_triangle(call: PaddedCall) -> bool:
+    """Tell whether the kernel's own causal mask is the call's."""
+    return call.causal and call.window is None
+
+
 def _mask(call: PaddedCall, dtype: torch.dtype) -> torch.Tensor | None:
-    """Return what is added to the scores, (S, 1, 1, T); None where no key is padding or the causal mask hides it."""
+    """Return what is added to the scores, (S, 1, 1, T) or with a window (S or 1, 1, R, T); None where no key is
+    padding or the causal mask hides it."""
+    if call.window is not None:
+        rows, columns = (
+            torch.arange(size, device=call.offsets.device)
+            for size in (call.query_rows.rows.shape[1], call.key_rows.rows.shape[1])
+        )
+        distance = call.offsets[:, None, None] + rows[:, None] - columns  # from a key to a query behind it
+        hidden = (distance < 0) | (distance >= call.window)
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, float("-inf"))[:, None]
     if call.causal or call.key_rows.valid is None:
         return None
     bias = torch.zeros(call.key_rows.valid.shape, dtype=dtype, device=call.key_rows.valid.device)

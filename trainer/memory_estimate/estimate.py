@@ -166,7 +166,7 @@ def estimate(config: TrainConfig, launch: Launch, num_tokens: int | None = None)
     if config.model.path is None:
         raise ConfigError("model.path: a dry run needs a Hugging Face folder or model name; its config.json is enough")
     path = model_folder(config.model.path)
-    model, sizes = model_config(path), parameter_sizes(path)
+    model, sizes = model_config(path).get_text_config(), parameter_sizes(path)
     lora = config.model.lora
     by_deepspeed = launch.zero_stage and lora is None  # configs/deepspeed: bf16
     dtype = torch.bfloat16 if by_deepspeed else getattr(torch, config.model.dtype)

@@ -14,30 +14,32 @@ from trainer.batching.packing import TrainSequence
 
 def hidden_states(model: PreTrainedModel, sequences: Sequence[TrainSequence]) -> torch.Tensor:
     """Return (M, hidden), the last hidden states that predict the completions, one sequence after another."""
-    ids, mask, predict_from = _padded(sequences, model.device)
-    output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    ids, predict_from = _padded(sequences, model.device)
+    output = model.base_model(input_ids=ids, use_cache=False)
     return output.last_hidden_state.flatten(0, 1)[predict_from]
 
 
 @torch.no_grad()
 def own_logprobs(model: PreTrainedModel, sequences: Sequence[TrainSequence]) -> torch.Tensor:
     """Return the log-probs (M,) of the completions, in float32, as the model's own forward and head give them."""
-    ids, mask, predict_from = _padded(sequences, model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.flatten(0, 1)[predict_from]
+    ids, predict_from = _padded(sequences, model.device)
+    logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[predict_from]
     targets = torch.tensor([token for each in sequences for token in each.completion_token_ids], device=model.device)
     return logits.float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
-def _padded(
-    sequences: Sequence[TrainSequence], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids and mask (B, L), padded on the right where no real token looks, and M indices into all B x L rows."""
+def _padded(sequences: Sequence[TrainSequence], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids (B, L), padded on the right, and M indices into all B x L rows.
+
+    No real token looks to its right, so no mask is needed. One would hide all that a padded token sees in a sliding
+    window, and transformers' eager attention makes NaN of that, in real tokens too.
+    """
     rows = [(*each.prompt_token_ids, *each.completion_token_ids[:-1]) for each in sequences]
     longest = max(map(len, rows))
-    ids, mask = torch.zeros(2, len(rows), longest, dtype=torch.int64)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     predict_from: list[int] = []
     for number, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
-        ids[number, : len(row)], mask[number, : len(row)] = torch.tensor(row), 1
+        ids[number, : len(row)] = torch.tensor(row)
         end = number * longest + len(row)
         predict_from += range(end - len(sequence.completion_token_ids), end)
-    return ids.to(device), mask.to(device), torch.tensor(predict_from, device=device)
+    return ids.to(device), torch.tensor(predict_from, device=device)

@@ -17,7 +17,7 @@ from trainer.configs import ModelConfig
 from trainer.model import dense_copies, shared_prefix
 from trainer.model.head import Head, HeadOutput, Impl, LogitScaling, LossFunction, LossOutput
 from trainer.model.lora import adapted_layers, keep_adapters_alone
-from trainer.model.shared_prefix import use_shared_prefix
+from trainer.model.shared_prefix import use_shared_prefix, windows_of
 
 
 def load_trainable(
@@ -63,6 +63,11 @@ def shares_prompts(policy: torch.nn.Module) -> bool:
     return getattr(policy, "module", policy).shares_prompts
 
 
+def windows(policy: torch.nn.Module) -> tuple[int, ...]:
+    """Return the sizes of the sliding windows that a policy's batches are packed for; none where copies are run."""
+    return getattr(policy, "module", policy).windows
+
+
 class Policy(torch.nn.Module):
     """A decoder that runs the sequences of packed prefix trees, with our head in place of its own."""
 
@@ -72,6 +77,7 @@ class Policy(torch.nn.Module):
         if shares_prompts:
             use_shared_prefix(model)
         self.shares_prompts = shares_prompts
+        self.windows = windows_of(model) if shares_prompts else ()
         own = model.get_output_embeddings()
         model.set_output_embeddings(Head(own.weight, own.bias, logit_scaling(model.config), head_impl))
         self.model = model
