@@ -83,6 +83,16 @@ def test_the_learner_table_is_that_of_the_result_file():
         assert f"| {hidden} | {prompt}, {shared['R']} | {speeds} | {gaps} | {peaks} MB |" in PERFORMANCE
 
 
+def test_the_gain_with_windows_is_that_of_the_result_file():
+    own, shared = result("learner_windows_cpu")["rows"]
+    speed, gaps = own["seconds"] / shared["seconds"], f"{shared['logprob_gap']:.1e}, {shared['gradient_gap']:.1e}"
+    peaks = f"{shared['peak_mb']:.0f} MB against {own['peak_mb']:.0f}"
+    said = f"{speed:.1f}x faster, peak memory {peaks}, log-prob and gradient gaps {gaps}."
+    assert said in " ".join(PERFORMANCE.split()) and shared["window"] == 512
+    row = f"| the same with a sliding window, over dense copies | 3x | {speed:.1f}x | `learner_windows_cpu.json` |"
+    assert row in PAGES["results"]
+
+
 def test_what_the_journal_costs_is_what_the_result_file_says():
     said, (journal,) = " ".join(PERFORMANCE.split()), result("episodes_journal")["rows"]
     modelled, published = (journal["cpu_share_of_step"][name] for name in ("modelled", "published"))
