@@ -31,7 +31,8 @@ from membuilder.errors import ConfigError
 from tests.sequences import sequence
 from trainer.batching.attention_plan import padded_calls, varlen_calls
 from trainer.batching.loss_rows import Objective, cross_entropy
-from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, pack
 from trainer.configs import LossConfig, ModelConfig
 from trainer.kernels import gathered_varlen, plain_varlen
 from trainer.losses import LOSSES, TokenValues

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from membuilder.errors import DivergedError
 from trainer.batching.loss_rows import Objective
-from trainer.batching.packing import PackedBatch, Share, as_run, micro_batches, pack_on
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import PackedBatch, Share, as_run, pack_on
 from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
 from trainer.losses import Loss, sequence_lengths

@@ -129,24 +129,6 @@ def count_loss_tokens(node: Node) -> int:
     return sum(len(sequence.completion_token_ids) for sequence in sequences_of(node))
 
 
-def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
-    """Batches of at most `max_tokens` (shared tokens count once); no tree is split, so a longer one stands alone.
-
-    First-fit-decreasing: the longest first, each into the first batch with room. A step's gradient is a sum over its
-    trees, so only speed depends on who shares a batch.
-    """
-    batches: list[list[Node]] = []
-    rooms: list[int] = []
-    for tree in sorted(trees, key=lambda tree: -tree.num_tokens):
-        place = next((number for number, room in enumerate(rooms) if tree.num_tokens <= room), len(batches))
-        if place == len(batches):
-            batches.append([])
-            rooms.append(max_tokens)
-        batches[place].append(tree)
-        rooms[place] -= tree.num_tokens
-    return batches
-
-
 def pack_on(trees: Sequence[Node], device: torch.device) -> PackedBatch:
     """Pack the trees with the attention plan that the device runs best, and move the batch to the device."""
     return pack(trees, varlen_calls if device.type == "cuda" else padded_calls).to(device)

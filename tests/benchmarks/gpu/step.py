@@ -18,7 +18,8 @@ from tests.benchmarks.learner import cleanly
 from tests.benchmarks.learner_models import PEAK_FLOPS, SIZES
 from tests.sequences import sequence
 from trainer.batching.loss_rows import Objective
-from trainer.batching.packing import Node, PackedBatch, as_run, build_tree, count_loss_tokens, micro_batches, pack_on
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import Node, PackedBatch, as_run, build_tree, count_loss_tokens, pack_on
 from trainer.configs import LossConfig, ModelConfig, OptimConfig
 from trainer.losses import grpo
 from trainer.memory_estimate.estimate import GIB, Estimate, estimate
