@@ -148,8 +148,8 @@ def step_flops(size: Size, node: Node, above: int = 0) -> float:
     layer = model["hidden_size"] * (2 * heads + 2 * groups + 3 * model["intermediate_size"])
     pairs = length * above + length**2 / 2
     own = model["num_hidden_layers"] * (6 * layer * length + 12 * heads * pairs)
-    if node.sequence is not None:
-        own += 6 * len(node.sequence.completion_token_ids) * model["hidden_size"] * model["vocab_size"]
+    num_loss_tokens = sum(len(sequence.completion_token_ids) for sequence in node.sequences)
+    own += 6 * num_loss_tokens * model["hidden_size"] * model["vocab_size"]
     return own + sum(step_flops(size, child, above + length) for child in node.children)
 
 
