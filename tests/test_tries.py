@@ -33,10 +33,10 @@ from trainer.optimizer_step import make_update, packed_tokens
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def deepest(monkeypatch):
-    """Every token that sequences share stands once, however little that saves."""
-    monkeypatch.setattr(packing, "MIN_SAVED", 0.0)
+def share_all(patch: pytest.MonkeyPatch) -> None:
+    """Let every token that sequences share stand once, however little that saves."""
+    patch.setattr(packing, "MIN_SAVED_TOKENS", 0)
+    patch.setattr(packing, "MIN_SAVED_SHARE", 0.0)
 
 
 def depth(node: Node) -> int:
@@ -65,29 +65,45 @@ def assert_holds(tree: Node, sequences: list[TrainSequence]) -> None:
             assert way[: len(each.input_token_ids)] == each.input_token_ids
 
 
+def assert_needs_its_nodes(tree: Node) -> None:
+    for _, node in ways(tree):
+        assert len(node.children) != 1 and (node.token_ids or node is tree)
+
+
 @given(SEQUENCES)
 def test_a_trie_holds_each_token_once_wherever_two_sequences_agree(sequences):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "MIN_SAVED", 0.0)
+        share_all(patch)
         tree = build_tree(sequences)
     assert_holds(tree, sequences)
+    assert_needs_its_nodes(tree)
     rows = [each.input_token_ids for each in sequences]
     assert tree.num_tokens == len({row[:length] for row in rows for length in range(1, len(row) + 1)})
-    for _, node in ways(tree):  # as few nodes as that takes
-        assert len(node.children) != 1 and (node.token_ids or node is tree)
 
 
 @given(SEQUENCES)
 def test_what_saves_too_little_is_repeated_and_nothing_is_lost(sequences):
     tree = build_tree(sequences)
     assert_holds(tree, sequences)
-    for _, node in ways(tree):
-        assert len(node.children) != 1 and (node.token_ids or node is tree)
-        below = sum(child.num_tokens for child in node.children)
-        assert node is tree or len(node.token_ids) * (len(node.children) - 1) >= 0.1 * below or not node.children
+    assert_needs_its_nodes(tree)
+    top = [tree] if tree.token_ids else tree.children
+    for way, node in ways(tree):
+        if node.children and node is not tree and not any(node is each for each in top):
+            start = len(way) - len(node.token_ids)
+            below = [each for _, inner in ways(node) for each in inner.sequences]
+            shares_prompt = sum(start < len(each.prompt_token_ids) <= len(way) for each in below) > 1
+            assert shares_prompt or len(node.token_ids) * (len(node.children) - 1) >= 16
 
 
-def test_branches_stand_in_the_order_in_which_sequences_come(deepest):
+@pytest.mark.parametrize("opening, num_nodes", [(16, 4), (15, 3)])
+def test_an_opening_of_two_of_three_answers_is_a_node_from_sixteen_tokens(opening, num_nodes):
+    answers = [(1,) * opening + (2, 0), (1,) * opening + (3, 0), (4, 0)]
+    tree = build_tree([sequence((9, 9), answer) for answer in answers])
+    assert len(list(ways(tree))) == num_nodes + 1 and tree.num_tokens == 2 + 3 + opening * (2 if opening < 16 else 1)
+
+
+def test_branches_stand_in_the_order_in_which_sequences_come(monkeypatch):
+    share_all(monkeypatch)
     rows = [(1, 2, 8, 8, 0), (1, 3, 9, 0), (1, 2, 7, 0), (1, 3, 5, 0), (1, 2, 8, 6, 0)]
     tree = build_tree([sequence(row[:1], row[1:]) for row in rows], "d/0")
     assert tree.id == "d/0" and tree.token_ids == (1,)
@@ -142,7 +158,8 @@ def deep_session() -> list[TrainSequence]:
 
 
 @pytest.mark.parametrize("plan", [padded_calls, varlen_calls])
-def test_a_tree_of_depth_five_equals_the_forward_of_transformers(plan, double_precision):  # noqa: F811
+def test_a_tree_of_depth_five_equals_the_forward_of_transformers(plan, double_precision, monkeypatch):  # noqa: F811
+    share_all(monkeypatch)
     model, sequences = make_model(), deep_session()
     tree = build_tree(sequences)
     assert depth(tree) == 5

@@ -6,7 +6,7 @@ split: what stands above the cut is then repeated in each part.
 
 from collections.abc import Iterator, Sequence
 
-from trainer.batching.packing import Node, build_tree, sequences_of
+from trainer.batching.packing import MIN_SAVED_SHARE, Node, build_tree, sequences_of
 
 NUM_KEPT = 16
 """How many unfinished splits a search keeps: all there are for up to five leaves, so theirs is the best one."""
@@ -32,9 +32,10 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
 
 
 def joined(trees: Sequence[Node]) -> list[Node]:
-    """Return a micro-batch's trees as one where that saves tokens: they begin with the same instructions."""
+    """Return a micro-batch's trees as one where that saves enough: where all begin with the same long instructions."""
     whole = build_tree([sequence for tree in trees for sequence in sequences_of(tree)])
-    return [whole] if whole.num_tokens < sum(tree.num_tokens for tree in trees) else list(trees)
+    num_tokens = sum(tree.num_tokens for tree in trees)
+    return [whole] if num_tokens - whole.num_tokens >= MIN_SAVED_SHARE * num_tokens else list(trees)
 
 
 def split(tree: Node, max_tokens: int) -> list[Node]:
