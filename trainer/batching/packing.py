@@ -101,7 +101,8 @@ def _branches(ways: Sequence[tuple[tuple[int, ...], TrainSequence]], start: int)
     for alike in by_token.values():
         longest = max((inputs for inputs, _ in alike), key=len)
         parting = [inputs for inputs, _ in alike if inputs != longest[: len(inputs)]]
-        stop = len(commonprefix([longest, *parting]))
+        rests = [inputs[start:] for inputs in (longest, *parting)]
+        stop = start + len(commonprefix(rests) if parting else rests[0])
         ending = [sequence for inputs, sequence in alike if len(inputs) <= stop]
         children = _branches([way for way in alike if len(way[0]) > stop], stop)
         shared = longest[start:stop]
