@@ -5,6 +5,8 @@ split: what stands above the cut is then repeated in each part.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from os.path import commonprefix  # of any sequences
 
 from trainer.batching.packing import MIN_SAVED_SHARE, Node, build_tree, sequences_of
 
@@ -33,9 +35,12 @@ def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
 
 def joined(trees: Sequence[Node]) -> list[Node]:
     """Return a micro-batch's trees as one where that saves enough: where all begin with the same long instructions."""
+    enough = MIN_SAVED_SHARE * (num_tokens := sum(tree.num_tokens for tree in trees))
+    firsts = sorted(sequences_of(tree)[0].input_token_ids for tree in trees)
+    if sum(len(commonprefix(pair)) for pair in pairwise(firsts)) < enough:  # so no tree of all is built in vain
+        return list(trees)
     whole = build_tree([sequence for tree in trees for sequence in sequences_of(tree)])
-    num_tokens = sum(tree.num_tokens for tree in trees)
-    return [whole] if num_tokens - whole.num_tokens >= MIN_SAVED_SHARE * num_tokens else list(trees)
+    return [whole] if num_tokens - whole.num_tokens >= enough else list(trees)
 
 
 def split(tree: Node, max_tokens: int) -> list[Node]:
