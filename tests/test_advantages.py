@@ -76,8 +76,7 @@ def group_of(
 
 
 def leaves(node: Node) -> list[TrainSequence]:
-    own = [node.sequence] if node.sequence else []
-    return own + [sequence for child in node.children for sequence in leaves(child)]
+    return node.sequences + [sequence for child in node.children for sequence in leaves(child)]
 
 
 def trees_of(batch: Batch) -> list[Node]:

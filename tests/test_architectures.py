@@ -139,9 +139,11 @@ DENSE = {
 }  # fmt: skip
 SEQUENCES = [
     TrainSequence(prompt_token_ids=(*range(10, 31), *prompt), completion_token_ids=completion)
+    for completions in (((70,),), ((60, 61, 62), (80, 81)))
     for prompt in ((40, 41), (50,))
-    for completion in ((60, 61, 62), (70,), (80, 81))
+    for completion in completions
 ]
+"""As a tree packs them: an answer of one token adds none to its prompt, and comes with it."""
 NUM_TOKENS = sum(len(each.completion_token_ids) for each in SEQUENCES)
 
 

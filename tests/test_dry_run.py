@@ -383,6 +383,16 @@ def test_report_warns_of_what_no_sum_shows(folder_small):
     assert "vLLM WOULD NOT START" in small_share
 
 
+def test_a_sequence_that_would_not_fit_is_named(folder_small):
+    launch = Launch(gpu_memory_gib=16, zero_stage=2)
+    fitting, _ = report(config_of(folder_small, rl=True), launch)
+    assert "Longest sequence" not in fitting
+    for is_rl, key in ((True, "max_model_len"), (False, "max_length")):
+        text, fits = report(config_of(folder_small, rl=is_rl, **{key: 10_000_000}), launch)
+        assert fits and "Longest sequence at the caps: 10,000,000 tokens; " in text
+        assert f"A sequence is never split: if yours come near, lower {key}." in text
+
+
 def write_config(path, folder: str, extra: str = ""):
     path.write_text(f"model: {{path: {folder}, dtype: bfloat16}}\nmax_tokens: 30000\n{extra}", encoding="utf-8")
     return str(path)
@@ -404,7 +414,7 @@ def test_command_line_prints_and_says_by_its_status_whether_it_fits(tmp_path, fo
     # 16 sessions x 4 agents x (900 + 100)
     assert "at most 4,000 packed tokens a session, 64,000 a step" in text
     assert dry_run(sft.main, *options, "9000") == 0
-    assert "36,400 packed tokens a session (over max_tokens: a micro-batch of its own)" in capsys.readouterr().out
+    assert "36,400 packed tokens a session (over max_tokens: split)" in capsys.readouterr().out
     assert dry_run(sft.main, "--config", config, "--zero", "2", "--gpu-memory-gib", "2.2") == 1
     assert "DOES NOT FIT" in (text := capsys.readouterr().out) and "  model.gradient_checkpointing=true" in text
 

@@ -356,6 +356,9 @@ def test_only_losses_that_mix_tokens_need_whole_sequences():
     assert needs_whole_sequences(lambda inputs, config: None, NO_KL), "a loss of one's own may mix tokens"
 
 
+NO_COUNTS = {"num_packed_tokens": 0, "num_repeated_tokens": 0}
+
+
 @pytest.mark.parametrize(
     "aggregation, scale",
     [
@@ -365,7 +368,7 @@ def test_only_losses_that_mix_tokens_need_whole_sequences():
     ],
 )
 def test_aggregation(aggregation, scale):
-    update = Update(batches=[], num_real=0, num_tokens=12, num_sequences=4, ids=[])
+    update = Update(batches=[], num_real=0, num_tokens=12, num_sequences=4, ids=[], **NO_COUNTS)
     found = update.token_scale(aggregation, torch.tensor([0, 0, 1]), max_tokens=10)
     assert found.tolist() == pytest.approx(scale)
 
@@ -399,7 +402,7 @@ def test_several_updates_share_the_behaviour_of_the_first():
     packed = pack([build_tree([sequence((1, 2), (3, 4), advantage=(0.0, 0.0))])])
     policy = tiny_policy(0)
     before = policy(packed).logprobs
-    update = Update(batches=[packed], num_real=1, num_tokens=2, num_sequences=1, ids=[""])
+    update = Update(batches=[packed], num_real=1, num_tokens=2, num_sequences=1, ids=[""], **NO_COUNTS)
     (filled,) = with_proximal(policy, [update], temperature=1.0)
     assert packed.values.proximal_logprobs is None, "what was given is left as it was"
     with torch.no_grad():

@@ -93,7 +93,7 @@ def test_a_completion_longer_than_all_is_dropped_not_cut():
 
 def test_cut_samples_still_share_what_is_left():
     whole, cut = fitted(12, OverLong.CUT).trees
-    assert whole.sequence is None and whole.token_ids == SHORT.prompt_token_ids
+    assert whole.sequences == [SHORT] and whole.token_ids == SHORT.input_token_ids
     assert cut.token_ids == (1, 2, 13, 14, 15, 16)
     assert cut.num_tokens == 6 + (2 + 2) + (2 + 3)
     assert [whole.id, cut.id] == ["session 7 of D2"] * 2

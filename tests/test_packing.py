@@ -28,7 +28,8 @@ from membuilder.errors import ConfigError
 from tests.sequences import sequence
 from trainer.batching.attention_plan import padded_calls, varlen_calls
 from trainer.batching.loss_rows import Objective, cross_entropy
-from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, micro_batches, pack
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import Node, PackedBatch, TrainSequence, build_tree, pack
 from trainer.configs import LossConfig, ModelConfig
 from trainer.kernels import gathered_varlen, plain_varlen
 from trainer.losses import LOSSES, TokenValues
@@ -97,28 +98,29 @@ def test_one_token_completion_adds_no_token():
     assert (batch.predict_from.tolist(), batch.targets.tolist()) == ([3], [5])
 
 
-def test_three_levels():
+def test_prompts_that_part_and_prompts_that_are_the_start_of_others():
     batch = packed(
         sequence((1, 2, 3), (7, 8)),
         sequence((1, 2, 4), (5, 6)),
         sequence((1, 2), (6,)),  # its prompt is the common start itself
         sequence((1, 2, 3), (9,)),
     )
-    assert batch.token_ids.tolist() == [[1, 2, 3, 4, 5, 7]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 3]]
-    assert batch.predict_from.tolist() == [3, 4, 1, 2, 5, 2]
-    assert batch.targets.tolist() == [5, 6, 6, 7, 8, 9]
+    # (1, 2), whose answer adds no token, stands on the way of all, (1, 2, 3) on that of (1, 2, 3, 7)
+    assert batch.token_ids.tolist() == [[1, 2, 3, 7, 4, 5]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3]]
+    assert batch.predict_from.tolist() == [1, 2, 3, 2, 4, 5]
+    assert batch.targets.tolist() == [6, 7, 8, 9, 5, 6]
 
 
 def test_trees_share_nothing():
-    tree = build_tree([sequence((1, 2), (3, 4), advantage=(1.0, 2.0))])
+    tree = build_tree([sequence((1, 2), (3, 4), advantage=(1.0, 2.0)), sequence((1, 2), (5, 4), advantage=(3.0, 4.0))])
     batch = pack([tree, tree])
-    assert batch.token_ids.tolist() == [[1, 2, 1, 2, 3, 3]]  # roots first, then what hangs below each
-    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2]]
-    assert batch.predict_from.tolist() == [1, 4, 3, 5]
-    assert batch.values.advantage.tolist() == [1, 2, 1, 2]
+    assert batch.token_ids.tolist() == [[1, 2, 1, 2, 3, 5, 3, 5]]  # roots first, then what hangs below each
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2, 2, 2]]
+    assert batch.predict_from.tolist() == [1, 4, 1, 5, 3, 6, 3, 7]
+    assert batch.values.advantage.tolist() == [1, 2, 3, 4, 1, 2, 3, 4]
     keys = [(call.keys.start + call.key_rows.rows).tolist() for call in batch.plan if not call.causal]
-    assert keys == [[[0, 1], [2, 3]]]  # of the first and of the second completion
+    assert keys == [[[0, 1], [2, 3]]]  # of what hangs below the first and the second
 
 
 def test_sequences_with_nothing_in_common():
@@ -162,10 +164,8 @@ def six_token_tree() -> Node:
     return build_tree([sequence((1, 2, 3), (7, 8, 9)), sequence((1, 2, 3), (4, 9))])  # 3 + 2 + 1
 
 
-@pytest.mark.parametrize(
-    "budget, sizes", [(18, [3]), (17, [2, 1]), (12, [2, 1]), (11, [1, 1, 1]), (6, [1, 1, 1]), (5, [1, 1, 1])]
-)
-def test_budget_counts_shared_tokens_once_and_splits_no_tree(budget, sizes):
+@pytest.mark.parametrize("budget, sizes", [(18, [3]), (17, [2, 1]), (12, [2, 1]), (11, [1, 1, 1]), (6, [1, 1, 1])])
+def test_budget_counts_shared_tokens_once_and_splits_no_tree_that_fits(budget, sizes):
     trees = [six_token_tree() for _ in range(3)]
     batches = micro_batches(trees, budget)
     assert [len(batch) for batch in batches] == sizes
@@ -513,7 +513,7 @@ def refused(config) -> PreTrainedModel:
 @pytest.mark.parametrize("tokens", [2, 4])
 def test_flash_calls_are_never_told_of_one_query_at_most(tokens):
     """Flash attention 2 takes such calls for decoding, and fails where a segment has no query at all."""
-    batch = pack([build_tree([sequence((1, 2, 3), (4,) * tokens), sequence((1, 2, 3), (5,))])], varlen_calls)
+    batch = pack([build_tree([sequence((1, 2, 3), (4,) * tokens), sequence((1, 2, 3), (5, 6))])], varlen_calls)
     assert all(call.max_queries >= 2 for call in batch.plan)
 
 

@@ -21,7 +21,7 @@ from tests.scripted import talk
 from tests.test_expert import PROMPTS, THREE, make
 from tests.test_qa_generation import Scripted, keep_all, sample, two_questions
 from trainer import rl, sft
-from trainer.batching.packing import Node, count_loss_tokens
+from trainer.batching.packing import count_loss_tokens, sequences_of
 from trainer.configs import DataConfig, OverLong, States, TinyConfig
 from trainer.data.corpus import load_corpus
 from trainer.data.prepared import prepared_trees, read_builds
@@ -77,16 +77,12 @@ def records(files: Path) -> list[SFTRecord]:
     return read_records(files / "sft.jsonl", SFTRecord)
 
 
-def leaves(node: Node) -> list[Node]:
-    return [node] if node.sequence is not None else [leaf for child in node.children for leaf in leaves(child)]
-
-
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_the_pairs_of_a_session_share_a_tree(files, tokenizer, ending):
     trees, counts = prepared_trees(tokenizer, sft_config(files / f"sft.{ending}", 2000))
     assert [tree.id for tree in trees] == ["d/0", "d/1", "d/2", "e/0", "e/1"]
     assert (counts.num_whole, counts.num_dropped) == (20, 0)
-    found = [leaf.sequence for tree in trees for leaf in leaves(tree)]
+    found = [sequence for tree in trees for sequence in sequences_of(tree)]
     for record, sequence in zip(records(files), found, strict=True):
         assert sequence.prompt_token_ids == tuple(encode_prompt(tokenizer, record.prompt))
         assert decode_completion(tokenizer, sequence.completion_token_ids) == record.completion

@@ -148,7 +148,10 @@ def test_another_place_and_smaller_micro_batches_give_the_same_numbers(done, tmp
 
 def same_up_to_rounding(one: Path, other: Path) -> None:
     for left, right in zip(metrics(one), metrics(other), strict=True):
-        assert left.keys() == right.keys() and all(left[name] == pytest.approx(right[name], abs=1e-4) for name in left)
+        assert left.keys() == right.keys()
+        # how much is run to learn the same is another matter
+        for name in left.keys() - {"num_packed_tokens", "num_repeated_tokens"}:
+            assert left[name] == pytest.approx(right[name], abs=1e-4), name
 
 
 def on_two_processes(arguments: list[str], out: Path) -> None:

@@ -18,7 +18,8 @@ from tests.test_packing import (
 )
 from trainer.batching.attention_plan import padded_calls, varlen_calls
 from trainer.batching.loss_rows import cross_entropy
-from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import Node, TrainSequence, build_tree, count_loss_tokens, dense_tree, pack
 from trainer.model.head import LossOutput
 from trainer.model.policy import Policy
 

@@ -123,9 +123,8 @@ def test_each_turn_is_trained_with_its_end_and_what_was_told_is_not(clerk, token
         first.completion_token_ids,
         second.completion_token_ids,
     }
-    # the prompt stands once; the first answer stands as one to learn and as a prompt of the second
-    told = len(sample.later[0].told_token_ids)
-    assert tree.num_tokens == len(first.prompt_token_ids) + (2 - 1) + (2 + told) + (2 - 1)
+    # all stands once: the first answer is one to learn and a part of the second's prompt
+    assert tree.token_ids == second.input_token_ids and tree.children == []
 
 
 def test_a_role_that_failed_in_all_its_turns_failed(clerk, tokenizer):

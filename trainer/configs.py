@@ -273,7 +273,8 @@ class TrainConfig(Section):
     sessions_per_step: PositiveInt
     """Sessions per step, over all ranks."""
     max_tokens: PositiveInt = 40000
-    """Packed tokens of a micro-batch; shared tokens count once."""
+    """Most packed tokens of a micro-batch; shared tokens count once. A larger session is split, which repeats what its
+    parts share; a sequence that is longer by itself is a micro-batch of its own."""
     shared_bound: PositiveFloat = 0.02
     """Largest mean |shared - dense| log-prob gap; a larger one stops the run. RL checks it every `parity_every` steps,
     SFT on one session before the first step."""

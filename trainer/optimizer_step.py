@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from membuilder.errors import DivergedError
 from trainer.batching.loss_rows import Objective
-from trainer.batching.packing import PackedBatch, Share, as_run, micro_batches, pack_on
+from trainer.batching.micro_batches import joined, micro_batches, split
+from trainer.batching.packing import PackedBatch, Share, as_run, pack_on
 from trainer.configs import Aggregation, LossConfig
 from trainer.distributed.process_group import World, deal, zero_stage
 from trainer.losses import Loss, sequence_lengths
@@ -29,6 +30,10 @@ class Update:
     """Completion tokens that the loss is a mean over: of all processes, run or not."""
     num_sequences: int
     """Completions that the loss is a mean over, likewise."""
+    num_packed_tokens: int
+    """Tokens that all processes run: of prompts and completions, what a micro-batch shares once."""
+    num_repeated_tokens: int
+    """Those of them that are run again because trees larger than a micro-batch were split."""
     ids: list[str]
     """The sessions of all trees of the step, whichever process runs them."""
 
@@ -57,14 +62,17 @@ def make_update(
     shares_prompts: bool = True,
     windows: Sequence[int] = (),
 ) -> Update:
-    """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; no tree is cut.
+    """Deal trees to processes by their tokens and pack them into micro-batches of `max_tokens`; larger ones are split.
 
     Where prompts are not shared, each sequence is a tree of its own, with the name of its session. `windows`: the sizes
     of the policy's sliding windows.
     """
-    trees = as_run(share.trees, shares_prompts)
+    whole = as_run(share.trees, shares_prompts)
+    trees = [part for tree in whole for part in split(tree, max_tokens)]
     dealt = deal([tree.num_tokens for tree in trees], world.size)
     batches = [micro_batches([trees[index] for index in indices], max_tokens) for indices in dealt]
+    if shares_prompts:
+        batches = [[joined(nodes) for nodes in of_process] for of_process in batches]
     mine, most = batches[world.rank], max(map(len, batches))
     spare = [min(trees, key=lambda tree: tree.num_tokens)]
     return Update(
@@ -72,8 +80,18 @@ def make_update(
         num_real=len(mine),
         num_tokens=share.num_tokens,
         num_sequences=share.num_sequences,
+        num_packed_tokens=sum(node.num_tokens for of_process in batches for nodes in of_process for node in nodes),
+        num_repeated_tokens=sum(tree.num_tokens for tree in trees) - sum(tree.num_tokens for tree in whole),
         ids=[tree.id for tree in share.trees],
     )
+
+
+def packed_tokens(updates: Sequence[Update]) -> dict[str, float]:
+    """Return what a step's updates run, over all processes, as its log names it."""
+    return {
+        "num_packed_tokens": float(sum(update.num_packed_tokens for update in updates)),
+        "num_repeated_tokens": float(sum(update.num_repeated_tokens for update in updates)),
+    }
 
 
 @contextmanager

@@ -57,6 +57,7 @@ from trainer.optimizer_step import (
     means_over_tokens,
     micro_step,
     named_weights,
+    packed_tokens,
     with_proximal,
 )
 from trainer.run_setup import RLParts, describe_run, setup_rl
@@ -174,7 +175,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         # 5. Log and save.
         metrics = rollout_metrics(scored, batch, collector.count_tokens, sources) | experience.steered
         metrics |= collector.judge_metrics()
-        metrics |= means_over_tokens(sums, batch.num_run_tokens, accelerator)
+        metrics |= means_over_tokens(sums, batch.num_run_tokens, accelerator) | packed_tokens(updates)
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= judge_policy(parts.builds.held_out, collector, "evaluation").metrics()
         metrics |= {"grad_norm": largest_norm(norms), "lr": rate}

@@ -41,7 +41,7 @@ from trainer.experience.sample_checks import check_template
 from trainer.model.make_policy import make_policy
 from trainer.model.policy import shares_prompts, windows
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
-from trainer.optimizer_step import Skips, make_update, micro_step
+from trainer.optimizer_step import Skips, make_update, micro_step, packed_tokens
 from trainer.run_setup import SFTParts, describe_run, setup_sft
 
 BEST = Best(metric="sft/val_loss", higher_is_better=False)
@@ -114,6 +114,7 @@ def train(config: SFTConfig, parts: SFTParts) -> SFTResult:
             optimizer.step()
         optimizer.zero_grad()
         metrics = {"sft/loss": loss, "grad_norm": norm, "lr": rate, "time/step": time.perf_counter() - began}
+        metrics |= packed_tokens([update])
 
         # 3. Validate at the end of every epoch; the best weights are kept as a model.
         if position == steps_per_epoch - 1 or step == num_steps - 1:

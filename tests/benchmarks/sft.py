@@ -36,7 +36,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from tests.benchmarks.common import device, write
 from tests.benchmarks.sft_data import Session, Shape, num_completion_tokens, num_real_tokens, sessions_of
 from trainer.batching.loss_rows import cross_entropy
-from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, dense_tree, micro_batches, pack_on
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import TrainSequence, build_tree, count_loss_tokens, dense_tree, pack_on
 from trainer.configs import OptimConfig
 from trainer.model.policy import Policy
 from trainer.optim import make_optimizer

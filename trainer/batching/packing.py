@@ -1,8 +1,10 @@
 """Many sequences that share prompts become one packed row of tokens in which every shared token stands once.
 
 A session's four agents read the same dialogue and each agent's rollouts share a whole prompt, so the sequences form a
-prefix tree: dialogue -> agent prompt -> completions. Position ids continue from a node to its children. This file is
-the only place where the next-token shift is made. Letters: N packed tokens, M rows that carry loss.
+prefix tree: dialogue -> agent prompt -> completions. The tree is of token ids, so it also finds answers that begin
+alike, equal answers, and turns: a later turn's prompt goes on where an earlier one's answer ends. Position ids continue
+from a node to its children. This file is the only place where the next-token shift is made. Letters: N packed tokens,
+M rows that carry loss.
 
     sequences with prompt (1 2 3) and completions (7 8 9) and (4 9):
     token_ids 1 2 3 | 7 8 | 4        the last token of a completion is a target only
@@ -14,6 +16,7 @@ the only place where the next-token shift is made. Letters: N packed tokens, M r
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from os.path import commonprefix  # of any sequences
 
 import torch
 
@@ -31,6 +34,11 @@ class TrainSequence:
     values: TokenValues[tuple[float, ...]] | None = None
     """Columns aligned with the completion. A sequence to imitate was not sampled and has None."""
 
+    @property
+    def input_token_ids(self) -> tuple[int, ...]:
+        """Return what runs through the model: the last token of a completion is a target only."""
+        return self.prompt_token_ids + self.completion_token_ids[:-1]
+
 
 @dataclass(kw_only=True)
 class Node:
@@ -38,8 +46,8 @@ class Node:
 
     token_ids: tuple[int, ...]
     children: list["Node"] = field(default_factory=list)
-    sequence: TrainSequence | None = None
-    """The sequence that ends here, on leaves; `token_ids` is the rest of its prompt and all but its last token."""
+    sequences: list[TrainSequence] = field(default_factory=list)
+    """Sequences whose inputs are the start of the way from the root to this node's end, or all of it."""
     id: str = ""
     """The session's name, on roots; messages use it."""
 
@@ -67,30 +75,59 @@ class PackedBatch:
         return _moved(self, device)
 
 
+MIN_SAVED_TOKENS, MIN_SAVED_SHARE = 16, 0.05
+"""What a node must save by standing once, also as a share of the tokens below it, each of which attends to a node more.
+A depth costs further calls of attention: with the quickstart's model on a CPU, 8 to 32 tokens are the fastest floor."""
+
+
 def build_tree(sequences: Sequence[TrainSequence], id: str = "") -> Node:
-    """Return the prefix tree of one session: what all prompts start with, the distinct prompts, the completions."""
-    by_prompt: dict[tuple[int, ...], list[TrainSequence]] = defaultdict(list)
-    for sequence in sequences:
-        if not sequence.completion_token_ids or not sequence.prompt_token_ids:
-            raise ValueError("a training sequence needs at least one prompt token and one completion token")
-        by_prompt[sequence.prompt_token_ids].append(sequence)
-    shared = _common_prefix(list(by_prompt))
-    root = Node(token_ids=shared, id=id)
-    for prompt, members in by_prompt.items():
-        rest = prompt[len(shared) :]
-        parent = root
-        if rest and len(members) > 1:
-            parent = Node(token_ids=rest)
-            root.children.append(parent)
-            rest = ()
-        for member in members:
-            parent.children.append(Node(token_ids=(*rest, *member.completion_token_ids[:-1]), sequence=member))
+    """Return the prefix tree of a session's sequences, branches in the order in which sequences come.
+
+    Where sequences part, what they share is a node if all share it, if it ends a prompt of several, or if that saves
+    enough; else each branch repeats it. A sequence whose inputs are the start of another's stands on its way and adds
+    nothing, as an equal one or an earlier turn does.
+    """
+    if not all(sequence.completion_token_ids and sequence.prompt_token_ids for sequence in sequences):
+        raise ValueError("a training sequence needs at least one prompt token and one completion token")
+    branches = _branches([(sequence.input_token_ids, sequence) for sequence in sequences], 0)
+    root = branches[0] if len(branches) == 1 else Node(token_ids=(), children=branches)
+    root.id = id
     return root
+
+
+def _branches(ways: Sequence[tuple[tuple[int, ...], TrainSequence]], start: int) -> list[Node]:
+    """Return the nodes of sequences, each with its inputs, that are alike up to `start` and go on from there."""
+    by_token: dict[int, list[tuple[tuple[int, ...], TrainSequence]]] = defaultdict(list)
+    for inputs, sequence in ways:
+        by_token[inputs[start]].append((inputs, sequence))
+    nodes = []
+    for alike in by_token.values():
+        longest = max((inputs for inputs, _ in alike), key=len)
+        parting = [inputs for inputs, _ in alike if inputs != longest[: len(inputs)]]
+        rests = [inputs[start:] for inputs in (longest, *parting)]
+        stop = start + len(commonprefix(rests) if parting else rests[0])
+        ending = [sequence for inputs, sequence in alike if len(inputs) <= stop]
+        children = _branches([way for way in alike if len(way[0]) > stop], stop)
+        shared = longest[start:stop]
+        num_prompts = sum(start < len(sequence.prompt_token_ids) <= stop for _, sequence in alike)
+        if not children or start == 0 or num_prompts > 1 or _saves_enough(len(shared), children):
+            nodes.append(Node(token_ids=shared, children=children, sequences=ending))
+            continue
+        for child in children:
+            child.token_ids = shared + child.token_ids
+        children[0].sequences[:0] = ending
+        nodes += children
+    return nodes
+
+
+def _saves_enough(num_tokens: int, children: Sequence[Node]) -> bool:
+    below = sum(child.num_tokens for child in children)
+    return num_tokens * (len(children) - 1) >= max(MIN_SAVED_TOKENS, MIN_SAVED_SHARE * below)
 
 
 def dense_tree(sequence: TrainSequence) -> Node:
     """Return a tree of one sequence that brings its whole prompt, as trainers without shared prompts run it."""
-    return Node(token_ids=(*sequence.prompt_token_ids, *sequence.completion_token_ids[:-1]), sequence=sequence)
+    return Node(token_ids=sequence.input_token_ids, sequences=[sequence])
 
 
 def as_run(trees: Iterable[Node], shares_prompts: bool) -> list[Node]:
@@ -122,32 +159,13 @@ class Share:
 
 
 def sequences_of(node: Node) -> list[TrainSequence]:
-    """Return the sequences at the leaves of a prefix tree."""
-    own = [] if node.sequence is None else [node.sequence]
-    return own + [sequence for child in node.children for sequence in sequences_of(child)]
+    """Return the sequences of a prefix tree."""
+    return node.sequences + [sequence for child in node.children for sequence in sequences_of(child)]
 
 
 def count_loss_tokens(node: Node) -> int:
     """Tell how many completion tokens a prefix tree holds."""
     return sum(len(sequence.completion_token_ids) for sequence in sequences_of(node))
-
-
-def micro_batches(trees: Sequence[Node], max_tokens: int) -> list[list[Node]]:
-    """Batches of at most `max_tokens` (shared tokens count once); no tree is split, so a longer one stands alone.
-
-    First-fit-decreasing: the longest first, each into the first batch with room. A step's gradient is a sum over its
-    trees, so only speed depends on who shares a batch.
-    """
-    batches: list[list[Node]] = []
-    rooms: list[int] = []
-    for tree in sorted(trees, key=lambda tree: -tree.num_tokens):
-        place = next((number for number, room in enumerate(rooms) if tree.num_tokens <= room), len(batches))
-        if place == len(batches):
-            batches.append([])
-            rooms.append(max_tokens)
-        batches[place].append(tree)
-        rooms[place] -= tree.num_tokens
-    return batches
 
 
 def pack_on(trees: Sequence[Node], device: torch.device, windows: Collection[int] = ()) -> PackedBatch:
@@ -174,9 +192,10 @@ def pack(trees: Sequence[Node], plan: Plan = padded_calls, windows: Collection[i
             token_ids += node.token_ids
             position_ids += range(len(above), len(above) + len(node.token_ids))
             path = [*above, *spans[-1]]
-            if node.sequence is not None:
-                predict_from += path[-len(node.sequence.completion_token_ids) :]
-                sequences.append(node.sequence)
+            for sequence in node.sequences:
+                first = len(sequence.prompt_token_ids) - 1
+                predict_from += path[first : first + len(sequence.completion_token_ids)]
+                sequences.append(sequence)
             below += [(child, number, path) for child in node.children]
         levels.append(Level(parents=[parent for _, parent, _ in nodes], spans=spans))
         nodes = below
@@ -222,9 +241,3 @@ def _moved(value, device: torch.device):
     if is_dataclass(value):
         return replace(value, **{each.name: _moved(getattr(value, each.name), device) for each in fields(value)})
     return value
-
-
-def _common_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
-    first, last = min(prompts), max(prompts)
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:length]

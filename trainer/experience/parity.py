@@ -14,7 +14,8 @@ import torch
 
 from membuilder.errors import ParityError
 from rollout.turns import Task
-from trainer.batching.packing import Node, TrainSequence, as_run, build_tree, dense_tree, micro_batches, pack_on
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import Node, TrainSequence, as_run, build_tree, dense_tree, pack_on
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
 from trainer.experience.sample_checks import check_prompts

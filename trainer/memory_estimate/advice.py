@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from trainer.configs import LoRAConfig, TrainConfig
-from trainer.memory_estimate.estimate import GIB, estimate
+from trainer.memory_estimate.estimate import GIB, estimate, longest_sequence
 from trainer.memory_estimate.options import Launch
 from trainer.rl_config import RLConfig
 
@@ -79,7 +79,8 @@ def make(name: str, config: TrainConfig, launch: Launch) -> Change | None:
             text = f"--zero {stage}: configs/accelerate/zero{stage}.yaml"
             return Change(text, config, replace(launch, zero_stage=stage))
         case "max_tokens" if MIN_TOKENS <= (largest := largest_micro_batch(config, launch)) < config.max_tokens:
-            text = f"max_tokens={largest}, if no session has more"
+            longest, _ = longest_sequence(config)
+            text = f"max_tokens={largest}" + ", if no sequence has more" * (longest > largest)
             return Change(text, replace(config, max_tokens=largest), launch)
         case "engine_memory" if has_vllm and (share := _engine_share(config, launch)) < config.engine_memory:
             return Change(f"engine_memory={share:.2f}", replace(config, engine_memory=share), launch)

@@ -16,6 +16,7 @@ from trainer.memory_estimate.estimate import (
     Estimate,
     Part,
     estimate,
+    longest_sequence,
     num_adapter_parameters,
     num_roles,
     parameter_sizes,
@@ -70,7 +71,7 @@ def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
     lines = [
         f"A step: {sessions} {unit} (about {per_rank} on a GPU), {sequences:,} sequences"
         f"{'' if instances is None else f' {whole}'}; "
-        f"micro-batches of {config.max_tokens:,} packed tokens (a session is never split)"
+        f"micro-batches of {config.max_tokens:,} packed tokens (a larger session is split)"
     ]
     if sessions < launch.num_processes:
         lines.append(f"  {launch.num_processes - sessions} GPUs get none: raise {unit}_per_step")
@@ -84,7 +85,7 @@ def _tokens(config: TrainConfig, launch: Launch) -> list[str]:
             "--prompt-tokens and --completion-tokens tell of your data"
         ]
     packed = session_tokens(config, prompt, completion)
-    over = " (over max_tokens: a micro-batch of its own)" * (packed > config.max_tokens)
+    over = " (over max_tokens: split)" * (packed > config.max_tokens)
     return lines + [
         f"  at {prompt:,} + {completion:,} tokens: {sequences * completion:,} tokens to learn "
         f"from, at most {packed:,} packed tokens a session{over}, {sessions * packed:,} {whole}"
@@ -98,6 +99,12 @@ def _warnings(config: TrainConfig, launch: Launch, found: Estimate) -> list[str]
             "No float32 master weights: steps smaller than bfloat16 resolves are lost (at lr 1e-6 nearly all). "
             "Use --zero 2 (configs/accelerate/zero2.yaml) or model.dtype=float32."
         )
+    longest, key = longest_sequence(config)
+    if longest > config.max_tokens and found.fits and longest > (limit := largest_micro_batch(config, launch)):
+        lines.append(
+            f"Longest sequence at the caps: {longest:,} tokens; {limit:,} would fit. A sequence is never split: if "
+            f"yours come near, lower {key}."
+        )
     if not isinstance(config, RLConfig):
         return lines
     if found.kv_bytes is not None:
@@ -110,13 +117,4 @@ def _warnings(config: TrainConfig, launch: Launch, found: Estimate) -> list[str]
         else:
             count = room // config.max_model_len
             lines.append(f"KV cache: {room:,} tokens, {count} sequence{'s' * (count > 1)} of max_model_len at once.")
-    longest = longest_answer(config.sampling)
-    largest = session_tokens(config, config.max_model_len - longest, longest)
-    limit = largest_micro_batch(config, launch)
-    thinking = "" if config.sampling.thinking_budget is None else ", sampling.thinking_budget"
-    if largest > config.max_tokens and found.fits and largest > limit:
-        lines.append(
-            f"Longest session at the caps: {largest:,} packed tokens; {limit:,} would fit. A session is never split: "
-            f"if yours come near, lower sampling.max_tokens{thinking} or num_rollouts."
-        )
     return lines

@@ -44,6 +44,13 @@ def session_tokens(config: TrainConfig, prompt: int, completion: int) -> int:
     return num_roles(config) * (prompt + copies * completion)
 
 
+def longest_sequence(config: TrainConfig) -> tuple[int, str]:
+    """Return the longest prompt and completion that a run trains on, in tokens, and the key that says so."""
+    if isinstance(config, RLConfig):
+        return config.max_model_len, "max_model_len"
+    return config.max_length, "max_length"
+
+
 class Part(NamedTuple):
     """Bytes of one thing on one GPU, in the three phases of a step."""
 

@@ -18,7 +18,8 @@ from tests.benchmarks.learner import cleanly
 from tests.benchmarks.learner_models import PEAK_FLOPS, SIZES
 from tests.sequences import sequence
 from trainer.batching.loss_rows import Objective
-from trainer.batching.packing import Node, PackedBatch, as_run, build_tree, count_loss_tokens, micro_batches, pack_on
+from trainer.batching.micro_batches import micro_batches
+from trainer.batching.packing import Node, PackedBatch, as_run, build_tree, count_loss_tokens, pack_on
 from trainer.configs import LossConfig, ModelConfig, OptimConfig
 from trainer.losses import grpo
 from trainer.memory_estimate.estimate import GIB, Estimate, estimate
@@ -147,8 +148,8 @@ def step_flops(size: Size, node: Node, above: int = 0) -> float:
     layer = model["hidden_size"] * (2 * heads + 2 * groups + 3 * model["intermediate_size"])
     pairs = length * above + length**2 / 2
     own = model["num_hidden_layers"] * (6 * layer * length + 12 * heads * pairs)
-    if node.sequence is not None:
-        own += 6 * len(node.sequence.completion_token_ids) * model["hidden_size"] * model["vocab_size"]
+    num_loss_tokens = sum(len(sequence.completion_token_ids) for sequence in node.sequences)
+    own += 6 * num_loss_tokens * model["hidden_size"] * model["vocab_size"]
     return own + sum(step_flops(size, child, above + length) for child in node.children)
 
 
