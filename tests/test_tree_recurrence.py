@@ -82,7 +82,7 @@ def random_tree(source: random.Random, depth: int, above: tuple[int, ...] = ()) 
     start = source.randrange(max(1, len(path) - 9), len(path) + 1)
     last = source.randrange(VOCABULARY)
     weights = [source.uniform(-1, 1) for _ in range(len(path) - start + 1)]
-    return Node(token_ids=own, sequence=sequence(path[:start], (*path[start:], last), advantage=weights))
+    return Node(token_ids=own, sequences=[sequence(path[:start], (*path[start:], last), advantage=weights)])
 
 
 def trees_of(depth: int, seed: int = 0) -> list[Node]:
