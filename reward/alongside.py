@@ -66,7 +66,7 @@ class Alongside(AbstractContextManager):
 
     def __enter__(self) -> Self:
         self._thread = LoopThread()
-        self._searcher = ThreadPoolExecutor(1, "search", initializer=_use_one_cpu_thread)
+        self._searcher = _searcher()
         if isinstance(self._judge, AbstractAsyncContextManager):
             entered = self._thread.submit(self._judge.__aenter__())
             if entered.exception() is not None:
@@ -159,14 +159,20 @@ class Alongside(AbstractContextManager):
                 future.result()
 
 
-def _use_one_cpu_thread() -> None:
-    """Let PyTorch compute with one CPU thread in the Python thread that calls this; others keep theirs.
+def _searcher() -> ThreadPoolExecutor:
+    """Return an executor whose only thread computes with one CPU thread; other threads keep theirs.
 
-    It is for a thread that embeds beside an engine. OpenMP gives every Python thread that computes a pool of its own,
-    and once there are more of them than CPUs, the whole process sleeps at each barrier where it had waited awake: a
-    tiny model decoded three times slower after one text was embedded in another thread.
+    Texts are embedded in it, beside an engine. OpenMP gives every Python thread that computes a pool of its own, and
+    once there are more of them than CPUs, the whole process sleeps at each barrier where it had waited awake: a tiny
+    model decoded three times slower after one text was embedded in another thread.
     """
     import torch  # seconds that reading a configuration need not wait for
 
-    torch.get_num_threads()  # otherwise the first operation in this thread sets all CPUs again
-    torch.set_num_threads(1)
+    def begin() -> None:
+        torch.get_num_threads()  # a thread's first operation takes the number that was set last, in whichever thread
+        torch.set_num_threads(1)
+
+    executor, number = ThreadPoolExecutor(1, "search"), torch.get_num_threads()
+    executor.submit(begin).result()
+    torch.set_num_threads(number)
+    return executor
