@@ -227,6 +227,22 @@ def test_without_gradients_none_are_made(case, monkeypatch):
         assert not head_loss(hidden, weight, targets, 1.0, objective, True, chunk_rows=4).loss.requires_grad
 
 
+def test_rows_are_worked_on_in_blocks_that_change_nothing(case, monkeypatch):
+    hidden, weight, targets, objective = case
+    objective = replace(objective, config=config_of("grpo"))
+
+    def found() -> list[torch.Tensor]:
+        output = head_loss(hidden, weight, targets, 0.7, objective, chunk_rows=7)
+        return [*output.head, *torch.autograd.grad(output.loss, (hidden, weight))]
+
+    whole = found()
+    monkeypatch.setattr(plain_rows, "BLOCK", 3 * VOCAB)
+    assert all(torch.equal(*pair) for pair in zip(found(), whole, strict=True))
+    monkeypatch.setattr(plain_rows, "BLOCK", 1)
+    assert all(torch.equal(*pair) for pair in zip(found(), whole, strict=True))
+    assert token_logprobs(hidden[:0], weight, targets[:0]).logprobs.shape == (0,)
+
+
 def test_huge_logits_stay_finite():
     hidden = torch.tensor([[200.0, 0.0], [-300.0, 1.0]], requires_grad=True)
     weight = torch.tensor([[100.0, 0.0], [0.0, 100.0], [-100.0, 0.0]], requires_grad=True)

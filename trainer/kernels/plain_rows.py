@@ -5,13 +5,12 @@ Letters: n rows of a chunk, V vocabulary, T temperature; z = logits / T, or cap 
 H = -sum p log p.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowStatistics:
+class RowStatistics(NamedTuple):
     """What the loss and its gradient need to know of a chunk of logits."""
 
     logprobs: torch.Tensor  # (n,) float32, log p of the target
@@ -19,10 +18,19 @@ class RowStatistics:
     logsumexp: torch.Tensor  # (n,) float32, of z
 
 
+BLOCK = 2**18
+"""Count of logits that are worked on at once, so few that what is made of them stays in a core's cache."""
+
+
 def statistics(
     logits: torch.Tensor, targets: torch.Tensor, temperature: float, cap: float | None = None
 ) -> RowStatistics:
     """Compute the statistics of logits (n, V) in at least float32; the logits stay as they are."""
+    parts = [_statistics(logits[block], targets[block], temperature, cap) for block in _blocks(logits)]
+    return RowStatistics(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float, cap: float | None) -> RowStatistics:
     z = logits.to(_wide(logits)) / (temperature if cap is None else cap)
     if cap is not None:
         z.tanh_().mul_(cap / temperature)
@@ -52,6 +60,21 @@ def write_gradient_(
     It is (dL/dlogp (onehot - p) - dL/dH p (log p + H)) / T, from the loss's gradients (n,) by log-prob and by entropy,
     and under a cap that times 1 - tanh(logits / cap)^2. None for the entropy's leaves its term out.
     """
+    for block in _blocks(logits):
+        by_entropy = None if entropy_gradient is None else entropy_gradient[block]
+        own = RowStatistics(*(each[block] for each in rows))
+        _write_gradient_(logits[block], targets[block], own, logprob_gradient[block], by_entropy, temperature, cap)
+
+
+def _write_gradient_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    rows: RowStatistics,
+    logprob_gradient: torch.Tensor,
+    entropy_gradient: torch.Tensor | None,
+    temperature: float,
+    cap: float | None,
+) -> None:
     gradient = logits.to(_wide(logits))  # the logits themselves where they are wide enough
     if cap is None:
         gradient.div_(temperature)
@@ -72,6 +95,12 @@ def write_gradient_(
         gradient.mul_(slope)
     if gradient is not logits:
         logits.copy_(gradient)
+
+
+def _blocks(logits: torch.Tensor) -> list[slice]:
+    """Return slices of whole rows; one of none where there are no rows."""
+    size = max(BLOCK // logits.shape[1], 1)
+    return [slice(start, start + size) for start in range(0, max(len(logits), 1), size)]
 
 
 def row_width(vocab_size: int) -> int:
