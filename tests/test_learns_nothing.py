@@ -154,7 +154,8 @@ def test_a_run_whose_completions_are_all_cut_stops_and_is_saved(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_makes_no_update_stops(tmp_path, monkeypatch):
     run = small_rl.Run(small_rl.config_of(tmp_path, num_steps=9, max_idle_steps=2))
-    monkeypatch.setattr(rl, "make_update", lambda *_: SimpleNamespace(weighted=lambda: [], ids=[]))
+    update = SimpleNamespace(weighted=lambda: [], ids=[], num_packed_tokens=0, num_repeated_tokens=0)
+    monkeypatch.setattr(rl, "make_update", lambda *_: update)
     with pytest.raises(NothingLearnedError, match="the gradient is exactly 0"):
         run.train()
 
