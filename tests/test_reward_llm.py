@@ -1,6 +1,8 @@
 """The judge that asks models, against a real HTTP server on loopback that answers, fails and hangs."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -246,24 +248,29 @@ def test_questions_are_asked_while_other_rollouts_are_still_sampled():
 
 def test_memories_are_embedded_with_one_cpu_thread_beside_the_engine():
     """Two pools of OpenMP threads on two CPUs sleep at every barrier, and the engine decodes three times slower."""
-    seen, before = {}, torch.get_num_threads()
+    seen = {}
 
     class Watched(HashEmbedder):
         def embed(self, texts):
             seen[threading.current_thread()] = torch.get_num_threads()
             return super().embed(texts)
 
-    try:
-        torch.set_num_threads(2)
-        with FaultServer(by_role()) as server:
-            config = config_of(server)
-            with asking(SCHEME, Watched(), make_judge(config), 10, config.limits) as step:
-                step.add((0, 0), bank_of("a cat"), [question()])
-                step.results()
-        assert list(seen.values()) == [1] and threading.main_thread() not in seen
-        assert torch.get_num_threads() == 2  # of this thread, in which the engine decodes
-    finally:
-        torch.set_num_threads(before)
+    with FaultServer(by_role()) as server:
+        config = config_of(server)
+        with asking(SCHEME, Watched(), make_judge(config), 10, config.limits) as step:
+            step.add((0, 0), bank_of("a cat"), [question()])
+            step.results()
+    assert list(seen.values()) == [1] and threading.main_thread() not in seen
+
+
+def test_the_thread_that_decodes_keeps_its_cpu_threads():
+    """In a process of its own: libraries that other tests load may limit their number."""
+    program = (
+        "import torch; from reward.alongside import _searcher; torch.set_num_threads(2); executor = _searcher(); "
+        "print(executor.submit(torch.get_num_threads).result(), torch.get_num_threads())"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.split() == ["1", "2"], ran.stderr
 
 
 def test_a_thread_is_left_for_no_step():
