@@ -126,19 +126,20 @@ async def run_server(options: ServerOptions) -> None:
         running = asyncio.create_task(server.serve([listening]))
         address = f"http://{options.host}:{options.port}"
         print(f"serving {options.root or 'a database'} at {address} (API: /openapi.json); Ctrl-C ends it", flush=True)
-        signals = [asyncio.create_task(each.wait()) for each in (ended, hurried)]
-        await asyncio.wait({running, signals[0]}, return_when=asyncio.FIRST_COMPLETED)
+        ending, hurrying = (asyncio.create_task(each.wait()) for each in (ended, hurried))
+        await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
         until = loop.time() + options.grace_seconds
-        closing = asyncio.create_task(service.close(options.grace_seconds))  # new requests are told to come again
-        await asyncio.wait({closing, signals[1]}, return_when=asyncio.FIRST_COMPLETED)
-        closing.cancel()
+        finishing = asyncio.create_task(service.close(options.grace_seconds))  # new requests are told to come again
+        await asyncio.wait({finishing, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        if not finishing.cancel():  # it had ended by itself
+            finishing.result()
         server.config.timeout_graceful_shutdown = max(0.0, until - loop.time())
         server.should_exit = True
-        await asyncio.wait({running, signals[1]}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         for request in [] if running.done() else server.server_state.tasks:
             request.cancel()
         await running
-        for each in signals:
+        for each in (ending, hurrying):
             each.cancel()
 
 

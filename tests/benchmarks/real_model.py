@@ -3,7 +3,8 @@
     python -m tests.benchmarks.real_model --out FILE --hours 2 --data locomo10.json [--parts locomo operations]
 
 `locomo` trains on conversations 26, 30, 41 and 42 and is judged on 43, 44 and 47; `generated` is the quickstart with
-this model; `operations` imitates the expert's operations in the published format, and is judged after SFT.
+this model and more people, `quickstart` with its own few and more steps; `operations` imitates the expert's operations
+in the published format, and is judged after SFT.
 
 Every part is a run of `trainer.quickstart --resume` in a folder of `--folder`, so a benchmark that is stopped goes on
 with the same command, and `--hours` may be few: when they are over, the step in hand is saved and what has been learned
@@ -48,7 +49,12 @@ OPERATIONS = (
     "rl.sampling.max_tokens=192",
     "rl.reward.judge=coverage",
 )
-PARTS = {"locomo": LOCOMO, "generated": GENERATED, "operations": ("--steps-rl=0", *OPERATIONS)}
+PARTS = {
+    "locomo": LOCOMO,
+    "generated": GENERATED,
+    "operations": ("--steps-rl=0", *OPERATIONS),
+    "quickstart": ("rl.num_steps=60",),
+}
 METRICS = ("step", "sft/loss", "sft/val_loss", "reward/mean", "reward/std", "qa/accuracy", "frac_reward_zero_std",
            "entropy", "memory_ratio", "length_weight")  # fmt: skip
 STOPPED = 128 + signal.SIGTERM
