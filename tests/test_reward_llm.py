@@ -266,11 +266,12 @@ def test_memories_are_embedded_with_one_cpu_thread_beside_the_engine():
 def test_the_thread_that_decodes_keeps_its_cpu_threads():
     """In a process of its own: libraries that other tests load may limit their number."""
     program = (
-        "import torch; from reward.alongside import _searcher; torch.set_num_threads(2); executor = _searcher(); "
-        "print(executor.submit(torch.get_num_threads).result(), torch.get_num_threads())"
+        "import threading, torch; from reward.alongside import _searcher; count = torch.get_num_threads\n"
+        "torch.set_num_threads(2); executor = _searcher(); print(executor.submit(count).result(), count())\n"
+        "later = threading.Thread(target=lambda: print(count())); later.start(); later.join()"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ran.stdout.split() == ["1", "2"], ran.stderr
+    assert ran.stdout.split() == ["1", "2", "2"], ran.stderr
 
 
 def test_a_thread_is_left_for_no_step():
