@@ -243,6 +243,12 @@ def test_the_table_of_memalpha_shows_its_result_file():
     sft, learned = mean["sft"], mean["rl"]
     told = f"SFT {sft['r1']:.3f}, RL {learned['r1']:.3f} at {learned['memory_over_sft']:.2f} times the memory"
     assert told in PAGES[0].read_text(encoding="utf-8")
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert f"+{100 * learned['over_sft']:.1f} at {learned['memory_over_sft']:.2f}x | `memalpha.json` |" in results
+    squad = json.loads((ROOT / "tests/benchmarks/results/memalpha_real.json").read_text())["squad"]["rl_over_sft"]
+    points = [100 * squad[name] for name in ("difference", "low", "high")]
+    told = "{:+.1f} ({:+.1f} to {:+.1f}) at {:.2f}x".format(*points, squad["memory_over_sft"])
+    assert f"{told} | `memalpha_real.json` |" in results
 
 
 def test_pictures_are_small():
