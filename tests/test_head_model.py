@@ -32,7 +32,7 @@ def test_a_line_is_found_through_its_own_points_and_weighs_errors_by_their_share
     [(80, 10_000, 6), (35, 10_000, 12), (16, 10_000, 16), (255, 10_000, 2), (35, 66, 0.5)],
 )
 def test_registers_threads_and_rows_bound_what_runs_at_once(registers, rows, programs):
-    """65,536 registers: 128 threads of 80 take 10,240, of 35 (handed out as 40) 5,120; 2,048 threads are 16 programs."""
+    """Of 65,536 registers 128 threads of 80 take 10,240, of 35 (handed out as 40) 5,120; 2,048 threads are 16."""
     kernel = Resources(registers=registers, loop_instructions=1, block=4096)
     assert resident(GPUS["h100"], kernel, rows) == programs
 
