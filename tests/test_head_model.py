@@ -14,7 +14,8 @@ from trainer.batching.loss_rows import cross_entropy
 from trainer.kernels import plain_rows
 from trainer.model.head import WORKSPACE_BYTES, chunk_rows_within, head_loss
 
-RESULTS = Path(__file__).parent / "benchmarks/results/head_model.json"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "tests/benchmarks/results/head_model.json"
 ROWS = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
 # Round numbers: 2 processors of 8 instructions a second, 10 bytes a second, of which a copy reaches 8
 SMALL = Gpu(architecture=90, bandwidth=10, processors=2, clock=8)
@@ -151,6 +152,22 @@ def test_the_kernels_of_the_result_file_are_those_that_are_compiled(gpu, tmp_pat
 def kernels_of(gpu: str) -> dict[str, Resources]:
     rows = [row for row in ROWS if row["what"] == "kernel" and row["gpu"] == gpu]
     return {row["kernel"]: Resources(row["registers"], row["loop_instructions"], row["block"]) for row in rows}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_pages_say_what_is_modelled(gpu):
+    performance, results = ((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("performance", "results"))
+    row = next(row for row in ROWS if row["what"] == "choice" and row["gpu"] == gpu and row["hidden"] == GOAL[1])
+    span = f"{row['low_ms']:.1f} to {row['high_ms']:.1f} ms"
+    times = row["products_ms"], row["best"]["low_ms"], row["fourth_product_ms"]
+    products, best, fourth = (f"{each:.1f} ms" for each in times)
+    told = f"| {products} | {span} | {best} | {fourth} |"
+    assert f"| {gpu.upper()} {told}" in performance
+    best = row["best"]
+    assert (best["chunk"], best["low_ms"]) == (GOAL[0], best["high_ms"])
+    sizes = f"chunks of {row['chunk']:,} rows in {row['workspace_mib'] / 1024:.1f} GiB"
+    assert f"{sizes}; all rows at once take {best['workspace_mib'] / 1024:.1f} GiB" in " ".join(performance.split())
+    assert gpu != "h100" or f"| 36 ms | not measured; modelled {span} |" in results
 
 
 @pytest.mark.parametrize("gpu", GPUS)

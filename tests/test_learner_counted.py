@@ -157,5 +157,27 @@ def test_flops_of_layers_and_head_are_those_that_run(way):
     assert sum(ran.get(each, 0) for each in products) == counted["linear"] + head
 
 
+NAMES = {
+    "shared": "ours",
+    "trl_tree": "TRL's AsyncGRPO",
+    "prefix_grouper": "PrefixGrouper",
+    "trl": "TRL's GRPO, dense copies",
+    "verl": "verl, dense copies",
+}
+
+
+def test_the_page_shows_what_is_counted():
+    page = (RESULTS.parents[3] / "docs/performance.md").read_text(encoding="utf-8")
+    calls = {row["impl"]: [] for row in rows()}
+    for row in rows():
+        calls[row["impl"]].append(row["attention_calls"])
+        if row["impl"] in NAMES:
+            sizes = f"{row['tokens']:,} | {row['kept_keys']:,} | {row['kept_keys_and_values_mb'] / 1e3:.1f}"
+            told = f"| {NAMES[row['impl']]} | {sizes} | {row['head_tflop']:.0f} | {row['tflop']:,.0f} |"
+            assert told in page
+    assert calls["shared"] == [3, 6] and "| 3 at depth two, 6 at three | **1** | 2 |" in page
+    assert calls["trl_tree"] == [1, 1] and calls["prefix_grouper"] == [2, 2]
+
+
 def test_the_result_file_is_what_is_counted():
     assert json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] == list(rows())
