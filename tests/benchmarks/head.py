@@ -1,6 +1,7 @@
 """The output head with its loss: ours, fused, against others, forward and backward, on the same rows and weights.
 
     python -m tests.benchmarks.head --out tests/benchmarks/results/head_cpu.json
+    python -m tests.benchmarks.head --model --out tests/benchmarks/results/head_model.json
 
 fused   trainer/model/head.py: chunks, three matmuls, kernels of the device
 plain   all logits at once, autograd
@@ -10,6 +11,7 @@ cce     cut-cross-entropy's per-token loss, weighted outside; CUDA. By default i
 All minimise a policy gradient at ratio one: -A log p, so their gradients can be compared. Errors are relative L2 gaps
 of the gradients to the plain head in float32 (CPU: float64). `peak_mb` counts the gradients that come out, `extra_mb`
 does not. On CUDA a row `gemm` holds the time of the three matmuls alone.
+With --model nothing is timed: head_model.py models the fused head on an H100, A100 and B200.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from tests.benchmarks import head_model
 from tests.benchmarks.common import device, peak_mb, seconds, write
 from trainer.batching.loss_rows import cross_entropy
 from trainer.model.head import head_loss
@@ -181,8 +184,12 @@ def row(name: str, shape: Shape) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="store_true", help="model GPUs that are not here; measure nothing")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
+    if args.model:
+        write(args.out, list(head_model.rows()))
+        return
     on_gpu = device().type == "cuda"
     rows = []
     for shape in GPU_SHAPES if on_gpu else CPU_SHAPES:

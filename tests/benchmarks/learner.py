@@ -5,6 +5,7 @@ tokens.
     python -m tests.benchmarks.learner --shape memalpha --out tests/benchmarks/results/learner_memalpha_cpu.json
     python -m tests.benchmarks.learner --shape windows --out tests/benchmarks/results/learner_windows_cpu.json
     python -m tests.benchmarks.learner --shape hybrid --out tests/benchmarks/results/learner_hybrid_cpu.json
+    python -m tests.benchmarks.learner --counted --out tests/benchmarks/results/learner_counted.json
 
 shared    ours: the prompt runs once (trainer/batching/packing.py, trainer/model/shared_prefix.py), head fused
 dense     ours, but every completion brings its own copy of the prompt, head fused
@@ -12,6 +13,7 @@ own       the same copies by the model's own attention, transformers' SDPA, head
 trl       `GRPOTrainer.compute_loss` of TRL with its own defaults
 trl_tree  `AsyncGRPOTrainer.compute_loss` of TRL on its own packed prefix tree, with another attention kernel
           (tests/benchmarks/learner_rivals.py says why)
+prefix_grouper  PrefixGrouper, by its README, with logits of every token
 All compute GRPO's loss at ratio one, mean over tokens, KL off. Gaps are against `dense`, errors (on a CPU) against the
 same weights in float64: largest log-prob difference and relative L2 difference of the whole gradient. `seconds` is
 forward and backward; on a CPU the implementations take turns.
@@ -34,9 +36,10 @@ from typing import TypeVar
 import torch
 
 from membuilder.schemes.memalpha.config import PromptOrder
+from tests.benchmarks import learner_counted
 from tests.benchmarks.common import device, peak_mb, rounds, write
-from tests.benchmarks.learner_models import GROUP, PEAK_FLOPS, SIZES, Shape, model_of, tokens_of
-from tests.benchmarks.learner_rivals import NOTES, trl, trl_tree
+from tests.benchmarks.learner_models import GROUP, PEAK_FLOPS, SIZES, Shape, layer_weights, model_of, tokens_of
+from tests.benchmarks.learner_rivals import NOTES, prefix_grouper, trl, trl_tree
 from tests.sequences import sequence
 from trainer.batching.loss_rows import Objective
 from trainer.batching.packing import build_tree, dense_tree, pack_on
@@ -77,10 +80,11 @@ IMPLEMENTATIONS = {
     "own": partial(ours, shared=False, own=True),
     "trl": trl,
     "trl_tree": trl_tree,
+    "prefix_grouper": prefix_grouper,
 }
-RIVALS = ("trl", "trl_tree")
+RIVALS = ("trl", "trl_tree", "prefix_grouper")
 HYBRID = Shape(2048, 128, sizes="hybrid")
-SHARING = ("shared", "trl_tree")
+SHARING = ("shared", "trl_tree", "prefix_grouper")
 
 
 def compared(shape: Shape) -> list[str]:
@@ -146,15 +150,14 @@ def distance(found: Found, other: Found | None, kind: str) -> dict:
 def flops_of(name: str, shape: Shape) -> float:
     """Return the FLOPs of a forward and a backward over the tokens run, without what is computed again."""
     sizes = SIZES[shape.sizes]
-    copies = 1 if name in SHARING else GROUP
+    shares = name in SHARING and not (shape.own and name == "prefix_grouper")  # it shares whole prompts alone
+    copies = 1 if shares else GROUP
     own = shape.own + shape.response
     tokens = copies * shape.prompt + GROUP * own
     read = copies * shape.prompt**2 / 2 + GROUP * (shape.prompt * own + own**2 / 2)  # pairs
     read = min(read, tokens * (shape.window or read))
     heads = sizes["num_attention_heads"] * sizes["head_dim"]
-    groups = sizes["num_key_value_heads"] * sizes["head_dim"]
-    layer = sizes["hidden_size"] * (2 * heads + 2 * groups + 3 * sizes["intermediate_size"])
-    flops = sizes["num_hidden_layers"] * (6 * layer * tokens + 12 * heads * read)
+    flops = sizes["num_hidden_layers"] * (6 * layer_weights(sizes) * tokens + 12 * heads * read)
     return flops + 6 * GROUP * shape.response * sizes["hidden_size"] * sizes["vocab_size"]
 
 
@@ -236,8 +239,12 @@ def main() -> None:
     kinds = ("group", "memalpha", "windows", "hybrid")
     parser.add_argument("--shape", choices=kinds, default="group", help="what the rollouts share, of which model")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument("--counted", action="store_true", help="count from shapes (learner_counted.py), run nothing")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
+    if args.counted:
+        write(args.out, list(learner_counted.rows()))
+        return
     if args.shape == "memalpha":
         shapes = [({"order": order}, shape) for order, shape in ORDERS.items()]
     elif args.shape == "hybrid":

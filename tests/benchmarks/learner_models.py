@@ -43,6 +43,12 @@ PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
 """Dense bfloat16 matmuls per second by NVIDIA's data sheets (SXM)."""
 
 
+def layer_weights(sizes: dict[str, int]) -> int:
+    """Return the number of weights in a layer's matrix products."""
+    heads, groups = (sizes[name] * sizes["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
+    return sizes["hidden_size"] * (2 * heads + 2 * groups + 3 * sizes["intermediate_size"])
+
+
 def model_of(shape: Shape) -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = SIZES[shape.sizes] | {"tie_word_embeddings": True, "max_position_embeddings": 32768}

@@ -1,8 +1,13 @@
-"""What tests/benchmarks/learner.py measures ours against: TRL's GRPO loss, and the prefix trees of its AsyncGRPO.
+"""What tests/benchmarks/learner.py measures ours against: TRL's GRPO loss, the prefix trees of its AsyncGRPO, and
+PrefixGrouper.
 
 `trl_tree` runs TRL's own packing, attention interface, head and loss. Only the attention kernel is another: TRL fetches
 FlashAttention 3 from a hub, which a machine without a network cannot. PyTorch's flash kernel takes its place, the one
 that ours runs on; on a CPU, where TRL has none, a loop over the segments.
+
+`prefix_grouper` is what PrefixGrouper's README shows. It hands attention a padding mask of two dimensions, which of
+transformers' kernels only FlashAttention 2 takes; here SDPA gets the causal mask that it stands for. verl 0.9.1 has the
+same forward and calls it nowhere, so verl is only counted (tests/benchmarks/learner_counted.py).
 """
 
 import tempfile
@@ -14,7 +19,7 @@ from types import SimpleNamespace
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import PreTrainedTokenizerFast
+from transformers import AttentionInterface, PreTrainedTokenizerFast
 
 from tests.benchmarks.common import device
 from tests.benchmarks.learner_models import GROUP, Shape, model_of, tokens_of
@@ -22,6 +27,7 @@ from tests.benchmarks.learner_models import GROUP, Shape, model_of, tokens_of
 NOTES = {
     "trl": {"note": "its defaults; 1.16 puts the head in chunks by itself and refuses Liger's fused head beside that"},
     "trl_tree": {"note": "its own packing, head and loss; attention by PyTorch's kernel in place of FlashAttention 3"},
+    "prefix_grouper": {"note": "by its README: logits of every token; attention by SDPA in place of FlashAttention 2"},
 }
 CLIP = 0.2
 COUNTERS = (
@@ -100,6 +106,57 @@ def trl_tree(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]
         **dict.fromkeys(COUNTERS, 0.0),
     )
     return model, partial(async_grpo_trainer.AsyncGRPOTrainer.compute_loss, trainer, model, inputs)
+
+
+def prefix_grouper(shape: Shape) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
+    from prefix_grouper import PrefixGrouper
+
+    AttentionInterface.register("grouped", grouped_attention)
+    model = model_of(shape).train()
+    model.set_attn_implementation("grouped")
+    prompts, responses, advantages = tokens_of(shape)
+    if shape.own:  # its groups have one prompt: each answer is a group
+        prefix, sizes = torch.tensor(prompts), 1
+    else:
+        prefix, sizes = torch.tensor(prompts[:1]), GROUP
+    prefix, suffix = prefix.to(device()), torch.tensor(responses, device=device())
+    masks = torch.ones_like(prefix, dtype=torch.bool), torch.ones_like(suffix, dtype=torch.bool)
+    grouper = PrefixGrouper.from_ungrouped_masks(*masks, group_sizes=sizes, device=device())
+    token_ids = grouper.concat_input(prefix, masks[0], suffix, masks[1])
+    start = prefix.shape[1]
+    own = torch.arange(start, start + shape.response, device=device()).repeat(sizes)
+    position_ids = torch.cat([torch.arange(start, device=device()), own])[None].expand(len(prefix), -1)
+    advantage = torch.tensor(advantages, device=device())[:, None]
+
+    def loss() -> torch.Tensor:
+        logits = model(input_ids=token_ids, position_ids=position_ids, use_cache=False, prefix_grouper=grouper).logits
+        logits = grouper.split_output(logits, include_prefix_last=1)[2][:, :-1]
+        logprobs = logits.gather(-1, suffix[..., None]).squeeze(-1) - logits.logsumexp(-1)
+        ratio = (logprobs - logprobs.detach()).exp()
+        return -(advantage * ratio).mean()
+
+    return model, loss
+
+
+def grouped_attention(module, query, key, value, attention_mask, prefix_grouper, scaling, **_):
+    return prefix_grouper.forward(_causal, query, key, value, scaling), None
+
+
+def _causal(
+    query: torch.Tensor,  # (B, H, Q, D)
+    key: torch.Tensor,  # (B, Hkv, K, D)
+    value: torch.Tensor,  # (B, Hkv, K, D)
+    is_token: torch.Tensor,  # (B, K), False at padding
+    scale: float,
+) -> torch.Tensor:
+    """Return (B, Q, H, D): the last query sees every key."""
+    assert is_token.all(), "answers of different lengths are not needed here"
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    seen = None
+    if num_queries < num_keys:
+        seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
+    out = scaled_dot_product_attention(query, key, value, seen, is_causal=seen is None, scale=scale, enable_gqa=True)
+    return out.transpose(1, 2)
 
 
 def _packed(

