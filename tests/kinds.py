@@ -24,19 +24,22 @@ from transformers import (
 
 from tests.sequences import sequence
 from trainer import tiny
-from trainer.batching.packing import Node
+from trainer.batching.packing import Node, TrainSequence
 
 VOCABULARY = 48
 SIZES = dict(
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
-HEADS = SIZES | dict(head_dim=8)
+HEADS = SIZES | dict(head_dim=32)  # the least that vLLM's attention takes on a CPU
 DELTA = HEADS | dict(
     layer_types=["linear_attention", "full_attention", "linear_attention"], linear_num_key_heads=2,
     linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=10,
 )  # fmt: skip
-SHORT = SIZES | dict(layer_types=["conv", "full_attention", "conv"], conv_bias=True)
+SHORT = SIZES | dict(
+    hidden_size=64, num_attention_heads=2, num_key_value_heads=1, layer_types=["conv", "full_attention", "conv"],
+    conv_bias=True,
+)  # fmt: skip
 WINDOW = dict(sliding_window=5)
 MIXED = dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"])
 LOCAL = dict(num_local_experts=4, num_experts_per_tok=2)
@@ -107,3 +110,17 @@ def random_tree(source: random.Random, depth: int, above: tuple[int, ...] = ()) 
 def trees_of(depth: int, seed: int = 0) -> list[Node]:
     source = random.Random(10 * depth + seed)
     return [random_tree(source, depth) for _ in range(2)]
+
+
+def random_samples(number: int, seed: int = 1, apart: bool = False) -> list[TrainSequence]:
+    """Samples of which each second begins like the one before; `apart`: none has a token of another."""
+    source, samples = random.Random(seed), []
+    for index in range(number):
+        pool = range(index * VOCABULARY // number, (index + 1) * VOCABULARY // number) if apart else range(VOCABULARY)
+        prompt = tuple(source.choices(pool, k=source.choice((1, 7, 13, 31))))
+        if index % 2 and not apart:
+            prompt = samples[-1].prompt_token_ids + prompt
+        completion = tuple(source.choices(pool, k=source.choice((1, 2, 9))))
+        weights = tuple(source.uniform(-1, 1) for _ in completion)
+        samples.append(sequence(prompt, completion, advantage=weights))
+    return samples

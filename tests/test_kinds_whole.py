@@ -43,7 +43,9 @@ def test_a_run_trains_saves_goes_on_and_is_exported(kind, tmp_path):
         lives.same_run(out, again)
 
         export(out / "checkpoints/step_2", tmp_path / f"{name}_exported")
-        models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (out / "model", tmp_path / f"{name}_exported")]
+        models = [
+            AutoModelForCausalLM.from_pretrained(folder) for folder in (out / "model", tmp_path / f"{name}_exported")
+        ]
         weights = [each.state_dict() for each in models]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
         start = load_file(base / "model.safetensors")
