@@ -1,4 +1,4 @@
-"""Models of several kinds, a few optimizer steps each, in one process or several; tests/test_kinds_on_ranks.py starts it.
+"""Models of several kinds, a few optimizer steps each, in one process or several (tests/test_kinds_on_ranks.py).
 
     accelerate launch --config_file configs/accelerate/cpu2.yaml tests/kinds_on_ranks.py OUT
 

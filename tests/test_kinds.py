@@ -15,14 +15,16 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 from transformers.models.qwen3_next import modeling_qwen3_next
 
+from membuilder.errors import ConfigError
 from tests.kinds import KINDS, SIZES, make, random_samples, trees_of
 from tests.test_tree_recurrence import token_by_token
 from trainer.batching import recurrence_plan
 from trainer.batching.attention_plan import padded_calls, varlen_calls
 from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node, PackedBatch, Share, build_tree, dense_tree, pack
-from trainer.configs import Attention
+from trainer.configs import Attention, LoRAConfig
 from trainer.distributed.process_group import World
+from trainer.model.lora import adapted_layers, merged_weights
 from trainer.model.make_policy import make_policy
 from trainer.model.policy import Policy
 from trainer.model.shared_prefix import UnsharedError, use_own_layers, use_shared_prefix, windows_of
@@ -193,6 +195,46 @@ def test_a_recurrence_that_is_not_known_is_refused_by_name(config):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnsharedError, match=f"a recurrence among .*Lfm2ShortConv.*; {type(model).__name__} has"):
         use_shared_prefix(model)
+
+
+# adapters
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+DELTA = ATTENTION | {"out_proj"}
+CONVOLUTION = {"q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"}
+ADAPTED = {
+    "window": ATTENTION | MLP,
+    "window, experts": ATTENTION,
+    "window, sinks, experts": ATTENTION,
+    "experts": ATTENTION,
+    "delta": DELTA | MLP | {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"},
+    "delta, experts": DELTA | MLP | {"in_proj_qkvz", "in_proj_ba", "shared_expert_gate"},  # of the shared expert
+    "convolution": CONVOLUTION,
+    "convolution, experts": CONVOLUTION,  # the first layer has none
+}
+"""Kind -> the layers that have adapters unless a run names others."""
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_stand_on_all_linear_layers_and_are_trained(name, caplog):
+    model, trees = make(KINDS[name]), trees_of(2)
+    before = {key: each.clone() for key, each in model.state_dict().items()}
+    policy = make_policy(model, Attention.SHARED, CPU, lora=LoRAConfig(rank=2)).train()
+    assert {each.rpartition(".")[2] for each in adapted_layers(model)} == ADAPTED[name]
+    assert ("adapters stand beside the experts" in caplog.text) == ("experts" in name)
+    gradients = run(policy, packed(model, trees))[1]
+    assert all("lora_" in each for each in gradients)
+    ends = [each for key, each in gradients.items() if "lora_B" in key]
+    assert len(ends) == len(adapted_layers(model)) and all(each.abs().max() > 0 for each in ends)
+    merged = dict(merged_weights(model))
+    assert merged.keys() == before.keys() and all(torch.equal(merged[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", ["window, experts", "window, sinks, experts", "convolution, experts"])
+def test_adapters_on_experts_are_refused_by_name(name):
+    with pytest.raises(ConfigError, match="gate_up_proj of .* holds the matrices of all experts in one tensor"):
+        make_policy(make(KINDS[name]), Attention.SHARED, CPU, lora=LoRAConfig(targets=("q_proj", "gate_up_proj")))
 
 
 # supervised samples, which are packed one after another

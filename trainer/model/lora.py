@@ -31,8 +31,14 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model  # here: only runs with adapters load it
 
-    found = _target_names(model)
+    found, experts = _target_names(model), expert_tensors(model)
     unknown = [] if config.targets == ALL_LINEAR else [name for name in config.targets if not _ends(found, name)]
+    if stacked := [name for name in unknown if _ends(experts, name)]:
+        raise ConfigError(
+            f"model.lora.targets={list(config.targets)}: {' and '.join(stacked)} of {type(model).__name__} holds the "
+            "matrices of all experts in one tensor, which no adapter stands on here: leave it out (experts then stay "
+            "as they are), or train the whole model (model.lora=null)"
+        )
     if unknown or not config.targets:
         there = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in found))
         raise ConfigError(
@@ -62,6 +68,17 @@ def _target_names(model: PreTrainedModel) -> list[str]:
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def expert_tensors(model: PreTrainedModel) -> list[str]:
+    """Return the names of the parameters that hold a matrix for each expert; adapters stand on none of them."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if not isinstance(module, torch.nn.Conv1d)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
     ]
 
 
