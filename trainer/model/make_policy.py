@@ -54,7 +54,7 @@ def make_policy(
         add_adapters(model, lora)  # what follows proves that they add nothing yet
         if experts := expert_tensors(model):
             kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in experts))
-            _log.warning("adapters stand beside the experts, which stay as they are: %s", kinds)
+            _log.warning("experts and feed-forward layers beside them have no adapters and stay as they are: %s", kinds)
     own_attention = model.config.get_text_config()._attn_implementation
     why_dense = None if attention is not Attention.DENSE else "attention: dense"
     if why_dense is None:
