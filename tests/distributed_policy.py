@@ -21,7 +21,7 @@ from trainer.configs import LossConfig, OptimConfig
 from trainer.distributed.process_group import World, start_accelerator, zero_stage
 from trainer.losses import TokenValues, adrpo
 from trainer.model.head import LossFunction, row_kernels
-from trainer.model.policy import Policy
+from trainer.model.policy import Policy, windows
 from trainer.optim import make_optimizer
 from trainer.optimizer_step import Skips, make_objective, make_update, micro_step, named_weights
 
@@ -87,7 +87,7 @@ def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
     policy, optimizer = accelerator.prepare(policy, make_optimizer(policy, OptimConfig(lr=0.01)))
     losses = []
     for step in range(STEPS):
-        total = backward(accelerator, world, policy, loss, step)
+        total = backward(accelerator, world, policy, loss, trees_of(step))
         accelerator.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -102,9 +102,11 @@ def train(loss) -> tuple[dict, dict[str, torch.Tensor]]:
     return seen, whole(accelerator, policy)
 
 
-def backward(accelerator, world: World, policy, loss, step: int, factor: float = 1.0) -> torch.Tensor:
-    """Gradients of a step, this rank's times `factor`; this rank's part of the mean loss."""
-    update = make_update(Share.of(trees_of(step)), MAX_TOKENS, world, accelerator.device)
+def backward(
+    accelerator, world: World, policy, loss, trees: Sequence[Node], factor: float = 1.0, max_tokens: int = MAX_TOKENS
+) -> torch.Tensor:
+    """Gradients of a step on trees, this rank's times `factor`; this rank's part of the mean loss."""
+    update = make_update(Share.of(trees), max_tokens, world, accelerator.device, windows=windows(policy))
     total = torch.zeros(())
     for packed, is_real, is_last in update.weighted():
         scale = world.size / update.num_tokens * is_real * factor
@@ -126,7 +128,7 @@ def skip_one(steps: Sequence[int], poisoned: int | None) -> tuple[dict, dict[str
     skips, left_out, weights = Skips(limit=1), [], [whole(accelerator, policy)]
     for step in steps:
         factor = float("nan") if step == poisoned and world.rank == 1 else 1.0
-        backward(accelerator, world, policy, cross_entropy, step, factor)
+        backward(accelerator, world, policy, cross_entropy, trees_of(step), factor)
         norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)
         left_out.append(skips.should_skip(float(norm), []))
         if not left_out[-1]:

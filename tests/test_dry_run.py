@@ -308,7 +308,7 @@ def test_head_workspace_is_what_the_head_allocates(rows, frozen, monkeypatch):
 def test_keys_and_values_of_qwen3_4b(folder_4b):
     # 2 x 36 layers x 8 heads x 128 x 2 bytes; 60% of 80 GiB less the weights and 3 GiB of vLLM's own
     found = estimate(config_of(folder_4b, rl=True, max_tokens=64), Launch(zero_stage=2))
-    assert found.kv_bytes_per_token == 147_456
+    assert found.cache.bytes_of(1000) == 147_456_000
     assert found.kv_bytes == pytest.approx(0.6 * 80 * GIB - 2 * 4_022_468_096 - 3 * GIB)
 
 

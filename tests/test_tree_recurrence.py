@@ -1,11 +1,8 @@
-"""Recurrent layers over packed prefix trees: log-probs and gradients of each path run alone by transformers.
+"""Recurrent layers over packed prefix trees: the delta rule and the convolution of each path alone.
 
-Where it says `double_precision`, transformers' casts to float32 are lifted and its delta rule is a loop over tokens, so
-that what is left is rounding of float64. Without, the cast inside its delta rule sets the tolerance.
+Whole models are in test_kinds.py.
 """
 
-import copy
-import random
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,80 +11,14 @@ from types import ModuleType
 import pytest
 import torch
 from torch.nn.functional import conv1d, logsigmoid
-from transformers import (
-    AutoModelForCausalLM,
-    FalconH1Config,
-    KimiLinearConfig,
-    Lfm2Config,
-    Lfm2MoeConfig,
-    OlmoHybridConfig,
-    PreTrainedModel,
-    Qwen3_5MoeTextConfig,
-    Qwen3_5TextConfig,
-    Qwen3NextConfig,
-)
-from transformers.models.lfm2.modeling_lfm2 import Lfm2RMSNorm
-from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeRMSNorm
-from transformers.models.qwen3_5 import modeling_qwen3_5
-from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
-from transformers.models.qwen3_next import modeling_qwen3_next
 
-from tests.sequences import sequence
+from tests.kinds import trees_of
 from trainer.batching import recurrence_plan
-from trainer.batching.loss_rows import cross_entropy
 from trainer.batching.packing import Node, pack
-from trainer.configs import Attention, LoRAConfig
 from trainer.kernels.path_convolution import path_convolution
 from trainer.kernels.plain_delta_rule import gated_delta_rule
-from trainer.model.make_policy import make_policy
-from trainer.model.policy import Policy
-from trainer.model.shared_prefix import UnsharedError, use_own_layers, use_shared_prefix
 
 CPU = torch.device("cpu")
-VOCABULARY = 48
-SIZES = dict(
-    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
-    bos_token_id=1, eos_token_id=2, pad_token_id=0,
-)  # fmt: skip
-DELTA = SIZES | dict(
-    head_dim=8, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
-    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=10,
-)  # fmt: skip
-SHORT = SIZES | dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], conv_bias=True)
-EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=8)
-MODELS = {
-    "qwen3_next": Qwen3NextConfig(**DELTA, num_experts=0),
-    "qwen3_next experts": Qwen3NextConfig(**DELTA, **EXPERTS),
-    "qwen3_5": Qwen3_5TextConfig(**DELTA),
-    "lfm2": Lfm2Config(**SHORT),
-    "qwen3_5 experts": Qwen3_5MoeTextConfig(**DELTA, **EXPERTS),
-    "lfm2 experts": Lfm2MoeConfig(
-        **SHORT, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, num_dense_layers=1
-    ),
-    "recurrence alone": Qwen3_5TextConfig(**DELTA | dict(layer_types=["linear_attention"] * 3)),
-}
-LENGTHS = (0, 1, 2, 3, 7, 20)
-"""Of nodes: empty, shorter than a convolution, and longer than a chunk of 8."""
-
-
-def random_tree(source: random.Random, depth: int, above: tuple[int, ...] = ()) -> Node:
-    """A tree whose longest path has at most `depth` + 1 nodes; its leaves carry completions that begin on any node."""
-    own = tuple(source.randrange(VOCABULARY) for _ in range(source.choice(LENGTHS)))
-    if not depth and not above and not own:
-        own = (5,)
-    path = (*above, *own)
-    children = [random_tree(source, depth - 1, path) for _ in range(source.choice((1, 2)))] if depth else []
-    if children:
-        return Node(token_ids=own, children=children)
-    start = source.randrange(max(1, len(path) - 9), len(path) + 1)
-    last = source.randrange(VOCABULARY)
-    weights = [source.uniform(-1, 1) for _ in range(len(path) - start + 1)]
-    return Node(token_ids=own, sequences=[sequence(path[:start], (*path[start:], last), advantage=weights)])
-
-
-def trees_of(depth: int, seed: int = 0) -> list[Node]:
-    source = random.Random(10 * depth + seed)
-    return [random_tree(source, depth) for _ in range(2)]
 
 
 def paths(trees: list[Node]) -> Iterator[torch.Tensor]:
@@ -254,170 +185,3 @@ def test_windows_of_short_nodes():
     assert found.tokens.tolist() == [0, 1, 2, 3, 4, 5]  # no node is longer than what a convolution looks back
     assert found.inputs.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
     assert found.is_real.sum(1).tolist() == [1, 2, 3, 4, 4, 4]
-
-
-# whole models
-
-
-@pytest.fixture
-def double_precision(monkeypatch):
-    """float64 all through, and transformers' delta rule token by token."""
-
-    def rule(query, key, value, g, beta, use_qk_l2norm_in_kernel, **_):
-        assert use_qk_l2norm_in_kernel
-        (out,) = (token_by_token(*each)[0] for each in zip(query, key, value, g, beta, strict=True))
-        return out[None], None
-
-    def gated_norm(self, hidden_states, gate):
-        variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        normed = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
-        return self.weight * normed * torch.nn.functional.silu(gate)
-
-    def norm(self, hidden_states):
-        variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
-
-    monkeypatch.setattr(recurrence_plan, "CHUNK", 8)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    for each in (Lfm2RMSNorm, Lfm2MoeRMSNorm):
-        monkeypatch.setattr(each, "forward", norm)
-    for module, family in (
-        (modeling_qwen3_next, "Qwen3Next"),
-        (modeling_qwen3_5, "Qwen3_5"),
-        (modeling_qwen3_5_moe, "Qwen3_5Moe"),
-    ):
-        monkeypatch.setattr(getattr(module, f"{family}RMSNormGated"), "forward", gated_norm)
-        monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", rule)
-
-
-def make(config, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), experts_implementation="eager").to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():  # large enough for every part to matter
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.eval()
-
-
-def own(model: PreTrainedModel, trees: list[Node]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Log-probs and gradients by transformers alone, each sequence by itself, in the order of the packed rows."""
-    found = []
-    for each in pack(trees).sequences:
-        ids = torch.tensor([[*each.prompt_token_ids, *each.completion_token_ids]])
-        start = len(each.prompt_token_ids)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[0, start - 1 :].double()
-        found.append(logits.log_softmax(-1).gather(-1, ids[0, start:, None]).squeeze(-1))
-    logprobs = torch.cat(found)
-    model.zero_grad()
-    (logprobs @ pack(trees).values.advantage.double()).backward()
-    return logprobs.detach(), gradients_of(model)
-
-
-def gradients_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
-
-
-def shared(model: PreTrainedModel, trees: list[Node]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    policy, batch = Policy(model).train(), pack(trees)
-    policy.zero_grad()
-    output = policy(batch, 1.0, cross_entropy(-batch.values.advantage.double()))
-    output.loss.backward()
-    return output.head.logprobs.detach(), gradients_of(policy.model)
-
-
-def gaps(found, expected) -> tuple[float, float]:
-    """The largest gap of log-probs, and that of gradients relative to the largest entry of any."""
-    assert found[1].keys() == expected[1].keys()
-    largest = max(float(each.abs().max()) for each in expected[1].values())
-    gradient = max(float((found[1][name] - each).abs().max()) for name, each in expected[1].items())
-    return float((found[0] - expected[0]).abs().max()), gradient / largest
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("name", MODELS)
-def test_trees_have_the_numbers_of_each_sequence_alone(name, depth, double_precision):
-    model, trees = make(MODELS[name]), trees_of(depth)
-    logprobs, gradient = gaps(shared(copy.deepcopy(model), trees), own(model, trees))
-    # a router's softmax is in float32
-    assert logprobs <= 1e-10 and gradient <= (1e-7 if "experts" in name else 1e-10)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_activations_that_are_computed_again_are_the_same(name):
-    """Two batches run forward before either goes backward: a layer is told of its batch again, not of the last one."""
-    model, batches = make(MODELS[name]), [trees_of(2), trees_of(3)]
-    policy = Policy(model).train()
-
-    def gradients() -> dict[str, torch.Tensor]:
-        policy.zero_grad()
-        packed = [pack(trees) for trees in batches]
-        outputs = [policy(batch, 1.0, cross_entropy(-batch.values.advantage.double())) for batch in packed]
-        sum(output.loss for output in outputs).backward()
-        return gradients_of(model)
-
-    kept = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    again = gradients()
-    assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_transformers_as_it_is(name):
-    """Its delta rule is in float32, where ours is in float64: that cast sets the tolerance."""
-    model, trees = make(MODELS[name]), trees_of(2)
-    logprobs, gradient = gaps(shared(copy.deepcopy(model), trees), own(model, trees))
-    print(f"\n{name}: log-probs {logprobs:.2g}, gradients {gradient:.2g}")
-    assert logprobs <= 1e-5 and gradient <= 1e-5
-
-
-@pytest.mark.parametrize("name", ["qwen3_next", "lfm2"])
-def test_bfloat16_is_as_near_to_the_truth_as_transformers_is(name):
-    model, trees = make(MODELS[name]), trees_of(3)
-    truth, alone = own(model, trees)[0], own(copy.deepcopy(model).bfloat16(), trees)[0]
-    found = shared(copy.deepcopy(model).bfloat16(), trees)[0].double()
-    assert (found - truth).norm() <= 1.5 * (alone - truth).norm()
-
-
-def test_a_copy_of_a_policy_runs_its_own_weights():
-    """References are copies: a forward that stayed with the first model would train against itself."""
-    policy, batch = Policy(make(MODELS["qwen3_5"])), pack(trees_of(1))
-    before = policy(batch).logprobs
-    reference = copy.deepcopy(policy)
-    with torch.no_grad():
-        policy.model.model.layers[0].linear_attn.out_proj.weight.mul_(2)
-    assert torch.equal(reference(batch).logprobs, before) and not torch.equal(policy(batch).logprobs, before)
-
-
-@pytest.mark.parametrize("name", ["qwen3_next", "lfm2"])
-def test_a_model_gets_its_own_layers_back(name):
-    model, ids = make(MODELS[name]), torch.arange(20)[None]
-    before = model(input_ids=ids, use_cache=False).logits
-    attention = model.config._attn_implementation
-    use_shared_prefix(model)
-    use_own_layers(model, attention)
-    assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        OlmoHybridConfig(**SIZES, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"]),
-        KimiLinearConfig(**SIZES, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"]),
-        FalconH1Config(**SIZES, num_hidden_layers=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_a_recurrence_that_is_not_known_is_refused_by_name(config):
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsharedError, match=f"a recurrence among .*Lfm2ShortConv.*; {type(model).__name__} has"):
-        use_shared_prefix(model)
-
-
-@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5", "lfm2"])
-def test_adapters_on_a_recurrence_are_trained(name):
-    model, trees = make(MODELS[name]), trees_of(1)
-    policy, batch = make_policy(model, Attention.SHARED, CPU, lora=LoRAConfig(rank=2)), pack(trees)
-    policy(batch, 1.0, cross_entropy(-batch.values.advantage)).loss.backward()
-    ends = [each for name, each in policy.model.named_parameters() if "lora_B" in name]
-    assert ends and all(each.grad.abs().max() > 0 for each in ends)

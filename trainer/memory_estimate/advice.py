@@ -100,7 +100,7 @@ def make(name: str, config: TrainConfig, launch: Launch) -> Change | None:
 def _engine_share(config: RLConfig, launch: Launch) -> float:
     """Return the engine_memory that two of the longest sequences need, in whole hundredths."""
     found = estimate(config, launch)
-    room = 2 * config.max_model_len * found.kv_bytes_per_token
+    room = 2 * found.cache.bytes_of(config.max_model_len)
     return -(-(config.engine_memory * found.gpu_bytes - found.kv_bytes + room) * 100 // found.gpu_bytes) / 100
 
 

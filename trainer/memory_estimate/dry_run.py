@@ -108,7 +108,8 @@ def _warnings(config: TrainConfig, launch: Launch, found: Estimate) -> list[str]
     if not isinstance(config, RLConfig):
         return lines
     if found.kv_bytes is not None:
-        room = int(found.kv_bytes / found.kv_bytes_per_token)
+        # in tokens of sequences that long: windows and states make a shorter one dearer or cheaper
+        room = int(found.kv_bytes * config.max_model_len / found.cache.bytes_of(config.max_model_len))
         if room < config.max_model_len:
             lines.append(
                 f"vLLM WOULD NOT START: room for {max(0, room):,} tokens of keys and values, max_model_len is "

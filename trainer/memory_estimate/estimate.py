@@ -19,6 +19,7 @@ from rollout.hf_engine import TOKENS_AT_ONCE
 from trainer.configs import LoRAConfig, TrainConfig
 from trainer.memory_estimate.activations import ActivationBytes, activation_bytes, make_meta_model
 from trainer.memory_estimate.options import Launch
+from trainer.memory_estimate.sequence_cache import SequenceCache, sequence_cache
 from trainer.model.head import WORKSPACE_BYTES, chunk_rows_within
 from trainer.model.lora import NOT_ZERO3, trained_parameters
 from trainer.rl_config import RLConfig
@@ -69,7 +70,7 @@ class Estimate(NamedTuple):
     gpu_bytes: float
     kv_bytes: float | None
     """vLLM's room for keys and values; None without vLLM."""
-    kv_bytes_per_token: int
+    cache: SequenceCache
 
     @property
     def phases(self) -> dict[str, float]:
@@ -191,18 +192,17 @@ def estimate(config: TrainConfig, launch: Launch, num_tokens: int | None = None)
         Part(name="fragmentation (assumed)", update=FRAGMENTATION * passing),
         Part.always("CUDA, NCCL (assumed)", CONTEXT_BYTES),
     ]
-    head_dim = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
-    per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * head_dim * dtype.itemsize
+    cache = sequence_cache(model, dtype.itemsize)
     kv_bytes = None
     if isinstance(config, RLConfig):
-        engine, kv_bytes = _engine_parts(config, sizes, dtype.itemsize, per_token, launch)
+        engine, kv_bytes = _engine_parts(config, sizes, dtype.itemsize, cache, launch)
         parts += engine
     gpu_bytes = launch.gpu_memory_gib * GIB
-    return Estimate(parts=tuple(parts), gpu_bytes=gpu_bytes, kv_bytes=kv_bytes, kv_bytes_per_token=per_token)
+    return Estimate(parts=tuple(parts), gpu_bytes=gpu_bytes, kv_bytes=kv_bytes, cache=cache)
 
 
 def _engine_parts(
-    config: RLConfig, sizes: Sequence[int], item: int, kv_per_token: int, launch: Launch
+    config: RLConfig, sizes: Sequence[int], item: int, cache: SequenceCache, launch: Launch
 ) -> tuple[list[Part], float | None]:
     """Return the engine in the same process, the reference, and vLLM's room for keys and values."""
     weights = item * sum(sizes)
@@ -211,7 +211,9 @@ def _engine_parts(
     # the largest weight stands in the trainer's form and the engine's; under ZeRO-3 it is gathered first
     parts.append(Part(name="weight sync", generate=item * max(sizes) * (2 if launch.zero_stage == 3 else 1)))
     if config.engine != "vllm":
-        cache_bytes = max(config.num_rollouts * config.max_model_len, TOKENS_AT_ONCE) * kv_per_token
+        # rollout/hf_engine.py decodes one prompt after another where layers carry a state
+        at_once = 0 if cache.state_bytes else TOKENS_AT_ONCE / config.max_model_len
+        cache_bytes = max(config.num_rollouts, at_once) * cache.bytes_of(config.max_model_len)
         cache_part = Part(name="KV cache", generate=cache_bytes)
         return [*parts, Part.always("engine weights", weights), cache_part], None
     kv_bytes = config.engine_memory * launch.gpu_memory_gib * GIB - weights - ENGINE_WORKSPACE_BYTES

@@ -20,6 +20,8 @@ NOT_ZERO3 = (
     "model.lora does not run under ZeRO-3, which divides the frozen weights that adapters are merged with: start with "
     "configs/accelerate/zero2.yaml, or model.lora=null"
 )
+READ_AS_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Names that peft takes, in a mixture, for those of experts and routers, and puts adapters over their tensors for."""
 BASE = ".base_layer."
 """What peft puts into the name of a weight of a layer that got an adapter."""
 
@@ -31,15 +33,29 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model  # here: only runs with adapters load it
 
-    found = _target_names(model)
+    experts = expert_tensors(model)
+    found = [name for name in _target_names(model) if not (experts and _ends([name], *READ_AS_EXPERTS))]
     unknown = [] if config.targets == ALL_LINEAR else [name for name in config.targets if not _ends(found, name)]
+    if (
+        stacked := [name for name in unknown if _ends(experts, name) or _ends([name], *READ_AS_EXPERTS)]
+        if experts
+        else []
+    ):
+        raise ConfigError(
+            f"model.lora.targets={list(config.targets)}: {' and '.join(stacked)} is of the experts of "
+            f"{type(model).__name__}, over which no adapter stands here: leave it out (experts then stay as they are), "
+            "or train the whole model (model.lora=null)"
+        )
     if unknown or not config.targets:
         there = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in found))
         raise ConfigError(
             f"model.lora.targets={list(config.targets)}: {' and '.join(unknown) or 'no name'} is no linear layer below "
             f"the head of {type(model).__name__}; there are {there}, or {ALL_LINEAR}"
         )
-    targets = config.targets if config.targets == ALL_LINEAR else list(config.targets)
+    if config.targets != ALL_LINEAR:
+        targets = list(config.targets)
+    else:
+        targets = sorted({name.rpartition(".")[2] for name in found}) if experts else ALL_LINEAR
     inject_adapter_in_model(
         LoraConfig(
             r=config.rank,
@@ -65,8 +81,19 @@ def _target_names(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _ends(names: list[str], end: str) -> bool:
-    return any(f".{name}".endswith(f".{end}") for name in names)
+def expert_tensors(model: PreTrainedModel) -> list[str]:
+    """Return the names of the parameters that hold a matrix for each expert; adapters stand on none of them."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if not isinstance(module, torch.nn.Conv1d)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+
+
+def _ends(names: list[str], *ends: str) -> bool:
+    return any(f".{name}".endswith(f".{end}") for name in names for end in ends)
 
 
 def adapted_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

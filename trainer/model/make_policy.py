@@ -17,7 +17,7 @@ from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.configs import Attention, LoRAConfig
 from trainer.model.dense_copies import own_logprobs
 from trainer.model.head import Impl
-from trainer.model.lora import WithoutAdapters, adapted_layers, add_adapters
+from trainer.model.lora import WithoutAdapters, adapted_layers, add_adapters, expert_tensors
 from trainer.model.policy import Policy
 from trainer.model.shared_prefix import UnsharedError, use_own_layers, windows_of
 
@@ -52,6 +52,9 @@ def make_policy(
     expected = own_logprobs(model, sequences)
     if lora is not None:
         add_adapters(model, lora)  # what follows proves that they add nothing yet
+        if experts := expert_tensors(model):
+            kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in experts))
+            _log.warning("experts and feed-forward layers beside them have no adapters and stay as they are: %s", kinds)
     own_attention = model.config.get_text_config()._attn_implementation
     why_dense = None if attention is not Attention.DENSE else "attention: dense"
     if why_dense is None:
