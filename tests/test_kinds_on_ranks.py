@@ -53,7 +53,7 @@ def together(tmp_path_factory) -> Callable[[str], Path]:
 def test_two_processes_have_the_weights_of_one(alone, together, kind, mode):
     one, two = (json.loads((out / f"{kind}.json").read_text()) for out in (alone, together(mode)))
     assert (one["ranks"], two["ranks"], two["engine"], two["stage"]) == (1, 2, *WRAPPERS[mode][1:])
-    assert one["moved"] > 0.01
+    assert one["moved"] > 1e-3, "a hundred times the bound"
     assert any(two["idle"]) == ("experts" in kind), "some expert of some step got no token"
     weights, same = (torch.load(out / f"{kind}.pt", weights_only=True) for out in (alone, together(mode)))
     assert weights.keys() == same.keys() and largest_gap(weights, same) <= 1e-5
