@@ -478,9 +478,7 @@ def test_a_trajectory_of_a_scheme_that_is_not_there_is_refused_by_name_with_what
         store.execute("UPDATE setting SET value = ? WHERE name = 'scheme'", ('"toy"',))
     assert run(stage, "--trajectories-dir", tmp_path / "t", "--output-file", tmp_path / "x.jsonl") == 2
     said = capsys.readouterr().err
-    assert (
-        f"{folder / 'memory.db'}: the scheme that built it cannot be had: scheme: 'toy' is none of four_agents" in said
-    )
+    assert f"{folder / 'memory.db'}: the scheme that built it cannot be had: scheme: 'toy' is none of" in said
     assert "run the command where membuilder.expert ran, with that scheme's folder there" in said
     assert not (tmp_path / "x.jsonl").exists()
 

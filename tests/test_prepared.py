@@ -119,7 +119,7 @@ def test_sessions_come_with_memory_questions_and_the_experts_lengths(files, endi
             assert tokens[call.agent] == sum(map(len, call.written))
             shown = step.shown[call.agent]
             # under the expert's own settings the loop asks what the expert was asked
-            assert render_prompt(call.agent, step.session, step.bank_before, shown, PROMPTS) == call.prompt
+            assert render_prompt(Agent(call.agent), step.session, step.bank_before, shown, PROMPTS) == call.prompt
     assert any(tokens[Agent.EPISODIC] for tokens in lengths)
     # the second session's questions, though those of several sessions name turns of the first
     drawn = choose_questions(builds[0].asked(), 1, RewardConfig(num_questions=100), seed="s")

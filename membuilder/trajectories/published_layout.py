@@ -59,7 +59,7 @@ def publish(folder: Path, store: Store) -> None:
         "dropped_operations": dict(sorted(dropped.items())),
     }
     if not isinstance(trajectory.scheme, FourAgents):
-        metadata["scheme"] = trajectory.scheme.name
+        metadata["scheme"] = store.settings()["scheme"]
     write_atomic(folder / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
 
 
