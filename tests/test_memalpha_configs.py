@@ -199,7 +199,14 @@ def test_weights_of_sources_are_refused_under_a_loss_that_reads_none():
         RLConfig(scheme="memalpha", reward=reward, dense=False, loss=LossConfig(name="grpo"))
 
 
-@pytest.mark.parametrize("given", [["--data", "x.parquet"], ["--model", "smollm2"], ["--eval-data", "x.parquet"]])
-def test_the_quickstart_of_memalpha_refuses_what_it_would_not_read(given, tmp_path):
-    with pytest.raises(SystemExit, match="--scheme memalpha is shown on generated instances"):
-        quickstart.main(["--scheme", "memalpha", "--out", str(tmp_path), *given])
+def test_the_quickstart_of_memalpha_refuses_a_model_and_says_what_trains_it(tmp_path):
+    with pytest.raises(SystemExit, match=r"leave out --model.*memalpha_qwen3_4b_1gpu\.yaml model\.path=smollm2 data"):
+        quickstart.main(["--scheme", "memalpha", "--out", str(tmp_path), "--model", "smollm2"])
+
+
+def test_the_quickstart_of_memalpha_takes_a_file_and_another_one_to_judge_on():
+    given = dict(data="a.parquet", eval_data="b.parquet", scheme="memalpha")
+    for config in quickstart.load_configs("runs/x", 1, ["rl.num_steps=3"], **given):
+        assert (config.data.path, config.data.eval_path, config.data.num_chunks) == ("a.parquet", "b.parquet", None)
+    assert config.num_steps == 3 and config.reward.judge == "offline"
+    assert quickstart.load_configs("runs/x", 1, data="a.parquet", scheme="memalpha")[1].data.holds_out

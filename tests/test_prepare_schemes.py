@@ -10,6 +10,8 @@ import pytest
 from membuilder import expert, prepare, qa
 from membuilder.bank.store import reading
 from membuilder.building import dialogues
+from membuilder.errors import ConfigError
+from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import load_scheme
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.schemes.scheme import CallOutcome, Prompt, Scheme, messages_of
@@ -93,8 +95,6 @@ def asked_about(folder: Path, model: Scripted) -> None:
 
 
 def memalpha(**settings) -> Scheme:
-    from membuilder.schemes.four_agents.prompts import PromptConfig
-
     return load_scheme("memalpha", PromptConfig(), MemAlphaConfig(**settings))
 
 
@@ -250,11 +250,9 @@ def test_a_scheme_in_a_folder_is_prepared_as_the_built_in_ones_are(run, tmp_path
     given = dict(data=DataConfig(prepared=str(folder / "sft.jsonl")), max_length=2000)
     trees, _ = prepared_trees(tokenizer, SFTConfig(scheme=name, **given))
     assert [len(sequences_of(tree)) for tree in trees] == [2, 2, 2]
-    with pytest.raises(Exception, match=r"holds answers of role 'keeper', which scheme=four_agents has not"):
+    with pytest.raises(ConfigError, match=r"holds answers of role 'keeper', which scheme=four_agents has not"):
         prepared_trees(tokenizer, SFTConfig(**given))
     asked_about(folder, Scripted(two_questions))
     path = prepared("rl", folder)
-    from membuilder.schemes.four_agents.prompts import PromptConfig
-
     (build,) = read_builds(DataConfig(prepared=str(path)), load_scheme(name, PromptConfig()))
     assert [len(step.result.bank.entries) for step in build.steps] == [2, 4, 6]
