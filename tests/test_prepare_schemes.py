@@ -13,10 +13,12 @@ from membuilder.building import dialogues
 from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import load_scheme
+from membuilder.schemes.memalpha import scheme
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.schemes.scheme import CallOutcome, Prompt, Scheme, messages_of
 from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
 from membuilder.trajectories.trajectory import read_trajectory
+from membuilder.types import AgentUpdate, Operation, OperationKind
 from rollout.tokens import encode_completion, encode_prompt
 from tests import keeper
 from tests.fakes import HashEmbedder
@@ -121,13 +123,13 @@ def test_a_sample_is_the_chat_prompt_and_the_calls_that_ran(run, ending, capsys)
     # of the second answer a delete names nothing and a call is no JSON; of the third an insert is there already
     assert names(second.completion) == ["memory_update", "memory_delete"] and "m9" not in second.completion
     assert names(third.completion) == ["memory_delete", "memory_insert"] and third.completion.count("Miso") == 0
-    scheme = memalpha()
+    writer = memalpha()
     with reading(folder / "talk/memory.db") as store:
         steps = [each.step for each in read_trajectory(store).steps]
         assert steps[-1].result.bank == store.bank() and store.bank().deleted
     for record, step in zip((first, second, third), steps, strict=True):
-        update = scheme.parse("writer", record.completion, step.session)
-        result = scheme.apply(step.session, step.bank_before, {"writer": update}, step.shown)
+        update = writer.parse("writer", record.completion, step.session)
+        result = writer.apply(step.session, step.bank_before, {"writer": update}, step.shown)
         assert result.bank == step.result.bank
         assert all(each.outcome is CallOutcome.RAN for each in result.calls["writer"])
 
@@ -176,6 +178,13 @@ def test_what_the_offline_expert_wrote_is_prepared_in_the_format_asked_for(run):
     records = read_records(prepared("sft", folder), SFTRecord)
     assert len(records) == 3 and all(record.completion.endswith("<done>") for record in records)
     assert "#" in records[0].completion and all(record.prompt and record.chat is None for record in records)
+
+
+def test_a_call_of_the_offline_expert_that_did_not_run_is_no_part_of_a_sample(run, monkeypatch):
+    twice = (Operation(kind=OperationKind.ADD, part="semantic", text="Ann has a cat."),) * 2
+    monkeypatch.setattr(scheme, "propose", lambda *_: AgentUpdate(operations=twice))
+    records = read_records(prepared("sft", run("--scheme", "memalpha")), SFTRecord)
+    assert [names(record.completion) for record in records] == [["memory_insert"], [], []]
 
 
 def test_parts_are_excluded_by_the_flag_that_other_commands_have(run, capsys):
