@@ -33,7 +33,7 @@ from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.quiet import LOG_FILE, quiet_libraries
-from membuilder.schemes.load import FOUR_AGENTS, MAX_TURNS, SchemeSettings, turns_at_once
+from membuilder.schemes.load import FOUR_AGENTS, MAX_TURNS, SchemeSettings
 from membuilder.schemes.memalpha.config import parts_named
 from membuilder.trajectories.published_layout import is_whole, publish
 from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, sample_folder
@@ -46,10 +46,10 @@ USAGE_FILE = "usage.jsonl"
 """The file beside the samples that tells what each run used."""
 
 
-def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
+def dialogues_of(given: argparse.Namespace, config: BuildConfig) -> list[Dialogue]:
     """Return the dialogues asked for, in the order of their file."""
     dialogues, _ = load_selected(given, () if given.conv_id is None else (given.conv_id,), "--conv-id")
-    windows = [in_windows(dialogue, turns_at_once(given.scheme, given.max_turns)) for dialogue in dialogues]
+    windows = [in_windows(dialogue, config.max_turns) for dialogue in dialogues]
     return shorten(windows, given.sessions, None)
 
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write_samples(given: argparse.Namespace) -> int:
     quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
     config = _config(given)
-    dialogues = dialogues_of(given)
+    dialogues = dialogues_of(given, config)
     limit = 0.0 if given.retry_failed else config.max_failed  # of failed answers in a sample that is skipped
     todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue, limit))]
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
