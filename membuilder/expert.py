@@ -2,10 +2,13 @@
 
     python -m membuilder.expert --dataset longmemeval --split sft --expert-model claude-4.5-sonnet --skip-existing
     python -m membuilder.expert --dataset locomo --dataset-path locomo10.json --expert rules      (no API)
+    python -m membuilder.expert --dataset memalpha --dataset-path train.parquet --scheme memalpha --expert-model m \\
+        --provider vllm --exclude-memory core memalpha.max_turns=2
 
-Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectories/trajectory.py says what is in it); with a scheme of your own
-that is the store alone. A stopped run goes on where it was when the same command is run again: it loses at most the
-session in flight.
+Writes OUTPUT_DIR/DATASET/SAMPLE (membuilder/trajectories/published_layout.py says what is in it); of another scheme
+than four_agents that is the store and metadata. Settings of a scheme follow the flags as key=value, with the keys of
+membuilder.build. A stopped run goes on where it was when the same command is run again: it loses at most the session in
+flight.
 """
 
 import argparse
@@ -22,16 +25,18 @@ from membuilder.building.dialogues import build_all
 from membuilder.building.failed_answers import count_answers, status_of, summary
 from membuilder.building.read_answer import OnBadOperation
 from membuilder.command import ArgumentParser, exit_status
+from membuilder.config import load
 from membuilder.datasets.selection import add_data_flags, load_selected, shorten
 from membuilder.datasets.windows import in_windows
 from membuilder.embedding.naming import name_of
-from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.costs import Costs, counted
 from membuilder.llm.flags import add_cost_flags, add_embedding_flags, add_endpoint_flags, read_endpoint
 from membuilder.quiet import LOG_FILE, quiet_libraries
-from membuilder.schemes.load import FOUR_AGENTS, MAX_TURNS, turns_at_once
-from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, is_whole, publish, sample_folder
+from membuilder.schemes.load import FOUR_AGENTS, MAX_TURNS, SchemeSettings
+from membuilder.schemes.memalpha.config import parts_named
+from membuilder.trajectories.published_layout import is_whole, publish
+from membuilder.trajectories.trajectory import METADATA_FILE, STORE_FILE, sample_folder
 from membuilder.types import Dialogue
 from membuilder.value_types import PositiveInt, Share, flag_type
 
@@ -41,10 +46,10 @@ USAGE_FILE = "usage.jsonl"
 """The file beside the samples that tells what each run used."""
 
 
-def dialogues_of(given: argparse.Namespace) -> list[Dialogue]:
+def dialogues_of(given: argparse.Namespace, config: BuildConfig) -> list[Dialogue]:
     """Return the dialogues asked for, in the order of their file."""
     dialogues, _ = load_selected(given, () if given.conv_id is None else (given.conv_id,), "--conv-id")
-    windows = [in_windows(dialogue, turns_at_once(given.scheme, given.max_turns)) for dialogue in dialogues]
+    windows = [in_windows(dialogue, config.max_turns) for dialogue in dialogues]
     return shorten(windows, given.sessions, None)
 
 
@@ -54,12 +59,7 @@ def _publish(path: Path, max_failed: float) -> None:
         _withdraw(path)
         return
     with reading(path) as store:  # a connection belongs to its thread
-        settings, num_sessions = store.settings(), store.num_sessions()
-        if settings["scheme"] == FOUR_AGENTS:
-            publish(path.parent, store)
-            return
-    metadata = {"conv_id": settings["dialogue"], "num_sessions": num_sessions, "scheme": settings["scheme"]}
-    write_atomic(path.with_name(METADATA_FILE), json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
+        publish(path.parent, store)
 
 
 def _is_within(path: Path, max_failed: float) -> bool:
@@ -72,7 +72,7 @@ def _withdraw(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(argv)
+    given = _parser().parse_intermixed_args(argv)
     kept = "What is stored stays; the same command goes on behind it."
     return exit_status("membuilder.expert", lambda: _write_samples(given), kept)
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write_samples(given: argparse.Namespace) -> int:
     quiet_libraries(given.output_dir / given.dataset / LOG_FILE)
     config = _config(given)
-    dialogues = dialogues_of(given)
+    dialogues = dialogues_of(given, config)
     limit = 0.0 if given.retry_failed else config.max_failed  # of failed answers in a sample that is skipped
     todo = [dialogue for dialogue in dialogues if not (given.skip_existing and _is_done(config, dialogue, limit))]
     print(f"{len(dialogues)} dialogues, of which {len(dialogues) - len(todo)} are whole and skipped")
@@ -127,12 +127,16 @@ def _config(given: argparse.Namespace) -> BuildConfig:
     model = read_endpoint(given, "", given.expert_model).endpoint
     if given.expert_model == RULES:
         model.temperature = None  # rules have none
+    excluded = [] if given.exclude_memory is None else [f"memalpha.exclude_memory={json.dumps(given.exclude_memory)}"]
+    how = load(SchemeSettings, None, [f"scheme={json.dumps(given.scheme)}", *excluded, *given.overrides])
     return BuildConfig(
         out=str(given.output_dir / given.dataset),
         model=model,
         max_turns=given.max_turns,
         parallel=given.workers if given.parallel else 1,
-        scheme=given.scheme,
+        scheme=how.scheme,
+        prompts=how.prompts,
+        memalpha=how.memalpha,
         max_failed=given.max_failed,
         on_bad_operation=given.on_bad_operation,
         **{key: getattr(given, key) for key in EMBEDDING_KEYS},
@@ -148,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     names, text = ("--expert-model", "--expert"), f"`rules` needs no API; default {EXPERT_MODEL}"
     add_endpoint_flags(parser, "", text, model_flags=names, model=EXPERT_MODEL, provider="openai")
     add("--scheme", default=FOUR_AGENTS, metavar="NAME", help="or memalpha, or a folder; default: %(default)s")
+    without = "parts that the memory of scheme memalpha lacks, such as core,episodic"
+    add("--exclude-memory", type=parts_named, metavar="PARTS", help=without)
     add("--output-dir", type=Path, default=Path("expert_trajectories"))
     text = f"turns read at once: a longer session becomes several of its date; default: {MAX_TURNS}; memalpha: all"
     add("--max-turns", type=flag_type(PositiveInt), help=text)
@@ -162,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--on-bad-operation", default=str(OnBadOperation.APPLY), choices=choices, help=text)
     add_embedding_flags(parser)
     add_cost_flags(parser)
+    text = "settings of the scheme, such as memalpha.view=both or prompts.entries_shown=10"
+    add("overrides", nargs="*", metavar="key=value", help=text)
     return parser
 
 

@@ -6,10 +6,10 @@
     python -m membuilder.prepare rl  --trajectories-dir DIR --output-file dialogues.jsonl --to dialogues
     python -m membuilder.prepare rl  --input-file memory_rl_train.parquet --from verl --output-file rl.jsonl
 
-`ours` is JSON Lines or Parquet, by the name's ending (membuilder/trajectories/records.py has the fields);
-`llama-factory`, `verl` and `verl-flat` are in membuilder/trajectories/published_formats.py; `dialogues` is the custom
-dataset (membuilder/datasets/custom.py) with the written questions, which `trainer.rl` takes as data.path. What is left
-out is counted by reason, and nothing is left out silently.
+`ours` is JSON Lines or Parquet, by the name's ending, for every scheme (membuilder/trajectories/records.py has the
+fields); `llama-factory`, `verl` and `verl-flat` hold the four agents alone (membuilder/trajectories/
+published_formats.py); `dialogues` is the custom dataset (membuilder/datasets/custom.py) with the written questions,
+which `trainer.rl` takes as data.path. What is left out is counted by reason, and nothing is left out silently.
 """
 
 import argparse

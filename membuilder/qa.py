@@ -40,20 +40,17 @@ from membuilder.llm.flags import add_cost_flags, add_endpoint_flags, read_endpoi
 from membuilder.progress import progress
 from membuilder.quiet import LOG_FILE, quiet_libraries
 from membuilder.settings import described, difference
+from membuilder.trajectories.published_layout import actions_json, bank_json, session_json
 from membuilder.trajectories.question_plan import Kind, plan
 from membuilder.trajectories.questions import Asked, Models, SessionQuestions, write_questions
 from membuilder.trajectories.trajectory import (
     QA_FILE,
     STORE_FILE,
     Trajectory,
-    actions_json,
-    bank_json,
     read_trajectory,
     sample_folders,
-    session_json,
     unfinished_folders,
 )
-from membuilder.types import Agent
 from membuilder.value_types import PositiveInt, Share, flag_type
 
 REPORT_FILE, USAGE_FILE = "qa_report.json", "qa_usage.jsonl"
@@ -159,8 +156,8 @@ def _line(trajectory: Trajectory, number: int, wanted: Counter[Kind], found: Ses
         "conversation_id": trajectory.dialogue,
         "session_index": number,
         "session": session_json(step.session),
-        "state_before": bank_json(step.bank_before),
-        "state_after": bank_json(step.result.bank),
+        "state_before": bank_json(step.bank_before, trajectory.scheme),
+        "state_after": bank_json(step.result.bank, trajectory.scheme),
         "questions": [
             {
                 "question": asked.question,
@@ -171,7 +168,7 @@ def _line(trajectory: Trajectory, number: int, wanted: Counter[Kind], found: Ses
             }
             for asked in found.kept
         ],
-        "expert_actions": {agent.value: actions_json(trajectory, number, agent) for agent in Agent},
+        "expert_actions": {str(role): actions_json(trajectory, number, role) for role in trajectory.scheme.roles},
         "asked_for": dict(wanted),
         "missing": dict(found.missing),
         "dropped": dict(sorted(found.dropped.items())),

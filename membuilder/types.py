@@ -180,6 +180,8 @@ class Operation:
     """REPLACE: the core text to replace."""
     part: str | None = None
     """The part of the memory it is about, where one role writes to several; None where the role is the part."""
+    turn: int | None = None
+    """Which further answer of its role to the session asked for it, from 1; None: the first."""
 
 
 class FailureKind(StrEnum):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,13 +137,16 @@ def test_adapters_have_gradients_and_moments_and_the_frozen_weights_have_none(st
 
 
 @pytest.mark.slow
-def test_qwen3_4b_with_adapters_fits_on_a_card_of_24_and_of_48_gib(folder_4b):
-    """As docs/training.md says; trained whole, neither card holds it with its optimizer."""
+def test_qwen3_4b_with_adapters_fits_on_cards_of_22_to_48_gib(folder_4b):
+    """As docs/training.md says; trained whole, none of them holds it with its optimizer."""
     changes = {
+        22: ["max_tokens=16000", "max_model_len=8000", "sampling.max_tokens=2000", "engine_memory=0.53"],
         24: ["max_tokens=24000", "max_model_len=16000", "sampling.max_tokens=2000", "engine_memory=0.55"],
         48: [],
     }
+    page = Path("docs/training.md").read_text(encoding="utf-8")
     for gib, overrides in changes.items():
+        assert f"| {gib} GiB | `{' '.join(overrides) or 'configs/rl_qwen3_4b.yaml'}`" in page
         config = load(RLConfig, "configs/rl_qwen3_4b.yaml", [f"model.path={folder_4b}", *overrides])
         adapted = replace(config, model=replace(config.model, lora=LoRAConfig()))
         text, fits = report(adapted, Launch(gpu_memory_gib=gib))
@@ -150,7 +154,7 @@ def test_qwen3_4b_with_adapters_fits_on_a_card_of_24_and_of_48_gib(folder_4b):
         assert "WOULD NOT START" not in text and "No float32 master weights" not in text
         assert not estimate(config, Launch(gpu_memory_gib=gib, zero_stage=2)).fits
     sft = load(SFTConfig, "configs/sft_qwen3_4b.yaml", [f"model.path={folder_4b}", "max_tokens=24000"])
-    assert estimate(replace(sft, model=replace(sft.model, lora=LoRAConfig())), Launch(gpu_memory_gib=24)).fits
+    assert estimate(replace(sft, model=replace(sft.model, lora=LoRAConfig())), Launch(gpu_memory_gib=22)).fits
 
 
 def test_adapters_are_advised_and_zero_3_is_not_beside_them(folder_small):

@@ -20,14 +20,8 @@ from membuilder.errors import ChatError, ChatErrorKind, DataError, StoreError
 from membuilder.schemes.four_agents import prompts
 from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
 from membuilder.schemes.four_agents.scheme import FourAgents
-from membuilder.trajectories.trajectory import (
-    is_whole,
-    publish,
-    read_state,
-    read_trajectory,
-    sample_folder,
-    sample_folders,
-)
+from membuilder.trajectories.published_layout import is_whole, publish, read_state
+from membuilder.trajectories.trajectory import read_trajectory, sample_folder, sample_folders
 from membuilder.types import Agent, Dialogue
 from tests.fakes import HashEmbedder
 from tests.fault_server import FaultServer, Request, answering, status

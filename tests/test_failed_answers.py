@@ -18,7 +18,8 @@ from membuilder.building.dialogues import Job, build_stores
 from membuilder.errors import StoreError
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.scheme import FourAgents
-from membuilder.trajectories.trajectory import is_whole, read_trajectory
+from membuilder.trajectories.published_layout import is_whole
+from membuilder.trajectories.trajectory import read_trajectory
 from membuilder.types import Agent, Bank, Dialogue
 from tests import killed
 from tests.fakes import HashEmbedder

@@ -33,7 +33,7 @@ from trainer.sft_config import SFTConfig
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 QWEN3_8B = QWEN3_4B | dict(hidden_size=4096, intermediate_size=12288, tie_word_embeddings=False)
-PUBLISHED = {"4b_32gpu": "Qwen/Qwen3-4B", "8b_32gpu": "Qwen/Qwen3-8B", "4b_8gpu": "Qwen/Qwen3-4B"}
+PUBLISHED = ("4b_32gpu", "8b_32gpu", "4b_8gpu", "8b_8gpu")
 CHUNKS = 10.65
 """Mean of the published training instances."""
 
@@ -42,10 +42,10 @@ def published(name: str, *overrides: str) -> RLConfig:
     return load(RLConfig, CONFIGS / f"memalpha_qwen3_{name}.yaml", overrides)
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "4b_1gpu"])
+@pytest.mark.parametrize("name", [*PUBLISHED, "4b_1gpu", "8b_1gpu"])
 def test_the_configs_of_published_size_hold_the_published_numbers(name):
     config = published(name)
-    assert config.model.path == PUBLISHED.get(name, "Qwen/Qwen3-4B")
+    assert config.model.path == f"Qwen/Qwen3-{name[:2].upper()}"
     assert (config.scheme, config.dense, config.num_rollouts) == ("memalpha", False, 8)
     assert config.memalpha == MemAlphaConfig(core_limit_tokens=512, view=View.RECENT, entries_shown=5, max_turns=1)
     assert config.memalpha.prompts.max_tokens == 6144
@@ -83,7 +83,9 @@ def test_a_step_is_of_the_published_size(name):
         ("4b_32gpu", QWEN3_4B, ["--num-processes", "32"]),
         ("8b_32gpu", QWEN3_8B, ["--num-processes", "32"]),
         ("4b_8gpu", QWEN3_4B, ["--num-processes", "8"]),
+        ("8b_8gpu", QWEN3_8B, ["--num-processes", "8"]),
         ("4b_1gpu", QWEN3_4B, ["--offload"]),
+        ("8b_1gpu", QWEN3_8B, ["--offload"]),
     ],
 )
 def test_the_published_runs_fit(name, sizes, options, tmp_path, capsys):
@@ -199,7 +201,14 @@ def test_weights_of_sources_are_refused_under_a_loss_that_reads_none():
         RLConfig(scheme="memalpha", reward=reward, dense=False, loss=LossConfig(name="grpo"))
 
 
-@pytest.mark.parametrize("given", [["--data", "x.parquet"], ["--model", "smollm2"], ["--eval-data", "x.parquet"]])
-def test_the_quickstart_of_memalpha_refuses_what_it_would_not_read(given, tmp_path):
-    with pytest.raises(SystemExit, match="--scheme memalpha is shown on generated instances"):
-        quickstart.main(["--scheme", "memalpha", "--out", str(tmp_path), *given])
+def test_the_quickstart_of_memalpha_refuses_a_model_and_says_what_trains_it(tmp_path):
+    with pytest.raises(SystemExit, match=r"leave out --model.*memalpha_qwen3_4b_1gpu\.yaml model\.path=smollm2 data"):
+        quickstart.main(["--scheme", "memalpha", "--out", str(tmp_path), "--model", "smollm2"])
+
+
+def test_the_quickstart_of_memalpha_takes_a_file_and_another_one_to_judge_on():
+    given = dict(data="a.parquet", eval_data="b.parquet", scheme="memalpha")
+    for config in quickstart.load_configs("runs/x", 1, ["rl.num_steps=3"], **given):
+        assert (config.data.path, config.data.eval_path, config.data.num_chunks) == ("a.parquet", "b.parquet", None)
+    assert config.num_steps == 3 and config.reward.judge == "offline"
+    assert quickstart.load_configs("runs/x", 1, data="a.parquet", scheme="memalpha")[1].data.holds_out

@@ -471,15 +471,15 @@ def test_missing_or_cut_questions_are_an_error_and_write_nothing(tmp_path, capsy
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_a_trajectory_of_another_scheme_is_refused_by_name_with_what_to_do(tmp_path, capsys, stage):
+def test_a_trajectory_of_a_scheme_that_is_not_there_is_refused_by_name_with_what_to_do(tmp_path, capsys, stage):
     folder = make(tmp_path / "t" / "d", THREE, keep_all)
     sample(folder, Scripted(two_questions))
     with sqlite3.connect(folder / "memory.db") as store:
         store.execute("UPDATE setting SET value = ? WHERE name = 'scheme'", ('"toy"',))
     assert run(stage, "--trajectories-dir", tmp_path / "t", "--output-file", tmp_path / "x.jsonl") == 2
     said = capsys.readouterr().err
-    assert f"{folder / 'memory.db'}: was built by scheme 'toy', but the published formats" in said
-    assert "build it anew with membuilder.expert, or train on the dialogues themselves (data.path" in said
+    assert f"{folder / 'memory.db'}: the scheme that built it cannot be had: scheme: 'toy' is none of" in said
+    assert "run the command where membuilder.expert ran, with that scheme's folder there" in said
     assert not (tmp_path / "x.jsonl").exists()
 
 

@@ -19,7 +19,10 @@ from tests import forks
 from tests.forks import embedder  # noqa: F401
 from tests.scripted import talk
 from tests.test_expert import PROMPTS, THREE, make
+from tests.test_memalpha_store import ANSWERS, TALK
+from tests.test_prepare_schemes import asked_about, in_two_turns, prepared, run  # noqa: F401
 from tests.test_qa_generation import Scripted, keep_all, sample, two_questions
+from tests.test_turns import WITH_TOOLS
 from trainer import rl, sft
 from trainer.batching.packing import count_loss_tokens, sequences_of
 from trainer.configs import DataConfig, OverLong, States, TinyConfig
@@ -119,7 +122,7 @@ def test_sessions_come_with_memory_questions_and_the_experts_lengths(files, endi
             assert tokens[call.agent] == sum(map(len, call.written))
             shown = step.shown[call.agent]
             # under the expert's own settings the loop asks what the expert was asked
-            assert render_prompt(call.agent, step.session, step.bank_before, shown, PROMPTS) == call.prompt
+            assert render_prompt(Agent(call.agent), step.session, step.bank_before, shown, PROMPTS) == call.prompt
     assert any(tokens[Agent.EPISODIC] for tokens in lengths)
     # the second session's questions, though those of several sessions name turns of the first
     drawn = choose_questions(builds[0].asked(), 1, RewardConfig(num_questions=100), seed="s")
@@ -200,3 +203,34 @@ def test_settings_that_need_whole_dialogues_are_refused(files):
         DataConfig(path="a", prepared="b")
     with pytest.raises(SystemExit, match="model.path: name the folder.*python -m trainer.tiny --out DIR"):
         sft.main([f"data.prepared={files}/sft.jsonl"])
+
+
+@pytest.fixture
+def writer(tmp_path) -> Path:
+    """A tiny model of random weights, whose chat template writes tools as Qwen3's does."""
+    sizes = TinyConfig(vocab_size=700, hidden_size=32, num_layers=2, intermediate_size=64, max_position=8192)
+    tokenizer = train_tokenizer([*ANSWERS, *(line for lines in TALK for line in lines)], [], sizes.vocab_size)
+    tokenizer.chat_template = WITH_TOOLS
+    build_model(tokenizer, sizes, seed=1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_an_expert_of_another_scheme_is_imitated_and_rl_goes_on_from_its_memories(run, writer, tmp_path):  # noqa: F811
+    folder = run("--scheme", "memalpha", "memalpha.max_turns=3", answer=in_two_turns)
+    asked_about(folder, Scripted(two_questions))
+    files = {stage: prepared(stage, folder) for stage in ("sft", "rl")}
+    common = ["scheme=memalpha", "memalpha.max_turns=3", "model.dtype=float32", "max_tokens=9000", "save_every=1"]
+    of_sft = [*common, f"model.path={writer}", f"data.prepared={files['sft']}", "sessions_per_step=1", "optim.lr=1e-2",
+              "max_length=8192", f"out={tmp_path}/sft"]  # fmt: skip
+    for steps in ("max_steps=2", "max_steps=4"):
+        forks.finish(sft.main, ([*of_sft, steps, "resume=auto"],), tmp_path / "sft.log")
+    rows = [json.loads(line) for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3] and rows[-1]["sft/loss"] < rows[0]["sft/loss"]
+    of_rl = [*common, f"model.path={tmp_path}/sft/model", f"data.prepared={files['rl']}", "engine=transformers",
+             "sessions_per_step=2", "num_rollouts=2", "sampling.max_tokens=8", "sampling.top_p=1",
+             "max_model_len=8192", "reward.judge=offline", "max_idle_steps=0", f"out={tmp_path}/rl"]  # fmt: skip
+    forks.finish(rl.main, ([*of_rl, "num_steps=2"],), tmp_path / "rl.log")
+    rows = [json.loads(line) for line in (tmp_path / "rl/completions.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {0, 1} and {row["session"].split("/")[0] for row in rows} == {"talk"}

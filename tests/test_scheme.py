@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from membuilder import expert, qa
+from membuilder import expert
 from membuilder.bank.store import reading
 from membuilder.building import dialogues
 from membuilder.building.builder import ask_expert
@@ -158,7 +158,8 @@ def test_an_expert_that_is_a_model_asks_through_the_scheme_and_a_store_is_kept(
         assert expert_command(*flags, "--expert-model", "m-2") == 2
     sample = tmp_path / "out/custom/d"
     told = {"conv_id": "d", "num_sessions": 3, "scheme": str(folder)}
-    assert json.loads((sample / "metadata.json").read_text()) == told and not (sample / "states").exists()
+    assert told.items() <= json.loads((sample / "metadata.json").read_text()).items()
+    assert not (sample / "states").exists()
     with reading(sample / "memory.db") as store:
         assert store.settings()["scheme"] == str(folder)
         assert [entry.text.split(": ")[1] for entry in store.bank().entries] == [
@@ -166,17 +167,6 @@ def test_an_expert_that_is_a_model_asks_through_the_scheme_and_a_store_is_kept(
         ]
         assert [list(each.answers) for each in store.sessions()] == [["keeper"]] * 3
     assert "3 sessions, 3 entries" in capsys.readouterr().out
-
-
-def test_rules_write_by_a_scheme_that_has_them_and_questions_are_refused_by_its_name(
-    expert_command, folder, tmp_path, capsys
-):
-    assert expert_command("--expert", "rules") == 0
-    with FaultServer(answering(asked)) as server:
-        flags = ["--provider", "vllm", "--base-url", server.base_url, "--model", "w"]
-        assert qa.main(["--trajectories-dir", str(tmp_path / "out"), *flags]) == 2
-        assert len(server.requests) == 2  # the checks of the writer and the checker
-    assert f"was built by scheme '{folder}'" in capsys.readouterr().err
 
 
 def test_a_scheme_without_rules_and_a_folder_without_a_scheme_are_refused_by_name(expert_command, tmp_path, capsys):

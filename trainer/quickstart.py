@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = "how memory is written: four_agents on dialogues, or memalpha on instances of chunks (default: %(default)s)"
     parser.add_argument("--scheme", choices=BUILT_IN, default=FOUR_AGENTS, help=what)
     parser.add_argument("--model", help="smollm2, a folder, hub name or GGUF file; default: a tiny model")
-    parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not); default: the generated corpus")
+    parser.add_argument("--data", help="LoCoMo or LongMemEval JSON (gz or not), Memalpha Parquet; default: generated")
     parser.add_argument("--eval-data", help="file for the held-out side; default: --data is split by dialogue")
     parser.add_argument("--out", default="runs/quickstart", help="output folder (default: %(default)s)")
     parser.add_argument("--seed", type=flag_type(Seed), default=1)
@@ -191,15 +191,20 @@ def load_configs(
 
     `overrides` are further `sft.key=value` and `rl.key=value`.
     """
-    if scheme == MEMALPHA and (data or eval_data or model):
+    if scheme == MEMALPHA and model:
         raise ConfigError(
-            "--scheme memalpha is shown on generated instances by a tiny model: leave out --data, --eval-data and "
-            "--model, or train by trainer.sft and trainer.rl, whose configs (configs/memalpha_*.yaml) take both"
+            "--scheme memalpha is shown by a tiny model made for the run: leave out --model, or train that model by "
+            f"`launch/rl.sh --config configs/memalpha_qwen3_4b_1gpu.yaml model.path={model} data.path=train.parquet`, "
+            "and by trainer.sft before it (docs/memalpha.md: From an expert that is a model)"
         )
     kind = INSTANCES if scheme == MEMALPHA else TINY if model is None else PRETRAINED
     given = [f"seed={seed}", f"data.seed={seed}"]
     for_rl, for_sft = [], [] if model is None else [f"model.path={model}"]
-    if data is not None:
+    if data is not None and kind == INSTANCES:
+        given += [f"data.path={data}", "data.num_chunks=null"]
+        for_sft.append("max_steps=300")
+        for_rl += ("reward.judge=offline", "num_steps=20")  # as tests/benchmarks/memalpha_real.py
+    elif data is not None:
         given += [f"data.path={data}", "data.num_steering=0"]  # a file has few dialogues
         for_rl += FOR_A_FILE if kind == PRETRAINED else (*FOR_A_FILE, *TINY_ON_A_FILE)
     if eval_data is not None:

@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from membuilder.bank.store import remove_store, writing
-from membuilder.bank.store_rows import VECTOR, Answer, StoredMemory, StoredSession, without_part
+from membuilder.bank.store_rows import VECTOR, Answer, StoredMemory, StoredSession, without_unset
 from membuilder.datasets.files import FILE, read_lines
 from membuilder.datasets.typed import FieldError, Text, convert, located
 from membuilder.embedding import identity
@@ -86,7 +86,7 @@ def json_lines(memory: StoredMemory) -> Iterator[str]:
     lines += [_Deleted(entry=entry, session=session) for entry, session in memory.deleted.items()]
     lines.append(_End(num_sessions=len(memory.sessions), num_entries=len(memory.entries)))
     for each in lines:
-        yield without_part(json.dumps(msgspec.to_builtins(each), ensure_ascii=False)) + "\n"
+        yield without_unset(json.dumps(msgspec.to_builtins(each), ensure_ascii=False)) + "\n"
 
 
 def read_json_lines(path: Path) -> StoredMemory:

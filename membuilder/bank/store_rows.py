@@ -86,9 +86,11 @@ def role_of(entry: Entry, answers: Mapping[str, Answer]) -> str:
     return str(entry.agent) if entry.agent in answers else next(iter(answers))
 
 
-def without_part(operations: str) -> str:
-    """Leave the part out of operations as JSON that name none, as it is where every role is a part of its own."""
-    return operations.replace(',"part":null', "").replace(', "part": null', "")  # no text holds a bare quotation mark
+def without_unset(operations: str) -> str:
+    """Leave part and turn out of operations as JSON that have none: most roles are a part of their own, of one turn."""
+    for name in ("part", "turn"):  # no text holds a bare quotation mark
+        operations = operations.replace(f',"{name}":null', "").replace(f', "{name}": null', "")
+    return operations
 
 
 def rows_of(
@@ -124,7 +126,7 @@ def answer_row(session: Session, role: str, answer: Answer) -> Row:
         failure = (answer.failure.kind, storable(answer.failure.detail))
     text = None if answer.text is None else storable(answer.text)
     asked_at = None if answer.asked_at is None else answer.asked_at.isoformat()
-    shown, operations = _dump(answer.shown), without_part(_dump(answer.operations))
+    shown, operations = _dump(answer.shown), without_unset(_dump(answer.operations))
     return session.index, str(role), shown, text, operations, *failure, answer.seconds, asked_at
 
 

@@ -49,7 +49,8 @@ class RoleAsker:
             bank = read.alone.bank
         usable = [turn for turn in turns if turn.read.stands] or turns[:1]
         first, said = usable[0], [turn.text for turn in turns if turn.text is not None]
-        operations = tuple(each for turn in usable for each in turn.read.update.operations)
+        asked_for = [turn.read.update.operations for turn in usable if turn.read.update.operations]
+        operations = tuple(replace(each, turn=n or None) for n, asked in enumerate(asked_for) for each in asked)
         return replace(first.read.update, operations=operations), Answer(
             text="\n".join(said) if said else None,
             operations=operations,

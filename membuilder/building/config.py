@@ -11,9 +11,8 @@ from membuilder.building.read_answer import OnBadOperation
 from membuilder.datasets.selection import DATA_FOLDER
 from membuilder.embedding.options import EmbedderOptions, options_of
 from membuilder.llm.endpoints import ModelAccess, ModelEndpoint, with_template_kwargs
-from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
-from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, turns_at_once
-from membuilder.schemes.memalpha import prompts as memalpha_prompts
+from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, templates_of, turns_at_once
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Dialogue
 from membuilder.value_types import PositiveInt, Section, Share
@@ -103,17 +102,10 @@ class BuildConfig(Section):
             "max_turns": self.max_turns,
             "scheme": self.scheme,
             "prompts": asdict(self.prompts),
-            **self._templates(),
+            **({MEMALPHA: msgspec.to_builtins(self.memalpha or MemAlphaConfig())} if self.scheme == MEMALPHA else {}),
+            "templates_sha256": templates_of(self),
             **embedder,
         }
-
-    def _templates(self) -> dict[str, Any]:
-        """Return the settings of the scheme besides `prompts`, and the hashes of its templates."""
-        if self.scheme != MEMALPHA:
-            return {"templates_sha256": template_hashes(self.prompts.template_set)}
-        settings = self.memalpha or MemAlphaConfig()
-        hashes = memalpha_prompts.template_hashes(settings.prompts.template_set)
-        return {"memalpha": msgspec.to_builtins(settings), "templates_sha256": hashes}
 
     def chat(self, keys: Keys) -> ModelAccess:
         access = ModelAccess(endpoint=self.model, api_key=keys.chat)

@@ -21,10 +21,10 @@ from membuilder.embedding.naming import identity_of
 from membuilder.evaluation.banks import BUILT_FROM, BankFolder
 from membuilder.evaluation.names import RULES
 from membuilder.evaluation.options import Options
-from membuilder.evaluation.reading import Reading, template_hashes_of
+from membuilder.evaluation.reading import Reading
 from membuilder.llm.chat_model import ChatModel
 from membuilder.llm.endpoints import ModelEndpoint
-from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, scheme_of
+from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, scheme_of, templates_of
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Dialogue
 
@@ -40,7 +40,7 @@ def manifest_of(options: Options, run: dict[str, Any]) -> dict[str, Any]:
         "scheme": how.scheme,
         "prompts": asdict(how.prompts),
         **_of_memalpha(how),
-        "templates": template_hashes_of(how),
+        "templates": templates_of(how),
         "max_turns": how.max_turns,
         "on_bad_operation": options.flags.on_bad_operation,
         **{key: run[key] for key in BUILT_FROM},

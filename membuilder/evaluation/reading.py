@@ -6,9 +6,8 @@ from pathlib import Path
 
 from membuilder.config import from_mappings, read
 from membuilder.errors import ConfigError
-from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
+from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.load import FOUR_AGENTS, MEMALPHA, turns_at_once
-from membuilder.schemes.memalpha import prompts as memalpha_prompts
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.types import Agent
 
@@ -49,13 +48,6 @@ def without_parts(reading: Reading, excluded: Sequence[Agent]) -> Reading:
     except ValueError as error:
         raise ConfigError(f"--exclude-memory: {error}") from error
     return replace(reading, memalpha=settings)
-
-
-def template_hashes_of(reading: Reading) -> dict[str, str]:
-    """Return the SHA-256 of each template that the builder's model is asked with."""
-    if reading.scheme != MEMALPHA:
-        return template_hashes(reading.prompts.template_set)
-    return memalpha_prompts.template_hashes((reading.memalpha or MemAlphaConfig()).prompts.template_set)
 
 
 def _told(path: Path) -> Reading:

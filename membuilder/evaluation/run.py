@@ -32,7 +32,6 @@ from membuilder.evaluation.options import Options
 from membuilder.evaluation.plot import draw
 from membuilder.evaluation.protocols.prompts import protocol_hashes
 from membuilder.evaluation.protocols.running_memory import num_left, template_of, write_memories
-from membuilder.evaluation.reading import template_hashes_of
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
 from membuilder.evaluation.run_settings import settings_of
@@ -48,7 +47,7 @@ from membuilder.llm.endpoints import with_template_kwargs
 from membuilder.llm.usage import Usage
 from membuilder.progress import SessionBar, progress
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
-from membuilder.schemes.load import FOUR_AGENTS
+from membuilder.schemes.load import FOUR_AGENTS, templates_of
 from membuilder.types import Dialogue
 
 _log = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
             roles = await stack.enter_async_context(asked)
             prompts |= roles.prompts
         if has_agents:
-            prompts |= template_hashes_of(options.reading)
+            prompts |= templates_of(options.reading)
         prompts |= protocol_hashes(map(template_of, running))
         builds = banks is not None and not all(map(banks.has, run.dialogues))
         left = {name: num_left(name, run.dialogues, folder) for name, folder in running.items()}

@@ -2,18 +2,20 @@
 
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
 from membuilder.errors import ConfigError
 from membuilder.plugins import check_arguments, load_function
-from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.prompts import PromptConfig, template_hashes
 from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.memalpha import prompts as memalpha_prompts
 from membuilder.schemes.memalpha.config import MemAlphaConfig
 from membuilder.schemes.memalpha.scheme import MemAlpha
 from membuilder.schemes.scheme import Scheme
 from membuilder.types import CountTokens
+from membuilder.value_types import Section
 
 FOUR_AGENTS, MEMALPHA = "four_agents", "memalpha"
 BUILT_IN = (FOUR_AGENTS, MEMALPHA)
@@ -31,6 +33,22 @@ class NamesScheme(Protocol):
     scheme: str
     prompts: PromptConfig
     memalpha: MemAlphaConfig | None
+
+
+@dataclass(kw_only=True)
+class SchemeSettings(Section):
+    """It holds these keys and nothing else."""
+
+    scheme: str = FOUR_AGENTS
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    memalpha: MemAlphaConfig | None = None
+
+
+def templates_of(config: NamesScheme) -> dict[str, str]:
+    """Map each template that a model is asked with to its SHA-256; those of a scheme of your own are in its code."""
+    if config.scheme != MEMALPHA:
+        return template_hashes(config.prompts.template_set)
+    return memalpha_prompts.template_hashes((config.memalpha or MemAlphaConfig()).prompts.template_set)
 
 
 def turns_at_once(scheme: str, max_turns: int | None) -> int | None:

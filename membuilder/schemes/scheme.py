@@ -164,6 +164,17 @@ class TakesTurns(Protocol):
 
 
 @runtime_checkable
+class EndsTurns(Protocol):
+    """A scheme that takes turns may have this too: then SFT also imitates how a role ends them.
+
+    Without it an expert's answers to a session end with the last one that did something.
+    """
+
+    def ending(self, role: str) -> str:
+        """Return the answer of a role that was told what became of its calls and has nothing to add."""
+
+
+@runtime_checkable
 class ReadsCutAnswers(Protocol):
     """A scheme may have this too: then what stands whole in an answer that was cut at `max_tokens` still counts.
 

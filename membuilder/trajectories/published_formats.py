@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from msgspec import Struct
 from membuilder.datasets.files import FILE, read_json, read_lines
 from membuilder.datasets.parquet import Column, read_table, write_table
 from membuilder.datasets.typed import convert, typed
-from membuilder.errors import DataError
+from membuilder.errors import ConfigError, DataError
 from membuilder.files import write_atomic
 from membuilder.schemes.four_agents.operations import parse
 from membuilder.schemes.four_agents.schemas import ResponseFormat
@@ -73,7 +73,8 @@ class _Source(Struct):
 
 
 def write_llama_factory(path: Path, records: Sequence[SFTRecord]) -> None:
-    """Write the list, and beside it where each record comes from."""
+    """Write the list, and beside it where each record comes from. Raises ConfigError for roles of another scheme."""
+    _refuse_other_roles(records)
     rows = [{"instruction": each.prompt, "input": "", "output": f"```json\n{each.completion}\n```"} for each in records]
     sources = [
         {"sha256": _sha256(row), "agent": each.agent, "dialogue": each.dialogue, "session": each.session}
@@ -100,7 +101,8 @@ def read_llama_factory(path: Path) -> tuple[list[SFTRecord], Counter[str]]:
 
 
 def write_verl(path: Path, records: Sequence[RLRecord], flat: bool = False) -> None:
-    """Write four rows a session, in the agents' order."""
+    """Write four rows a session, in the agents' order. Raises ConfigError for roles of another scheme."""
+    _refuse_other_roles(call for each in records for call in each.calls)
     calls = ((each, call) for each in records for call in each.calls)
     rows = [_row(*pair, number, flat) for number, pair in enumerate(calls)]
     write_table(path, rows, _FLAT if flat else _GROUPED)
@@ -127,6 +129,15 @@ def read_verl(path: Path) -> tuple[list[RLRecord], Counter[str]]:
             problem = f"reward_model, meta or extra_info is of another shape: {type(error).__name__}: {error}"
             raise DataError(path, f"{name} session {index}", "reward_model", problem) from error
     return records, left_out
+
+
+def _refuse_other_roles(calls: Iterable[SFTRecord | ExpertCall]) -> None:
+    """Raise ConfigError for a role that is none of the four agents', whose one user message these shapes hold."""
+    if other := next((call.agent for call in calls if call.agent not in (None, *Agent)), None):
+        raise ConfigError(
+            f"role {other!r} is none of the four agents, and LLaMA-Factory's and veRL's shapes hold theirs alone: "
+            "leave out --to, and train on the file with data.prepared of trainer.sft and trainer.rl"
+        )
 
 
 def _completion(output: str, agent: Agent | None) -> tuple[str | None, str]:
@@ -178,10 +189,10 @@ def _row(record: RLRecord, call: ExpertCall, number: int, flat: bool) -> dict[st
     meta = {"conversation_id": record.dialogue, "session_index": record.session_index}
     row = {"prompt": [{"role": "user", "content": call.prompt}], "meta": meta}
     if flat:
-        model = json.dumps({"agent_type": call.agent.value, "record": whole}, ensure_ascii=False)
+        model = json.dumps({"agent_type": call.agent, "record": whole}, ensure_ascii=False)
         return row | {"ability": "memory_construction", "data_source": "membuilder", "reward_model": model}
-    meta |= {"agent_type": call.agent.value}
-    ground_truth = {each.agent.value: each.completion for each in record.calls if each.agent is not None}
+    meta |= {"agent_type": str(call.agent)}
+    ground_truth = {each.agent: each.completion for each in record.calls if each.agent is not None}
     reward_model = meta | {
         "style": "memory_management",
         "expert_output": call.completion,

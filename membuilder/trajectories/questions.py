@@ -25,10 +25,10 @@ from membuilder.llm.chat_model import ChatModel, Message, read_json, read_words
 from membuilder.schemes.scheme import Step
 from membuilder.text import HALF_CHARACTER, is_text, on_one_line, quoted
 from membuilder.trajectories.question_plan import Kind
-from membuilder.types import ENTRY_AGENTS, Entry, Question, Turn
+from membuilder.types import Entry, Question, Turn
 
 TEMPLATES = Path(__file__).parent / "templates"
-EARLIER_ENTRIES_PER_AGENT = 7
+EARLIER_ENTRIES_PER_PART = 7
 """About the published 20 earlier entries in all."""
 ATTEMPTS = 3
 """Times that a model is asked for questions about a session."""
@@ -149,15 +149,13 @@ def _read(reply: str) -> list[dict[str, Any]]:
 
 def _shown_entries(step: Step) -> list[Entry]:
     """Return earlier entries most related to the session, then those it wrote; none that is out of date."""
-    bank = step.result.bank
-    old = bank.superseded_ids()
-    earlier = [
-        entry
-        for agent in ENTRY_AGENTS
-        for entry in [each for each in step.shown[agent] if each.id not in old][:EARLIER_ENTRIES_PER_AGENT]
-    ]
-    new = [entry for entry in bank.entries if entry.session == step.session.index and entry.id not in old]
-    return earlier + new
+    current = step.result.bank.current()
+    known = {entry.id for entry in current}
+    by_part: dict[str, list[Entry]] = {}
+    for entry in (each for shown in step.shown.values() for each in shown if each.id in known):
+        by_part.setdefault(entry.agent, []).append(entry)
+    earlier = [entry for shown in by_part.values() for entry in shown[:EARLIER_ENTRIES_PER_PART]]
+    return earlier + [entry for entry in current if entry.session == step.session.index]
 
 
 def _sort_out(

@@ -17,11 +17,14 @@ import msgspec
 from membuilder.datasets.files import FILE, read_lines
 from membuilder.datasets.parquet import read_table, write_table
 from membuilder.datasets.typed import typed
-from membuilder.errors import DataError
+from membuilder.errors import ConfigError, DataError
 from membuilder.files import write_atomic
+from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.scheme import Prompt, text_of
 from membuilder.text import quoted
-from membuilder.trajectories.trajectory import STATES, Trajectory
-from membuilder.types import Agent, Bank, Question, Session
+from membuilder.trajectories.published_layout import STATES
+from membuilder.trajectories.trajectory import LaterAnswer, Trajectory
+from membuilder.types import Bank, Question, Session
 
 PARQUET = ".parquet"
 CHARS_PER_TOKEN = 4
@@ -30,30 +33,49 @@ CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTRecord:
-    """One agent's prompt and the expert's operations. Fields that a published file does not tell are None."""
+    """One role's prompt and the expert's answer. Fields that a published file does not tell are None."""
 
     prompt: str
+    """What stands in the one user message; empty where `chat` says more."""
     completion: str
-    """JSON of the operations alone: for a core APPEND what is appended, and no text twice."""
-    agent: Agent | None = None
+    """The answer in the form that the scheme reads: for a core APPEND what is appended, and no text twice."""
+    agent: str | None = None
+    """The role."""
     dialogue: str | None = None
     session: int | None = None
+    chat: Prompt | None = None
+    """Messages, and tools for the model's chat template to write."""
+    later: tuple[LaterAnswer, ...] = ()
+    """Further answers to the same session, each behind what the role was told."""
+
+    @property
+    def asked(self) -> str | Prompt:
+        return self.prompt if self.chat is None else self.chat
 
     @property
     def estimated_tokens(self) -> int:
-        return (len(self.prompt) + len(self.completion)) // CHARS_PER_TOKEN
+        said = [text for each in self.later for text in (*(m["content"] for m in each.told), each.completion)]
+        return sum(map(len, (text_of(self.asked), self.completion, *said))) // CHARS_PER_TOKEN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertCall:
+    """The fields are those of `SFTRecord`."""
+
     prompt: str
-    agent: Agent | None = None
+    agent: str | None = None
     completion: str | None = None
     """None: the expert's answer was not usable, so there is no length to compare with."""
     shown: tuple[str, ...] = ()
     """Ids of the entries shown: label e1 is the first."""
     written: tuple[str, ...] = ()
     """The memory texts the expert wrote: what a length penalty compares with."""
+    chat: Prompt | None = None
+    later: tuple[LaterAnswer, ...] = ()
+
+    @property
+    def asked(self) -> str | Prompt:
+        return self.prompt if self.chat is None else self.chat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +92,7 @@ class RLRecord:
     session: Session | None = None
     bank_before: Bank | None = None
     state_before: str | None = None
-    """The published state folder, relative to the folder of all trajectories."""
+    """The published state folder, relative to the folder of all trajectories; None under schemes that have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,25 +120,33 @@ Record = TypeVar("Record", SFTRecord, RLRecord)
 def sft_records(trajectory: Trajectory, write_out: bool = False) -> tuple[list[SFTRecord], Counter[str]]:
     """Make a record of each usable answer, and count why the others are none: an answer that failed teaches nothing.
 
-    `write_out` puts the quoted turns' text in place of `quote`, which is our extension, for programs that do not know
-    it.
+    `write_out` puts the quoted turns' text in place of `quote`, which is our extension of the four agents' operations,
+    for programs that do not know it. Raises ConfigError for it under another scheme.
     """
+    if write_out and not isinstance(trajectory.scheme, FourAgents):
+        raise ConfigError(f"--write-out is about quotes of four_agents, and scheme '{trajectory.scheme.name}' has none")
     records, left_out = [], Counter()
     for number, each in enumerate(trajectory.steps):
-        for agent, answer in each.answers.items():
+        for role, answer in each.answers.items():
             if answer.failure is not None:
                 left_out[answer.failure.kind] += 1
                 continue
-            target = trajectory.target(number, agent)
+            target, later = trajectory.target(number, role)
             record = SFTRecord(
-                prompt=trajectory.prompt(number, agent),
+                **_asked(trajectory.prompt(number, role)),
                 completion=_written_out(target, each.step.session) if write_out else target,
-                agent=agent,
+                agent=role,
                 dialogue=trajectory.dialogue,
                 session=number,
+                later=later,
             )
             records.append(record)
     return records, left_out
+
+
+def _asked(prompt: str | Prompt) -> dict[str, Any]:
+    """Return the fields of a record that hold a prompt."""
+    return {"prompt": prompt} if isinstance(prompt, str) else {"prompt": "", "chat": prompt}
 
 
 def rl_records(
@@ -132,16 +162,7 @@ def rl_records(
             left_out["no_questions" if each.answers else "no_turns"] += 1
             continue
         step = each.step
-        calls = tuple(
-            ExpertCall(
-                prompt=trajectory.prompt(number, agent),
-                agent=agent,
-                completion=trajectory.target(number, agent) if agent in each.usable else None,
-                shown=tuple(entry.id for entry in step.shown[agent]),
-                written=step.result.written[agent],
-            )
-            for agent in each.answers
-        )
+        calls = tuple(_expert_call(trajectory, number, role) for role in each.answers)
         record = RLRecord(
             dialogue=trajectory.dialogue,
             session_index=number,
@@ -149,10 +170,23 @@ def rl_records(
             calls=calls,
             session=step.session,
             bank_before=step.bank_before,
-            state_before=f"{folder}/{STATES}/state_{number}",
+            state_before=f"{folder}/{STATES}/state_{number}" if isinstance(trajectory.scheme, FourAgents) else None,
         )
         records.append(record)
     return records, left_out
+
+
+def _expert_call(trajectory: Trajectory, number: int, role: str) -> ExpertCall:
+    each = trajectory.steps[number]
+    completion, later = trajectory.target(number, role) if role in each.usable else (None, ())
+    return ExpertCall(
+        **_asked(trajectory.prompt(number, role)),
+        agent=role,
+        completion=completion,
+        shown=tuple(entry.id for entry in each.step.shown[role]),
+        written=each.step.result.written[role],
+        later=later,
+    )
 
 
 def dialogue_line(trajectory: Trajectory, lines: Sequence[QuestionLine]) -> tuple[list[dict[str, Any]], Counter[str]]:
@@ -248,7 +282,7 @@ def _cell(value: Any) -> str | int | None:
 
 def _opened(row: dict[str, Any], kind: type, path: Path, number: int) -> dict[str, Any]:
     """Read the nested fields of a Parquet row back from their JSON; DataError where a field holds none."""
-    plain = (str, int, str | None, int | None, Agent | None)
+    plain = (str, int, str | None, int | None)
     nested = {field.name for field in fields(kind) if field.type not in plain}
     opened = {}
     for name, value in row.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from membuilder.errors import LeakError
 from membuilder.instances.leaks import compared, dialogues_of, refusal, shared
+from membuilder.schemes.scheme import text_of
 from membuilder.trajectories.records import SFTRecord
 from membuilder.types import Dialogue, Session, Turn
 from trainer.configs import DataConfig
@@ -47,6 +48,6 @@ def dialogues_of_prompts(records: Iterable[SFTRecord]) -> Iterator[Dialogue]:
         session = ("line", number) if alone else (record.dialogue, record.session)
         if session not in seen:
             seen.add(session)
-            turn = Turn(id="P1:1", speaker="text", role="user", text=record.prompt)
+            turn = Turn(id="P1:1", speaker="text", role="user", text=text_of(record.asked))
             read = Session(id="P1", index=0, timestamp=datetime.min, turns=(turn,))
             yield Dialogue(id=str(number), speakers=("text",), sessions=(read,), questions=())

@@ -15,15 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.datasets.splits import split_ids
 from membuilder.errors import ConfigError, DataError
+from membuilder.schemes.load import scheme_of
 from membuilder.schemes.scheme import Scheme, Step, text_of
-from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
-from membuilder.types import AgentUpdate, Dialogue
-from rollout.tokens import encode_prompt
+from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, read_records
+from membuilder.types import AgentUpdate, Dialogue, Session
 from trainer.batching.packing import Node, TrainSequence
 from trainer.configs import DataConfig, OverLong
 from trainer.data.corpus import ExpertBuild
 from trainer.data.leak_check import dialogues_of_prompts, refuse_leaks
-from trainer.data.sft_examples import example
+from trainer.data.sft_examples import examples
 from trainer.data.test_ids import refuse_test_ids
 from trainer.data.truncation import LengthCounts, fit
 from trainer.sft_config import SFTConfig
@@ -40,18 +40,28 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
     records = _read(config.data, SFTRecord, "sft")
+    _refuse_other_roles(records, config)
     refuse_leaks(dialogues_of_prompts(records), config.data, f"data.prepared={config.data.prepared}")
     for number, record in enumerate(records):
         alone = record.dialogue is None or record.session is None
-        sessions[("line", number) if alone else (record.dialogue, record.session)].append(
-            example(tokenizer, encode_prompt(tokenizer, record.prompt), record.completion)
-        )
+        place = ("line", number) if alone else (record.dialogue, record.session)
+        sessions[place] += examples(tokenizer, record)
     trees, counts = [], LengthCounts()
     for (name, number), sequences in sessions.items():
         fitted, done = fit(sequences, range(0), config.max_length, config.over_long, session=f"{name}/{number}")
         trees += fitted
         counts += done
     return trees, counts
+
+
+def _refuse_other_roles(records: Iterable[SFTRecord], config: SFTConfig) -> None:
+    """Raise ConfigError for answers of a role that the run's scheme has not, and so would never ask."""
+    known = {None, *scheme_of(config).roles}
+    if other := next((record.agent for record in records if record.agent not in known), None):
+        raise ConfigError(
+            f"data.prepared={config.data.prepared} holds answers of role {other!r}, which scheme={config.scheme} has "
+            "not: give the scheme and the settings that the expert had (keys scheme, prompts and memalpha)"
+        )
 
 
 def read_builds(config: DataConfig, scheme: Scheme) -> list[ExpertBuild]:
@@ -69,7 +79,7 @@ def read_builds(config: DataConfig, scheme: Scheme) -> list[ExpertBuild]:
 def _warn_of_other_prompts(path: str, pairs: Iterable[tuple[RLRecord, Step]], scheme: Scheme) -> None:
     """Log where the run asks otherwise than the expert was asked, and so otherwise than SFT on its answers taught."""
     is_other = [
-        call.prompt != text_of(scheme.ask(call.agent, step.session, step.bank_before, step.shown))
+        text_of(call.asked) != text_of(scheme.ask(call.agent, step.session, step.bank_before, step.shown))
         for record, step in pairs
         for call in record.calls
     ]
@@ -106,17 +116,22 @@ def _step(path: str, record: RLRecord, scheme: Scheme) -> Step:
         raise DataError(path, where, "calls", problem)
     entries = {entry.id: entry for entry in record.bank_before.entries}
     shown = {role: tuple(entries[each] for each in calls[role].shown) for role in scheme.roles}
-    updates = {
-        role: AgentUpdate() if (text := calls[role].completion) is None else scheme.parse(role, text, record.session)
-        for role in scheme.roles
-    }
+    updates = {role: _update(calls[role], record.session, scheme) for role in scheme.roles}
     result = scheme.apply(record.session, record.bank_before, updates, shown)
     for role in scheme.roles:
         if result.written[role] != calls[role].written:
-            remedy = f"give the settings the expert had (keys scheme and prompts), not {scheme}"
+            remedy = f"give the settings the expert had (keys scheme, prompts and memalpha), not {scheme}"
             problem = f"the operations of role {role} do not write what stands in `written`: {remedy}"
             raise DataError(path, where, "calls", problem)
     return Step(session=record.session, bank_before=record.bank_before, shown=shown, updates=updates, result=result)
+
+
+def _update(call: ExpertCall, session: Session, scheme: Scheme) -> AgentUpdate:
+    """Return what the expert asked for in all its answers, as it was applied when they were written."""
+    texts = [] if call.completion is None else [call.completion, *(each.completion for each in call.later)]
+    read = [scheme.parse(call.agent, text, session) for text in texts]
+    failure = next((update.failure for update in read if update.failure is not None), None)
+    return AgentUpdate(operations=tuple(each for update in read for each in update.operations), failure=failure)
 
 
 def _read(config: DataConfig, kind: type, stage: str) -> Sequence:

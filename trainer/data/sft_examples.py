@@ -9,8 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
 from membuilder.schemes.scheme import ProposesOthers, Scheme, Step
+from membuilder.trajectories.records import SFTRecord
 from membuilder.types import AgentUpdate
-from rollout.tokens import encode_completion, encode_prompt
+from rollout.tokens import encode_completion, encode_more, encode_prompt
+from rollout.types import Completion
 from trainer.batching.packing import Node, TrainSequence, sequences_of
 from trainer.data.corpus import ExpertBuild
 from trainer.data.truncation import LengthCounts, dialogue_span, fit, length
@@ -81,6 +83,18 @@ def example(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], compl
     return TrainSequence(
         prompt_token_ids=tuple(prompt_ids), completion_token_ids=tuple(encode_completion(tokenizer, completion))
     )
+
+
+def examples(tokenizer: PreTrainedTokenizerBase, record: SFTRecord) -> list[TrainSequence]:
+    """Return the answers of a record to imitate, each behind all that was said before; what is told carries no loss."""
+    sequences = [example(tokenizer, encode_prompt(tokenizer, record.asked), record.completion)]
+    for later in record.later:
+        before = sequences[-1]
+        said = Completion(token_ids=before.completion_token_ids, rollout_logprobs=(), finished=True, weight_version=0)
+        told = encode_more(tokenizer, said, later.told)
+        prompt = (*before.prompt_token_ids, *before.completion_token_ids, *told)
+        sequences.append(example(tokenizer, prompt, later.completion))
+    return sequences
 
 
 def _dialogue(step: Step, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> range:

@@ -126,6 +126,9 @@ class MemAlpha:
             operations = tuple(replace(operation, targets=targets) for operation, targets in pairs)
         return write(operations, self.config)
 
+    def ending(self, role: str) -> str:
+        return write((), self.config)
+
     def apply(self, session: Session, bank: Bank, updates: Mapping[str, AgentUpdate], shown: Shown) -> SessionResult:
         """Apply every call that can be; where none could be used, the first one says why the answer failed."""
         update = updates[WRITER]
