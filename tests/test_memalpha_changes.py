@@ -285,12 +285,13 @@ class Model:
 def drawn(rng: random.Random) -> Drawn:
     tool = rng.choices(["insert", "update", "delete", "search"], [6, 3, 3, 1])[0]
     part = rng.choices(["semantic", "episodic", "core", "procedural"], [8, 6, 3, 1])[0]
-    own = ["a", "b", "c d", "c  d", "c\nd", "m7", "Ann has a cat.", "one two three four five six seven eight"]
-    text = rng.choice([None, "", *own])
+    alike = ["c d", "c  d", "c\nd"]
+    text = rng.choice([None, "", "a", "b", *alike * 2, "m7", "Ann has a cat.", "1 2 3 4 5 6 7 8"])
     lines = rng.choices([None, (), (1,), (2, 3), (3, 2), (2, 2), (4,)], [16, 1, 2, 2, 1, 1, 1])[0]
     if lines and rng.random() < 0.8:
         text = None
-    return Drawn(tool, part, text, lines, rng.choice([None, *(f"m{n}" for n in range(1, 9)), "[m2]", *own[:5]]))
+    target = rng.choice([None, *(f"m{number}" for number in range(1, 9)), "[m2]", "a", *alike, "c d"])
+    return Drawn(tool, part, text, lines, target)
 
 
 def said(tool: str, part: str, text: str | None, lines: tuple[int, ...] | None, target: str | None) -> str:
@@ -334,7 +335,7 @@ def compare(seed: int) -> Counter[str]:
 
 def test_random_calls_give_the_memory_of_the_model_and_come_to_every_outcome():
     told = sum((compare(seed) for seed in range(800)), Counter())
-    assert set(told) == {str(outcome) for outcome in CallOutcome} - {"not_json"} and min(told.values()) > 15, told
+    assert set(told) == {str(outcome) for outcome in CallOutcome} - {"not_json"} and min(told.values()) > 5, told
 
 
 @pytest.mark.slow
