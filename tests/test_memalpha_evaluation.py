@@ -87,6 +87,8 @@ def test_perltqa_is_built_from_its_published_files_and_scored_by_the_parts_of_it
     )
 
     def says_the_last_part(request: Request) -> str:
+        if not first_message(request).startswith(READER):
+            return '{"correct": true}'
         asked = next(text for text in golds if text in first_message(request))
         return f"It is {golds[asked].answer.split('; ')[-1]}, I think."
 
