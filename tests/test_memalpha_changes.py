@@ -333,7 +333,7 @@ def compare(seed: int) -> Counter[str]:
     return told
 
 
-def test_random_calls_give_the_memory_of_the_model_and_come_to_every_outcome():
+def test_random_calls_give_the_memory_of_the_model():
     told = sum((compare(seed) for seed in range(800)), Counter())
     assert set(told) == {str(outcome) for outcome in CallOutcome} - {"not_json"} and min(told.values()) > 5, told
 
