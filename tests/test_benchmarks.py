@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import episodes, head, learner, other_loaders, sft
+from tests.benchmarks import episodes, head, leaks, learner, other_loaders, sft
 from tests.benchmarks.common import peak_mb
 from tests.benchmarks.made_up_step import made_up_step
 from tests.sequences import sequence
@@ -106,6 +106,12 @@ def _allocate():
 @pytest.mark.slow
 def test_peak_memory_sees_what_a_run_allocates():
     assert 95 < peak_mb(_allocate) < 130  # 25 million float32
+
+
+@pytest.mark.slow
+def test_the_leak_comparison_is_measured_as_a_process_of_its_own():
+    row = leaks.measure(0.3, repeats=1)
+    assert row["runs"] == 1 and row["seconds"] > 0 and row["processor_seconds"] > 0 and 30 < row["peak_mb"] < 500
 
 
 def test_other_loaders_read_our_files_as_they_are():

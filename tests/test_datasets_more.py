@@ -149,6 +149,25 @@ def test_perltqa_refusals_name_file_record_and_field(tmp_path, spoil, file, reco
     assert file in caught.value.path and record in caught.value.record and caught.value.field == field
 
 
+def test_a_character_who_stands_twice_in_the_memory_file_is_refused(tmp_path):
+    perltqa_folder(tmp_path)
+    once = json.dumps(MEMORY)[1:-1]
+    (tmp_path / "perltmem_en_v2.json").write_text(f"{{{once}, {once}}}")
+    with pytest.raises(DataError, match=r"perltmem_en_v2.json: record 2 \(Nobody Asked\): field 'character'.*twice"):
+        load(tmp_path)
+
+
+def test_perltqas_files_are_read_a_character_at_a_time(tmp_path):
+    """What stands behind the first character is not read before it is asked for."""
+    perltqa_folder(tmp_path, MEMORY | {"Other": {}} | {f"More {n}": {"profile": "x" * 999} for n in range(300)})
+    path = tmp_path / "perltmem_en_v2.json"
+    path.write_text(path.read_text()[:-9])
+    dialogues = perltqa.stream(tmp_path)
+    assert next(dialogues).speakers[0] == "Li Wen"
+    with pytest.raises(DataError, match="cannot be read to its end"):
+        next(dialogues)
+
+
 # custom JSON Lines
 
 

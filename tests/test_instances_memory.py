@@ -1,68 +1,21 @@
 """Builds and the leak comparison of large files stay under 500 MB, whatever the files hold."""
 
+import gzip
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from membuilder.datasets.memalpha import Row, write_rows
+from membuilder.datasets.parquet import column_types
 from membuilder.errors import WriteError
 from membuilder.instances.labels import _TABLES, banking77, reader
 from tests import raw_data
+from tests.large_files import instances, measured, words
 
 PEAK_MB = 500
 SIZE = 62_000_000
-
-
-WATCH = """
-import json, os, subprocess, sys
-child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, used = os.wait4(child.pid, 0)
-print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
-"""
-"""A small process in between: the peak of a child counts what its parent was as large as when it forked."""
-
-
-def measured(*arguments: object) -> tuple[float, float]:
-    """Return (seconds of a processor, peak megabytes) of `python -m membuilder.data`."""
-    command = [sys.executable, "-c", WATCH, sys.executable, "-m", "membuilder.data", *map(str, arguments)]
-    told = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
-    )
-    status, seconds, megabytes = json.loads(told.stdout)
-    assert status == 0, told.stderr
-    return seconds, megabytes
-
-
-def words(seed: int) -> tuple[np.random.Generator, np.ndarray]:
-    """A generator, and made-up words, of which the first are drawn most often by `zipf`."""
-    rng = np.random.default_rng(seed)
-    letters = rng.integers(97, 123, (100_000, 8)).astype(np.uint8)
-    return rng, np.array([row.tobytes().decode()[: 2 + i % 7] for i, row in enumerate(letters)])
-
-
-def instances(path: Path, seed: int, limit: int) -> Path:
-    rng, vocabulary = words(seed)
-
-    def rows():
-        size = number = 0
-        while size < limit:
-            drawn = vocabulary[np.minimum(rng.zipf(1.2, 9000), len(vocabulary)) - 1]
-            lines = [" ".join(drawn[i : i + 30]) for i in range(0, 9000, 30)]
-            chunks = ["\n".join(lines[i : i + 30]) for i in range(0, 300, 30)]
-            asked = [{"question": f"Why {' '.join(drawn[i : i + 7])}?", "answer": "so"} for i in range(0, 700, 7)]
-            texts = {"chunks": json.dumps(chunks), "questions_and_answers": json.dumps(asked)}
-            size += sum(map(len, texts.values()))
-            told = {"prompt": "", "data_source": "squad", "metadata": "{}", "num_chunks": 10, "num_questions": 100}
-            yield Row(instance_id=number, **texts, **told)
-            number += 1
-
-    write_rows(path, rows())
-    return path
 
 
 @pytest.mark.slow
@@ -71,8 +24,67 @@ def test_two_files_of_62_mb_are_compared_in_linear_time_and_500_mb(tmp_path):
     took = {}
     for size in (SIZE // 4, SIZE):
         files = (instances(tmp_path / f"{size}-{seed}.parquet", seed, size) for seed in (1, 2))
-        took[size], megabytes = measured("leaks", *files)
+        took[size], megabytes, _ = measured("leaks", *files)
     assert megabytes < PEAK_MB and took[SIZE] < 6 * took[SIZE // 4]
+
+
+def long_memories(folder: Path, samples: int) -> Path:
+    return raw_data.longmemeval(folder, [f"sample {number}" for number in range(samples)])
+
+
+RAW = {
+    "squad": (raw_data.squad, 640),
+    "hotpotqa": (raw_data.hotpotqa, 8000),
+    "perltqa": (raw_data.perltqa, 265),
+    "longmemeval": (long_memories, 115),
+    "books": (raw_data.books, 740),
+}
+"""What writes the raw files of a dataset, and how many of its parts make about 2.5 MB."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RAW)
+def test_what_a_build_takes_hardly_grows_with_its_raw_files(tmp_path, name):
+    """By this growth files of 62 MB stay under 500 MB."""
+    write, parts = RAW[name]
+    sizes, peaks = [], []
+    for times in (1, 5):
+        folder = tmp_path / str(times)
+        write(folder / "raw", parts * times)
+        given = ("--source", folder / "raw", "--out", folder / "out", "--split", 0.2)
+        peaks.append(measured("build-memalpha", "--dataset", name, *given).megabytes)
+        sizes.append(sum(unpacked(path) for path in (folder / "raw").iterdir()))
+        told = json.loads((folder / "out" / name / "build.json").read_text())
+        assert told["train"]["instances"] > 2 * times
+    assert sizes[0] > 2_000_000 and sizes[1] > 4.9 * sizes[0]
+    growth = max(peaks[1] - peaks[0], 0) / (sizes[1] - sizes[0])
+    assert peaks[0] + growth * (SIZE - sizes[0]) < PEAK_MB, (peaks, sizes)
+
+
+def unpacked(path: Path) -> int:
+    content = path.read_bytes()
+    return len(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.slow
+def test_what_a_merge_takes_does_not_depend_on_what_it_merges(tmp_path):
+    """Twenty rows of 2 MB, and three times as many."""
+    peaks = []
+    for number in (20, 60):
+        folder = tmp_path / str(number) / "squad"
+        rng, vocabulary = words(4)
+        text = " ".join(vocabulary[rng.integers(0, len(vocabulary), 320_000)])
+        told = {"prompt": "", "data_source": "squad", "metadata": "{}", "num_chunks": 1, "num_questions": 0}
+        rows = (
+            Row(instance_id=i, chunks=json.dumps([f"{i} {text[i:]}"]), questions_and_answers="[]", **told)
+            for i in range(number)
+        )
+        write_rows(folder / "train.parquet", rows)
+        (folder / "build.json").write_text(json.dumps({"train": {"instances": number}}))
+        peaks.append(measured("build-memalpha", "--merge", "squad", "--out", folder.parent).megabytes)
+        assert column_types(folder.parent / "train.parquet")
+    assert len(text) > 1_900_000 and peaks[1] < PEAK_MB
+    assert peaks[1] - peaks[0] < 40 * len(text) / 1e6, peaks  # not even what the others hold
 
 
 @pytest.mark.slow
@@ -90,7 +102,7 @@ def label_set_peak(folder: Path, size: int) -> float:
             lines = [f"{' '.join(drawn[i : i + 8])},label{i % 70}" for i in range(0, 8000, 8)]
             file.write("\n".join(lines) + "\n")
     given = ("--dataset", "banking77", "--source", folder / "raw", "--out", folder / "out", "--split", 0.2)
-    return measured("build-memalpha", *given)[1]
+    return measured("build-memalpha", *given).megabytes
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

@@ -79,9 +79,31 @@ def test_a_run_on_what_evaluation_files_hold_is_refused_with_counts_by_name(trai
     assert len(load_corpus(DataConfig(path=train, eval_path=clean)).train) == 3
 
 
-def test_a_side_drawn_at_random_is_no_file_that_is_named(tmp_path):
-    path = instances(tmp_path / "a.parquet", *[(MILL, "What does the mill grind?")] * 2)
-    assert len(load_corpus(DataConfig(path=path, held_out=0.5)).held_out) == 1
+def test_instances_that_are_held_out_at_random_may_share_nothing_with_the_others(tmp_path, caplog):
+    """A split by instance: the same text, or the same question about another one, is on both sides."""
+    lines = (MILL, ANOTHER, "Nothing at all is shared by this line with any of the other lines, which differ.")
+    same = (MILL, "What does the mill grind?"), (ANOTHER, "What do the boats buy?"), (MILL, "Who owns it now?")
+    path = instances(tmp_path / "a.parquet", *same * 2)
+    with pytest.raises(LeakError) as caught:
+        load_corpus(DataConfig(path=path, held_out=0.5))
+    said = str(caught.value)
+    assert said.startswith(f"data.path={path} shares ") and "data.allow_leaks=true" in said
+    assert "contexts with those held out at random (data.eval_path names others), such as" in said
+    with caplog.at_level(logging.WARNING):
+        allowed = DataConfig(path=path, held_out=0.5, allow_leaks=True)
+        assert len(load_corpus(allowed).held_out) == 3
+    assert "data.allow_leaks allows it" in caplog.text and "allow_leaks: true" in dump(SFTConfig(data=allowed))
+    apart = [(line, f"What is told of number {number} here?") for number, line in enumerate(lines)]
+    clean = instances(tmp_path / "b.parquet", *apart)
+    assert len(load_corpus(DataConfig(path=clean, held_out=0.4)).held_out) == 1
+
+
+def test_label_examples_that_another_instance_asks_about_are_seen_in_a_random_draw(tmp_path):
+    shown = (f"Sentence: please turn the {color} lights on\nLabel: 3" for color in ("red", "blue", "pink", "grey"))
+    asked = (f"Sentence: please turn the {color} lights on\nWhich?" for color in ("blue", "pink", "grey", "red"))
+    path = instances(tmp_path / "a.parquet", *zip(shown, asked, strict=True), source="icl_nlu")
+    with pytest.raises(LeakError, match=r"shares \d questions, \d examples with those held out at random"):
+        load_corpus(DataConfig(path=path, held_out=0.5))
 
 
 def test_generated_dialogues_are_checked_too(tmp_path):
@@ -126,8 +148,9 @@ def test_allowing_leaks_is_told_by_config_and_card_and_changes_no_run_that_goes_
 
 
 def test_options_without_effect_and_files_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="allow_leaks .* name them in data.eval_files"):
-        DataConfig(path="a", allow_leaks=True)
+    for data in ({"path": "a"}, {"path": "a.parquet", "split": Split.RL}, {"prepared": "a.parquet"}):
+        with pytest.raises(ValueError, match="allow_leaks .* name them in data.eval_files"):
+            DataConfig(**data, allow_leaks=True)
     with pytest.raises(ConfigError, match="data.eval_files: no file is at 'nowhere.parquet'"):
         check_paths(SFTConfig(data=DataConfig(eval_files=["nowhere.parquet"])))
 

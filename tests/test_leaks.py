@@ -113,6 +113,69 @@ def test_a_question_of_the_test_side_that_training_has_too_is_left_out_and_count
     assert sides == [True, False]
 
 
+def merged(tmp_path, *flags: str) -> int:
+    return command.main(["build-memalpha", "--merge", *flags, "--out", str(tmp_path / "out")])
+
+
+def metadata(path) -> list[dict]:
+    return [json.loads(json.loads(line.metadata)["metadata"]) for line in read_rows(path)]
+
+
+def test_merging_training_with_the_benchmark_that_is_made_of_the_same_questions_is_refused(tmp_path, capsys):
+    """As the published training set does: the questions of icl_nlu are texts of NLU."""
+    raw_data.nlu(tmp_path / "nlu")
+    raw_data.squad(tmp_path / "squad")
+    plan = {"out": tmp_path / "out", "chunk_tokens": 150}
+    for name in ("nlu", "squad"):
+        build(Plan(dataset=name, source=tmp_path / name, test_share=0, **plan))
+    texts = [text for line in read_rows(tmp_path / "out/nlu/train.parquet") for text in bare(line)]
+    raw_data.memoryagentbench(tmp_path / "bench", asked=(texts[0], texts[-1]))
+    build(Plan(dataset="test_time_learning", source=tmp_path / "bench", **plan))
+    files = [tmp_path / f"out/{side}.parquet" for side in SIDES]
+    assert merged(tmp_path, "squad", "nlu", "test_time_learning") == 2
+    said = capsys.readouterr().err
+    counts = re.search(
+        r"training: nlu shares 2 questions, (\d+) examples with \S*out/test_time_learning/test.parquet", said
+    )
+    assert counts and int(counts[1]) >= 8 and "squad shares" not in said and "--allow-leak" in said
+    assert not any(path.exists() for path in files)
+    assert merged(tmp_path, "squad", "nlu", "test_time_learning", "--allow-leak") == 0
+    said = capsys.readouterr().out
+    assert "training on nlu shares with test_time_learning/test.parquet: 2 questions, 0 contexts" in said
+    stamps = [[told.get("leaks") for told in metadata(path)] for path in files]
+    assert stamps[0] == [["test_time_learning/test.parquet"]] * len(stamps[0]) and len(stamps[0]) > 1
+    assert stamps[1] == [None]
+    assert merged(tmp_path, "squad", "test_time_learning") == 0  # without NLU nothing is shared
+    assert [told.get("leaks") for told in metadata(files[0])] == [None] * len(metadata(files[0]))
+
+
+def test_merged_training_is_compared_with_documents_of_a_benchmark_and_with_evaluation_files(tmp_path, capsys):
+    """ruler_qa1 is made of SQuAD."""
+    raw_data.squad(tmp_path / "squad")
+    build(Plan(dataset="squad", source=tmp_path / "squad", out=tmp_path / "out", chunk_tokens=300, test_share=0))
+    asked = ("Who is mayor of Town3x1?", "Who wrote this book about Oz?")
+    raw_data.memoryagentbench(tmp_path / "bench", f"{LONG}. {raw_data.paragraph(3, 1)['context']} {LONG}.", asked)
+    build(Plan(dataset="accurate_retrieval", source=tmp_path / "bench", out=tmp_path / "out", chunk_tokens=200))
+    assert merged(tmp_path, "squad", "accurate_retrieval") == 2
+    assert re.search(r"squad shares 1 questions.* with \S*accurate_retrieval/test.parquet", capsys.readouterr().err)
+    evaluation = str(tmp_path / "out/accurate_retrieval/test.parquet")
+    assert merged(tmp_path, "squad", "--evaluation", evaluation) == 2
+    assert f"squad shares 1 questions with {evaluation}" in capsys.readouterr().err
+    assert merged(tmp_path, "squad", "--evaluation", evaluation, "--allow-leak") == 0
+    told = metadata(tmp_path / "out/train.parquet")
+    assert {tuple(each["leaks"]) for each in told} == {("accurate_retrieval/test.parquet",)}
+
+
+def test_what_the_sides_of_one_dataset_share_was_told_when_it_was_built_and_is_merged(tmp_path):
+    raw_data.roles(tmp_path / "raw")
+    raw = tmp_path / "raw/abstracts.jsonl"
+    twice = re.sub(r"We did (\d+) trials", lambda found: f"We did {int(found[1]) // 2} trials", raw.read_text())
+    raw.write_text(twice)
+    plan = Plan(dataset="csabstruct", source=tmp_path / "raw", out=tmp_path / "out", chunk_tokens=250, test_share=0.3)
+    assert build(plan)["leaks"]["test"]["example"] >= 1
+    assert merged(tmp_path, "csabstruct") == 0
+
+
 def test_the_command_counts_in_both_directions(tmp_path, capsys):
     raw_data.squad(tmp_path / "raw", articles=8)
     build(Plan(dataset="squad", source=tmp_path / "raw", out=tmp_path / "out", test_share=0))

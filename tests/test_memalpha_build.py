@@ -3,10 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,15 +19,15 @@ from membuilder.datasets import parquet
 from membuilder.datasets.load import load
 from membuilder.datasets.memalpha import read_rows, source_of, sub_source
 from membuilder.datasets.splits import Split, split_ids
+from membuilder.datasets.streams import json_items, json_pairs
 from membuilder.errors import ConfigError, DataError
 from membuilder.instances import build as building
 from membuilder.instances import merge as merging
 from membuilder.instances.build import build
 from membuilder.instances.journal import Journal
-from membuilder.instances.merge import merge
+from membuilder.instances.merge import Merged, merge
 from membuilder.instances.plan import Plan
 from membuilder.instances.sentences import sentences
-from membuilder.instances.streams import json_items
 from membuilder.instances.tokens import counter
 from tests import raw_data
 from tests.killed import start
@@ -261,7 +262,7 @@ def test_published_files_have_no_key_of_ours(tmp_path, name):
 def test_the_parts_of_memoryagentbench_merge_to_a_file_of_test_instances_alone(tmp_path):
     parts_of_memoryagentbench(tmp_path)
     names = ["accurate_retrieval", "test_time_learning", "long_range_understanding"]
-    assert merge(names, tmp_path / "out", None, 1) == {"train": 0, "test": 4}
+    assert merge(names, tmp_path / "out", None, 1) == Merged(num_train=0, num_test=4, leaks={})
     assert not (tmp_path / "out/train.parquet").exists()
     rows = list(read_rows(tmp_path / "out/test.parquet"))
     assert [row.instance_id for row in rows] == [0, 1, 2, 3]
@@ -289,6 +290,21 @@ def test_a_build_goes_on_after_a_kill_at_any_moment_with_the_same_bytes(tmp_path
         assert [file.read_bytes() for file in files] == whole, cut
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_while_reading(plan: Plan) -> None:
+    """Build, and be killed with the first unit that is read, of which nothing is written down yet."""
+
+    def one(*given: object) -> Iterator[object]:
+        for _ in of_side(*given):
+            yield die()
+
+    of_side, building._of_side = building._of_side, one
+    build(plan)
+
+
 def die_behind(number: int, plan: Plan) -> None:
     """Build, and be killed behind so many more instances."""
     write, left = Journal.write, iter(range(1, number))
@@ -296,44 +312,90 @@ def die_behind(number: int, plan: Plan) -> None:
     def last_one(*given: object) -> None:
         write(*given)
         if next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     Journal.write = last_one
     build(plan)
 
 
-def die_while_merging(out: Path) -> None:
-    rows = merging._rows
+def die_before_the_report(plan: Plan) -> None:
+    """Build, and be killed with both Parquet files written."""
+    building.write_atomic = lambda *_: die()
+    build(plan)
+
+
+def die_while_merging(side: int, names: Sequence[str], out: Path) -> None:
+    """Merge, and be killed within the first file or the second."""
+    numbered, sides = merging._numbered, iter(range(side))
 
     def one(*given: object) -> Iterator[object]:
-        yield next(rows(*given))
-        os.kill(os.getpid(), signal.SIGKILL)
+        if next(sides, None) is not None:
+            yield from numbered(*given)
+        else:
+            yield next(numbered(*given))
+            die()
 
-    merging._rows = one
-    merge(["squad"], out, None, 1)
+    merging._numbered = one
+    merge(names, out, None, 1)
+
+
+def killed(function: Callable[..., None], *arguments: object) -> bool:
+    process = start(function, *arguments)
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+KINDS = {
+    "squad": (lambda folder: raw_data.squad(folder, articles=16), 2, {"chunk_tokens": 200, "test_share": 0.3}),
+    "hotpotqa": (lambda folder: raw_data.hotpotqa(folder, questions=200), 2, {"chunk_tokens": 150, "test_share": 0.3}),
+    "banking77": (raw_data.banking77, 1, {"chunk_tokens": 150, "test_share": 0.5}),  # through tables on disk
+    "csabstruct": (raw_data.roles, 1, {"chunk_tokens": 250, "test_share": 0.3}),
+    "books": (lambda folder: raw_data.books(folder, chapters=8), 2, {"test_share": 0.5}),
+    "perltqa": (lambda folder: raw_data.perltqa(folder, characters=8), 1, {"chunk_tokens": 300, "test_share": 0.5}),
+    "longmemeval": (lambda folder: raw_data.longmemeval(folder, SFT_IDS[:30]), 1, {"test_share": 0.5}),
+    "accurate_retrieval": (raw_data.memoryagentbench, 1, {"chunk_tokens": 200}),
+}
+"""What writes the raw files, behind how many instances each process is killed, and how it is built."""
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_while_they_build_and_merge_leave_what_the_next_goes_on_from(tmp_path):
-    raw_data.squad(tmp_path / "raw", articles=16)
-    how = {"dataset": "squad", "source": tmp_path / "raw", "chunk_tokens": 200, "test_share": 0.3}
-    plans = [Plan(out=tmp_path / name, **how) for name in ("whole", "killed")]
+@pytest.mark.parametrize("name", KINDS)
+def test_processes_that_are_killed_while_they_build_leave_what_the_next_goes_on_from(tmp_path, name):
+    make, number, how = KINDS[name]
+    make(tmp_path / "raw")
+    plans = [Plan(dataset=name, source=tmp_path / "raw", out=tmp_path / out, **how) for out in ("whole", "killed")]
     build(plans[0])
-    merge(["squad"], tmp_path / "whole", None, 1)
-    exits = []
-    while 0 not in exits:
-        process = start(die_behind, 2, plans[1])
-        process.join()
-        exits.append(process.exitcode)
-    assert set(exits[:-1]) == {-9} and len(exits) > 3
-    process = start(die_while_merging, tmp_path / "killed")
-    process.join()
-    assert process.exitcode == -9 and not list((tmp_path / "killed").glob("t*.parquet"))
-    merge(["squad"], tmp_path / "killed", None, 1)
-    files = sorted(file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*.*"))
-    assert len(files) == 5
-    for file in files:
-        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    assert killed(die_while_reading, plans[1])
+    lines = []
+    for _ in range(3):
+        assert killed(die_behind, number, plans[1])
+        lines.append((plans[1].folder / building.JOURNAL_FILE).read_bytes().count(b"\n"))
+    assert lines == [1 + number, 1 + 2 * number, 1 + 3 * number]
+    assert killed(die_before_the_report, plans[1]) and not (plans[1].folder / "build.json").exists()
+    build(plans[1])
+    whole = files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "killed") == whole and len(whole) == 1 + len(plans[0].sides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_merge_that_is_killed_leaves_whole_files_alone_and_the_next_writes_both(tmp_path, side):
+    for name in ("squad", "banking77"):
+        make, _, how = KINDS[name]
+        make(tmp_path / name)
+        build(Plan(dataset=name, source=tmp_path / name, out=tmp_path / "whole", **how))
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    merge(["squad", "banking77"], tmp_path / "whole", None, 1)
+    whole = files_of(tmp_path / "whole")
+    assert killed(die_while_merging, side, ["squad", "banking77"], tmp_path / "killed")
+    left = {path.name: path.read_bytes() for path in (tmp_path / "killed").glob("*.parquet")}
+    assert left == ({"train.parquet": whole["train.parquet"]} if side else {})
+    merge(["squad", "banking77"], tmp_path / "killed", None, 1)
+    assert files_of(tmp_path / "killed") == whole
 
 
 def test_what_is_kept_is_not_built_again(tmp_path, monkeypatch):
@@ -402,6 +464,17 @@ def test_json_of_any_length_is_read_item_by_item(tmp_path):
         assert list(json_items(path, "data")) == items
     assert list(json_items(raw_data.written(tmp_path / "b.json.gz", json.dumps(items, ensure_ascii=False)))) == items
     assert list(json_items(raw_data.written(tmp_path / "c.json", " [ ] "))) == []
+    pairs = {str(number): item for number, item in enumerate(items)}
+    assert list(json_pairs(raw_data.written(tmp_path / "d.json", json.dumps(pairs)))) == list(pairs.items())
+    assert list(json_pairs(raw_data.written(tmp_path / "e.json", " {\n} "))) == []
+    for read, content in (
+        (json_items, "[1] 2"),
+        (json_pairs, '{"a": 1} x'),
+        (json_pairs, "{1: 2}"),
+        (json_pairs, "[]"),
+    ):
+        with pytest.raises(DataError, match="f.json: whole file: field 'content': .*expected"):
+            list(read(raw_data.written(tmp_path / "f.json", content)))
 
 
 def test_the_command_builds_merges_and_limits(tmp_path, capsys):

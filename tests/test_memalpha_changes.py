@@ -2,7 +2,10 @@
 
 import json
 import random
+import re
+from collections import Counter
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
@@ -10,6 +13,7 @@ from membuilder.bank.okapi import find_parts
 from membuilder.bank.ranking import SearchMethod
 from membuilder.bank.retrieve import related, retrieve
 from membuilder.schemes.memalpha.scheme import WRITER
+from membuilder.schemes.scheme import CallOutcome
 from membuilder.types import Bank, CoreQuote
 from tests.fakes import HashEmbedder
 from tests.memalpha_chunks import LINES, answered, bank_of, call, calls_of, chunk, insert, outcomes, words, writer
@@ -186,66 +190,133 @@ def test_labels_of_the_compact_form_count_what_is_shown():
     assert outcomes(answered(writer(), labelled, bank, shown=bank.entries)) == ["unknown_id"]
 
 
+MAX_CALLS, CORE_WORDS = 6, 7
+
+
+class Drawn(NamedTuple):
+    """A call of one of the tools."""
+
+    tool: str
+    part: str
+    text: str | None
+    """What it stores, or searches for."""
+    lines: tuple[int, ...] | None
+    target: str | None
+
+
 class Model:
     """The memory of the scheme by hand: a core, and entries as {id: text} in each part."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_search: bool) -> None:
         self.core, self.parts, self.number, self.newer = "", {"semantic": {}, "episodic": {}}, 0, {}
+        self.may_search, self.found = may_search, []
 
-    def call(self, tool: str, part: str, text: str | None, target: str | None) -> str:
+    def answer(self, calls: list[Drawn], quotes: tuple[str, ...]) -> list[str]:
+        """The outcome of each call about a chunk whose lines are quoted so."""
+        self.newer, self.found = {}, []  # an old id is only good within its answer
+        return [self.call(*each, quotes) if i < MAX_CALLS else "too_many_calls" for i, each in enumerate(calls)]
+
+    def call(self, tool, part, text, lines, target, quotes) -> str:
+        if tool == "search" and not self.may_search:
+            return "unknown_tool"
+        if part == "procedural" or (part == "core" and tool in ("insert", "search")):
+            return "disabled_part" if part == "procedural" else "schema"
+        if tool == "search":
+            return self.search(part, text)
+        if tool != "delete":
+            if (text is None) == (lines is None) or text == "" or lines in ((), (2, 2)):
+                return "schema"
+            if part != "core" and tool == "update" and target is None:
+                return "schema"
+            if lines and max(lines) > len(quotes):
+                return "unknown_turn"
+            text = text or "\n".join(quotes[line - 1] for line in lines)
+        if part == "core":
+            return self.rewrite(text if tool == "update" else None)
+        if tool == "insert":
+            return self.store(part, text)
+        if target is None:
+            return "schema"
+        entry = self.meant(part, target)
+        if not entry.startswith("m"):
+            return entry
+        if tool == "delete":
+            del self.parts[part][entry]
+            return "ran"
+        return self.store(part, text, entry)
+
+    def search(self, part: str, query: str | None) -> str:
+        if not query:
+            return "schema"
+        asked = set(re.findall(r"\w+", query.lower()))
+        found = {name for name, text in self.parts[part].items() if asked & set(re.findall(r"\w+", text.lower()))}
+        self.found.append(found)
+        return "ran"
+
+    def rewrite(self, text: str | None) -> str:
+        if text is None:
+            self.core, before = "", self.core
+            return "ran" if before else "unknown_id"
+        if len(text.split()) > CORE_WORDS:
+            return "core_limit"
+        self.core, before = text, self.core
+        return "ran" if before != text else "duplicate"
+
+    def meant(self, part: str, target: str) -> str:
+        """The id of the entry that is named by its id or its whole text, or what is wrong with it."""
         while target in self.newer:
             target = self.newer[target]
-        entries = self.parts.get(part, {})
-        if part == "procedural" or (tool == "insert" and part == "core"):
-            return "disabled_part" if part == "procedural" else "schema"
-        if tool != "delete" and not text:
-            return "schema"
-        if part == "core":
-            if tool == "delete":
-                self.core, before = "", self.core
-                return "ran" if before else "unknown_id"
-            if len(text.split()) > 5:
-                return "core_limit"
-            self.core, before = text, self.core
-            return "ran" if before != text else "duplicate"
-        if tool != "insert" and target is None:
-            return "schema"
-        if tool != "insert" and target not in entries:
-            return "unknown_id"
-        if tool != "delete" and text in entries.values():
+        if re.fullmatch(r"m\d+", target) and int(target[1:]) <= self.number:
+            return target if target in self.parts[part] else "unknown_id"
+        same = [name for name, text in self.parts[part].items() if text.split() == target.split()]
+        return same[0] if len(same) == 1 else "ambiguous_id" if same else "unknown_id"
+
+    def store(self, part: str, text: str, replaced: str | None = None) -> str:
+        if text in self.parts[part].values():
             return "duplicate"
-        if tool != "insert":
-            del entries[target]
-        if tool != "delete":
-            self.number += 1
-            entries[f"m{self.number}"] = text
-            if tool == "update":
-                self.newer[target] = f"m{self.number}"
+        self.number += 1
+        if replaced is not None:
+            del self.parts[part][replaced]
+            self.newer[replaced] = f"m{self.number}"
+        self.parts[part][f"m{self.number}"] = text
         return "ran"
 
 
-def drawn(rng: random.Random) -> tuple[str, str, str | None, str | None]:
-    tool = rng.choice(["insert", "insert", "update", "delete"])
+def drawn(rng: random.Random) -> Drawn:
+    tool = rng.choices(["insert", "update", "delete", "search"], [6, 3, 3, 1])[0]
     part = rng.choices(["semantic", "episodic", "core", "procedural"], [8, 6, 3, 1])[0]
-    text = rng.choice([None, "", "a", "b", "c d", "Ann has a cat.", "one two three four five six"])
-    return tool, part, text, rng.choice([None, *(f"m{number}" for number in range(1, 9))])
+    alike = ["c d", "c  d", "c\nd"]
+    text = rng.choice([None, "", "a", "b", *alike * 2, "m7", "Ann has a cat.", "1 2 3 4 5 6 7 8"])
+    lines = rng.choices([None, (), (1,), (2, 3), (3, 2), (2, 2), (4,)], [16, 1, 2, 2, 1, 1, 1])[0]
+    if lines and rng.random() < 0.8:
+        text = None
+    target = rng.choice([None, *(f"m{number}" for number in range(1, 9)), "[m2]", "a", *alike, "c d"])
+    return Drawn(tool, part, text, lines, target)
 
 
-def said(tool: str, part: str, text: str | None, target: str | None) -> str:
-    given = {"content" if tool == "insert" else "new_content": text, "memory_id": target}
-    if tool == "insert":
-        del given["memory_id"]
-    if tool == "delete":
-        del given["new_content"]
-    return call(f"memory_{tool}", memory_type=part, **{key: value for key, value in given.items() if value is not None})
+def said(tool: str, part: str, text: str | None, lines: tuple[int, ...] | None, target: str | None) -> str:
+    given = {
+        "insert": {"content": text, "lines": lines},
+        "update": {"new_content": text, "lines": lines, "memory_id": target},
+        "delete": {"memory_id": target},
+        "search": {"query": text},
+    }[tool]
+    name = "search_memory" if tool == "search" else f"memory_{tool}"
+    return call(name, memory_type=part, **{key: value for key, value in given.items() if value is not None})
 
 
-def compare(seed: int) -> None:
-    rng, model, bank, scheme = random.Random(seed), Model(), Bank(), writer(core_limit_tokens=5)
+def compare(seed: int) -> Counter[str]:
+    """Tell how often each outcome came."""
+    rng, bank, told = random.Random(seed), Bank(), Counter()
+    max_turns = rng.choice([1, 3])
+    model = Model(may_search=max_turns > 1)
+    scheme = writer(core_limit_tokens=CORE_WORDS, max_calls=MAX_CALLS, max_turns=max_turns)
     for number in range(rng.randint(1, 3)):
-        model.newer = {}  # an old id is only good within its answer
-        calls = [drawn(rng) for _ in range(rng.randint(0, 5))]
-        expected = [model.call(*each) for each in calls]
+        calls = [drawn(rng) for _ in range(rng.randint(0, MAX_CALLS + 1))]
+        expected = model.answer(
+            [each._replace(target=each.target and each.target.strip("[]")) for each in calls],
+            tuple(f"[2024-01-0{number + 1}] Ann: {line}" for line in LINES),
+        )
         answer = "\n".join(said(*each) for each in calls)
         before, result = bank, answered(scheme, answer, bank, chunk(*LINES, number=number))
         bank = result.bank
@@ -255,11 +326,16 @@ def compare(seed: int) -> None:
         assert current == model.parts, (seed, answer)
         assert set(bank.deleted) == {entry.id for entry in bank.entries} - {entry.id for entry in bank.current()}
         assert sorted(bank.memory_text()) == sorted([*filter(None, [bank.core]), *texts(bank).values()])
+        results = [json.loads(each["content"]) for each in result.more.get(WRITER, ())]
+        found = [{each["memory_id"] for each in reply["results"]} for reply in results if "results" in reply]
+        assert found == model.found, (seed, answer)
+        told.update(expected)
+    return told
 
 
 def test_random_calls_give_the_memory_of_the_model():
-    for seed in range(800):
-        compare(seed)
+    told = sum((compare(seed) for seed in range(800)), Counter())
+    assert set(told) == {str(outcome) for outcome in CallOutcome} - {"not_json"} and min(told.values()) > 5, told
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Memalpha's instances through an evaluation: systems under one reader, parts left out, bad input, and kills."""
 
+import gzip
 import json
 import time
 from dataclasses import replace
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from membuilder import build
+from membuilder import build, data
 from membuilder import eval as command
 from membuilder.datasets.load import load
+from membuilder.datasets.memalpha import read_rows
 from membuilder.embedding import options
 from membuilder.evaluation import run
 from membuilder.evaluation.banks import BankFolder
@@ -17,7 +19,7 @@ from membuilder.evaluation.compare import compare, compare_memory, load_side, me
 from membuilder.evaluation.records import read_records
 from membuilder.evaluation.run import RUN_FILE
 from membuilder.types import Bank
-from tests import keeper
+from tests import keeper, raw_data
 from tests.evaluating import hash_embedder, result
 from tests.fault_server import FaultServer, Request, answering, status
 from tests.instances import CHUNKS, caller, flags, row
@@ -46,6 +48,57 @@ def reply(request: Request) -> str:
 
 
 MEMALPHA = ("--scheme", "memalpha")
+
+
+def perltqa_as_published(folder: Path) -> None:
+    """Raw files with all four kinds of questions; relationships are the text of a Python dict, as some of them are."""
+    path = raw_data.perltqa(folder, characters=2)
+    asked_path = folder / "perltqa_en_v2.json.gz"
+    memory, asked = json.loads(path.read_text()), json.loads(gzip.decompress(asked_path.read_bytes()))
+    for (name, told), questions in zip(memory.items(), asked, strict=True):
+        friend = {"Supporting Characters": "Ma Jun", "Relationship": "rower", "Description": "They met at the lake."}
+        told["profile"]["Occupation"] = "a surveyor"
+        told["social_relationship"] = str({"1_0": friend})
+
+        def question(text: str, answer: str, memory: str) -> dict:
+            return {"Question": text, "Answer": answer, "Reference Memory": memory, "Memory Anchors": []}
+
+        questions[name]["profile"] = [question(f"What is {name}?", "a surveyor", "Occupation")]
+        questions[name]["social_relationship"] = [{"1_0": [question(f"Who rows with {name}?", "Ma Jun", "['1_0']")]}]
+        questions[name]["dialogues"] = [{"1_0#0": [question(f"What did {name} plant?", "trees", "['1_0#0']")]}]
+    raw_data.written(path, json.dumps(memory))
+    raw_data.written(asked_path, json.dumps(asked))
+
+
+def test_perltqa_is_built_from_its_published_files_and_scored_by_the_parts_of_its_golds(tmp_path, monkeypatch):
+    perltqa_as_published(tmp_path / "raw")
+    flags = ["--dataset", "perltqa", "--source", str(tmp_path / "raw"), "--split", "0", "--chunk-tokens", "300"]
+    assert data.main(["build-memalpha", *flags, "--out", str(tmp_path / "built")]) == 0
+    path = tmp_path / "built/perltqa/train.parquet"
+    golds = {question.text: question for dialogue in load(path) for question in dialogue.questions}
+    for dialogue in load(path):
+        texts = {turn.id: turn.text for session in dialogue.sessions for turn in session.turns}
+        for question in dialogue.questions:
+            told = " ".join(texts[each] for each in question.evidence)
+            assert all(part in told for part in question.answer.split("; "))
+    added = ("a surveyor", "Ma Jun", "trees")
+    assert len(golds) == 2 * (24 + 3) and all(
+        sum(each.answer == gold for each in golds.values()) == 2 for gold in added
+    )
+
+    def says_the_last_part(request: Request) -> str:
+        if not first_message(request).startswith(READER):
+            return '{"correct": true}'
+        asked = next(text for text in golds if text in first_message(request))
+        return f"It is {golds[asked].answer.split('; ')[-1]}, I think."
+
+    call = caller(tmp_path, monkeypatch, *read_rows(path))
+    with FaultServer(answering(says_the_last_part)) as server:
+        assert call(server, "--system", "none") == 0
+    by_source = result(tmp_path / "out")["systems"]["none"]["by_source"]["sources"]
+    parts = [len(each.answer.split("; ")) for each in golds.values()]
+    assert set(parts) >= {1, 2} or set(parts) >= {1, 3}
+    assert by_source["perltqa"]["score"] == pytest.approx(sum(1 / number for number in parts) / len(parts))
 
 
 def test_every_system_is_answered_by_one_reader_and_its_memory_is_counted(tmp_path, monkeypatch):

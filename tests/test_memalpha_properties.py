@@ -1,8 +1,11 @@
 """Whatever a model or a chunk says: nothing raises, and nothing changes but what was named."""
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("hypothesis", reason="needs hypothesis: pip install -e .[test]")
@@ -11,12 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from membuilder.bank.store import reading, writing
 from membuilder.bank.store_rows import storable
 from membuilder.schemes.memalpha.config import PromptsConfig
 from membuilder.schemes.memalpha.prompts import disarmed
 from membuilder.schemes.memalpha.scheme import WRITER
 from membuilder.schemes.memalpha.tools import OTHER_NAMES, tools
 from membuilder.schemes.scheme import CallOutcome, text_of
+from membuilder.types import Bank, Session
 from tests.fakes import HashEmbedder
 from tests.memalpha_chunks import answered, bank_of, call, calls_of, chunk, words, writer
 
@@ -51,7 +56,13 @@ ARGUMENTS = st.fixed_dictionaries(
         "more": JSON,
     },
 )
+CALLS = st.lists(st.tuples(NAMES, ARGUMENTS), max_size=4).map(lambda drawn: written(drawn))
 quick = settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def written(drawn: list[tuple[str, Any]]) -> str:
+    said = [json.dumps({"name": name, "arguments": arguments}) for name, arguments in drawn]
+    return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in said)
 
 
 def check(result, changed_by: set[str]) -> None:
@@ -89,8 +100,7 @@ def test_no_text_of_a_model_raises_or_changes_what_it_does_not_name(text, fmt):
 @given(st.lists(st.tuples(NAMES, st.one_of(ARGUMENTS, JSON)), max_size=4))
 def test_calls_that_run_fit_the_schema_and_change_only_what_they_name(drawn: list[tuple[str, Any]]):
     scheme = SCHEMES["hermes"]
-    said = [json.dumps({"name": name, "arguments": arguments}) for name, arguments in drawn]
-    result = answered(scheme, "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in said), BANK)
+    result = answered(scheme, written(drawn), BANK)
     assert len(calls_of(result)) == len(drawn)
     schemas = {each["function"]["name"]: each["function"]["parameters"] for each in tools(scheme.config)}
     named: set[str] = set()
@@ -126,3 +136,39 @@ def test_a_text_of_the_models_own_comes_back_from_its_call(text):
     text = text.encode("utf-8", "replace").decode()
     result = answered(writer(), call("memory_insert", memory_type="semantic", content=text))
     assert [entry.text for entry in result.bank.entries] == ([text] if text.strip() else [])
+
+
+def fresh(fmt: str):
+    return writer(response_format=fmt, core_limit_tokens=6)
+
+
+@settings(quick, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), TEXTS | CALLS), max_size=6), st.sampled_from(FORMATS))
+def test_no_answer_about_one_user_changes_the_bank_of_another(drawn: list[tuple[str, str]], fmt: str):
+    """Both have entries of the same ids and of the same texts; one scheme serves them in turn, each from a store."""
+    begun = {"ann": BANK, "bob": bank_of(("episodic", "Bob ran."), ("semantic", "a dog"), ("semantic", "x"), core="B")}
+    scheme = fresh(fmt)
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {user: Path(folder) / f"{user}.db" for user in begun}
+        for user, bank in begun.items():
+            stored(stores[user], chunk("a", "b"), Bank(), bank)
+        for number, (user, text) in enumerate(drawn, start=1):
+            (other,) = stores.keys() - {user}
+            content = stores[other].read_bytes()
+            with reading(stores[user]) as store:
+                bank = store.bank()
+            result = answered(scheme, text, bank, chunk("a", "b", number=number), bank.current())
+            stored(stores[user], chunk("a", "b", number=number), bank, result.bank)
+            assert stores[other].read_bytes() == content
+        for user, bank in begun.items():
+            for number, (name, text) in enumerate(drawn, start=1):
+                if name == user:
+                    bank = answered(fresh(fmt), text, bank, chunk("a", "b", number=number), bank.current()).bank
+            with reading(stores[user]) as store:
+                assert store.bank() == bank
+
+
+def stored(path: Path, session: Session, before: Bank, after: Bank) -> None:
+    with writing(path, {"dimension": 2}) as store:
+        new = len(after.entries) - len(before.entries)
+        store.append(session, {}, after, np.zeros((new, 2), dtype=np.float32))

@@ -113,17 +113,15 @@ class DataConfig(Section):
     """Published split of LongMemEval: of `path` or `prepared` its dialogues alone are trained on, `sft` in SFT and `rl`
     in RL. Nothing is held out then but `eval_path`."""
     allow_test_ids: bool = False
-    """Train on dialogues of LongMemEval's published test split too, which is refused otherwise; config and model card
-    say so."""
+    """Train on LongMemEval's published test split too, which is refused otherwise; config and model card say so."""
     eval_path: str | None = None
-    """A file of its own for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue, unless
-    `split` is given."""
+    """A file for the held-out side, beside `path` or `prepared`; null: `path` is split by dialogue, without `split`."""
     eval_files: list[str] = field(default_factory=list)
     """Files that the model will be evaluated on, besides `eval_path`: training may share no question, context or
     labelled example with them (trainer/data/leak_check.py). The run reads them for nothing else."""
     allow_leaks: bool = False
-    """Train though `eval_path` or one of `eval_files` shares something with it, which is refused otherwise; config and
-    model card say so."""
+    """Train though the held-out side or one of `eval_files` shares something with it, which is refused otherwise;
+    config and model card say so."""
     held_out: PartialShare = 0.3
     """Share of the dialogues of `path` kept apart for evaluation, drawn at random; without `split` and `eval_path`."""
     num_train: PositiveInt = 200
@@ -159,11 +157,8 @@ class DataConfig(Section):
                 "split and allow_test_ids are about the ids of a file, and generated dialogues have none of them: give "
                 "data.path or data.prepared, or data.split=null and data.allow_test_ids=false"
             )
-        if self.allow_leaks and self.eval_path is None and not self.eval_files:
-            raise ValueError(
-                "allow_leaks is about what training shares with evaluation files: name them in data.eval_files, or set "
-                "data.allow_leaks=false"
-            )
+        if self.allow_leaks and self.eval_path is None and not self.eval_files and not self.draws_instances:
+            raise ValueError("allow_leaks needs evaluation files: name them in data.eval_files, or set it to false")
         if self.eval_path is not None and self.path is None and self.prepared is None:
             raise ValueError(
                 f"eval_path='{self.eval_path}' is the held-out side of a file, and the generated corpus has its own: "
@@ -174,6 +169,11 @@ class DataConfig(Section):
     def holds_out(self) -> bool:
         """Tell whether there are dialogues to evaluate on that are not trained on."""
         return self.eval_path is not None or (self.prepared is None and self.split is None)
+
+    @property
+    def draws_instances(self) -> bool:
+        """Tell whether the held-out side are instances of Memalpha drawn at random, which may share what they ask."""
+        return self.holds_out and self.eval_path is None and (self.path or "").endswith(".parquet")
 
 
 class OverLong(StrEnum):

@@ -5,7 +5,6 @@ A column is `str` or `int` (both may be null), a dict of columns for a struct, o
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Column = type | dict[str, "Column"] | list["Column"]
-ROWS_AT_ONCE = 64
-"""Of a table that is streamed; a row of Memalpha is up to 2 MB."""
+ROWS_AT_ONCE, BYTES_AT_ONCE = 64, 1 << 24
+"""Of a table that is streamed, at most, but for a row that is larger alone; a row of Memalpha is up to 2 MB."""
+_BUFFER = 1 << 20
+"""Bytes of a column that are read at once; other programs write a table as one group of rows."""
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> None:
@@ -34,10 +35,22 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[s
     """Write rows as they come, a few of them in memory at a time; the file is there whole or not at all."""
     import pyarrow.parquet as pq
 
-    rows, schema = iter(rows), _schema(columns)
+    schema = _schema(columns)
     with atomic(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        while some := list(islice(rows, ROWS_AT_ONCE)):
+        for some in _groups(rows):
             writer.write_table(_table(some, schema))
+
+
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    some, size = [], 0
+    for row in rows:
+        some.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(some) == ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -50,8 +63,11 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict
     _refuse_no_file(path)
     import pyarrow.parquet as pq
 
-    with _readable(path), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+    with _readable(path), pq.ParquetFile(path, buffer_size=_BUFFER) as file:
+        told = file.metadata
+        size = sum(told.row_group(group).total_byte_size for group in range(told.num_row_groups))
+        fitting = BYTES_AT_ONCE * told.num_rows // max(size, 1)
+        for batch in file.iter_batches(min(max(fitting, 1), ROWS_AT_ONCE), columns=columns):
             yield from batch.to_pylist()
 
 

@@ -10,10 +10,11 @@ What is kept and what is not:
 - Evidence is every turn of the records that `Reference Memory` names. A dialogue question thus names many lines of
   which few are needed, so recall by session says more here. References to no record are dropped.
 - `profile_description`, which retells the profile, and `Memory Anchors` are left out.
-`load` logs what was dropped.
+What was dropped is logged.
 """
 
 import ast
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from membuilder.datasets.files import FILE, read_json
+from membuilder.datasets.files import FILE
+from membuilder.datasets.on_disk import OnDisk
 from membuilder.datasets.parsing import LoadReport
+from membuilder.datasets.streams import json_items, json_pairs
 from membuilder.datasets.typed import FieldError, Text, convert, located, typed
 from membuilder.errors import DataError
 from membuilder.types import Dialogue, Question, Session, Turn
@@ -68,33 +71,43 @@ class _Question(Struct, rename=_in_capitals):
 
 def load(folder: Path) -> list[Dialogue]:
     """Make dialogues of a folder that holds both files; DataError names the file, record and field at fault."""
+    return list(stream(folder))
+
+
+def stream(folder: Path) -> Iterator[Dialogue]:
+    """Yield what `load` returns, a character in memory at a time."""
     memory_path, question_path = (_maybe_gzipped(folder / name) for name in (MEMORY_FILE, QUESTION_FILE))
-    release = "expected the en_v2 release"
-    memory = typed(dict, read_json(memory_path), memory_path, FILE, advice=release)
-    questions = _questions_by_character(typed(list[dict], read_json(question_path), question_path, FILE), question_path)
-    report = LoadReport(no_memory=[name for name in questions if name not in memory])
-    dialogues = []
-    for position, (name, record) in enumerate(memory.items()):
-        if name not in questions:
-            report.no_questions += 1
-            continue
-        dialogue_id = f"char_{len(dialogues):03d}"
+    questions = _questions_by_character(question_path)
+    report, number, names = LoadReport(), 0, set()
+    for position, (name, record) in enumerate(json_pairs(memory_path)):
         with located(memory_path, f"record {position} ({name})"):
+            _refuse_again(name, names)
+            if name not in questions:
+                report.no_questions += 1
+                continue
             blocks = list(_blocks(name, record))
             sessions, turns_of = _sessions(name, blocks)
         report.undated += sum(block.time is None and block.category in CATEGORIES[2:] for block in blocks)
-        where, asked = questions[name]
+        dialogue_id = f"char_{number:03d}"
+        where, asked = json.loads(questions.take(name))
         with located(question_path, where):
             asked_here = tuple(
-                _question(raw, field, f"{dialogue_id}_q{number}", turns_of, report)
-                for number, (field, raw) in enumerate(asked, start=1)
+                _question(raw, field, f"{dialogue_id}_q{i}", turns_of, report)
+                for i, (field, raw) in enumerate(asked, start=1)
             )
         speakers = tuple(dict.fromkeys([name, *(speaker for block in blocks for _, speaker, _ in block.lines)]))
-        dialogues.append(Dialogue(id=dialogue_id, speakers=speakers, sessions=sessions, questions=asked_here))
-    if not dialogues:
+        yield Dialogue(id=dialogue_id, speakers=speakers, sessions=sessions, questions=asked_here)
+        number += 1
+    if not number:
         raise DataError(question_path, FILE, "top level", "asks about no character of the memory file")
+    report.no_memory = questions.keys()
     report.log(folder)
-    return dialogues
+
+
+def _refuse_again(name: str, names: set[str]) -> None:
+    if name in names:
+        raise FieldError("character", "stands twice in the file; remove or rename one of them")
+    names.add(name)
 
 
 def _maybe_gzipped(path: Path) -> Path:
@@ -163,17 +176,17 @@ def _time(text: str) -> datetime | None:
     return None
 
 
-def _questions_by_character(blocks: list[dict], path: Path) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
-    """Return per character its place in the file and its questions (field, raw), in the order of CATEGORIES."""
-    found: dict[str, tuple[str, list[tuple[str, Any]]]] = {}
-    for position, block in enumerate(blocks):
-        for name, value in block.items():
+def _questions_by_character(path: Path) -> OnDisk:
+    """Return per character the JSON of its place in the file and its questions (field, raw), by CATEGORIES."""
+    found, names = OnDisk(), set()
+    for position, raw in enumerate(json_items(path)):
+        for name, value in typed(dict, raw, path, f"record {position}").items():
             where = f"record {position} ({name})"
             with located(path, where):
-                if name in found:
-                    raise FieldError("character", "stands twice in the file; remove or rename one of them")
+                _refuse_again(name, names)
                 sections = convert(dict, value, name)
-                found[name] = where, [each for category in CATEGORIES for each in _flat(sections, category)]
+                asked = [each for category in CATEGORIES for each in _flat(sections, category)]
+            found.put(name, json.dumps([where, asked]).encode())
     return found
 
 

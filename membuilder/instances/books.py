@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from membuilder.datasets.memalpha import FIRST_DAY
+from membuilder.datasets.streams import json_lines
 from membuilder.datasets.typed import Text, convert, located
 from membuilder.instances.draw import Draw
 from membuilder.instances.frame import FRAME_TOKENS
@@ -19,7 +20,6 @@ from membuilder.instances.keywords import keywords
 from membuilder.instances.one_each import Names
 from membuilder.instances.records import Instance, Shape, Tokens
 from membuilder.instances.sentences import filled, sentences
-from membuilder.instances.streams import json_lines
 
 FILES = ("*.jsonl",)
 CHUNKS = (5, 20)

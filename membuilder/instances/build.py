@@ -19,6 +19,7 @@ import msgspec
 
 from membuilder.datasets.files import FILE, read_json
 from membuilder.datasets.memalpha import Row, dialogue_of, write_rows
+from membuilder.datasets.streams import files_of
 from membuilder.datasets.typed import typed
 from membuilder.errors import ConfigError, LeakError
 from membuilder.files import write_atomic
@@ -29,7 +30,6 @@ from membuilder.instances.journal import dropped_of, instances_of, journal
 from membuilder.instances.plan import TEST, TRAIN, Plan
 from membuilder.instances.records import Instance, Progress, Shape, Step, unchanged
 from membuilder.instances.sources import Source, Unit
-from membuilder.instances.streams import files_of
 from membuilder.instances.tokens import counter, tokenizer_file
 from membuilder.progress import progress
 
@@ -90,7 +90,7 @@ def _settings(plan: Plan, source: Source, files: Sequence[Path]) -> dict[str, An
         "questions": plan.questions and list(plan.questions),
         "sentence_lines": plan.sentence_lines,
         "published": plan.published,
-        "evaluation": {_short(path): digest(path) for path in plan.evaluation},
+        "evaluation": {short_name(path): digest(path) for path in plan.evaluation},
         "allow_leak": plan.allow_leak,
         "model": plan.model,
     }
@@ -142,7 +142,7 @@ def _finish(plan: Plan, source: Source, path: Path, settings: dict[str, Any]) ->
     for file in plan.evaluation:
         found = leaks.shared(leaks.compared(leaks.dialogues_of(file)), trained)
         if any(each.count for each in found):
-            told[_short(file)] = {each.kind: each.count for each in found}
+            told[short_name(file)] = {each.kind: each.count for each in found}
             if not plan.allow_leak:
                 path.unlink()
                 raise LeakError(
@@ -235,6 +235,6 @@ def _write(path: Path, rows: Iterator[Row]) -> tuple[int, int]:
     return counted["rows"], counted["questions"]
 
 
-def _short(path: Path) -> str:
+def short_name(path: Path) -> str:
     """Name a file in the same way on every machine."""
     return f"{path.resolve().parent.name}/{path.name}"

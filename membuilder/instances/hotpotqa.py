@@ -9,9 +9,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from membuilder.datasets.streams import json_items
 from membuilder.datasets.typed import FieldError, Text, convert, located
 from membuilder.instances.records import Asked, Passage, Unit
-from membuilder.instances.streams import json_items
 
 FILES = ("hotpot*.json",)
 _Number = Annotated[int, Meta(ge=0)]

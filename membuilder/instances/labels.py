@@ -12,12 +12,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from membuilder.datasets.files import FILE
+from membuilder.datasets.streams import csv_rows, json_lists, text_lines
 from membuilder.datasets.typed import Text, convert, located
 from membuilder.errors import DataError, WriteError
 from membuilder.files import free_bytes
 from membuilder.instances.draw import fingerprint
 from membuilder.instances.records import Example
-from membuilder.instances.streams import csv_rows, json_lists, text_lines
 
 _Pairs = Iterator[tuple[str, str]]
 _OUT_OF_SCOPE = "oos"

@@ -16,9 +16,9 @@ import numpy as np
 from membuilder.datasets import longmemeval, memalpha
 from membuilder.datasets.load import load
 from membuilder.datasets.parsing import refuse_half_characters
+from membuilder.datasets.streams import json_items
 from membuilder.instances.frame import OWN_LINES
 from membuilder.instances.line_index import LineIndex, LineWriter, line_key
-from membuilder.instances.streams import json_items
 from membuilder.types import Dialogue
 
 NEAR = 0.5

@@ -13,13 +13,13 @@ from typing import Any
 from membuilder.datasets.longmemeval import parse_one
 from membuilder.datasets.memalpha import turn_id, turn_spans
 from membuilder.datasets.splits import of_the_test_split
+from membuilder.datasets.streams import json_items
 from membuilder.datasets.typed import convert, located
 from membuilder.instances.draw import Draw
 from membuilder.instances.frame import FRAME_TOKENS
 from membuilder.instances.records import Instance, Progress, Shape, Tokens
 from membuilder.instances.sentences import sentences
 from membuilder.instances.sessions import head, pieces
-from membuilder.instances.streams import json_items
 from membuilder.types import Dialogue, Question, Session
 
 FILES = ("longmemeval_oracle*.json",)

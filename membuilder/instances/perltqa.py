@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from membuilder.datasets.perltqa import MEMORY_FILE, QUESTION_FILE, load
+from membuilder.datasets.perltqa import MEMORY_FILE, QUESTION_FILE, stream
 from membuilder.instances.draw import shuffled
 from membuilder.instances.frame import FRAME_TOKENS
 from membuilder.instances.keywords import keywords
@@ -35,7 +35,7 @@ class Life:
 
 
 def read(files: Sequence[Path]) -> Iterator[Life]:
-    for dialogue in load(files[0].parent):
+    for dialogue in stream(files[0].parent):
         yield Life(documents=(dialogue.speakers[0],), dialogue=dialogue)
 
 

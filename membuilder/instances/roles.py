@@ -5,10 +5,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from membuilder.datasets.streams import json_lines, text_lines
 from membuilder.datasets.typed import FieldError, Text, convert, located
 from membuilder.errors import DataError
 from membuilder.instances.records import Example
-from membuilder.instances.streams import json_lines, text_lines
 
 CSABSTRUCT_FILES = ("*.jsonl",)
 PUBMED_FILES = ("*.txt",)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from membuilder.datasets.streams import json_items
 from membuilder.datasets.typed import Text, typed
 from membuilder.instances.records import Asked, Passage, Unit
 from membuilder.instances.sentences import sentences
-from membuilder.instances.streams import json_items
 
 FILES = ("*.json",)
 

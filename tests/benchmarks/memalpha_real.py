@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from membuilder.datasets.memalpha import dialogue_of, read_rows, write_rows
+from membuilder.datasets.streams import files_of
 from membuilder.evaluation.intervals import bootstrap, paired
 from membuilder.files import write_atomic
 from membuilder.instances.build import build
 from membuilder.instances.leaks import compared, shared
 from membuilder.instances.plan import Plan
-from membuilder.instances.streams import files_of
 from membuilder.schemes.load import scheme_of
 from membuilder.types import Dialogue, Session, Turn
 from tests.benchmarks.memalpha import Start

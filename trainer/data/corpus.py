@@ -70,7 +70,7 @@ def load_corpus(config: DataConfig) -> Corpus[Dialogue]:
         train, steering = apart(train, config.num_steering)
         extra = generate(config.num_extra, config.seed, "train") if config.num_extra else []
     source = "the generated corpus" if config.path is None else f"data.path={config.path}"
-    refuse_leaks((*train, *extra), config, source)
+    refuse_leaks((*train, *extra), config, source, held_out if config.draws_instances else ())
     sides = zip(SIDES, (train, extra, steering, held_out), strict=True)
     return Corpus(**{side: [in_windows(each, config.max_turns) for each in dialogues] for side, dialogues in sides})
 

@@ -1,7 +1,7 @@
 """What training shares with evaluation files: the same or nearly the same questions, contexts or labelled examples."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -15,21 +15,24 @@ from trainer.configs import DataConfig
 _log = logging.getLogger(__name__)
 
 
-def refuse_leaks(trained: Iterable[Dialogue], config: DataConfig, source: str) -> None:
+def refuse_leaks(trained: Iterable[Dialogue], config: DataConfig, source: str, drawn: Sequence[Dialogue] = ()) -> None:
     """Raise LeakError where an evaluation file that `config` names shares something with training; log it if allowed.
 
-    `source` says in messages where training data are from. Without evaluation files nothing is read.
+    `source` says in messages where training data are from. `drawn` are instances of the same file that are held out at
+    random, which are compared too. Without any of them nothing is read.
     """
-    places = [] if config.eval_path is None else [("data.eval_path", config.eval_path)]
-    places += [("data.eval_files", path) for path in config.eval_files]
+    places = [("those held out at random (data.eval_path names others)", drawn)] if drawn else []
+    named = [] if config.eval_path is None else [("data.eval_path", config.eval_path)]
+    named += [("data.eval_files", path) for path in config.eval_files]
+    places += [(f"{path} ({key})", dialogues_of(Path(path))) for key, path in named]
     if not places:
         return
     lines = compared(trained)
     found = []
-    for key, path in places:
-        result = shared(compared(dialogues_of(Path(path))), lines)
+    for place, dialogues in places:
+        result = shared(compared(dialogues), lines)
         if any(each.count for each in result):
-            found.append((f"{path} ({key})", result))
+            found.append((place, result))
     if not found:
         return
     problem = f"{source} {refusal(found)}"

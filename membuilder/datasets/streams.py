@@ -35,21 +35,27 @@ def json_items(path: Path, key: str | None = None) -> Iterator[object]:
         if key is not None:
             text.enter(key)
         yield from text.items()
+        if key is None:
+            text.end()
+
+
+def json_pairs(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield each key of an object with its value."""
+    with _opened(path) as file, _readable(path):
+        text = _Text(file)
+        for key in text.keys():
+            yield key, text.value()
+        text.end()
 
 
 def json_lists(path: Path) -> Iterator[tuple[str, int, object]]:
     """Yield (key, number, item) of each item of the lists that an object holds."""
     with _opened(path) as file, _readable(path):
         text = _Text(file)
-        text.take("{")
-        while text.peek() != "}":
-            key = str(text.value())
-            text.take(":")
+        for key in text.keys():
             for number, item in enumerate(text.items()):
                 yield key, number, item
-            if text.peek() != "}":
-                text.take(",")
-        text.take("}")
+        text.end()
 
 
 def json_lines(path: Path) -> Iterator[object]:
@@ -102,14 +108,24 @@ class _Text:
 
     def enter(self, key: str) -> None:
         """Go to the value of a key of the object that comes next."""
-        self.take("{")
-        while self.value() != key:
-            self.take(":")
+        for found in self.keys():
+            if found == key:
+                return
             self.value()
-            if self.peek() == "}":
-                raise ValueError(f"no key {key!r}")
-            self.take(",")
-        self.take(":")
+        raise ValueError(f"no key {key!r}")
+
+    def keys(self) -> Iterator[str]:
+        """Yield each key of the object that comes next; its value must be read before the next one."""
+        self.take("{")
+        while self.peek() != "}":
+            key = self.value()
+            if not isinstance(key, str):
+                raise ValueError(f"expected the name of a key, found {key!r:.80}")
+            self.take(":")
+            yield key
+            if self.peek() != "}":
+                self.take(",")
+        self.take("}")
 
     def items(self) -> Iterator[object]:
         """Yield each item of the list that comes next."""
@@ -124,6 +140,10 @@ class _Text:
         if (found := self.peek()) != char:
             raise ValueError(f"expected {char!r}, found {found or 'the end'!r}")
         self._at += 1
+
+    def end(self) -> None:
+        if found := self.peek():
+            raise ValueError(f"expected the end, found {found!r}")
 
     def peek(self) -> str:
         """Return the next character that is no blank; nothing at the end."""
