@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.datasets.splits import split_ids
 from membuilder.errors import ConfigError, DataError
-from membuilder.schemes.scheme import Scheme, Step, text_of
+from membuilder.schemes.load import scheme_of
+from membuilder.schemes.scheme import Scheme, Step, marks_of, text_of
 from membuilder.trajectories.records import RLRecord, SFTRecord, read_records
 from membuilder.types import AgentUpdate, Dialogue
 from rollout.tokens import encode_prompt
@@ -39,12 +40,12 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
             "is: set over_long=drop or over_long=error"
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
-    records = _read(config.data, SFTRecord, "sft")
+    records, marks = _read(config.data, SFTRecord, "sft"), marks_of(scheme_of(config))
     refuse_leaks(dialogues_of_prompts(records), config.data, f"data.prepared={config.data.prepared}")
     for number, record in enumerate(records):
         alone = record.dialogue is None or record.session is None
         sessions[("line", number) if alone else (record.dialogue, record.session)].append(
-            example(tokenizer, encode_prompt(tokenizer, record.prompt), record.completion)
+            example(tokenizer, encode_prompt(tokenizer, record.prompt), record.completion, marks)
         )
     trees, counts = [], LengthCounts()
     for (name, number), sequences in sessions.items():
