@@ -20,7 +20,10 @@ from transformers import PreTrainedTokenizerFast
 from membuilder.datasets.memalpha import row_of, write_rows
 from membuilder.generate.instances import generate_instances
 from membuilder.schemes.memalpha.calls import MARKS
-from membuilder.schemes.memalpha.config import CallFormat
+from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
+from membuilder.schemes.memalpha.scheme import WRITER, MemAlpha
+from membuilder.schemes.scheme import text_of
+from membuilder.types import Bank
 from rollout.hf_engine import TransformersEngine
 from rollout.tokens import encode_completion, load_tokenizer
 from rollout.types import Completion, Sampled
@@ -30,7 +33,8 @@ from trainer.model.tiny_model import build_model, train_tokenizer
 
 CONFIG = "configs/memalpha_qwen3_4b_1gpu.yaml"
 TAGS = [f"<{end}{name}>" for name in ("tool_call", "tool_response", "think") for end in ("", "/")]
-SIZES = TinyConfig(vocab_size=1500, hidden_size=32, num_layers=2, intermediate_size=64, max_position=32768)
+SIZES = TinyConfig(vocab_size=3000, hidden_size=32, num_layers=2, intermediate_size=64, max_position=32768)
+THOUGHTS = ("Nothing much.", "Which of these lines would somebody ask about at the end? " * 8)
 ALL_MARKS = tuple(mark for marks in MARKS.values() for mark in marks)
 
 
@@ -45,9 +49,10 @@ def qwen3_template() -> str:
 
 def qwen3_tokenizer(*, special_tags: bool = False) -> PreTrainedTokenizerFast:
     """A small vocabulary with the control tokens of Qwen3; there its tags of calls and of thinking are not special."""
-    instances = generate_instances(8, 3, "train", 2)
-    texts = [turn.text for dialogue in instances for session in dialogue.sessions for turn in session.turns]
-    tokenizer = train_tokenizer([*texts, qwen3_template()], [], SIZES.vocab_size)
+    sessions = [session for dialogue in generate_instances(8, 3, "train", 2) for session in dialogue.sessions]
+    scheme = MemAlpha(MemAlphaConfig(max_turns=2))
+    texts = [text_of(scheme.ask(WRITER, session, Bank(), {WRITER: ()})) for session in sessions]
+    tokenizer = train_tokenizer([*texts, qwen3_template(), *THOUGHTS], [], SIZES.vocab_size)
     ends = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in ends], special_tokens=True)
     tags = [AddedToken(text, normalized=False, special=special_tags) for text in TAGS]
@@ -127,9 +132,6 @@ def said(engine: TransformersEngine, prompt: list[int], ids: list[int], sampling
         finished=len(kept) == len(ids),
         weight_version=engine._version,
     )
-
-
-THOUGHTS = ("Nothing much.", "Which of these lines would somebody ask about at the end? " * 8)
 
 
 def answer(prompt: str, draw: random.Random, response_format: CallFormat) -> str:

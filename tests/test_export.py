@@ -129,6 +129,9 @@ def test_the_card_has_ten_metrics_and_knows_the_base_model_through_local_folders
     assert str(tmp_path) not in str(second) and "Licence: apache-2.0" in str(second)
     (tmp_path / "README.md").unlink()
     assert "a local model" in model_card({"model": {"path": str(tmp_path)}}, tmp_path, 1)
+    thinks = {"model": {"path": None}, "sampling": {"thinking_budget": 40}}
+    assert "Its thinking was closed after 40 tokens in training" in model_card(thinks, tmp_path, 1)
+    assert "Its thinking" not in first
 
 
 def test_a_tiny_model_has_a_chat_template_that_asks_what_training_asked(exported):
