@@ -9,6 +9,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from membuilder.schemes.memalpha.calls import MARKS
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
 from membuilder.schemes.memalpha.scheme import WRITER, MemAlpha
 from membuilder.schemes.scheme import text_of
-from membuilder.types import Bank
+from membuilder.types import Bank, Question
 from rollout.hf_engine import TransformersEngine
 from rollout.tokens import encode_completion, load_tokenizer
 from rollout.types import Completion, Sampled
@@ -69,11 +70,18 @@ def make_model(folder: Path, *, special_tags: bool = False) -> None:
 
 
 def write_data(folder: Path) -> list[str]:
-    """Write instances for training and evaluation; return the keys that name them."""
+    """Write instances for training and evaluation; return the keys that name them.
+
+    Those for training are asked what some of the calls store (`answer`), so that some memories answer and others do not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, split, number in (("train", "train", 4), ("test", "heldout", 2)):
-        dialogues = enumerate(generate_instances(number, 1, split, 2))
-        rows = [row_of(each, instance_id=n, data_source="squad", prompt="", metadata="{}") for n, each in dialogues]
+        dialogues = generate_instances(number, 1, split, 2)
+        if name == "train":
+            asked = Question(id="cats", text="What animals are kept?", answer="cats", category="squad", evidence=())
+            dialogues = [replace(each, questions=(*each.questions, asked)) for each in dialogues]
+        about = {"data_source": "squad", "prompt": "", "metadata": "{}"}
+        rows = [row_of(each, instance_id=place, **about) for place, each in enumerate(dialogues)]
         write_rows(folder / f"{name}.parquet", rows)
     return [f"data.path={folder}/train.parquet", f"data.eval_path={folder}/test.parquet", "data.num_steering=1"]
 
@@ -136,14 +144,14 @@ def said(engine: TransformersEngine, prompt: list[int], ids: list[int], sampling
 
 def answer(prompt: str, draw: random.Random, response_format: CallFormat) -> str:
     """Think where the prompt leaves that open, then call: a search first where the writer may, at last nothing."""
-    thought = "" if prompt.endswith("</think>\n\n") else f"<think>\n{draw.choice(THOUGHTS)}\n</think>\n\n"
+    thought = "" if prompt.endswith("</think>\n\n") else f"<think>\n{THOUGHTS[draw.random() < 0.75]}\n</think>\n\n"
     asked = prompt[prompt.rindex("<chunk>") :]
     chunk, _, behind = asked.partition("</chunk>")
     if thought and thought[8] == "N":
         return f"{thought}Done"
     lines, shown = (re.findall(rf"(?m)^\[({what})\] ", part) for what, part in ((r"\d+", chunk), (r"m\d+", behind)))
     semantic = {"memory_type": "semantic_memory"}
-    calls = [("memory_insert", semantic | {"lines": [int(draw.choice(lines))]})]
+    calls = [("memory_insert", semantic | {"lines": [int(line) for line in draw.sample(lines, 3)]})]
     if "search_memory" in prompt and "ARGS" not in prompt and "<tool_response>" not in behind:
         calls.append(("search_memory", semantic | {"query": "a cat", "search_method": "bm25"}))
     if shown and draw.random() < 0.5:

@@ -74,10 +74,10 @@ def check_rl(run: Path, start: Path, case: Case) -> None:
     assert len(steps) == 2 and all(step["grad_norm"] > 0 for step in steps)
     for part in ("r1", "r2", "r3", "r4"):
         assert any(0 < step[f"{part}/writer"] < 1 for step in steps), part
-        assert f"reward/squad/{part}" in steps[0] or any("squad" in key and part in key for key in steps[0])
+        assert all(f"{part}/squad" in step for step in steps)
     assert steps[0]["llm/validator/calls"] > 0 and steps[0]["llm/answerer/calls"] > 0 and "eval/accuracy" in steps[1]
     outcomes = Counter((call["name"], call["outcome"]) for row in rows for call in row.get("calls", ()))
-    assert outcomes["memory_insert", "ran"] > 0 and outcomes["memory_delete", "unknown_id"] > 0
+    assert outcomes["memory_insert", "ran"] > 0  # of the first rollouts alone; that others fail is told by r2
     assert {outcome for _, outcome in outcomes} <= {"ran", "duplicate", "unknown_id"}
     if "memalpha.max_turns=2" in case.settings:
         assert outcomes["search_memory", "ran"] > 0 and any(row.get("later_completions") for row in rows)
