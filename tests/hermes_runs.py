@@ -72,7 +72,7 @@ def make_model(folder: Path, *, special_tags: bool = False) -> None:
 def write_data(folder: Path) -> list[str]:
     """Write instances for training and evaluation; return the keys that name them.
 
-    Those for training are asked what some of the calls store (`answer`), so that some memories answer and others do not.
+    Those for training are asked what some calls store (`answer`), so that some memories answer and others do not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, split, number in (("train", "train", 4), ("test", "heldout", 2)):
