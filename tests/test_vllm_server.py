@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from membuilder import eval as command
 from membuilder.bank.store import reading
 from membuilder.build import main as build
+from membuilder.datasets.load import load as load_dialogues
 from membuilder.embedding.remote import EndpointEmbedder
 from membuilder.errors import ChatError, ChatErrorKind, StoreError
 from membuilder.evaluation.banks import BankFolder
@@ -35,7 +36,7 @@ from membuilder.llm.usage import Usage
 from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat, schema
 from membuilder.schemes.four_agents.scheme import FourAgents
-from membuilder.schemes.memalpha.config import MemAlphaConfig
+from membuilder.schemes.memalpha.config import MemAlphaConfig, PromptsConfig
 from membuilder.schemes.memalpha.scheme import WRITER, MemAlpha
 from membuilder.schemes.memalpha.tools import tools as tools_of
 from membuilder.schemes.scheme import Prompt, messages_of
@@ -313,15 +314,16 @@ def test_a_whole_evaluation_completes_and_its_accounts_are_the_servers_own(whole
     assert len(stored(folder)[-1].answers) == 4 and any(record.answer for record in records(folder))
 
 
-SCHEMES = {Agent.EPISODIC: FourAgents(PromptConfig()), WRITER: MemAlpha(MemAlphaConfig(max_turns=2))}
+SHORT = PromptsConfig(template_set="compact")
+SCHEMES = {Agent.EPISODIC: FourAgents(PromptConfig()), WRITER: MemAlpha(MemAlphaConfig(max_turns=2, prompts=SHORT))}
 CALL = '<tool_call>\n{"name": "memory_delete", "arguments": {"memory_type": "core_memory"}}\n</tool_call>'
 
 
 @pytest.mark.parametrize("role", SCHEMES)
 @pytest.mark.parametrize("turn", [1, 2])
-def test_a_prompt_reaches_a_served_checkpoint_as_it_was_trained_on(server, whole, evaluate, role, turn):
+def test_a_prompt_reaches_a_served_checkpoint_as_it_was_trained_on(server, evaluate, role, turn):
     """The tokens that vLLM counts are those of the trainer's own encoding, with tools and results of calls too."""
-    session = stored(evaluate.folder / "whole")[0].session
+    session = load_dialogues(evaluate.folder / "data.jsonl")[0].sessions[0]
     prompt, tokenizer = SCHEMES[role].ask(role, session, Bank(), {role: ()}), load_tokenizer(str(server.model))
     messages, tools = messages_of(prompt), prompt.tools if isinstance(prompt, Prompt) else ()
     expected, usage = encode_prompt(tokenizer, prompt), Usage()
@@ -346,12 +348,12 @@ def test_a_build_with_tools_asks_as_training_does(server, evaluate, tmp_path):
     flags = f"--scheme memalpha --dataset custom --dataset-path {evaluate.folder / 'data.jsonl'} --model tiny"
     flags += f" --provider vllm --base-url {server.base_url} --api-key {KEY} --out {tmp_path / 'memory.db'}"
     before = server_counts(server)
-    build([*flags.split(), "model.max_tokens=60", "max_failed=0.99"])
+    build([*flags.split(), "memalpha.prompts.template_set=compact", "model.max_tokens=60", "max_failed=0.99"])
     after = server_counts(server)
     with reading(tmp_path / "memory.db") as store:
         sessions, bank = [each.session for each in store.sessions()], store.bank()
     assert len(sessions) == 4 and bank == Bank()
-    writer, tokenizer = MemAlpha(MemAlphaConfig()), load_tokenizer(str(server.model))
+    writer, tokenizer = MemAlpha(MemAlphaConfig(prompts=SHORT)), load_tokenizer(str(server.model))
     asked = [writer.ask(WRITER, session, Bank(), {WRITER: ()}) for session in sessions]
     asked.append(Prompt(messages=tuple(CHECK_MESSAGES)))
     assert after["request_success"] - before["request_success"] == len(asked)
