@@ -94,7 +94,8 @@ class ValidityModel:
         asyncio.run(self._check())
 
     async def _check(self) -> None:
-        async with ChatClient(self._access, Role.JUDGE, Costs(usage=self.usage)) as model:
+        # not counted: a run that goes on checks once more, and its steps count what one that was not stopped counts
+        async with ChatClient(self._access, Role.JUDGE, Costs(usage=Usage())) as model:
             await model.check()
 
     def __call__(self, stored: Sequence[Stored]) -> list[Verdict]:

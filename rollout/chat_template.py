@@ -20,7 +20,8 @@ from membuilder.schemes.scheme import Message
 KWARGS_KEY = "prompts.chat_template_kwargs"
 _ALWAYS_GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}
 """What transformers itself tells a template, besides the special tokens."""
-_OPENED = re.compile(r"<think>\s*\Z")
+THINK, THOUGHT = "<think>", "</think>"
+_OPENED = re.compile(rf"{THINK}\s*\Z")
 _GAP = "\n\n"
 """Stands between the tags of an empty think block, and behind it, in the templates of Qwen and DeepSeek."""
 _QUESTION, _ANSWER = "the question", "the answer"
@@ -40,9 +41,9 @@ class ChatFormat:
         """Return what a model should write for an answer: where it begins inside a think block, it closes that."""
         if not self.think_opening:
             return answer
-        if answer.lstrip().startswith("<think>"):
-            return answer.lstrip().removeprefix("<think>").removeprefix("\n")
-        return f"{_GAP[self.think_opening.count(chr(10)) :]}</think>{_GAP}{answer}"
+        if answer.lstrip().startswith(THINK):
+            return answer.lstrip().removeprefix(THINK).removeprefix("\n")
+        return f"{_GAP[self.think_opening.count(chr(10)) :]}{THOUGHT}{_GAP}{answer}"
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

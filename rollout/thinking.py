@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rollout.chat_template import THINK, THOUGHT
 from rollout.tokens import decode_completion
 from rollout.types import Completion, Engine, SamplingConfig
 
-OPENED, CLOSED = "<think>", "</think>"
-CLOSING = "\n\nThat is enough thinking; now the answer.\n</think>\n\n"
+CLOSING = f"\n\nThat is enough thinking; now the answer.\n{THOUGHT}\n\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +29,11 @@ class Answered:
     rest: Completion | None = None
     """None where nothing was stopped."""
 
-    def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return what it says, the thinking and what closed it too, without its end token."""
+    def text(self, tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> str:
+        """Return what it says, the thinking and what closed it too, without its end token; `marks` as for decoding."""
         last = self.rest or self.first
         ids = self.first.token_ids + self.closing + (() if self.rest is None else self.rest.token_ids)
-        return decode_completion(tokenizer, ids[:-1] if last.finished else ids)
+        return decode_completion(tokenizer, ids[:-1] if last.finished else ids, marks)
 
 
 class Drawn(NamedTuple):
@@ -72,7 +72,7 @@ def answers(
             yield Drawn(prompt, number, Answered(first=completion))
         else:
             text = decode_completion(tokenizer, completion.token_ids)
-            is_open = text.rfind(OPENED) > text.rfind(CLOSED)
+            is_open = text.rfind(THINK) > text.rfind(THOUGHT)
             closing = _closing(tokenizer) if is_open else ()
             stopped.append(Drawn(prompt, number, Answered(first=completion, closing=closing)))
     if stopped:

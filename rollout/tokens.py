@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from membuilder.errors import ConfigError
 from membuilder.model_folders import loading
 from membuilder.schemes.scheme import Message, Prompt, messages_of, text_of
-from rollout.chat_template import behind_answer, chat_format, check_tools, render, set_template_kwargs
+from rollout.chat_template import THINK, THOUGHT, behind_answer, chat_format, check_tools, render, set_template_kwargs
 from rollout.types import Completion
 
 
@@ -57,8 +57,7 @@ def encode_more(tokenizer: PreTrainedTokenizerBase, answer: Completion, messages
 def _spelt(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
     """Return texts, also those inside records and lists, with every control token taken apart."""
     # not every tokenizer lists all that were added as special among its special tokens
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    tokens = list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+    tokens = list(dict.fromkeys([*tokenizer.all_special_tokens, *_special(tokenizer).values()]))
 
     def spelt(value: Any) -> Any:
         match value:
@@ -74,10 +73,20 @@ def _spelt(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
     return spelt(value)
 
 
-def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a target: what a model should write behind the prompt, with the end token last."""
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, marks: Sequence[str] = ()) -> list[int]:
+    """Return the ids of a target: what a model should write behind the prompt, with the end token last.
+
+    `marks` are those of the scheme (`WritesMarks`): where the tokenizer has them as special they are these tokens.
+    """
     chat = chat_format(tokenizer)
-    ids = tokenizer(chat.target(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    target = chat.target(text)
+    spelt = {special for special in _special(tokenizer).values() if special in target}
+    is_split = not spelt or not spelt <= {THINK, THOUGHT, *marks}
+    ids = tokenizer(target, add_special_tokens=False, split_special_tokens=is_split)["input_ids"]
     return [*ids, chat.end_id]
 
 
@@ -87,9 +96,18 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, completion: Completion) 
     return decode_completion(tokenizer, ids[:-1] if completion.finished else ids)
 
 
-def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: list[int] | tuple[int, ...]) -> str:
-    """Return what a completion says, with the start of its think block where the prompt holds that."""
-    return chat_format(tokenizer).think_opening + tokenizer.decode(token_ids, skip_special_tokens=True)
+def decode_completion(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], marks: Sequence[str] = ()) -> str:
+    """Return what a completion says, with the start of its think block where the prompt holds that.
+
+    Special tokens are no part of it but tags of thinking and `marks`, those of the scheme (`WritesMarks`).
+    """
+    special = _special(tokenizer)
+    kept = {number for number, text in special.items() if text in (THINK, THOUGHT, *marks)}
+    if kept.isdisjoint(token_ids):
+        said = tokenizer.decode(token_ids, skip_special_tokens=True)
+    else:
+        said = tokenizer.decode([number for number in token_ids if number in kept or number not in special])
+    return chat_format(tokenizer).think_opening + said
 
 
 KEPT_CHARS = 4000

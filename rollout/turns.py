@@ -10,7 +10,7 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
-from membuilder.schemes.scheme import Call, Message, ReadsCutAnswers, Scheme, SessionResult, Shown, TakesTurns
+from membuilder.schemes.scheme import Call, Message, ReadsCutAnswers, Scheme, SessionResult, Shown, TakesTurns, marks_of
 from membuilder.types import AgentUpdate, Bank, Failure, FailureKind, Session
 from rollout.thinking import Answered
 from rollout.tokens import encode_more
@@ -53,7 +53,7 @@ class Turns:
         texts, updates = {}, {}
         for role in self.scheme.roles:
             if role in drawn:
-                texts[role] = drawn[role].text(self.tokenizer)
+                texts[role] = drawn[role].text(self.tokenizer, marks_of(self.scheme))
                 updates[role] = self._read(role, drawn[role], texts[role], task.session)
             else:
                 problem = f"the prompt's {len(prompts[role])} tokens leave no room for an answer within max_model_len"
@@ -77,7 +77,7 @@ class Turns:
         self, task: Task, rollout: Rollout, told: Mapping[str, Told], drawn: Mapping[str, Answered]
     ) -> tuple[Rollout, dict[str, Told]]:
         """Apply the answers of the roles that went on to the bank as it stands, and return who goes on again."""
-        texts = {role: answer.text(self.tokenizer) for role, answer in drawn.items()}
+        texts = {role: answer.text(self.tokenizer, marks_of(self.scheme)) for role, answer in drawn.items()}
         updates = dict.fromkeys(self.scheme.roles, AgentUpdate())
         updates |= {role: self._read(role, drawn[role], text, task.session) for role, text in texts.items()}
         result = self.scheme.apply(task.session, rollout.bank, updates, task.shown)

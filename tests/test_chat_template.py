@@ -310,6 +310,35 @@ def test_an_evaluation_asks_the_builder_as_it_was_trained_and_nobody_else(tmp_pa
     assert {model for model, kwargs in sent} > {"policy"}
 
 
+def test_an_evaluation_tells_how_the_writer_thinks_and_of_a_budget_that_it_was_trained_with(
+    tmp_path, monkeypatch, caplog
+):
+    trained = RLConfig(
+        prompts=PromptConfig(chat_template_kwargs={"enable_thinking": True}),
+        sampling=SamplingConfig(max_tokens=300, thinking_budget=40),
+    )
+    (tmp_path / "config.yaml").write_text(dump(trained), encoding="utf-8")
+    flags = ("--system", "agents", "--model", "m", "--build-model", "policy", "--judge-provider", "vllm")
+    flags += ("--build-config", str(tmp_path / "config.yaml"))
+    call = caller(tmp_path, monkeypatch)
+    with FaultServer(answering(reply)) as server:
+        assert call(server, *flags) == 0
+        assert "policy was trained with sampling.thinking_budget=40, and here nothing closes" in caplog.text
+        caplog.clear()
+        within = ("--build-endpoint", "extra_body.thinking_token_budget=40")
+        assert call(server, *flags, *within, out="within") == 0
+        assert "trained with" not in caplog.text
+        sent = [each.body.get("thinking_token_budget") for each in server.requests if each.body["model"] == "policy"]
+    assert set(sent) == {None, 40}
+    ends = [(tmp_path / out / "table.md").read_text(encoding="utf-8").splitlines()[-1] for out in ("out", "within")]
+    who = "Memories are written by policy (thinking on"
+    reader = "questions are answered by m (thinking as it is served)."
+    assert ends == [
+        f"{who}; in training closed after 40 tokens); {reader}",
+        f"{who}, closed after 40 tokens); {reader}",
+    ]
+
+
 def config_with(name: str = "m", **extra_body) -> BuildConfig:
     endpoint = ModelEndpoint(name=name, provider="vllm", extra_body=extra_body)
     return BuildConfig(

@@ -132,6 +132,9 @@ def test_the_card_has_ten_metrics_and_knows_the_base_model_through_local_folders
     assert "a local model" in model_card({"model": {"path": str(tmp_path)}}, tmp_path, 1)
     gone = model_card({"model": {"path": str(tmp_path / "gone")}}, tmp_path, 1)
     assert "a local model" in gone and str(tmp_path) not in gone
+    thinks = {"model": {"path": None}, "sampling": {"thinking_budget": 40}}
+    assert "Its thinking was closed after 40 tokens in training" in model_card(thinks, tmp_path, 1)
+    assert "Its thinking" not in first
 
 
 def test_the_card_says_that_weights_were_dequantized_and_the_next_run_says_it_too(tmp_path):

@@ -71,7 +71,7 @@ class ByTurn:
         answers = self.calls[len(self.asked) - 1]
         assert len(answers) == len(prompts) * n
         for number, answer in enumerate(answers):
-            ids = tuple(encode_completion(self.tokenizer, answer.removesuffix("...")))
+            ids = tuple(self.ids_of(answer.removesuffix("...")))
             ids = ids[:-1] if answer.endswith("...") else ids
             finished = not answer.endswith("...")
             yield Sampled(
@@ -79,6 +79,9 @@ class ByTurn:
                 number % n,
                 Completion(token_ids=ids, rollout_logprobs=(-0.5,) * len(ids), finished=finished, weight_version=0),
             )
+
+    def ids_of(self, text: str) -> list[int]:
+        return encode_completion(self.tokenizer, text)
 
 
 def sampled(engine, scheme, tasks, n=1, sampling=SAMPLING):

@@ -20,25 +20,31 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from membuilder import eval as command
 from membuilder.bank.store import reading
+from membuilder.build import main as build
+from membuilder.datasets.load import load as load_dialogues
 from membuilder.embedding.remote import EndpointEmbedder
 from membuilder.errors import ChatError, ChatErrorKind, StoreError
 from membuilder.evaluation.banks import BankFolder
 from membuilder.evaluation.records import Record, read_records
 from membuilder.llm.answer_and_judge import VERDICT_SCHEMA, AnswerVerdict, Strictness, answer, judge
 from membuilder.llm.chat_model import Role, read_json
-from membuilder.llm.client import ChatClient
+from membuilder.llm.client import CHECK_MESSAGES, ChatClient
 from membuilder.llm.costs import Costs
 from membuilder.llm.endpoints import EmbeddingEndpoint, ModelAccess, ModelEndpoint, Provider
 from membuilder.llm.model_output import read_model_text
 from membuilder.llm.usage import Usage
-from membuilder.schemes.four_agents.prompts import PromptConfig, render_prompt
+from membuilder.schemes.four_agents.prompts import PromptConfig
 from membuilder.schemes.four_agents.schemas import ResponseFormat, schema
 from membuilder.schemes.four_agents.scheme import FourAgents
+from membuilder.schemes.memalpha.config import MemAlphaConfig, PromptsConfig
+from membuilder.schemes.memalpha.scheme import WRITER, MemAlpha
+from membuilder.schemes.memalpha.tools import tools as tools_of
+from membuilder.schemes.scheme import Prompt, messages_of
 from membuilder.types import Agent, Bank, Question
 from rollout.chat_template import set_template_kwargs
 from rollout.hf_engine import TransformersEngine
-from rollout.tokens import encode_prompt, load_tokenizer
-from rollout.types import SamplingConfig
+from rollout.tokens import encode_completion, encode_more, encode_prompt, load_tokenizer
+from rollout.types import Completion, SamplingConfig
 from tests import killed
 from tests.patience import HANGS, LINEAR, SOON
 from tests.test_engines import random_model
@@ -51,6 +57,7 @@ pytestmark = pytest.mark.slow
 
 KEY = "sk-tiny-server"
 TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
     "{% for message in messages %}[{{ message.role }}]\n{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
@@ -116,6 +123,13 @@ def run(config: ModelEndpoint, use, usage: Usage | None = None, api_key: str = K
 
 def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+def post(server: Server, body: dict) -> dict:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    address = f"{server.base_url}/chat/completions"
+    with urllib.request.urlopen(urllib.request.Request(address, json.dumps(body).encode(), headers)) as response:
+        return json.load(response)
 
 
 def server_counts(server: Server) -> dict[str, float]:
@@ -300,19 +314,61 @@ def test_a_whole_evaluation_completes_and_its_accounts_are_the_servers_own(whole
     assert len(stored(folder)[-1].answers) == 4 and any(record.answer for record in records(folder))
 
 
-def test_an_agents_prompt_reaches_a_served_checkpoint_as_it_was_trained_on(server, whole, evaluate):
-    """The tokens that vLLM counts are those of the trainer's own encoding."""
-    session = stored(evaluate.folder / "whole")[0].session
-    prompt = render_prompt(Agent.EPISODIC, session, Bank(), (), PromptConfig())
-    tokenizer = load_tokenizer(str(server.model))
-    usage = Usage()
+SHORT = PromptsConfig(template_set="compact")
+SCHEMES = {Agent.EPISODIC: FourAgents(PromptConfig()), WRITER: MemAlpha(MemAlphaConfig(max_turns=2, prompts=SHORT))}
+CALL = '<tool_call>\n{"name": "memory_delete", "arguments": {"memory_type": "core_memory"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("role", SCHEMES)
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_prompt_reaches_a_served_checkpoint_as_it_was_trained_on(server, evaluate, role, turn):
+    """The tokens that vLLM counts are those of the trainer's own encoding, with tools and results of calls too."""
+    session = load_dialogues(evaluate.folder / "data.jsonl")[0].sessions[0]
+    prompt, tokenizer = SCHEMES[role].ask(role, session, Bank(), {role: ()}), load_tokenizer(str(server.model))
+    messages, tools = messages_of(prompt), prompt.tools if isinstance(prompt, Prompt) else ()
+    expected, usage = encode_prompt(tokenizer, prompt), Usage()
+    assert bool(tools) == (role == WRITER)
+    if turn == 2:
+        said = tuple(encode_completion(tokenizer, CALL))
+        result = {"role": "tool" if tools else "user", "content": '{"status": "ok"}'}
+        answered = Completion(token_ids=said, rollout_logprobs=(0.0,) * len(said), finished=True, weight_version=0)
+        expected = [*expected, *said, *encode_more(tokenizer, answered, [result])]
+        messages += [{"role": "assistant", "content": CALL}, result]
 
     async def use(client):
         with suppress(ChatError):  # cut short, which is no matter here
-            await client.complete(ask(prompt))
+            await client.complete(messages, tools=tools)
 
     run(config(server, max_tokens=5), use, usage)
-    assert usage.report()["judge"]["prompt_tokens"] == len(encode_prompt(tokenizer, prompt))
+    assert usage.report()["judge"]["prompt_tokens"] == len(expected)
+
+
+def test_a_build_with_tools_asks_as_training_does(server, evaluate, tmp_path):
+    """Random weights call nothing, so that each chunk is read beside an empty memory."""
+    flags = f"--scheme memalpha --dataset custom --dataset-path {evaluate.folder / 'data.jsonl'} --model tiny"
+    flags += f" --provider vllm --base-url {server.base_url} --api-key {KEY} --out {tmp_path / 'memory.db'}"
+    before = server_counts(server)
+    build([*flags.split(), "memalpha.prompts.template_set=compact", "model.max_tokens=60", "max_failed=0.99"])
+    after = server_counts(server)
+    with reading(tmp_path / "memory.db") as store:
+        sessions, bank = [each.session for each in store.sessions()], store.bank()
+    assert len(sessions) == 4 and bank == Bank()
+    writer, tokenizer = MemAlpha(MemAlphaConfig(prompts=SHORT)), load_tokenizer(str(server.model))
+    asked = [writer.ask(WRITER, session, Bank(), {WRITER: ()}) for session in sessions]
+    asked.append(Prompt(messages=tuple(CHECK_MESSAGES)))
+    assert after["request_success"] - before["request_success"] == len(asked)
+    expected = sum(len(encode_prompt(tokenizer, prompt)) for prompt in asked)
+    assert after["prompt_tokens"] - before["prompt_tokens"] == expected
+
+
+def test_special_tokens_stay_in_answers_of_a_model_that_is_offered_tools(server):
+    """Some tokenizers have `<tool_call>` as one, and this server would leave it out."""
+    tokenizer, access = load_tokenizer(str(server.model)), ModelAccess(endpoint=config(server, max_tokens=2))
+    client = ChatClient(access, Role.BUILDER, Costs(usage=Usage()))
+    (tool, *_) = tools_of(MemAlphaConfig())
+    always = {"logit_bias": {str(tokenizer.pad_token_id): 100}}
+    bodies = [client._body(ask("Hi"), [tool]) | always, client._body(ask("Hi")) | always]
+    assert [post(server, body)["choices"][0]["message"]["content"] or "" for body in bodies] == ["<pad><pad>", ""]
 
 
 def test_an_evaluation_killed_while_it_builds_and_while_it_answers_ends_like_one_never_stopped(server, whole, evaluate):
@@ -393,10 +449,7 @@ def test_a_served_model_reads_samples_and_stops_as_in_process(tmp_path):
     assert expected.finished and 3 < len(expected.token_ids) == ids.index(end) + 1
     with serving(folder, "--max-model-len=512", "--max-num-seqs=4", key=KEY) as server:
         body = {"model": "option", "messages": ask("Hi"), "max_tokens": 24, "temperature": 0, "return_token_ids": True}
-        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
-        address = f"{server.base_url}/chat/completions"
-        with urllib.request.urlopen(urllib.request.Request(address, json.dumps(body).encode(), headers)) as response:
-            said = json.load(response)
+        said = post(server, body)
     choice = said["choices"][0]
     assert said["prompt_token_ids"] == prompt and tokenizer.decode(prompt).endswith("[assistant]\n(calm)")
     assert (tuple(choice["token_ids"]), choice["finish_reason"]) == (expected.token_ids, "stop")

@@ -34,16 +34,16 @@ from membuilder.evaluation.protocols.prompts import protocol_hashes
 from membuilder.evaluation.protocols.running_memory import num_left, template_of, write_memories
 from membuilder.evaluation.records import Record, read_records, record_of
 from membuilder.evaluation.report import results, summarize, unjudged_share
-from membuilder.evaluation.run_settings import settings_of
+from membuilder.evaluation.run_settings import settings_of, writing
 from membuilder.evaluation.scheme_search import SchemeSearch
 from membuilder.evaluation.source_metrics import source_of
 from membuilder.evaluation.systems import MemorySearch, System, turn_texts
 from membuilder.evaluation.table import table, table_within
+from membuilder.evaluation.thinking import told_thinking, trained_budget, warn_of_budget
 from membuilder.files import write_atomic
 from membuilder.llm.chat_model import Role
 from membuilder.llm.client import ChatClient
 from membuilder.llm.costs import Costs, open_costs, usage_line
-from membuilder.llm.endpoints import with_template_kwargs
 from membuilder.llm.usage import Usage
 from membuilder.progress import SessionBar, progress
 from membuilder.schemes.four_agents.rules import warn_of_unread_turns
@@ -155,9 +155,9 @@ async def _ask_models(run: _Run) -> dict[str, Any]:
 
 async def _open_writer(run: _Run, stack: AsyncExitStack) -> ChatClient:
     """Open and check the model that writes memories."""
-    options = run.options
-    builder = with_template_kwargs(options.builder, options.reading.prompts.chat_template_kwargs)
-    writer = await stack.enter_async_context(ChatClient(builder, Role.BUILDER, run.costs))
+    model = writing(run.options)
+    warn_of_budget(trained_budget(run.options.flags.build_config), model)
+    writer = await stack.enter_async_context(ChatClient(model, Role.BUILDER, run.costs))
     await writer.check()
     return writer
 
@@ -245,9 +245,12 @@ def _finish(options: Options, about: dict[str, Any], usage: Usage) -> int:
     summaries = {name: summarize(records, seed, is_answered) for name, records in by_system.items()}
     text = json.dumps(results(summaries, about), indent=2, ensure_ascii=False)
     write_atomic(folder / RESULTS_FILE, text + "\n")
-    write_atomic(folder / TABLE_FILE, table(summaries, seed))
+    thinking = told_thinking(about)
+    write_atomic(folder / TABLE_FILE, table(summaries, seed) + (f"\n{thinking}\n" if thinking else ""))
     draw(summaries, folder / PLOT_FILE)
     print(table_within(summaries, seed, shutil.get_terminal_size().columns))
+    if thinking:
+        print(thinking)
     if about["usage"]:
         print(usage_line(usage, folder / USAGE_FILE))
     misleading = [_misleads(name, records, is_answered) for name, records in by_system.items()]  # all are told

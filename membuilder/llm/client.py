@@ -131,7 +131,8 @@ class ChatClient(AbstractAsyncContextManager):
         if tools:
             given["tools"] = list(tools)
         if tools and endpoint.provider is Provider.VLLM:  # its template writes them, and calls stay text as in training
-            given["tool_choice"] = "none"
+            # also where the tokenizer has the tags of calls as special tokens
+            given |= {"tool_choice": "none", "skip_special_tokens": False}
         elif tools:  # no result without a call that the server numbered
             said = [_of_user(each) if each["role"] == "tool" else each for each in said]
         required = {"model": endpoint.name, "messages": said, endpoint.tokens_field: endpoint.max_tokens}

@@ -186,6 +186,22 @@ class ReadsCutAnswers(Protocol):
 
 
 @runtime_checkable
+class WritesMarks(Protocol):
+    """A scheme may have this too: then these texts are part of an answer also where the tokenizer has them as special.
+
+    Without it no special token is part of an answer but the tags of thinking.
+    """
+
+    marks: tuple[str, ...]
+    """What calls are written with, such as `<tool_call>`."""
+
+
+def marks_of(scheme: Scheme) -> tuple[str, ...]:
+    """Return the texts of an answer that a tokenizer may have as special tokens."""
+    return scheme.marks if isinstance(scheme, WritesMarks) else ()
+
+
+@runtime_checkable
 class ProposesOthers(Protocol):
     """A scheme may have this too: then SFT imitates all that its expert might as well have proposed for a session."""
 

@@ -71,7 +71,7 @@ Turns the sessions of a dialogue into operations on a memory bank (MemBuilder, a
 
 - Base model: {origin or ("a local model" if config["model"]["path"] else "none, trained from random weights")}\
 {", its weights dequantized from a GGUF file" if dequantized else ""}
-{_adapters(config["model"].get("lora"))}- Licence: {licence}
+{_adapters(config["model"].get("lora"))}{_thinking(config.get("sampling", {}))}- Licence: {licence}
 {"".join(allowed.values())}
 ## Use
 
@@ -117,6 +117,14 @@ def _adapters(lora: Mapping[str, Any] | None) -> str:
     if lora is None:
         return ""
     return f"- Trained by LoRA, merged: rank {lora['rank']}, alpha {lora['alpha']}, targets {lora['targets']}\n"
+
+
+def _thinking(sampling: Mapping[str, Any]) -> str:
+    """Return the line about a budget, which a server of the model knows nothing of."""
+    budget = sampling.get("thinking_budget")
+    if budget is None:
+        return ""
+    return f"- Its thinking was closed after {budget} tokens in training; a server does not do that by itself\n"
 
 
 def _metrics(path: Path, step: int) -> str:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from membuilder.datasets.splits import split_ids
 from membuilder.errors import ConfigError, DataError
 from membuilder.schemes.load import scheme_of
-from membuilder.schemes.scheme import Scheme, Step, text_of
+from membuilder.schemes.scheme import Scheme, Step, marks_of, text_of
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, read_records
 from membuilder.types import AgentUpdate, Dialogue, Session
 from trainer.batching.packing import Node, TrainSequence
@@ -39,13 +39,13 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
             "is: set over_long=drop or over_long=error"
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
-    records = _read(config.data, SFTRecord, "sft")
+    records, marks = _read(config.data, SFTRecord, "sft"), marks_of(scheme_of(config))
     _refuse_other_roles(records, config)
     refuse_leaks(dialogues_of_prompts(records), config.data, f"data.prepared={config.data.prepared}")
     for number, record in enumerate(records):
         alone = record.dialogue is None or record.session is None
         place = ("line", number) if alone else (record.dialogue, record.session)
-        sessions[place] += examples(tokenizer, record)
+        sessions[place] += examples(tokenizer, record, marks)
     trees, counts = [], LengthCounts()
     for (name, number), sequences in sessions.items():
         fitted, done = fit(sequences, range(0), config.max_length, config.over_long, session=f"{name}/{number}")

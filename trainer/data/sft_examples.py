@@ -8,7 +8,7 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
-from membuilder.schemes.scheme import ProposesOthers, Scheme, Step
+from membuilder.schemes.scheme import ProposesOthers, Scheme, Step, marks_of
 from membuilder.trajectories.records import SFTRecord
 from membuilder.types import AgentUpdate
 from rollout.tokens import encode_completion, encode_more, encode_prompt
@@ -26,14 +26,14 @@ def sft_trees(
 
     A role whose update failed is not training data.
     """
-    trees, counts = [], LengthCounts()
+    trees, counts, marks = [], LengthCounts(), marks_of(scheme)
     for build in builds:
         for step in build.steps:
             roles = [role for role in scheme.roles if role not in step.result.failures]
             asked = {role: scheme.ask(role, step.session, step.bank_before, step.shown) for role in roles}
             prompts = {role: encode_prompt(tokenizer, prompt) for role, prompt in asked.items()}
             sequences = [
-                example(tokenizer, prompts[role], scheme.write(role, updates[role], step.session, step.shown))
+                example(tokenizer, prompts[role], scheme.write(role, updates[role], step.session, step.shown), marks)
                 for updates in _proposals(step, scheme)
                 for role in roles
             ]
@@ -78,22 +78,23 @@ def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
 
 
-def example(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], completion: str) -> TrainSequence:
-    """Return a completion to imitate, as token ids, behind those of its prompt."""
-    return TrainSequence(
-        prompt_token_ids=tuple(prompt_ids), completion_token_ids=tuple(encode_completion(tokenizer, completion))
-    )
+def example(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], completion: str, marks: Sequence[str]
+) -> TrainSequence:
+    """Return a completion to imitate, as token ids, behind those of its prompt; `marks` are those of the scheme."""
+    ids = encode_completion(tokenizer, completion, marks)
+    return TrainSequence(prompt_token_ids=tuple(prompt_ids), completion_token_ids=tuple(ids))
 
 
-def examples(tokenizer: PreTrainedTokenizerBase, record: SFTRecord) -> list[TrainSequence]:
+def examples(tokenizer: PreTrainedTokenizerBase, record: SFTRecord, marks: Sequence[str]) -> list[TrainSequence]:
     """Return the answers of a record to imitate, each behind all that was said before; what is told carries no loss."""
-    sequences = [example(tokenizer, encode_prompt(tokenizer, record.asked), record.completion)]
+    sequences = [example(tokenizer, encode_prompt(tokenizer, record.asked), record.completion, marks)]
     for later in record.later:
         before = sequences[-1]
         said = Completion(token_ids=before.completion_token_ids, rollout_logprobs=(), finished=True, weight_version=0)
         told = encode_more(tokenizer, said, later.told)
         prompt = (*before.prompt_token_ids, *before.completion_token_ids, *told)
-        sequences.append(example(tokenizer, prompt, later.completion))
+        sequences.append(example(tokenizer, prompt, later.completion, marks))
     return sequences
 
 

@@ -26,6 +26,12 @@ NOTHING = "Done"
 """An answer without a call."""
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, ARGUMENTS, RESULT, RETURN = (f"✿{word}✿" for word in ("FUNCTION", "ARGS", "RESULT", "RETURN"))
+MARKS = {
+    CallFormat.HERMES: (OPEN, CLOSE),
+    CallFormat.MARKS: (FUNCTION, ARGUMENTS, RESULT, RETURN),
+    CallFormat.COMPACT: compact.TAGS,
+}
+"""Format -> the texts that say where calls begin and end."""
 _THINK, _THOUGHT = "<think>", "</think>"
 _TAG = re.compile(f"{OPEN}|{_THOUGHT}")
 _NEXT = re.compile(rf"\s*(?:{CLOSE}|(?={OPEN})|\Z)")

@@ -17,7 +17,7 @@ from membuilder.bank.retrieve import Retrieval
 from membuilder.embedding.local import TextEmbedder
 from membuilder.instances.tokens import counter
 from membuilder.schemes.memalpha import compact
-from membuilder.schemes.memalpha.calls import answer_schema, parse, write
+from membuilder.schemes.memalpha.calls import MARKS, answer_schema, parse, write
 from membuilder.schemes.memalpha.changes import apply_calls
 from membuilder.schemes.memalpha.config import CallFormat, MemAlphaConfig
 from membuilder.schemes.memalpha.expert import proposals, propose
@@ -78,6 +78,10 @@ class MemAlpha:
     @property
     def max_turns(self) -> int:
         return self.config.max_turns
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return MARKS[self.config.response_format]
 
     @property
     def expert(self) -> Callable[[Session, Bank, Shown], Mapping[str, AgentUpdate]]:
