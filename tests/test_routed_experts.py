@@ -27,7 +27,7 @@ from trainer.experience.collector import Collector
 from trainer.experience.training_batch import prompt_experts, sampled_sequences
 from trainer.model.make_policy import make_policy
 from trainer.model.policy import Policy
-from trainer.model.router_replay import COMPARED, MISMATCH, MISMATCHED, replays_experts
+from trainer.model.router_replay import COMPARED, MISMATCH, MISMATCHED, use_router_replay
 from trainer.model.tiny_model import train_tokenizer
 from trainer.run_setup import make_engine
 
@@ -65,7 +65,7 @@ def folder(tmp_path_factory) -> Path:
 
 def replaying_policy(folder: Path, dtype: torch.dtype = torch.float32) -> Policy:
     policy = make_policy(load_policy(folder, dtype=dtype).model, Attention.AUTO, CPU)
-    policy.replays_experts = replays_experts(policy.model, RouterReplay.ALWAYS)
+    use_router_replay(policy, RouterReplay.ALWAYS)
     return policy.eval()
 
 

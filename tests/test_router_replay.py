@@ -22,8 +22,8 @@ from trainer.model.router_replay import (
     MISMATCH,
     MISMATCHED,
     contexts_of_checkpoint,
-    replays_experts,
     take_mismatch,
+    use_router_replay,
 )
 
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def close(found, expected) -> None:
 
 def replaying_policy(model, attention: Attention = Attention.AUTO) -> Policy:
     policy = make_policy(model, attention, CPU)
-    policy.replays_experts = replays_experts(policy.model, RouterReplay.ALWAYS)
+    use_router_replay(policy, RouterReplay.ALWAYS)
     return policy
 
 
@@ -247,12 +247,12 @@ def test_the_mismatch_is_the_share_of_pairs_with_other_experts(checkpointing):
     sequences = []
     for number, each in enumerate(with_own_choices(policy)):
         rows = each.routed_experts[0].array().copy()
-        for place in (3, 7, *([len(each.prompt_token_ids)] if number == 1 else [])):
+        for place in (3, 7, *([len(each.prompt_token_ids)] if number == 2 else [])):
             first, second = rows[place, 1]
             rows[place, 1] = first, next(e for e in range(4) if e not in (first, second))
         sequences.append(replace(each, routed_experts=(record(rows),)))
     tree = build_tree(sequences)
-    assert len(sequences[1].completion_token_ids) > 1
+    assert len(sequences[2].completion_token_ids) > 1
     counts = run(policy, [tree], sequences)[2]
     assert counts == {MISMATCHED: 3, COMPARED: 2 * tree.num_tokens}
     assert take_mismatch(counts | {"loss": 1.0}) == {"loss": 1.0, MISMATCH: 3 / (2 * tree.num_tokens)}
@@ -276,33 +276,42 @@ def test_of_several_that_tell_of_a_token_the_first_is_taken():
 
 
 def test_what_is_not_proved_is_refused_by_name(caplog):
-    jamba = make(
-        JambaConfig(
-            **GROUPED, num_experts=4, attn_layer_period=1, attn_layer_offset=0, expert_layer_period=1,
-            expert_layer_offset=0, use_mamba_kernels=False,
-        )
+    jamba = Policy(
+        make(
+            JambaConfig(
+                **GROUPED, num_experts=4, attn_layer_period=1, attn_layer_offset=0, expert_layer_period=1,
+                expert_layer_offset=0, use_mamba_kernels=False,
+            )
+        ),
+        shares_prompts=False,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="router_replay=always: .* of JambaForCausalLM .*; set router_replay=auto"):
-        replays_experts(jamba, RouterReplay.ALWAYS)
-    assert not replays_experts(jamba, RouterReplay.AUTO) and "JambaForCausalLM" in caplog.text
+        use_router_replay(jamba, RouterReplay.ALWAYS)
+    use_router_replay(jamba, RouterReplay.AUTO)
+    assert not jamba.replays_experts and "JambaForCausalLM" in caplog.text
     caplog.clear()
+    dense = Policy(make(SHARED["qwen3"]))
     with pytest.raises(ConfigError, match="router_replay=always: Qwen3ForCausalLM mixes no experts"):
-        replays_experts(make(SHARED["qwen3"]), RouterReplay.ALWAYS)
-    assert not replays_experts(make(SHARED["qwen3"]), RouterReplay.AUTO) and not caplog.text
-    assert not replays_experts(mixture("mixtral"), RouterReplay.NEVER)
+        use_router_replay(dense, RouterReplay.ALWAYS)
+    use_router_replay(dense, RouterReplay.AUTO)
+    assert not dense.replays_experts and not caplog.text
+    unwanted = Policy(mixture("mixtral"))
+    use_router_replay(unwanted, RouterReplay.NEVER)
+    assert not unwanted.replays_experts
 
 
 def test_a_router_that_chooses_otherwise_is_found(monkeypatch):
-    model = mixture("mixtral")
-    for router in routers(model).values():
-        monkeypatch.setattr(
-            type(router),
-            "forward",
-            lambda self, x: (lambda y: (y, *y.softmax(-1).sort(-1)))(linear(x, self.weight)[:, :2]),
-        )
+    def by_sorting(router, hidden):
+        logits = linear(hidden, router.weight)
+        weights, experts = logits.softmax(-1).sort(-1, descending=True)
+        return logits, weights[:, :2], experts[:, :2]
+
+    policy = Policy(mixture("mixtral"))
+    found = list(routers(policy.model).values())
+    monkeypatch.setattr(type(found[0]), "forward", by_sorting)
     with pytest.raises(ConfigError, match="the routers of MixtralForCausalLM choose by other means than topk"):
-        replays_experts(model, RouterReplay.ALWAYS)
-    assert not any(router._forward_hooks for router in routers(model).values())
+        use_router_replay(policy, RouterReplay.ALWAYS)
+    assert not policy.replays_experts and not any(router._forward_hooks for router in found)
 
 
 def test_records_of_more_than_256_experts_take_two_bytes():

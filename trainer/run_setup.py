@@ -59,7 +59,7 @@ from trainer.logs.run_log import RunLog
 from trainer.model.lora import NOT_ZERO3, WithoutAdapters
 from trainer.model.make_policy import make_policy, make_reference
 from trainer.model.policy import Policy, load_trainable
-from trainer.model.router_replay import replays_experts
+from trainer.model.router_replay import use_router_replay
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
@@ -286,7 +286,7 @@ def setup_rl(
         if run.world.rank == 0:
             warn_of_lost_text(builds, scheme_of(config), run.embedder)
     policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator), lora=config.model.lora)
-    policy.replays_experts = replays_experts(policy.model, config.router_replay)
+    use_router_replay(policy, config.router_replay)
     needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
     reference = make_reference(policy) if needs_reference else None
     if collector is None:

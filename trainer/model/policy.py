@@ -78,7 +78,7 @@ class Policy(torch.nn.Module):
         if shares_prompts:
             use_shared_prefix(model)
         self.shares_prompts = shares_prompts
-        self.replays_experts = False  # setup_rl sets it (router_replay.py)
+        self.replays_experts = False  # use_router_replay of router_replay.py sets it
         self.windows = windows_of(model) if shares_prompts else ()
         own = model.get_output_embeddings()
         model.set_output_embeddings(Head(own.weight, own.bias, logit_scaling(model.config), head_impl))

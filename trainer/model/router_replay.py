@@ -8,25 +8,30 @@ Letters: N tokens, L layers with a router, k experts of a token, E experts of a 
 """
 
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from membuilder.errors import ConfigError
-from rollout.routed_experts import RouterReplay, routers
+from rollout.routed_experts import RoutedExperts, RouterReplay, routers
 from trainer.batching.expert_rows import UNKNOWN
+from trainer.batching.packing import TrainSequence, dense_tree, pack_on
 
 _log = logging.getLogger(__name__)
 
 MISMATCHED, COMPARED = "sampling/router_mismatched", "sampling/router_compared"
 MISMATCH = "sampling/router_mismatch"
 """Share of (token, layer) pairs in which engine and trainer chose other sets of experts."""
-NUM_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+NUM_TRIED = 8
+"""Random tokens on which routers are tried."""
+NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """What the configurations of transformers call the number of experts."""
 
 
@@ -99,67 +104,66 @@ def _end(router: torch.nn.Module, *_) -> None:
         router.choice = None
 
 
-def replays_experts(model: PreTrainedModel, wanted: RouterReplay) -> bool:
-    """Tell whether a model's routers can be told what to choose, and prepare them. ConfigError where they must be."""
+def use_router_replay(policy: torch.nn.Module, wanted: RouterReplay) -> None:
+    """Let the routers of a `Policy` be told what to choose, where that is proved. ConfigError where it must be."""
     if wanted is RouterReplay.NEVER:
-        return False
-    problem = _use_router_replay(model)
+        return
+    problem = _tried(policy)
     if problem is not None and wanted is RouterReplay.ALWAYS:
         raise ConfigError(f"router_replay=always: {problem}; set router_replay=auto")
-    if problem is not None and _is_mixture(model):
+    if problem is not None and _is_mixture(policy.model):
         _log.warning("the engine's choices of experts are not replayed: %s", problem)
-    return problem is None
+    policy.replays_experts = problem is None
 
 
-def _use_router_replay(model: PreTrainedModel) -> str | None:
-    """Let a model's routers be told what to choose; return why not where that is not proved.
-
-    A forward pass on random tokens proves it: all routers must return just the experts that they were told.
-    """
-    found = list(routers(model).values())
-    name = type(model).__name__
+def _tried(policy: torch.nn.Module) -> str | None:
+    """Prepare the routers; tell why not where that fails, or where they do not return just what they are told."""
+    found, name = list(routers(policy.model).values()), type(policy.model).__name__
     if not found:
-        return f"the routers of {name} are not known here" if _is_mixture(model) else f"{name} mixes no experts"
+        return f"the routers of {name} are not known here" if _is_mixture(policy.model) else f"{name} mixes no experts"
     hooks = []
     for layer, router in enumerate(found):
         router.replayed_layer, router.choice = layer, None
         hooks += [router.register_forward_pre_hook(_begin), router.register_forward_hook(_end, always_call=True)]
-    if problem := _disobedient(model, found):
-        for hook in hooks:
-            hook.remove()
-        return f"the routers of {name} {problem}"
-    return None
+    problem = _disobedient(policy, found)
+    if problem is None:
+        return None
+    for hook in hooks:
+        hook.remove()
+    return f"the routers of {name} {problem}"
 
 
 def _is_mixture(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
-    return any((getattr(config, name, None) or 0) > 1 for name in NUM_COUNTS)
+    return any((getattr(config, name, None) or 0) > 1 for name in NUM_EXPERTS)
 
 
 @torch.no_grad()
-def _disobedient(model: PreTrainedModel, found: list[torch.nn.Module]) -> str | None:
+def _disobedient(policy: torch.nn.Module, found: list[torch.nn.Module]) -> str | None:
     """Tell what routers do on random tokens other than return the experts that they are told."""
     sizes = {(router.num_experts, router.top_k) for router in found}
     if len(sizes) > 1:
         return f"choose among different numbers of experts ({sorted(sizes)})"
     ((num_experts, top_k),) = sizes
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.get_input_embeddings().weight.shape[0], (1, 8), generator=generator)
-    told = torch.rand(8, len(found), num_experts, generator=generator).argsort(-1)[..., :top_k].to(model.device)
+    draw = random.Random(0)
+    ids = tuple(draw.randrange(policy.model.get_input_embeddings().weight.shape[0]) for _ in range(NUM_TRIED))
+    told = np.array([[draw.sample(range(num_experts), top_k) for _ in found] for _ in ids])
+    sequence = TrainSequence(
+        prompt_token_ids=ids, completion_token_ids=ids[:1], routed_experts=(RoutedExperts.of(told),)
+    )
     outputs: list[object] = []
     watched = [router.register_forward_hook(lambda _, __, output: outputs.append(output)) for router in found]
+    policy.replays_experts = True
     try:
-        with replaying(Replay(experts=told)):
-            model.base_model(input_ids=tokens.to(model.device), use_cache=False)
+        policy.eval()(pack_on([dense_tree(sequence)], found[0].weight.device, policy.windows))
     finally:
+        policy.replays_experts = False
         for hook in watched:
             hook.remove()
     if not all(isinstance(output, tuple) and len(output) == 3 for output in outputs):
         return "return something else than logits, weights and experts"
-    if len(outputs) != len(found):
-        return f"ran {len(outputs)} times where there are {len(found)}"
-    chosen = torch.stack([output[2] for output in outputs], dim=1)
-    return None if torch.equal(chosen.sort(-1).values, told.sort(-1).values) else "choose by other means than topk"
+    chosen = torch.stack([output[2] for output in outputs], dim=1).cpu().numpy()
+    return None if np.array_equal(np.sort(chosen), np.sort(told)) else "choose by other means than topk"
 
 
 def take_mismatch(metrics: dict[str, float]) -> dict[str, float]:
