@@ -7,6 +7,7 @@ prompt, T the most tokens of a completion, V vocabulary.
 import inspect
 import zlib
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from membuilder.errors import ConfigError
 from rollout.policy_folder import load_policy, num_positions
+from rollout.routed_experts import RoutedExperts, routers
 from rollout.seeding import seed_everything, with_own_rng
 from rollout.types import Completion, Sampled, SamplingConfig, in_order
 from rollout.weights import checked
@@ -31,11 +33,12 @@ class TransformersEngine:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         tokens_at_once: int | None = None,
+        routed_experts: bool = False,
     ) -> None:
         """Load the model; with `max_model_len` None sequences are as long as the model was made for.
 
         With `tokens_at_once` 0 one prompt is decoded after the other, as with None on a CPU; elsewhere None is
-        TOKENS_AT_ONCE.
+        TOKENS_AT_ONCE. With `routed_experts` completions carry the experts that the model's routers chose.
         """
         lengths = {} if max_model_len is None else {"max_model_len": max_model_len}
         policy = load_policy(model_dir, dtype=dtype, lengths=lengths)
@@ -48,6 +51,9 @@ class TransformersEngine:
         wanted = (0 if device == "cpu" else TOKENS_AT_ONCE) if tokens_at_once is None else tokens_at_once
         self._tokens_at_once = wanted if _takes_padding(self._model) else 0
         self._version = 0
+        self._chosen: list[torch.Tensor] = []  # of the last forward, one (tokens, k) for each router
+        for router in routers(self._model).values() if routed_experts else ():
+            router.register_forward_hook(lambda _, __, output: self._chosen.append(output[2]))
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingConfig, seed: int) -> list[list[Completion]]:
         return in_order(self.stream(prompts, n, sampling, seed), len(prompts), n)
@@ -75,11 +81,12 @@ class TransformersEngine:
     @torch.no_grad()
     def _sample(self, prompt: list[int], n: int, sampling: SamplingConfig) -> list[Completion]:
         tokens = torch.tensor([prompt] * n, device=self._stop_ids.device)  # (n, P)
-        cache, ids, logprobs = None, [], []
+        cache, ids, logprobs, experts = None, [], [], []
         alive = torch.ones(n, dtype=torch.bool, device=tokens.device)
         for _ in range(sampling.max_tokens):
             out = self._model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
+            experts += self._take_experts(tokens)
             token, logprob = _draw(out.logits[:, -1].float(), sampling)  # (n,), (n,)
             ids.append(token)
             logprobs.append(logprob)
@@ -87,8 +94,7 @@ class TransformersEngine:
             tokens = token[:, None]
             if not alive.any():
                 break
-        rows = (torch.stack(columns, dim=1).tolist() for columns in (ids, logprobs))
-        return [self._completion(*row) for row in zip(*rows, strict=True)]
+        return self._completions(ids, logprobs, experts, [len(prompt)] * n)
 
     @torch.no_grad()
     def _sample_many(
@@ -107,6 +113,7 @@ class TransformersEngine:
         )
         cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(n, 0)  # (Bn, V)
         cache.batch_repeat_interleave(n)
+        experts = [each.repeat_interleave(n, 0) for each in self._take_experts(tokens)]
         mask, place = mask.repeat_interleave(n, 0), lengths.repeat_interleave(n)
         alive, ids, logprobs = torch.ones(len(place), dtype=torch.bool, device=device), [], []
         for step in range(sampling.max_tokens):
@@ -126,8 +133,35 @@ class TransformersEngine:
                 logits_to_keep=1,
             )
             logits = out.logits[:, -1]
+            experts += self._take_experts(token[:, None])
+        return self._completions(ids, logprobs, experts, place.tolist())
+
+    def _take_experts(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the routers chose for tokens (B, T) in the last forward, (B, T, L, k); nothing if not asked."""
+        if not self._chosen:
+            return []
+        rows = torch.stack(self._chosen, dim=1).unflatten(0, tokens.shape)
+        self._chosen.clear()
+        return [rows]
+
+    def _completions(
+        self,
+        ids: list[torch.Tensor],
+        logprobs: list[torch.Tensor],
+        experts: list[torch.Tensor],
+        prompt_lengths: list[int],
+    ) -> list[Completion]:
+        """Return the completions of all rows, from what each step drew and what the inputs' experts were."""
         rows = (torch.stack(columns, dim=1).tolist() for columns in (ids, logprobs))
-        return [self._completion(*row) for row in zip(*rows, strict=True)]
+        found = [self._completion(*row) for row in zip(*rows, strict=True)]
+        if not experts:
+            return found
+        chosen = torch.cat(experts, dim=1).cpu().numpy()  # (rows, P + T - 1, L, k)
+        longest = chosen.shape[1] - (len(ids) - 1)
+        return [
+            replace(each, routed_experts=RoutedExperts.of(row[longest - length : longest + len(each.token_ids) - 1]))
+            for each, row, length in zip(found, chosen, prompt_lengths, strict=True)
+        ]
 
     def _completion(self, token_ids: list[int], logprobs: list[float]) -> Completion:
         ends = set(self._stop_ids.tolist())

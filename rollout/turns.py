@@ -84,7 +84,8 @@ class Turns:
         samples = dict(rollout.samples)
         for role, text in texts.items():
             before, failure = samples[role], result.failures.get(role)
-            turn = LaterTurn(told_token_ids=told[role].token_ids, completion=drawn[role].first, text=text)
+            ids = told[role].token_ids
+            turn = LaterTurn(told_token_ids=ids, completion=drawn[role].first.behind(ids), text=text)
             samples[role] = replace(
                 before,
                 written=before.written + result.written[role],
@@ -129,7 +130,8 @@ class Turns:
 def _rest(answer: Answered) -> tuple[LaterTurn, ...]:
     if answer.rest is None:
         return ()
-    return (LaterTurn(told_token_ids=answer.closing, completion=answer.rest, text="", is_rest=True),)
+    rest = answer.rest.behind(answer.closing)
+    return (LaterTurn(told_token_ids=answer.closing, completion=rest, text="", is_rest=True),)
 
 
 def _kept(calls: tuple[Call, ...]) -> tuple[Call, ...]:

@@ -4,12 +4,13 @@ completion = Completion(token_ids=[812, 7], rollout_logprobs=[-0.11, -0.02], fin
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from membuilder.schemes.scheme import Call
 from membuilder.types import Bank, Failure, Session
 from membuilder.value_types import NonNegativeFloat, PositiveInt, PositiveShare, Section
+from rollout.routed_experts import RoutedExperts
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,15 @@ class Completion:
     """Whether it has an end token; else it was cut at max_tokens."""
     weight_version: int
     """Policy version that sampled it."""
+    routed_experts: RoutedExperts | None = None
+    """The experts of its inputs, all of its tokens but the last, and of tokens before them where they are not told
+    elsewhere; None where the engine does not report them."""
+
+    def behind(self, told: tuple[int, ...]) -> "Completion":
+        """Return what it is behind another one and `told`: without the experts that the other one carries already."""
+        if self.routed_experts is None:
+            return self
+        return replace(self, routed_experts=self.routed_experts.last(len(told) + len(self.token_ids)))
 
 
 class Sampled(NamedTuple):

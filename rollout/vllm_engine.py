@@ -11,10 +11,12 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from membuilder.errors import MemBuilderError
 from rollout.policy_folder import load_policy
+from rollout.routed_experts import RoutedExperts, UnreportedError, routers
 from rollout.seeding import isolated_rng, with_own_rng
 from rollout.types import Completion, Sampled, SamplingConfig, in_order
 from rollout.weights import checked
@@ -23,7 +25,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine core 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, read by the CPU build only
 
-from vllm import LLM, SamplingParams  # noqa: E402  (the variables above are read at import)
+from vllm import LLM, EngineArgs, SamplingParams  # noqa: E402  (the variables above are read at import)
 
 
 class VLLMEngine:
@@ -38,36 +40,42 @@ class VLLMEngine:
         sleep: bool = False,
         eager: bool = False,
         distributed: bool = False,
+        routed_experts: bool = False,
     ) -> None:
         """Start the engine; with `sleep` and on CUDA the method of that name frees weights and cache.
 
         With `eager`, and on a CPU always, nothing is compiled and no CUDA graphs are captured.
-        With `distributed` every rank of an initialised process group builds its own engine at the same moment.
+        With `distributed` every rank of an initialised process group builds its own engine at the same moment. With
+        `routed_experts` completions carry the experts that were chosen; UnreportedError where vLLM cannot.
         """
         self._sleeps = sleep and torch.cuda.is_available()
         self._asleep = False
         policy = load_policy(model_dir, weights=False, lengths={"max_model_len": max_model_len})
         self._stop_ids, self._names = list(policy.stop_ids), set(policy.model.state_dict())
+        self._routed_layers = list(routers(policy.model)) if routed_experts else []
+        settings = dict(
+            model=str(model_dir),
+            tensor_parallel_size=1,
+            distributed_executor_backend="external_launcher" if distributed else None,
+            max_model_len=max_model_len,
+            dtype=dtype,
+            seed=seed,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enable_prefix_caching=True,
+            enable_sleep_mode=self._sleeps,
+            logprobs_mode="processed_logprobs",
+            enforce_eager=eager or not torch.cuda.is_available(),
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+            max_num_seqs=256,
+            # rollouts of a prompt share whole blocks only, and the CPU build's default of 128 is too long for that
+            **({} if torch.cuda.is_available() else {"block_size": 32}),
+            **({"enable_return_routed_experts": True} if routed_experts else {}),
+        )
         with isolated_rng(), _out_of_sight("llvmlite.binding.ffi"):
-            self._llm = LLM(
-                model=str(model_dir),
-                tensor_parallel_size=1,
-                distributed_executor_backend="external_launcher" if distributed else None,
-                max_model_len=max_model_len,
-                dtype=dtype,
-                seed=seed,
-                gpu_memory_utilization=gpu_memory_utilization,
-                enable_prefix_caching=True,
-                enable_sleep_mode=self._sleeps,
-                logprobs_mode="processed_logprobs",
-                enforce_eager=eager or not torch.cuda.is_available(),
-                skip_tokenizer_init=True,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                max_num_seqs=256,
-                # rollouts of a prompt share whole blocks only, and the CPU build's default of 128 is too long for that
-                **({} if torch.cuda.is_available() else {"block_size": 32}),
-            )
+            if routed_experts:
+                _check_reporting(settings)
+            self._llm = LLM(use_tqdm_on_load=False, **settings)
         self.max_model_len = max_model_len
         self._version = 0
         self._rank = torch.distributed.get_rank() if distributed else 0
@@ -97,7 +105,8 @@ class VLLMEngine:
         """A request of n becomes n requests inside vLLM too, which gives its completions back together only."""
         engine = self._llm.llm_engine
         requests = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(n)]
-        ids = self._llm.enqueue(requests, params, use_tqdm=False) if requests else []
+        each = [self._own_params(params, prompt, number) for prompt in prompts for number in range(n)]
+        ids = self._llm.enqueue(requests, each, use_tqdm=False) if requests else []
         first = int(ids[0].partition("-")[0]) if ids else 0  # vLLM numbers requests, and may add letters of its own
         try:
             while engine.has_unfinished_requests():
@@ -108,6 +117,14 @@ class VLLMEngine:
             if engine.has_unfinished_requests():  # whoever took them stopped before the last one
                 engine.abort_request(ids, internal=True)
 
+    def _own_params(self, params: SamplingParams, prompt: list[int], number: int) -> SamplingParams:
+        """Let the first completion alone carry the experts of the prompt: the others read it from the same cache."""
+        if not (self._routed_layers and number):
+            return params
+        own = params.clone()
+        own.routed_experts_prompt_start = len(prompt)
+        return own
+
     def _completion(self, output) -> Completion:
         token_ids = tuple(output.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, token_ids, strict=True))
@@ -116,7 +133,12 @@ class VLLMEngine:
             rollout_logprobs=logprobs,
             finished=output.finish_reason == "stop",
             weight_version=self._version,
+            routed_experts=self._experts(output.routed_experts),
         )
+
+    def _experts(self, rows: np.ndarray | None) -> RoutedExperts | None:
+        """Return what vLLM reports (T, layers, k), without the layers that have no router."""
+        return RoutedExperts.of(rows[:, self._routed_layers]) if self._routed_layers else None
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         weights = checked(named_tensors, self._names)
@@ -147,6 +169,17 @@ class VLLMEngine:
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _check_reporting(settings: dict) -> None:
+    """Raise UnreportedError, with vLLM's own reason, where it takes these settings for nothing but reporting experts.
+
+    Its second model runner alone reports them, which needs Triton: the CPU build has none.
+    """
+    try:
+        EngineArgs(**settings).create_engine_config()
+    except ValueError as error:
+        raise UnreportedError(f"vLLM cannot report here which experts it chooses: {error}") from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from trainer.distributed.process_group import World, start_accelerator
 from trainer.experience.collector import Collector
 from trainer.logs.run_log import RunLog, read_jsonl
 from trainer.model.policy import Policy, load_trainable
+from trainer.model.router_replay import use_router_replay
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
 from trainer.run_setup import RLParts, SFTParts, make_collector, make_engine
@@ -71,7 +72,8 @@ class Run:
         self.policy = Policy(load_trainable(folder, config.model).model)
         needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if needs_reference else None
-        self.engine = make_engine(config, folder)
+        use_router_replay(self.policy, config.router_replay)
+        self.engine = make_engine(config, folder, self.policy.replays_experts)
         self.collector: Collector = make_collector(config, self.engine, self.tokenizer, HashEmbedder(), World())
 
     def _learn_the_format(self, folder: Path) -> None:

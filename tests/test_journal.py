@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from membuilder.datasets.windows import in_windows
@@ -22,6 +23,7 @@ from reward import four_agents
 from reward.judges import evidence
 from reward.rollouts import ScoredGroup
 from reward.score import RewardConfig, RewardStatus, Score
+from rollout.routed_experts import RoutedExperts
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, Rollout, Sample, SamplingConfig
 from tests.fakes import HashEmbedder, streamed
@@ -221,6 +223,18 @@ def test_a_reward_that_is_nan_is_not_taken_for_a_missing_one(tmp_path):
     broken = replace(group, scores=(replace(group.scores[0], qa=math.nan),) * 2)
     with pytest.raises(CheckpointError, match="cannot be kept exactly"):
         put(tmp_path, 3, [broken])
+
+
+@pytest.mark.parametrize("highest", [255, 299])
+def test_the_experts_of_a_completion_come_back_and_without_them_nothing_is_written(tmp_path, highest):
+    rows = np.array([[[0, highest], [7, 3]], [[highest, 1], [2, 5]]])
+    group = odd_group(routed_experts=RoutedExperts.of(rows))
+    assert b"routed_experts" in put(tmp_path, 3, [group]).read_bytes()
+    (back,) = got(tmp_path, 3)
+    assert back == group
+    kept = back.rollouts[0].samples[Agent.CORE].completion.routed_experts
+    assert np.array_equal(kept.array(), rows) and len(kept.data) == rows.size * (1 + (highest > 255))
+    assert b"routed_experts" not in put(tmp_path, 4, [odd_group()]).read_bytes()
 
 
 def test_each_step_has_its_own(tmp_path):

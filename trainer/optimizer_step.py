@@ -125,8 +125,11 @@ def make_objective(
     reference: Policy | WithoutAdapters | None,
     temperature: float,
 ) -> Objective:
-    """Return the loss of a micro-batch, for the head; the reference's log-probs are computed here."""
-    ref_logprobs = None if reference is None else reference(packed, temperature).logprobs
+    """Return the loss of a micro-batch, for the head; the reference's log-probs are computed here.
+
+    The reference is a model of its own, not what sampled: its routers choose by themselves.
+    """
+    ref_logprobs = None if reference is None else reference(packed, temperature, own_experts=True).logprobs
     values, sequence = packed.values, packed.sequence
     return Objective(loss=loss, config=config, scale=scale, values=values, ref_logprobs=ref_logprobs, sequence=sequence)
 

@@ -48,6 +48,7 @@ from trainer.experience.session_stream import StreamState
 from trainer.experience.training_batch import make_batch
 from trainer.losses import has_silent_terms, resolve_loss
 from trainer.model.policy import shares_prompts, windows
+from trainer.model.router_replay import take_mismatch
 from trainer.optim import learning_rate, make_optimizer, set_learning_rate
 from trainer.optimizer_step import (
     Skips,
@@ -175,7 +176,7 @@ def train(config: RLConfig, parts: RLParts) -> Path:
         # 5. Log and save.
         metrics = rollout_metrics(scored, batch, collector.count_tokens, sources) | experience.steered
         metrics |= collector.judge_metrics()
-        metrics |= means_over_tokens(sums, batch.num_run_tokens, accelerator) | packed_tokens(updates)
+        metrics |= take_mismatch(means_over_tokens(sums, batch.num_run_tokens, accelerator)) | packed_tokens(updates)
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= judge_policy(parts.builds.held_out, collector, "evaluation").metrics()
         metrics |= {"grad_norm": largest_norm(norms), "lr": rate}

@@ -14,6 +14,7 @@ from membuilder.value_types import (
 )
 from reward.memalpha import refuse_unused
 from reward.score import Baseline, RewardConfig
+from rollout.routed_experts import RouterReplay
 from rollout.types import SamplingConfig
 from trainer.advantages import StdScale
 from trainer.configs import Aggregation, LossConfig, States, TrainConfig
@@ -33,6 +34,9 @@ class RLConfig(TrainConfig):
     """Share of a GPU's memory that vLLM may use while it is awake (its gpu_memory_utilization)."""
     engine_sleep: bool = True
     """On CUDA vLLM gives its memory back while the policy learns."""
+    router_replay: RouterReplay = RouterReplay.AUTO
+    """Whether the tokens of a mixture of experts are trained with the experts that the engine chose; `auto`: where it
+    reports them."""
     num_steps: PositiveInt = 100
     sessions_per_step: PositiveInt = 32
     updates_per_step: PositiveInt = 1

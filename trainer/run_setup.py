@@ -1,8 +1,10 @@
 """Makes the parts of a run for both loops: accelerator, log, data, model, engine, collector."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from rollout.chat_template import set_template_kwargs
 from rollout.equal_prompts import DrawsApart
 from rollout.gguf import model_folder
 from rollout.policy_folder import PolicyFolder
+from rollout.routed_experts import RouterReplay, UnreportedError
 from rollout.seeding import seed_everything
 from rollout.tokens import TokenCounter
 from rollout.types import Engine
@@ -56,9 +59,12 @@ from trainer.logs.run_log import RunLog
 from trainer.model.lora import NOT_ZERO3, WithoutAdapters
 from trainer.model.make_policy import make_policy, make_reference
 from trainer.model.policy import Policy, load_trainable
+from trainer.model.router_replay import use_router_replay
 from trainer.model.tiny_model import build_model, train_tokenizer
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +118,16 @@ def describe_run(config: TrainConfig, accelerator: Accelerator) -> None:
         write_library_log()
 
 
-def make_engine(config: RLConfig, model_dir: str | Path) -> Engine:
-    """Return an engine that holds the model of a folder. vLLM is imported only when it is asked for."""
+def make_engine(config: RLConfig, model_dir: str | Path, routed_experts: bool = False) -> Engine:
+    """Return an engine that holds the model of a folder. vLLM is imported only when it is asked for.
+
+    With `routed_experts` it reports which experts it chooses, if it can. ConfigError where it must and cannot.
+    """
     if config.engine == "vllm":
         from rollout.vllm_engine import VLLMEngine
 
-        return VLLMEngine(
+        make_vllm = partial(
+            VLLMEngine,
             model_dir,
             max_model_len=config.max_model_len,
             seed=config.seed,
@@ -126,11 +136,23 @@ def make_engine(config: RLConfig, model_dir: str | Path) -> Engine:
             sleep=config.engine_sleep,
             distributed=torch.distributed.is_available() and torch.distributed.is_initialized(),
         )
+        try:
+            return make_vllm(routed_experts=routed_experts)
+        except UnreportedError as error:
+            if config.router_replay is RouterReplay.ALWAYS:
+                raise ConfigError(
+                    f"router_replay=always: {error}. Set router_replay=auto, or engine=transformers, which reports them"
+                ) from error
+            _log.warning("the trainer's routers choose by themselves, no sampling/router_mismatch is known: %s", error)
+            return make_vllm()
     from rollout.hf_engine import TransformersEngine
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, config.model.dtype)
-    return DrawsApart(TransformersEngine(model_dir, max_model_len=config.max_model_len, device=device, dtype=dtype))
+    engine = TransformersEngine(
+        model_dir, max_model_len=config.max_model_len, device=device, dtype=dtype, routed_experts=routed_experts
+    )
+    return DrawsApart(engine)
 
 
 def make_collector(
@@ -264,9 +286,10 @@ def setup_rl(
         if run.world.rank == 0:
             warn_of_lost_text(builds, scheme_of(config), run.embedder)
     policy = make_policy(loaded.model, config.model.attention, start_device(run.accelerator), lora=config.model.lora)
+    use_router_replay(policy, config.router_replay)
     needs_reference = config.loss.kl_coef or config.reward.answerer == POLICY
     reference = make_reference(policy) if needs_reference else None
     if collector is None:
-        engine = make_engine(config, model_folder(config.model.path))
+        engine = make_engine(config, model_folder(config.model.path), policy.replays_experts)
         collector = make_collector(config, engine, loaded.tokenizer, run.embedder, run.world, judge, validity)
     return RLParts(**vars(run), policy=policy, reference=reference, collector=collector, builds=builds)

@@ -20,7 +20,9 @@ from os.path import commonprefix  # of any sequences
 
 import torch
 
+from rollout.routed_experts import RoutedExperts
 from trainer.batching.attention_plan import Call, Plan, padded_calls, varlen_calls
+from trainer.batching.expert_rows import expert_rows
 from trainer.batching.tree_levels import Level
 from trainer.losses import TokenValues
 
@@ -33,6 +35,8 @@ class TrainSequence:
     completion_token_ids: tuple[int, ...]
     values: TokenValues[tuple[float, ...]] | None = None
     """Columns aligned with the completion. A sequence to imitate was not sampled and has None."""
+    routed_experts: tuple[RoutedExperts, ...] = ()
+    """The experts that an engine chose for its last inputs, one part after another; empty where none were reported."""
 
     @property
     def input_token_ids(self) -> tuple[int, ...]:
@@ -70,6 +74,7 @@ class PackedBatch:
     sequence: torch.Tensor  # (M,) int64, which completion a row belongs to
     sequences: tuple[TrainSequence, ...]  # in the order of their rows
     values: TokenValues[torch.Tensor] | None  # columns (M,) float32
+    experts: torch.Tensor | None  # (N, layers, k) int16, what an engine chose (expert_rows.py)
 
     def to(self, device: torch.device) -> "PackedBatch":
         return _moved(self, device)
@@ -182,6 +187,7 @@ def pack(trees: Sequence[Node], plan: Plan = padded_calls, windows: Collection[i
     position_ids: list[int] = []
     predict_from: list[int] = []
     sequences: list[TrainSequence] = []
+    places: list[list[int]] = []  # of each sequence's inputs
     levels: list[Level] = []
     # each node of a depth, the number of its parent one depth above, and the packed indices of all tokens above it
     nodes: list[tuple[Node, int, list[int]]] = [(tree, 0, []) for tree in trees]
@@ -196,6 +202,7 @@ def pack(trees: Sequence[Node], plan: Plan = padded_calls, windows: Collection[i
                 first = len(sequence.prompt_token_ids) - 1
                 predict_from += path[first : first + len(sequence.completion_token_ids)]
                 sequences.append(sequence)
+                places.append(path[: len(sequence.input_token_ids)])
             below += [(child, number, path) for child in node.children]
         levels.append(Level(parents=[parent for _, parent, _ in nodes], spans=spans))
         nodes = below
@@ -211,6 +218,7 @@ def pack(trees: Sequence[Node], plan: Plan = padded_calls, windows: Collection[i
         sequence=torch.arange(len(lengths)).repeat_interleave(lengths),
         sequences=tuple(sequences),
         values=_joined_values(sequences),
+        experts=expert_rows([sequence.routed_experts for sequence in sequences], places, len(token_ids)),
     )
 
 

@@ -19,7 +19,7 @@ from trainer.batching.packing import Node, TrainSequence, as_run, build_tree, de
 from trainer.distributed.process_group import World
 from trainer.experience.collector import Collector
 from trainer.experience.sample_checks import check_prompts
-from trainer.experience.training_batch import sampled_sequences
+from trainer.experience.training_batch import prompt_experts, sampled_sequences
 from trainer.model.policy import shares_prompts, windows
 from trainer.rl_config import RLConfig
 
@@ -51,8 +51,9 @@ def sample_sequences(collector: Collector, tasks: list[Task], temperature: float
     check_prompts(collector.tokenizer, collector.scheme, tasks, groups)
     found = []
     for group in groups:
-        samples = [sample for rollout in group.rollouts for sample in rollout.samples.values()]
-        found.append([each for s in samples if s.completion is not None for each in sampled_sequences(s)])
+        samples = [sample for rollout in group.rollouts for sample in rollout.samples.values() if sample.completion]
+        of_prompts = prompt_experts(group.rollouts)
+        found.append([each for sample in samples for each in sampled_sequences(sample, of_prompts=of_prompts)])
     return [sequences for sequences in found if sequences]
 
 
@@ -110,6 +111,7 @@ def _length(sequence: TrainSequence) -> int:
 
 def _exchanged(sequence: TrainSequence) -> list[TrainSequence]:
     """Return the sequence, and copies in which another of its tokens stands in one place of the completion."""
+    sequence = replace(sequence, routed_experts=())  # of tokens that the engine did not read nothing is known
     place, completion = _place(sequence), sequence.completion_token_ids
     others = dict.fromkeys(token for token in (*sequence.prompt_token_ids, *completion) if token != completion[place])
     return [sequence] + [

@@ -23,6 +23,8 @@ NAME = re.compile(r"step_(\d+)\.json(\.partial)?")
 
 _OF_CALLS = (b',"calls":[]', b',"later":[]', b',"deleted":[]')
 """Fields that only a scheme with tools fills; texts have no bare quotation marks, so that no text holds them."""
+_OF_MIXTURES = b',"routed_experts":null'
+"""A field that only a mixture of experts fills."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +99,8 @@ class RolloutCache:
 
 
 def _group(encoded: bytes) -> bytes:
-    """Leave out fields of calls where there are none: such a journal has the bytes of one before there were calls."""
-    if b'"arguments":' not in encoded:
-        for field in _OF_CALLS:
+    """Leave out fields that nothing fills: such a journal has the bytes of one before there were such fields."""
+    if b'"arguments":' not in encoded:  # they may hold anything
+        for field in (*_OF_CALLS, _OF_MIXTURES):
             encoded = encoded.replace(field, b"")
     return encoded

@@ -1,14 +1,18 @@
 """Scored groups become prefix trees with advantages and weights, and the counts that losses are divided by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from reward.rollouts import ScoredGroup
 from reward.score import Baseline
-from rollout.types import Sample
+from rollout.routed_experts import RoutedExperts
+from rollout.types import Rollout, Sample
 from trainer.advantages import StdScale, compared
 from trainer.batching.packing import Share, TrainSequence, build_tree
 from trainer.losses import TokenValues
+
+OfPrompts = Mapping[tuple[int, ...], RoutedExperts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +74,13 @@ def make_batch(
     for number, group in enumerate(scored):
         by_role = {role: found[number, role] for role in roles}
         advantages.append(by_role)
+        of_prompts = prompt_experts(group.rollouts)
         sequences = [
             sequence
             for role, values in by_role.items()
-            for k, advantage in enumerate(values)
+            for rollout, score, advantage in zip(group.rollouts, group.scores, values, strict=True)
             if advantage is not None
-            for sequence in sampled_sequences(group.rollouts[k].samples[role], advantage, group.scores[k].weights[role])
+            for sequence in sampled_sequences(rollout.samples[role], advantage, score.weights[role], of_prompts)
         ]
         run = [sequence for sequence in sequences if run_silent or sequence.values.advantage[0]]
         if sequences:
@@ -90,12 +95,16 @@ def make_batch(
     return Batch(groups=groups, advantages=advantages, zero_std_share=silent / max(1, len(rewards)))
 
 
-def sampled_sequences(sample: Sample, advantage: float = 0.0, weight: float = 0.0) -> list[TrainSequence]:
+def sampled_sequences(
+    sample: Sample, advantage: float = 0.0, weight: float = 0.0, of_prompts: OfPrompts = MappingProxyType({})
+) -> list[TrainSequence]:
     """Return each turn of a sample with its tokens' values; nothing is learned from it where the advantage is 0.
 
-    What a role was told between two turns is part of the later one's prompt: it carries no loss.
+    What a role was told between two turns is part of the later one's prompt: it carries no loss. `of_prompts`: the
+    experts of prompts, which not every completion of a prompt carries.
     """
     assert sample.completion is not None, "what was not sampled has no reward"
+    experts = _told_experts(sample, of_prompts)
     return [
         TrainSequence(
             prompt_token_ids=prompt,
@@ -106,6 +115,34 @@ def sampled_sequences(sample: Sample, advantage: float = 0.0, weight: float = 0.
                 truncated=(float(is_cut),) * len(completion.token_ids),
                 rollout_logprobs=completion.rollout_logprobs,
             ),
+            routed_experts=experts[: number + 2],
         )
-        for prompt, completion, is_cut in sample.turns()
+        for number, (prompt, completion, is_cut) in enumerate(sample.turns())
     ]
+
+
+def prompt_experts(rollouts: Iterable[Rollout]) -> OfPrompts:
+    """Return the experts of each prompt for which a completion carries them: the first one's, for all that share it.
+
+    Which one it is decides nothing: all are choices of the same weights, most of them read from the same cache.
+    """
+    found: dict[tuple[int, ...], RoutedExperts] = {}
+    for sample in (sample for rollout in rollouts for sample in rollout.samples.values()):
+        prompt, completion = sample.prompt_token_ids, sample.completion
+        told = None if completion is None else completion.routed_experts
+        if told is not None and told.num_tokens == len(prompt) + len(completion.token_ids) - 1:
+            found.setdefault(prompt, told.first(len(prompt)))
+    return found
+
+
+def _told_experts(sample: Sample, of_prompts: OfPrompts) -> tuple[RoutedExperts, ...]:
+    """Return the experts of a sample's prompt, its first completion, and each later one with what came before it.
+
+    They are none where a turn lacks them: an engine reports the experts of all its completions or of none.
+    """
+    first, *later = (completion for _, completion, _ in sample.turns())
+    parts = [each.routed_experts for each in (first, *later)]
+    prompt = of_prompts.get(sample.prompt_token_ids)
+    if prompt is None or None in parts:
+        return ()
+    return (prompt, parts[0].last(len(first.token_ids) - 1), *parts[1:])

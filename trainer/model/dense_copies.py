@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from trainer.batching.packing import TrainSequence
+from trainer.batching.expert_rows import expert_rows
+from trainer.batching.packing import PackedBatch, TrainSequence
 
 
 def hidden_states(model: PreTrainedModel, sequences: Sequence[TrainSequence]) -> torch.Tensor:
@@ -17,6 +18,17 @@ def hidden_states(model: PreTrainedModel, sequences: Sequence[TrainSequence]) ->
     ids, predict_from = _padded(sequences, model.device)
     output = model.base_model(input_ids=ids, use_cache=False)
     return output.last_hidden_state.flatten(0, 1)[predict_from]
+
+
+def expert_rows_of(batch: PackedBatch) -> torch.Tensor | None:
+    """Return the experts that an engine chose for a batch's tokens (B L, layers, k), as `hidden_states` runs them."""
+    if batch.experts is None:
+        return None
+    lengths = [len(each.input_token_ids) for each in batch.sequences]
+    longest = max(lengths)
+    places = [range(number * longest, number * longest + length) for number, length in enumerate(lengths)]
+    parts = [each.routed_experts for each in batch.sequences]
+    return expert_rows(parts, places, longest * len(lengths)).to(batch.experts.device)
 
 
 @torch.no_grad()

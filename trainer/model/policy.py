@@ -17,6 +17,7 @@ from trainer.configs import ModelConfig
 from trainer.model import dense_copies, shared_prefix
 from trainer.model.head import Head, HeadOutput, Impl, LogitScaling, LossFunction, LossOutput
 from trainer.model.lora import adapted_layers, keep_adapters_alone
+from trainer.model.router_replay import Replay, contexts_of_checkpoint, no_counts, replaying
 from trainer.model.shared_prefix import use_shared_prefix, windows_of
 
 
@@ -30,7 +31,7 @@ def load_trainable(
     dtype = getattr(torch, config.dtype)
     loaded = load_policy(path, dtype=dtype, lengths=lengths, template_kwargs=template_kwargs)
     if config.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts_of_checkpoint})
     return loaded
 
 
@@ -77,6 +78,7 @@ class Policy(torch.nn.Module):
         if shares_prompts:
             use_shared_prefix(model)
         self.shares_prompts = shares_prompts
+        self.replays_experts = False  # use_router_replay of router_replay.py sets it
         self.windows = windows_of(model) if shares_prompts else ()
         own = model.get_output_embeddings()
         model.set_output_embeddings(Head(own.weight, own.bias, logit_scaling(model.config), head_impl))
@@ -90,10 +92,23 @@ class Policy(torch.nn.Module):
         temperature: float = 1.0,
         loss: LossFunction | None = None,
         whole_sequences: bool = False,
+        own_experts: bool = False,
     ) -> HeadOutput | LossOutput:
-        """Return log-probs and entropies (M,) of a batch's targets, without gradient, or the loss on them."""
-        if self.shares_prompts:
-            hidden = shared_prefix.hidden_states(self.model, batch)
-        else:
-            hidden = dense_copies.hidden_states(self.model, batch.sequences)
-        return self.model.get_output_embeddings()(hidden, batch.targets, temperature, loss, whole_sequences)
+        """Return log-probs and entropies (M,) of a batch's targets, without gradient, or the loss on them.
+
+        With `own_experts` routers choose by themselves, whatever an engine chose for the batch.
+        """
+        experts = None
+        if self.replays_experts and not own_experts:
+            experts = batch.experts if self.shares_prompts else dense_copies.expert_rows_of(batch)
+        replay = None if experts is None else Replay(experts=experts)
+        with replaying(replay):
+            if self.shares_prompts:
+                hidden = shared_prefix.hidden_states(self.model, batch)
+            else:
+                hidden = dense_copies.hidden_states(self.model, batch.sequences)
+        output = self.model.get_output_embeddings()(hidden, batch.targets, temperature, loss, whole_sequences)
+        if self.replays_experts and isinstance(output, LossOutput):
+            counts = no_counts(hidden.device) if replay is None else replay.metrics()
+            output = output._replace(metrics=output.metrics | counts)
+        return output
