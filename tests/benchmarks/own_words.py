@@ -39,7 +39,7 @@ from rollout.types import Group, SamplingConfig
 from tests.benchmarks.common import train_until
 from tests.benchmarks.side_by_side import NOTHING, actions, side_by_side
 from tests.fault_server import served
-from trainer.data.corpus import ExpertBuild, build_corpus
+from trainer.data.corpus import ExpertBuild, expert_builds, load_corpus
 from trainer.experience.collector import Collector
 from trainer.experience.evaluate import (
     BuiltBank,
@@ -210,7 +210,7 @@ def evaluate(
 ) -> dict[str, SystemResult]:
     """Judge the model, the teacher and the systems without a model on people apart."""
     embedder = Embedder(config.embedding_model)
-    held_out = build_corpus(config.data, embedder, scheme_of(config), "held_out").held_out
+    held_out = expert_builds(load_corpus(config.data).held_out, embedder, scheme_of(config), "held-out")
     engine = make_engine(config, model_dir)
     tokenizer = load_tokenizer(str(model_dir), config.prompts.chat_template_kwargs)
     collector = ListeningCollector(**vars(make_collector(config, engine, tokenizer, embedder)))

@@ -8,8 +8,8 @@ in the published format, and is judged after SFT; `own_words` imitates a teacher
 (tests/benchmarks/own_words.py).
 
 Every other part is a run of `trainer.quickstart --resume` in a folder of `--folder`. A benchmark that is stopped goes
-on with the same command, and `--hours` may be few: when they are over, the step in hand is saved and what has been learned
-so far is evaluated. FILE is rewritten after every part.
+on with the same command, and `--hours` may be few: when they are over, the step in hand is saved and what has been
+learned so far is evaluated. FILE is rewritten after every part.
 """
 
 import argparse
