@@ -36,7 +36,7 @@ from membuilder.types import AgentUpdate, Dialogue, Entry, Failure, Operation, O
 from rollout.tokens import load_tokenizer
 from rollout.turns import Task
 from rollout.types import Group, SamplingConfig
-from tests.benchmarks.common import train_until
+from tests.benchmarks.common import steps_done, train_until
 from tests.benchmarks.side_by_side import NOTHING, actions, side_by_side
 from tests.fault_server import served
 from trainer.data.corpus import ExpertBuild, expert_builds, load_corpus
@@ -188,7 +188,7 @@ def train(config: SFTConfig, folder: Path, ends: float) -> int:
     path = folder / "sft.yaml"
     write_atomic(path, dump(config))
     train_until([sys.executable, "-m", "trainer.sft", "--config", str(path)], ends, Path(config.out), "max_steps")
-    return len(read_jsonl(Path(config.out, METRICS_FILE))) if Path(config.out, "model").is_dir() else 0
+    return steps_done(Path(config.out)) if Path(config.out, "model").is_dir() else 0
 
 
 @dataclass(frozen=True, kw_only=True)

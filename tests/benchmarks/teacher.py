@@ -32,7 +32,7 @@ _ENTRY = re.compile(r"^e\d+ (.*)$", re.MULTILINE)
 _DATED = re.compile(r"^\d{4}-\d\d-\d\d: ")
 
 _FILLER = re.compile(
-    r"(?:(?:by the way|you know what|oh|honestly|well|so|actually|funny thing|right|i meant to say|listen|wow|yes|no|"
+    r"^(?:(?:by the way|you know what|oh|honestly|well|so|actually|funny thing|right|i meant to say|listen|wow|yes|no|"
     r"to be fair|let me tell you|anyway|hmm|just so you know|guess what|(?:hey|hi|hello) \w+)[,?!] (?:and )?)+",
     re.IGNORECASE,
 )
@@ -59,16 +59,16 @@ _PLURAL = {"am": "are", "was": "were", "wasn't": "weren't"}
 
 def third_person(text: str, speaker: str, other: str) -> str:
     """Rewrite what `speaker` said to `other` as somebody else would note it: with names, without fillers."""
-    sentences = [_FILLER.sub("", each.strip(), count=1) for each in _SENTENCE.findall(text)]
+    sentences = [_FILLER.sub("", each.strip()) for each in _SENTENCE.findall(text)]
     told = [each for each in sentences if each and not each.endswith("?")] or [text]
     weighty = [each for each in told if _weight(each, speaker) >= MIN_SENTENCE_SCORE]
     rewritten, is_named = [], False
     for sentence in weighty or told:
         changed, is_named = _rewrite(sentence, speaker, other, is_named)
         changed = re.sub(r", (it|they) ", r"; \1 ", changed)
-        rewritten.append(changed[0].upper() + changed[1:].rstrip("!. ") + ".")
+        rewritten.append(changed[0].upper() + changed[1:].rstrip("?!. ") + ".")
     noted = " ".join(rewritten)
-    return noted if speaker in noted else f"{noted[:-1]}, says {speaker}."
+    return noted if re.search(rf"\b{re.escape(speaker)}\b", noted) else f"{noted[:-1]}, says {speaker}."
 
 
 def _weight(sentence: str, speaker: str) -> float:
