@@ -86,3 +86,27 @@ def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_an
     again = json.loads(out.read_text())["parts"]["generated"]
     assert again["run"]["steps"]["rl"] == first + 2
     assert again["curves"]["rl"][:first] == parts["generated"]["curves"]["rl"]
+
+
+@pytest.mark.slow
+def test_the_part_in_own_words_collects_trains_and_evaluates_and_goes_on_another_day(tmp_path):
+    model, out, folder = tmp_path / "model", tmp_path / "real.json", tmp_path / "runs"
+    forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made")
+    given = ["--out", str(out), "--folder", str(folder), "--model", str(model), "--parts", "own_words"]
+    small = ["rl.engine=transformers", "rl.data.num_train=2", "rl.data.num_held_out=2", "rl.sampling.max_tokens=24"]
+    run([*given, *small, "sft.max_steps=2"])
+    part = json.loads(out.read_text())["parts"]["own_words"]
+    assert (part["steps"], part["people"]) == (2, {"train": 2, "held_out": 2})
+    assert list(part["systems"]) == ["empty", "random", "longest", "rules", "all", "teacher", "sft"]
+    teacher, rules = part["systems"]["teacher"], part["systems"]["rules"]
+    assert teacher["format_valid"] == 1 and teacher["accuracy"] > 0.9 * rules["accuracy"]
+    assert 0 < teacher["memory_tokens"] < rules["memory_tokens"]
+    windows = sum(part["windows_stored_by"].values())
+    assert all(sum(counts.values()) >= 4 * windows for counts in part["operations"].values())
+    assert len(part["samples"]) == 20 and [row["step"] for row in part["curve"]] == [0, 1]
+    records = (folder / "own_words/sft.jsonl").read_text().splitlines()
+    assert len(records) == part["answers_trained_on"] > 40
+
+    run([*given, *small, "sft.max_steps=3"])
+    again = json.loads(out.read_text())["parts"]["own_words"]
+    assert again["steps"] == 3 and again["curve"][:2] == part["curve"] and again["systems"]["teacher"] == teacher

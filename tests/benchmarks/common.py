@@ -2,11 +2,14 @@
 
 import ctypes
 import json
+import math
 import multiprocessing
 import os
+import signal
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +21,8 @@ from trainer.logs.provenance import provenance
 M_MMAP_THRESHOLD = -3
 """Of glibc's malloc.h."""
 RIVALS = ("trl", "liger-kernel", "cut-cross-entropy", "prefix-grouper", "triton")
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+"""Exit statuses of a training that was stopped: by itself, its step saved, and before it could hear of it."""
 LOAD_AT_START = os.getloadavg()[0]
 """What others did on this machine in the minute before: a ratio of things that take turns stands it, times do not."""
 
@@ -114,3 +119,26 @@ def _resident(field: str) -> int:
 def write(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(header() | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def train_until(command: Sequence[str], ends: float, stage: Path, key: str) -> None:
+    """Run a training until it ends or the time (of `time.monotonic`) is over; then end it with the steps it has made.
+
+    `stage` is the folder whose checkpoints count the steps, `key` the setting that says how many there are to be.
+    SystemExit where it fails.
+    """
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait(None if math.isinf(ends) else max(1.0, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait()
+    if status in STOPPED and (done := steps_done(stage)):
+        status = subprocess.run([*command, f"{key}={done}"]).returncode
+    if status != 0 and status not in STOPPED:
+        raise SystemExit(f"{' '.join(command[:3])} of {stage} failed (exit {status}); its run.log says why")
+
+
+def steps_done(stage: Path) -> int:
+    """Return the number of steps that the newest checkpoint of a stage's folder holds."""
+    return max((int(each.name.removeprefix("step_")) for each in (stage / "checkpoints").glob("step_*")), default=0)

@@ -4,18 +4,17 @@
 
 `locomo` trains on conversations 26, 30, 41 and 42 and is judged on 43, 44 and 47; `generated` is the quickstart with
 this model and more people, `quickstart` with its own few and more steps; `operations` imitates the expert's operations
-in the published format, and is judged after SFT.
+in the published format, and is judged after SFT; `own_words` imitates a teacher that writes in words of its own
+(tests/benchmarks/own_words.py).
 
-Every part is a run of `trainer.quickstart --resume` in a folder of `--folder`, so a benchmark that is stopped goes on
-with the same command, and `--hours` may be few: when they are over, the step in hand is saved and what has been learned
-so far is evaluated. FILE is rewritten after every part.
+Every other part is a run of `trainer.quickstart --resume` in a folder of `--folder`. A benchmark that is stopped goes
+on with the same command, and `--hours` may be few: when they are over, the step in hand is saved and what has been
+learned so far is evaluated. FILE is rewritten after every part.
 """
 
 import argparse
 import json
 import math
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,8 @@ import numpy as np
 
 from membuilder.evaluation.intervals import paired
 from membuilder.files import write_atomic
-from tests.benchmarks.common import header
+from tests.benchmarks import own_words
+from tests.benchmarks.common import header, train_until
 from trainer.logs.run_log import METRICS_FILE, read_jsonl
 
 TRAIN, HELD_OUT = ("conv-26", "conv-30", "conv-41", "conv-42"), ("conv-43", "conv-44", "conv-47")
@@ -54,10 +54,10 @@ PARTS = {
     "generated": GENERATED,
     "operations": ("--steps-rl=0", *OPERATIONS),
     "quickstart": ("rl.num_steps=60",),
+    "own_words": own_words.OVERRIDES,
 }
 METRICS = ("step", "sft/loss", "sft/val_loss", "reward/mean", "reward/std", "qa/accuracy", "frac_reward_zero_std",
            "entropy", "memory_ratio", "length_weight")  # fmt: skip
-STOPPED = 128 + signal.SIGTERM
 
 
 def main() -> None:
@@ -72,14 +72,18 @@ def main() -> None:
     given = parser.parse_args()
     ends = time.monotonic() + 3600 * given.hours
     for name in given.parts:
-        folder = given.folder / name
-        data = locomo_files(given.data, given.folder) if name == "locomo" else []
-        run_part([*data, *PARTS[name], *given.overrides], given.model, folder, ends)
-        if not (folder / "summary.json").is_file():
+        folder, overrides = given.folder / name, [*PARTS[name], *given.overrides]
+        if name == "own_words":
+            found = own_words.run(folder, given.model, overrides, ends)
+        else:
+            data = locomo_files(given.data, given.folder) if name == "locomo" else []
+            run_part([*data, *overrides], given.model, folder, ends)
+            found = result(folder) if (folder / "summary.json").is_file() else None
+        if found is None:
             print(f"{name}: stopped before anything was evaluated; the same command goes on")
             continue
         record = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {"parts": {}}
-        record["parts"][name] = header() | {"model": given.model} | result(folder)
+        record["parts"][name] = header() | {"model": given.model} | found
         write_atomic(given.out, json.dumps(record, indent=2) + "\n")
 
 
@@ -103,21 +107,7 @@ def locomo_files(path: Path | None, folder: Path) -> list[str]:
 def run_part(arguments: list[str], model: str, folder: Path, ends: float) -> None:
     """Run the quickstart until it ends or the time is over; then evaluate what has been learned so far."""
     command = [sys.executable, "-m", "trainer.quickstart", "--model", model, "--out", str(folder), "--resume"]
-    with subprocess.Popen([*command, *arguments]) as process:
-        try:
-            status = process.wait(None if math.isinf(ends) else max(1.0, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait()
-    if status == STOPPED and (done := steps_done(folder)):
-        status = subprocess.run([*command, *arguments, f"rl.num_steps={done}"]).returncode
-    if status not in (0, STOPPED):
-        raise SystemExit(f"real_model: the quickstart in {folder} failed (exit {status}); its run.log says why")
-
-
-def steps_done(folder: Path) -> int:
-    """Return the number of RL steps that the newest checkpoint of a run holds."""
-    return max((int(each.name.removeprefix("step_")) for each in (folder / "rl/checkpoints").glob("step_*")), default=0)
+    train_until([*command, *arguments], ends, folder / "rl", "rl.num_steps")
 
 
 def result(folder: Path) -> dict:
