@@ -92,7 +92,7 @@ def test_a_run_whose_hours_are_over_evaluates_what_it_has_learned_and_goes_on_an
 def test_the_part_in_own_words_collects_trains_and_evaluates_and_goes_on_another_day(tmp_path):
     model, out, folder = tmp_path / "model", tmp_path / "real.json", tmp_path / "runs"
     forks.finish(tiny.main, (["--out", str(model), "num_layers=1", "hidden_size=32"],), tmp_path / "made")
-    given = ["--out", str(out), "--folder", str(folder), "--model", str(model), "--parts", "own_words"]
+    given = ["--parts", "own_words", "--out", str(out), "--folder", str(folder), "--model", str(model)]
     small = ["rl.engine=transformers", "rl.data.num_train=2", "rl.data.num_held_out=2", "rl.sampling.max_tokens=24"]
     run([*given, *small, "sft.max_steps=2"])
     part = json.loads(out.read_text())["parts"]["own_words"]
