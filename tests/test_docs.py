@@ -194,7 +194,8 @@ def test_the_dialogue_of_the_data_formats_page_loads(tmp_path):
 
 def test_pictures_show_the_numbers_of_the_result_files():
     script = runpy.run_path(str(PICTURES / "make.py"))
-    for name, numbers in (("results", script["results_numbers"]()), ("learning_curve", script["curve_numbers"]())):
+    drawn = {"results": "results", "learning_curve": "curve", "pretrained_curve": "pretrained"}
+    for name, numbers in ((name, script[f"{of}_numbers"]()) for name, of in drawn.items()):
         assert json.loads((PICTURES / f"{name}.json").read_text(encoding="utf-8")) == numbers, name
     readme = PAGES[0].read_text(encoding="utf-8")
     (alt,) = re.findall(r"!\[([^\]]*)\]\(docs/pictures/results.png\)", readme)
@@ -253,7 +254,7 @@ def test_the_table_of_memalpha_shows_its_result_file():
 
 def test_pictures_are_small():
     pictures = sorted(PICTURES.glob("*.png"))
-    assert [path.stem for path in pictures] == ["inspect", "learning_curve", "pipeline", "results"]
+    assert [path.stem for path in pictures] == ["inspect", "learning_curve", "pipeline", "pretrained_curve", "results"]
     for path in pictures:
         assert 10_000 < path.stat().st_size < MAX_PICTURE_BYTES, path.name
 

@@ -157,7 +157,7 @@ def trajectory() -> Trajectory:
         speakers=dialogue.speakers,
         expert="teacher",
         temperature=None,
-        prompts=FULL.prompts,
+        scheme=FULL,
         steps=tuple(steps),
     )
 
@@ -212,8 +212,10 @@ def test_answers_are_counted_and_laid_beside_the_teachers(trajectory):
     names = [f"{trajectory.dialogue}/{number}" for number in range(len(trajectory.steps))]
     silent = {agent.value: SKIP if agent is Agent.CORE else SILENT for agent in Agent}
     answered = dict.fromkeys(names, silent)
-    by_teacher = side_by_side({name: {a.value: trajectory.target(n, a) for a in Agent} for n, name in enumerate(names)},
-                              [trajectory], 1)  # fmt: skip
+    same = {
+        name: {agent.value: trajectory.target(number, agent)[0] for agent in Agent} for number, name in enumerate(names)
+    }
+    by_teacher = side_by_side(same, [trajectory], 1)
     assert by_teacher["operations"]["model"] == by_teacher["operations"]["teacher"]
     assert by_teacher["same_as_teacher"] == 1 and set(by_teacher["windows_stored_by"]) == {"both", "nobody"}
     assert len(by_teacher["samples"]) == min(20, by_teacher["windows_stored_by"]["both"])

@@ -380,6 +380,25 @@ def test_the_table_of_operations_is_that_of_the_result_file():
     assert f"{part['systems']['sft']['questions']} questions about four people" in EVIDENCE
 
 
+def test_the_table_in_own_words_is_that_of_the_result_file():
+    part = result("real_model")["parts"]["own_words"]
+    section = EVIDENCE.split("\n### In its own words\n")[1].split("\n#")[0]
+    labels = {"sft": "SFT", "longest": "longest turns", "random": "random turns", "all": "every turn"}
+    for name, row in part["systems"].items():
+        figures = f"{row['format_valid']:.3f} | {row['memory_tokens']:.0f} | {row['accuracy']:.3f}"
+        assert name == "empty" or f"| {labels.get(name, name)} | {figures} |" in section, name
+    over = part["compared"]["sft over teacher"]
+    points = [100 * over[name] for name in ("difference", "low", "high")]
+    assert "({:+.1f} points, {:+.1f} to {:+.1f})".format(*points) in section
+    ratio = part["systems"]["sft"]["memory_tokens"] / part["systems"]["teacher"]["memory_tokens"]
+    assert f"with {ratio:.2f} times the memory" in section
+    assert f"{part['steps']} steps, {part['answers_trained_on']:,} answers" in section
+    stored, by_both = sum(part["windows_stored_by"].values()), part["windows_stored_by"]["both"]
+    num_windows = sum(count for name, count in part["operations"]["teacher"].items() if name.startswith("procedural"))
+    assert stored == num_windows and 0.55 < by_both / num_windows < 0.65
+    assert f"words {part['words_found_in_window']:.0%} stand" in section
+
+
 def test_a_reward_of_models_taught_what_the_reward_without_any_did():
     (row,) = result("reward_agrees")["rows"]
     assert row["same"] == {"curve": True, "systems": True, "weights": True}

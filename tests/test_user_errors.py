@@ -210,7 +210,7 @@ def files_of(w: Path) -> None:
         + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)),
         "environment.yaml": "scheme: ${oc.env:NOWHERE_IS_SET}\n",
         "reference.yaml": "scheme: ${nope\n",
-        "nested.yaml": f"scheme: {'[' * 500}\n",
+        "nested.yaml": f"scheme: {'[' * 20_000}\n",
         "null_key.yaml": "null: 1\n",
         "digits.yaml": f"max_turns: {'9' * 5000}\n",
         "dotted.yaml": "model.name: rules\n",

@@ -1,9 +1,9 @@
 """Draws the pictures of the README and of docs/, into this folder.
 
     python docs/pictures/make.py               all of them
-    python docs/pictures/make.py results       one: pipeline, results, learning_curve or inspect
+    python docs/pictures/make.py results       one: pipeline, results, learning_curve, pretrained_curve or inspect
 
-`inspect` needs Chromium. Beside results.png and learning_curve.png lies a JSON file with the numbers they show;
+`inspect` needs Chromium. Beside results.png and the curves lies a JSON file with the numbers they show;
 tests/test_docs.py compares it with the result files of tests/benchmarks/results.
 """
 
@@ -82,6 +82,12 @@ def curve_numbers() -> dict[str, list[float]]:
         "memory_tokens": [857, *(point["memory_tokens"] for point in points)],
         "rules": [0.511, 731],
     }
+
+
+def pretrained_numbers() -> dict[str, list[float]]:
+    """Of each RL step of SmolLM2: share of answered questions, memory beside the rules', and entropy in nats."""
+    rows = read_result("real_model")["parts"]["generated"]["curves"]["rl"]
+    return {name: [round(row[name], 3) for row in rows] for name in ("qa/accuracy", "memory_ratio", "entropy")}
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -208,6 +214,25 @@ def draw_learning_curve() -> None:
         save(figure, "learning_curve")
 
 
+def draw_pretrained_curve() -> None:
+    numbers = pretrained_numbers()
+    write_numbers("pretrained_curve", numbers)
+    titles = {
+        "qa/accuracy": "Questions answered, share",
+        "memory_ratio": "Memory, times the rules'",
+        "entropy": "Entropy of a token, nats",
+    }
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+        for ax, (name, values) in zip(axes, numbers.items(), strict=True):
+            ax.plot(range(len(values)), values, "-o", color=ORANGE, linewidth=1.6, markersize=3)
+            ax.set_title(titles[name], fontsize=10.5)
+            ax.set_xlabel("RL step")
+            ax.set_ylim(0)
+        axes[1].axhline(1, color=GREY, linewidth=1.2, linestyle="--")
+        save(figure, "pretrained_curve")
+
+
 def draw_inspect() -> None:
     """The page that `membuilder.inspect --html` writes, of a memory that the rules built from a generated dialogue."""
     with tempfile.TemporaryDirectory() as name:
@@ -245,6 +270,7 @@ PICTURES = {
     "pipeline": draw_pipeline,
     "results": draw_results,
     "learning_curve": draw_learning_curve,
+    "pretrained_curve": draw_pretrained_curve,
     "inspect": draw_inspect,
 }
 

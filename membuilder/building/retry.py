@@ -46,8 +46,9 @@ async def retry_failed(
 
 
 def digest_of(work: object) -> str:
-    """Return a digest of records; operations without a part have the one from before there were parts."""
-    return hashlib.sha256(repr(work).replace(", part=None", "").encode()).hexdigest()
+    """Return a digest of records; operations without a part or turn have the one from before there were any."""
+    told = repr(work).replace(", part=None", "").replace(", turn=None", "")
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def is_begun_with(path: Path, settings: Mapping[str, Any]) -> bool:

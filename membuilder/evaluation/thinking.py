@@ -9,7 +9,7 @@ from membuilder.config import read
 from membuilder.llm.endpoints import ModelAccess
 
 BUDGET = "thinking_token_budget"
-"""What vLLM calls a budget in a request; it closes thinking as its --reasoning-config says."""
+"""What vLLM calls a budget in a request; it closes thinking as its reasoning-config says."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def warn_of_budget(budget: int | None, writer: ModelAccess) -> None:
     if budget is not None and BUDGET not in writer.endpoint.extra_body:
         problem = (
             "%s was trained with sampling.thinking_budget=%d, and here nothing closes its thinking: serve it with "
-            "--reasoning-config and add --build-endpoint extra_body.%s=%d (docs/evaluation.md)"
+            "vLLM's reasoning-config and add --build-endpoint extra_body.%s=%d (docs/evaluation.md)"
         )
         _log.warning(problem, writer.endpoint.name, budget, BUDGET, budget)
 

@@ -28,6 +28,7 @@ from membuilder.files import write_atomic
 from membuilder.generate.dialogue import generate
 from membuilder.schemes.four_agents.apply import resolve
 from membuilder.schemes.four_agents.prompts import PromptConfig
+from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.schemes.load import scheme_of
 from membuilder.schemes.scheme import Step
 from membuilder.trajectories.records import SFTRecord, sft_records, write_records
@@ -105,16 +106,8 @@ def collect(dialogues: Sequence[Dialogue], folder: Path, max_turns: int, base_ur
     path = folder / "dialogues.jsonl"
     write_atomic(path, "".join(json.dumps(custom_line(dialogue)) + "\n" for dialogue in dialogues))
     command = [sys.executable, "-m", "membuilder.expert", "--dataset", "custom", "--dataset-path", str(path)]
-    command += [
-        "--expert-model",
-        "teacher",
-        "--provider",
-        "vllm",
-        "--base-url",
-        base_url,
-        "--max-turns",
-        str(max_turns),
-    ]
+    command += ["--expert-model", "teacher", "--provider", "vllm", "--base-url", base_url]
+    command += ["--max-turns", str(max_turns)]
     subprocess.run([*command, "--output-dir", str(folder), "--parallel", "--skip-existing"], check=True)
     trajectories = []
     for sample in sample_folders(folder / "custom"):
@@ -143,7 +136,7 @@ def write_training_file(trajectories: Sequence[Trajectory], path: Path, config: 
 def as_asked(trajectory: Trajectory, prompts: PromptConfig) -> Trajectory:
     """Return a trajectory as if it had been asked by these prompts, which show fewer entries."""
     steps = tuple(replace(each, step=_as_shown(each.step, prompts.entries_shown)) for each in trajectory.steps)
-    return replace(trajectory, prompts=prompts, steps=steps)
+    return replace(trajectory, scheme=FourAgents(prompts), steps=steps)
 
 
 def _as_shown(step: Step, num_entries: int) -> Step:

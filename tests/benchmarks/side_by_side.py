@@ -25,7 +25,10 @@ _STORED_BY = {
 def side_by_side(answered: Mapping[str, Mapping[str, str]], taught: Sequence[Trajectory], seed: int) -> dict:
     """Lay the model's answers (window -> agent -> text) beside the teacher's; every window is the teacher's too."""
     windows = {
-        f"{each.dialogue}/{number}": (step.step.session, {agent.value: each.target(number, agent) for agent in Agent})
+        f"{each.dialogue}/{number}": (
+            step.step.session,
+            {agent.value: each.target(number, agent)[0] for agent in Agent},
+        )
         for each in taught
         for number, step in enumerate(each.steps)
     }
