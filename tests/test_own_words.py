@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 
@@ -190,7 +191,7 @@ def record(session: int, agent: Agent, completion: str) -> SFTRecord:
     return SFTRecord(prompt=f"{session}", completion=completion, agent=agent, dialogue="d", session=session)
 
 
-def test_about_half_of_what_is_trained_on_stores_something():
+def test_each_agent_is_shown_storing_in_at_least_half_of_its_answers():
     adds = '{"operations": [{"action": "ADD", "memory": "Ann has a cat."}]}'
     records = []
     for number in range(400):
@@ -199,13 +200,12 @@ def test_about_half_of_what_is_trained_on_stores_something():
             records.append(record(number, agent, told.get(agent, SKIP if agent is Agent.CORE else SILENT)))
     kept = balanced(records, 1)
     assert kept == balanced(records, 1) != balanced(records, 2) and kept == [each for each in records if each in kept]
-    storing = [each for each in kept if each.completion == adds]
-    assert len(storing) == 300 and [each for each in records if each.completion == adds] == storing
-    silent = [each for each in kept if each not in storing]
-    assert len({each.session for each in silent}) == len(silent)  # one of a window
-    odd = [each for each in silent if each.session % 2]
-    assert len(silent) - len(odd) == 200 and 30 < len(odd) < 70
-    assert {each.agent for each in silent} == {Agent.CORE, Agent.SEMANTIC, Agent.PROCEDURAL, Agent.EPISODIC}
+    assert [each for each in records if each.completion == adds] == [each for each in kept if each.completion == adds]
+    counts = Counter((each.agent, each.completion == adds) for each in kept)
+    assert counts == {(Agent.EPISODIC, True): 200, (Agent.EPISODIC, False): 200,
+                      (Agent.SEMANTIC, True): 100, (Agent.SEMANTIC, False): 100}  # fmt: skip
+    assert {each.session % 2 for each in kept if each.agent is Agent.SEMANTIC and each.completion != adds} == {0, 1}
+    assert balanced(records[:1], 1) == []
 
 
 def test_answers_are_counted_and_laid_beside_the_teachers(trajectory):

@@ -11,7 +11,6 @@ import json
 import random
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,7 +32,7 @@ from membuilder.schemes.load import scheme_of
 from membuilder.schemes.scheme import Step
 from membuilder.trajectories.records import SFTRecord, sft_records, write_records
 from membuilder.trajectories.trajectory import STORE_FILE, Trajectory, read_trajectory, sample_folders
-from membuilder.types import AgentUpdate, Dialogue, Entry, Failure, Operation, OperationKind
+from membuilder.types import Agent, AgentUpdate, Dialogue, Entry, Failure, Operation, OperationKind
 from rollout.tokens import load_tokenizer
 from rollout.turns import Task
 from rollout.types import Group, SamplingConfig
@@ -61,13 +60,11 @@ OVERRIDES = (
     *(f"{stage}.prompts.response_format=operations" for stage in ("sft", "rl")),
     "sft.resume=auto",
     "sft.sessions_per_step=8",
-    "sft.max_steps=150",  # every window once
+    "sft.max_steps=150",
     "rl.data.num_held_out=8",
     "rl.sampling.max_tokens=192",
     "rl.reward.judge=coverage",
 )
-SILENT_SHARE = 0.25
-"""Of the windows about which the teacher stores nothing, so many are trained on."""
 CURVE = ("step", "sft/loss", "sft/val_loss")
 
 
@@ -128,7 +125,7 @@ def custom_line(dialogue: Dialogue) -> dict:
 def write_training_file(trajectories: Sequence[Trajectory], path: Path, config: SFTConfig) -> int:
     """Write what SFT imitates, and return how many answers that is."""
     asked = [as_asked(trajectory, config.prompts) for trajectory in trajectories]
-    records = [record for trajectory in asked for record in balanced(sft_records(trajectory)[0], config.seed)]
+    records = balanced([record for trajectory in asked for record in sft_records(trajectory)[0]], config.seed)
     write_records(path, records, SFTRecord)
     return len(records)
 
@@ -155,24 +152,18 @@ def _possible(operation: Operation, shown: Sequence[Entry]) -> Operation:
 
 
 def balanced(records: Sequence[SFTRecord], seed: int) -> list[SFTRecord]:
-    """Leave out answers that store nothing, which are five of six, until about half of the others store something.
+    """Leave out silences, which are five of six answers, so that each agent stores something in at least half of its.
 
-    A window about which something is stored keeps one agent's silence, of the windows about which nothing is,
-    `SILENT_SHARE` are kept, with one silence each.
+    Each agent by itself: a model that saw one agent store in six of seven answers let it store in every window.
     """
-    windows: dict[tuple, list[SFTRecord]] = defaultdict(list)
-    for record in records:
-        windows[record.dialogue, record.session].append(record)
-    kept = []
-    for (dialogue, session), answers in windows.items():
-        rng = random.Random(f"{seed}-{dialogue}-{session}")
-        storing = [each for each in answers if actions(each.agent, each.completion) != [NOTHING]]
-        silent = [each for each in answers if each not in storing]
-        if not storing and rng.random() >= SILENT_SHARE:
-            continue
-        chosen = [*storing, *rng.sample(silent, min(1, len(silent)))]
-        kept += [each for each in answers if each in chosen]
-    return kept
+    kept = set()
+    for agent in Agent:
+        answers = [number for number, record in enumerate(records) if record.agent is agent]
+        storing = [number for number in answers if actions(agent, records[number].completion) != [NOTHING]]
+        silent = sorted(set(answers) - set(storing))
+        rng = random.Random(f"{seed}-{agent}")
+        kept |= {*storing, *rng.sample(silent, min(len(storing), len(silent)))}
+    return [records[number] for number in sorted(kept)]
 
 
 def train(config: SFTConfig, folder: Path, ends: float) -> int:
