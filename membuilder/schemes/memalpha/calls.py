@@ -51,7 +51,7 @@ class Said(NamedTuple):
 
 def parse(text: str, config: MemAlphaConfig, num_lines: int) -> AgentUpdate:
     """Read the calls of one answer about a chunk of so many lines."""
-    if config.response_format is CallFormat.COMPACT:
+    if config.response_format is CallFormat.COMPACT and _whole(text) is None:
         _, _, answer = _behind_thoughts(text).rpartition(_THOUGHT)
         read = compact.read_calls(answer, config, num_lines)
     else:
