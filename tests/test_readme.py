@@ -365,6 +365,14 @@ def test_what_is_said_of_smollm2_on_generated_people_is_what_was_measured():
         assert "from {:.2f} to {:.2f}".format(*ends) in section
     minutes = [round(part["training_seconds"][stage] / 60) for stage in ("sft", "rl")]
     assert "SFT took {} minutes, RL {}".format(*minutes) in section
+    labels = {"sft": "SFT", "rules": "rules", "adrpo": f"ADRPO, {part['run']['steps']['rl']} steps"}
+    for name, label in labels.items():
+        row = part["systems"][name]
+        assert f"| {label} | {row['accuracy']:.3f} | {row['memory_tokens']:.0f} |" in section
+    assert f"with {part['compared']['adrpo over rules']['memory_ratio']:.2f} times their memory" in section
+    (tried,) = part["tried"]
+    before = [tried["systems"][name][key] for name in ("sft", "adrpo") for key in ("accuracy", "memory_tokens")]
+    assert "SFT {:.3f} at {:.0f} tokens, ADRPO {:.3f} at {:.0f}.".format(*before) in section
 
 
 def test_the_table_of_operations_is_that_of_the_result_file():
