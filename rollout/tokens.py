@@ -1,6 +1,8 @@
 """Text <-> token ids, through a chat template where the tokenizer has one."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -73,8 +75,15 @@ def _spelt(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
     return spelt(value)
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    return {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+def _special(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, str]:
+    """Return the texts of added tokens that are special; they are read once per tokenizer, some have hundreds."""
+    return _special_of(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _special_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int, str]:
+    added = tokenizer.added_tokens_decoder
+    return MappingProxyType({number: token.content for number, token in added.items() if token.special})
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, marks: Sequence[str] = ()) -> list[int]:

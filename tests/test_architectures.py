@@ -9,7 +9,6 @@ import re
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     BloomConfig,
     CodeGenConfig,
     Cohere2Config,
@@ -54,6 +53,7 @@ from transformers import (
 )
 
 from membuilder.errors import ConfigError, ParityError
+from tests.kinds import make
 from trainer.batching.packing import TrainSequence, build_tree, pack_on
 from trainer.configs import Attention
 from trainer.model import policy as policy_module
@@ -145,19 +145,6 @@ SEQUENCES = [
 ]
 """As a tree packs them: an answer of one token adds none to its prompt, and comes with it."""
 NUM_TOKENS = sum(len(each.completion_token_ids) for each in SEQUENCES)
-
-
-def make(config, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """A model whose weights are large enough for every part of it to matter."""
-    torch.manual_seed(0)
-    # experts in a loop: the grouped product that they use else has no float64
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), experts_implementation="eager").to(dtype)
-    if getattr(config, "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # as load_policy does: transformers' SDPA leaves the cap out
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.eval()
 
 
 def weighted(logprobs: torch.Tensor) -> torch.Tensor:

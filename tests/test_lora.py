@@ -12,7 +12,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from membuilder.config import dump, load
 from membuilder.errors import ConfigError
 from tests.distributed_policy import trees_of
-from tests.test_architectures import CPU, DENSE, SEQUENCES, SHARED, make, ours, own
+from tests.kinds import make
+from tests.test_architectures import CPU, DENSE, SEQUENCES, SHARED, ours, own
 from trainer import run_setup
 from trainer.batching.packing import build_tree, pack_on
 from trainer.checkpoint.model_card import model_card

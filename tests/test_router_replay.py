@@ -11,7 +11,8 @@ from transformers import DeepseekV3Config, JambaConfig, Lfm2MoeConfig, Qwen3_5Mo
 
 from membuilder.errors import ConfigError
 from rollout.routed_experts import RoutedExperts, RouterReplay, routers
-from tests.test_architectures import DELTA, EXPERTS, GROUPED, HEADS, SEQUENCES, SHARED, SIZES, make
+from tests.kinds import make
+from tests.test_architectures import DELTA, EXPERTS, GROUPED, HEADS, SEQUENCES, SHARED, SIZES
 from trainer.batching.micro_batches import split
 from trainer.batching.packing import TrainSequence, build_tree, dense_tree, pack_on
 from trainer.configs import Attention

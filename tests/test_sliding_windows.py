@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma3TextConfig, GptOssConfig, MistralConfig
 
+from tests.kinds import make
 from tests.sequences import sequence
-from tests.test_architectures import HEADS, make
+from tests.test_architectures import HEADS
 from tests.test_packing import (
     assert_same_gradients,
     by_id,

@@ -50,6 +50,9 @@ FOR_A_FILE = (
 TINY_ON_A_FILE = ("num_steps=20", "optim.lr=5e-4", "length_target=1.2", "length_gain=3")
 """Further ones of the tiny model: a few long conversations are learned by heart soon, so fewer and smaller steps."""
 
+INSTANCES_OF_A_FILE = {"sft": ("max_steps=300",), "rl": ("reward.judge=offline", "num_steps=20")}
+"""Those of memalpha on instances of real text, by stage: they have other metrics, and are fewer than generated ones."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     text = "Train and evaluate a tiny memory builder on this machine."
@@ -202,8 +205,8 @@ def load_configs(
     for_rl, for_sft = [], [] if model is None else [f"model.path={model}"]
     if data is not None and kind == INSTANCES:
         given += [f"data.path={data}", "data.num_chunks=null"]
-        for_sft.append("max_steps=300")
-        for_rl += ("reward.judge=offline", "num_steps=20")  # as tests/benchmarks/memalpha_real.py
+        for_sft += INSTANCES_OF_A_FILE["sft"]
+        for_rl += INSTANCES_OF_A_FILE["rl"]
     elif data is not None:
         given += [f"data.path={data}", "data.num_steering=0"]  # a file has few dialogues
         for_rl += FOR_A_FILE if kind == PRETRAINED else (*FOR_A_FILE, *TINY_ON_A_FILE)

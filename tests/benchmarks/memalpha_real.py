@@ -35,6 +35,7 @@ from trainer import rl
 from trainer.data.corpus import training_text
 from trainer.experience.evaluate import SystemResult, compare_baselines, judge_policy
 from trainer.logs.provenance import provenance
+from trainer.quickstart import INSTANCES_OF_A_FILE
 from trainer.run_setup import setup_rl
 
 RESULTS = Path(__file__).parent / "results" / "memalpha_real.json"
@@ -62,8 +63,8 @@ DATASETS = {
     ),
 }
 FOR_BOTH = ("data.num_chunks=null", "resume=auto")
-FOR_SFT = ("max_steps=300", "save_every=100")
-FOR_RL = ("reward.judge=offline", "num_steps=20", "save_every=5")
+FOR_SFT = (*INSTANCES_OF_A_FILE["sft"], "save_every=100")
+FOR_RL = (*INSTANCES_OF_A_FILE["rl"], "save_every=5")
 
 
 def main() -> None:

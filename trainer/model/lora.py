@@ -34,13 +34,10 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # here: only runs with adapters load it
 
     experts = expert_tensors(model)
-    found = [name for name in _target_names(model) if not (experts and _ends([name], *READ_AS_EXPERTS))]
+    untouched = READ_AS_EXPERTS if experts else ()
+    found = [name for name in _target_names(model) if not _ends([name], *untouched)]
     unknown = [] if config.targets == ALL_LINEAR else [name for name in config.targets if not _ends(found, name)]
-    if (
-        stacked := [name for name in unknown if _ends(experts, name) or _ends([name], *READ_AS_EXPERTS)]
-        if experts
-        else []
-    ):
+    if stacked := [name for name in unknown if _ends(experts, name) or _ends([name], *untouched)]:
         raise ConfigError(
             f"model.lora.targets={list(config.targets)}: {' and '.join(stacked)} is of the experts of "
             f"{type(model).__name__}, over which no adapter stands here: leave it out (experts then stay as they are), "
@@ -52,10 +49,9 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
             f"model.lora.targets={list(config.targets)}: {' and '.join(unknown) or 'no name'} is no linear layer below "
             f"the head of {type(model).__name__}; there are {there}, or {ALL_LINEAR}"
         )
-    if config.targets != ALL_LINEAR:
-        targets = list(config.targets)
-    else:
-        targets = sorted({name.rpartition(".")[2] for name in found}) if experts else ALL_LINEAR
+    targets = config.targets if config.targets == ALL_LINEAR else list(config.targets)
+    if experts and targets == ALL_LINEAR:
+        targets = sorted({name.rpartition(".")[2] for name in found})
     inject_adapter_in_model(
         LoraConfig(
             r=config.rank,
