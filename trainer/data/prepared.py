@@ -39,13 +39,13 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
             "is: set over_long=drop or over_long=error"
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
-    records, marks = _read(config.data, SFTRecord, "sft"), marks_of(scheme_of(config))
-    _refuse_other_roles(records, config)
+    records, scheme = _read(config.data, SFTRecord, "sft"), scheme_of(config)
+    _refuse_other_roles(records, scheme, config)
     refuse_leaks(dialogues_of_prompts(records), config.data, f"data.prepared={config.data.prepared}")
     for number, record in enumerate(records):
         alone = record.dialogue is None or record.session is None
         place = ("line", number) if alone else (record.dialogue, record.session)
-        sessions[place] += examples(tokenizer, record, marks)
+        sessions[place] += examples(tokenizer, record, marks_of(scheme))
     trees, counts = [], LengthCounts()
     for (name, number), sequences in sessions.items():
         fitted, done = fit(sequences, range(0), config.max_length, config.over_long, session=f"{name}/{number}")
@@ -54,9 +54,9 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
     return trees, counts
 
 
-def _refuse_other_roles(records: Iterable[SFTRecord], config: SFTConfig) -> None:
+def _refuse_other_roles(records: Iterable[SFTRecord], scheme: Scheme, config: SFTConfig) -> None:
     """Raise ConfigError for answers of a role that the run's scheme has not, and so would never ask."""
-    known = {None, *scheme_of(config).roles}
+    known = {None, *scheme.roles}
     if other := next((record.agent for record in records if record.agent not in known), None):
         raise ConfigError(
             f"data.prepared={config.data.prepared} holds answers of role {other!r}, which scheme={config.scheme} has "
