@@ -354,7 +354,7 @@ KINDS = {
     "hotpotqa": (lambda folder: raw_data.hotpotqa(folder, questions=200), 2, {"chunk_tokens": 150, "test_share": 0.3}),
     "banking77": (raw_data.banking77, 1, {"chunk_tokens": 150, "test_share": 0.5}),  # through tables on disk
     "csabstruct": (raw_data.roles, 1, {"chunk_tokens": 250, "test_share": 0.3}),
-    "books": (lambda folder: raw_data.books(folder, chapters=8), 2, {"test_share": 0.5}),
+    "books": (lambda folder: raw_data.books(folder, chapters=8), 2, {"test_share": 0.3}),  # two books, one on a side
     "perltqa": (lambda folder: raw_data.perltqa(folder, characters=8), 1, {"chunk_tokens": 300, "test_share": 0.5}),
     "longmemeval": (lambda folder: raw_data.longmemeval(folder, SFT_IDS[:30]), 1, {"test_share": 0.5}),
     "accurate_retrieval": (raw_data.memoryagentbench, 1, {"chunk_tokens": 200}),
