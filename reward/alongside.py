@@ -14,7 +14,7 @@ from membuilder.schemes.scheme import Scheme
 from membuilder.types import Bank, Question
 from reward.judge_calls import DEADLINE, TIMEOUT, LoopThread, missing, unreachable, verdict_of
 from reward.judges import Judge, JudgeLimits, Verdict
-from reward.qa import QAResult
+from reward.qa import QAResult, found_for
 
 CLOSING_SECONDS = 5.0
 """How long a judge may take to give up what is not waited for; one that blocks its loop is left behind."""
@@ -97,7 +97,7 @@ class Alongside(AbstractContextManager):
 
     def _find(self, bank: Bank, questions: Sequence[Question]) -> tuple[list[Retrieval], list[Hashable]]:
         """Return what is found for each question, and the keys of their verdicts."""
-        retrievals = self._scheme.find(bank, [question.text for question in questions], self._embedder, self._k)
+        retrievals = found_for(self._scheme, bank, questions, self._embedder, self._k)
         keys = []
         for question, retrieval in zip(questions, retrievals, strict=True):
             case = (question, bank, retrieval)

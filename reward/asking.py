@@ -23,7 +23,7 @@ from membuilder.types import Bank, Question
 from reward.alongside import Alongside, WriteAnswers
 from reward.judge_calls import DEADLINE, TIMEOUT, LoopThread, called, checked, missing
 from reward.judges import BUILT_IN, Judge, JudgeLimits, Verdict
-from reward.qa import QAResult
+from reward.qa import QAResult, found_for
 
 Place = tuple[int, ...]
 Case = tuple[Question, Bank, Retrieval]
@@ -95,23 +95,20 @@ class AtTheEnd(AbstractContextManager):
         if not (isinstance(self._scheme, SearchesByWords) and self._scheme.searches_by_words):
             self._embedder.embed([entry.text for bank, _ in tasks for entry in bank.entries])
             self._embedder.embed([question.text for _, questions in tasks for question in questions])
-        found = [
-            self._scheme.find(bank, [question.text for question in questions], self._embedder, self._k)
-            for bank, questions in tasks
-        ]
+        retrieved = [found_for(self._scheme, bank, questions, self._embedder, self._k) for bank, questions in tasks]
         cases = [
             (question, bank, retrieval)
-            for (bank, questions), retrievals in zip(tasks, found, strict=True)
+            for (bank, questions), retrievals in zip(tasks, retrieved, strict=True)
             for question, retrieval in zip(questions, retrievals, strict=True)
         ]
         is_instant = self._judge in BUILT_IN.values()
         verdicts = (
             [self._judge(*case) for case in cases] if is_instant else judge_in_turn(self._judge, cases, self._limits)
         )
-        ends = list(accumulate(map(len, found), initial=0))
+        ends = list(accumulate(map(len, retrieved), initial=0))
         return {
             place: QAResult(retrievals=tuple(retrievals), verdicts=tuple(verdicts[start:end]))
-            for place, retrievals, (start, end) in zip(places, found, pairwise(ends), strict=True)
+            for place, retrievals, (start, end) in zip(places, retrieved, pairwise(ends), strict=True)
         }
 
 

@@ -1,10 +1,21 @@
 """Dense question answering: what a bank's questions found in it, and how they were judged."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from membuilder.bank.retrieve import Retrieval
+from membuilder.embedding.local import TextEmbedder
+from membuilder.schemes.scheme import Scheme
+from membuilder.types import Bank, Question
 from reward.judges import Verdict
+
+
+def found_for(
+    scheme: Scheme, bank: Bank, questions: Sequence[Question], embedder: TextEmbedder, k: int
+) -> list[Retrieval]:
+    """Return what the scheme finds for each question; one that has none to find anything for is not asked."""
+    return scheme.find(bank, [question.text for question in questions], embedder, k) if questions else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

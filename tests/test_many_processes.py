@@ -36,7 +36,7 @@ MODES = {
     for mode, (device, engine, stage) in WRAPPERS.items()
 }
 # what else runs in those processes
-MORE = {"ddp": ["schemes"], "zero2": ["resume", "sizes", "nan"], "zero3": ["vllm", "nan"]}
+MORE = {"ddp": ["schemes"], "zero2": ["schemes", "resume", "sizes", "nan"], "zero3": ["schemes", "vllm", "nan"]}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def together(alone, tmp_path_factory) -> Callable[[str], Path]:
     def run(mode: str) -> Path:
         folder = tmp_path_factory.mktemp(mode)
         said = launched(mode, folder, str(folder / "run"), str(alone / "policy/model"), *MORE[mode])
-        runs = 2 + len(both_loops.SCHEMES) if mode == "ddp" else 3
+        runs = 2 + len(both_loops.SCHEMES) + (mode != "ddp")
         # once for each run, from a node's first process alone
         assert said.count(MODES[mode]) == runs * NODES[mode], said
         return folder / "run"
@@ -78,10 +78,11 @@ def together(alone, tmp_path_factory) -> Callable[[str], Path]:
     return run
 
 
+@pytest.mark.parametrize("mode", WRAPPERS)
 @pytest.mark.parametrize("scheme", both_loops.SCHEMES)
-def test_two_processes_give_the_numbers_of_one_with_other_schemes(alone, together, scheme):
+def test_two_processes_give_the_numbers_of_one_with_other_schemes(alone, together, mode, scheme):
     """Episodes and several turns: each process samples its share, and both learn from all."""
-    one, two = rows(alone / "run" / scheme), rows(together("ddp") / scheme)
+    one, two = rows(alone / "run" / scheme), rows(together(mode) / scheme)
     assert len(one) == len(two) == 5 and any(row["grad_norm"] > 0 for row in one)
     for expected, found in zip(one, two, strict=True):
         assert expected.keys() == found.keys()
@@ -89,7 +90,7 @@ def test_two_processes_give_the_numbers_of_one_with_other_schemes(alone, togethe
             assert (name in expected) == (name in found)
             if name in expected:
                 assert found[name] == pytest.approx(expected[name], abs=1e-5), (expected["step"], name)
-    weights, same = (load_file(out / scheme / "model/model.safetensors") for out in (alone / "run", together("ddp")))
+    weights, same = (load_file(out / scheme / "model/model.safetensors") for out in (alone / "run", together(mode)))
     assert largest_gap(weights, same) <= 3e-5
 
 

@@ -156,7 +156,7 @@ def test_several_turns_are_one_sample_whose_loss_is_on_the_models_own_tokens(run
     assert [json.loads(each["content"]) for each in after] == [{"status": "ok"}]
 
     tokenizer = tokenizer_with(WITH_TOOLS)
-    sequences = examples(tokenizer, first, ())
+    sequences = examples(tokenizer, encode_prompt(tokenizer, first.asked), first.completion, first.later, ())
     assert list(sequences[0].prompt_token_ids) == encode_prompt(tokenizer, first.asked)
     said = [first.completion, *(each.completion for each in first.later)]
     for text, sequence in zip(said, sequences, strict=True):

@@ -12,6 +12,7 @@ import torch
 from membuilder.building.config import BuildConfig
 from membuilder.config import known_keys, load
 from membuilder.embedding.local import DEFAULT_PACKAGE
+from tests.benchmarks.common import times_over
 from trainer.configs import LossConfig
 from trainer.losses import LOSSES, LossInputs, resolve_loss
 from trainer.rl_config import RLConfig
@@ -77,7 +78,7 @@ def test_the_learner_table_is_that_of_the_result_file():
         shapes.setdefault((row["hidden"], row["P"]), {})[row["impl"]] = row
     for (hidden, prompt), each in shapes.items():
         shared, rivals = each["shared"], (each["dense"], each["trl"])
-        speeds = " | ".join(f"{rival['seconds'] / shared['seconds']:.1f}x" for rival in rivals)
+        speeds = " | ".join(f"{times_over(each['all_seconds'], shared['all_seconds']):.1f}x" for each in rivals)
         gaps = f"{shared['logprob_gap']:.1e} | {shared['gradient_gap']:.1e}"
         peaks = ", ".join(f"{row['peak_mb']:.0f}" for row in (shared, *rivals))
         assert f"| {hidden} | {prompt}, {shared['R']} | {speeds} | {gaps} | {peaks} MB |" in PERFORMANCE
@@ -91,6 +92,18 @@ def test_the_gain_with_windows_is_that_of_the_result_file():
     assert said in " ".join(PERFORMANCE.split()) and shared["window"] == 512
     row = f"| the same with a sliding window, over dense copies | 3x | {speed:.1f}x | `learner_windows_cpu.json` |"
     assert row in PAGES["results"]
+
+
+def test_what_leaks_and_episodes_take_is_what_the_result_files_say():
+    (leaks,), (walk,) = result("leaks")["rows"], result("episodes_sampling")["rows"]
+    said = " ".join(PAGES["data-formats"].split())
+    size, seconds, peak = (leaks[name] for name in ("megabytes_of_each_file", "seconds", "peak_mb"))
+    assert f"Two files of {size} MB take {seconds:.0f} s on two cores and {peak} MB at most" in said
+    said = " ".join(PERFORMANCE.split())
+    assert f"{walk['instances']} instances of ten chunks" in said and walk["chunks"] == 10
+    assert f"Prompts have {walk['mean_prompt_tokens']:,.0f} tokens" in said
+    assert f"end with {walk['mean_entries_at_the_end']:.0f} entries" in said
+    assert f"It takes {walk['over_engine']:.2f} times what the engine takes" in said and walk["engine"] == "vllm"
 
 
 def test_what_the_journal_costs_is_what_the_result_file_says():
@@ -107,7 +120,8 @@ def test_the_head_table_is_that_of_the_result_file():
         heads.setdefault(row["rows"], {})[row["impl"]] = row
     for rows, each in heads.items():
         memory = " | ".join(f"{each[name]['extra_mb']:.0f} MB" for name in ("fused", "plain", "liger"))
-        speeds = ", ".join(f"{each[name]['seconds'] / each['fused']['seconds']:.1f}x" for name in ("plain", "liger"))
+        taken = {name: row["all_seconds"] for name, row in each.items() if "all_seconds" in row}
+        speeds = ", ".join(f"{times_over(taken[name], taken['fused']):.1f}x" for name in ("plain", "liger"))
         assert f"| {rows:,} | {memory} | {speeds} |" in PERFORMANCE
 
 
@@ -236,8 +250,8 @@ def test_what_the_readme_says_is_proved_and_not_proved_is_what_was_measured():
     figures = {name: f"{row['accuracy']:.3f}" for name, row in changed.items()}
     assert "not shown to help** at this size: {adrpo} with it, {no_attribution} without".format(**figures) in said
     rows = result("learner_cpu")["rows"]
-    seconds = {row["impl"]: row["seconds"] for row in rows if (row["hidden"], row["P"]) == (256, 2048)}
-    assert f"{seconds['dense'] / seconds['shared']:.1f} times faster than dense copies" in said
+    seconds = {row["impl"]: row["all_seconds"] for row in rows if (row["hidden"], row["P"]) == (256, 2048)}
+    assert f"{times_over(seconds['dense'], seconds['shared']):.1f} times faster than dense copies" in said
     minutes = sum(result("quickstart_seed1")["wall_seconds"].values()) / 60
     assert f"It took {minutes:.0f} minutes" in said
     assert "Nothing has run on a GPU yet" in said

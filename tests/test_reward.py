@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pytest
 
+from membuilder.bank.ranking import SearchMethod
 from membuilder.bank.retrieve import Retrieval
 from membuilder.errors import ConfigError
 from membuilder.schemes.four_agents.prompts import PromptConfig
@@ -33,6 +34,7 @@ from reward.qa import QAResult
 from reward.rollouts import choose_questions
 from reward.score import RewardConfig, RewardStatus, RoleOutput
 from tests.fakes import HashEmbedder
+from tests.memalpha_chunks import bank_of, writer
 from tests.patience import SOON
 
 CORE, EPISODIC, SEMANTIC, PROCEDURAL = Agent
@@ -231,6 +233,18 @@ def test_accuracy_and_counts_over_all_questions():
 def test_no_question_and_no_verdict_leave_the_accuracy_missing():
     assert answered(Bank(), [], HashEmbedder(), evidence).accuracy is None
     assert answered(Bank(), [question(evidence=())], HashEmbedder(), evidence).accuracy is None
+
+
+async def agrees(asked, bank, retrieval):
+    return Verdict(correct=1.0, reason="")
+
+
+@pytest.mark.parametrize("judge", [evidence, agrees])
+@pytest.mark.parametrize("scheme", [SCHEME, *(writer(retrieval=method) for method in SearchMethod)])
+def test_a_bank_of_which_nothing_is_asked_is_not_searched(scheme, judge):
+    bank = bank_of(("semantic", "Ann has a cat."))
+    none, one = answer_banks([(bank, []), (bank, [question("Who has a cat?")])], scheme, HashEmbedder(), judge)
+    assert (none.retrievals, none.verdicts, none.accuracy) == ((), (), None) and len(one.verdicts) == 1
 
 
 def test_each_question_is_embedded_once():

@@ -151,3 +151,24 @@ def test_sft_teaches_the_tags_and_an_evaluation_reads_them():
     assert [entry.text for entry in built.bank.entries] == [
         entry.text for entry in builds[0].steps[0].result.bank.entries
     ]
+
+
+@pytest.mark.parametrize("response_format", [CallFormat.HERMES, CallFormat.MARKS])  # those that have results to read
+def test_sft_on_the_offline_expert_teaches_the_answer_that_ends_the_turns(response_format):
+    scheme, tokenizer = scheme_of(response_format, max_turns=3), special()
+    set_template_kwargs(tokenizer, {"enable_thinking": False})
+    session = chunk(*LINES)
+    dialogue = Dialogue(id="d", speakers=("Ann",), sessions=(session, chunk("Bye!")), questions=())
+    builds = expert_builds([dialogue], HashEmbedder(), scheme, "rules")
+    (tree, silent), _ = sft_trees(builds, tokenizer, scheme, SFTConfig())
+    first, last = sequences_of(tree)
+    texts = [decode_completion(tokenizer, each.completion_token_ids[:-1], scheme.marks) for each in (first, last)]
+    assert texts[1] == scheme.ending(WRITER) != texts[0]
+    so_far = (*first.prompt_token_ids, *first.completion_token_ids)
+    assert last.prompt_token_ids[: len(so_far)] == so_far
+    engine = Speaks(tokenizer, scheme, texts[:1], texts[1:])
+    task = make_task("d", session, Bank(), scheme, HashEmbedder())
+    (group,) = sample_groups([task], engine, tokenizer, scheme, SAMPLING, 1, seed=1)
+    (later,) = group.rollouts[0].samples[WRITER].later
+    assert tuple(later.told_token_ids) == last.prompt_token_ids[len(so_far) :]
+    assert len(sequences_of(silent)) == 1  # no calls, no results: that answer is the last one

@@ -17,6 +17,7 @@ from rollout.types import SamplingConfig
 from trainer import tiny
 from trainer.configs import ModelConfig
 from trainer.model.policy import Policy, load_trainable
+from trainer.model.tiny_model import train_tokenizer
 from trainer.quickstart import CONFIGS
 from trainer.rl_config import RLConfig
 from trainer.sft_config import SFTConfig
@@ -92,3 +93,15 @@ def test_a_misspelt_size_and_help_are_answered_at_once(tmp_path, capsys):
         tiny.main(["--help"])
     said = capsys.readouterr().out
     assert "python -m trainer.tiny --out tiny" in said and "max_position: int (at least 1) = 32768" in said
+
+
+def test_a_vocabulary_without_room_for_the_turn_numbers_is_refused_with_what_would_do():
+    scheme = FourAgents(PromptConfig())
+    added = scheme.tiny_tokens(1000)
+    least = 256 + 2 + len(added)
+    with pytest.raises(
+        ConfigError, match=rf"no room for {len(added)} tokens .*: set {least} or more, .*data\.max_turns"
+    ):
+        train_tokenizer(["a cat"], added, least - 1)
+    tokenizer = train_tokenizer(["a cat"], added, least)
+    assert len(tokenizer) == least and len(tokenizer.encode("#1000")) == 1

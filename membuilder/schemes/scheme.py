@@ -135,7 +135,7 @@ class Scheme(Protocol):
         """Return the bank after the session. A role whose update fails changes nothing, and the others are applied."""
 
     def find(self, bank: Bank, questions: Sequence[str], embedder: TextEmbedder, k: int) -> list[Retrieval]:
-        """Find the k entries of the bank that the answerer gets for each question, besides the core text."""
+        """Find the k entries of the bank that the answerer gets for each of one or more questions, besides the core."""
 
     def tiny_tokens(self, max_turns: int) -> list[str]:
         """Return strings that the tokenizer of a tiny policy keeps whole, for sessions of at most so many turns."""

@@ -23,7 +23,8 @@ from membuilder.schemes.four_agents.scheme import FourAgents
 from membuilder.schemes.scheme import Prompt, text_of
 from membuilder.text import quoted
 from membuilder.trajectories.published_layout import STATES
-from membuilder.trajectories.trajectory import LaterAnswer, Trajectory
+from membuilder.trajectories.trajectory import Trajectory
+from membuilder.trajectories.turns import LaterAnswer
 from membuilder.types import Bank, Question, Session
 
 PARQUET = ".parquet"

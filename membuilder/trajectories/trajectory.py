@@ -9,7 +9,6 @@ schemes, so that a scheme of your own is read as the built-in ones are.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,9 @@ from membuilder.datasets.files import FILE
 from membuilder.errors import ConfigError, DataError, StoreError
 from membuilder.files import path_of
 from membuilder.schemes.load import SchemeSettings, scheme_of, templates_of
-from membuilder.schemes.scheme import (
-    Call,
-    CallOutcome,
-    EndsTurns,
-    Message,
-    Prompt,
-    Scheme,
-    Step,
-    TakesTurns,
-)
-from membuilder.types import AgentUpdate, Bank, Operation
+from membuilder.schemes.scheme import Call, CallOutcome, Prompt, Scheme, Step
+from membuilder.trajectories.turns import LaterAnswer, answers
+from membuilder.types import AgentUpdate, Bank
 
 STORE_FILE, METADATA_FILE = "memory.db", "metadata.json"
 QA_FILE = "rl_training_data.jsonl"
@@ -54,15 +45,6 @@ class ExpertStep:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LaterAnswer:
-    """What a role answered in a further turn about the same session."""
-
-    told: tuple[Message, ...]
-    """What it was told before, such as the results of its calls."""
-    completion: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
     dialogue: str
     speakers: tuple[str, ...]
@@ -81,23 +63,8 @@ class Trajectory:
 
         Of a scheme of several turns the later answers stand beside the first, each behind what the role was told.
         """
-        step, scheme = self.steps[number].step, self.scheme
-        updates = _by_turn(step.updates[role].operations)
-
-        def written(update: AgentUpdate) -> str:
-            return scheme.write(role, update, step.session, step.shown)
-
-        later: list[LaterAnswer] = []
-        bank = step.bank_before
-        for turn, update in enumerate(updates[: scheme.max_turns - 1] if isinstance(scheme, TakesTurns) else []):
-            alone = dict.fromkeys(scheme.roles, AgentUpdate()) | {role: update}
-            result = scheme.apply(step.session, bank, alone, step.shown)
-            told, bank = result.more.get(role, ()), result.bank
-            if not told or (turn + 1 == len(updates) and not isinstance(scheme, EndsTurns)):
-                break
-            said = written(updates[turn + 1]) if turn + 1 < len(updates) else scheme.ending(role)
-            later.append(LaterAnswer(told=tuple(told), completion=said))
-        return written(updates[0]), tuple(later)
+        step = self.steps[number].step
+        return answers(self.scheme, role, step.updates[role], step)
 
 
 def sample_folder(output: Path, dialogue_id: str) -> Path:
@@ -176,9 +143,3 @@ def _that_ran(update: AgentUpdate, calls: Iterable[Call]) -> AgentUpdate:
         return update
     pairs = zip(update.operations, outcomes, strict=True)
     return replace(update, operations=tuple(each for each, outcome in pairs if outcome is CallOutcome.RAN))
-
-
-def _by_turn(operations: Iterable[Operation]) -> list[AgentUpdate]:
-    """Return what each answer asked for, at least one."""
-    turns = [tuple(asked) for _, asked in groupby(operations, key=lambda each: each.turn)]
-    return [AgentUpdate(operations=asked) for asked in turns] or [AgentUpdate()]

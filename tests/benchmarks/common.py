@@ -75,6 +75,11 @@ def rounds(
     return taken
 
 
+def times_over(other: Sequence[float], own: Sequence[float]) -> float:
+    """Median over rounds of the time of one run over that of another, which a slow minute meets alike."""
+    return statistics.median(theirs / ours for theirs, ours in zip(other, own, strict=True))
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -37,7 +37,7 @@ from membuilder.types import Agent, AgentUpdate, Dialogue, Operation, OperationK
 from rollout.equal_prompts import DrawsApart
 from rollout.tokens import encode_completion, load_tokenizer
 from rollout.types import Engine, Sampled, SamplingConfig
-from tests.benchmarks.common import rounds, write
+from tests.benchmarks.common import rounds, times_over, write
 from tests.benchmarks.learning import load_folder
 from tests.benchmarks.made_up_step import ANSWER_TOKENS, INSTANCES, OWN_TOKENS, ROLLOUTS, SHARED_TOKENS, made_up_step
 from tests.benchmarks.scaling import generate_seconds, read_inputs, reduce_seconds, update_seconds
@@ -150,7 +150,6 @@ def measure_sampling(name: str, num_rollouts: int, max_tokens: int, repeats: int
         runs = {"walk": walk, "engine": speaking.replay}
         taken = rounds(runs, repeats, before=partial(load_folder, bare, folder))
         engine.close()
-    ratios = [ours / alone for ours, alone in zip(taken["walk"], taken["engine"], strict=True)]
     prompts = [rollout.samples[WRITER].prompt_token_ids for of in walked for group in of for rollout in group.rollouts]
     last = [rollout.bank for of in walked for rollout in of[-1].rollouts]
     return {
@@ -165,7 +164,7 @@ def measure_sampling(name: str, num_rollouts: int, max_tokens: int, repeats: int
         "mean_entries_at_the_end": fmean(len(bank.entries) for bank in last),
         "seconds": {run: median(each) for run, each in taken.items()},
         "all_seconds": taken,
-        "over_engine": median(ratios),
+        "over_engine": times_over(taken["walk"], taken["engine"]),
     }
 
 

@@ -10,7 +10,7 @@ cce     cut-cross-entropy's per-token loss, weighted outside; CUDA. By default i
         too small; `cce-exact` does not (filter_eps=None)
 All minimise a policy gradient at ratio one: -A log p, so their gradients can be compared. Errors are relative L2 gaps
 of the gradients to the plain head in float32 (CPU: float64). `peak_mb` counts the gradients that come out, `extra_mb`
-does not. On CUDA a row `gemm` holds the time of the three matmuls alone.
+does not. The row `gemm` holds the time of the three matmuls alone, all rows at once. All take turns.
 With --model nothing is timed: head_model.py models the fused head on an H100, A100 and B200.
 """
 
@@ -19,17 +19,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from tests.benchmarks import head_model
-from tests.benchmarks.common import device, peak_mb, seconds, write
+from tests.benchmarks.common import device, peak_mb, rounds, write
 from trainer.batching.loss_rows import cross_entropy
 from trainer.model.head import head_loss
 
 SEQUENCE = 512
 """Tokens of a completion."""
 TRUTH_ROWS = 2048
+REPEATS = 9
+GEMM = "gemm"
 
 
 @dataclass(frozen=True)
@@ -138,18 +141,17 @@ def gap(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> 
     return max(((a.to(b.dtype) - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
 
 
-def gemm_seconds(shape: Shape) -> float:
-    """The three matmuls of a head alone, over all rows in one go: the floor."""
-    case = make(shape)
+def products(case: Case) -> Callable[[], None]:
+    """Return the three matmuls of a head alone, over all rows in one go: the floor."""
     hidden, weight = case.hidden.detach(), case.weight.detach()
     logits = hidden @ weight.T
 
-    def products() -> None:
+    def run() -> None:
         torch.mm(hidden, weight.T, out=logits)
         torch.mm(logits, weight)
         torch.mm(logits.T, hidden)
 
-    return seconds(products)
+    return run
 
 
 def memory(name: str, shape: Shape) -> dict:
@@ -158,28 +160,35 @@ def memory(name: str, shape: Shape) -> dict:
     return {"peak_mb": peak, "extra_mb": round(peak - gradients / 1e6, 1)}
 
 
-def row(name: str, shape: Shape) -> dict:
-    described = {
-        "impl": name,
+def measure(shape: Shape) -> list[dict]:
+    """Return a row for each head, which take turns, and one for the matmuls alone."""
+    case, notes, runs = make(shape), {}, {}
+    for name in HEADS:
+        runs[name] = partial(step, HEADS[name], case)
+        try:
+            step(HEADS[name], make(replace(shape, rows=SEQUENCE)))
+            runs[name]()
+        except torch.OutOfMemoryError:
+            notes[name] = "out of memory"
+        except Exception as error:  # a rival that cannot run here, for whatever reason, ends nothing
+            if name in OURS:
+                raise
+            notes[name] = f"does not run here: {type(error).__name__}: {error}"[:300]
+    runs = {name: run for name, run in runs.items() if name not in notes}
+    expected = truth(shape)
+    gaps = {name: gap(run(), expected) for name, run in runs.items()}
+    taken = rounds(runs | {GEMM: products(case)}, REPEATS)
+    measured = {
         "rows": shape.rows,
         "hidden": shape.hidden,
         "vocab": shape.vocab,
         "dtype": str(shape.dtype).removeprefix("torch."),
     }
-    if name == "gemm":
-        return described | {"seconds": gemm_seconds(shape), "note": "three matmuls alone"}
-    try:
-        step(HEADS[name], make(replace(shape, rows=SEQUENCE)))
-        case = make(shape)
-        described |= {"seconds": seconds(partial(step, HEADS[name], case))}
-        described |= {"gradient_gap": gap(step(HEADS[name], case), truth(shape))}
-        return described | memory(name, shape)
-    except torch.OutOfMemoryError:
-        return described | {"note": "out of memory"}
-    except Exception as error:  # a rival that cannot run here, for whatever reason, ends nothing
-        if name in OURS:
-            raise
-        return described | {"note": f"does not run here: {type(error).__name__}: {error}"[:300]}
+    rows = [{"impl": name} | measured | {"note": note} for name, note in notes.items()]
+    for name, each in taken.items():
+        found = {"impl": name} | measured | {"seconds": median(each), "all_seconds": each}
+        rows.append(found | ({} if name == GEMM else {"gradient_gap": gaps[name]} | memory(name, shape)))
+    return rows
 
 
 def main() -> None:
@@ -190,13 +199,11 @@ def main() -> None:
     if args.model:
         write(args.out, list(head_model.rows()))
         return
-    on_gpu = device().type == "cuda"
     rows = []
-    for shape in GPU_SHAPES if on_gpu else CPU_SHAPES:
-        for name in [*HEADS, "gemm"] if on_gpu else HEADS:
-            rows.append(row(name, shape))
-            print(rows[-1], flush=True)
-            write(args.out, rows)
+    for shape in GPU_SHAPES if device().type == "cuda" else CPU_SHAPES:
+        rows += measure(shape)
+        print(*rows, sep="\n", flush=True)
+        write(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Does RL teach the writer of memalpha what is asked about? Generated instances, people never seen, three seeds.
 
-    python -m tests.benchmarks.memalpha [--seeds 1 2 3] [--rows NAME ...] [--out FILE] [--folder DIR]
+    python -m tests.benchmarks.memalpha [--seeds 1 2 3] [--rows NAME ...] [--out FILE] [--folder DIR] [KEY=VALUE ...]
 
 Every row starts from the seed's own SFT model and takes configs/memalpha_tiny_rl.yaml, with another credit, baseline or
 view of the memory. r1 is the share of held-out questions answered; `r1_changed` is that of questions about a fact that
 has changed, which is answered only where the older value was replaced or never stored. The file is written after every
-run, and the same command goes on with what it lacks: SFT models are kept in DIR.
+run, and the same command goes on with what it lacks: SFT models are kept in DIR. Keys begin with `sft.` or `rl.`; what
+is made with other keys needs a FILE and a DIR of its own.
 """
 
 import argparse
@@ -53,8 +54,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *VIEWS], default=list(ROWS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=Path("runs/memalpha_benchmark"), help="models and logs")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of all rows")
     given = parser.parse_args()
-    report = Report(given.out)
+    report = Report(given.out, given.overrides)
     for row in given.rows:
         for seed in given.seeds:
             if not report.has(seed, row):
@@ -64,11 +66,14 @@ def main() -> None:
 class Report:
     """The result file, read again by a command that goes on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, overrides: Sequence[str]) -> None:
+        self.overrides = list(overrides)
         self._path = path
         self._found: dict[str, Any] = {"seeds": {}}
         if path.is_file():
             self._found = json.loads(path.read_text(encoding="utf-8"))
+            if self._found.get("overrides", []) != self.overrides:
+                raise ValueError(f"{path} was measured with other settings than {self.overrides}: give --out")
 
     def has(self, seed: int, row: str) -> bool:
         return row in self._found["seeds"].get(str(seed), {})
@@ -78,7 +83,7 @@ class Report:
         seeds.setdefault(str(seed), {}).update(rows)
         for name, row in rows.items():
             print(f"seed {seed}, {name}: {row}", flush=True)
-        report = {"provenance": provenance(), "seeds": seeds, "mean": means(seeds)}
+        report = {"provenance": provenance(), "overrides": self.overrides, "seeds": seeds, "mean": means(seeds)}
         write_atomic(self._path, json.dumps(report, indent=2) + "\n")
 
 
@@ -142,7 +147,7 @@ class Start:
 
 def run(folder: Path, report: Report, seed: int, row: str) -> None:
     """Train one row of one seed, and measure what it starts from where the report lacks that."""
-    start = Start(folder, seed, (ROWS | VIEWS)[row])
+    start = Start(folder, seed, (*report.overrides, *(ROWS | VIEWS)[row]))
     seconds = start.train()
     collector = start.collector()
     held_out = start.builds.held_out

@@ -19,6 +19,7 @@ from membuilder.schemes.load import scheme_of
 from membuilder.schemes.scheme import Scheme, Step, marks_of, text_of
 from membuilder.trajectories.records import ExpertCall, RLRecord, SFTRecord, read_records
 from membuilder.types import AgentUpdate, Dialogue, Session
+from rollout.tokens import encode_prompt
 from trainer.batching.packing import Node, TrainSequence
 from trainer.configs import DataConfig, OverLong
 from trainer.data.corpus import ExpertBuild
@@ -40,12 +41,14 @@ def prepared_trees(tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> tup
         )
     sessions: dict[tuple, list[TrainSequence]] = defaultdict(list)
     records, scheme = _read(config.data, SFTRecord, "sft"), scheme_of(config)
+    marks = marks_of(scheme)
     _refuse_other_roles(records, scheme, config)
     refuse_leaks(dialogues_of_prompts(records), config.data, f"data.prepared={config.data.prepared}")
     for number, record in enumerate(records):
         alone = record.dialogue is None or record.session is None
         place = ("line", number) if alone else (record.dialogue, record.session)
-        sessions[place] += examples(tokenizer, record, marks_of(scheme))
+        prompt = encode_prompt(tokenizer, record.asked)
+        sessions[place] += examples(tokenizer, prompt, record.completion, record.later, marks)
     trees, counts = [], LengthCounts()
     for (name, number), sequences in sessions.items():
         fitted, done = fit(sequences, range(0), config.max_length, config.over_long, session=f"{name}/{number}")

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from membuilder.errors import ConfigError
 from membuilder.schemes.scheme import ProposesOthers, Scheme, Step, marks_of
-from membuilder.trajectories.records import SFTRecord
+from membuilder.trajectories.turns import LaterAnswer, answers
 from membuilder.types import AgentUpdate
 from rollout.tokens import encode_completion, encode_more, encode_prompt
 from rollout.types import Completion
@@ -33,9 +33,10 @@ def sft_trees(
             asked = {role: scheme.ask(role, step.session, step.bank_before, step.shown) for role in roles}
             prompts = {role: encode_prompt(tokenizer, prompt) for role, prompt in asked.items()}
             sequences = [
-                example(tokenizer, prompts[role], scheme.write(role, updates[role], step.session, step.shown), marks)
+                sequence
                 for updates in _proposals(step, scheme)
                 for role in roles
+                for sequence in examples(tokenizer, prompts[role], *answers(scheme, role, updates[role], step), marks)
             ]
             long = any(length(sequence) > config.max_length for sequence in sequences)
             span = _dialogue(step, tokenizer, scheme) if long else range(0)
@@ -78,24 +79,25 @@ def smallest_group(trees: Sequence[Node]) -> list[list[TrainSequence]]:
     return [sequences_of(min(sharing, key=lambda tree: tree.num_tokens))] if sharing else []
 
 
-def example(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], completion: str, marks: Sequence[str]
-) -> TrainSequence:
-    """Return a completion to imitate, as token ids, behind those of its prompt; `marks` are those of the scheme."""
-    ids = encode_completion(tokenizer, completion, marks)
-    return TrainSequence(prompt_token_ids=tuple(prompt_ids), completion_token_ids=tuple(ids))
+def examples(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    completion: str,
+    later: Sequence[LaterAnswer],
+    marks: Sequence[str],
+) -> list[TrainSequence]:
+    """Return the answers to imitate, each behind all that was said before; what a role is told carries no loss.
 
-
-def examples(tokenizer: PreTrainedTokenizerBase, record: SFTRecord, marks: Sequence[str]) -> list[TrainSequence]:
-    """Return the answers of a record to imitate, each behind all that was said before; what is told carries no loss."""
-    sequences = [example(tokenizer, encode_prompt(tokenizer, record.asked), record.completion, marks)]
-    for later in record.later:
-        before = sequences[-1]
-        said = Completion(token_ids=before.completion_token_ids, rollout_logprobs=(), finished=True, weight_version=0)
-        told = encode_more(tokenizer, said, later.told)
-        prompt = (*before.prompt_token_ids, *before.completion_token_ids, *told)
-        sequences.append(example(tokenizer, prompt, later.completion, marks))
-    return sequences
+    `prompt` is token ids; `marks` are those of the scheme.
+    """
+    before, found = tuple(prompt), []
+    for number, text in enumerate((completion, *(each.completion for each in later))):
+        ids = tuple(encode_completion(tokenizer, text, marks))
+        found.append(TrainSequence(prompt_token_ids=before, completion_token_ids=ids))
+        if number < len(later):
+            said = Completion(token_ids=ids, rollout_logprobs=(), finished=True, weight_version=0)
+            before = (*before, *ids, *encode_more(tokenizer, said, later[number].told))
+    return found
 
 
 def _dialogue(step: Step, tokenizer: PreTrainedTokenizerBase, scheme: Scheme) -> range:

@@ -10,6 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from membuilder.errors import ConfigError
 from trainer.configs import TinyConfig
 
 PAD, END = "<pad>", "<end>"
@@ -18,14 +19,25 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% if not loo
 
 
 def train_tokenizer(texts: Iterable[str], added: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE on `texts`; each string of `added` is a token of its own (`Scheme.tiny_tokens`)."""
+    """Train byte-level BPE on `texts`; each string of `added` is a token of its own (`Scheme.tiny_tokens`).
+
+    Raises ConfigError where these, the bytes and the control tokens are more than `vocab_size`.
+    """
+    alphabet, control = pre_tokenizers.ByteLevel.alphabet(), [PAD, END]
+    least = len(alphabet) + len(control) + len(added)
+    if vocab_size < least:
+        raise ConfigError(
+            f"vocab_size={vocab_size} of the tiny model has no room for {len(added)} tokens of the scheme, one of them "
+            f"for every turn number of the longest session: set {least} or more, or read long sessions in windows "
+            "(data.max_turns)"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(added),
-        special_tokens=[PAD, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=control,
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

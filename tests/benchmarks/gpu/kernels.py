@@ -139,8 +139,7 @@ def _distance(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def heads(record: Record, shape: head.Shape) -> None:
     """Measure the head with its loss against plain logits, rivals and the matmuls alone."""
-    names = [*head.HEADS, *(["gemm"] if torch.cuda.is_available() else [])]
-    rows = {name: head.row(name, shape) for name in names}
+    rows = {row["impl"]: row for row in head.measure(shape)}
     for name, row in rows.items():
         record.add({"what": "head"} | row)
         if "does not run" in row.get("note", ""):
