@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,40 @@ def result(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+OTHERS = ("dense", "trl", "trl_tree", "prefix_grouper")
+
+
+def rows_by(name: str, *keys: str) -> dict[tuple, dict[str, dict]]:
+    """Return the rows of a result file, by these keys and by implementation."""
+    found: dict[tuple, dict] = {}
+    for row in result(name)["rows"]:
+        found.setdefault(tuple(row[key] for key in keys), {})[row["impl"]] = row
+    return found
+
+
+def speeds_of(each: dict[str, dict], own: str, names: Sequence[str]) -> list[str]:
+    return [f"{times_over(each[name]['all_seconds'], each[own]['all_seconds']):.1f}x" for name in names]
+
+
 def test_the_learner_table_is_that_of_the_result_file():
-    shapes: dict[tuple[int, int], dict] = {}
-    for row in result("learner_cpu")["rows"]:
-        shapes.setdefault((row["hidden"], row["P"]), {})[row["impl"]] = row
-    for (hidden, prompt), each in shapes.items():
-        shared, rivals = each["shared"], (each["dense"], each["trl"])
-        speeds = " | ".join(f"{times_over(each['all_seconds'], shared['all_seconds']):.1f}x" for each in rivals)
+    for (hidden, prompt), each in rows_by("learner_cpu", "hidden", "P").items():
+        shared, speeds = each["shared"], ", ".join(speeds_of(each, "shared", OTHERS))
         gaps = f"{shared['logprob_gap']:.1e} | {shared['gradient_gap']:.1e}"
-        peaks = ", ".join(f"{row['peak_mb']:.0f}" for row in (shared, *rivals))
+        peaks = ", ".join(f"{each[name]['peak_mb']:.0f}" for name in ("shared", *OTHERS))
         assert f"| {hidden} | {prompt}, {shared['R']} | {speeds} | {gaps} | {peaks} MB |" in PERFORMANCE
+
+
+def test_the_table_of_memalphas_groups_is_that_of_the_result_file():
+    found = rows_by("learner_memalpha_cpu", "order")
+    assert list(found) == [("chunk_first",), ("published",)]
+    for (order,), each in found.items():
+        peaks = ", ".join(f"{each[name]['peak_mb']:.0f}" for name in ("shared", "dense"))
+        assert f"| `{order}` | {' | '.join(speeds_of(each, 'shared', OTHERS))} | {peaks} MB |" in PERFORMANCE
+    row = found["chunk_first",]["shared"]
+    dense = row["G"] * (row["P"] + row["own"] + row["R"])
+    shared = row["P"] + row["G"] * (row["own"] + row["R"])
+    said = f"dense copies have {dense / shared:.1f} times the tokens ({dense:,} and {shared:,})"
+    assert said in " ".join(PERFORMANCE.split())
 
 
 def test_the_gain_with_windows_is_that_of_the_result_file():
@@ -115,14 +140,15 @@ def test_what_the_journal_costs_is_what_the_result_file_says():
 
 
 def test_the_head_table_is_that_of_the_result_file():
-    heads: dict[int, dict] = {}
-    for row in result("head_cpu")["rows"]:
-        heads.setdefault(row["rows"], {})[row["impl"]] = row
-    for rows, each in heads.items():
+    heads = rows_by("head_cpu", "rows")
+    for (rows,), each in heads.items():
         memory = " | ".join(f"{each[name]['extra_mb']:.0f} MB" for name in ("fused", "plain", "liger"))
-        taken = {name: row["all_seconds"] for name, row in each.items() if "all_seconds" in row}
-        speeds = ", ".join(f"{times_over(taken[name], taken['fused']):.1f}x" for name in ("plain", "liger"))
-        assert f"| {rows:,} | {memory} | {speeds} |" in PERFORMANCE
+        speeds = ", ".join(speeds_of(each, "fused", ("plain", "liger")))
+        floor = times_over(each["gemm"]["all_seconds"], each["fused"]["all_seconds"])
+        assert f"| {rows:,} | {memory} | {speeds} | {floor:.0%} |" in PERFORMANCE
+    most = max(heads)
+    fused, plain = (heads[most][name]["extra_mb"] for name in ("fused", "plain"))
+    assert f"| one chunk | {fused:.0f} MB (plain {plain:,.0f}) | `head_cpu.json` |" in EVIDENCE
 
 
 METHODS = {"MiniLM": "dense", "BM25": "bm25", "both": "hybrid"}
@@ -249,9 +275,9 @@ def test_what_the_readme_says_is_proved_and_not_proved_is_what_was_measured():
     assert "({adrpo} against SFT's {sft}, rules {rules})".format(**figures) in EVIDENCE
     figures = {name: f"{row['accuracy']:.3f}" for name, row in changed.items()}
     assert "not shown to help** at this size: {adrpo} with it, {no_attribution} without".format(**figures) in said
-    rows = result("learner_cpu")["rows"]
-    seconds = {row["impl"]: row["all_seconds"] for row in rows if (row["hidden"], row["P"]) == (256, 2048)}
-    assert f"{times_over(seconds['dense'], seconds['shared']):.1f} times faster than dense copies" in said
+    dense, grpo, *_ = speeds_of(rows_by("learner_cpu", "hidden", "P")[256, 2048], "shared", OTHERS)
+    assert f"{dense.removesuffix('x')} times faster than dense copies" in said
+    assert f"| 5x, 8x | {dense}, {grpo} | `learner_cpu.json` |" in EVIDENCE
     minutes = sum(result("quickstart_seed1")["wall_seconds"].values()) / 60
     assert f"It took {minutes:.0f} minutes" in said
     assert "Nothing has run on a GPU yet" in said
