@@ -103,12 +103,13 @@ def means(seeds: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, fl
 class Start:
     """What every row of a seed starts from: data, and the model that SFT has made of it."""
 
-    def __init__(self, folder: Path, seed: int, overrides: Sequence[str]) -> None:
+    def __init__(self, folder: Path, seed: int, overrides: Sequence[str], row: str = CONFIGURED) -> None:
         self.folder = folder / f"seed{seed}"
         self.sft_config, _ = load_configs(str(self.folder), seed, overrides, scheme=MEMALPHA)
         self.model_dir = Path(self.sft_config.out) / "model"
-        given = (*overrides, f"rl.model.path={self.model_dir}")
-        _, self.config = load_configs(str(self.folder / "rl"), seed, given, scheme=MEMALPHA)
+        given = ("rl.resume=auto", *overrides, f"rl.model.path={self.model_dir}")
+        out = str(self.folder / row.replace(", ", "_").replace(" ", "_"))
+        _, self.config = load_configs(out, seed, given, scheme=MEMALPHA)
         self.embedder = Embedder()
 
     @cached_property
@@ -147,7 +148,7 @@ class Start:
 
 def run(folder: Path, report: Report, seed: int, row: str) -> None:
     """Train one row of one seed, and measure what it starts from where the report lacks that."""
-    start = Start(folder, seed, (*report.overrides, *(ROWS | VIEWS)[row]))
+    start = Start(folder, seed, (*report.overrides, *(ROWS | VIEWS)[row]), row)
     seconds = start.train()
     collector = start.collector()
     held_out = start.builds.held_out
