@@ -162,21 +162,19 @@ def memory(name: str, shape: Shape) -> dict:
 
 def measure(shape: Shape) -> list[dict]:
     """Return a row for each head, which take turns, and one for the matmuls alone."""
-    case, notes, runs = make(shape), {}, {}
-    for name in HEADS:
-        runs[name] = partial(step, HEADS[name], case)
+    case, expected = make(shape), truth(shape)
+    notes, runs, gaps = {}, {}, {}
+    for name, head in HEADS.items():
         try:
-            step(HEADS[name], make(replace(shape, rows=SEQUENCE)))
-            runs[name]()
+            step(head, make(replace(shape, rows=SEQUENCE)))
+            gaps[name] = gap(step(head, case), expected)
+            runs[name] = partial(step, head, case)
         except torch.OutOfMemoryError:
             notes[name] = "out of memory"
         except Exception as error:  # a rival that cannot run here, for whatever reason, ends nothing
             if name in OURS:
                 raise
             notes[name] = f"does not run here: {type(error).__name__}: {error}"[:300]
-    runs = {name: run for name, run in runs.items() if name not in notes}
-    expected = truth(shape)
-    gaps = {name: gap(run(), expected) for name, run in runs.items()}
     taken = rounds(runs | {GEMM: products(case)}, REPEATS)
     measured = {
         "rows": shape.rows,
@@ -201,8 +199,9 @@ def main() -> None:
         return
     rows = []
     for shape in GPU_SHAPES if device().type == "cuda" else CPU_SHAPES:
-        rows += measure(shape)
-        print(*rows, sep="\n", flush=True)
+        found = measure(shape)
+        print(*found, sep="\n", flush=True)
+        rows += found
         write(args.out, rows)
 
 
