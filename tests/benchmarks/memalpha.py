@@ -105,9 +105,10 @@ class Start:
 
     def __init__(self, folder: Path, seed: int, overrides: Sequence[str], row: str = CONFIGURED) -> None:
         self.folder = folder / f"seed{seed}"
+        overrides = ("sft.resume=auto", "rl.resume=auto", *overrides)
         self.sft_config, _ = load_configs(str(self.folder), seed, overrides, scheme=MEMALPHA)
         self.model_dir = Path(self.sft_config.out) / "model"
-        given = ("rl.resume=auto", *overrides, f"rl.model.path={self.model_dir}")
+        given = (*overrides, f"rl.model.path={self.model_dir}")
         out = str(self.folder / row.replace(", ", "_").replace(" ", "_"))
         _, self.config = load_configs(out, seed, given, scheme=MEMALPHA)
         self.embedder = Embedder()

@@ -62,7 +62,6 @@ DATASETS = {
         chunk_tokens=400, questions=(2, 100), max_calls=2, files=("hotpot*fullwiki*", "hotpot*distractor*")
     ),
 }
-FOR_BOTH = ("data.num_chunks=null", "resume=auto")
 FOR_SFT = (*INSTANCES_OF_A_FILE["sft"], "save_every=100")
 FOR_RL = (*INSTANCES_OF_A_FILE["rl"], "save_every=5")
 
@@ -110,7 +109,7 @@ def run(name: str, source: Path, folder: Path, overrides: Sequence[str] = ()) ->
 def settings(name: str, train: Path, held_out: Path) -> list[str]:
     """Return what is laid over the tiny configs."""
     data = (f"data.path={train}", f"data.eval_path={held_out}", f"memalpha.max_calls={DATASETS[name].max_calls}")
-    both = [f"{stage}.{each}" for stage in ("sft", "rl") for each in (*FOR_BOTH, *data)]
+    both = [f"{stage}.{each}" for stage in ("sft", "rl") for each in ("data.num_chunks=null", *data)]
     return [*both, *(f"sft.{each}" for each in FOR_SFT), *(f"rl.{each}" for each in FOR_RL)]
 
 
