@@ -50,10 +50,10 @@ def user_cache(name: str) -> Path:
     return Path(os.environ.get("MEMBUILDER_CACHE") or Path.home() / ".cache" / "membuilder") / name
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, *content: str | bytes) -> None:
     """Replace a file, or create it with its folders. Raises WriteError and leaves the old one where that fails."""
-    with atomic(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    with atomic(path) as partial, partial.open("wb") as file:
+        file.writelines(part.encode() if isinstance(part, str) else part for part in content)
 
 
 @contextmanager

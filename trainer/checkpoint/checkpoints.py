@@ -107,7 +107,7 @@ class Checkpoints:
                 self._accelerator.save_state(str(folder / "state"), save_latest=False, exclude_frozen_parameters=True)
             if self._world.rank == 0:
                 write_all(folder / MODEL, self._model_files)
-                write_atomic(folder / "progress", seal("progress", encode(progress, type(progress), "progress")))
+                write_atomic(folder / "progress", *seal("progress", encode(progress, type(progress), "progress")))
 
         meta = {"settings": self.settings, "config": resolved(self._config), best.metric: metrics.get(best.metric)}
         whole_folders = [f"state/{MODEL_NAME}"] if deepspeed else []

@@ -12,6 +12,8 @@ Content = TypeVar("Content")
 
 FORMAT = 1
 """Raise it when an older file can no longer be read."""
+_PLACE = b"null"
+"""Stands for the content, which is the last field."""
 
 
 class Envelope(msgspec.Struct, kw_only=True):
@@ -38,10 +40,11 @@ def encode(value: Any, kind: Any, name: str) -> bytes:
     return data
 
 
-def seal(label: str, content: bytes) -> bytes:
-    """Return the bytes of a file around content that is JSON already."""
-    envelope = Envelope(format=FORMAT, label=label, sha256=_digest(label, content), content=msgspec.Raw(content))
-    return msgspec.json.encode(envelope)
+def seal(label: str, *content: bytes) -> list[bytes]:
+    """Return the parts of a file around content that is JSON already, and may be many parts too: none is copied."""
+    envelope = Envelope(format=FORMAT, label=label, sha256=_digest(label, *content), content=msgspec.Raw(_PLACE))
+    before, behind = msgspec.json.encode(envelope).rsplit(_PLACE, 1)
+    return [before, *content, behind]
 
 
 def unseal(path: Path, label: str, kind: type[Content], remedy: str) -> Content:
@@ -59,7 +62,8 @@ def unseal(path: Path, label: str, kind: type[Content], remedy: str) -> Content:
         raise CheckpointError(f"'{path}' is missing or damaged: {error}; {remedy}") from error
 
 
-def _digest(label: str, content: bytes) -> str:
+def _digest(label: str, *content: bytes) -> str:
     digest = sha256(label.encode() + b"\n")
-    digest.update(content)  # not joined with the label: it may be hundreds of megabytes
+    for part in content:  # not joined: together they may be hundreds of megabytes
+        digest.update(part)
     return digest.hexdigest()

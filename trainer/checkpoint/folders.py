@@ -211,7 +211,8 @@ def _finish(root: Path, folder: Path, partial: Path, names: Iterable[str], step:
         if not path.exists():
             raise FileNotFoundError(f"'{root}' is not on a file system that all processes share ({name} is not there)")
     manifest = Manifest(step=step, meta=meta, files=_sums(files))
-    (partial / MANIFEST).write_bytes(seal(LABEL, encode(manifest, Manifest, f"manifest of checkpoint {step}")))
+    sealed = seal(LABEL, encode(manifest, Manifest, f"manifest of checkpoint {step}"))
+    (partial / MANIFEST).write_bytes(b"".join(sealed))
     fsync_tree(partial)
     whole = folder.with_suffix(".whole")
     durable_rename(partial, whole)

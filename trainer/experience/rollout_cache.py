@@ -52,7 +52,7 @@ class RolloutCache:
         steps = [path for path, _ in self._files() if path.suffix == ".json"]
         if not steps:
             content = encode(dict(settings), dict[str, Any], SETTINGS_LABEL)
-            write_atomic(root / SETTINGS, seal(SETTINGS_LABEL, content))
+            write_atomic(root / SETTINGS, *seal(SETTINGS_LABEL, content))
             return
         if anew:
             raise ConfigError(
@@ -82,9 +82,10 @@ class RolloutCache:
             if of_step > step:
                 path.unlink(missing_ok=True)
         groups = [_group(encode(each, ScoredGroup, f"step {step}, group '{each.id}'")) for each in experience.scored]
+        separated = [part for group in groups for part in (b",", group)][1:]
         steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
-        content = b"".join((b'{"scored":[', b",".join(groups), b'],"steered":', steered, b"}"))  # copied once
-        write_atomic(self._root / f"step_{step}.json", seal(f"journal of step {step}", content))
+        content = (b'{"scored":[', *separated, b'],"steered":', steered, b"}")
+        write_atomic(self._root / f"step_{step}.json", *seal(f"journal of step {step}", *content))
 
     def forget(self, before_step: int) -> None:
         """Remove the files of earlier steps, half-written ones too."""
