@@ -27,6 +27,7 @@ from rollout.routed_experts import RoutedExperts
 from rollout.tokens import TokenCounter, encode_completion
 from rollout.types import Completion, Rollout, Sample, SamplingConfig
 from tests.fakes import HashEmbedder, streamed
+from trainer.checkpoint.checksummed_json import encode, seal
 from trainer.configs import States
 from trainer.data.corpus import expert_builds, training_text
 from trainer.distributed.process_group import World
@@ -190,6 +191,34 @@ def test_odd_groups_come_back_exactly(tmp_path):
     assert [exact(back) for back in got(tmp_path, 3)] == [exact(group)] * 2
     put(tmp_path, 4, [])
     assert got(tmp_path, 4) == []
+
+
+def beginning(group: ScoredGroup, *prompts: tuple[int, ...]) -> ScoredGroup:
+    """The group with one rollout for each prompt of its core agent."""
+    (sample, *_), bank = group.rollouts[0].samples.values(), Bank()
+    samples = [replace(sample, prompt_token_ids=prompt) for prompt in prompts]
+    rollouts = tuple(Rollout(samples={Agent.CORE: sample}, bank=bank) for sample in samples)
+    return replace(group, rollouts=rollouts, scores=group.scores[:1] * len(rollouts))
+
+
+@pytest.mark.parametrize("ends", [((), ()), ((8,), (9,)), ((), (9, 9)), ((8,), ())])
+def test_what_prompts_begin_with_is_written_once(tmp_path, ends):
+    group = beginning(odd_group(), *((123456, 7, *end) for end in ends))
+    assert put(tmp_path, 3, [group]).read_bytes().count(b"123456") == 1
+    assert [exact(back) for back in got(tmp_path, 3)] == [exact(group)]
+
+
+def test_prompts_that_share_nothing_come_back(tmp_path):
+    group = beginning(odd_group(), (), (1, 2), (2, 1))
+    put(tmp_path, 3, [group, beginning(odd_group(), ())])
+    assert got(tmp_path, 3) == [group, beginning(odd_group(), ())]
+
+
+def test_a_journal_of_a_version_before_has_whole_prompts(tmp_path, real_groups):
+    path = put(tmp_path, 3, [])
+    before = encode(Experience(scored=real_groups, steered={}), Experience, "before")
+    path.write_bytes(b"".join(seal("journal of step 3", before)))
+    assert got(tmp_path, 3) == real_groups
 
 
 def test_any_finite_float_comes_back_bit_for_bit(tmp_path):

@@ -5,8 +5,9 @@ sampled under, because a run with other settings must not learn from them.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ class Experience:
     scored: list[ScoredGroup]
     steered: dict[str, float]
     """Metrics of the length controller: what it measured and set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _KeptGroup(ScoredGroup):
+    """A group as the file has it: what the prompts of a role begin with in all rollouts stands in it once."""
+
+    shared_prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    scored: list[_KeptGroup]
+    steered: dict[str, float]
 
 
 class RolloutCache:
@@ -68,7 +82,8 @@ class RolloutCache:
             return None
         found, path = None, self._root / f"step_{step}.json"
         if self._writes and path.exists():
-            found = unseal(path, f"journal of step {step}", Experience, "delete the file to sample that step again")
+            kept = unseal(path, f"journal of step {step}", _Kept, "delete the file to sample that step again")
+            found = Experience(scored=[_whole(group) for group in kept.scored], steered=kept.steered)
         return self._world.gather(found)[0]
 
     def write(self, step: int, experience: Experience) -> None:
@@ -81,7 +96,7 @@ class RolloutCache:
         for path, of_step in self._files():
             if of_step > step:
                 path.unlink(missing_ok=True)
-        groups = [_group(encode(each, ScoredGroup, f"step {step}, group '{each.id}'")) for each in experience.scored]
+        groups = [_encode(_cut(group), f"step {step}, group '{group.id}'") for group in experience.scored]
         separated = [part for group in groups for part in (b",", group)][1:]
         steered = encode(experience.steered, dict[str, float], f"step {step}, steering")
         content = (b'{"scored":[', *separated, b'],"steered":', steered, b"}")
@@ -99,9 +114,41 @@ class RolloutCache:
         return [(path, int(match[1])) for path, match in found if match]
 
 
-def _group(encoded: bytes) -> bytes:
+def _cut(group: ScoredGroup) -> _KeptGroup:
+    prompts: dict[str, list[tuple[int, ...]]] = {}
+    for rollout in group.rollouts:
+        for role, sample in rollout.samples.items():
+            prompts.setdefault(role, []).append(sample.prompt_token_ids)
+    shared = {role: commonprefix(of_role) for role, of_role in prompts.items()}
+    cut = _with_prompts(group, lambda role, prompt: prompt[len(shared[role]) :])
+    return _KeptGroup(**_values(cut), shared_prompts=shared)
+
+
+def _whole(kept: _KeptGroup) -> ScoredGroup:
+    # a file of a version before has whole prompts, and nothing that they share
+    whole = _with_prompts(kept, lambda role, prompt: kept.shared_prompts.get(role, ()) + prompt)
+    return ScoredGroup(**_values(whole))
+
+
+def _with_prompts(group: ScoredGroup, change: Callable[[str, tuple[int, ...]], tuple[int, ...]]) -> ScoredGroup:
+    rollouts = []
+    for rollout in group.rollouts:
+        changed = {
+            role: replace(sample, prompt_token_ids=change(role, sample.prompt_token_ids))
+            for role, sample in rollout.samples.items()
+        }
+        rollouts.append(replace(rollout, samples=changed))
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def _values(group: ScoredGroup) -> dict[str, Any]:
+    return {each.name: getattr(group, each.name) for each in fields(ScoredGroup)}
+
+
+def _encode(group: _KeptGroup, name: str) -> bytes:
     """Leave out fields that nothing fills: such a journal has the bytes of one before there were such fields."""
+    encoded = encode(group, _KeptGroup, name)
     if b'"arguments":' not in encoded:  # they may hold anything
-        for field in (*_OF_CALLS, _OF_MIXTURES):
-            encoded = encoded.replace(field, b"")
+        for unfilled in (*_OF_CALLS, _OF_MIXTURES):
+            encoded = encoded.replace(unfilled, b"")
     return encoded
