@@ -82,6 +82,16 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for inner_path, inner in items for name, leaf in leaves(inner, inner_path).items()}
 
 
+def whole_prompts(journal: dict[str, Any]) -> dict[str, Any]:
+    """Put what prompts begin with, which a group has once, back to where it stood before that."""
+    for group in journal["scored"]:
+        for role, beginning in group.pop("shared_prompts", {}).items():
+            for samples in (rollout["samples"] for rollout in group["rollouts"]):
+                if role in samples:
+                    samples[role]["prompt_token_ids"][:0] = beginning
+    return journal
+
+
 def numbers(out: Path) -> dict[str, dict[str, Any]]:
     """File -> everything in it that two runs must share."""
     found: dict[str, dict[str, Any]] = {}
@@ -90,7 +100,7 @@ def numbers(out: Path) -> dict[str, dict[str, Any]]:
         kept = {renamed(name): value for name, value in row.items() if not name.startswith("time/")}
         found[f"metrics of step {row['step']}"] = kept
     for path in sorted((out / "journal").glob("step_*.json")):
-        found[f"journal {path.stem}"] = leaves(json.loads(path.read_text())["content"])
+        found[f"journal {path.stem}"] = leaves(whole_prompts(json.loads(path.read_text())["content"]))
     found["weights"] = load_file(out / "model" / "model.safetensors")
     return found
 
