@@ -3,8 +3,8 @@
 #
 #   launch/test.sh [--all] [arguments of pytest, such as -k config]
 #
-# --all         also the tests marked slow, minutes more, which CI runs: training as several processes, runs that are killed
-#               again and again, a real vLLM server, the quickstart
+# --all         also the tests marked slow, up to an hour more: training as several processes, runs that are killed again
+#               and again, real servers, the quickstart, the walkthrough; CI runs a part of them
 # TEST_WORKERS  files tested side by side (2; 0: one after the other, in this process)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -233,12 +233,15 @@ def test_the_table_of_real_data_under_memalpha_is_that_of_its_result_file():
 
 def test_the_table_of_memalpha_shows_its_result_file():
     page = (DOCS / "memalpha.md").read_text(encoding="utf-8")
-    mean = json.loads((ROOT / "tests/benchmarks/results/memalpha.json").read_text(encoding="utf-8"))["mean"]
+    report = json.loads((ROOT / "tests/benchmarks/results/memalpha.json").read_text(encoding="utf-8"))
+    mean, compared = report["mean"], [row for row in report["mean"] if row.startswith(("credit", "view"))]
     named = {"random": "random lines", "rules": "the expert", "sft": "SFT", "rl": "RL, 60 steps", "all": "every line"}
-    for name in (*named, *(row for row in mean if row.startswith("credit"))):
+    for name in (*named, *compared):
         row = mean[name]
         figures = f"{row['r1']:.3f} | {row['r1_changed']:.3f} | {row['memory_tokens']:.0f} |"
         assert f"| {named.get(name, name)} | {figures}" in page, (name, figures)
+    assert "None is above it, in no seed" in page
+    assert all(rows["rl"]["r1"] > rows[name]["r1"] for rows in report["seeds"].values() for name in compared)
     assert f"{100 * mean['rl']['over_sft']:.1f} points" in page
     assert f"at least {100 * mean['rl']['least_over_sft']:.1f}" in page
     sft, learned = mean["sft"], mean["rl"]
