@@ -231,6 +231,15 @@ def test_the_table_of_real_data_under_memalpha_is_that_of_its_result_file():
     assert rows == [table_row(name, each) for name, each in found.items()]
 
 
+def test_what_a_million_weights_reach_is_that_of_the_result_file():
+    page = " ".join((DOCS / "memalpha.md").read_text(encoding="utf-8").split())
+    report = json.loads((ROOT / "tests/benchmarks/results/memalpha_million.json").read_text(encoding="utf-8"))
+    before, after = report["mean"]["sft"], report["mean"]["rl"]
+    shown = f"{before['r1']:.3f} after SFT and {after['r1']:.3f} after RL with {after['memory_over_sft']:.2f} times"
+    assert f"{shown} the memory, least gain {100 * after['least_over_sft']:.1f} points (three seeds" in page
+    assert len(report["seeds"]) == 3 and all(setting in page for setting in report["overrides"])
+
+
 def test_the_table_of_memalpha_shows_its_result_file():
     page = (DOCS / "memalpha.md").read_text(encoding="utf-8")
     report = json.loads((ROOT / "tests/benchmarks/results/memalpha.json").read_text(encoding="utf-8"))

@@ -135,6 +135,7 @@ def test_what_the_journal_costs_is_what_the_result_file_says():
     said, (journal,) = " ".join(PERFORMANCE.split()), result("episodes_journal")["rows"]
     modelled, published = (journal["cpu_share_of_step"][name] for name in ("modelled", "published"))
     assert f"{journal['cpu_seconds']:.1f} s of CPU time for {journal['answers']:,} answers" in said
+    assert f"answers, {journal['megabytes']:.0f} MB" in said and modelled < 0.02
     assert f"{modelled:.1%} of a step of {journal['step_seconds']['modelled']:.0f} s" in said
     assert f"{published:.1%} of the published {journal['step_seconds']['published']:,.0f} s" in said
 
