@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psutil
 import yaml
 
-from tests import forks
+from tests import forks, found_processes
 from tests.patience import HANGS
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,8 @@ def launched(mode: str, folder: Path, *arguments: str) -> str:
 
 def process_of_rank(node: Node, rank: int) -> psutil.Process:
     children = psutil.Process(node.launcher.pid).children(recursive=True)
-    return [process for process in children if process.environ().get("RANK") == str(rank)][0]
+    (process, *_) = found_processes.that(lambda each: each.environ().get("RANK") == str(rank), children)
+    return process
 
 
 def rows(folder: Path) -> list[dict]:

@@ -16,7 +16,7 @@ from threading import Thread
 import psutil
 import pytest
 
-from tests import both_loops
+from tests import both_loops, found_processes
 from tests.forks import free_port
 from tests.launchers import ROOT, rows
 from tests.patience import HANGS, SOON
@@ -92,8 +92,7 @@ def on_a_terminal(launch: list[str], *arguments: str) -> Iterator[Terminal]:
     try:
         yield terminal
     finally:
-        for process in processes_of(terminal):
-            process.kill()
+        found_processes.kill(processes_of(terminal))
         terminal.process.wait()
         os.close(terminal.master)
 
@@ -160,11 +159,12 @@ def test_the_second_ctrl_c_ends_at_once_and_loses_the_step_in_hand(launch, tmp_p
         terminal.press_ctrl_c()
         terminal.until(lambda: ONCE_MORE in terminal.said, seconds=SOON)
         # without a launcher the program on the terminal is the trainer itself
-        trainers = [each for each in processes_of(terminal)[launch is not ONE :] if "trainer.sft" in each.cmdline()]
+        candidates = processes_of(terminal)[launch is not ONE :]
+        trainers = found_processes.that(lambda each: "trainer.sft" in each.cmdline(), candidates)
         assert trainers
         terminal.press_ctrl_c()
         _, left = psutil.wait_procs(trainers, timeout=SOON)
-        assert not [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
+        assert not found_processes.running(left)
         terminal.ends(60)
     assert "which is saved" not in terminal.said
     assert len(rows(out)) == 1 and list(folders.checkpoints(out / "checkpoints")) == [1]

@@ -16,6 +16,7 @@ import pytest
 
 from membuilder.serve import Client
 from membuilder.serving.client import NotFound, TryLater
+from tests import found_processes
 from tests.fault_server import FaultServer
 from tests.listening import embedding
 from tests.patience import HANGS
@@ -63,22 +64,16 @@ def started(folder: Path, *arguments: str, **environment: str) -> Iterator[subpr
     try:
         yield process
     finally:
-        left = [process, *running_in(folder)]
-        for each in left:
-            each.kill()
+        left = running_in(folder)
+        process.kill()
+        found_processes.kill(left)
         process.wait()
 
 
 def running_in(folder: Path) -> list[psutil.Process]:
     """Processes that began in a folder and still run."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    began_there = found_processes.that(lambda process: process.cwd() == str(folder), psutil.process_iter())
+    return found_processes.running(began_there)
 
 
 def until(happened, folder: Path, process: subprocess.Popen) -> None:

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from membuilder.errors import ConfigError
+from tests import found_processes
 from tests.forks import free_port
 from tests.patience import LINEAR, SOON
 from tests.wandb_server import WandbServer
@@ -103,9 +104,9 @@ def test_the_end_of_wandbs_own_process_stops_nothing(environment, tmp_path, capf
     environment.setenv("WANDB_MODE", "offline")
     log = begun(tmp_path)
     before = psutil.Process().children(recursive=True)
-    for process in before:
-        if process.name() == "wandb-core":
-            process.kill()
+    of_wandb = found_processes.that(lambda each: each.name() == "wandb-core", before)
+    assert of_wandb
+    found_processes.kill(of_wandb)
     psutil.wait_procs(before, timeout=2)
     for step in range(5):
         log.log({"kl": 1.0}, step)
