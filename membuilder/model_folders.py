@@ -9,16 +9,16 @@ from membuilder.text import in_short
 
 
 @contextmanager
-def loading(what: str, path: str | Path) -> Iterator[None]:
-    """Raise ConfigError for what a loader finds wrong with a folder or hub name; only the call of it stands inside."""
+def loading(what: str, path: str | Path, advice: str = "name a whole Hugging Face folder or model") -> Iterator[None]:
+    """Raise ConfigError for what a loader finds wrong with a folder or hub name; only the call of it stands inside.
+
+    `advice` is what to do where no better is known.
+    """
     try:
         yield
     except _loader_errors() as error:
-        advice = "name a whole Hugging Face folder or model"
         if (Path(path) / "adapter_config.json").is_file():
             advice = "an adapter alone lies there: merge it into its model and name that"
-        elif Path(path).is_file():
-            advice = "it is not a whole GGUF file: get it again, or name another"
         elif "trust_remote_code" in str(error):
             advice = "it brings code of its own, which is never run here: name a model that transformers itself knows"
         raise ConfigError(f"no {what} at '{path}': {advice} ({type(error).__name__}: {in_short(error)})") from error

@@ -77,7 +77,7 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"gguf_file": file.name}
-    with loading("model", file):
+    with loading("model", file, "it is not a whole GGUF file: get it again, or name another"):
         # float32 holds what a block's scale and offset make of a quantized number exactly, bfloat16 does not
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)

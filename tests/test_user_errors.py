@@ -127,6 +127,7 @@ MISTAKES = [  # (command line, what is said of it)
     ("trainer.quickstart rll.num_steps=1", ["'rll.num_steps=1'", "start it with sft. or rl."]),
     # Models
     (f"{SFT} model.path={{w}}/no_config", ["no model at '{w}/no_config'", "model_type", "name a whole"]),
+    (f"{SFT} model.path={{w}}/no_config/README.md", ["no model at '{w}/no_config/README.md': name a whole Hugging"]),
     (f"{SFT} model.path={{w}}/strange", ["no model at '{w}/strange'", "strange", "name a whole"]),
     (f"{SFT} model.path={{w}}/wrong_type", ["no model at '{w}/wrong_type'", "hidden_size", "name a whole"]),
     (f"{SFT} model.path={{w}}/broken", ["no model at '{w}/broken'", "header", "name a whole"]),

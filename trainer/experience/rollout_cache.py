@@ -7,7 +7,7 @@ sampled under, because a run with other settings must not learn from them.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from os.path import commonprefix
+from os.path import commonprefix  # of any sequences
 from pathlib import Path
 from typing import Any
 
