@@ -179,5 +179,12 @@ def test_the_page_shows_what_is_counted():
     assert calls["trl_tree"] == [1, 1] and calls["prefix_grouper"] == [2, 2]
 
 
+def test_the_page_shows_how_many_operations_dense_copies_have():
+    page = (RESULTS.parents[3] / "docs/performance.md").read_text(encoding="utf-8")
+    shape = learner.Shape(2048, 128)
+    dense, ours = (learner.flops_of(name, shape) for name in ("dense", "shared"))
+    assert f"at width {SIZES[shape.sizes]['hidden_size']} they have {dense / ours:.1f} times the operations" in page
+
+
 def test_the_result_file_is_what_is_counted():
     assert json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] == list(rows())

@@ -197,6 +197,18 @@ def test_the_quickstarts_table_is_that_of_the_result_file():
         assert f"| {name} | {found}{row['format_valid']:.3f} |" in EVIDENCE
 
 
+@pytest.mark.parametrize(("run", "ends"), [("quickstart_seed1", "ends"), ("quickstart_seed1_faster", "ended")])
+def test_what_a_quickstart_reached_and_took_is_that_of_its_result_file(run, ends):
+    said, (systems, took) = " ".join(EVIDENCE.split()), (result(run)[key] for key in ("systems", "wall_seconds"))
+    gain = 100 * (systems["adrpo"]["accuracy"] - systems["sft"]["accuracy"])
+    assert f"{ends} {gain:.1f} points above" in said
+    assert f"with {systems['adrpo']['memory_tokens'] / systems['rules']['memory_tokens']:.2f} times" in said
+    if ends == "ended":
+        assert "machine: {setup:.0f}, {sft:.0f}, {rl:.0f} and {eval:.0f} s".format(**took) in said
+    else:
+        assert "{setup:.0f} s to set up, {sft:.0f} s for SFT (760 steps), {rl:.0f} s for RL".format(**took) in said
+
+
 SYSTEMS = {
     "random": "random turns",
     "longest": "longest turns",
@@ -280,7 +292,8 @@ def test_what_the_readme_says_is_proved_and_not_proved_is_what_was_measured():
     assert f"{dense.removesuffix('x')} times faster than dense copies" in said
     assert f"| 5x, 8x | {dense}, {grpo} | `learner_cpu.json` |" in EVIDENCE
     minutes = sum(result("quickstart_seed1")["wall_seconds"].values()) / 60
-    assert f"It took {minutes:.0f} minutes" in said
+    faster = sum(result("quickstart_seed1_faster")["wall_seconds"].values()) / 60
+    assert f"It took {minutes:.0f} minutes on 2 CPU cores, {faster:.0f} on faster ones" in said
     assert "Nothing has run on a GPU yet" in said
 
 
